@@ -1,0 +1,1 @@
+"""The contract: kinds, keys, records, the store. Knows neither ONNX nor Kubernetes."""

@@ -1,0 +1,110 @@
+"""What ingest found out about a model: `facts.json` beside the core graph.
+
+Later stages read shapes, rotary tables and provenance here instead of guessing them again from
+the graph. The core graph itself is described in stages/README.md.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+Role = Literal[
+    "query", "key", "value",
+    "query_normed", "key_normed",
+    "query_rotated", "key_rotated",
+    "past_key", "past_value",
+    "key_all", "value_all",
+    "scores", "scaled", "capped", "masked", "probs",
+    "context", "context_flat",
+    "key_new", "value_new",
+]  # fmt: skip
+"""A tensor inside an attention; see `AttentionFacts.roles`."""
+
+
+class RopeTable(BaseModel):
+    """One rotary table: `angle = position * inv_freq`, `cos|sin(angle) * attention_factor`.
+
+    Source: Su et al., RoFormer (2021); scaling variants as in transformers' `modeling_rope_utils`.
+    """
+
+    model_config = _FROZEN
+
+    rotary_dim: int
+    inv_freq: list[float]
+    """rotary_dim / 2 values, radians a position (float32 values)."""
+    attention_factor: float = 1.0
+    theta: float | None = None
+    """The base, where the table follows from one; for Genie's configuration."""
+    scaling: dict[str, object] = Field(default_factory=dict)
+    """config.json's rope_scaling, for Genie's configuration; empty for plain RoPE."""
+
+
+class AttentionFacts(BaseModel):
+    """One attention layer of the core graph."""
+
+    model_config = _FROZEN
+
+    layer: int
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    window: int = 0
+    """0 = full causal; W = a token sees itself and the W - 1 before it."""
+    rope: str = "default"
+    roles: dict[Role, str] = Field(default_factory=dict)
+    """Role -> name of the source's tensor; absent where the source has no such tensor."""
+
+
+class TensorSource(BaseModel):
+    """Which source tensor a tensor stands for, when it does not bear its name."""
+
+    model_config = _FROZEN
+
+    source: str
+    rows: tuple[int, int] | None = None
+    """Output channels [start, stop) of the source that this tensor holds; None = all."""
+    head: int | None = None
+    """The attention head whose slice of `source` this is."""
+
+
+class WeightsGroup(BaseModel):
+    """One file of weights: the embedding, one layer, or the head."""
+
+    model_config = _FROZEN
+
+    file: str
+    size_bytes: int
+    parameters: int
+
+
+class ModelFacts(BaseModel):
+    """Identity facts of an ingested model."""
+
+    model_config = _FROZEN
+
+    schema_version: Literal[1] = 1
+    architecture: str
+    """llama, qwen2 ...; `generic` for one that no rule knows."""
+    layers: int
+    hidden_size: int
+    vocab_size: int
+    parameters: int
+    rope: dict[str, RopeTable]
+    attention: list[AttentionFacts]
+    boundaries: Annotated[list[str], Field(min_length=1)]
+    """Core-graph tensors: the one that enters layer 0, 1, ..., and the one leaving the last."""
+    groups: dict[str, WeightsGroup]
+    """`embed`, `layer_000` ..., `head` -> its file."""
+    tied_embedding: bool = False
+    provenance: dict[str, TensorSource] = Field(default_factory=dict)
+    """Core-graph tensor (activation or weight) -> the source's; absent = its own name."""
+    source_form: Literal["dynamic", "static"] = "dynamic"
+    native_ar: int | None = None
+    """AR of a static source, None for a dynamic one."""
+    native_cl: int | None = None
+    max_positions: int | None = None
+    warnings: list[str] = Field(default_factory=list)

@@ -1,0 +1,1 @@
+"""The resource kinds that users write."""

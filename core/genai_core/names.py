@@ -1,0 +1,41 @@
+"""The words of the project as types, so that a digest is never passed where a key is meant."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NewType
+
+Digest = NewType("Digest", str)
+"""`sha256:` is not part of it: 64 lower-case hex characters of a file's bytes."""
+
+Key = NewType("Key", str)
+"""64 hex characters: the SHA-256 of a task's operation, versions, configuration and inputs."""
+
+TaskId = NewType("TaskId", str)
+"""Readable and unique in a plan, e.g. `convert/sm8750/ar32_cl256_2_of_3`."""
+
+GraphName = NewType("GraphName", str)
+"""`ar32_cl256`, or for one split `ar32_cl256_2_of_3`."""
+
+
+class Backend(StrEnum):
+    """What executes a container."""
+
+    HTP = "Htp"
+    CPU = "Cpu"
+
+
+class Precision(StrEnum):
+    """Weights and activations of a cpu container's linears."""
+
+    INT8 = "Int8"
+    INT4 = "Int4"
+    FLOAT = "Float"
+
+
+class Gaps(StrEnum):
+    """What happens to tensors without an encoding."""
+
+    ERROR = "Error"
+    FLOAT = "Float"
+    CALIBRATE = "Calibrate"

@@ -1,0 +1,1 @@
+"""Spec and model facts in, graph of tasks out. No input or output of its own."""

@@ -1,0 +1,1 @@
+"""Runs containers: ONNX Runtime on the CPU, the HTP emulator."""

@@ -1,0 +1,1 @@
+"""The build's stages. Knows ONNX; knows neither Kubernetes nor S3."""

@@ -1,0 +1,1 @@
+"""AIMET encodings: one internal form, a reader for each version."""

@@ -1,0 +1,1 @@
+"""Snapdragon's Hexagon tensor processor."""

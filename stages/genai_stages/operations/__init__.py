@@ -1,0 +1,1 @@
+"""One module an operation: orchestration only."""
