@@ -1,0 +1,241 @@
+"""The table of operations: what a task of each kind reads, and what enters its key.
+
+Planner and stages never import each other; both read this table. The planner fills a config model
+and lists inputs; `genai-stage` validates the same model and calls the operation's module. A config
+holds exactly what changes the operation's output: no names of builds, no paths, no clocks.
+
+`code_version` is raised by whoever changes what an operation writes for the same input: every
+cached result of that operation is then a miss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genai_core.names import Backend, Gaps, Precision
+
+__all__ = [
+    "OPERATIONS",
+    "ArclConfig",
+    "ChipConfig",
+    "CompileCpuConfig",
+    "CompileHtpConfig",
+    "ConvertCpuConfig",
+    "ConvertHtpConfig",
+    "FidelityConfig",
+    "GraphConfig",
+    "IngestConfig",
+    "Operation",
+    "OperationConfig",
+    "PackageConfig",
+    "SplitConfig",
+    "StartPoint",
+    "TransformConfig",
+    "operation_of",
+]
+
+
+class OperationConfig(BaseModel):
+    """Base of the configs: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class GraphConfig(OperationConfig):
+    """One static graph."""
+
+    ar: Annotated[int, Field(ge=1)]
+    """Auto-regression length: tokens in one pass."""
+    cl: Annotated[int, Field(ge=2)]
+    """Context length: past and new tokens together."""
+
+
+class SplitConfig(OperationConfig):
+    """Which part of the model a split holds; layers are [first, last)."""
+
+    index: Annotated[int, Field(ge=1)]
+    """k of `k_of_N`, from 1."""
+    count: Annotated[int, Field(ge=1)]
+    first: int
+    last: int
+    embedding: bool
+    lm_head: bool
+
+
+class StartPoint(OperationConfig):
+    """A further place from which heads are split: a pattern for a tensor's name."""
+
+    tensor: str
+
+
+class ChipConfig(OperationConfig):
+    """A Snapdragon chip as the vendor's tools number them."""
+
+    soc_model: int
+    """The vendor's number of the SoC, e.g. 69 for SM8750."""
+    dsp_arch: int
+    """Hexagon version, e.g. 79."""
+
+
+class IngestConfig(OperationConfig):
+    """Read a source model into the core graph."""
+
+    architecture: str | None = None
+    """Overrides config.json's; None = detected."""
+
+
+class ArclConfig(OperationConfig):
+    """Static shapes for one AR x CL."""
+
+    graph: GraphConfig
+
+
+class TransformConfig(OperationConfig):
+    """One split of one graph, heads split."""
+
+    graph: GraphConfig
+    split: SplitConfig
+    mha2sha: bool = True
+    start_points: tuple[StartPoint, ...] = ()
+
+
+class ConvertHtpConfig(OperationConfig):
+    """Encodings onto one split of one graph; QDQ ONNX and DLC."""
+
+    backend: Literal[Backend.HTP] = Backend.HTP
+    graph: GraphConfig
+    split: SplitConfig
+    activation_bits: Literal[16] = 16
+    bias_bits: Literal[32] = 32
+    kv_bits: Literal[8] = 8
+    gaps: Gaps = Gaps.ERROR
+
+
+class ConvertCpuConfig(OperationConfig):
+    """Weights of one range of layers in the form that the CPU model reads."""
+
+    backend: Literal[Backend.CPU] = Backend.CPU
+    precision: Precision
+    first: int
+    last: int
+    embedding: bool
+    lm_head: bool
+    gaps: Gaps = Gaps.ERROR
+    block_size: int = 32
+
+
+class CompileHtpConfig(OperationConfig):
+    """All graphs of one split into one context binary."""
+
+    backend: Literal[Backend.HTP] = Backend.HTP
+    chip: ChipConfig
+    split: SplitConfig
+    graphs: tuple[GraphConfig, ...]
+    weight_sharing: bool = True
+    options: Mapping[str, str] = Field(default_factory=dict)
+    """`graphs.vtcm_size_in_mb`, `graphs.O` ... -> value."""
+    float16: bool = False
+    """The graphs are float; computed in float16."""
+    emulation: bool = False
+    """Also an unshared twin that the emulator can load."""
+
+
+class CompileCpuConfig(OperationConfig):
+    """One dynamic-T ONNX Runtime model."""
+
+    backend: Literal[Backend.CPU] = Backend.CPU
+    precision: Precision
+    gaps: Gaps = Gaps.ERROR
+
+
+class FidelityConfig(OperationConfig):
+    """Loss of a compiled model against its source with the encodings simulated."""
+
+    backend: Backend
+    precision: Precision | None = None
+    budget_nats: float = 0.01
+    pieces: int = 12
+    """Rows of the tokens that are scored; 0 = all."""
+    length: int = 96
+    """Tokens of a row that are scored; 0 = all."""
+
+
+class PackageConfig(OperationConfig):
+    """The container."""
+
+    target: str
+    backend: Backend
+    chip: ChipConfig | None = None
+    graphs: tuple[GraphConfig, ...] = ()
+    splits: tuple[SplitConfig, ...] = ()
+    context_length: int
+    """The longest context that the container serves."""
+    golden_prompts: tuple[str, ...] = ()
+    golden_max_tokens: int = 16
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One row of the table.
+
+    Attributes:
+        name: As it stands in keys, records and folder names.
+        backend: Set where two backends do the same operation differently.
+        module: Below `genai_stages.operations`, imported only by `genai-stage`.
+        config: The model of its configuration.
+        code_version: Part of the key.
+        libraries: Distributions whose versions enter the toolchain id: those that compute the
+            output, not those that only check it.
+    """
+
+    name: str
+    module: str
+    config: type[OperationConfig]
+    code_version: int
+    libraries: tuple[str, ...]
+    backend: Backend | None = None
+
+
+_GRAPH = ("onnx", "onnx-ir", "numpy")
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation("ingest", "ingest", IngestConfig, 1, _GRAPH),
+    Operation("arcl", "arcl", ArclConfig, 1, _GRAPH),
+    Operation("transform", "transform", TransformConfig, 1, _GRAPH),
+    Operation(
+        "convert",
+        "convert_htp",
+        ConvertHtpConfig,
+        1,
+        (*_GRAPH, "onnxruntime", "onnxruntime-qnn"),
+        Backend.HTP,
+    ),
+    Operation("convert", "convert_cpu", ConvertCpuConfig, 1, _GRAPH, Backend.CPU),
+    Operation(
+        "compile",
+        "compile_htp",
+        CompileHtpConfig,
+        1,
+        (*_GRAPH, "onnxruntime", "onnxruntime-qnn"),
+        Backend.HTP,
+    ),
+    Operation("compile", "compile_cpu", CompileCpuConfig, 1, _GRAPH, Backend.CPU),
+    Operation("fidelity", "fidelity", FidelityConfig, 1, (*_GRAPH, "onnxruntime")),
+    Operation("package", "package", PackageConfig, 1, (*_GRAPH, "onnxruntime", "tokenizers")),
+)
+
+
+def operation_of(name: str, backend: Backend | None = None) -> Operation:
+    """The row for an operation, of one backend where both have their own.
+
+    Raises:
+        KeyError: There is no such operation.
+    """
+    for row in OPERATIONS:
+        if row.name == name and row.backend in (None, backend):
+            return row
+    raise KeyError((name, backend))
