@@ -1,0 +1,137 @@
+"""What all kinds share: field names, limits, conditions, and how YAML becomes a model.
+
+Rules of the schema, so that one model serves the command line and a structural CRD: closed string
+enums instead of "bool or auto", flat objects with a discriminator instead of unions, a limit on
+every list and string, no nulls in what is written or shown, defaults in the schema.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic.alias_generators import to_camel
+
+GROUP = "genai-operator.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+
+REQUESTED_AT = f"{GROUP}/requestedAt"
+"""Annotation with which a user asks for a rebuild with the current toolchain."""
+
+
+class KindModel(BaseModel):
+    """Base of every object in a spec: camelCase in YAML, frozen, unknown fields are errors."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel,
+        populate_by_name=True,
+        frozen=True,
+        extra="forbid",
+    )
+
+    def canonical(self) -> dict[str, Any]:
+        """The defaulted object as it is written and keyed: camelCase, without nulls."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+def choice(kind: type[StrEnum], text: object) -> object:
+    """Read an enum's value without regard to case; anything else is left to pydantic."""
+    if isinstance(text, str):
+        for member in kind:
+            if member.value.lower() == text.lower():
+                return member
+    return text
+
+
+def either_case(kind: type[StrEnum]) -> BeforeValidator:
+    """Annotation for a field whose enum value may come in any case."""
+    return BeforeValidator(lambda text: choice(kind, text))
+
+
+Name = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"),
+]
+"""The name of a Kubernetes object (RFC 1123 subdomain)."""
+
+Text = Annotated[str, StringConstraints(max_length=4096)]
+ShortText = Annotated[str, StringConstraints(max_length=256)]
+Uri = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+Quantity = Annotated[
+    str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$")
+]
+"""A Kubernetes quantity such as 20Gi."""
+DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+Options = Annotated[dict[ShortText, ShortText], Field(max_length=64)]
+"""A vendor's option -> its value, both strings, e.g. `graphs.vtcm_size_in_mb: "8"`."""
+
+
+class SecretRef(KindModel):
+    """A Secret of the same namespace."""
+
+    name: Name
+
+
+class ObjectMeta(BaseModel):
+    """The part of metadata that is read; the rest is the apiserver's."""
+
+    model_config = ConfigDict(populate_by_name=True, alias_generator=to_camel, extra="ignore")
+
+    name: Name
+    namespace: str = ""
+    generation: int = 0
+    uid: str = ""
+    annotations: dict[str, str] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+
+
+class ConditionStatus(StrEnum):
+    """Of a condition."""
+
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(KindModel):
+    """A condition in the form of kstatus and metav1.Condition."""
+
+    type: ShortText
+    status: ConditionStatus
+    reason: ShortText
+    message: Annotated[str, StringConstraints(max_length=1024)] = ""
+    observed_generation: int = 0
+    last_transition_time: datetime
+
+
+class KindObject(BaseModel):
+    """Base of the four kinds as they stand in a file or in the apiserver."""
+
+    model_config = ConfigDict(populate_by_name=True, alias_generator=to_camel, extra="forbid")
+
+    api_version: Literal["genai-operator.dev/v1alpha1"] = API_VERSION
+    metadata: ObjectMeta
+    status: Mapping[str, Any] = Field(default_factory=dict)
+
+
+class Toleration(KindModel):
+    """As in a pod."""
+
+    key: ShortText | None = None
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: ShortText | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    toleration_seconds: int | None = None
+
+
+class Resources(KindModel):
+    """Requests and limits as in a container; empty = sized from the model."""
+
+    requests: Annotated[dict[ShortText, Quantity], Field(max_length=16)] = Field(
+        default_factory=dict
+    )
+    limits: Annotated[dict[ShortText, Quantity], Field(max_length=16)] = Field(default_factory=dict)

@@ -1,0 +1,285 @@
+"""GenAIBuild: a quantized model and the targets that it is to be built for."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from genai_core.kinds.base import (
+    Condition,
+    DigestText,
+    KindModel,
+    KindObject,
+    Name,
+    Options,
+    Quantity,
+    Resources,
+    SecretRef,
+    ShortText,
+    Text,
+    Toleration,
+    Uri,
+    either_case,
+)
+from genai_core.names import Gaps, Precision
+
+MULTI_CONTEXT_LENGTHS = (512, 1024, 2048, 3072, 4096)
+"""The context lengths that `multiContext` stands for (the vendor builder's multi_graph)."""
+
+
+class CpuPrecision(StrEnum):
+    """How a cpu container's linears compute; Auto takes the first within the budget."""
+
+    AUTO = "Auto"
+    INT8 = "Int8"
+    INT4 = "Int4"
+    FLOAT = "Float"
+
+    def candidates(self) -> tuple[Precision, ...]:
+        """The precisions to try, in order."""
+        if self is CpuPrecision.AUTO:
+            return (Precision.INT8, Precision.INT4, Precision.FLOAT)
+        return (Precision(self.value),)
+
+
+class Placement(StrEnum):
+    """Whether a part is a split of its own."""
+
+    AUTO = "Auto"
+    APART = "Apart"
+    JOINED = "Joined"
+
+
+class ModelSource(KindModel):
+    """Where the model comes from."""
+
+    source: Uri
+    """s3://bucket/prefix, https:// (an archive), pvc://claim/path; on the command line a folder."""
+    secret_ref: SecretRef | None = None
+    digest: DigestText | None = None
+    """Pins the content; otherwise it is resolved once for each generation."""
+    onnx: ShortText | None = None
+    """File name; found when there is exactly one."""
+    encodings: ShortText | None = None
+    """File name; found when there is exactly one."""
+    architecture: ShortText | None = None
+    """Overrides what config.json says."""
+
+
+class Graphs(KindModel):
+    """The static graphs of an htp container: every AR x every CL."""
+
+    auto_regression: Annotated[
+        list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=1, max_length=16)
+    ] = Field(default_factory=lambda: [1, 128])
+    """Tokens in one pass: 1 decodes, the largest reads prompts."""
+    context_lengths: Annotated[
+        list[Annotated[int, Field(ge=2, le=1048576)]], Field(max_length=16)
+    ] = Field(default_factory=list)
+    """Empty: 4096, or the model's own limit where that is smaller."""
+    multi_context: bool = False
+    """512, 1024, 2048, 3072 and 4096 instead of a list."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.multi_context and self.context_lengths:
+            raise ValueError("multiContext and contextLengths exclude each other: keep one")
+        for name, values in (
+            ("autoRegression", self.auto_regression),
+            ("contextLengths", self.context_lengths),
+        ):
+            if len(set(values)) != len(values):
+                raise ValueError(f"{name} holds a number twice")
+        return self
+
+
+class Splits(KindModel):
+    """How an htp container is cut into context binaries."""
+
+    count: int | Literal["auto"] = "auto"
+    """auto: as many as keep every part below 2 GB."""
+    embedding: Annotated[Placement, either_case(Placement)] = Placement.AUTO
+    lm_head: Annotated[Placement, either_case(Placement)] = Placement.AUTO
+
+
+class StartPointSpec(KindModel):
+    """A further place from which heads are split."""
+
+    tensor: Annotated[str, StringConstraints(min_length=1, max_length=512)]
+    """Regular expression, matched against whole names of tensors."""
+
+
+class Transformation(KindModel):
+    """Rewrites of the graph."""
+
+    mha2sha: Annotated[bool, Field(alias="mha2sha")] = True
+    additional_start_points: Annotated[list[StartPointSpec], Field(max_length=64)] = Field(
+        default_factory=list
+    )
+
+
+class Fidelity(KindModel):
+    """How much worse a built model may be than its source with the encodings simulated."""
+
+    budget_nats: Annotated[float, Field(ge=0, le=100)] = 0.01
+    """Allowed rise of the loss, nats a token; over it the build fails."""
+    tokens: ShortText | None = None
+    """A .npy of the model's source, integers [pieces, length].
+
+    None: scored on text that the float model writes.
+    """
+
+
+class Quantization(KindModel):
+    """How encodings become integers."""
+
+    activation_bits: Literal[16] = 16
+    bias_bits: Literal[32] = 32
+    gaps: Annotated[Gaps, either_case(Gaps)] = Gaps.ERROR
+    calibration: ShortText | None = None
+    """With gaps: Calibrate, a .npy of tokens or a text file of the model's source."""
+    cpu_precision: Annotated[CpuPrecision, either_case(CpuPrecision)] = CpuPrecision.AUTO
+    fidelity: Fidelity = Field(default_factory=Fidelity)
+
+    @model_validator(mode="after")
+    def _calibration_is_used(self) -> Self:
+        if self.calibration and self.gaps is not Gaps.CALIBRATE:
+            raise ValueError("calibration is read only with gaps: Calibrate")
+        if self.gaps is Gaps.CALIBRATE and not self.calibration:
+            raise ValueError("gaps: Calibrate needs calibration: a .npy or text file of the source")
+        return self
+
+
+class Compilation(KindModel):
+    """Of context binaries (htp)."""
+
+    weight_sharing: bool = True
+    options: Options = Field(default_factory=dict)
+
+
+class Golden(KindModel):
+    """Prompts whose answers are recorded at build and replayed before a rollout."""
+
+    prompts: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)
+    max_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
+
+
+class StoreRef(KindModel):
+    """An ArtifactStore of the same namespace."""
+
+    name: Name = "default"
+
+
+class Scratch(KindModel):
+    """Disk that a stage works on."""
+
+    size: Quantity | None = None
+    """None: sized from the model."""
+    storage_class_name: ShortText = ""
+
+
+class Run(KindModel):
+    """How tasks run; never part of a key."""
+
+    parallelism: Annotated[int, Field(ge=1, le=1000)] = 8
+    suspend: bool = False
+    priority_class_name: ShortText = ""
+    queue_name: ShortText = ""
+    service_account_name: ShortText = ""
+    image_pull_secrets: Annotated[list[SecretRef], Field(max_length=16)] = Field(
+        default_factory=list
+    )
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    active_deadline_seconds: Annotated[int, Field(ge=1)] = 3600
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = 600
+    scratch: Scratch = Field(default_factory=Scratch)
+    resources: Resources = Field(default_factory=Resources)
+    node_selector: Annotated[dict[ShortText, ShortText], Field(max_length=32)] = Field(
+        default_factory=dict
+    )
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(default_factory=list)
+    affinity: dict[str, Any] = Field(default_factory=dict)
+    topology_spread: bool = True
+
+
+class BuildSpec(KindModel):
+    """The spec of a GenAIBuild."""
+
+    model: ModelSource
+    targets: Annotated[
+        list[Annotated[str, StringConstraints(min_length=1, max_length=128)]],
+        Field(min_length=1, max_length=32),
+    ]
+    """Names of GenAITargets; on the command line also `chipset:SM8750`."""
+    graphs: Graphs = Field(default_factory=Graphs)
+    splits: Splits = Field(default_factory=Splits)
+    transformation: Transformation = Field(default_factory=Transformation)
+    quantization: Quantization = Field(default_factory=Quantization)
+    compilation: Compilation = Field(default_factory=Compilation)
+    golden: Golden = Field(default_factory=Golden)
+    store: StoreRef = Field(default_factory=StoreRef)
+    run: Run = Field(default_factory=Run)
+
+
+class GenAIBuild(KindObject):
+    """A build as it stands in a file or in the apiserver."""
+
+    kind: Literal["GenAIBuild"] = "GenAIBuild"
+    spec: BuildSpec
+
+
+class StageCounts(KindModel):
+    """Tasks of one operation by state."""
+
+    operation: ShortText
+    waiting: int = 0
+    running: int = 0
+    cached: int = 0
+    done: int = 0
+    failed: int = 0
+
+
+class TaskFailure(KindModel):
+    """One failed task."""
+
+    task: ShortText
+    reason: ShortText
+    message: Annotated[str, StringConstraints(max_length=1024)]
+    log: Uri | None = None
+
+
+class SourceStatus(KindModel):
+    """What a source resolved to."""
+
+    uri: Uri
+    digest: DigestText
+
+
+class ArtifactStatus(KindModel):
+    """A target's last good container."""
+
+    target: ShortText
+    revision: DigestText
+    url: Uri
+    size_bytes: int
+    built_at: str
+    verified: Literal["Emulator", "Cpu", "Metadata"]
+    """What the container was run on before it was handed out; Metadata: nothing here can run it."""
+
+
+class BuildStatus(KindModel):
+    """The status of a GenAIBuild; small and bounded."""
+
+    observed_generation: int = 0
+    conditions: Annotated[list[Condition], Field(max_length=8)] = Field(default_factory=list)
+    phase: ShortText = ""
+    progress: ShortText = ""
+    stages: Annotated[list[StageCounts], Field(max_length=16)] = Field(default_factory=list)
+    failures: Annotated[list[TaskFailure], Field(max_length=5)] = Field(default_factory=list)
+    plan: Annotated[list[ShortText], Field(max_length=32)] = Field(default_factory=list)
+    sources: Annotated[list[SourceStatus], Field(max_length=16)] = Field(default_factory=list)
+    toolchain: ShortText = ""
+    artifacts: Annotated[list[ArtifactStatus], Field(max_length=32)] = Field(default_factory=list)
+    warnings: Annotated[list[Text], Field(max_length=16)] = Field(default_factory=list)

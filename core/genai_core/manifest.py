@@ -1,0 +1,95 @@
+"""The container's manifest (identity) and report (measurements), kept apart.
+
+The revision of a container is the SHA-256 of its canonical manifest: nothing that a clock, a
+machine or a measurement decides may stand in it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genai_core import canonical
+from genai_core.names import Backend, Precision
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+MANIFEST_FILE = "manifest.json"
+REPORT_FILE = "report.json"
+METADATA_FILE = "metadata.json"
+EMULATION_FOLDER = "emulation"
+"""Outside the identity: a twin of the same graphs that x86 can run."""
+
+
+class ManifestFile(BaseModel):
+    """One file of the container."""
+
+    model_config = _FROZEN
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size: int
+
+
+class ManifestGraph(BaseModel):
+    """One static graph of one split (htp)."""
+
+    model_config = _FROZEN
+
+    name: str
+    ar: int
+    cl: int
+    split: int
+    file: str
+
+
+class ManifestTarget(BaseModel):
+    """What the container was built for."""
+
+    model_config = _FROZEN
+
+    name: str
+    """As the user wrote it, normalised: sm8750, cpu."""
+    backend: Backend
+    soc_model: int | None = None
+    dsp_arch: int | None = None
+    precision: Precision | None = None
+    """Of a cpu container's linears."""
+    library: dict[str, str] = Field(default_factory=dict)
+    """The vendor library's version and the blob version, least device runtime (htp)."""
+
+
+class Manifest(BaseModel):
+    """The identity of a container."""
+
+    model_config = _FROZEN
+
+    schema_version: Literal[1] = 1
+    model: dict[str, Any]
+    """Digest of the core graph and of the encodings, layers, hidden size, vocabulary."""
+    architecture: str
+    target: ManifestTarget
+    context_length: int
+    graphs: list[ManifestGraph] = Field(default_factory=list)
+    splits: int = 1
+    files: dict[str, ManifestFile]
+    """Relative path -> file, `manifest.json`, `report.json` and `emulation/` excepted."""
+
+    def revision(self) -> str:
+        """`sha256:` and the digest of the canonical manifest."""
+        payload = self.model_dump(mode="json", exclude_none=True)
+        return f"sha256:{canonical.digest_of(payload)}"
+
+
+class Report(BaseModel):
+    """Everything measured; never part of the identity."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: Literal[1] = 1
+    verified: Literal["Emulator", "Cpu", "Metadata"]
+    stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Task -> what it noted: drift, unused encodings, seconds, peak memory."""
+    fidelity: dict[str, Any] = Field(default_factory=dict)
+    tools: dict[str, str] = Field(default_factory=dict)
+    warnings: list[str] = Field(default_factory=list)

@@ -1,0 +1,1 @@
+"""Where artifacts live: blobs by digest, records by key, in a directory or behind S3."""

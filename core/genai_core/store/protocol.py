@@ -1,0 +1,287 @@
+"""What a store is: blobs by digest, records by operation and key, and leases.
+
+Two kinds of things, two rules. A *blob* is immutable and named by its SHA-256, so writing it twice
+is harmless. A *record* is the commit point: it is written last, after every blob it names, and
+only where none stands yet, so of two writers the first wins and both succeed. Everything else
+(the folders people look at, sizes, listings) is derived.
+
+A hit is a record whose blobs all answer with the right size and stored checksum; anything less is
+a miss with a reason, and the task runs again. Bytes are hashed whenever they are read: a wrong
+byte is never served.
+
+Implementations: `directory.DirectoryStore`, `s3.S3Store`, `layered.LayeredStore`. All are safe to
+use from several threads, processes and machines at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO, Protocol, TypeAlias
+
+from genai_core.names import Digest, Key
+from genai_core.record import Blob, Record
+
+__all__ = [
+    "BlobStat",
+    "Capabilities",
+    "Committed",
+    "Existing",
+    "Hit",
+    "Lease",
+    "Lookup",
+    "Miss",
+    "RecordRef",
+    "Store",
+    "StoredRecord",
+]
+
+
+@dataclass(frozen=True)
+class BlobStat:
+    """What a store says about a blob without reading it.
+
+    Attributes:
+        stored_digest: The SHA-256 that the store itself keeps beside the bytes; None where it
+            keeps none (a directory), and then only the size is compared.
+        modified: When the blob was last written or claimed; gc's grace period counts from it.
+    """
+
+    sha256: Digest
+    size: int
+    stored_digest: Digest | None
+    modified: datetime
+
+    def stands_for(self, digest: Digest, size: int) -> bool:
+        """Tell whether this can be the blob that a record names."""
+        return self.size == size and self.stored_digest in {None, digest}
+
+
+@dataclass(frozen=True, order=True)
+class RecordRef:
+    """A record's place.
+
+    Attributes:
+        modified: When it was written; None unless it comes from a listing.
+    """
+
+    operation: str
+    key: Key
+    modified: datetime | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        """`<operation>/<key>`: how leases name records."""
+        return f"{self.operation}/{self.key}"
+
+
+@dataclass(frozen=True)
+class StoredRecord:
+    """A record and the tag of exactly these bytes of it (for `heal`)."""
+
+    record: Record
+    etag: str
+
+
+@dataclass(frozen=True)
+class Hit:
+    """The task need not run.
+
+    Attributes:
+        origin: Location of the store that holds the record.
+    """
+
+    record: Record
+    etag: str
+    origin: str
+
+
+@dataclass(frozen=True)
+class Miss:
+    """The task must run.
+
+    Attributes:
+        reason: One sentence for people, e.g. `no record`, `blob 3f2a.. is missing`.
+        etag: Tag of the unusable record, where one stands; `heal` needs it.
+    """
+
+    reason: str
+    etag: str | None = None
+
+
+Lookup: TypeAlias = Hit | Miss
+
+
+@dataclass(frozen=True)
+class Committed:
+    """The record is now the store's."""
+
+    record: Record
+
+
+@dataclass(frozen=True)
+class Existing:
+    """Another writer was first; its record stands and is as good."""
+
+    record: Record
+    etag: str
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A claim that keeps records, and the blobs they name, from gc.
+
+    Attributes:
+        name: Unique in the store: letters, digits, `.`, `_`, `-`; at most 200.
+        holder: Who to ask, e.g. `cluster-a/ns/build tiny-llama`.
+        records: What is claimed, also records that do not exist yet.
+        expires_at: From then on the lease counts for nothing. Renewed by writing it again.
+    """
+
+    name: str
+    holder: str
+    records: tuple[RecordRef, ...]
+    expires_at: datetime
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a probe found out by doing it.
+
+    Attributes:
+        conditional_create: A second create of the same object is refused (If-None-Match).
+        conditional_replace: A replacement with an outdated tag is refused (If-Match).
+        checksums: The store keeps a SHA-256 beside the bytes and shows it without reading them.
+    """
+
+    conditional_create: bool
+    conditional_replace: bool
+    checksums: bool
+
+
+class Store(Protocol):
+    """The contract; see the module's docstring.
+
+    Every method raises `StoreUnavailable` where trying again may help and `StoreUnreadable` where
+    the user must act (credentials, permissions, no such bucket or folder).
+    """
+
+    @property
+    def location(self) -> str:
+        """The address users gave, without credentials."""
+        ...
+
+    # Blobs
+
+    def head_blob(self, digest: Digest) -> BlobStat | None:
+        """Return what the store says about a blob, or None where it has none."""
+        ...
+
+    def put_blob(self, path: Path, *, digest: Digest | None = None, consume: bool = False) -> Blob:
+        """Store a file's bytes; where they stand already, claim them anew (gc's grace restarts).
+
+        Args:
+            path: A regular file that nobody writes any more.
+            digest: Its SHA-256 where the caller knows it (from the file cache): not computed again.
+            consume: The caller gives the file up: a directory store may take it over by a link
+                instead of copying; it is read-only afterwards.
+
+        Raises:
+            NoSpace: Names path and bytes needed; nothing is left half-written.
+            CorruptBlob: The bytes do not have the digest given.
+        """
+        ...
+
+    def put_bytes(self, data: bytes) -> Blob:
+        """Store bytes in memory (a log, a small JSON)."""
+        ...
+
+    def fetch_blob(self, blob: Blob, dest: Path, *, shared: bool = False) -> None:
+        """Place a blob at `dest`, verified while read, atomically; the parent folder must exist.
+
+        Args:
+            blob: Digest and size.
+            dest: Replaced where it exists.
+            shared: The caller only reads: `dest` may share bytes with the store (hard link, mode
+                0444). Otherwise it is a private copy.
+
+        Raises:
+            CorruptBlob: Missing, or the bytes are wrong; nothing is placed. A wrong blob is also
+                removed, so that the next lookup is a miss and the task runs again.
+            NoSpace: No room at `dest`.
+        """
+        ...
+
+    def open_blob(self, blob: Blob) -> AbstractContextManager[BinaryIO]:
+        """Open a blob for reading; all bytes were verified before the first is handed out.
+
+        Raises:
+            CorruptBlob: As for `fetch_blob`.
+        """
+        ...
+
+    def read_blob(self, blob: Blob) -> bytes:
+        """Return a small blob's verified bytes.
+
+        Raises:
+            CorruptBlob: As for `fetch_blob`.
+        """
+        ...
+
+    def delete_blob(self, digest: Digest) -> None:
+        """Remove a blob; no error where there is none."""
+        ...
+
+    def list_blobs(self) -> Iterator[BlobStat]:
+        """Go through all blobs; `stored_digest` is None in a listing."""
+        ...
+
+    # Records
+
+    def get_record(self, operation: str, key: Key) -> StoredRecord | None:
+        """Return a record as it stands, whether or not its blobs do."""
+        ...
+
+    def lookup(self, operation: str, key: Key) -> Lookup:
+        """Return a hit where the record stands and every blob answers, else a miss and why."""
+        ...
+
+    def commit(self, record: Record) -> Committed | Existing:
+        """Write a record where none stands: the commit point. Its blobs must be stored before."""
+        ...
+
+    def heal(self, record: Record, etag: str) -> Committed | Existing:
+        """Replace the unusable record that bears `etag`; if it changed meanwhile, that one stands."""
+        ...
+
+    def delete_record(self, ref: RecordRef) -> None:
+        """Remove a record and its view; no error where there is none."""
+        ...
+
+    def list_records(self, operation: str | None = None) -> Iterator[RecordRef]:
+        """Go through the places of all records, without reading them."""
+        ...
+
+    # Leases and the store itself
+
+    def put_lease(self, lease: Lease) -> None:
+        """Write or renew a lease."""
+        ...
+
+    def delete_lease(self, name: str) -> None:
+        """Give a lease up; no error where there is none."""
+        ...
+
+    def list_leases(self) -> Sequence[Lease]:
+        """Return all leases, expired ones too."""
+        ...
+
+    def probe(self) -> Capabilities:
+        """Write, write again under conditions, read, delete; return what the store can do.
+
+        Raises:
+            StoreUnreadable: It cannot be written or read; the message says which.
+        """
+        ...

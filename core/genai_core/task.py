@@ -1,0 +1,82 @@
+"""A task as it is handed to `genai-stage`: one JSON file, the same on a laptop and in a Job.
+
+`genai-stage run TASK.json --store STORE --result RESULT.json` fetches the inputs, runs the
+operation, commits the record and writes what came of it. Data goes from store to store; the two
+JSON files are all that passes between the planner's side and the worker's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genai_core.names import Backend
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class TaskFileInput(BaseModel):
+    """One file of an input."""
+
+    model_config = _FROZEN
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of the bytes; always verified against this."""
+    size: int
+    semantic: str | None = None
+    """Stands for the file in the key where its bytes carry a clock."""
+    path: str | None = None
+    """A local file outside the store (the source model on a laptop); None: a blob of the store."""
+
+    @property
+    def identity(self) -> str:
+        """The digest that enters the key."""
+        return self.semantic or self.sha256
+
+
+class Toolchain(BaseModel):
+    """The libraries that an operation computes with."""
+
+    model_config = _FROZEN
+
+    id: str
+    versions: dict[str, str]
+
+
+class TaskFile(BaseModel):
+    """Everything that a worker needs to know."""
+
+    model_config = _FROZEN
+
+    schema_version: Literal[1] = 1
+    id: str
+    operation: str
+    backend: Backend | None = None
+    key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    code_version: int
+    config: dict[str, Any]
+    inputs: dict[str, dict[str, TaskFileInput]]
+    """Input name -> relative path -> file; the stage sees each input as one folder."""
+    toolchain: Toolchain
+    slug: str = "model"
+    """Readable name of the model: the first folder level of the store's view."""
+    source: str = ""
+    """Where the main input came from, for people; not part of the key."""
+    threads: int = 1
+
+
+class TaskResult(BaseModel):
+    """What came of a task."""
+
+    model_config = _FROZEN
+
+    schema_version: Literal[1] = 1
+    id: str
+    outcome: Literal["run", "cached", "failed"]
+    error: dict[str, str] | None = None
+    """`GenAIError.as_dict()` where it failed."""
+    exit_code: int = 0
+    seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    warnings: list[str] = Field(default_factory=list)
