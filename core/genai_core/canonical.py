@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 1 << 20
-"""How much of a file is read at a time: large enough that calls cost nothing, small enough for L2."""
+"""How much of a file is read at a time: calls cost nothing, and it stays in the cache."""
 
 _EXACT_INTEGERS = 1 << 53
 

@@ -287,6 +287,7 @@ def record_of_sidecar(data: bytes) -> Record:
         ValueError: Not a sidecar of ours.
     """
     value = json.loads(data)
-    if not isinstance(value, dict) or not isinstance(value.get("record"), dict):
+    inner = value.get("record") if isinstance(value, dict) else None
+    if inner is None:
         raise ValueError("it holds no record; only entries written by genai can be read")
-    return Record.model_validate(value["record"])
+    return Record.model_validate(inner)

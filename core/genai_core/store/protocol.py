@@ -230,6 +230,10 @@ class Store(Protocol):
         """
         ...
 
+    def check_blob(self, blob: Blob) -> str | None:
+        """Read a blob's bytes; return None where they are right, else what is wrong with them."""
+        ...
+
     def delete_blob(self, digest: Digest) -> None:
         """Remove a blob; no error where there is none."""
         ...
@@ -241,7 +245,11 @@ class Store(Protocol):
     # Records
 
     def get_record(self, operation: str, key: Key) -> StoredRecord | None:
-        """Return a record as it stands, whether or not its blobs do."""
+        """Return a record as it stands, whether or not its blobs do.
+
+        Raises:
+            CorruptBlob: A record stands there and cannot be read.
+        """
         ...
 
     def lookup(self, operation: str, key: Key) -> Lookup:
@@ -249,11 +257,15 @@ class Store(Protocol):
         ...
 
     def commit(self, record: Record) -> Committed | Existing:
-        """Write a record where none stands: the commit point. Its blobs must be stored before."""
+        """Write a record where none (or an unreadable one) stands: the commit point.
+
+        Its blobs must be stored before. `lookup.publish` is what a runner calls: it also replaces
+        a record that stands but is no hit.
+        """
         ...
 
     def heal(self, record: Record, etag: str) -> Committed | Existing:
-        """Replace the unusable record that bears `etag`; if it changed meanwhile, that one stands."""
+        """Replace the unusable record that bears `etag`; one that changed meanwhile stands."""
         ...
 
     def delete_record(self, ref: RecordRef) -> None:
