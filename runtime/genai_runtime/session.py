@@ -13,6 +13,7 @@ of tokens alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -111,3 +112,18 @@ def checked_truncation(length: int, session: Session) -> int:
     if not 0 <= length <= session.length:
         raise BadInput(f"cannot keep {length} of the {session.length} tokens in the cache")
     return length
+
+
+LOGITS_PER_CHUNK = 16 * 1024 * 1024
+"""Elements of logits held at once (64 MB): a vocabulary of 150,000 makes chunks of 111 tokens."""
+
+
+def in_chunks(session: Session, tokens: Tokens) -> Iterator[Logits]:
+    """Forward `tokens` in pieces whose logits stay small; yields the logits of each piece.
+
+    All tokens are checked before the first pass, so a refused text leaves the cache unchanged.
+    """
+    array = checked_tokens(tokens, session)
+    size = max(1, LOGITS_PER_CHUNK // session.vocab_size)
+    for start in range(0, array.size, size):
+        yield session.forward(array[start : start + size])

@@ -1,0 +1,155 @@
+"""Golden prompts: what a container answered when it was built, to be asked again elsewhere.
+
+A replay is teacher-forced: prompt and recorded tokens run in one pass, and at each place the most
+likely token is compared with the recorded one. So one early difference does not make everything
+behind it different. Where the first and the second choice were closer than the tolerance, another
+machine's rounding may swap them; such a place never counts as a mismatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genai_core.errors import BadInput
+from genai_runtime.generate import generate
+from genai_runtime.session import Session, Tokens, in_chunks
+
+GOLDEN_FILE = "golden.json"
+
+
+class GoldenPrompt(BaseModel):
+    """One prompt and its greedy answer."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str = ""
+    """The text, empty where the model has no tokenizer."""
+    prompt_tokens: list[int] = Field(min_length=1)
+    tokens: list[int] = Field(min_length=1)
+    margins: list[float]
+    """Logit of the first choice minus that of the second, one for each of `tokens`."""
+
+
+class Golden(BaseModel):
+    """golden.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    tolerance: float = Field(ge=0)
+    """A mismatch counts only where the recorded margin is above this."""
+    prompts: list[GoldenPrompt]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """A place where a replay prefers another token."""
+
+    prompt: int
+    position: int
+    expected: int
+    got: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Outcome of a replay."""
+
+    compared: int
+    mismatches: tuple[Mismatch, ...]
+    forgiven: int
+    """Differences whose recorded margin is within the tolerance."""
+
+    @property
+    def passed(self) -> bool:
+        """No mismatch counted."""
+        return not self.mismatches
+
+
+def record(
+    session: Session,
+    prompts: Sequence[tuple[str, Tokens]],
+    *,
+    max_tokens: int,
+    stop_tokens: frozenset[int] = frozenset(),
+    tolerance: float,
+) -> Golden:
+    """Answer each prompt greedily and note how clear each choice was.
+
+    Margins are rounded to six digits, which is how they are compared and stored.
+    """
+    answers: list[GoldenPrompt] = []
+    for text, prompt in prompts:
+        answer = generate(session, prompt, max_tokens=max_tokens, stop_tokens=stop_tokens)
+        ids = [int(token) for token in np.asarray(prompt)]
+        choices, margins = _choices(session, ids, list(answer.tokens))
+        del choices
+        answers.append(
+            GoldenPrompt(
+                prompt=text, prompt_tokens=ids, tokens=list(answer.tokens), margins=margins
+            )
+        )
+    session.reset()
+    return Golden(tolerance=tolerance, prompts=answers)
+
+
+def replay(session: Session, golden: Golden) -> Replay:
+    """Run the recorded tokens through `session` and compare its choices."""
+    compared = forgiven = 0
+    counted: list[Mismatch] = []
+    for index, entry in enumerate(golden.prompts):
+        choices, _ = _choices(session, entry.prompt_tokens, entry.tokens)
+        for position, (expected, got, margin) in enumerate(
+            zip(entry.tokens, choices, entry.margins, strict=True)
+        ):
+            compared += 1
+            if expected == got:
+                continue
+            if margin <= golden.tolerance:
+                forgiven += 1
+            else:
+                counted.append(Mismatch(index, position, expected, got, margin))
+    session.reset()
+    return Replay(compared=compared, mismatches=tuple(counted), forgiven=forgiven)
+
+
+def read_golden(path: Path) -> Golden:
+    """Golden prompts of a container.
+
+    Raises:
+        BadInput: The file does not have the form of golden.json.
+    """
+    try:
+        golden = Golden.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise BadInput(f"not golden prompts: {error}", where=str(path)) from error
+    for entry in golden.prompts:
+        if len(entry.margins) != len(entry.tokens):
+            raise BadInput("margins and tokens differ in number", where=str(path))
+    return golden
+
+
+def _choices(
+    session: Session, prompt: list[int], tokens: list[int]
+) -> tuple[list[int], list[float]]:
+    """The session's choice and its margin before each of `tokens`, teacher-forced."""
+    session.reset()
+    given = np.asarray(prompt + tokens[:-1], dtype=np.int64)
+    first = len(prompt) - 1
+    choices: list[int] = []
+    margins: list[float] = []
+    start = 0
+    for logits in in_chunks(session, given):
+        for row in logits[max(0, first - start) :]:
+            second, top = np.partition(row, -2)[-2:]
+            choices.append(int(row.argmax()))
+            margins.append(round(float(top) - float(second), 6))
+        start += logits.shape[0]
+    return choices, margins

@@ -1,0 +1,42 @@
+"""Text to tokens and back, by the model's own tokenizer.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from genai_core.errors import BadModel
+
+TOKENIZER_FILE = "tokenizer.json"
+
+
+class TextTokenizer:
+    """The tokenizer of one model."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise BadModel(
+                f"not a tokenizer that the tokenizers library can read: {error}",
+                where=path.name,
+                remedy="export it with the tokenizer's save_pretrained",
+            ) from error
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> TextTokenizer | None:
+        """The tokenizer of a model folder or container, None when it has none."""
+        path = folder / TOKENIZER_FILE
+        return cls(path) if path.is_file() else None
+
+    def encode(self, text: str) -> NDArray[np.int64]:
+        """Token ids [T] of a prompt, with the special tokens that this tokenizer adds itself."""
+        return np.asarray(self._tokenizer.encode(text).ids, dtype=np.int64)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """The text of some tokens, without special tokens."""
+        return str(self._tokenizer.decode([int(token) for token in tokens]))
