@@ -1,21 +1,21 @@
 """Every error a user can meet, and the exit code that it ends with.
 
-    GenAIError                    1   anything that is neither the user's input nor an interruption
-    ├── BadInput                  2   a retry cannot cure it; names the file, node or field, and what to do
-    │   ├── InvalidSpec               the YAML: a field, a value, a combination
-    │   ├── BadModel                  the ONNX, its data, config.json or tokenizer
-    │   │   └── UnsupportedOperator   an operator or pattern that no stage can carry over
-    │   ├── BadEncodings              the quantization encodings
-    │   ├── UnknownTarget             a chip or backend that is not known here
-    │   ├── NotRunnableHere           a container that this machine cannot execute
-    │   ├── NoSpace                   the disk or bucket is full
-    │   └── StoreUnreadable           credentials, permissions or a folder that is not a store
-    ├── StoreUnavailable          1   the store does not answer now; trying again may help
-    ├── CorruptBlob               1   bytes that do not have their digest; the entry is a miss and is rebuilt
-    ├── DriftError                1   a stage's own check: its output departs from its input
-    ├── ToolchainMismatch         1   genai-stage differs from what the plan was made for
-    ├── ToolFailed                1   a vendor tool ended badly (signal, time limit, its own message)
-    └── Interrupted             130   stopped by the user; the same command goes on where it stopped
+    GenAIError               1   neither the user's input nor an interruption
+    ├── BadInput             2   a retry cannot cure it; names file, node or field, and a remedy
+    │   ├── InvalidSpec          the YAML: a field, a value, a combination
+    │   ├── BadModel             the ONNX, its data, config.json or tokenizer
+    │   │   └── UnsupportedOperator   an operator or pattern no stage can carry over
+    │   ├── BadEncodings         the quantization encodings
+    │   ├── UnknownTarget        a chip or backend that is not known here
+    │   ├── NotRunnableHere      a container that this machine cannot execute
+    │   ├── NoSpace              the disk or bucket is full
+    │   └── StoreUnreadable      credentials, permissions, or a folder that is no store
+    ├── StoreUnavailable     1   the store does not answer now; trying again may help
+    ├── CorruptBlob          1   bytes without their digest; the entry is a miss and is rebuilt
+    ├── DriftError           1   a stage's own check: its output departs from its input
+    ├── ToolchainMismatch    1   genai-stage differs from what the plan was made for
+    ├── ToolFailed           1   a vendor tool ended badly (signal, time limit, its own message)
+    └── Interrupted        130   stopped by the user; the same command goes on where it stopped
 
 `code` is the reason that stands in a GenAIBuild's condition (CamelCase); it never changes once
 published.

@@ -78,7 +78,7 @@ class Manifest(BaseModel):
     def revision(self) -> str:
         """`sha256:` and the digest of the canonical manifest."""
         payload = self.model_dump(mode="json", exclude_none=True)
-        return f"sha256:{canonical.digest_of(payload)}"
+        return f"sha256:{canonical.digest_json(payload)}"
 
 
 class Report(BaseModel):

@@ -55,6 +55,6 @@ class StageResult:
 class OperationModule(Protocol):
     """A module of `genai_stages.operations`."""
 
-    def run(self, inputs: Inputs, config: Any, out: Path, context: Context) -> StageResult:  # noqa: ANN401
+    def run(self, inputs: Inputs, config: Any, out: Path, context: Context) -> StageResult:
         """Do the work; raise a GenAIError where it cannot be done."""
         ...

@@ -17,7 +17,7 @@ from pydantic.alias_generators import to_camel
 
 GROUP = "genai-operator.dev"
 VERSION = "v1alpha1"
-API_VERSION = f"{GROUP}/{VERSION}"
+API_VERSION: Literal["genai-operator.dev/v1alpha1"] = "genai-operator.dev/v1alpha1"
 
 REQUESTED_AT = f"{GROUP}/requestedAt"
 """Annotation with which a user asks for a rebuild with the current toolchain."""

@@ -1,0 +1,118 @@
+"""`genai-stage`: the worker. One task file in, one result file and an exit code out.
+
+The same command is a local process of `genai build` and the container of a Job. Exit codes are
+those of `genai_core.errors`: 2 tells a cluster that a retry cannot help.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import FrameType
+
+from genai_core.store.location import open_store
+
+from genai_core.errors import GenAIError, Interrupted, NoSpace
+from genai_core.operations import OPERATIONS
+from genai_core.task import TaskFile, TaskResult
+from genai_core.toolchain import toolchain_of
+from genai_stages import runner
+
+log = logging.getLogger("genai_stages")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    if arguments.command == "toolchain":
+        return _toolchain()
+    signal.signal(signal.SIGTERM, _interrupt)
+    task = TaskFile.model_validate_json(arguments.task.read_bytes())
+    result = execute(task, arguments.store, arguments.scratch)
+    if arguments.result:
+        write_result(result, arguments.result)
+    if result.error is not None:
+        error = result.error
+        print(f"{error['code']}: {error['where']}: {error['message']}", file=sys.stderr)  # noqa: T201
+    return result.exit_code
+
+
+def execute(task: TaskFile, store: str, scratch_root: Path | None) -> TaskResult:
+    """Run a task in a scratch folder of its own; every error becomes a result."""
+    started = time.monotonic()
+    scratch = Path(tempfile.mkdtemp(prefix="genai-task-", dir=scratch_root))
+    try:
+        return runner.run_task(task, open_store(store), scratch)
+    except GenAIError as error:
+        log.error("%s", error)  # noqa: TRY400
+        return runner.failed(task, error, started)
+    except KeyboardInterrupt:
+        return runner.failed(task, Interrupted("stopped before it was done"), started)
+    except OSError as error:
+        log.exception("the task failed")
+        return runner.failed(task, _of_os_error(error), started)
+    except MemoryError:
+        log.exception("the task failed")
+        return runner.failed(task, GenAIError("out of memory", where=task.id), started)
+    except Exception as error:
+        log.exception("the task failed")
+        message = f"{type(error).__name__}: {error}"
+        return runner.failed(task, GenAIError(message, where=task.id), started)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_result(result: TaskResult, path: Path) -> None:
+    """Write the result file so that a reader never sees half of it."""
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(result.model_dump_json(exclude_none=True), encoding="utf-8")
+    aside.replace(path)
+
+
+def _of_os_error(error: OSError) -> GenAIError:
+    if error.errno in {28, 122}:  # ENOSPC, EDQUOT
+        return NoSpace(
+            error.strerror or "no space left",
+            where=str(error.filename or "scratch"),
+            remedy="free some room or name another folder",
+        )
+    return GenAIError(str(error), where=str(error.filename or ""))
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _toolchain() -> int:
+    """Print what this environment computes with, as a GenAITarget declares it."""
+    versions: dict[str, str] = {}
+    for operation in OPERATIONS:
+        versions.update(toolchain_of(operation).versions)
+    print(json.dumps(dict(sorted(versions.items())), indent=2))  # noqa: T201
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="genai-stage", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run one task")
+    run.add_argument("task", type=Path, help="task file (JSON)")
+    run.add_argument("--store", required=True, help="a folder or s3://bucket/prefix")
+    run.add_argument("--result", type=Path, help="where the result is written (JSON)")
+    run.add_argument("--scratch", type=Path, help="folder for scratch; default: the system's")
+    commands.add_parser("toolchain", help="print the versions of the libraries computed with")
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,239 @@
+"""Runs one task: fetch, compute, commit. The only module here that knows a store.
+
+The order is what makes it safe to kill at any moment: outputs become blobs first, the record that
+names them is written last and only where none stands. A worker that finds the record already there
+has nothing to do; two that compute the same task both succeed, and the first record stands.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import cast
+
+from genai_core.canonical import digest_file
+from genai_core.errors import BadModel, GenAIError, ToolchainMismatch
+from genai_core.keys import task_key
+from genai_core.names import Digest, Key
+from genai_core.operations import Operation, operation_of
+from genai_core.record import Blob, Measurements, Output, Record, ToolchainUsed
+from genai_core.store.protocol import Existing, Hit, Miss, Store
+from genai_core.task import TaskFile, TaskFileInput, TaskResult
+from genai_core.toolchain import check_toolchain
+from genai_stages.stage import Context, OperationModule, StageResult
+
+log = logging.getLogger("genai_stages.runner")
+
+_KIB = 1024
+
+
+def run_task(task: TaskFile, store: Store, scratch: Path) -> TaskResult:
+    """Run a task unless its record stands already.
+
+    Args:
+        task: What to do; its key is computed again and must agree.
+        store: Where inputs come from and outputs go to.
+        scratch: A private folder, empty; best on the store's disk, so that files are linked
+            rather than copied.
+
+    Raises:
+        GenAIError: Why it could not be done; nothing was committed.
+    """
+    started = time.monotonic()
+    operation = _operation(task)
+    found = store.lookup(operation.name, Key(task.key))
+    if isinstance(found, Hit):
+        return TaskResult(id=task.id, outcome="cached", seconds=time.monotonic() - started)
+    log_file = scratch / "task.log"
+    handler = _log_to(log_file)
+    try:
+        inputs = _fetch(task, store, scratch / "inputs")
+        result, out = _compute(task, operation, inputs, scratch=scratch)
+        record = _store_outputs(task, store, out, result=result, started=started, log_file=log_file)
+        standing = _commit(store, record, found)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+    return TaskResult(
+        id=task.id,
+        outcome="cached" if standing else "run",
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak_memory_bytes(),
+        warnings=list(result.warnings),
+    )
+
+
+def failed(task: TaskFile, error: GenAIError, started: float) -> TaskResult:
+    """The result of a task that ended with an error."""
+    return TaskResult(
+        id=task.id,
+        outcome="failed",
+        error=error.as_dict(),
+        exit_code=error.exit_code,
+        seconds=time.monotonic() - started,
+        peak_memory_bytes=peak_memory_bytes(),
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident set so far of this process and of its ended children, whichever is more."""
+    unit = 1 if sys.platform == "darwin" else _KIB
+    return unit * max(
+        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
+        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+    )
+
+
+def _operation(task: TaskFile) -> Operation:
+    try:
+        operation = operation_of(task.operation, task.backend)
+    except KeyError as error:
+        raise ToolchainMismatch(
+            f"this version knows no operation {task.operation!r}",
+            where=task.id,
+            remedy="use the version of genai-operator that made the plan",
+        ) from error
+    check_toolchain(operation, task.toolchain)
+    key = task_key(
+        task.operation,
+        operation.code_version,
+        toolchain_id=Digest(task.toolchain.id),
+        config=task.config,
+        inputs={
+            name: {path: Digest(file.identity) for path, file in files.items()}
+            for name, files in task.inputs.items()
+        },
+    )
+    if operation.code_version != task.code_version or key != task.key:
+        raise ToolchainMismatch(
+            "the key of the plan is not the key that this version computes",
+            where=task.id,
+            remedy="use the version of genai-operator that made the plan, or plan again",
+        )
+    return operation
+
+
+def _log_to(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
+    return handler
+
+
+def _fetch(task: TaskFile, store: Store, folder: Path) -> dict[str, Path]:
+    inputs: dict[str, Path] = {}
+    for name, files in task.inputs.items():
+        inputs[name] = folder / name
+        inputs[name].mkdir(parents=True)
+        for path, file in files.items():
+            dest = inputs[name] / path
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            if file.path is None:
+                blob = Blob(sha256=Digest(file.sha256), size=file.size)
+                store.fetch_blob(blob, dest, shared=True)
+            else:
+                _take_local(file, dest)
+    return inputs
+
+
+def _take_local(file: TaskFileInput, dest: Path) -> None:
+    """Make a file of the user's model available, having made sure that it is still the same."""
+    source = Path(cast("str", file.path))
+    changed = BadModel(
+        "it changed while the build was running",
+        where=str(source),
+        remedy="run the same command again",
+    )
+    try:
+        if source.stat().st_size != file.size or digest_file(source) != file.sha256:
+            raise changed
+    except FileNotFoundError as error:
+        raise changed from error
+    # A link of either kind keeps gigabytes where they are; stages never write to their inputs.
+    try:
+        os.link(source.resolve(), dest)
+    except OSError:
+        dest.symlink_to(source.resolve())
+
+
+def _compute(
+    task: TaskFile, operation: Operation, inputs: dict[str, Path], *, scratch: Path
+) -> tuple[StageResult, Path]:
+    out = scratch / "out"
+    out.mkdir()
+    work = scratch / "work"
+    work.mkdir()
+    module = cast(
+        "OperationModule",
+        importlib.import_module(f"genai_stages.operations.{operation.module}"),
+    )
+    config = operation.config.model_validate(task.config)
+    result = module.run(inputs, config, out, Context(scratch=work, threads=task.threads))
+    shutil.rmtree(work, ignore_errors=True)
+    return result, out
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            yield path.relative_to(folder).as_posix(), path
+
+
+def _store_outputs(
+    task: TaskFile,
+    store: Store,
+    out: Path,
+    *,
+    result: StageResult,
+    started: float,
+    log_file: Path,
+) -> Record:
+    outputs: dict[str, Output] = {}
+    for name, path in _files(out):
+        blob = store.put_blob(path, consume=True)
+        semantic = result.semantic.get(name)
+        outputs[name] = Output(
+            sha256=blob.sha256,
+            size=blob.size,
+            semantic=Digest(semantic) if semantic else None,
+        )
+    text = log_file.read_bytes()
+    return Record(
+        operation=task.operation,
+        key=Key(task.key),
+        model=task.slug,
+        source=task.source,
+        config=task.config,
+        inputs={
+            name: {path: Digest(file.identity) for path, file in files.items()}
+            for name, files in task.inputs.items()
+        },
+        outputs=outputs,
+        facts=dict(result.facts),
+        toolchain=ToolchainUsed(id=Digest(task.toolchain.id), versions=task.toolchain.versions),
+        created_at=datetime.now(UTC),
+        measurements=Measurements(
+            seconds=time.monotonic() - started,
+            peak_memory_bytes=peak_memory_bytes(),
+            notes=dict(result.notes),
+            warnings=result.warnings,
+            log=store.put_bytes(text) if text else None,
+        ),
+    )
+
+
+def _commit(store: Store, record: Record, found: Miss) -> bool:
+    """Commit, and tell whether another writer's record stands instead."""
+    outcome = store.heal(record, found.etag) if found.etag else store.commit(record)
+    if isinstance(outcome, Existing):
+        log.info("another worker was first; its record stands")
+        return True
+    return False
