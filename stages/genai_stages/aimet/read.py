@@ -1,0 +1,113 @@
+"""Reads an encodings file of any supported version into one form.
+
+The version is what the file says; the shape of its sections must agree, so that a file whose
+version line was edited is refused rather than misread.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from genai_core.errors import BadEncodings
+from genai_stages.aimet import fields, v0_6_1, v1_0_0, v2_0_0
+from genai_stages.aimet.model import Encoding, EncodingSet
+
+
+class _Reader(NamedTuple):
+    sections: tuple[str, ...]
+    container: type
+    entries: Callable[[object, str], Iterator[Encoding]]
+
+
+_READERS = {
+    "0.6.1": _Reader(v0_6_1.SECTIONS, dict, v0_6_1.entries),
+    "1.0.0": _Reader(v1_0_0.SECTIONS, list, v1_0_0.entries),
+    "2.0.0": _Reader(v2_0_0.SECTIONS, list, v2_0_0.entries),
+    "2.1.0": _Reader(v2_0_0.SECTIONS, list, v2_0_0.entries),
+}
+VERSIONS = tuple(_READERS)
+
+
+def read_encodings(path: Path) -> EncodingSet:
+    """Read a `.encodings` file.
+
+    Raises:
+        BadEncodings: Not JSON, an unknown version, a shape that is not the version's, an entry
+            with nonsense in it, or a name twice.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BadEncodings(
+            f"cannot be read ({error.strerror})", where=str(path), remedy="name an existing file"
+        ) from None
+    except UnicodeDecodeError:
+        raise BadEncodings(
+            "is not UTF-8 text", where=path.name, remedy="name AIMET's .encodings file"
+        ) from None
+    return parse_encodings(text, path.name)
+
+
+def parse_encodings(text: str, where: str) -> EncodingSet:
+    """The same from the file's text; `where` is the file's name for messages."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise BadEncodings("stands there twice", where=f"{where}: {twice}",
+                               remedy=fields.REMEDY)  # fmt: skip
+        return found
+
+    try:
+        document = json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        raise BadEncodings(
+            f"is not complete JSON: {error.msg} at line {error.lineno} column {error.colno}",
+            where=where,
+            remedy="copy the file again from where AIMET wrote it",
+        ) from None
+    except RecursionError:
+        raise BadEncodings("is nested too deeply", where=where, remedy=fields.REMEDY) from None
+    return _assemble(document, where)
+
+
+def _assemble(document: object, where: str) -> EncodingSet:
+    if not isinstance(document, Mapping):
+        raise BadEncodings(
+            f"an object was expected, not {fields.kind(document)}", where=where,
+            remedy="name AIMET's .encodings file",
+        )  # fmt: skip
+    version = document.get("version")
+    reader = _READERS.get(version) if isinstance(version, str) else None
+    if reader is None:
+        raise BadEncodings(
+            "no version is stated" if version is None else f"version {version} is not known",
+            where=f"{where}: version",
+            remedy=f"export as one of {', '.join(VERSIONS)}",
+        )
+    entries: dict[str, Encoding] = {}
+    parameters: set[str] = set()
+    for section in reader.sections:
+        content = document.get(section, reader.container() if len(reader.sections) > 1 else None)
+        if not isinstance(content, reader.container):
+            expected = "an object" if reader.container is dict else "a list"
+            raise BadEncodings(
+                f"version {version} has {expected} here, not {fields.kind(content)}",
+                where=f"{where}: {section}",
+                remedy="state the version that the file was written in",
+            )
+        for encoding in reader.entries(content, where):
+            if encoding.name in entries:
+                raise BadEncodings("stands there twice", where=f"{where}: {encoding.name}",
+                                   remedy=fields.REMEDY)  # fmt: skip
+            entries[encoding.name] = encoding
+            if section == "param_encodings":
+                parameters.add(encoding.name)
+    if not entries:
+        raise BadEncodings("holds no encodings", where=where, remedy=fields.REMEDY)
+    return EncodingSet(str(version), where, entries, frozenset(parameters))
