@@ -1,0 +1,50 @@
+# `make demo` and `make test` need Python 3.11 or later and the package index, nothing else.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	  "$$p" -c 'import sys; raise SystemExit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+ROOM ?=
+TESTS := tests$(if $(ROOM),/$(ROOM))
+
+help: ## Show the targets
+	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv with everything that demo and tests need
+
+$(READY): pyproject.toml constraints.txt tools/setup.sh
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or later is needed; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" tools/setup.sh
+	@touch $@
+
+demo: $(READY) ## Build tiny-llama for sm8750 and cpu, run a prompt through both
+	@PATH="$(abspath $(BIN)):$$PATH" examples/tiny-llama/demo.sh
+
+test: $(READY) ## Every test that this machine can run (ROOM=planner for one room)
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(TESTS)
+
+check: $(READY) ## Format, lint, types, import walls, generated files
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/generate.py --check
+
+fix: $(READY) ## Format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+generate: $(READY) ## Write the reference pages that come from the code
+	$(BIN)/python tools/generate.py
+
+bench: $(READY) ## Run the benchmarks (minutes); figures go into docs/benchmarks.md
+	@echo "see benchmarks/README.md: each script prints a table and its peers, measured in one run"
+
+clean: ## Remove what was built, not the store
+	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help setup demo test check fix generate bench clean

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# A quantized LLM through every stage, for Snapdragon and for the CPU, and a prompt through both.
+set -euo pipefail
+cd "$(dirname "$0")"
+out="${DEMO_OUTPUT:-$PWD/../../demo}"
+prompt='def __init__(self, '
+
+say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+show() { printf '$ %s\n' "$*"; "$@"; }
+
+targets=(sm8750 cpu)
+build=(genai build -f build.yaml --output "$out")
+if ! python -c 'import importlib.metadata as m; m.version("onnxruntime-qnn")' 2>/dev/null; then
+  say "The vendor's wheel (onnxruntime-qnn) is not made for this machine: only the CPU container is built."
+  targets=(cpu)
+  build=(genai build model --name tiny-llama --target cpu --output "$out")
+fi
+
+say "1. What will be built"
+show genai graph -f build.yaml | tail -n +1
+say "2. Build"
+show "${build[@]}"
+for target in "${targets[@]}"; do
+  say "3. Run the $target container"
+  show genai run "$out/tiny-llama/$target" --prompt "$prompt" --max-tokens 24
+done
+say "4. How good is it? Loss on held-out text, nats a token"
+show genai evaluate "$out/tiny-llama/cpu" --tokens ../../tests/fixtures/tokens/eval.npy
+say "5. Once more: nothing has changed, so nothing runs"
+show "${build[@]}"
+say "The containers are in $out/tiny-llama; 'genai inspect' shows what is in them."
