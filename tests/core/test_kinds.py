@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
+
+from genai_core import canonical
+from genai_core.kinds.artifact_store import ArtifactStore
+from genai_core.kinds.base import KindModel
+from genai_core.kinds.build import BuildSpec, CpuPrecision, GenAIBuild
+from genai_core.kinds.deployment import GenAIDeployment
+from genai_core.kinds.describe import describe_fields, describe_model
+from genai_core.kinds.target import GenAITarget
+from genai_core.names import Gaps, Precision
+
+SPEC: dict[str, Any] = {"model": {"source": "./m"}, "targets": ["cpu"]}
+
+
+def spec(**more: object) -> BuildSpec:
+    return BuildSpec.model_validate(SPEC | more)
+
+
+def test_defaults_are_filled_in_and_written_without_nulls() -> None:
+    written = spec().canonical()
+    assert written["splits"] == {"count": "auto", "embedding": "Auto", "lmHead": "Auto"}
+    assert written["transformation"] == {"mha2sha": True, "additionalStartPoints": []}
+    assert b"null" not in canonical.canonical_json(written)
+
+
+def test_the_canonical_form_survives_a_round_trip_through_a_server_that_turns_1_0_into_1() -> None:
+    one = spec(quantization={"fidelity": {"budgetNats": 1.0}})
+    two = spec(quantization={"fidelity": {"budgetNats": 1}})
+    assert canonical.digest_json(one.canonical()) == canonical.digest_json(two.canonical())
+    assert BuildSpec.model_validate(one.canonical()) == one
+
+
+@given(st.sampled_from(list(Gaps)), st.data())
+def test_enum_values_are_read_in_any_case(gaps: Gaps, data: st.DataObject) -> None:
+    text = "".join(c.upper() if data.draw(st.booleans()) else c.lower() for c in gaps.value)
+    more = {"calibration": "t.npy"} if gaps is Gaps.CALIBRATE else {}
+    assert spec(quantization={"gaps": text, **more}).quantization.gaps is gaps
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"graphs": {"multiContext": True, "contextLengths": [512]}}, "exclude each other"),
+        ({"graphs": {"autoRegression": [1, 1]}}, "holds a number twice"),
+        ({"graphs": {"autoRegression": []}}, "at least 1 item"),
+        ({"quantization": {"gaps": "Calibrate"}}, "needs calibration"),
+        ({"quantization": {"calibration": "x.npy"}}, "only with gaps: Calibrate"),
+        ({"quantization": {"activationBits": 8}}, "16"),
+        ({"quantisation": {}}, "Extra inputs are not permitted"),
+        ({"targets": []}, "at least 1 item"),
+    ],
+)
+def test_wrong_specs_are_refused(more: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        spec(**more)
+
+
+def test_auto_precision_tries_int8_then_int4_then_float() -> None:
+    assert CpuPrecision.AUTO.candidates() == (Precision.INT8, Precision.INT4, Precision.FLOAT)
+    assert CpuPrecision.INT4.candidates() == (Precision.INT4,)
+
+
+@pytest.mark.parametrize(
+    ("chip", "fine"),
+    [
+        ({"backend": "htp", "chipset": "SM8750"}, True),
+        ({"backend": "Htp", "dspArch": "v79", "socModel": 69}, True),
+        ({"backend": "Htp"}, False),
+        ({"backend": "Htp", "chipset": "SM8750", "dspArch": "v79", "socModel": 69}, False),
+        ({"backend": "Cpu"}, True),
+        ({"backend": "Cpu", "chipset": "SM8750"}, False),
+    ],
+)
+def test_a_target_names_its_chip_in_one_way(chip: dict[str, object], *, fine: bool) -> None:
+    document = {"metadata": {"name": "t"}, "spec": chip}
+    if fine:
+        GenAITarget.model_validate(document)
+    else:
+        with pytest.raises(ValidationError):
+            GenAITarget.model_validate(document)
+
+
+def test_a_store_has_one_identity() -> None:
+    def store(**identity: object) -> ArtifactStore:
+        return ArtifactStore.model_validate(
+            {"metadata": {"name": "s"}, "spec": {"bucket": "models", **identity}}
+        )
+
+    store(secretRef={"name": "keys"})
+    store(serviceAccountName="builder")
+    for wrong in ({}, {"secretRef": {"name": "k"}, "serviceAccountName": "b"}):
+        with pytest.raises(ValidationError, match="not both"):
+            store(**wrong)
+
+
+def test_a_deployment_must_be_able_to_move() -> None:
+    document = {
+        "metadata": {"name": "d"},
+        "spec": {"from": {"build": "b", "target": "cpu"}, "server": {"prefixCacheMiB": 64}},
+    }
+    written = GenAIDeployment.model_validate(document).spec.canonical()
+    assert written["server"]["prefixCacheMiB"] == 64
+    assert written["from"] == {"build": "b", "target": "cpu"}
+    document["spec"] |= {"rollout": {"maxSurge": 0, "maxUnavailable": 0}}  # type: ignore[operator]
+    with pytest.raises(ValidationError, match="cannot both be 0"):
+        GenAIDeployment.model_validate(document)
+
+
+def models(kind: type[BaseModel]) -> set[type[BaseModel]]:
+    found: set[type[BaseModel]] = set()
+    for child in kind.__subclasses__():
+        found |= {child} | models(child)
+    return found
+
+
+def test_every_list_map_and_string_has_a_limit() -> None:
+    unlimited: list[str] = []
+
+    def visit(node: object, path: str) -> None:
+        if isinstance(node, dict):
+            if node.get("type") == "array" and "maxItems" not in node:
+                unlimited.append(path)
+            if node.get("type") == "string" and not (
+                {"maxLength", "enum", "const", "pattern", "format"} & node.keys()
+            ):
+                unlimited.append(path)
+            for name, value in node.items():
+                visit(value, f"{path}.{name}")
+        elif isinstance(node, list):
+            for item in node:
+                visit(item, path)
+
+    for model in models(KindModel):
+        visit(model.model_json_schema(by_alias=True), model.__name__)
+    allowed = {
+        "ArtifactStatus.properties.builtAt",
+        "BuildStatus.$defs.ArtifactStatus.properties.builtAt",
+    }
+    assert set(unlimited) <= allowed
+
+
+def test_descriptions_come_from_the_source() -> None:
+    assert describe_model(GenAIBuild) == "A build as it stands in a file or in the apiserver."
+    assert describe_fields(BuildSpec)["targets"].startswith("Names of GenAITargets")
