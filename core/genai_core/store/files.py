@@ -1,0 +1,182 @@
+"""Files that are there whole or not at all, and that are hashed while they are copied.
+
+Everything is written under a name that nobody reads, in the file system of its destination, and
+gets its own name by a link or rename. Copies are hashed from the very buffer that is written; the
+hash of one buffer runs beside the write of the next, since both leave Python's lock.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from genai_core.errors import GenAIError, NoSpace, StoreUnavailable, StoreUnreadable
+from genai_core.names import Digest
+
+__all__ = [
+    "copy_hashed",
+    "explain",
+    "hash_file",
+    "private_name",
+    "sync_folder",
+    "temporary",
+    "write_atomically",
+]
+
+_BUFFER_BYTES = 4 << 20
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN}
+
+
+def private_name(near: str = "") -> str:
+    """Return a file name that no other process uses; `near` helps people who find it."""
+    return f".{near[:80]}.{os.getpid()}-{secrets.token_hex(6)}.part"
+
+
+def explain(error: OSError, path: Path, *, need: int | None = None) -> GenAIError:
+    """Return the error of ours for one of the operating system's.
+
+    Args:
+        error: What was raised.
+        path: What was being read or written, as the user knows it.
+        need: Bytes that were to be written, where known.
+    """
+    if error.errno in _FULL:
+        wanted = f"{need} bytes are needed" if need is not None else "no room left"
+        return NoSpace(
+            f"{wanted}, {_free_bytes(path)} are free ({os.strerror(error.errno or 0)})",
+            where=str(path),
+            remedy="make room there, or name another store or folder",
+        )
+    if error.errno in _PASSING:
+        return StoreUnavailable(error.strerror or str(error), where=str(error.filename or path))
+    return StoreUnreadable(
+        error.strerror or str(error),
+        where=str(error.filename or path),
+        remedy="check that the folder exists, is a folder, and that you may read and write it",
+    )
+
+
+def _free_bytes(path: Path) -> int | str:
+    for folder in (path, *path.parents):
+        with suppress(OSError):
+            return os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    return "an unknown number"
+
+
+def copy_hashed(source: BinaryIO, target: BinaryIO | None) -> tuple[Digest, int]:
+    """Copy what is left of a stream and return digest and size of the bytes copied.
+
+    Args:
+        source: Unbuffered stream of a file.
+        target: Unbuffered binary stream; None = only hash.
+    """
+    digest = hashlib.sha256()
+    size = 0
+    read = _reader(source)
+    step = min(_BUFFER_BYTES, os.fstat(source.fileno()).st_size + 1)
+    first = memoryview(bytearray(step))
+    filled = first[: read(first)]
+    if target is None or len(filled) < _BUFFER_BYTES:
+        while filled:
+            digest.update(filled)
+            if target is not None:
+                _write_all(target, filled)
+            size += len(filled)
+            filled = first[: read(first)]
+        return Digest(digest.hexdigest()), size
+    buffers = (first, memoryview(bytearray(step)))
+    with ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
+        turn = 0
+        while filled:
+            hashed = hasher.submit(digest.update, filled)
+            _write_all(target, filled)
+            size += len(filled)
+            turn ^= 1
+            following = buffers[turn][: read(buffers[turn])]
+            hashed.result()
+            filled = following
+    return Digest(digest.hexdigest()), size
+
+
+def _reader(source: BinaryIO) -> Callable[[memoryview], int]:
+    """Return a function that fills a buffer as far as the stream goes."""
+    readinto: Callable[[memoryview], int | None] = source.readinto  # type: ignore[attr-defined]
+
+    def read(buffer: memoryview) -> int:
+        count = 0
+        while count < len(buffer):
+            got = readinto(buffer[count:])
+            if not got:
+                break
+            count += got
+        return count
+
+    return read
+
+
+def _write_all(target: BinaryIO, data: memoryview) -> None:
+    done = 0
+    while done < len(data):
+        done += target.write(data[done:])
+
+
+def hash_file(path: Path) -> tuple[Digest, int]:
+    """Return digest and size of a file, read whole."""
+    with path.open("rb", buffering=0) as stream:
+        return copy_hashed(stream, None)
+
+
+@contextmanager
+def temporary(folder: Path, near: str = "") -> Iterator[Path]:
+    """Yield a path in a folder for a file to come; what is left there afterwards is removed."""
+    path = folder / private_name(near)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; file systems that cannot are left alone."""
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_atomically(path: Path, data: bytes, *, scratch: Path, exclusive: bool = False) -> bool:
+    """Write a small file durably and at once.
+
+    Args:
+        path: Its place; the parent folder must exist.
+        data: Its bytes.
+        scratch: A folder on the same file system.
+        exclusive: Only where nothing stands there.
+
+    Returns:
+        False where `exclusive` and the file exists; it is then untouched.
+    """
+    with temporary(scratch, path.name) as draft:
+        with draft.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if exclusive:
+            try:
+                os.link(draft, path)
+            except FileExistsError:
+                return False
+        else:
+            draft.replace(path)
+    sync_folder(path.parent)
+    return True

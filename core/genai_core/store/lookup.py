@@ -1,0 +1,84 @@
+"""Hit or miss, and how a finished task's record gets into a store, for every kind of store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from genai_core.errors import StoreUnavailable
+from genai_core.names import Digest
+from genai_core.record import Record
+from genai_core.store.protocol import (
+    BlobStat,
+    Committed,
+    Existing,
+    Hit,
+    Lookup,
+    RecordRef,
+    Store,
+)
+
+__all__ = ["first_fault", "lookup_all", "publish"]
+
+_ROUNDS = 8
+
+
+def first_fault(
+    record: Record, head: Callable[[Digest], BlobStat | None], *, pool: ThreadPoolExecutor | None
+) -> str | None:
+    """Return why a record's blobs do not make a hit, or None where all answer.
+
+    Args:
+        record: What is to be used.
+        head: The store's `head_blob`.
+        pool: Asks for several blobs at once, where a question takes a round trip.
+    """
+    blobs = record.blobs()
+    stats: Iterable[BlobStat | None] = (pool.map if pool else map)(head, blobs)
+    for (digest, size), stat in zip(blobs.items(), stats, strict=True):
+        if stat is None:
+            return f"blob {digest[:12]} is missing"
+        if stat.size != size:
+            return f"blob {digest[:12]} has {stat.size} bytes instead of {size}"
+        if not stat.stands_for(digest, size):
+            return f"blob {digest[:12]} is stored with another checksum"
+    return None
+
+
+def publish(store: Store, record: Record) -> Committed | Existing:
+    """Commit a record; where one stands that is no hit, replace it.
+
+    This is what a runner calls after its blobs are stored. A record that stands and is a hit wins:
+    use the outputs of the answer's record, not one's own.
+
+    Raises:
+        StoreUnavailable: Writers and deleters kept crossing each other.
+    """
+    for _ in range(_ROUNDS):
+        answer = store.commit(record)
+        if isinstance(answer, Committed):
+            return answer
+        found = store.lookup(record.operation, record.key)
+        if isinstance(found, Hit):
+            return Existing(found.record, found.etag)
+        if found.etag is None:
+            continue  # deleted since; try to be first again
+        answer = store.heal(record, found.etag)
+        if isinstance(answer, Committed):
+            return answer
+    raise StoreUnavailable(
+        f"{record.operation}/{record.key[:12]} kept changing while it was committed",
+        where=store.location,
+    )
+
+
+def lookup_all(
+    store: Store, refs: Iterable[RecordRef], *, threads: int = 8
+) -> Mapping[RecordRef, Lookup]:
+    """Look many tasks up at once; at plan time most of the time is round trips."""
+    wanted = list(dict.fromkeys(refs))
+    if threads <= 1 or len(wanted) <= 1:
+        return {ref: store.lookup(ref.operation, ref.key) for ref in wanted}
+    with ThreadPoolExecutor(threads, thread_name_prefix="lookup") as pool:
+        found = pool.map(lambda ref: store.lookup(ref.operation, ref.key), wanted)
+        return dict(zip(wanted, found, strict=True))
