@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from genai_core.facts import ModelFacts, RopeTable
+from genai_core.facts import ModelFacts, Role, RopeTable
 from genai_stages.core_graph import DOMAIN, IR_VERSION, OPSET, AttributeValue
 
 HIDDEN = -1e30
@@ -84,7 +84,7 @@ def expand(
     by_name = {value.name: value for node in graph for value in node.outputs}
     first = graph.inputs[0] if start is None else by_name[start]
     last = graph.outputs[0] if end is None else by_name[end]
-    return _Expansion(facts, first, last).run(needed_nodes(first, last))
+    return Expansion(facts, first, last).run(needed_nodes(first, last))
 
 
 def needed_nodes(first: ir.Value, last: ir.Value) -> list[ir.Node]:
@@ -103,7 +103,17 @@ def needed_nodes(first: ir.Value, last: ir.Value) -> list[ir.Node]:
     return [node for node in graph if node in wanted]
 
 
-class _Expansion:
+class Expansion:
+    """Builds the expanded graph node by node.
+
+    Subclasses that watch or change what flows through it override `copy`, `linear` and `seen`.
+
+    Args:
+        facts: The core graph's facts.
+        first: The core tensor that becomes the first input.
+        last: The core tensor that becomes the first output.
+    """
+
     def __init__(self, facts: ModelFacts, first: ir.Value, last: ir.Value) -> None:
         self.facts = facts
         self.first = first
@@ -116,6 +126,7 @@ class _Expansion:
         self.made: dict[str, ir.Value] = {}
 
     def run(self, nodes: Sequence[ir.Node]) -> ir.Model:
+        """Expand these nodes of the core graph."""
         stream = ir.Value(name=self.first.name, shape=self.first.shape, type=self.first.type)
         self.map[self.first] = stream
         self.inputs.append(stream)
@@ -218,6 +229,11 @@ class _Expansion:
         shape_out = self.ints(f"tokens_{width_out}", 1, -1, width_out)
         self.map[out] = self.op("Reshape", product, shape_out, name=out.name)
         self.map[out].shape, self.map[out].type = out.shape, out.type
+
+    def seen(self, value: ir.Value, role: Role, spec: AttentionSpec) -> ir.Value:
+        """Called with each tensor inside an attention; what it returns is used instead."""
+        del role, spec
+        return value
 
     def past(self, name: str, spec: AttentionSpec) -> ir.Value:
         shape = ir.Shape([1, spec.kv_heads, "P", spec.head_dim])
@@ -322,24 +338,39 @@ class _Expansion:
         epsilon = spec.qk_norm_epsilon
         if query_norm is not None:
             query = self.op("RMSNormalization", query, query_norm, axis=-1, epsilon=epsilon)
+            query = self.seen(query, "query_normed", spec)
         if key_norm is not None:
             key = self.op("RMSNormalization", key, key_norm, axis=-1, epsilon=epsilon)
+            key = self.seen(key, "key_normed", spec)
         if spec.rope:
-            query, key = self.rotate(query, spec), self.rotate(key, spec)
+            query = self.seen(self.rotate(query, spec), "query_rotated", spec)
+            key = self.seen(self.rotate(key, spec), "key_rotated", spec)
+        past = [
+            self.seen(past[0], "past_key", spec),
+            self.seen(past[1], "past_value", spec),
+        ]
+        key = self.seen(key, "key_new", spec)
+        value = self.seen(value, "value_new", spec)
         names = [f"present_{kind}_{spec.layer}" for kind in ("key", "value")]
         key = self.op("Concat", past[0], key, axis=2, name=names[0])
         value = self.op("Concat", past[1], value, axis=2, name=names[1])
         for present in (key, value):
             present.type = ir.TensorType(ir.DataType.FLOAT)
             present.shape = ir.Shape([1, spec.kv_heads, "P + T", spec.head_dim])
-        turned = self.op("Transpose", self.repeated(key, spec), perm=[0, 1, 3, 2])
+        all_keys = self.seen(key, "key_all", spec)
+        all_values = self.seen(value, "value_all", spec)
+        turned = self.op("Transpose", self.repeated(all_keys, spec), perm=[0, 1, 3, 2])
         scores = self.op("MatMul", self.op("Mul", query, self.number(spec.scale)), turned)
+        scores = self.seen(scores, "scaled", spec)
         if spec.softcap:
             low = self.op("Tanh", self.op("Div", scores, self.number(spec.softcap)))
             scores = self.op("Mul", low, self.number(spec.softcap))
+            scores = self.seen(scores, "capped", spec)
         masked = self.op("Add", scores, self.mask(spec.window))
-        probs = self.op("Softmax", masked, axis=-1)
-        context = self.op("MatMul", probs, self.repeated(value, spec))
+        masked = self.seen(masked, "masked", spec)
+        probs = self.seen(self.op("Softmax", masked, axis=-1), "probs", spec)
+        context = self.op("MatMul", probs, self.repeated(all_values, spec))
+        context = self.seen(context, "context", spec)
         flat = self.ints(f"context_{spec.num_heads * spec.head_dim}", 1, -1,
                          spec.num_heads * spec.head_dim)  # fmt: skip
         out = node.outputs[0]
