@@ -163,6 +163,7 @@ class Expansion:
         name: str | None = None,
         **attributes: AttributeValue,
     ) -> ir.Value:
+        """Append a node with one output."""
         output = ir.Value(name=name or f"expanded_{len(self.nodes)}")
         self.nodes.append(
             ir.Node(
@@ -190,9 +191,11 @@ class Expansion:
         return self.made[name]
 
     def ints(self, name: str, *values: int) -> ir.Value:
+        """A shared int64 vector."""
         return self.constant(name, np.array(values, np.int64))
 
     def number(self, value: float) -> ir.Value:
+        """A shared float32 scalar."""
         return self.constant(f"float_{value!r}", np.array(value, np.float32))
 
     def mapped(self, value: ir.Value) -> ir.Value:
@@ -205,6 +208,7 @@ class Expansion:
         return self.map[value]
 
     def copy(self, node: ir.Node) -> None:
+        """Take an ordinary node over as it is."""
         outputs = [ir.Value(name=out.name, shape=out.shape, type=out.type) for out in node.outputs]
         self.nodes.append(
             ir.Node(
@@ -236,6 +240,7 @@ class Expansion:
         return value
 
     def past(self, name: str, spec: AttentionSpec) -> ir.Value:
+        """Declare the input of a past, [1, KV, P, D]."""
         shape = ir.Shape([1, spec.kv_heads, "P", spec.head_dim])
         value = ir.Value(name=name, shape=shape, type=ir.TensorType(ir.DataType.FLOAT))
         self.inputs.append(value)
@@ -302,6 +307,7 @@ class Expansion:
         return self.op("Concat", rotated, rest, axis=-1)
 
     def slice(self, value: ir.Value, start: int, stop: int, step: int) -> ir.Value:
+        """Channels start, start + step ... of the last of four axes."""
         numbers = [self.ints(f"int_{number}", number) for number in (start, stop, 3, step)]
         return self.op("Slice", value, *numbers)
 
