@@ -276,6 +276,9 @@ class BuildStatus(KindModel):
     conditions: Annotated[list[Condition], Field(max_length=8)] = Field(default_factory=list)
     phase: ShortText = ""
     progress: ShortText = ""
+    """Finished tasks of all, e.g. 14/19."""
+    cached: int = 0
+    """Tasks of this generation whose result was already in the store."""
     stages: Annotated[list[StageCounts], Field(max_length=16)] = Field(default_factory=list)
     failures: Annotated[list[TaskFailure], Field(max_length=5)] = Field(default_factory=list)
     plan: Annotated[list[ShortText], Field(max_length=32)] = Field(default_factory=list)
