@@ -77,6 +77,17 @@ def quantize(
     4-bit grids come as ml_dtypes.int4/uint4, 2-bit ones as int8/uint8; 8, 16 and 32 as numpy's.
     """
     scale, offset = expand(encoding, values.shape, channel_axis=channel_axis, where=where)
+    return on_grid(values, scale, offset, encoding=encoding)
+
+
+def on_grid(
+    values: FloatArray,
+    scale: npt.NDArray[np.float64],
+    offset: npt.NDArray[np.float64],
+    *,
+    encoding: Encoding,
+) -> IntArray:
+    """The same with scale and offset expanded already, for a tensor that is taken in pieces."""
     top = 2.0**encoding.bits - 1
     # Beyond 24 bits float32 cannot hold the integers themselves.
     wide = np.float64 if encoding.bits > 16 else np.float32
