@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
 from genai_core.kinds.base import (
     Condition,
@@ -98,7 +98,10 @@ class Graphs(KindModel):
 class Splits(KindModel):
     """How an htp container is cut into context binaries."""
 
-    count: int | Literal["auto"] = "auto"
+    count: Annotated[
+        Annotated[int, Field(ge=1)] | Literal["auto"],
+        BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
+    ] = "auto"
     """auto: as many as keep every part below 2 GB."""
     embedding: Annotated[Placement, either_case(Placement)] = Placement.AUTO
     lm_head: Annotated[Placement, either_case(Placement)] = Placement.AUTO
