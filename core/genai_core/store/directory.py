@@ -60,10 +60,12 @@ class DirectoryStore:
 
     Args:
         root: The folder; made with the first write.
+        read_only: Never write, not even to remove a wrong blob.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, read_only: bool = False) -> None:
         self.root = root.absolute()
+        self.read_only = read_only
         if self.root.exists() and not self.root.is_dir():
             raise StoreUnreadable(
                 "it is a file, not a folder", where=str(root), remedy="name a folder as the store"
@@ -75,7 +77,12 @@ class DirectoryStore:
         return str(self.root)
 
     @property
-    def _scratch(self) -> Path:
+    def scratch(self) -> Path:
+        """A folder on the store's file system, for drafts."""
+        if self.read_only:
+            raise StoreUnreadable(
+                "it is only read", where=self.location, remedy="name another store to write to"
+            )
         folder = self.root / "tmp"
         folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -107,7 +114,7 @@ class DirectoryStore:
         with self._explained(self.root, need=size):
             if digest is not None and self._claim(Blob(sha256=digest, size=size)):
                 return Blob(sha256=digest, size=size)
-            with temporary(self._scratch, path.name) as draft:
+            with temporary(self.scratch, path.name) as draft:
                 blob = self._take_over(path, draft) if consume else self._copy_in(path, draft)
                 if digest is not None and blob.sha256 != digest:
                     raise CorruptBlob(
@@ -122,7 +129,7 @@ class DirectoryStore:
         blob = Blob(sha256=digest_bytes(data), size=len(data))
         with self._explained(self.root, need=len(data)):
             if not self._claim(blob):
-                with temporary(self._scratch, "bytes") as draft:
+                with temporary(self.scratch, "bytes") as draft:
                     with draft.open("xb", buffering=0) as stream:
                         stream.write(data)
                         _seal(stream)
@@ -232,8 +239,9 @@ class DirectoryStore:
         return data
 
     def _corrupt(self, blob: Blob, what: str) -> CorruptBlob:
-        with suppress(OSError):
-            self.blob_path(blob.sha256).unlink()
+        if not self.read_only:
+            with suppress(OSError):
+                self.blob_path(blob.sha256).unlink()
         return CorruptBlob(
             f"blob {blob.sha256[:12]} {what}; its task runs again", where=self.location
         )
@@ -314,9 +322,9 @@ class DirectoryStore:
                     if kept is not None:
                         return Existing(kept, _etag(standing))
                 places = {digest: self.blob_path(digest) for digest in record.blobs()}
-                view.write_view(self.root, record, blob_path=places, scratch=self._scratch)
+                view.write_view(self.root, record, blob_path=places, scratch=self.scratch)
                 first = standing is None
-                if write_atomically(path, data, scratch=self._scratch, exclusive=first):
+                if write_atomically(path, data, scratch=self.scratch, exclusive=first):
                     return Committed(record)
         # Without working locks another writer slipped in: its record stands, so its folder must.
         stored = self.get_record(record.operation, record.key)
@@ -324,7 +332,7 @@ class DirectoryStore:
             return self._write_record(record, etag=etag)
         places = {digest: self.blob_path(digest) for digest in stored.record.blobs()}
         with self._explained(path):
-            view.write_view(self.root, stored.record, blob_path=places, scratch=self._scratch)
+            view.write_view(self.root, stored.record, blob_path=places, scratch=self.scratch)
         return Existing(stored.record, stored.etag)
 
     def delete_record(self, ref: RecordRef) -> None:
@@ -338,7 +346,7 @@ class DirectoryStore:
                 path.unlink(missing_ok=True)
                 record = _parsed(standing) if standing is not None else None
                 if record is not None:
-                    view.remove_view(self.root, record, scratch=self._scratch)
+                    view.remove_view(self.root, record, scratch=self.scratch)
 
     def list_records(self, operation: str | None = None) -> Iterator[RecordRef]:
         """Go through `records/`."""
@@ -360,7 +368,7 @@ class DirectoryStore:
         path = self.root / "leases" / f"{check_lease_name(lease.name)}.json"
         with self._explained(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lease_to_bytes(lease), scratch=self._scratch)
+            write_atomically(path, lease_to_bytes(lease), scratch=self.scratch)
 
     def delete_lease(self, name: str) -> None:
         """Remove `leases/<name>.json`."""
@@ -382,7 +390,7 @@ class DirectoryStore:
     def probe(self) -> Capabilities:
         """Try links, replacement and locks in `tmp/`."""
         with self._explained(self.root, need=16):
-            scratch = self._scratch
+            scratch = self.scratch
             with temporary(scratch, "probe") as path:
                 first = write_atomically(path, b"1", scratch=scratch, exclusive=True)
                 second = write_atomically(path, b"2", scratch=scratch, exclusive=True)

@@ -50,11 +50,11 @@ def lease_from_bytes(data: bytes, name: str) -> Lease:
     """
     try:
         value = json.loads(data)
-        assert value["schema"] == _SCHEMA, value["schema"]
+        _expect_schema(value["schema"])
         expires_at = datetime.fromisoformat(value["expires_at"])
         records = tuple(map(_ref, value["records"]))
         return Lease(name, str(value["holder"]), records, expires_at.astimezone(UTC))
-    except (AssertionError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise StoreUnreadable(
             f"not a lease of a version known here ({error})",
             where=f"leases/{name}.json",
@@ -67,3 +67,8 @@ def _ref(text: str) -> RecordRef:
     if not operation or not is_digest(key):
         raise ValueError(text)
     return RecordRef(operation, Key(key))
+
+
+def _expect_schema(found: object) -> None:
+    if found != _SCHEMA:
+        raise ValueError(f"schema {found}")

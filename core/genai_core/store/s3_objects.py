@@ -1,0 +1,211 @@
+"""The objects below one prefix of a bucket: get, put on condition, head, list, delete, probe.
+
+Everything here speaks of names relative to the prefix and raises errors of ours; what the objects
+mean is `s3`'s business.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
+
+from botocore.exceptions import ClientError
+
+from genai_core.canonical import digest_bytes, is_digest
+from genai_core.errors import GenAIError, StoreUnreadable
+from genai_core.names import Digest
+from genai_core.store import s3_transfer as transfer
+from genai_core.store.protocol import Capabilities
+from genai_core.store.s3_errors import (
+    explained,
+    is_absent,
+    is_conflict,
+    is_precondition,
+    is_unsupported,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["Head", "Objects"]
+
+_NO_TAG = '"00000000000000000000000000000000"'
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a server says about an object.
+
+    Attributes:
+        digest: The SHA-256 that the server keeps, or that was noted by whoever sent it in parts.
+        now: The server's clock at the time of the answer.
+    """
+
+    size: int
+    digest: Digest | None
+    modified: datetime
+    now: datetime
+
+
+class Objects:
+    """See the module's docstring.
+
+    Args:
+        client: Makes boto3's S3 client with the first request.
+        bucket: Its name.
+        prefix: Without slashes at its ends; may be empty.
+        location: How errors name the store.
+    """
+
+    def __init__(
+        self, client: Callable[[], S3Client], bucket: str, *, prefix: str, location: str
+    ) -> None:
+        self._make_client = client
+        self.bucket = bucket
+        self.prefix = prefix
+        self.location = location
+        self._reachable = False
+
+    @property
+    def client(self) -> S3Client:
+        """boto3's client."""
+        return self._make_client()
+
+    def key(self, name: str) -> str:
+        """Return an object's whole key."""
+        return f"{self.prefix}/{name}" if self.prefix else name
+
+    def head(self, name: str) -> Head | None:
+        """Ask for size, checksum and time; None where there is no such object."""
+        with explained(self.location):
+            try:
+                answer = self.client.head_object(
+                    Bucket=self.bucket, Key=self.key(name), ChecksumMode="ENABLED"
+                )
+            except ClientError as error:
+                if not is_absent(error):
+                    raise
+                # An answer to HEAD has no body, so a missing object, bucket and user are the same
+                # bare 404; GET tells them apart, and once is enough.
+                if not self._reachable:
+                    self.get(name)
+                return None
+        self._reachable = True
+        modified = answer["LastModified"].astimezone(UTC)
+        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        now = parsedate_to_datetime(date).astimezone(UTC) if date else modified
+        digest = _kept_digest(answer.get("ChecksumSHA256"), answer.get("Metadata", {}))
+        return Head(answer["ContentLength"], digest, modified, now)
+
+    def get(self, name: str) -> tuple[bytes, str] | None:
+        """Return a small object's bytes and tag; None where there is none."""
+        with explained(self.location):
+            try:
+                found = transfer.read(self.client, bucket=self.bucket, key=self.key(name))
+            except ClientError as error:
+                if not is_absent(error):
+                    raise
+                found = None
+        self._reachable = True
+        return found
+
+    def put(
+        self,
+        name: str,
+        data: bytes,
+        *,
+        only_new: bool = False,
+        replaces: str | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> bool:
+        """Put a small object.
+
+        Args:
+            name: Its name.
+            data: Its bytes; the server checks their SHA-256.
+            only_new: Only where nothing stands (If-None-Match).
+            replaces: Only in place of what bears this tag (If-Match).
+            metadata: Noted with it.
+
+        Returns:
+            False where the condition refused it.
+        """
+        condition: dict[str, str] = {"IfNoneMatch": "*"} if only_new else {}
+        if replaces is not None:
+            condition["IfMatch"] = replaces
+        with explained(self.location):
+            try:
+                self.client.put_object(
+                    Bucket=self.bucket,
+                    Key=self.key(name),
+                    Body=data,
+                    ChecksumSHA256=transfer.encoded(digest_bytes(data)),
+                    Metadata=metadata or {},
+                    **condition,  # type: ignore[arg-type]
+                )
+            except ClientError as error:
+                gone = replaces is not None and is_absent(error)
+                if gone or ((is_precondition(error) or is_conflict(error)) and condition):
+                    return False
+                raise
+        return True
+
+    def delete(self, name: str) -> None:
+        """Remove an object; no error where there is none."""
+        with explained(self.location):
+            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+
+    def list(self, folder: str) -> Iterator[tuple[str, int, datetime]]:
+        """Yield name relative to a folder, size and time of all objects in it."""
+        start = self.key(f"{folder}/")
+        pages = self.client.get_paginator("list_objects_v2")
+        with explained(self.location):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=start):
+                for item in page.get("Contents", ()):
+                    modified = item["LastModified"].astimezone(UTC)
+                    yield item["Key"].removeprefix(start), item["Size"], modified
+
+    def probe(self) -> Capabilities:
+        """Create twice, replace with a wrong tag, read back, ask for the checksum, delete.
+
+        Raises:
+            StoreUnreadable: It cannot be written, or returns other bytes.
+        """
+        name = f"probe/{secrets.token_hex(16)}"
+        try:
+            self.put(name, b"1")
+            create = self._refuses(name, only_new=True)
+            replace = self._refuses(name, replaces=_NO_TAG)
+            self.put(name, b"3")
+            found, head = self.get(name), self.head(name)
+            if found is None or found[0] != b"3" or head is None:
+                raise StoreUnreadable(
+                    "it does not return what was written",
+                    where=self.location,
+                    remedy="use a server that shows a write to the next reader",
+                )
+            return Capabilities(create, replace, checksums=head.digest is not None)
+        finally:
+            with suppress(GenAIError):
+                self.delete(name)
+
+    def _refuses(self, name: str, *, only_new: bool = False, replaces: str | None = None) -> bool:
+        """Tell whether the server refuses a write whose condition does not hold."""
+        try:
+            return not self.put(name, b"2", only_new=only_new, replaces=replaces)
+        except StoreUnreadable as error:  # it says itself that it does not know the condition
+            if isinstance(error.__cause__, ClientError) and is_unsupported(error.__cause__):
+                return False
+            raise
+
+
+def _kept_digest(checksum: str | None, metadata: dict[str, str]) -> Digest | None:
+    if checksum and "-" not in checksum:  # "-": made of the parts' checksums
+        return transfer.decoded(checksum)
+    noted = metadata.get("sha256", "")
+    return Digest(noted) if is_digest(noted) else None

@@ -1,0 +1,256 @@
+"""Moving large blobs to and from S3 in parts, several at once, hashed on the way.
+
+A blob's key is its digest, so a file is hashed before its first byte is sent; each part then
+carries its own SHA-256, which the server checks. Downloads write parts where they belong and hash
+them in order while later parts are still on their way, so that nothing is read twice from the
+network and nothing is handed out unverified.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+from botocore import exceptions as boto
+from urllib3.exceptions import HTTPError
+
+from genai_core.errors import CorruptBlob
+from genai_core.names import Digest
+from genai_core.record import Blob
+from genai_core.store.files import hash_file
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import CompletedPartTypeDef
+
+__all__ = ["PART_BYTES", "decoded", "download", "encoded", "hash_object", "read", "upload"]
+
+PART_BYTES = 16 << 20
+_MOST_PARTS = 10_000
+_THREADS = 8
+_ATTEMPTS = 5
+_BROKEN_STREAM = (
+    boto.ResponseStreamingError,
+    boto.IncompleteReadError,
+    boto.ReadTimeoutError,
+    boto.ConnectionClosedError,
+    HTTPError,
+    ConnectionError,
+    TimeoutError,
+)
+_T = TypeVar("_T")
+
+
+def encoded(digest: Digest) -> str:
+    """Return a SHA-256 as S3 writes it."""
+    return base64.b64encode(bytes.fromhex(digest)).decode()
+
+
+def decoded(checksum: str) -> Digest | None:
+    """Return a SHA-256 that S3 wrote; None where it is none."""
+    try:
+        return Digest(base64.b64decode(checksum, validate=True).hex())
+    except ValueError:
+        return None
+
+
+def _ranges(size: int) -> list[tuple[int, int]]:
+    """Return (offset, length) of each part."""
+    step = max(PART_BYTES, -(-size // _MOST_PARTS))
+    return [(start, min(step, size - start)) for start in range(0, size, step)] or [(0, 0)]
+
+
+def upload(client: S3Client, path: Path, *, bucket: str, key: str, blob: Blob, check: bool) -> None:
+    """Put a file, in one piece or in parts; an upload that fails is aborted.
+
+    Args:
+        client: boto3's S3 client.
+        path: What to send.
+        bucket: Where to.
+        key: Where to.
+        blob: The file's digest and size; in one piece the server refuses other bytes.
+        check: The digest comes from elsewhere: hash the file while its parts are sent.
+
+    Raises:
+        CorruptBlob: The file has other bytes than announced; nothing is stored.
+    """
+    size, digest = blob.size, blob.sha256
+    metadata = {"sha256": digest}
+    if size <= PART_BYTES:
+        with path.open("rb") as stream:
+            client.put_object(
+                Bucket=bucket,
+                Key=key,
+                Body=stream,
+                ContentLength=size,
+                ChecksumSHA256=encoded(digest),
+                Metadata=metadata,
+            )
+        return
+    upload_id = client.create_multipart_upload(
+        Bucket=bucket, Key=key, ChecksumAlgorithm="SHA256", Metadata=metadata
+    )["UploadId"]
+
+    def send(number: int, start: int, length: int) -> CompletedPartTypeDef:
+        with path.open("rb", buffering=0) as stream:
+            data = os.pread(stream.fileno(), length, start)
+        checksum = base64.b64encode(hashlib.sha256(data).digest()).decode()
+        done = client.upload_part(
+            Bucket=bucket,
+            Key=key,
+            UploadId=upload_id,
+            PartNumber=number,
+            Body=data,
+            ChecksumSHA256=checksum,
+        )
+        return {"PartNumber": number, "ETag": done["ETag"], "ChecksumSHA256": checksum}
+
+    try:
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="s3-put") as pool:
+            futures = [
+                pool.submit(send, number, start, length)
+                for number, (start, length) in enumerate(_ranges(size), start=1)
+            ]
+            if check:
+                _expect(path, blob, futures)
+            parts = list(_results(futures))
+        client.complete_multipart_upload(
+            Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+        )
+    except BaseException:
+        with suppress(boto.BotoCoreError, boto.ClientError):
+            client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
+        raise
+
+
+def _expect(path: Path, blob: Blob, futures: list[Future[CompletedPartTypeDef]]) -> None:
+    found, size = hash_file(path)
+    if (found, size) != (blob.sha256, blob.size):
+        _cancel(futures)
+        raise CorruptBlob(
+            f"it was announced as {blob.sha256[:12]} and is {found[:12]}", where=str(path)
+        )
+
+
+def download(
+    client: S3Client, target: BinaryIO, *, bucket: str, key: str, size: int
+) -> tuple[Digest, int]:
+    """Write an object to a file and return digest and size of its bytes.
+
+    Args:
+        client: boto3's S3 client.
+        target: An empty file, open for reading and writing, unbuffered.
+        bucket: Where from.
+        key: Where from.
+        size: What the record says; more bytes than that are not read but make the size wrong.
+
+    Raises:
+        ClientError: Among others, the object is not there.
+    """
+    handle = target.fileno()
+    if size <= PART_BYTES:
+        return _retried(lambda: _one_piece(client, target, bucket=bucket, key=key, limit=size + 1))
+    head = client.head_object(Bucket=bucket, Key=key)
+    if head["ContentLength"] != size:
+        return Digest(""), head["ContentLength"]
+
+    def receive(start: int, length: int) -> None:
+        answer = client.get_object(
+            Bucket=bucket,
+            Key=key,
+            Range=f"bytes={start}-{start + length - 1}",
+            IfMatch=head["ETag"],
+        )
+        offset = start
+        with answer["Body"] as body:
+            while data := body.read(1 << 20):
+                os.pwrite(handle, data, offset)
+                offset += len(data)
+        if offset != start + length:
+            raise boto.IncompleteReadError(actual_bytes=offset - start, expected_bytes=length)
+
+    digest = hashlib.sha256()
+    ranges = _ranges(size)
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="s3-get") as pool:
+        futures = [
+            pool.submit(_retried, lambda start=start, length=length: receive(start, length))
+            for start, length in ranges
+        ]
+        for (start, length), _ in zip(ranges, _results(futures), strict=True):
+            for offset in range(start, start + length, 1 << 20):
+                digest.update(os.pread(handle, min(1 << 20, start + length - offset), offset))
+    return Digest(digest.hexdigest()), size
+
+
+def _one_piece(
+    client: S3Client, target: BinaryIO, *, bucket: str, key: str, limit: int
+) -> tuple[Digest, int]:
+    target.seek(0)
+    target.truncate()
+    size = 0
+    digest = hashlib.sha256()
+    with client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+        while size < limit and (data := body.read(min(1 << 20, limit - size))):
+            target.write(data)
+            digest.update(data)
+            size += len(data)
+    return Digest(digest.hexdigest()), size
+
+
+def read(client: S3Client, *, bucket: str, key: str) -> tuple[bytes, str]:
+    """Return a small object's bytes and tag."""
+
+    def get() -> tuple[bytes, str]:
+        answer = client.get_object(Bucket=bucket, Key=key)
+        with answer["Body"] as body:
+            return body.read(), answer["ETag"]
+
+    return _retried(get)
+
+
+def hash_object(client: S3Client, *, bucket: str, key: str) -> tuple[Digest, int]:
+    """Read an object without keeping it; return digest and size."""
+
+    def read() -> tuple[Digest, int]:
+        digest, size = hashlib.sha256(), 0
+        with client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+            while data := body.read(1 << 20):
+                digest.update(data)
+                size += len(data)
+        return Digest(digest.hexdigest()), size
+
+    return _retried(read)
+
+
+def _retried(call: Callable[[], _T]) -> _T:
+    """Repeat a read whose stream broke; botocore repeats only until the first byte."""
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return call()
+        except _BROKEN_STREAM:
+            time.sleep(0.1 * 2**attempt)
+    try:
+        return call()
+    except (HTTPError, ConnectionError, TimeoutError) as error:
+        raise boto.ResponseStreamingError(error=error) from error
+
+
+def _results(futures: list[Future[_T]]) -> Iterator[_T]:
+    """Yield results in order; at the first failure the rest is not begun."""
+    try:
+        for future in futures:
+            yield future.result()
+    finally:
+        _cancel(futures)
+
+
+def _cancel(futures: list[Future[_T]]) -> None:
+    for future in futures:
+        future.cancel()
