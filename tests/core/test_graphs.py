@@ -42,7 +42,7 @@ def test_names_are_those_that_genie_reads() -> None:
     "name", ["", "ar0_cl4", "ar1", "ar1_cl4_", "ar1_cl4_3_of_2", "xar1_cl4", "ar1_cl4_0_of_2"]
 )
 def test_parse_name_refuses_other_names(name: str) -> None:
-    with pytest.raises(ValueError, match="name|part"):
+    with pytest.raises(ValueError, match=r"name|part"):
         parse_name(name)
 
 
