@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import io
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -409,6 +410,14 @@ class DirectoryStore:
             for path in (self.root / "tmp").iterdir():
                 with suppress(FileNotFoundError):
                     yield path, datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+
+    def delete_leftover(self, path: Path) -> None:
+        """Remove what `leftovers` found."""
+        with self._explained(path):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     @contextmanager
     def _explained(self, path: Path, *, need: int | None = None) -> Iterator[None]:

@@ -1,0 +1,86 @@
+"""Read every byte that a record names and compare it with its digest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from genai_core.errors import CorruptBlob
+from genai_core.names import Digest
+from genai_core.record import Blob
+from genai_core.store.protocol import RecordRef, Store
+
+__all__ = ["Fault", "Verified", "verify"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A blob that is not what its records say.
+
+    Attributes:
+        what: `is missing`, `has ... bytes instead of ...`, `has bytes of digest ...`.
+        records: The tasks that will run again.
+        removed: It was removed, so that the next lookup is a miss.
+    """
+
+    digest: Digest
+    what: str
+    records: tuple[RecordRef, ...]
+    removed: bool
+
+
+@dataclass
+class Verified:
+    """What was read.
+
+    Attributes:
+        unreadable: Records that are none; they are misses already.
+    """
+
+    records: int = 0
+    blobs: int = 0
+    bytes: int = 0
+    faults: list[Fault] = field(default_factory=list)
+    unreadable: list[RecordRef] = field(default_factory=list)
+
+    @property
+    def clean(self) -> bool:
+        """Nothing was wrong."""
+        return not self.faults and not self.unreadable
+
+
+def verify(
+    store: Store, *, remove: bool = False, progress: Callable[[str], None] = lambda _: None
+) -> Verified:
+    """Check all blobs of all records.
+
+    Args:
+        store: The store.
+        remove: Remove wrong blobs, so that their tasks run again.
+        progress: Called with a line for each fault.
+    """
+    done = Verified()
+    users: dict[Blob, list[RecordRef]] = {}
+    for ref in store.list_records():
+        try:
+            stored = store.get_record(ref.operation, ref.key)
+        except CorruptBlob:
+            done.unreadable.append(ref)
+            progress(f"{ref}: the record cannot be read")
+            continue
+        if stored is None:
+            continue
+        done.records += 1
+        for digest, size in stored.record.blobs().items():
+            users.setdefault(Blob(sha256=digest, size=size), []).append(ref)
+    for blob, refs in users.items():
+        what = store.check_blob(blob)
+        done.blobs += 1
+        done.bytes += blob.size
+        if what is None:
+            continue
+        if remove:
+            store.delete_blob(blob.sha256)
+        done.faults.append(Fault(blob.sha256, what, tuple(refs), removed=remove))
+        progress(f"blob {blob.sha256} {what}; used by {', '.join(map(str, refs))}")
+    return done
