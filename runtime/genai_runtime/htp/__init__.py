@@ -1,0 +1,1 @@
+"""Snapdragon on x86: the vendor's emulator, metadata reader and Genie, in child processes."""
