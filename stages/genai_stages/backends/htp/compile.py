@@ -31,11 +31,12 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from genai_core import chips
+from genai_core.chips import Chip
 from genai_core.errors import InvalidSpec, ToolchainMismatch, ToolFailed
 from genai_runtime.htp import epcontext, metadata, qnn
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
-from genai_stages.backends.htp import chips, dlc, toolrun
-from genai_stages.backends.htp.chips import Chip
+from genai_stages.backends.htp import dlc, toolrun
 from genai_stages.backends.htp.options import GraphOptions
 
 NATIVE_KV_ARS = (32, 64, 128, 256)

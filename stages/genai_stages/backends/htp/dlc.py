@@ -25,10 +25,11 @@ from pathlib import Path
 
 import onnx
 
+from genai_core import chips
 from genai_core.errors import BadModel, UnsupportedOperator
 from genai_runtime.htp import qnn
 from genai_runtime.htp.metadata import GraphMetadata
-from genai_stages.backends.htp import chips, toolrun
+from genai_stages.backends.htp import toolrun
 
 RECORDS = ("model", "model.params", "model.params.bin")
 """A DLC is a zip; these records are the graph and its weights. The others carry the time."""
