@@ -43,7 +43,14 @@ class Simulated:
     unused: tuple[str, ...]
 
 
-def simulate(core: Path, encodings: EncodingSet, out: Path) -> Simulated:
+def simulate(
+    core: Path,
+    encodings: EncodingSet,
+    out: Path,
+    *,
+    start: str | None = None,
+    end: str | None = None,
+) -> Simulated:
     """Write `model.onnx` and `model.data` into `out`.
 
     Inputs and outputs are those of `expand_attention.expand`. Peak memory does not depend on the
@@ -53,13 +60,17 @@ def simulate(core: Path, encodings: EncodingSet, out: Path) -> Simulated:
         core: Folder of a core graph.
         encodings: Of the source model.
         out: An empty folder.
+        start: The tensor it starts from, None = `input_ids`; its values are taken as they come.
+        end: The tensor it ends with, None = `logits`.
 
     Raises:
         BadEncodings: An entry does not fit its tensor.
     """
     model, facts = read_core(core)
     lookup = core_lookup(encodings, facts)
-    first, last = model.graph.inputs[0], model.graph.outputs[0]
+    by_name = {value.name: value for node in model.graph for value in node.outputs}
+    first = model.graph.inputs[0] if start is None else by_name[start]
+    last = model.graph.outputs[0] if end is None else by_name[end]
     with TensorFile(out / DATA_FILE) as data:
         simulation = _Simulation(facts, first, last, lookup=lookup, data=data)
         expanded = simulation.run(needed_nodes(first, last))
