@@ -264,8 +264,10 @@ def _fill_defaults(model: type[BaseModel], raw: Schema, definitions: Schema) -> 
     for name, field in model.model_fields.items():
         if field.default_factory is not None:
             value = field.get_default(call_default_factory=True, validated_data={})
-            if isinstance(value, (list, dict)):
-                raw["properties"][field.alias or name]["default"] = value
+            if isinstance(value, BaseModel):
+                # Whole, not {}: rules are tried on a default before its own defaults are filled in.
+                value = value.model_dump(mode="json", by_alias=True, exclude_none=True)
+            raw["properties"][field.alias or name]["default"] = value
         for inner in _models_in(field.annotation):
             _fill_defaults(inner, definitions[inner.__name__], definitions)
 
@@ -345,15 +347,5 @@ def _members(node: Schema, definitions: Schema, described: dict[str, dict[str, s
         member = _structural(value, definitions, described)
         if name in texts:
             member["description"] = texts[name]
-        # An absent object is filled in by the apiserver only from a default of its own.
-        if member.get("type") == "object" and name not in node.get("required", ()):
-            member.setdefault("default", {})
-            if _incomplete(member):
-                del member["default"]
         properties[name] = member
     return {"properties": properties}
-
-
-def _incomplete(member: Schema) -> bool:
-    """Whether `{}` would lack something required."""
-    return bool(member.get("required"))
