@@ -86,8 +86,13 @@ def on_grid(
     offset: npt.NDArray[np.float64],
     *,
     encoding: Encoding,
+    signed: bool | None = None,
 ) -> IntArray:
-    """The same with scale and offset expanded already, for a tensor that is taken in pieces."""
+    """The same with scale and offset expanded already, for a tensor that is taken in pieces.
+
+    `signed` chooses the grid's integers where they are not to follow from the encoding.
+    """
+    signed = encoding.signed if signed is None else signed
     top = 2.0**encoding.bits - 1
     # Beyond 24 bits float32 cannot hold the integers themselves.
     wide = np.float64 if encoding.bits > 16 else np.float32
@@ -99,9 +104,9 @@ def on_grid(
         np.rint(grid, out=grid)
         grid -= offset.astype(wide)
     np.clip(grid, 0.0, top, out=grid)
-    if encoding.signed:
+    if signed:
         grid -= wide(2.0 ** (encoding.bits - 1))
-    result: IntArray = grid.astype(storage_dtype(encoding))
+    result: IntArray = grid.astype(storage_dtype(encoding, signed=signed))
     return result
 
 
@@ -129,13 +134,12 @@ def fake_quantize(
     )
 
 
-def storage_dtype(encoding: Encoding) -> np.dtype[np.generic]:
-    """The numpy type that holds the grid."""
-    name = "int" if encoding.signed else "uint"
+def storage_dtype(encoding: Encoding, *, signed: bool | None = None) -> np.dtype[np.generic]:
+    """The numpy type that holds the grid; `signed` as in `on_grid`."""
+    signed = encoding.signed if signed is None else signed
+    name = "int" if signed else "uint"
     if encoding.bits == 4:
-        four: np.dtype[np.generic] = np.dtype(
-            ml_dtypes.int4 if encoding.signed else ml_dtypes.uint4
-        )
+        four: np.dtype[np.generic] = np.dtype(ml_dtypes.int4 if signed else ml_dtypes.uint4)
         return four
     for bits in (8, 16, 32):
         if encoding.bits <= bits:

@@ -62,6 +62,7 @@ class TensorFile:
         encoding: Encoding,
         *,
         channel_axis: int,
+        signed: bool | None = None,
         where: str = "",
     ) -> ir.Value:
         """Append a float weight on its grid.
@@ -71,6 +72,7 @@ class TensorFile:
             weight: float32; mapped from disk, it is read in pieces.
             encoding: Integer encoding.
             channel_axis: The axis that counts output channels.
+            signed: Whether the integers are; None = as the encoding prefers.
             where: What a message names.
 
         Raises:
@@ -80,12 +82,14 @@ class TensorFile:
         values = weight.numpy()
         shape = values.shape
         scale, offset = expand(encoding, shape, channel_axis=channel_axis, where=where)
-        dtype = storage_dtype(encoding)
+        dtype = storage_dtype(encoding, signed=signed)
         return self._append(
             name,
             ir.DataType.from_numpy(dtype),
             shape,
-            _quantized(values, scale, offset, encoding=encoding, where=where or name),
+            _quantized(
+                values, scale, offset, encoding=encoding, signed=signed, where=where or name
+            ),
         )
 
     def _append(
@@ -118,6 +122,7 @@ def _quantized(
     offset: npt.NDArray[np.float64],
     *,
     encoding: Encoding,
+    signed: bool | None,
     where: str,
 ) -> Iterator[npt.NDArray[np.generic]]:
     """The weight on its grid, some rows at a time; an even number, so that nibbles stay paired."""
@@ -132,7 +137,9 @@ def _quantized(
                 where=where,
                 remedy="export the model again",
             )
-        yield on_grid(piece, _part(scale, rows), _part(offset, rows), encoding=encoding)
+        yield on_grid(
+            piece, _part(scale, rows), _part(offset, rows), encoding=encoding, signed=signed
+        )
 
 
 def _part(table: npt.NDArray[np.float64], rows: slice) -> npt.NDArray[np.float64]:

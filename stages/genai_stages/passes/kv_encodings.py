@@ -1,0 +1,100 @@
+"""One 8-bit symmetric encoding for a layer's keys, one for its values.
+
+The cache leaves a pass as `past_key_3_out` and comes back as `past_key_3_in`, raw bytes that nobody
+converts; so both ends and all that carries the cache in between share one encoding, in every graph
+of a build. Devices want it at 8 bits, unsigned with offset -128. Where the file has other bits, it
+is derived from the widest of the ranges that the file gives along the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+import onnx_ir as ir
+
+from genai_core.errors import BadEncodings
+from genai_stages.aimet.model import Encoding, per_tensor
+from genai_stages.passes.data_movement import moved_from, moved_onward
+from genai_stages.passes.encoding_lookup import EncodingLookup
+
+BITS = 8
+_IN = re.compile(r"past_(key|value)_(\d+)_in")
+
+
+@dataclasses.dataclass(frozen=True)
+class KvEncoding:
+    """The encoding of one cache and where it holds.
+
+    Attributes:
+        encoding: 8 bits, symmetric, offset -128.
+        values: Every value of the graph that must carry it.
+        derived: How it came about when the file does not have it as it is; else empty.
+    """
+
+    encoding: Encoding
+    values: tuple[ir.Value, ...]
+    derived: str
+
+
+def kv_encodings(graph: ir.Graph, lookup: EncodingLookup) -> list[KvEncoding]:
+    """The caches of a graph, by its inputs `past_key_{l}_in` and `past_value_{l}_in`.
+
+    Raises:
+        BadEncodings: No entry says anything about a cache.
+    """
+    outputs = {value.name: value for value in graph.outputs}
+    found = []
+    for value in graph.inputs:
+        match = _IN.fullmatch(value.name or "")
+        if match:
+            out = outputs.get(f"past_{match[1]}_{match[2]}_out")
+            found.append(_cache(value, out, lookup))
+    return found
+
+
+def _cache(entering: ir.Value, leaving: ir.Value | None, lookup: EncodingLookup) -> KvEncoding:
+    carried = [entering, *moved_onward(entering)]
+    # What is concatenated to the past arrives from elsewhere: it must carry the same encoding.
+    joined = [
+        other
+        for value in carried[1:]
+        for other in moved_from(value)
+        if other not in carried and any(node_of in carried for node_of in _next(other))
+    ]
+    values = [*carried, *joined]
+    if leaving is not None and leaving not in values:
+        values.append(leaving)
+    # Ranges further back, up to where keys and values are computed, say what must fit as well.
+    origins = [source for value in values for source in moved_from(value)]
+    names = _unique(value.name or "" for value in [*values, *origins])
+    entries = [entry for name in names if (entry := lookup.activation(name)) is not None]
+    if not entries:
+        raise BadEncodings(
+            "no entry names this cache or what is stored in it",
+            where=f"{lookup.where}: {lookup.source(entering.name or '')}",
+            remedy="calibrate with the key and value cache as inputs, or set quantization.gaps",
+        )
+    encoding, derived = _choose(entering.name or "", entries)
+    return KvEncoding(encoding, tuple(values), derived)
+
+
+def _next(value: ir.Value) -> Iterable[ir.Value]:
+    return (output for node in value.consumers() for output in node.outputs)
+
+
+def _unique(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(names))
+
+
+def _choose(name: str, entries: list[Encoding]) -> tuple[Encoding, str]:
+    ready = [one for one in entries if one.bits == BITS and one.signed]
+    if ready and all(one.same_grid(ready[0]) for one in ready):
+        return ready[0], ""
+    pool = ready or entries
+    widest = max(max(-float(one.low), float(one.high)) if not one.symmetric else float(one.high)
+                 for one in pool)  # fmt: skip
+    encoding = per_tensor(name, -widest, widest, bits=BITS, symmetric=True)
+    sources = ", ".join(f"{one.name} ({one.bits} bits)" for one in pool[:4])
+    return encoding, f"8 bits symmetric, +-{widest:.6g}, the widest of {sources}"

@@ -1,0 +1,349 @@
+"""Static float graph + encodings -> QDQ ONNX, as Qualcomm's execution provider reads it.
+
+Each float tensor becomes float -> QuantizeLinear -> DequantizeLinear behind the operator that
+yields it; graph inputs and outputs are integers; weights are integers with a DequantizeLinear.
+Activations are uint16, weights int8 or int4 per channel, biases int32 at the product of their
+operands' scales, the caches uint8. A value that a consumer wants on another grid (the cache's) is
+quantized again in between, which the provider turns into one conversion: no operator changes the
+bits of its result by itself.
+
+The weights are read from the graph's external data and quantized while they are written.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from genai_core.errors import BadEncodings, BadModel
+from genai_stages.aimet.arithmetic import storage_dtype
+from genai_stages.aimet.model import Encoding
+from genai_stages.core_graph import write_proto
+from genai_stages.passes.data_movement import moved_inputs
+from genai_stages.passes.encoding_lookup import EncodingLookup
+from genai_stages.passes.graph_encodings import GraphEncodings, Weight, decide, is_float
+from genai_stages.passes.tensor_file import TensorFile
+
+OPSET = 23
+IR_VERSION = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantized:
+    """What was written, for the record.
+
+    Attributes:
+        derived: Tensor -> how its encoding came about, where no entry gives it.
+        ties: Tensor -> the tensor it was moved from and whose encoding it carries.
+        used: Entries of the file that this graph uses.
+    """
+
+    derived: Mapping[str, str]
+    ties: Mapping[str, str]
+    used: frozenset[str]
+
+
+def quantize_graph(
+    source: Path,
+    out: Path,
+    lookup: EncodingLookup,
+    *,
+    rotary_limits: Mapping[str, float] | None = None,
+) -> Quantized:
+    """Write `<stem>.onnx` and `<stem>.data` into `out` for the static graph `<stem>.onnx`.
+
+    Peak memory is that of a few megabytes of weights, however large the graph's weights are.
+
+    Args:
+        source: A static float graph; its external data lie beside it.
+        out: An existing folder.
+        lookup: The encodings with this graph's provenance.
+        rotary_limits: Input name -> largest absolute value of that rotary table, where not 1.
+
+    Raises:
+        BadEncodings: A tensor has no encoding, or one that does not fit it.
+        BadModel: A weight holds a value that is not finite.
+    """
+    model = _typed(ir.load(source))
+    decisions = decide(model.graph, lookup, rotary_limits=rotary_limits)
+    with TensorFile(out / f"{source.stem}.data") as data:
+        graph = _Writer(model.graph, decisions, data, where=lookup.where).run()
+        quantized = ir.Model(graph, ir_version=IR_VERSION, producer_name="genai-operator")
+        write_proto(quantized, out / source.name)
+    return Quantized(decisions.derived, decisions.ties, frozenset(lookup.used))
+
+
+def _typed(model: ir.Model) -> ir.Model:
+    """The model with the type of every value, inferred where the file leaves it out."""
+    if any(value.dtype is None for node in model.graph for value in node.outputs):
+        from onnx_ir.passes.common import ShapeInferencePass
+
+        ShapeInferencePass()(model)
+    return model
+
+
+class _Writer:
+    """Builds the quantized graph node by node."""
+
+    def __init__(
+        self, graph: ir.Graph, decisions: GraphEncodings, data: TensorFile, *, where: str
+    ) -> None:
+        self.source = graph
+        self.decisions = decisions
+        self.data = data
+        self.where = where
+        self.nodes: list[ir.Node] = []
+        self.initializers: dict[str, ir.Value] = {}
+        self.plain: dict[ir.Value, ir.Value] = {}
+        """Source value -> its counterpart that is not quantized (token ids, shapes)."""
+        self.integers: dict[tuple[ir.Value, str], ir.Value] = {}
+        """(source value, grid) -> integers on that grid."""
+        self.floats: dict[tuple[ir.Value, str], ir.Value] = {}
+        """(source value, grid) -> the same dequantized, shared by consumers."""
+        self.outputs = set(graph.outputs)
+
+    def run(self) -> ir.Graph:
+        inputs = [self.input(value) for value in self.source.inputs]
+        for node in self.source:
+            self.node(node)
+        return ir.Graph(
+            inputs,
+            [self.output(value) for value in self.source.outputs],
+            nodes=self.nodes,
+            initializers=list(self.initializers.values()),
+            opset_imports={"": OPSET},
+            name=self.source.name,
+        )
+
+    # values
+
+    def input(self, value: ir.Value) -> ir.Value:
+        copy = ir.Value(name=value.name, shape=value.shape, type=value.type)
+        if is_float(value):
+            encoding = self.decisions.produced[value]
+            copy.type = ir.TensorType(ir.DataType.from_numpy(storage_dtype(encoding, signed=False)))
+            self.integers[value, grid_key(encoding)] = copy
+        else:
+            self.plain[value] = copy
+        return copy
+
+    def output(self, value: ir.Value) -> ir.Value:
+        if not is_float(value):
+            return self.plain[value]
+        return self.integers[value, grid_key(self.decisions.of(value))]
+
+    def operand(self, value: ir.Value, encoding: Encoding | None) -> ir.Value:
+        """What a new node reads for a value of the source, on the grid it asks for."""
+        if value.is_initializer():
+            if not is_float(value):
+                return self.constant(value)
+            return self.weight(value)
+        if not is_float(value):
+            return self.plain[value]
+        encoding = encoding or self.decisions.of(value)
+        key = grid_key(encoding)
+        if (value, key) not in self.floats:
+            if (value, key) not in self.integers:
+                self.convert(value, encoding)
+            integers = self.integers[value, key]
+            self.floats[value, key] = self.dequantize(f"{integers.name}_dq", integers, encoding)
+        return self.floats[value, key]
+
+    def convert(self, value: ir.Value, encoding: Encoding) -> None:
+        """Put a value on another grid than its operator does."""
+        produced = self.operand(value, self.decisions.produced[value])
+        name = f"{value.name}_to_{encoding.bits}_bits"
+        suffix = sum(1 for key in self.integers if key[0] is value)
+        name = name if suffix < 2 else f"{name}_{suffix}"
+        self.integers[value, grid_key(encoding)] = self.quantize(name, produced, encoding)
+
+    def weight(self, value: ir.Value) -> ir.Value:
+        key = (value, "weight")
+        if key not in self.floats:
+            decision = self.decisions.weights[value]
+            if decision.bias_of is not None:
+                self.floats[key] = self.bias(value, decision.bias_of)
+            else:
+                self.floats[key] = self.stored(value, decision)
+        return self.floats[key]
+
+    def stored(self, value: ir.Value, decision: Weight) -> ir.Value:
+        encoding, tensor = decision.encoding, value.const_value
+        assert encoding is not None
+        assert tensor is not None
+        name = value.name or ""
+        axis, signed = decision.channel_axis, decision.signed
+        grid = self.data.add_quantized(
+            name, tensor, encoding, channel_axis=axis, signed=signed, where=name
+        )
+        self.keep(grid)
+        if encoding.per_tensor:
+            inputs = [grid, *self.grid(encoding, signed=signed)]
+            return self.op("DequantizeLinear", f"{name}_dq", inputs, value)
+        scales, zeros = encoding.scale, encoding.zero_point(signed=signed)
+        rank = tensor.shape.rank()
+        more = {"axis": axis}
+        if encoding.block_size is not None:
+            inner = 1 - axis if rank == 2 else int(axis == 0)
+            more = {"axis": inner, "block_size": encoding.block_size}
+            if inner < axis:
+                scales, zeros = scales.T, zeros.T
+            view = (*scales.shape, *[1] * (rank - 2))
+            scales, zeros = scales.reshape(view), zeros.reshape(view)
+        dtype = storage_dtype(encoding, signed=signed)
+        inputs = [
+            grid,
+            self.array(f"{name}_scale", scales.astype(np.float32)),
+            self.array(f"{name}_zero_point", zeros.astype(dtype)),
+        ]
+        return self.op("DequantizeLinear", f"{name}_dq", inputs, value, **more)
+
+    def bias(self, value: ir.Value, node: ir.Node) -> ir.Value:
+        """int32 at the accumulator's scale: the input's times that of the weight's channel."""
+        tensor, source, weight = value.const_value, node.inputs[0], node.inputs[1]
+        assert tensor is not None
+        assert source is not None
+        assert weight is not None
+        encoding = self.decisions.weights[weight].encoding
+        assert encoding is not None
+        scales = encoding.scale if encoding.scale.ndim < 2 else encoding.scale.max(axis=1)
+        bias: npt.NDArray[np.float32] = tensor.numpy()
+        scale = np.broadcast_to(float(self.decisions.of(source).scale) * scales, bias.shape).astype(
+            np.float32
+        )
+        limits = np.iinfo(np.int32)
+        grid = np.rint(bias.astype(np.float64) / scale)
+        if np.any(np.abs(grid) > limits.max):
+            raise BadEncodings(
+                "the bias does not fit 32 bits at the scales of its input and weight",
+                where=f"{self.where}: {value.name}",
+                remedy="calibrate again, so that this layer's input and weights have real ranges",
+            )
+        name = value.name or ""
+        stored = self.data.add(name, grid.astype(np.int32))
+        self.keep(stored)
+        scales_of = self.array(f"{name}_scale", scale)
+        return self.op("DequantizeLinear", f"{name}_dq", [stored, scales_of], value, axis=0)
+
+    def constant(self, value: ir.Value) -> ir.Value:
+        if value not in self.plain:
+            assert value.const_value is not None
+            self.plain[value] = self.array(value.name or "", value.const_value.numpy())
+        return self.plain[value]
+
+    # nodes
+
+    def node(self, node: ir.Node) -> None:
+        wanted = self.wanted(node)
+        inputs = [
+            None if value is None else self.operand(value, wanted.get(value))
+            for value in node.inputs
+        ]
+        outputs = []
+        for value in node.outputs:
+            quantized = is_float(value)
+            suffix = "_float" if quantized and value in self.outputs else ""
+            outputs.append(ir.Value(name=f"{value.name}{suffix}", shape=value.shape,
+                                    type=value.type))  # fmt: skip
+            if not quantized:
+                self.plain[value] = outputs[-1]
+        self.nodes.append(
+            ir.Node(
+                node.domain,
+                node.op_type,
+                inputs,
+                attributes=list(node.attributes.values()),
+                outputs=outputs,
+                name=node.name,
+            )
+        )
+        for value, output in zip(node.outputs, outputs, strict=True):
+            if is_float(value):
+                self.store(value, output)
+
+    def wanted(self, node: ir.Node) -> dict[ir.Value, Encoding]:
+        """The grid that a data movement asks of its inputs: its output's."""
+        moved = moved_inputs(node)
+        if not moved:
+            return {}
+        return dict.fromkeys(moved, self.decisions.produced[node.outputs[0]])
+
+    def store(self, value: ir.Value, output: ir.Value) -> None:
+        """Quantize what a node yields, and once more where a cache narrows it."""
+        produced = self.decisions.produced[value]
+        narrowed = self.decisions.narrowed.get(value)
+        is_output = value in self.outputs
+        name = value.name if is_output and narrowed is None else f"{value.name}_q"
+        self.integers[value, grid_key(produced)] = self.quantize(name or "", output, produced)
+        if narrowed is not None and grid_key(narrowed) != grid_key(produced):
+            wide = self.operand(value, produced)
+            name = value.name if is_output else f"{value.name}_to_{narrowed.bits}_bits"
+            self.integers[value, grid_key(narrowed)] = self.quantize(name or "", wide, narrowed)
+
+    # new nodes and constants
+
+    def quantize(self, name: str, value: ir.Value, encoding: Encoding) -> ir.Value:
+        scale, zero = self.grid(encoding)
+        integers = self.op("QuantizeLinear", name, [value, scale, zero], value)
+        integers.type = ir.TensorType(ir.DataType.from_numpy(storage_dtype(encoding, signed=False)))
+        return integers
+
+    def dequantize(self, name: str, integers: ir.Value, encoding: Encoding) -> ir.Value:
+        return self.op("DequantizeLinear", name, [integers, *self.grid(encoding)], integers)
+
+    def op(
+        self, op_type: str, name: str, inputs: list[ir.Value], like: ir.Value, **attributes: int
+    ) -> ir.Value:
+        output = ir.Value(name=name, shape=like.shape, type=ir.TensorType(ir.DataType.FLOAT))
+        self.nodes.append(
+            ir.Node(
+                "",
+                op_type,
+                inputs,
+                attributes=ir.convenience.convert_attributes(attributes),
+                outputs=[output],
+                name=f"{op_type}:{name}",
+            )
+        )
+        return output
+
+    def grid(self, encoding: Encoding, *, signed: bool = False) -> tuple[ir.Value, ir.Value]:
+        """Scale and zero point of a per-tensor grid, shared by all that have the same.
+
+        Devices have no signed activations: a symmetric one is unsigned, its zero in the middle.
+        """
+        key = f"{grid_key(encoding)}{'_signed' if signed else ''}"
+        dtype = storage_dtype(encoding, signed=signed)
+        zero = encoding.zero_point(signed=signed)
+        return (
+            self.array(f"scale_{key}", np.asarray(encoding.scale, np.float32)),
+            self.array(f"zero_point_{key}", np.asarray(zero).astype(dtype)),
+        )
+
+    def array(self, name: str, array: npt.NDArray[np.generic]) -> ir.Value:
+        """A small constant inside the graph."""
+        if name not in self.initializers:
+            value = ir.Value(name=name, shape=ir.Shape(array.shape),
+                             type=ir.TensorType(ir.DataType.from_numpy(array.dtype)))  # fmt: skip
+            value.const_value = ir.Tensor(array, name=name)
+            self.initializers[name] = value
+        return self.initializers[name]
+
+    def keep(self, value: ir.Value) -> None:
+        name = value.name or ""
+        if name in self.initializers:
+            raise BadModel(
+                "two tensors have this name", where=name, remedy="rename one of them in the model"
+            )
+        self.initializers[name] = value
+
+
+def grid_key(encoding: Encoding) -> str:
+    """Names a per-tensor grid: equal exactly where values fall on the same integers."""
+    scale = np.float32(encoding.scale).view(np.uint32)
+    return f"{encoding.bits}_{int(scale):08x}_{int(-encoding.offset)}"
