@@ -1,0 +1,61 @@
+"""Writes every generated file from the code, or checks that none differs.
+
+    python tools/generate.py           # write
+    python tools/generate.py --check   # exit 1 and name what differs
+
+Generated files are never edited by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from genai_core.crd import KINDS, crd
+
+ROOT = Path(__file__).parents[1]
+HEADER = "# Generated from core/genai_core/kinds by `make generate`; never edit.\n"
+
+
+class _Plain(yaml.SafeDumper):
+    """YAML without anchors: people and kubectl diff read it."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        return True
+
+
+def crds() -> dict[Path, str]:
+    """One file for each kind."""
+    return {
+        ROOT / "crds" / f"{kind.plural}.yaml": HEADER
+        + yaml.dump(crd(kind), Dumper=_Plain, sort_keys=False, width=100)
+        for kind in KINDS
+    }
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    check = parser.parse_args().check
+    differing = []
+    for path, text in crds().items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        differing.append(path.relative_to(ROOT))
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+    for path in differing:
+        print(f"{'differs' if check else 'written'}: {path}")
+    if check and differing:
+        print("run: make generate", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
