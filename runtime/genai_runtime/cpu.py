@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from pydantic import TypeAdapter, ValidationError
 
@@ -22,6 +23,9 @@ from genai_runtime.session import Logits, Tokens, checked_tokens, checked_trunca
 
 ROPE_KEY = "genai.rope"
 """Metadata of the model: JSON of its rotary tables."""
+
+EXACT_KEY = "genai.exact_int8"
+"""Metadata of the model: "1" where its int8 weights are wide enough to saturate."""
 
 _TABLES = TypeAdapter(dict[str, RopeTable])
 
@@ -47,6 +51,11 @@ class CpuSession:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        if _wants_exact_int8(model):
+            # Without VNNI, u8 x s8 products saturate in 16 bits, which cost 0.02 nats on a model
+            # with full-range int8 weights. Exact kernels take 1.4 times as long there, and this
+            # option changes nothing on other machines.
+            options.add_session_config_entry("session.x64quantprecision", "1")
         try:
             self._session: Any = ort.InferenceSession(
                 str(model), options, providers=["CPUExecutionProvider"]
@@ -141,3 +150,12 @@ class CpuSession:
             self._binding.bind_ortvalue_input(past, buffer)
             self._binding.bind_ortvalue_output(name, buffer)
             self._buffers.append(buffer)
+
+
+def _wants_exact_int8(model: Path) -> bool:
+    """Read the flag before the session is made: its options cannot change afterwards."""
+    try:
+        proto = onnx.load(str(model), load_external_data=False)  # noqa: TID251 - no weights inside
+    except Exception as error:  # protobuf and the file system raise their own kinds
+        raise BadModel("not an ONNX file", where=str(model)) from error
+    return any(prop.key == EXACT_KEY and prop.value == "1" for prop in proto.metadata_props)

@@ -58,6 +58,8 @@ class LinearWeights(BaseModel):
     block_size: int | None = None
     exact: bool
     """The integers of the source's encoding are kept; False: rounded anew."""
+    wide: bool = False
+    """int8 beyond +-64: u8 x s8 kernels that add pairs in 16 bits would saturate."""
 
 
 class Fragment(BaseModel):

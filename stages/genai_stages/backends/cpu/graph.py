@@ -155,8 +155,10 @@ class _Builder:
             producer_name="genai-operator",
         )
         rope = {name: table.model_dump(mode="json") for name, table in self.facts.rope.items()}
+        wide = any(linear.wide for linear in self.linears.values())
         values = {
             "genai.precision": self.precision.value,
+            "genai.exact_int8": str(int(wide)),
             "genai.rope": json.dumps(rope, sort_keys=True, separators=(",", ":")),
         }
         helper.set_model_props(model, values)

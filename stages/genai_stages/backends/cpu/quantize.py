@@ -38,6 +38,9 @@ from genai_stages.backends.cpu.sites import LinearSite, SourceEncodings, is_op, 
 _CHUNK_VALUES = 4 * 1024 * 1024
 """Weights held as float32 at once (16 MB)."""
 
+_SAFE = 64
+"""255 x 64 x 2 still fits into 16 signed bits."""
+
 
 @dataclass(frozen=True)
 class _Use:
@@ -194,6 +197,7 @@ class _Writer:
             scale=self._put(f"{site.weight}.scale", scale),
             zero_point=self._put(f"{site.weight}.zero_point", zero) if zero.any() else None,
             exact=exact,
+            wide=int(values.max()) > _SAFE or int(values.min()) < -_SAFE,
         )
 
     def _int4(self, tensor: ir.ExternalTensor, site: LinearSite, enc: Encoding | None) -> None:

@@ -1,0 +1,88 @@
+"""Holds a built CPU model against the core graph that it was built from.
+
+A float model must agree to rounding, in one pass as well as token by token. An integer model
+departs by design; how far is recorded here as a ratio and judged later by its loss.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genai_core.errors import DriftError
+from genai_core.names import Precision
+from genai_runtime.cpu import CpuSession
+from genai_stages.segments import SegmentedModel
+
+TOLERANCE = 1e-4
+"""Largest difference of a logit, relative to the largest logit where that is above 1."""
+
+_TOKENS = 24
+_STEPS = 6
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a model compares with its core graph.
+
+    Attributes:
+        largest: Largest difference of a logit.
+        magnitude: Largest logit of the core graph.
+        sqnr_db: Signal to quantization noise of the logits, decibels; infinite when equal.
+        chunked: Largest difference between one pass and token by token, in the built model.
+    """
+
+    largest: float
+    magnitude: float
+    sqnr_db: float
+    chunked: float
+
+
+def compare(
+    core: Path, model: Path, scratch: Path, *, tokens: NDArray[np.integer], threads: int
+) -> Agreement:
+    """Run both on `tokens` [T] and compare their logits."""
+    (expected,) = SegmentedModel(core, scratch, threads=threads).logits([tokens])
+    session = CpuSession(model, context_length=tokens.size, threads=threads)
+    try:
+        got = session.forward(tokens)
+        session.reset()
+        split = max(1, tokens.size - _STEPS)
+        parts = [session.forward(tokens[:split])]
+        parts += [session.forward(tokens[i : i + 1]) for i in range(split, tokens.size)]
+    finally:
+        session.close()
+    noise = float(np.square(got.astype(np.float64) - expected).mean())
+    signal = float(np.square(expected.astype(np.float64)).mean())
+    return Agreement(
+        largest=float(np.abs(got - expected).max()),
+        magnitude=float(np.abs(expected).max()),
+        sqnr_db=math.inf if noise == 0 else 10 * math.log10(max(signal, 1e-30) / noise),
+        chunked=float(np.abs(np.concatenate(parts) - got).max()),
+    )
+
+
+def verify(
+    core: Path, model: Path, scratch: Path, *, precision: Precision, vocab: int, threads: int
+) -> Agreement:
+    """Compare on random tokens and judge.
+
+    Raises:
+        DriftError: A float model departs from its core graph, or any model yields NaN.
+    """
+    tokens = np.random.default_rng(0).integers(0, vocab, _TOKENS)
+    found = compare(core, model, scratch, tokens=tokens, threads=threads)
+    if not math.isfinite(found.largest):
+        raise DriftError("the model yields NaN or infinity", where=model.name)
+    allowed = TOLERANCE * max(1.0, found.magnitude)
+    if precision is Precision.FLOAT and max(found.largest, found.chunked) > allowed:
+        raise DriftError(
+            f"logits differ by {found.largest:.2e} from the core graph and by {found.chunked:.2e} "
+            f"between one pass and token by token, allowed are {allowed:.2e}",
+            where=model.name,
+        )
+    return found

@@ -1,0 +1,23 @@
+"""Weights of some layers in the form that the CPU model reads.
+
+Inputs: the core graph (`model.onnx`, `facts.json` and the weights files of the chosen layers, and
+the embedding's for a tied lm_head) and the source's encodings where it has any.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genai_core.operations import ConvertCpuConfig
+from genai_stages.backends.cpu.quantize import convert_group, summary
+from genai_stages.core_graph import read_core
+from genai_stages.input_folders import core_folder, encodings_of
+from genai_stages.stage import Context, Inputs, StageResult
+
+
+def run(inputs: Inputs, config: ConvertCpuConfig, out: Path, context: Context) -> StageResult:
+    """Write `weights.data` and `fragment.json`."""
+    del context
+    model, facts = read_core(core_folder(inputs))
+    fragment = convert_group(model, facts, encodings_of(inputs), config=config, out=out)
+    return StageResult(notes={"linears": summary(fragment)})
