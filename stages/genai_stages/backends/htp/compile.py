@@ -128,7 +128,8 @@ def twin(
 ) -> CompileResult:
     """The same graphs without shared weights and with a flat cache, for the emulator and Genie.
 
-    Beside `out` each graph gets an ONNX wrapper `<graph>.onnx` by which ONNX Runtime loads it.
+    Beside `out` come its metadata (`.json`) and, for each graph, an ONNX wrapper `<graph>.onnx` by
+    which ONNX Runtime loads it; see genai_runtime.htp.emulation.
 
     Raises:
         GenAIError: As `context_binary`.
@@ -138,6 +139,8 @@ def twin(
         sources, out, chip=chip, scratch=scratch, weight_sharing=False, timeout=timeout
     )
     epcontext.write(out, result.metadata)
+    text = result.metadata.model_dump_json(indent=1)
+    out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     return result
 
 
