@@ -162,9 +162,13 @@ class DirectoryStore:
         if draft.is_symlink():
             draft.unlink()
             return self._copy_in(path, draft)
-        with draft.open("rb", buffering=0) as source:
-            digest, size = copy_hashed(source, None)
-            _seal(source)
+        try:
+            with draft.open("rb", buffering=0) as source:
+                _seal(source)
+                digest, size = copy_hashed(source, None)
+        except PermissionError:  # another user's file: readable, not ours to seal
+            draft.unlink()
+            return self._copy_in(path, draft)
         return Blob(sha256=digest, size=size)
 
     def _place(self, draft: Path, digest: Digest) -> None:
@@ -438,8 +442,9 @@ def _children(folder: Path) -> list[Path]:
 
 
 def _seal(stream: BinaryIO) -> None:
-    """Make a file read-only and durable."""
+    """Make a file read-only, young (gc's grace counts from now) and durable."""
     os.fchmod(stream.fileno(), 0o444)
+    os.utime(stream.fileno())
     os.fsync(stream.fileno())
 
 

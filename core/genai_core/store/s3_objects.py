@@ -99,7 +99,10 @@ class Objects:
         modified = answer["LastModified"].astimezone(UTC)
         date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
         now = parsedate_to_datetime(date).astimezone(UTC) if date else modified
-        digest = _kept_digest(answer.get("ChecksumSHA256"), answer.get("Metadata", {}))
+        # Sent in parts: the server's checksum is one of checksums, and what we noted counts.
+        in_parts = "-" in answer["ETag"] or answer.get("ChecksumType") == "COMPOSITE"
+        checksum = None if in_parts else answer.get("ChecksumSHA256")
+        digest = _kept_digest(checksum, answer.get("Metadata", {}))
         return Head(answer["ContentLength"], digest, modified, now)
 
     def get(self, name: str) -> tuple[bytes, str] | None:
@@ -205,7 +208,7 @@ class Objects:
 
 
 def _kept_digest(checksum: str | None, metadata: dict[str, str]) -> Digest | None:
-    if checksum and "-" not in checksum:  # "-": made of the parts' checksums
+    if checksum:
         return transfer.decoded(checksum)
     noted = metadata.get("sha256", "")
     return Digest(noted) if is_digest(noted) else None

@@ -64,38 +64,25 @@ def decoded(checksum: str) -> Digest | None:
 def _ranges(size: int) -> list[tuple[int, int]]:
     """Return (offset, length) of each part."""
     step = max(PART_BYTES, -(-size // _MOST_PARTS))
-    return [(start, min(step, size - start)) for start in range(0, size, step)] or [(0, 0)]
+    return [(start, min(step, size - start)) for start in range(0, size, step)]
 
 
 def upload(client: S3Client, path: Path, *, bucket: str, key: str, blob: Blob, check: bool) -> None:
-    """Put a file, in one piece or in parts; an upload that fails is aborted.
+    """Put a file in parts; an upload that fails is aborted.
 
     Args:
         client: boto3's S3 client.
         path: What to send.
         bucket: Where to.
         key: Where to.
-        blob: The file's digest and size; in one piece the server refuses other bytes.
+        blob: The file's digest and size; the digest is noted with the object.
         check: The digest comes from elsewhere: hash the file while its parts are sent.
 
     Raises:
         CorruptBlob: The file has other bytes than announced; nothing is stored.
     """
-    size, digest = blob.size, blob.sha256
-    metadata = {"sha256": digest}
-    if size <= PART_BYTES:
-        with path.open("rb") as stream:
-            client.put_object(
-                Bucket=bucket,
-                Key=key,
-                Body=stream,
-                ContentLength=size,
-                ChecksumSHA256=encoded(digest),
-                Metadata=metadata,
-            )
-        return
     upload_id = client.create_multipart_upload(
-        Bucket=bucket, Key=key, ChecksumAlgorithm="SHA256", Metadata=metadata
+        Bucket=bucket, Key=key, ChecksumAlgorithm="SHA256", Metadata={"sha256": blob.sha256}
     )["UploadId"]
 
     def send(number: int, start: int, length: int) -> CompletedPartTypeDef:
@@ -116,7 +103,7 @@ def upload(client: S3Client, path: Path, *, bucket: str, key: str, blob: Blob, c
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="s3-put") as pool:
             futures = [
                 pool.submit(send, number, start, length)
-                for number, (start, length) in enumerate(_ranges(size), start=1)
+                for number, (start, length) in enumerate(_ranges(blob.size), start=1)
             ]
             if check:
                 _expect(path, blob, futures)
