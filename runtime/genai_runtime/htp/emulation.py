@@ -6,8 +6,8 @@
       part_1_of_3.json            what the vendor's library reads in it
       prompt_ar32_cl256_1_of_3.onnx, token_ar1_cl256_1_of_3.onnx ...   wrappers for ONNX Runtime
 
-The compile stage writes the files of one split (`genai_stages.backends.htp.compile.twin`); packaging
-puts the splits into one folder and calls `describe`.
+The compile stage writes the files of one split (`genai_stages.backends.htp.compile.twin`);
+packaging puts the splits into one folder and calls `describe`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 A pass of AR tokens at context length CL needs: the tokens (padded), an additive mask, cosines and
 sines of their positions, and the cache of at most CL - AR earlier tokens. Past tokens sit at the
-front of the CL axis, the new ones at its end; a pass returns the new tokens' slice of the cache. The
-splits of a model are chained by handing boundary tensors on as raw integers.
+front of the CL axis, the new ones at its end; a pass returns the new tokens' slice of the cache.
+The splits of a model are chained by handing boundary tensors on as raw integers.
 
 The executor picks, for each piece of the input, the smallest CL that holds it, and cuts the input
 by the largest AR, finishing with the smallest AR that takes the rest in one pass: what Genie does
@@ -32,10 +32,10 @@ def quantize(values: NDArray[np.floating], tensor: TensorMetadata) -> Integers:
     """Float values as the integers (or floats) that a tensor takes, clipped to its range."""
     dtype = np.dtype(tensor.dtype)
     if tensor.scale is None or tensor.offset is None:
-        return values.astype(dtype)
+        return np.asarray(values, dtype)
     limits = np.iinfo(dtype)
     steps = np.rint(np.asarray(values, np.float64) / tensor.scale) - tensor.offset
-    return np.clip(steps, limits.min, limits.max).astype(dtype)
+    return np.asarray(np.clip(steps, limits.min, limits.max), dtype)
 
 
 def dequantize(values: Integers, tensor: TensorMetadata) -> NDArray[np.float32]:
@@ -78,9 +78,7 @@ class Executor:
         self._cache = _empty_caches(self._graphs, self._context)
         self._tokens = np.zeros(0, np.int64)
         models = {g.name: folder / f"{g.name}.onnx" for gs in self._graphs.values() for g in gs}
-        self._emulator = Emulator(
-            models, soc_model=self._facts.soc_model, run_timeout=run_timeout
-        )
+        self._emulator = Emulator(models, soc_model=self._facts.soc_model, run_timeout=run_timeout)
 
     @property
     def context_length(self) -> int:
@@ -182,8 +180,8 @@ class Executor:
                     feeds[name] = np.ascontiguousarray(slots)
                 else:
                     given = self._constants.get(name)
-                    values = np.zeros(tensor.shape) if given is None else np.asarray(given)
-                    feeds[name] = quantize(values, tensor)
+                    floats = np.zeros(tensor.shape) if given is None else np.asarray(given)
+                    feeds[name] = quantize(floats, tensor)
             outputs = self._emulator.run(graph.name, feeds)
             self._remember(outputs, start, count)
             handed |= outputs

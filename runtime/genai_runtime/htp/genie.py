@@ -16,6 +16,7 @@ import copy
 import ctypes
 import json
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -38,10 +39,12 @@ class Verdict:
 
     Attributes:
         accepted: Whether it takes the text.
-        message: Its own words where it does not; they name the key.
+        where: The place below `dialog`, like `/context/size`; empty where the parser says none.
+        message: Its own words where it does not take it.
     """
 
     accepted: bool
+    where: str = ""
     message: str = ""
 
 
@@ -65,7 +68,12 @@ def check_config(text: str, *, timeout: float = 60.0) -> Verdict:
     if result.reply["status"] == 0:
         return Verdict(accepted=True)
     said = child.last_words(result.log).removeprefix("; last output: ")
-    return Verdict(accepted=False, message=said or f"status {result.reply['status']}")
+    places = re.findall(r"at '([^']*)'", said)
+    return Verdict(
+        accepted=False,
+        where=places[0] if places else "",
+        message=said or f"status {result.reply['status']}",
+    )
 
 
 def query(
@@ -116,7 +124,8 @@ def emulated(config: Mapping[str, Any], folder: str = "emulation") -> dict[str, 
         binary["ctx-bins"] = [f"{folder}/{Path(path).name}" for path in binary["ctx-bins"]]
         backend = engine["backend"]
         backend.pop("extensions", None)
-        backend["QnnHtp"]["use-mmap"] = False
+        backend["QnnHtp"] |= {"use-mmap": False, "poll": False, "cpu-mask": "0x1"}
+        engine["n-threads"] = 1
     return made
 
 
@@ -141,7 +150,7 @@ class _Dialog:
         self.call("GenieDialogConfig_bindLogger", parsed, log)
         self.call("GenieDialog_create", parsed, byref(self.handle))
 
-    def call(self, name: str, *arguments: Any) -> None:  # noqa: ANN401 - C arguments
+    def call(self, name: str, *arguments: Any) -> None:
         function = getattr(self.library, name)
         function.restype = c_int32
         status = int(function(*arguments))
@@ -163,7 +172,7 @@ def _query(request: Mapping[str, Any]) -> dict[str, Any]:
     tokens: list[int] = []
     pieces: list[bytes] = []
 
-    def on_tokens(values: Any, count: int, _code: int, _user: int) -> None:  # noqa: ANN401
+    def on_tokens(values: Any, count: int, _code: int, _user: int) -> None:
         tokens.extend(int(values[i]) for i in range(count))
 
     def on_text(piece: bytes, _code: int, _user: int) -> None:
