@@ -122,19 +122,18 @@ class DirectoryStore:
                         f"it was announced as {digest[:12]} and is {blob.sha256[:12]}",
                         where=str(path),
                     )
-                self._place(draft, blob.sha256)
+                self._place(draft, blob)
         return blob
 
     def put_bytes(self, data: bytes) -> Blob:
         """Store bytes in memory."""
         blob = Blob(sha256=digest_bytes(data), size=len(data))
-        with self._explained(self.root, need=len(data)):
-            if not self._claim(blob):
-                with temporary(self.scratch, "bytes") as draft:
-                    with draft.open("xb", buffering=0) as stream:
-                        stream.write(data)
-                        _seal(stream)
-                    self._place(draft, blob.sha256)
+        with self._explained(self.root, need=len(data)), temporary(self.scratch, "bytes") as draft:
+            with draft.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                _seal(stream)
+            self._place(draft, blob)
         return blob
 
     def _claim(self, blob: Blob) -> bool:
@@ -171,11 +170,11 @@ class DirectoryStore:
             return self._copy_in(path, draft)
         return Blob(sha256=digest, size=size)
 
-    def _place(self, draft: Path, digest: Digest) -> None:
-        final = self.blob_path(digest)
+    def _place(self, draft: Path, blob: Blob) -> None:
+        if self._claim(blob):
+            return  # what stands stays, so that views go on sharing its bytes
+        final = self.blob_path(blob.sha256)
         final.parent.mkdir(parents=True, exist_ok=True)
-        # Replaces one that stands: its bytes are the same, or wrong and now healed. A rename
-        # between two links of one file does nothing, which `temporary` then cleans up.
         draft.replace(final)
         sync_folder(final.parent)
 
@@ -305,7 +304,21 @@ class DirectoryStore:
         fault = first_fault(record, self.head_blob, pool=None)
         if fault is not None:
             return Miss(fault, _etag(data))
+        self._refresh_view(record)
         return Hit(record, _etag(data), self.location)
+
+    def _refresh_view(self, record: Record) -> None:
+        places = self._places(record)
+        if self.read_only or not view.is_stale(self.root, record, blob_path=places):
+            return
+        with suppress(OSError):
+            lock = self._record_path(record.operation, record.key).parent / ".lock"
+            with _locked(lock):
+                if not view.is_invalidated(self.root, record):
+                    view.write_view(self.root, record, blob_path=places, scratch=self.scratch)
+
+    def _places(self, record: Record) -> dict[Digest, Path]:
+        return {digest: self.blob_path(digest) for digest in record.blobs()}
 
     def commit(self, record: Record) -> Committed | Existing:
         """Write folder and record where no record stands."""
@@ -326,8 +339,9 @@ class DirectoryStore:
                     kept = _parsed(standing)
                     if kept is not None:
                         return Existing(kept, _etag(standing))
-                places = {digest: self.blob_path(digest) for digest in record.blobs()}
-                view.write_view(self.root, record, blob_path=places, scratch=self.scratch)
+                view.write_view(
+                    self.root, record, blob_path=self._places(record), scratch=self.scratch
+                )
                 first = standing is None
                 if write_atomically(path, data, scratch=self.scratch, exclusive=first):
                     return Committed(record)
@@ -335,7 +349,7 @@ class DirectoryStore:
         stored = self.get_record(record.operation, record.key)
         if stored is None:
             return self._write_record(record, etag=etag)
-        places = {digest: self.blob_path(digest) for digest in stored.record.blobs()}
+        places = self._places(stored.record)
         with self._explained(path):
             view.write_view(self.root, stored.record, blob_path=places, scratch=self.scratch)
         return Existing(stored.record, stored.etag)
@@ -441,7 +455,7 @@ def _children(folder: Path) -> list[Path]:
         return []
 
 
-def _seal(stream: BinaryIO) -> None:
+def _seal(stream: BinaryIO | io.FileIO) -> None:
     """Make a file read-only, young (gc's grace counts from now) and durable."""
     os.fchmod(stream.fileno(), 0o444)
     os.utime(stream.fileno())

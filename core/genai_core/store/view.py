@@ -3,7 +3,8 @@
 `<root>/<model-slug>/<operation>_<first 32 hex of the key>/` holds a task's outputs under their own
 names beside `builder_cache_info.json`, so that `find ROOT -name '*.bin'` shows how far a build
 came. The files are hard links to the read-only blobs (symbolic links where the file system has
-none) and cost nothing.
+none) and cost nothing; links that went stale, because a blob was healed, are put right when the
+entry is next hit.
 
 Deleting such a folder invalidates its entry: the record counts only while the sidecar stands. The
 task then runs again, and committing it puts the folder back.
@@ -19,12 +20,24 @@ from genai_core.names import Digest
 from genai_core.record import SIDECAR_NAME, Record, entry_folder, sidecar
 from genai_core.store.files import private_name
 
-__all__ = ["is_invalidated", "remove_view", "write_view"]
+__all__ = ["is_invalidated", "is_stale", "remove_view", "write_view"]
 
 
 def is_invalidated(root: Path, record: Record) -> bool:
     """Tell whether the user has deleted the entry's folder."""
     return not (root / entry_folder(record) / SIDECAR_NAME).is_file()
+
+
+def is_stale(root: Path, record: Record, *, blob_path: dict[Digest, Path]) -> bool:
+    """Tell whether a file of an entry's folder is missing or is not the blob that now stands."""
+    folder = root / entry_folder(record)
+    try:
+        return any(
+            (folder / path).stat().st_ino != blob_path[output.sha256].stat().st_ino
+            for path, output in record.outputs.items()
+        )
+    except FileNotFoundError:
+        return True
 
 
 def write_view(root: Path, record: Record, *, blob_path: dict[Digest, Path], scratch: Path) -> None:
