@@ -269,7 +269,7 @@ class _Writer:
     def wanted(self, node: ir.Node) -> dict[ir.Value, Encoding]:
         """The grid that a data movement asks of its inputs: its output's."""
         moved = moved_inputs(node)
-        if not moved:
+        if not moved or not is_float(node.outputs[0]):
             return {}
         return dict.fromkeys(moved, self.decisions.produced[node.outputs[0]])
 
