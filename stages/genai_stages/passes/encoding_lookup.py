@@ -89,6 +89,11 @@ class EncodingLookup:
         source = self._provenance.get(name)
         return found if source is None or source.rows is None else found.rows(*source.rows)
 
+    def rows(self, name: str) -> int:
+        """Where in its source's rows a weight begins."""
+        found = self._provenance.get(name)
+        return 0 if found is None or found.rows is None else found.rows[0]
+
     def unused(self) -> list[str]:
         """Entries that nothing used so far, in the file's order."""
         return [name for name in self._encodings if name not in self.used]
