@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
@@ -156,7 +156,7 @@ def download(
             IfMatch=head["ETag"],
         )
         offset = start
-        with answer["Body"] as body:
+        with closing(answer["Body"]) as body:
             while data := body.read(1 << 20):
                 os.pwrite(handle, data, offset)
                 offset += len(data)
@@ -183,7 +183,7 @@ def _one_piece(
     target.truncate()
     size = 0
     digest = hashlib.sha256()
-    with client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+    with closing(client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
         while size < limit and (data := body.read(min(1 << 20, limit - size))):
             target.write(data)
             digest.update(data)
@@ -196,7 +196,7 @@ def read(client: S3Client, *, bucket: str, key: str) -> tuple[bytes, str]:
 
     def get() -> tuple[bytes, str]:
         answer = client.get_object(Bucket=bucket, Key=key)
-        with answer["Body"] as body:
+        with closing(answer["Body"]) as body:
             return body.read(), answer["ETag"]
 
     return _retried(get)
@@ -207,7 +207,7 @@ def hash_object(client: S3Client, *, bucket: str, key: str) -> tuple[Digest, int
 
     def read() -> tuple[Digest, int]:
         digest, size = hashlib.sha256(), 0
-        with client.get_object(Bucket=bucket, Key=key)["Body"] as body:
+        with closing(client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
             while data := body.read(1 << 20):
                 digest.update(data)
                 size += len(data)

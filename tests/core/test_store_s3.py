@@ -1,0 +1,325 @@
+"""S3 when it goes wrong: throttling, broken streams, lost answers, wrong credentials."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
+from genai_core.record import Blob, Record
+from genai_core.store import s3 as s3_module
+from genai_core.store.location import S3Credentials
+from genai_core.store.lookup import publish
+from genai_core.store.protocol import Committed, Existing, Hit, Miss
+from genai_core.store.s3 import S3Store
+from genai_core.store.s3_objects import Head
+from genai_core.testing import Fault, FaultProxy, S3Server
+
+MakeRecord = Callable[..., Record]
+BIG = 33 * 2**20 + 5
+
+
+@pytest.fixture
+def proxy(s3: S3Server) -> Iterator[FaultProxy]:
+    with FaultProxy(s3.endpoint).running() as running:
+        yield running
+
+
+@pytest.fixture
+def store(s3: S3Server, proxy: FaultProxy, fresh_name: str) -> S3Store:
+    return s3.store(fresh_name, endpoint=proxy.endpoint)
+
+
+def first(
+    count: int, fault: Fault, method: str = "", part: str = ""
+) -> Callable[..., Fault | None]:
+    """Let the first requests of a kind go wrong."""
+    left = [count]
+
+    def rule(verb: str, path: str, _: Mapping[str, str]) -> Fault | None:
+        if left[0] and method in {"", verb} and part in path:
+            left[0] -= 1
+            return fault
+        return None
+
+    return rule
+
+
+def whole(path: Path, size: int = BIG) -> Path:
+    path.write_bytes((bytes(range(253)) * (size // 253 + 1))[:size])
+    return path
+
+
+def test_throttling_is_waited_out(
+    store: S3Store, proxy: FaultProxy, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    proxy.rule = first(3, Fault(status=503))
+    blob = store.put_blob(whole(tmp_path / "a", 1000))
+    proxy.rule = first(2, Fault(status=503), "PUT", "/records/")
+    record = make_record({"a": blob})
+    assert publish(store, record) == Committed(record)
+    proxy.rule = first(2, Fault(status=503), "GET")
+    store.fetch_blob(blob, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_server_that_stays_away_is_unavailable(
+    store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(s3_module, "_ATTEMPTS", 2)
+    proxy.rule = lambda *_: Fault(status=503)
+    with pytest.raises(StoreUnavailable, match="503"):
+        store.put_bytes(b"x")
+    with pytest.raises(StoreUnavailable):
+        store.lookup("convert", "0" * 64)  # type: ignore[arg-type]
+    proxy.rule = lambda *_: Fault(status=507)
+    with pytest.raises(NoSpace, match="make room in the bucket"):
+        store.put_bytes(b"x")
+
+
+def test_nobody_listens(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3_module, "_ATTEMPTS", 1)
+    with pytest.raises(StoreUnavailable, match="does not answer"):
+        s3.store("x", endpoint="http://127.0.0.1:9").put_bytes(b"x")
+
+
+@pytest.mark.parametrize("size", [100_000, BIG])
+def test_broken_stream_is_read_again(
+    store: S3Store, proxy: FaultProxy, tmp_path: Path, size: int
+) -> None:
+    blob = store.put_blob(whole(tmp_path / "a", size))
+    proxy.rule = first(2, Fault(cut_after=50_000), "GET")
+    store.fetch_blob(blob, tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    assert sum(line.startswith("GET") for line in proxy.seen) >= 3
+
+
+def test_stream_that_always_breaks_leaves_nothing(
+    store: S3Store, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genai_core.store.s3_transfer._ATTEMPTS", 2)
+    blob = store.put_blob(whole(tmp_path / "a", 100_000))
+    proxy.rule = lambda verb, *_: Fault(cut_after=50_000) if verb == "GET" else None
+    with pytest.raises(StoreUnavailable):
+        store.fetch_blob(blob, tmp_path / "b")
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("size", [100_000, BIG])
+def test_byte_flipped_on_the_way_is_never_served(
+    store: S3Store, proxy: FaultProxy, tmp_path: Path, size: int
+) -> None:
+    blob = store.put_blob(whole(tmp_path / "a", size))
+    proxy.rule = lambda verb, *_: Fault(flip=99_999) if verb == "GET" else None
+    assert "has bytes of digest" in str(store.check_blob(blob))
+    with pytest.raises(CorruptBlob):
+        store.fetch_blob(blob, tmp_path / "b")
+    proxy.rule = lambda *_: None
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+    assert store.head_blob(blob.sha256) is None, "a wrong blob is a miss from now on"
+
+
+def test_byte_flipped_at_rest(
+    s3: S3Server, fresh_name: str, make_record: MakeRecord, tmp_path: Path
+) -> None:
+    if s3.folder is None:
+        pytest.skip(f"{s3.name} keeps no files that could be damaged")
+    store = s3.store(fresh_name)
+    blob = store.put_blob(whole(tmp_path / "a", 100_000))
+    record = make_record({"a": blob})
+    publish(store, record)
+    file = s3.folder / fresh_name / "blobs" / blob.sha256[:2] / blob.sha256
+    with file.open("r+b") as stream:
+        stream.seek(500)
+        stream.write(b"\xff\xfe")
+    assert isinstance(store.lookup(record.operation, record.key), Hit), "HEAD cannot see it"
+    with pytest.raises(CorruptBlob):
+        store.read_blob(blob)
+    assert isinstance(store.lookup(record.operation, record.key), Miss)
+    store.put_blob(tmp_path / "a")
+    file.write_bytes(b"short")
+    missed = store.lookup(record.operation, record.key)
+    assert isinstance(missed, Miss)
+    assert "5 bytes instead of 100000" in missed.reason
+
+
+def test_commit_whose_answer_was_lost_is_ours(
+    store: S3Store, proxy: FaultProxy, make_record: MakeRecord
+) -> None:
+    record = make_record({"a": store.put_bytes(b"x")})
+    store.probe()
+    proxy.rule = first(1, Fault(lose_answer=True), "PUT", "/records/")
+    assert store.commit(record) == Committed(record)
+    assert sum("PUT" in line and "/records/" in line for line in proxy.seen) == 2
+
+
+def test_commit_without_conditional_writes_warns_once(
+    unconditional_endpoint: S3Server,
+    fresh_name: str,
+    make_record: MakeRecord,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = unconditional_endpoint.store(fresh_name)
+    with caplog.at_level(logging.WARNING, "genai_core.store"):
+        for seed in (1, 2):
+            record = make_record(seed=seed)
+            assert store.commit(record) == Committed(record)
+            other = make_record(seed=seed, source="a later writer")
+            assert isinstance(store.commit(other), Existing)
+    assert [r.message for r in caplog.records if "no conditional writes" in r.message] != []
+    assert len([r for r in caplog.records if r.name == "genai_core.store"]) == 1
+
+
+def test_server_that_says_it_has_no_conditional_writes(
+    store: S3Store, proxy: FaultProxy, make_record: MakeRecord
+) -> None:
+    def rule(_: str, __: str, headers: Mapping[str, str]) -> Fault | None:
+        return Fault(status=501) if {"if-match", "if-none-match"} & headers.keys() else None
+
+    proxy.rule = rule
+    found = store.probe()
+    assert (found.conditional_create, found.conditional_replace) == (False, False)
+    record = make_record()
+    assert store.commit(record) == Committed(record)
+
+
+def test_wrong_credentials_and_buckets(s3: S3Server, fresh_name: str) -> None:
+    if not s3.checks_signatures:
+        pytest.skip(f"{s3.name} checks no signatures")
+    where = s3.where(fresh_name)
+    strangers = [
+        S3Credentials("nobody", s3.credentials.secret_access_key),
+        S3Credentials(s3.credentials.access_key_id, "wrong"),
+    ]
+    for credentials in strangers:
+        stranger = S3Store(where, credentials=credentials)
+        for call in (
+            lambda s=stranger: s.head_blob("0" * 64),
+            lambda s=stranger: s.lookup("arcl", "0" * 64),
+            lambda s=stranger: s.put_bytes(b"x"),
+            lambda s=stranger: s.probe(),
+            lambda s=stranger: list(s.list_records()),
+        ):
+            with pytest.raises(StoreUnreadable, match="check the credentials"):
+                call()
+    lost = S3Store(
+        S3Server(s3.name, s3.endpoint, None, bucket="no-such-bucket").where(""),
+        credentials=s3.credentials,
+    )
+    for call in (lambda: lost.head_blob("0" * 64), lost.probe, lambda: list(lost.list_blobs())):  # type: ignore[arg-type]
+        with pytest.raises(StoreUnreadable, match="no such bucket"):
+            call()
+
+
+def test_no_credentials_at_all(
+    s3: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    s3_module._session.cache_clear()
+    with pytest.raises(StoreUnreadable, match="AWS_ACCESS_KEY_ID"):
+        S3Store(s3.where("x")).put_bytes(b"x")
+    s3_module._session.cache_clear()
+
+
+def test_old_blob_is_sent_again_so_that_gc_sees_the_claim(
+    store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = store.put_bytes(b"old weights")
+    proxy.seen.clear()
+    store.put_bytes(b"old weights")
+    assert [line.split()[0] for line in proxy.seen] == ["HEAD"], "young: only asked for"
+    real = store._objects.head
+
+    def aged(name: str) -> Head | None:
+        head = real(name)
+        if head is None:
+            return None
+        return Head(head.size, head.digest, head.modified - timedelta(hours=13), head.now)
+
+    monkeypatch.setattr(store._objects, "head", aged)
+    store.put_bytes(b"old weights")
+    assert proxy.seen[-1].startswith("PUT")
+    assert store.read_blob(blob) == b"old weights"
+
+
+def test_failed_upload_is_aborted(
+    store: S3Store,
+    proxy: FaultProxy,
+    s3: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(s3_module, "_ATTEMPTS", 1)
+    path = whole(tmp_path / "a")
+    proxy.rule = first(100, Fault(status=503), "PUT", "partNumber=2")
+    with pytest.raises(StoreUnavailable):
+        store.put_blob(path)
+    client = store._client()
+    assert "Uploads" not in client.list_multipart_uploads(Bucket=s3.bucket)
+    assert list(store.list_blobs()) == []
+
+
+def test_full_disk_on_download(store: S3Store, tmp_path: Path) -> None:
+    import resource
+    import signal
+
+    blob = store.put_blob(whole(tmp_path / "a"))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
+    try:
+        with pytest.raises(NoSpace, match=f"{BIG} bytes are needed"):
+            store.fetch_blob(blob, tmp_path / "b")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert [p.name for p in tmp_path.iterdir()] == ["a"]
+
+
+def test_slow_server_only_takes_longer(
+    store: S3Store, proxy: FaultProxy, make_record: MakeRecord
+) -> None:
+    blobs = {f"{n}.bin": store.put_bytes(b"%d" % n) for n in range(8)}
+    record = make_record(blobs)
+    publish(store, record)
+    proxy.rule = lambda verb, *_: Fault(seconds=0.2) if verb == "HEAD" else None
+    import time
+
+    start = time.monotonic()
+    assert isinstance(store.lookup(record.operation, record.key), Hit)
+    assert time.monotonic() - start < 8 * 0.2, "blobs are asked for at once, not in turn"
+
+
+def test_listing_goes_on_after_a_thousand(
+    s3: S3Server, fresh_name: str, make_record: MakeRecord
+) -> None:
+    if s3.folder is None:
+        pytest.skip("too slow to fill")
+    store = s3.store(fresh_name)
+    store.put_bytes(b"makes the folder")
+    folder = s3.folder / fresh_name / "records" / "arcl"
+    folder.mkdir(parents=True)
+    for number in range(1100):
+        (folder / f"{number:064x}.json").write_bytes(b"{}")
+    assert len(list(store.list_records())) == 1100
+    assert len(list(store.list_records("arcl"))) == 1100
+    assert list(store.list_records("arc")) == []
+
+
+def test_blob_in_parts_has_its_digest_noted(store: S3Store, tmp_path: Path) -> None:
+    blob = store.put_blob(whole(tmp_path / "a"))
+    stat = store.head_blob(blob.sha256)
+    assert stat is not None
+    assert stat.stored_digest == blob.sha256
+    assert stat.stands_for(blob.sha256, BIG)
+    with store.open_blob(blob) as stream:
+        assert stream.read(100) == (tmp_path / "a").read_bytes()[:100]
+    assert store.fetch_blob(Blob(sha256=blob.sha256, size=BIG), tmp_path / "b") is None
