@@ -1,0 +1,88 @@
+"""Which static graphs are built (AR x CL), and how long a context the container serves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from genai_core.graphs import check_graph, check_htp_graphs
+from genai_core.kinds.build import MULTI_CONTEXT_LENGTHS, Graphs
+from genai_core.operations import GraphConfig
+from genai_planner.shape import ModelShape
+
+__all__ = ["GraphGrid", "derive_graphs"]
+
+DEFAULT_CL = 4096
+"""What phones are commonly built for; a model's own limit counts where it is smaller."""
+
+
+@dataclass(frozen=True)
+class GraphGrid:
+    """The graphs of a build.
+
+    Attributes:
+        graphs: Every AR x CL, by CL, then AR; the order is part of the binaries.
+        context_length: The longest CL.
+        notes: What was derived from what.
+        warnings: For the user.
+    """
+
+    graphs: tuple[GraphConfig, ...]
+    context_length: int
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def derive_graphs(graphs: Graphs, shape: ModelShape, *, htp: bool) -> GraphGrid:
+    """Derive the graphs, and refuse those that cannot work.
+
+    Args:
+        graphs: As written.
+        shape: For the model's own limit.
+        htp: There is a target that needs static graphs; the cpu's one graph is dynamic.
+
+    Raises:
+        InvalidSpec: AR above CL; or, for htp, a CL too close to the largest AR.
+    """
+    lengths, why = _context_lengths(graphs, shape.max_positions)
+    ars = sorted(graphs.auto_regression)
+    notes = [f"context length {_and(lengths)}: {why}"]
+    warnings: list[str] = []
+    if htp:
+        warnings += check_htp_graphs(ars, lengths)
+        given = "as given" if "auto_regression" in graphs.model_fields_set else "the default"
+        notes.append(f"AR (tokens in one pass) {_and(ars)}: {given}")
+    elif "auto_regression" in graphs.model_fields_set:
+        for cl in lengths:
+            check_graph(ars[-1], cl)
+    if shape.max_positions is not None and lengths[-1] > shape.max_positions:
+        warnings.append(
+            f"CL {lengths[-1]} is longer than the {shape.max_positions} positions that the model "
+            "was made for; it may write nonsense beyond them"
+        )
+    return GraphGrid(
+        graphs=tuple(GraphConfig(ar=ar, cl=cl) for cl in lengths for ar in ars),
+        context_length=lengths[-1],
+        notes=tuple(notes),
+        warnings=tuple(warnings),
+    )
+
+
+def _context_lengths(graphs: Graphs, limit: int | None) -> tuple[list[int], str]:
+    if graphs.context_lengths:
+        return sorted(graphs.context_lengths), "as given"
+    if graphs.multi_context:
+        fitting = [cl for cl in MULTI_CONTEXT_LENGTHS if limit is None or cl <= limit]
+        if len(fitting) == len(MULTI_CONTEXT_LENGTHS):
+            return fitting, "what multiContext stands for"
+        assert limit is not None
+        return fitting or [limit], (
+            f"what multiContext stands for, as far as the model's {limit} positions allow"
+        )
+    if limit is not None and limit < DEFAULT_CL:
+        return [limit], "the model's own limit"
+    return [DEFAULT_CL], "the default"
+
+
+def _and(numbers: list[int]) -> str:
+    texts = [str(n) for n in numbers]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]]) if len(texts) > 1 else texts[0]

@@ -1,0 +1,288 @@
+"""Tasks of the htp targets: static graphs, splits, one context binary for each split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from genai_core.graphs import graph_name
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Backend, Gaps, TaskId
+from genai_core.operations import (
+    ArclConfig,
+    CompileHtpConfig,
+    ConvertHtpConfig,
+    FidelityConfig,
+    GraphConfig,
+    PackageConfig,
+    SplitConfig,
+    StartPoint,
+    TransformConfig,
+)
+from genai_planner import inputs
+from genai_planner.contexts import GraphGrid
+from genai_planner.graph import Condition, Inputs, Plan, Selection, Task
+from genai_planner.shape import ModelShape
+from genai_planner.sizing import binary_sizes, demand
+from genai_planner.source_view import SourceView
+from genai_planner.splits import derive_splits
+from genai_planner.targets import Target
+
+__all__ = ["expand_htp"]
+
+EMULATED_WEIGHTS = 50_000_000
+EMULATED_CL = 1024
+"""Up to here a build is small enough that x86 emulates its graphs within seconds."""
+
+
+def expand_htp(
+    spec: BuildSpec,
+    targets: Sequence[Target],
+    grid: GraphGrid,
+    *,
+    shape: ModelShape,
+    source: SourceView,
+) -> Plan:
+    """Make the tasks behind ingest for all htp targets together."""
+    quantization, sharing = spec.quantization, spec.compilation.weight_sharing
+    sizes = binary_sizes(
+        shape,
+        source.weight_bits,
+        gaps=quantization.gaps,
+        copies=1 if sharing else len(grid.graphs),
+    )
+    cut = derive_splits(spec.splits, sizes)
+    emulation = shape.parameters < EMULATED_WEIGHTS and grid.context_length <= EMULATED_CL
+    builder = _Builder(
+        spec, grid, shape=shape, source=source, splits=cut.splits, emulation=emulation
+    )
+    label = targets[0].name if len(targets) == 1 else ""
+    tasks = builder.shared(label)
+    containers: dict[str, tuple[TaskId, ...]] = {}
+    for target in targets:
+        mine = builder.of_target(target)
+        tasks += mine
+        containers[target.name] = (mine[-1].id,)
+    verified = (
+        f"models below {EMULATED_WEIGHTS // 10**6} million weights with CL up to {EMULATED_CL}"
+    )
+    return Plan(
+        tuple(tasks),
+        containers,
+        notes=(
+            *cut.notes,
+            f"run in the emulator, as {verified} are"
+            if emulation
+            else f"verified by its metadata alone: only {verified} are run in the emulator",
+        ),
+        warnings=cut.warnings,
+    )
+
+
+class _Builder:
+    def __init__(
+        self,
+        spec: BuildSpec,
+        grid: GraphGrid,
+        *,
+        shape: ModelShape,
+        source: SourceView,
+        splits: tuple[SplitConfig, ...],
+        emulation: bool,
+    ) -> None:
+        self.spec = spec
+        self.grid = grid
+        self.shape = shape
+        self.source = source
+        self.splits = splits
+        self.emulation = emulation
+        self.start_points = tuple(
+            StartPoint(tensor=point.tensor) for point in spec.transformation.additional_start_points
+        )
+        # Shared by all graphs: tuples of strings once for each split, not for each task.
+        self.weights = {split.index: self._files(split) for split in splits}
+        self.count = {split.index: self._weights(split) for split in splits}
+
+    def shared(self, label: str) -> list[Task]:
+        """arcl, transform and convert, which know no chip."""
+        tasks = [self._arcl(graph, label) for graph in self.grid.graphs]
+        for graph in self.grid.graphs:
+            tasks += [self._transform(graph, split, label) for split in self.splits]
+        for graph in self.grid.graphs:
+            tasks += [self._convert(graph, split, label) for split in self.splits]
+        return tasks
+
+    def of_target(self, target: Target) -> list[Task]:
+        """compile, fidelity where the emulator can do it, package."""
+        tasks = [self._compile(target, split) for split in self.splits]
+        parts: Inputs = {
+            f"part_{split.index}": (Selection(task.id, ("*",)),)
+            for split, task in zip(self.splits, tasks, strict=True)
+        }
+        fidelity = self._fidelity(target, parts) if self.emulation else None
+        if fidelity is not None:
+            tasks.append(fidelity)
+        tasks.append(self._package(target, parts, fidelity))
+        return tasks
+
+    def _weights(self, split: SplitConfig) -> int:
+        shape = self.shape
+        return (
+            sum(shape.layers[split.first : split.last])
+            + (shape.embedding if split.embedding else 0)
+            + (shape.head if split.lm_head else 0)
+        )
+
+    def _files(self, split: SplitConfig) -> tuple[Selection, ...]:
+        weights = inputs.part_weights(
+            self.shape,
+            range(split.first, split.last),
+            embedding=split.embedding,
+            lm_head=split.lm_head,
+        )
+        return inputs.ingested("facts.json", *weights)
+
+    def _arcl(self, graph: GraphConfig, label: str) -> Task:
+        name = graph_name(graph.ar, graph.cl)
+        return Task(
+            id=TaskId(f"arcl/{name}"),
+            operation="arcl",
+            backend=None,
+            config=ArclConfig(graph=graph),
+            inputs={"model": inputs.core()},
+            demand=demand("arcl", self.shape.parameters),
+            target=label,
+            graph=name,
+        )
+
+    def _transform(self, graph: GraphConfig, split: SplitConfig, label: str) -> Task:
+        name = graph_name(graph.ar, graph.cl)
+        options = self.spec.transformation
+        return Task(
+            id=TaskId(f"transform/{_part(name, split)}"),
+            operation="transform",
+            backend=None,
+            config=TransformConfig(
+                graph=graph,
+                split=split,
+                mha2sha=options.mha2sha,
+                start_points=self.start_points,
+            ),
+            inputs={
+                "model": (Selection(TaskId(f"arcl/{name}"), ("*",)), *self.weights[split.index])
+            },
+            demand=demand("transform", self.count[split.index]),
+            target=label,
+            graph=name,
+            split=f"{split.index}/{split.count}",
+        )
+
+    def _convert(self, graph: GraphConfig, split: SplitConfig, label: str) -> Task:
+        name = graph_name(graph.ar, graph.cl)
+        part = _part(name, split)
+        quantization = self.spec.quantization
+        sources: Inputs = {
+            "model": (Selection(TaskId(f"transform/{part}"), ("*",)), *self.weights[split.index])
+        }
+        if self.source.has_encodings:
+            sources["encodings"] = inputs.encodings()
+        if quantization.gaps is Gaps.CALIBRATE:
+            sources |= inputs.calibration()
+        return Task(
+            id=TaskId(f"convert/htp/{part}"),
+            operation="convert",
+            backend=Backend.HTP,
+            config=ConvertHtpConfig(
+                graph=graph,
+                split=split,
+                activation_bits=quantization.activation_bits,
+                bias_bits=quantization.bias_bits,
+                gaps=quantization.gaps,
+            ),
+            inputs=sources,
+            demand=demand("convert-htp", self.count[split.index]),
+            target=label,
+            graph=name,
+            split=f"{split.index}/{split.count}",
+        )
+
+    def _compile(self, target: Target, split: SplitConfig) -> Task:
+        compilation = self.spec.compilation
+        sources: Inputs = {}
+        for graph in self.grid.graphs:
+            name = graph_name(graph.ar, graph.cl)
+            sources[str(name)] = (Selection(TaskId(f"convert/htp/{_part(name, split)}"), ("*",)),)
+        assert target.chip is not None
+        return Task(
+            id=TaskId(f"compile/{target.name}/{split.index}_of_{split.count}"),
+            operation="compile",
+            backend=Backend.HTP,
+            config=CompileHtpConfig(
+                chip=target.chip,
+                split=split,
+                graphs=self.grid.graphs,
+                weight_sharing=compilation.weight_sharing,
+                options={**target.options, **compilation.options},
+                float16=not self.source.has_encodings and self.spec.quantization.gaps is Gaps.FLOAT,
+                emulation=self.emulation,
+            ),
+            inputs=sources,
+            demand=demand("compile-htp", self.count[split.index]),
+            target=target.name,
+            split=f"{split.index}/{split.count}",
+        )
+
+    def _fidelity(self, target: Target, parts: Inputs) -> Task:
+        fidelity = self.spec.quantization.fidelity
+        sources: Inputs = {**parts, "core": inputs.core(), "assets": inputs.assets()}
+        if self.source.has_encodings:
+            sources["encodings"] = inputs.encodings()
+        if "tokens.npy" in self.source.roles:
+            sources["tokens"] = inputs.ingested("tokens/tokens.npy")
+        return Task(
+            id=TaskId(f"fidelity/{target.name}"),
+            operation="fidelity",
+            backend=Backend.HTP,
+            config=FidelityConfig(
+                backend=Backend.HTP,
+                budget_nats=fidelity.budget_nats,
+                length=min(FidelityConfig.model_fields["length"].default, self.grid.context_length),
+            ),
+            inputs=sources,
+            demand=demand("fidelity", self.shape.parameters),
+            target=target.name,
+        )
+
+    def _package(self, target: Target, parts: Inputs, fidelity: Task | None) -> Task:
+        sources: Inputs = {
+            **parts,
+            "ingest": inputs.ingested("facts.json", "model.onnx", "assets/*"),
+        }
+        when = None
+        if fidelity is not None:
+            sources["fidelity"] = (Selection(fidelity.id, ("*",)),)
+            when = Condition(fidelity.id, within=True)
+        golden = self.spec.golden
+        return Task(
+            id=TaskId(f"package/{target.name}"),
+            operation="package",
+            backend=Backend.HTP,
+            config=PackageConfig(
+                target=target.name,
+                backend=Backend.HTP,
+                chip=target.chip,
+                graphs=self.grid.graphs,
+                splits=self.splits,
+                context_length=self.grid.context_length,
+                golden_prompts=tuple(golden.prompts),
+                golden_max_tokens=golden.max_tokens,
+            ),
+            inputs=sources,
+            demand=demand("package", self.shape.parameters),
+            target=target.name,
+            when=when,
+            rivals=(fidelity.id,) if fidelity else (),
+        )
+
+
+def _part(name: str, split: SplitConfig) -> str:
+    return f"{name}_{split.index}_of_{split.count}"

@@ -1,0 +1,184 @@
+"""Tasks and the plan that they form: frozen values, no behaviour but looking things up.
+
+A task names its inputs by what they are made of: files of other tasks' outputs, or of the model's
+source, chosen by patterns. Which bytes those are is known only when the others are done; then, and
+not before, the task has a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, TypeAlias
+
+from genai_core.names import Backend, Digest, TaskId
+from genai_core.operations import OperationConfig
+
+__all__ = [
+    "Condition",
+    "Demand",
+    "FileRef",
+    "Inputs",
+    "Plan",
+    "Result",
+    "Selection",
+    "Task",
+    "matches",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class FileRef:
+    """A file by content.
+
+    Attributes:
+        sha256: Of the bytes.
+        size: Their number.
+        semantic: Stands for the file in keys where its bytes carry a clock.
+    """
+
+    sha256: Digest
+    size: int
+    semantic: Digest | None = None
+
+    @property
+    def identity(self) -> Digest:
+        """The digest that enters keys."""
+        return self.semantic or self.sha256
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Files that an input takes.
+
+    Attributes:
+        task: Whose output; None = the model's source.
+        patterns: Whole relative paths; `*` matches anything, also `/`. A pattern without `*` must
+            match, one with it may match nothing.
+    """
+
+    task: TaskId | None
+    patterns: tuple[str, ...]
+
+
+Inputs: TypeAlias = dict[str, tuple[Selection, ...]]
+"""Input name -> where its files come from; two selections must not give one path."""
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A task runs only if a fidelity task found this.
+
+    Attributes:
+        task: The fidelity task.
+        within: What its fact `within` must be.
+    """
+
+    task: TaskId
+    within: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a task is expected to need.
+
+    Attributes:
+        memory_bytes: Largest resident memory.
+        seconds: Of one core; only orders tasks, so that long chains start first.
+    """
+
+    memory_bytes: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One operation on one thing.
+
+    Attributes:
+        id: Readable, unique in the plan.
+        operation: Name in the table of operations.
+        backend: Where two backends have their own.
+        config: What enters the key beside the inputs.
+        inputs: Input name -> where its files come from; two selections must not give one path.
+        demand: See `Demand`.
+        target: The target that it serves; empty where several share it.
+        graph: `ar32_cl256`, or empty.
+        split: `2/3`, or empty.
+        when: Needed only then.
+        rivals: On the last of several tries: the fidelity tasks of all of them. Where `when` does
+            not hold, the task has failed, and their losses say why.
+    """
+
+    id: TaskId
+    operation: str
+    backend: Backend | None
+    config: OperationConfig
+    inputs: Mapping[str, tuple[Selection, ...]]
+    demand: Demand
+    target: str = ""
+    graph: str = ""
+    split: str = ""
+    when: Condition | None = None
+    rivals: tuple[TaskId, ...] = ()
+
+    def after(self) -> tuple[TaskId, ...]:
+        """Ids of the tasks that it reads from or waits for, each once, in order."""
+        found = [s.task for selections in self.inputs.values() for s in selections]
+        if self.when is not None:
+            found.append(self.when.task)
+        return tuple(dict.fromkeys(task for task in found if task is not None))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a finished task left.
+
+    Attributes:
+        outputs: Relative path -> file.
+        facts: JSON values of its record.
+    """
+
+    outputs: Mapping[str, FileRef]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a build may have to do.
+
+    Attributes:
+        tasks: Each stands behind those that it depends on.
+        containers: Target -> its package tasks; of several, one at most will run.
+        notes: Sentences: what was derived, and from what.
+        warnings: Sentences for the user.
+        complete: Made from what ingest found; otherwise a forecast from config.json, or ingest
+            alone.
+    """
+
+    tasks: tuple[Task, ...]
+    containers: Mapping[str, tuple[TaskId, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    complete: bool = True
+
+    def task(self, task_id: str) -> Task:
+        """The task of that id.
+
+        Raises:
+            KeyError: There is none.
+        """
+        for task in self.tasks:
+            if task.id == task_id:
+                return task
+        raise KeyError(task_id)
+
+
+def matches(patterns: Iterable[str], paths: Iterable[str]) -> Iterator[str]:
+    """Go through the paths that one of the patterns matches."""
+    exact = {p for p in patterns if "*" not in p}
+    wild = [p for p in patterns if "*" in p]
+    for path in paths:
+        if path in exact or any(p == "*" or fnmatchcase(path, p) for p in wild):
+            yield path

@@ -1,0 +1,123 @@
+"""How large things become, and what a task needs: estimates from the model's sizes.
+
+Sizes of binaries decide how many splits there are, so they err on the large side. Memory decides
+what runs side by side on one machine; the factors were measured on models of 3 million to 100
+million weights a split and are linear in the weights beyond a process's own base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from genai_core.names import Gaps, Precision
+from genai_planner.graph import Demand
+from genai_planner.shape import ModelShape
+
+__all__ = ["BinarySizes", "binary_sizes", "bytes_text", "demand"]
+
+MIB = 1 << 20
+_FLOAT = 4
+_BASE = 260 * MIB
+"""A worker that has imported the graph libraries, with its libraries' pages."""
+
+_PER_FLOAT_BYTE = {
+    "ingest": 2.5,
+    "arcl": 1.5,
+    "transform": 2.5,
+    "convert-htp": 5.0,
+    "compile-htp": 4.0,
+    "convert-cpu": 3.0,
+    "compile-cpu": 1.5,
+    "fidelity": 3.0,
+    "package": 1.5,
+}
+"""Peak memory beyond the base, in bytes for each byte of the float weights concerned."""
+
+_CODE = 1.03
+"""A binary also holds the graphs themselves: 51.7 MB were measured for 50.3 MB of weights."""
+
+_RATE = {
+    "ingest": 100.0,
+    "arcl": 400.0,
+    "transform": 200.0,
+    "convert-htp": 40.0,
+    "compile-htp": 20.0,
+    "convert-cpu": 40.0,
+    "compile-cpu": 200.0,
+    "fidelity": 20.0,
+    "package": 100.0,
+}
+"""MiB of float weights that one core gets through in a second."""
+
+
+@dataclass(frozen=True)
+class BinarySizes:
+    """Bytes of each part of the model in a context binary.
+
+    Attributes:
+        embedding: The table; two bytes a weight.
+        layers: Each layer.
+        head: Final norm and lm_head; at least one byte a weight.
+        assumed: The assumption behind the numbers, for people.
+    """
+
+    embedding: int
+    layers: tuple[int, ...]
+    head: int
+    assumed: str
+
+
+def binary_sizes(
+    shape: ModelShape, weight_bits: int | None, *, gaps: Gaps, copies: int = 1
+) -> BinarySizes:
+    """Predict sizes.
+
+    Args:
+        shape: Numbers of weights.
+        weight_bits: Of the encodings; None where there are none.
+        gaps: Without encodings, Float means float16; otherwise 8 bits are assumed.
+        copies: Graphs that each hold weights of their own (no weight sharing), else 1.
+    """
+    if weight_bits is None and gaps is Gaps.FLOAT:
+        layer, head, assumed = 2.0, 2.0, "16 bits a weight"
+    else:
+        bits = weight_bits or 8
+        layer, head = bits / 8, max(bits, 8) / 8
+        assumed = f"{bits} bits a weight"
+        if bits < 8:
+            assumed += f" in layers and {int(head * 8)} in lm_head"
+    table = shape.vocab_size * shape.hidden_size
+    return BinarySizes(
+        embedding=int(shape.embedding * 2.0 * _CODE) * copies,
+        layers=tuple(int(weights * layer * _CODE) * copies for weights in shape.layers),
+        head=int((table * head + max(shape.head - table, 0) * 2.0) * _CODE) * copies,
+        assumed=assumed,
+    )
+
+
+def demand(operation: str, weights: int, *, largest: int | None = None) -> Demand:
+    """What a task on so many weights needs.
+
+    Args:
+        operation: A name out of `_PER_FLOAT_BYTE`.
+        weights: That it works on in all.
+        largest: Where it streams: weights that it holds at one time.
+    """
+    held = _FLOAT * (weights if largest is None else largest)
+    return Demand(
+        memory_bytes=_BASE + int(_PER_FLOAT_BYTE[operation] * held),
+        seconds=1.0 + _FLOAT * weights / MIB / _RATE[operation],
+    )
+
+
+def precision_bytes(precision: Precision) -> float:
+    """Bytes of a weight in a cpu container."""
+    return {Precision.INT8: 1.0, Precision.INT4: 0.6, Precision.FLOAT: 4.0}[precision]
+
+
+def bytes_text(sizes: Iterable[int]) -> str:
+    """Sizes for people, e.g. `1.05, 0.87 GB`, or in MB where all are small."""
+    values = list(sizes)
+    unit, name = (1e9, "GB") if max(values) >= 1e9 else (1e6, "MB")
+    return f"{', '.join(f'{v / unit:.2f}' for v in values)} {name}"
