@@ -44,7 +44,13 @@ generate: $(READY) ## Write the reference pages that come from the code
 bench: $(READY) ## Run the benchmarks (minutes); figures go into docs/benchmarks.md
 	@echo "see benchmarks/README.md: each script prints a table and its peers, measured in one run"
 
+cluster-up: $(READY) ## A real two-node Kubernetes on this machine (root; see tests/cluster/README.md)
+	@cd tests/cluster && $(abspath $(BIN))/python -m harness up
+
+cluster-down: $(READY) ## End it and leave nothing behind
+	@cd tests/cluster && $(abspath $(BIN))/python -m harness down
+
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate bench clean
+.PHONY: help setup demo test check fix generate bench cluster-up cluster-down clean

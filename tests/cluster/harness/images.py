@@ -1,0 +1,108 @@
+"""Images without a registry: a pause program, a base from Debian, the project's own Dockerfile."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+
+from harness.programs import cache
+
+ROOT = Path(__file__).parents[3]
+_PAUSE = (
+    "#include <unistd.h>\n#include <signal.h>\n"
+    "int main(void){signal(SIGTERM,_exit);for(;;)pause();}"
+)
+_BUILDAH = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+
+
+def _run(*command: str, cwd: Path | None = None) -> str:
+    ran = subprocess.run(
+        command,
+        cwd=cwd,
+        env=os.environ | _BUILDAH,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if ran.returncode:
+        raise RuntimeError(f"{' '.join(command[:3])}: {ran.stderr[-2000:]}")
+    return ran.stdout.strip()
+
+
+def pause() -> Path:
+    """The sandbox image: a static program that waits."""
+    archive = cache() / "pause-1.tar"
+    if not archive.exists():
+        source, program = cache() / "pause.c", cache() / "pause"
+        source.write_text(_PAUSE)
+        _run("gcc", "-static", "-Os", "-o", str(program), str(source))
+        container = _run("buildah", "from", "scratch")
+        _run("buildah", "copy", container, str(program), "/pause")
+        _run("buildah", "config", "--entrypoint", '["/pause"]', container)
+        _commit(container, "localhost/pause:1", archive)
+    return archive
+
+
+def debian_python() -> str:
+    """Name of a base image with Python from Debian, for where nothing can be pulled."""
+    name = "localhost/debian-python:1"
+    if _present(name):
+        return name
+    folder = cache() / "debian"
+    if not (folder / "usr/bin/python3").exists():
+        _run(
+            "debootstrap", "--variant=minbase",
+            "--include=python3,python3-venv,python3-pip,ca-certificates", "bookworm", str(folder),
+        )  # fmt: skip
+    container = _run("buildah", "from", "scratch")
+    _run("buildah", "add", container, str(folder), "/")
+    _run("buildah", "config", "--env", "PATH=/usr/local/bin:/usr/bin:/bin", container)
+    _run("buildah", "commit", container, name)
+    _run("buildah", "rm", container)
+    return name
+
+
+def project(target: str) -> Path:
+    """Archive of one target of the project's Dockerfile, built on the Debian base."""
+    digest = hashlib.sha256()
+    listed = _run(
+        "git", "ls-files", "-z", "--", "Dockerfile", "pyproject.toml", "constraints.txt",
+        "core", "planner", "runtime", "stages", "operator", "cli", "serving", cwd=ROOT,
+    )  # fmt: skip
+    for name in sorted(filter(None, listed.split("\0"))):
+        if (ROOT / name).is_file():
+            digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
+    archive = cache() / f"genai-{target}-{digest.hexdigest()[:16]}.tar"
+    if not archive.exists():
+        image = f"localhost/genai-{target}:test"
+        _run(
+            "buildah", "bud", "--pull-never", "--build-arg", f"BASE={debian_python()}",
+            "--target", target, "--tag", image, ".", cwd=ROOT,
+        )  # fmt: skip
+        _push(image, archive)
+    return archive
+
+
+def _present(name: str) -> bool:
+    ran = subprocess.run(
+        ["buildah", "inspect", "--type", "image", name],
+        env=os.environ | _BUILDAH,
+        capture_output=True,
+        check=False,
+    )
+    return ran.returncode == 0
+
+
+def _commit(container: str, name: str, archive: Path) -> None:
+    _run("buildah", "commit", container, name)
+    _run("buildah", "rm", container)
+    _push(name, archive)
+
+
+def _push(name: str, archive: Path) -> None:
+    aside = archive.with_suffix(".tmp")
+    aside.unlink(missing_ok=True)
+    _run("buildah", "push", name, f"docker-archive:{aside}:{name}")
+    aside.replace(archive)

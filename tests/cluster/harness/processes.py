@@ -1,0 +1,110 @@
+"""Starts, kills and ends the cluster's own processes; no other process is ever touched."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+
+class Processes:
+    """The processes of one run; their ids are on disk, so that another process can end them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._file = folder / "processes.json"
+        self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._ids: dict[str, int] = (
+            json.loads(self._file.read_text()) if self._file.exists() else {}
+        )
+
+    def start(self, name: str, *command: str, environment: dict[str, str] | None = None) -> int:
+        """Start a command with a log of its own; returns the process id."""
+        self._commands[name] = (list(command), environment or {})
+        with (self.folder / f"{name}.log").open("ab") as log:
+            child = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | (environment or {}),
+                start_new_session=True,
+            )
+        self._children[name] = child
+        self._ids[name] = child.pid
+        self._save()
+        return child.pid
+
+    def restart(self, name: str) -> int:
+        """Start a command of this run again after it was killed."""
+        command, environment = self._commands[name]
+        return self.start(name, *command, environment=environment)
+
+    def kill(self, name: str) -> None:
+        """kill -9, at once."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._ids[name], signal.SIGKILL)
+        self._reap(name, 10)
+
+    def stop(self, name: str, seconds: float = 20) -> None:
+        """SIGTERM, wait, then SIGKILL."""
+        if name not in self._ids:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._ids[name], signal.SIGTERM)
+        if not self._reap(name, seconds):
+            self.kill(name)
+        self._ids.pop(name, None)
+        self._save()
+
+    def stop_all(self) -> None:
+        """End everything in reverse order of its start."""
+        for name in reversed(list(self._ids)):
+            self.stop(name)
+
+    def pid(self, name: str) -> int:
+        """The process id."""
+        return self._ids[name]
+
+    def log(self, name: str) -> str:
+        """What a process has printed."""
+        return (self.folder / f"{name}.log").read_text(errors="replace")
+
+    def _reap(self, name: str, seconds: float) -> bool:
+        child = self._children.get(name)
+        if child is not None:
+            try:
+                child.wait(seconds)
+            except subprocess.TimeoutExpired:
+                return False
+            return True
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                os.kill(self._ids[name], 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.1)
+        return False
+
+    def _save(self) -> None:
+        self._file.write_text(json.dumps(self._ids))
+
+
+def wait_until(what: str, probe: object, seconds: float = 60) -> None:
+    """Call `probe` until it is true.
+
+    Raises:
+        TimeoutError: Says what was waited for.
+    """
+    assert callable(probe)
+    deadline = time.monotonic() + seconds
+    while not probe():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{what}: not within {seconds:.0f} s")
+        time.sleep(0.1)
