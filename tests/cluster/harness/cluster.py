@@ -111,7 +111,7 @@ class Cluster:
 
 
 def _remove_chains(table: str) -> None:
-    """Remove the iptables chains of kubelet, kube-proxy and the CNI plugins, and the jumps to them."""
+    """Remove the chains of kubelet, kube-proxy and the CNI plugins, and the jumps to them."""
     saved = subprocess.run(
         ["iptables-save", "-t", table], capture_output=True, text=True, check=False
     ).stdout.splitlines()
