@@ -24,7 +24,24 @@ ROLE = "genai.role"
 """Node metadata: what the node does, e.g. `scores`; see `static_attention`."""
 
 TOKEN_AXES = "genai.token_axes"  # noqa: S105
-"""Node metadata of a MatMul outside attention: which axes of its output count tokens."""
+"""Node metadata of MatMul and Transpose: which axes of the output count tokens, e.g. `0,2`.
+
+With AR 1 such an axis looks like one of those that are always 1; rewrites must not take it for one,
+or the graphs of different ARs would differ.
+"""
+
+
+def mark_token_axes(value: ir.Value, axes: Iterable[int]) -> None:
+    """Note on the producer of a tensor which of the tensor's axes count tokens."""
+    producer = value.producer()
+    assert producer is not None
+    producer.metadata_props[TOKEN_AXES] = ",".join(map(str, axes))
+
+
+def token_axes(node: ir.Node) -> frozenset[int] | None:
+    """The axes of a node's output that count tokens, None where that was not noted."""
+    text = node.metadata_props.get(TOKEN_AXES)
+    return None if text is None else frozenset(int(axis) for axis in text.split(",") if axis)
 
 
 class GraphBuilder:

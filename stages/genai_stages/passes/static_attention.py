@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from genai_core.facts import Role, TensorSource
 from genai_stages.passes.expand_attention import AttentionSpec
-from genai_stages.passes.graph_builder import GraphBuilder
+from genai_stages.passes.graph_builder import GraphBuilder, mark_token_axes
 
 
 class StaticAttention:
@@ -60,14 +60,14 @@ class StaticAttention:
         key = self._heads(rows, 1, "key")
         key = self._normed(key, norm, "key_normed")
         key = self._rotated(key, cos_sin, "key_rotated")
-        return self._new(key, "key", perm=(0, 1, 3, 2))
+        return self._new(key, "key", perm=(0, 1, 3, 2), tokens=3)
 
     def value(self, rows: ir.Value) -> ir.Value:
         """[AR, KV*D] -> [KV, 1, AR, D]: the graph's output."""
         spec = self.spec
         shape = (self.ar, spec.kv_heads, 1, spec.head_dim)
         split = self.build.reshape(rows, shape, name=f"{self.own}.value_split", role="heads")
-        return self._new(split, "value", perm=(1, 2, 0, 3))
+        return self._new(split, "value", perm=(1, 2, 0, 3), tokens=2)
 
     def all(self, kind: str, past: ir.Value | None, new: ir.Value) -> ir.Value:
         """Past in front, new tokens behind."""
@@ -105,6 +105,7 @@ class StaticAttention:
             role="flat",
             perm=(2, 0, 1, 3),
         )
+        mark_token_axes(turned, [0])
         shape = build.ints(self.ar, spec.num_heads * spec.head_dim)
         return build.op("Reshape", turned, shape, name=name, role="flat")
 
@@ -119,16 +120,20 @@ class StaticAttention:
         shape = (self.ar, spec.kv_heads, groups, spec.head_dim)
         split = self.build.reshape(rows, shape, name=f"{self.own}.{kind}_split", role="heads")
         name = f"{self.own}.{kind}_heads"
-        return self.build.move("Transpose", split, name=name, role="heads", perm=(1, 2, 0, 3))
+        turned = self.build.move("Transpose", split, name=name, role="heads", perm=(1, 2, 0, 3))
+        mark_token_axes(turned, [2])
+        return turned
 
-    def _new(self, value: ir.Value, kind: str, *, perm: Sequence[int]) -> ir.Value:
+    def _new(self, value: ir.Value, kind: str, *, perm: Sequence[int], tokens: int) -> ir.Value:
         """The new slice of the cache; it bears the encoding of the source's cache output."""
         build = self.build
         name = f"past_{kind}_{self.spec.layer}_out"
         role: Role = "key_new" if kind == "key" else "value_new"
         if role in self.roles and self.roles[role] != name:
             build.provenance[name] = TensorSource(source=self.roles[role])
-        return build.op("Transpose", value, name=name, role="cache", perm=perm)
+        new = build.op("Transpose", value, name=name, role="cache", perm=perm)
+        mark_token_axes(new, [tokens])
+        return new
 
     def _normed(self, value: ir.Value, norm: ir.Value | None, role: Role) -> ir.Value:
         if norm is None:

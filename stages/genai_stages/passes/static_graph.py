@@ -20,6 +20,7 @@ their weights.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 
 import onnx_ir as ir
@@ -29,7 +30,7 @@ from genai_core.facts import ModelFacts, TensorSource
 from genai_core.graphs import check_graph, graph_name
 from genai_stages.core_graph import DOMAIN, layer_group
 from genai_stages.passes.expand_attention import AttentionSpec
-from genai_stages.passes.graph_builder import TOKEN_AXES, GraphBuilder
+from genai_stages.passes.graph_builder import GraphBuilder, mark_token_axes
 from genai_stages.passes.provenance import source_of
 from genai_stages.passes.static_attention import StaticAttention
 from genai_stages.passes.static_shapes import (
@@ -52,6 +53,13 @@ ELEMENTWISE = frozenset((
 """Operators that give rows for rows."""
 
 NORMS = frozenset(("RMSNormalization", "LayerNormalization"))
+
+
+_INTERFACE = re.compile(
+    r"input_ids|attention_mask(_w\d+)?|position_ids_(cos|sin)(_.*)?|hidden_states_\d+"
+    r"|past_(key|value)_\d+_(in|out)"
+)
+"""Names that inputs and outputs of static graphs and of their parts bear."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +85,11 @@ def emit_static(core: ir.Model, facts: ModelFacts, *, ar: int, cl: int) -> Stati
     """
     check_graph(ar, cl)
     return _Emission(core, facts, ar=ar, cl=cl).run()
+
+
+def static_name(core: str) -> str:
+    """The static graph's name of a core tensor: its own, unless inputs or outputs are called so."""
+    return f"{core}.source" if _INTERFACE.fullmatch(core) else core
 
 
 def mask_name(window: int) -> str:
@@ -260,10 +273,9 @@ class _Emission:
         copy = ir.Node(
             "", node.op_type, inputs, attributes=attributes, outputs=outputs, name=node.name
         )
-        if node.op_type == "MatMul":
-            axes = self._token_axes(node.outputs[0])
-            copy.metadata_props[TOKEN_AXES] = ",".join(map(str, axes))
         self.build.append(copy, "batched" if node.op_type == "MatMul" else "copy")
+        if node.op_type in ("MatMul", "Transpose"):
+            mark_token_axes(outputs[0], self._token_axes(node.outputs[0]))
         made.update(zip(node.outputs, outputs, strict=True))
 
     def _takes_rows(self, node: ir.Node) -> bool:
@@ -321,6 +333,10 @@ class _Emission:
             rows = f"{name}.rows"
             self.build.provenance[rows] = source_of(name, self.build.provenance)
             return rows
+        if static_name(name) != name:
+            source = source_of(name, self.build.provenance)
+            name = static_name(name)
+            self.build.provenance[name] = source
         return name
 
     def _token_axes(self, value: ir.Value) -> list[int]:
