@@ -73,7 +73,8 @@ class Manifest(BaseModel):
     graphs: list[ManifestGraph] = Field(default_factory=list)
     splits: int = 1
     files: dict[str, ManifestFile]
-    """Relative path -> file, `manifest.json`, `report.json` and `emulation/` excepted."""
+    """Relative path -> file, but for `manifest.json`, `report.json`, `golden.json` (its margins are
+    measured) and `emulation/`."""
 
     def revision(self) -> str:
         """`sha256:` and the digest of the canonical manifest."""

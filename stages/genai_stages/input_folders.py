@@ -45,7 +45,7 @@ def find_file(inputs: Inputs, *names: str) -> Path | None:
     """The first file with one of these names (patterns) in any input."""
     for pattern in names:
         for name in sorted(inputs):
-            for path in sorted(inputs[name].glob(pattern)):
+            for path in sorted(inputs[name].rglob(pattern)):
                 if path.is_file():
                     return path
     return None

@@ -35,6 +35,7 @@ from genai_stages.passes.expand_attention import AttentionSpec
 
 MODEL_FILE = "model.onnx"
 MODEL_DATA_FILE = "model.data"
+PRECISION_KEY = "genai.precision"
 _MICROSOFT = "com.microsoft"
 _OPSET = 23
 _IR_VERSION = 10
@@ -81,6 +82,15 @@ def build_model(
 def write_model(model: onnx.ModelProto, path: Path) -> None:
     """Write a model with bytes that follow from its content."""
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def precision_of(path: Path) -> Precision | None:
+    """The precision that a model of ours states; None for any other ONNX file."""
+    model = onnx.load(str(path), load_external_data=False)  # noqa: TID251 - no weights inside
+    for prop in model.metadata_props:
+        if prop.key == PRECISION_KEY:
+            return Precision(prop.value)
+    return None
 
 
 def padded_head(head_dim: int) -> int:
@@ -157,7 +167,7 @@ class _Builder:
         rope = {name: table.model_dump(mode="json") for name, table in self.facts.rope.items()}
         wide = any(linear.wide for linear in self.linears.values())
         values = {
-            "genai.precision": self.precision.value,
+            PRECISION_KEY: self.precision.value,
             "genai.exact_int8": str(int(wide)),
             "genai.rope": json.dumps(rope, sort_keys=True, separators=(",", ":")),
         }

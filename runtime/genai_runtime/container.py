@@ -1,0 +1,210 @@
+"""A container: the folder that a build ends with, opened, checked, and run where it can be.
+
+    container = container.load(folder)        # manifest, metadata; every file there and complete
+    session = container.open_session()        # CPU, or the emulator on an htp container's twin
+
+A container for Snapdragon runs on the device. What runs here is the twin in `emulation/`, which
+small builds have; the weight-shared binaries themselves are never opened on x86.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from genai_core.canonical import digest_file
+from genai_core.errors import BadInput, CorruptBlob, NotRunnableHere
+from genai_core.facts import RopeTable
+from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, METADATA_FILE, Manifest
+from genai_core.names import Backend
+from genai_runtime.generate import stop_tokens
+from genai_runtime.golden import GOLDEN_FILE, Golden, read_golden
+from genai_runtime.session import Session
+from genai_runtime.tokenizing import TextTokenizer
+
+CPU_MODEL_FILE = "model.onnx"
+
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class TensorInfo(BaseModel):
+    """One input or output: `value = (integer + offset) * scale`."""
+
+    model_config = _FROZEN
+
+    shape: list[int | str]
+    """A word stands for a dimension that is free."""
+    dtype: str
+    scale: float | None = None
+    offset: int | None = None
+
+
+class GraphInfo(BaseModel):
+    """One graph of a file."""
+
+    model_config = _FROZEN
+
+    inputs: dict[str, TensorInfo]
+    outputs: dict[str, TensorInfo]
+
+
+class Metadata(BaseModel):
+    """metadata.json: what a program needs to drive the graphs."""
+
+    model_config = _FROZEN
+
+    schema_version: Literal[1] = 1
+    type: Literal["LLMContainer"] = "LLMContainer"
+    backend: Backend
+    architecture: str
+    context_length: int
+    vocab_size: int
+    rope: dict[str, RopeTable] = Field(default_factory=dict)
+    model_files: dict[str, dict[str, GraphInfo]]
+    """File -> graph -> inputs and outputs, files in split order."""
+
+
+@dataclass(frozen=True)
+class Container:
+    """An opened container.
+
+    Attributes:
+        folder: Where it lies.
+        manifest: Its identity.
+        metadata: Its graphs.
+    """
+
+    folder: Path
+    manifest: Manifest
+    metadata: Metadata
+
+    @property
+    def revision(self) -> str:
+        """`sha256:` and the digest of the canonical manifest."""
+        return self.manifest.revision()
+
+    @property
+    def runnable(self) -> bool:
+        """Whether `open_session` has something to run here."""
+        cpu = self.manifest.target.backend is Backend.CPU
+        return cpu or (self.folder / EMULATION_FOLDER).is_dir()
+
+    def tokenizer(self) -> TextTokenizer | None:
+        """The model's tokenizer; None where it has none.
+
+        Raises:
+            BadModel: The file is unreadable.
+        """
+        return TextTokenizer.of_folder(self.folder)
+
+    def stop_tokens(self) -> frozenset[int]:
+        """End tokens of generation_config.json."""
+        return stop_tokens(self.folder)
+
+    def golden(self) -> Golden | None:
+        """The recorded prompts; None where there are none."""
+        path = self.folder / GOLDEN_FILE
+        return read_golden(path) if path.is_file() else None
+
+    def verify(self, *, digests: bool = False) -> None:
+        """Check that every file of the manifest is there and as long as it should be.
+
+        Args:
+            digests: Read every byte as well.
+
+        Raises:
+            BadInput: A file is missing or has another size.
+            CorruptBlob: A file has other bytes.
+        """
+        remedy = "fetch the container again"
+        for name, file in self.manifest.files.items():
+            path = self.folder / name
+            if not path.is_file():
+                raise BadInput("is missing", where=str(path), remedy=remedy)
+            if path.stat().st_size != file.size:
+                raise BadInput(
+                    f"has {path.stat().st_size} bytes, the manifest says {file.size}",
+                    where=str(path),
+                    remedy=remedy,
+                )
+            if digests and digest_file(path) != file.sha256:
+                raise CorruptBlob(
+                    "its bytes are not those of the manifest", where=str(path), remedy=remedy
+                )
+
+    def open_session(self, *, threads: int = 0, context_length: int | None = None) -> Session:
+        """Start an executor.
+
+        Args:
+            threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
+            context_length: Fewer slots than the container offers; CPU only.
+
+        Raises:
+            NotRunnableHere: A Snapdragon container without a twin, or without the vendor's
+                libraries on this machine.
+            BadInput: More slots than the container offers.
+        """
+        longest = self.manifest.context_length
+        if context_length is not None and context_length > longest:
+            raise BadInput(
+                f"the container was built for {longest} tokens",
+                where=f"context length {context_length}",
+                remedy="build it for a longer context",
+            )
+        if self.manifest.target.backend is Backend.CPU:
+            from genai_runtime.cpu import CpuSession
+
+            return CpuSession(
+                self.folder / CPU_MODEL_FILE,
+                context_length=context_length or longest,
+                threads=threads,
+            )
+        if not self.runnable:
+            raise NotRunnableHere(
+                f"a container for {self.manifest.target.name} without an emulation twin runs on "
+                "the device only",
+                where=str(self.folder),
+                remedy="push it to a device, or build the cpu target",
+            )
+        from genai_runtime.htp.executor import Executor
+
+        return Executor(self.folder / EMULATION_FOLDER)
+
+
+def load(folder: Path) -> Container:
+    """Open a container; files are checked by size.
+
+    Raises:
+        BadInput: The folder is not a container, or not a whole one.
+    """
+    manifest_file = folder / MANIFEST_FILE
+    if not manifest_file.is_file():
+        raise BadInput(
+            f"not a container: it has no {MANIFEST_FILE}",
+            where=str(folder),
+            remedy="name the folder that `genai build` or `genai pull` wrote",
+        )
+    try:
+        manifest = Manifest.model_validate_json(manifest_file.read_bytes())
+    except ValidationError as error:
+        raise BadInput(_first(error), where=str(manifest_file)) from error
+    metadata_file = folder / METADATA_FILE
+    try:
+        metadata = Metadata.model_validate_json(metadata_file.read_bytes())
+    except FileNotFoundError as error:
+        raise BadInput("is missing", where=str(metadata_file)) from error
+    except ValidationError as error:
+        raise BadInput(_first(error), where=str(metadata_file)) from error
+    found = Container(folder=folder, manifest=manifest, metadata=metadata)
+    found.verify()
+    return found
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{place}: {problem['msg']}" if place else str(problem["msg"])

@@ -1,0 +1,142 @@
+"""What `genai inspect` tells about a container or an artifact, as JSON values.
+
+Nothing is loaded to be run: a container's facts come from its own JSON files, an ONNX file is read
+without its weights, a context binary is described by the vendor's library where that is installed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from genai_core.errors import BadInput, BadModel
+from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE
+from genai_core.names import Backend
+from genai_runtime import container
+from genai_runtime.container import Container, GraphInfo, TensorInfo
+
+RECORD_FILE = "builder_cache_info.json"
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Facts of a container's folder, an artifact's folder, an ONNX file or a context binary.
+
+    Raises:
+        BadInput: It is none of them.
+        BadModel: The file is broken.
+        NotRunnableHere: A context binary, and the vendor's library is not installed.
+    """
+    if (path / MANIFEST_FILE).is_file():
+        return describe_container(container.load(path))
+    if path.is_dir():
+        return _artifact(path)
+    if path.suffix == ".onnx" and path.is_file():
+        return {"kind": "onnx", "sizeBytes": path.stat().st_size, **_dump(onnx_graph(path))}
+    if path.suffix == ".bin" and path.is_file():
+        from genai_runtime.htp import metadata
+
+        found = metadata.read(path)
+        return {"kind": "context binary", **found.model_dump(mode="json", exclude_none=True)}
+    raise BadInput(
+        "neither a container nor an artifact",
+        where=str(path),
+        remedy="name a container's or a cache entry's folder, an .onnx or a .bin file",
+    )
+
+
+def describe_container(found: Container) -> dict[str, Any]:
+    """Facts of an opened container."""
+    manifest = found.manifest
+    golden = found.golden()
+    report = found.folder / REPORT_FILE
+    return {
+        "kind": "container",
+        "path": str(found.folder),
+        "revision": found.revision,
+        "architecture": manifest.architecture,
+        "target": manifest.target.model_dump(mode="json", exclude_none=True),
+        "model": manifest.model,
+        "contextLength": manifest.context_length,
+        "vocabSize": found.metadata.vocab_size,
+        "splits": manifest.splits,
+        "graphs": [graph.model_dump(mode="json") for graph in manifest.graphs],
+        "files": {name: file.size for name, file in sorted(manifest.files.items())},
+        "sizeBytes": sum(file.size for file in manifest.files.values()),
+        "runsHere": found.runnable,
+        "runsBy": _executor(found),
+        "tokenizer": (found.folder / "tokenizer.json").is_file(),
+        "adapters": sorted(
+            {name.split("/")[1] for name in manifest.files if name.startswith("adapters/")}
+        ),
+        "golden": []
+        if golden is None
+        else [
+            {"prompt": entry.prompt, "promptTokens": entry.prompt_tokens, "tokens": entry.tokens}
+            for entry in golden.prompts
+        ],
+        "report": json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {},
+        "modelFiles": {
+            file: {name: _dump(graph) for name, graph in graphs.items()}
+            for file, graphs in found.metadata.model_files.items()
+        },
+    }
+
+
+def onnx_graph(path: Path) -> GraphInfo:
+    """Inputs and outputs of an ONNX file.
+
+    Raises:
+        BadModel: It is not one.
+    """
+    try:
+        model = onnx.load(str(path), load_external_data=False)  # noqa: TID251 - no weights inside
+    except Exception as error:  # protobuf and the file system raise their own kinds
+        raise BadModel("not an ONNX file", where=str(path)) from error
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return GraphInfo(
+        inputs={v.name: _tensor(v) for v in model.graph.input if v.name not in constants},
+        outputs={v.name: _tensor(v) for v in model.graph.output},
+    )
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    kind = value.type.tensor_type
+    shape: list[int | str] = [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?"
+        for dim in kind.shape.dim
+    ]
+    return TensorInfo(shape=shape, dtype=onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name)
+
+
+def _executor(found: Container) -> str:
+    if found.manifest.target.backend is Backend.CPU:
+        return "onnxruntime"
+    return "emulator" if (found.folder / EMULATION_FOLDER).is_dir() else "device"
+
+
+def _artifact(folder: Path) -> dict[str, Any]:
+    record = folder / RECORD_FILE
+    if not record.is_file():
+        raise BadInput(
+            f"not a container (no {MANIFEST_FILE}) and not a cache entry (no {RECORD_FILE})",
+            where=str(folder),
+            remedy="name a container's or a cache entry's folder",
+        )
+    try:
+        values = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"not JSON: {error}", where=str(record)) from error
+    files = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != RECORD_FILE
+    }
+    graphs = {name: _dump(onnx_graph(folder / name)) for name in files if name.endswith(".onnx")}
+    return {"kind": "artifact", "record": values, "files": files, "graphs": graphs}
+
+
+def _dump(graph: GraphInfo) -> dict[str, Any]:
+    return graph.model_dump(mode="json", exclude_none=True)

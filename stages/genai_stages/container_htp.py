@@ -1,0 +1,168 @@
+"""A Snapdragon container's own files: binaries in split order, what is in them, Genie's JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from genai_core import chips
+from genai_core.errors import BadModel, InvalidSpec
+from genai_core.facts import ModelFacts
+from genai_core.manifest import ManifestGraph
+from genai_core.operations import PackageConfig
+from genai_runtime.container import GraphInfo, TensorInfo
+from genai_runtime.generate import stop_tokens
+from genai_runtime.htp import metadata
+from genai_runtime.htp.emulation import graph_key
+from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata
+from genai_stages.backends.htp.genie_config import (
+    EXTENSIONS_FILE,
+    GenieFacts,
+    genie_config,
+    htp_backend_ext_config,
+)
+from genai_stages.input_folders import read_json
+from genai_stages.stage import Inputs
+from genai_stages.twin_folder import place
+
+GENIE_FILE = "genie_config.json"
+_PART = re.compile(r"^part_(\d+)_of_(\d+)\.bin$")
+
+
+@dataclass
+class HtpParts:
+    """What the binaries of a container hold."""
+
+    files: dict[str, dict[str, GraphInfo]] = field(default_factory=dict)
+    graphs: list[ManifestGraph] = field(default_factory=list)
+    library: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def collect_parts(
+    inputs: Inputs, config: PackageConfig, out: Path, *, facts: ModelFacts
+) -> HtpParts:
+    """Put the binaries into `out` and write Genie's configuration for them.
+
+    Raises:
+        BadModel: A split is missing or there twice, or a binary is for another chip.
+    """
+    assert config.chip is not None
+    found: dict[int, Path] = {}
+    counts: set[int] = set()
+    for name in sorted(inputs):
+        for path in sorted(inputs[name].iterdir()):
+            match = _PART.match(path.name)
+            if match is None:
+                continue
+            if int(match[1]) in found:
+                raise BadModel("there twice", where=path.name)
+            found[int(match[1])] = path
+            counts.add(int(match[2]))
+    if not found or counts != {len(found)} or sorted(found) != list(range(1, len(found) + 1)):
+        raise BadModel(f"splits {sorted(found)} are not the whole model", where="package")
+    parts = HtpParts()
+    for index, path in sorted(found.items()):
+        place(path, out / path.name)
+        binary = _metadata(path)
+        if binary.soc_model != config.chip.soc_model:
+            raise BadModel(
+                f"compiled for SoC {binary.soc_model}, not for {config.chip.soc_model}",
+                where=path.name,
+            )
+        parts.library = {
+            "buildId": binary.build_id,
+            "coreApi": binary.core_api_version,
+            "backendApi": binary.backend_api_version,
+            "blob": binary.blob_version,
+        }
+        parts.files[path.name] = {graph.name: _graph(graph) for graph in binary.graphs}
+        for graph in binary.graphs:
+            key = graph_key(graph.name)
+            parts.graphs.append(
+                ManifestGraph(name=graph.name, ar=key.ar, cl=key.cl, split=index, file=path.name)
+            )
+    _write_genie(config, out, facts=facts, parts=parts)
+    return parts
+
+
+def _metadata(binary: Path) -> BinaryMetadata:
+    """What compile read in the binary; read again where that file is not at hand."""
+    beside = binary.with_suffix(".json")
+    if beside.is_file():
+        return BinaryMetadata.model_validate_json(beside.read_bytes())
+    return metadata.read(binary)
+
+
+def _graph(graph: GraphMetadata) -> GraphInfo:
+    def infos(tensors: tuple[metadata.TensorMetadata, ...]) -> dict[str, TensorInfo]:
+        return {
+            tensor.name: TensorInfo(
+                shape=list(tensor.shape),
+                dtype=tensor.dtype,
+                scale=tensor.scale,
+                offset=tensor.offset,
+            )
+            for tensor in tensors
+        }
+
+    return GraphInfo(inputs=infos(graph.inputs), outputs=infos(graph.outputs))
+
+
+def _write_genie(config: PackageConfig, out: Path, *, facts: ModelFacts, parts: HtpParts) -> None:
+    """Genie's two files; a model that Genie cannot run gets none, and a warning that says why."""
+    assert config.chip is not None
+    chip = chips.Chip(
+        name=config.target, soc_model=config.chip.soc_model, dsp_arch=config.chip.dsp_arch
+    )
+    extensions = htp_backend_ext_config(chip, weight_sharing=True)
+    _write(out / EXTENSIONS_FILE, extensions)
+    try:
+        values = genie_config(
+            _genie_facts(config, out, facts=facts, binaries=list(parts.files)),
+            generation=(
+                read_json(out / "generation_config.json")
+                if (out / "generation_config.json").is_file()
+                else None
+            ),
+        )
+    except (BadModel, InvalidSpec) as error:
+        parts.warnings.append(f"no {GENIE_FILE} for Genie: {error}")
+        return
+    _write(out / GENIE_FILE, values)
+
+
+def _genie_facts(
+    config: PackageConfig, out: Path, *, facts: ModelFacts, binaries: list[str]
+) -> GenieFacts:
+    if not (out / "tokenizer.json").is_file():
+        raise BadModel("the model has no tokenizer.json", where="tokenizer")
+    if not (out / "config.json").is_file():
+        raise BadModel("the model has none", where="config.json")
+    if len(facts.rope) != 1:
+        raise BadModel(f"the model has {len(facts.rope)} rotary tables, Genie knows one",
+                       where="rope")  # fmt: skip
+    source = read_json(out / "config.json")
+    heads = {attention.head_dim for attention in facts.attention}
+    if len(heads) != 1:
+        raise BadModel("heads of different sizes", where="config.json")
+    ends = sorted(stop_tokens(out))
+    begin = source.get("bos_token_id")
+    original = source.get("original_max_position_embeddings")
+    return GenieFacts(
+        context_length=config.context_length,
+        vocab_size=facts.vocab_size,
+        head_dim=heads.pop(),
+        rope=next(iter(facts.rope.values())),
+        bos_token=begin if isinstance(begin, int) else (ends[0] if ends else 0),
+        eos_tokens=ends,
+        binaries=binaries,
+        max_positions=facts.max_positions,
+        original_max_positions=original if isinstance(original, int) else None,
+    )
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,0 +1,126 @@
+"""How much worse a compiled model predicts text than its source with the encodings simulated.
+
+Inputs: the core graph with its weights, the compiled model (cpu: `model.onnx` and its data beside
+each other; htp: the `emulation/` folders of all splits), the source's encodings where it has any,
+and a folder `tokens` with one .npy or text file. Without tokens the float model writes the text.
+
+The verdict is a fact, not an error: where several precisions may be tried, the plan goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genai_core.errors import BadInput, BadModel
+from genai_core.manifest import EMULATION_FOLDER
+from genai_core.names import Backend
+from genai_core.operations import FidelityConfig
+from genai_runtime.evaluate import evaluate, losses
+from genai_runtime.session import Session
+from genai_stages.core_graph import FACTS_FILE, read_facts
+from genai_stages.input_folders import core_folder, encodings_of, folders_with, token_pieces
+from genai_stages.segments import Floats, SegmentedModel
+from genai_stages.stage import Context, Inputs, StageResult
+from genai_stages.twin_folder import gather_twin
+from genai_stages.written_text import write_pieces
+
+RESULT_FILE = "fidelity.json"
+
+_DIGITS = 6
+_WRITTEN_PIECES = 12
+_WRITTEN_LENGTH = 96
+
+
+def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> StageResult:
+    """Write `fidelity.json`: losses in nats a token and whether the budget holds."""
+    core = core_folder(inputs)
+    encodings = encodings_of(inputs)
+    pieces, written = _pieces(inputs, config, core, context=context)
+    session = _session(inputs, config, pieces.shape[1], context=context)
+    try:
+        found = evaluate(session, pieces)
+    finally:
+        session.close()
+    float_model = SegmentedModel(core, context.scratch / "float", threads=context.threads)
+    float_nats = _loss(float_model.logits([piece[:-1] for piece in pieces]), pieces)
+    baseline = float_nats
+    if encodings is not None:
+        simulated = SegmentedModel(
+            core, context.scratch / "simulated", encodings=encodings, threads=context.threads
+        )
+        baseline = _loss(simulated.logits([piece[:-1] for piece in pieces]), pieces)
+    nats = found.nats_per_token
+    within = math.isfinite(nats) and nats - baseline <= config.budget_nats
+    facts = {
+        "natsPerToken": _rounded(nats),
+        "baselineNats": _rounded(baseline),
+        "floatNats": _rounded(float_nats),
+        "budget": config.budget_nats,
+        "within": within,
+        "tokens": found.tokens,
+        "text": "written by the float model" if written else "given",
+        "verified": "Cpu" if config.backend is Backend.CPU else "Emulator",
+    }
+    text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
+    (out / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
+    return StageResult(facts=facts)
+
+
+def _rounded(nats: float) -> float | None:
+    """Digits that mean something; None for a loss that is not a number."""
+    return round(nats, _DIGITS) if math.isfinite(nats) else None
+
+
+def _pieces(
+    inputs: Inputs, config: FidelityConfig, core: Path, *, context: Context
+) -> tuple[NDArray[np.integer], bool]:
+    """What is scored, and whether the float model wrote it."""
+    given = token_pieces(inputs, "tokens")
+    if given is None:
+        text = write_pieces(
+            core,
+            context.scratch / "writer",
+            pieces=config.pieces or _WRITTEN_PIECES,
+            length=config.length or _WRITTEN_LENGTH,
+            threads=context.threads,
+        )
+        return text, True
+    pieces = given[: config.pieces or None, : config.length or None]
+    vocab = read_facts(core).vocab_size
+    if pieces.size == 0 or int(pieces.max()) >= vocab or int(pieces.min()) < 0:
+        raise BadInput(
+            f"token ids must lie below {vocab}",
+            where="quantization.fidelity.tokens",
+            remedy="tokenize the text with this model's tokenizer",
+        )
+    return pieces, False
+
+
+def _session(inputs: Inputs, config: FidelityConfig, length: int, *, context: Context) -> Session:
+    """The executor of the compiled model."""
+    if config.backend is Backend.CPU:
+        from genai_runtime.cpu import CpuSession
+
+        # The core graph has a model.onnx too: the compiled one lies where no facts are.
+        folders = [f for f in folders_with(inputs, "model.onnx") if not (f / FACTS_FILE).is_file()]
+        if not folders:
+            raise BadModel("no input is a compiled cpu model", where="fidelity")
+        return CpuSession(folders[0] / "model.onnx", context_length=length, threads=context.threads)
+    from genai_runtime.htp.executor import Executor
+
+    folder = context.scratch / EMULATION_FOLDER
+    gather_twin(inputs, folder, read_facts(core_folder(inputs)).rope)
+    return Executor(folder)
+
+
+def _loss(logits: Iterable[Floats], pieces: NDArray[np.integer]) -> float:
+    total = 0.0
+    for rows, piece in zip(logits, pieces, strict=True):
+        total += float(losses(rows, piece[1:]).sum())
+    return total / float(pieces.shape[0] * (pieces.shape[1] - 1))

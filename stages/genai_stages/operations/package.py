@@ -1,0 +1,278 @@
+"""The container: compiled graphs, tokenizer and configuration in one folder, with its identity.
+
+Inputs: the core graph's `facts.json` and `model.onnx`; what compile wrote (cpu: `model.onnx` and
+`model.data`; htp: `part_k_of_N.bin` with its `.json`, and `emulation/` where it was made);
+`fidelity.json`; from the source the encodings, tokenizer and configuration files.
+
+The manifest names every file with its digest, and its own digest is the container's revision, so
+nothing measured may stand in such a file. `report.json` and `golden.json`, whose margins another
+machine may round otherwise, are therefore outside the identity, like `emulation/`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genai_core.canonical import digest_file, digest_json
+from genai_core.errors import BadModel, DriftError
+from genai_core.facts import ModelFacts
+from genai_core.manifest import (
+    EMULATION_FOLDER,
+    MANIFEST_FILE,
+    METADATA_FILE,
+    REPORT_FILE,
+    Manifest,
+    ManifestFile,
+    ManifestGraph,
+    ManifestTarget,
+    Report,
+)
+from genai_core.names import Backend, Precision
+from genai_core.operations import OPERATIONS, PackageConfig
+from genai_core.toolchain import version_of
+from genai_runtime import container, golden
+from genai_runtime.container import CPU_MODEL_FILE, GraphInfo, Metadata
+from genai_runtime.generate import generate
+from genai_runtime.inspection import onnx_graph
+from genai_runtime.tokenizing import TextTokenizer
+from genai_stages.backends.cpu.graph import MODEL_DATA_FILE, precision_of
+from genai_stages.container_htp import HtpParts, collect_parts
+from genai_stages.core_graph import FACTS_FILE, MODEL_FILE, read_facts
+from genai_stages.input_folders import core_folder, find_file, folders_with, read_json
+from genai_stages.operations.fidelity import RESULT_FILE
+from genai_stages.stage import Context, Inputs, StageResult
+from genai_stages.twin_folder import gather_twin, place
+
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Taken along from the source, as they are."""
+
+_OUTSIDE = {MANIFEST_FILE, REPORT_FILE, golden.GOLDEN_FILE}
+
+_TOLERANCES = {Precision.FLOAT: 0.01, Precision.INT8: 0.1, Precision.INT4: 0.3}
+"""Logits: what another kernel or machine may move a margin by."""
+_HTP_TOLERANCE = 0.1
+
+
+@dataclass
+class _Draft:
+    """What is known about a container while it is put together."""
+
+    files: dict[str, dict[str, GraphInfo]] = field(default_factory=dict)
+    graphs: list[ManifestGraph] = field(default_factory=list)
+    precision: Precision | None = None
+    library: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> StageResult:
+    """Write the container's folder; run it once where that is possible here."""
+    core = core_folder(inputs)
+    facts = read_facts(core)
+    draft = _Draft()
+    for name in MODEL_FILES:
+        source = find_file(inputs, name)
+        if source is not None:
+            place(source, out / name)
+    if config.backend is Backend.CPU:
+        _cpu(inputs, out, draft)
+    else:
+        _htp(inputs, config, out, facts=facts, draft=draft)
+    _write_json(
+        out / METADATA_FILE,
+        Metadata(
+            backend=config.backend,
+            architecture=facts.architecture,
+            context_length=config.context_length,
+            vocab_size=facts.vocab_size,
+            rope=facts.rope,
+            model_files=draft.files,
+        ).model_dump(mode="json", exclude_none=True),
+    )
+    manifest = _manifest(inputs, config, out, facts=facts, draft=draft)
+    _write_json(out / MANIFEST_FILE, manifest.model_dump(mode="json", exclude_none=True))
+    opened = container.load(out)
+    speed = _try(opened, config, draft, threads=context.threads)
+    fidelity = find_file(inputs, RESULT_FILE)
+    report = Report(
+        verified=_verified(opened),
+        fidelity={} if fidelity is None else read_json(fidelity),
+        stages={"package": speed} if speed else {},
+        tools={name: version_of(name) for name in _libraries()},
+        warnings=draft.warnings,
+    )
+    _write_json(out / REPORT_FILE, report.model_dump(mode="json", exclude_none=True))
+    return StageResult(
+        facts={
+            "revision": manifest.revision(),
+            "sizeBytes": sum(file.size for file in manifest.files.values()),
+            "verified": report.verified,
+        },
+        notes=speed,
+        warnings=tuple(draft.warnings),
+    )
+
+
+def _cpu(inputs: Inputs, out: Path, draft: _Draft) -> None:
+    folders = [f for f in folders_with(inputs, MODEL_DATA_FILE) if (f / CPU_MODEL_FILE).is_file()]
+    # A source may bring files of the same names; a model of ours says its precision.
+    for folder in folders:
+        draft.precision = precision_of(folder / CPU_MODEL_FILE)
+        if draft.precision is None:
+            continue
+        for name in (CPU_MODEL_FILE, MODEL_DATA_FILE):
+            place(folder / name, out / name)
+        draft.files[CPU_MODEL_FILE] = {"model": onnx_graph(out / CPU_MODEL_FILE)}
+        return
+    raise BadModel("no input is a compiled cpu model", where="package")
+
+
+def _htp(
+    inputs: Inputs, config: PackageConfig, out: Path, *, facts: ModelFacts, draft: _Draft
+) -> None:
+    parts: HtpParts = collect_parts(inputs, config, out, facts=facts)
+    draft.files, draft.graphs = parts.files, parts.graphs
+    draft.library = parts.library
+    draft.warnings += parts.warnings
+    gather_twin(inputs, out / EMULATION_FOLDER, facts.rope)
+
+
+def _manifest(
+    inputs: Inputs, config: PackageConfig, out: Path, *, facts: ModelFacts, draft: _Draft
+) -> Manifest:
+    core = core_folder(inputs)
+    encodings = find_file(inputs, "*.encodings")
+    model: dict[str, Any] = {
+        "core": digest_json([digest_file(core / MODEL_FILE), digest_file(core / FACTS_FILE)]),
+        "layers": facts.layers,
+        "hiddenSize": facts.hidden_size,
+        "vocabSize": facts.vocab_size,
+        "parameters": facts.parameters,
+    }
+    if encodings is not None:
+        model["encodings"] = digest_file(encodings)
+    chip = config.chip
+    return Manifest(
+        model=model,
+        architecture=facts.architecture,
+        target=ManifestTarget(
+            name=config.target,
+            backend=config.backend,
+            soc_model=chip.soc_model if chip else None,
+            dsp_arch=chip.dsp_arch if chip else None,
+            precision=draft.precision,
+            library=draft.library,
+        ),
+        context_length=config.context_length,
+        graphs=draft.graphs,
+        splits=max(1, len(config.splits)),
+        files={
+            name: ManifestFile(sha256=digest_file(path), size=path.stat().st_size)
+            for name, path in _identity_files(out)
+        },
+    )
+
+
+def _identity_files(out: Path) -> list[tuple[str, Path]]:
+    paths = [path for path in sorted(out.rglob("*")) if path.is_file()]
+    named = [(path.relative_to(out).as_posix(), path) for path in paths]
+    return [
+        (name, path)
+        for name, path in named
+        if name not in _OUTSIDE and not name.startswith(f"{EMULATION_FOLDER}/")
+    ]
+
+
+def _try(
+    opened: container.Container, config: PackageConfig, draft: _Draft, *, threads: int
+) -> dict[str, Any]:
+    """Run the finished container once, record golden prompts; what was measured.
+
+    Raises:
+        DriftError: It yields NaN or infinity.
+    """
+    prompts = _prompts(opened, config, draft)
+    if not opened.runnable:
+        if prompts:
+            draft.warnings.append(
+                "golden prompts could not be recorded: nothing here can run this container"
+            )
+        return {}
+    session = opened.open_session(threads=threads)
+    try:
+        first = session.forward(np.arange(min(4, session.vocab_size, session.context_length)))
+        if not np.isfinite(first).all():
+            raise DriftError("the container yields NaN or infinity", where=config.target)
+        stops = opened.stop_tokens()
+        if not prompts:
+            return {}
+        precision = draft.precision
+        recorded = golden.record(
+            session,
+            prompts,
+            max_tokens=config.golden_max_tokens,
+            stop_tokens=stops,
+            tolerance=_HTP_TOLERANCE if precision is None else _TOLERANCES[precision],
+        )
+        _write_json(opened.folder / golden.GOLDEN_FILE, recorded.model_dump(mode="json"))
+        metrics = generate(
+            session, prompts[0][1], max_tokens=config.golden_max_tokens, stop_tokens=stops
+        ).metrics
+        return {
+            "promptTokensPerSecond": round(metrics.prompt_tokens_per_second, 1),
+            "generationTokensPerSecond": round(metrics.generation_tokens_per_second, 1),
+        }
+    finally:
+        session.close()
+
+
+def _prompts(
+    opened: container.Container, config: PackageConfig, draft: _Draft
+) -> list[tuple[str, np.ndarray[Any, np.dtype[np.int64]]]]:
+    if not config.golden_prompts:
+        return []
+    tokenizer: TextTokenizer | None = opened.tokenizer()
+    if tokenizer is None:
+        draft.warnings.append("golden prompts need a tokenizer.json, which the model does not have")
+        return []
+    encoded = [(text, tokenizer.encode(text)) for text in config.golden_prompts]
+    for text, tokens in encoded:
+        if tokens.size == 0 or tokens.size + config.golden_max_tokens > config.context_length:
+            raise BadModel(
+                f"{tokens.size} tokens and {config.golden_max_tokens} new ones do not fit into "
+                f"{config.context_length}",
+                where=f"golden.prompts: {text[:40]!r}",
+                remedy="shorten it, or lower golden.maxTokens",
+            )
+    return encoded
+
+
+def _verified(opened: container.Container) -> Any:
+    if opened.manifest.target.backend is Backend.CPU:
+        return "Cpu"
+    return "Emulator" if opened.runnable else "Metadata"
+
+
+def _libraries() -> list[str]:
+    return sorted({name for operation in OPERATIONS for name in operation.libraries})
+
+
+def _write_json(path: Path, value: object) -> None:
+    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
