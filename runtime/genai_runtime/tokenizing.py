@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from genai_core.errors import BadModel
+from genai_core.errors import BadInput, BadModel
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -40,3 +40,18 @@ class TextTokenizer:
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without special tokens."""
         return str(self._tokenizer.decode([int(token) for token in tokens]))
+
+
+def parse_tokens(text: str) -> NDArray[np.int64]:
+    """Token ids [T] from numbers with commas or blanks between them, e.g. `1,2,3`.
+
+    Raises:
+        BadInput: Something else stands there, or nothing.
+    """
+    words = text.replace(",", " ").split()
+    try:
+        return np.asarray([int(word) for word in words or ["nothing"]], dtype=np.int64)
+    except (ValueError, OverflowError) as error:
+        raise BadInput(
+            f"{text!r} is not a list of token ids", remedy="write numbers, e.g. 1,2,3"
+        ) from error

@@ -134,8 +134,8 @@ MISTAKES = {
     "second colon": (
         "  store: a: b\n",
         (
-            "b.yaml:8:11: a second ': ' on this line, or a wrong indentation; put the text in quotes, "
-            "or indent it like its neighbours"
+            "b.yaml:8:11: a second ': ' on this line, or a wrong indentation; put the text in "
+            "quotes, or indent it like its neighbours"
         ),
     ),
     "tag": (

@@ -23,7 +23,16 @@ from genai_core.kinds.problems import Problem, nearest, problems, show_path
 from genai_core.kinds.target import GenAITarget
 from genai_core.kinds.yaml_documents import Document, load_documents
 
-__all__ = ["KINDS", "is_local", "read_build", "read_model", "read_object", "read_objects"]
+__all__ = [
+    "KINDS",
+    "is_local",
+    "read_build",
+    "read_build_text",
+    "read_model",
+    "read_object",
+    "read_objects",
+    "with_local_source",
+]
 
 KINDS: dict[str, type[KindObject]] = {
     kind.__name__: kind for kind in (GenAIBuild, GenAITarget, ArtifactStore, GenAIDeployment)
@@ -44,16 +53,33 @@ def read_build(path: Path, *, name: str | None = None) -> GenAIBuild:
     Raises:
         InvalidSpec: Names file, line and field.
     """
-    found = [item for item in read_objects(path) if isinstance(item, GenAIBuild)]
+    return read_build_text(_bytes_of(path), where=str(path), folder=path.parent, name=name)
+
+
+def read_build_text(
+    text: bytes, *, where: str, folder: Path, name: str | None = None
+) -> GenAIBuild:
+    """Read the GenAIBuild of a YAML text; see `read_build`.
+
+    Args:
+        text: UTF-8.
+        where: What messages call the text.
+        folder: What a relative source counts from.
+        name: Which build, where the text holds several.
+
+    Raises:
+        InvalidSpec: Names line and field.
+    """
+    found = [item for item in _objects(text, where) if isinstance(item, GenAIBuild)]
     builds = [item for item in found if name is None or item.metadata.name == name]
     if not found:
-        raise InvalidSpec("it holds no GenAIBuild", where=str(path), remedy="name another file")
+        raise InvalidSpec("it holds no GenAIBuild", where=where, remedy="name another file")
     if len(builds) != 1:
         names = ", ".join(item.metadata.name for item in found)
         raise InvalidSpec(
-            f"it holds the builds {names}", where=str(path), remedy="choose one with --name"
+            f"it holds the builds {names}", where=where, remedy="choose one with --name"
         )
-    return with_local_source(builds[0], path.parent)
+    return with_local_source(builds[0], folder)
 
 
 def with_local_source(build: GenAIBuild, folder: Path) -> GenAIBuild:
@@ -77,19 +103,26 @@ def read_objects(path: Path) -> list[KindObject]:
     Raises:
         InvalidSpec: The file cannot be read, is not YAML, or one of our objects is wrong.
     """
+    return _objects(_bytes_of(path), str(path))
+
+
+def _bytes_of(path: Path) -> bytes:
     try:
-        text = path.read_bytes()
+        return path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InvalidSpec(reason, where=str(path), remedy="name a YAML file") from error
+
+
+def _objects(text: bytes, where: str) -> list[KindObject]:
     found: list[KindObject] = []
-    documents = load_documents(text, name=str(path))
+    documents = load_documents(text, name=where)
     if not documents:
-        raise InvalidSpec("it is empty", where=str(path), remedy="name a file with a GenAIBuild")
+        raise InvalidSpec("it is empty", where=where, remedy="name a file with a GenAIBuild")
     for document in _flattened(documents):
-        model = _kind_of(document, str(path))
+        model = _kind_of(document, where)
         if model is not None:
-            found.append(_validated(model, document, name=str(path)))
+            found.append(_validated(model, document, name=where))
     return found
 
 

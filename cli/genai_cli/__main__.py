@@ -1,0 +1,90 @@
+"""`genai`: the entry point, and the one place where an error becomes a line and an exit code.
+
+0 all went well, 2 bad input, 1 anything else, 130 interrupted. An error is one line on standard
+error, `error: where: message; remedy`; with --json it is also the one object on standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import traceback
+from types import FrameType
+
+from typer.exceptions import Abort, TyperException
+
+from genai_cli.settings import Settings, read_settings
+from genai_core.errors import GenAIError, Interrupted
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    settings = read_settings(os.environ)
+    signal.signal(signal.SIGTERM, _interrupt)
+    from genai_cli.app import app
+
+    try:
+        code = app(args=argv, prog_name="genai", obj=settings, standalone_mode=False)
+        sys.stdout.flush()
+    except GenAIError as error:
+        return _end(error, settings)
+    except TyperException as error:
+        return _end(_of_usage(error), settings)
+    except (KeyboardInterrupt, Abort):
+        return _end(_INTERRUPTED, settings)
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; the interpreter must not flush into the pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _end(GenAIError("out of memory", remedy="allow fewer tasks with --jobs"), settings)
+    except OSError as error:
+        return _end(GenAIError(error.strerror or str(error), where=_file_of(error)), settings)
+    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
+        text = f"{type(error).__name__}: {error}"
+        remedy = "this is a defect; run it again with GENAI_DEBUG=1 and report what it prints"
+        return _end(GenAIError(text, remedy=remedy), settings, cause=error)
+    if code == Interrupted.exit_code:  # how typer reports Ctrl-C
+        return _end(_INTERRUPTED, settings)
+    return code if isinstance(code, int) else 0
+
+
+_INTERRUPTED = Interrupted("interrupted", remedy="the same command goes on where it stopped")
+
+
+def _end(error: GenAIError, settings: Settings, *, cause: BaseException | None = None) -> int:
+    """Report an error; returns its exit code."""
+    if settings.debug:
+        traceback.print_exception(cause or error)
+    for line in (str(error), *getattr(error, "__notes__", ())):
+        print(f"error: {line}", file=sys.stderr)  # noqa: T201
+    if settings.json:
+        print(json.dumps({"error": error.as_dict()}))  # noqa: T201
+    return error.exit_code
+
+
+def _of_usage(error: TyperException) -> GenAIError:
+    from genai_core.errors import BadInput
+
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context is not None else "genai"
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return BadInput(
+        message[:1].lower() + message[1:], where=command, remedy=f"see {command} --help"
+    )
+
+
+def _file_of(error: OSError) -> str:
+    return str(error.filename) if error.filename is not None else ""
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

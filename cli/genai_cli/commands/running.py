@@ -1,0 +1,65 @@
+"""`genai run`: a prompt through a container."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from genai_cli import options
+from genai_cli.settings import Settings
+
+EXAMPLES = """\b
+Examples:
+  genai run containers/tiny-llama/cpu --prompt 'def main('
+  genai run containers/tiny-llama/cpu --prompt-tokens 1,2,3 --json
+"""
+
+
+def run(
+    context: typer.Context,
+    container: options.Container,
+    *,
+    prompt: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Text; - is standard input.")
+    ] = None,
+    prompt_tokens: Annotated[
+        str | None, typer.Option(metavar="1,2,3", help="Token ids; nothing is added to them.")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 64,
+    temperature: Annotated[
+        float, typer.Option(min=0, metavar="X", help="0 takes the most likely token.")
+    ] = 0.0,
+    top_k: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Draw from so many; 0 is all.")
+    ] = 0,
+    top_p: Annotated[
+        float, typer.Option(metavar="P", help="Draw from the smallest set so likely.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of the draws.")] = 0,
+    ignore_end: Annotated[
+        bool, typer.Option("--ignore-end", help="Do not stop at the model's end token.")
+    ] = False,
+    context_length: options.ContextLength = None,
+    threads: options.Threads = 0,
+    json: options.Json = False,
+) -> int:
+    """Run a prompt through a container.
+
+    A container for the CPU runs as it is, one for Snapdragon in the emulator, where the build was
+    small enough to have a twin for it.
+    """
+    settings: Settings = context.obj
+    settings.json = json
+    from genai_cli import executing
+
+    return executing.run(
+        container,
+        settings,
+        prompt=executing.Prompt(prompt, prompt_tokens),
+        max_tokens=max_tokens,
+        sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed},
+        ignore_end=ignore_end,
+        context_length=context_length,
+        threads=threads,
+    )

@@ -1,0 +1,201 @@
+"""Running a container here: a prompt, or the loss on given tokens."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from genai_cli.output import emit, say
+from genai_cli.settings import Settings
+from genai_cli.words import duration
+from genai_core.errors import BadInput
+from genai_runtime import container as containers
+from genai_runtime.container import Container
+from genai_runtime.evaluate import evaluate as measure
+from genai_runtime.evaluate import read_pieces
+from genai_runtime.generate import Generation, Sampling, generate
+from genai_runtime.session import Tokens
+from genai_runtime.tokenizing import TextTokenizer, parse_tokens
+
+__all__ = ["Prompt", "evaluate", "run"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model is to continue: exactly one of the two."""
+
+    text: str | None
+    tokens: str | None
+
+    def encoded(self, tokenizer: TextTokenizer | None) -> Tokens:
+        """Token ids.
+
+        Raises:
+            BadInput: None or both are given, or there is no tokenizer for the text.
+        """
+        if (self.text is None) == (self.tokens is None):
+            raise BadInput("give either --prompt or --prompt-tokens", where="genai run")
+        if self.tokens is not None:
+            return parse_tokens(self.tokens)
+        if tokenizer is None:
+            raise BadInput(
+                "the container has no tokenizer",
+                where="--prompt",
+                remedy="give token ids with --prompt-tokens",
+            )
+        ids = tokenizer.encode(sys.stdin.read() if self.text == "-" else str(self.text))
+        if ids.size == 0:
+            raise BadInput("it holds no token", where="--prompt", remedy="write some text")
+        return ids
+
+
+@dataclass
+class _Stream:
+    """Prints text while tokens come; characters that are cut in two wait for their rest."""
+
+    tokenizer: TextTokenizer | None
+    tokens: list[int] = field(default_factory=list)
+    shown: int = 0
+
+    def __call__(self, token: int) -> None:
+        self.tokens.append(token)
+        self.flush(whole=False)
+
+    def flush(self, *, whole: bool) -> None:
+        if self.tokenizer is None:
+            text = " ".join(map(str, self.tokens))
+        else:
+            text = self.tokenizer.decode(self.tokens)
+            if not whole:
+                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+        sys.stdout.write(text[self.shown :])
+        sys.stdout.flush()
+        self.shown = max(self.shown, len(text))
+
+
+def run(
+    path: Path,
+    settings: Settings,
+    *,
+    prompt: Prompt,
+    max_tokens: int,
+    sampling: Mapping[str, Any],
+    ignore_end: bool,
+    context_length: int | None,
+    threads: int,
+) -> int:
+    """Continue a prompt and print text and speed; returns the exit code."""
+    took = Sampling(**sampling)
+    opened = containers.load(path)
+    tokenizer = opened.tokenizer()
+    ids = prompt.encoded(tokenizer)
+    stream = None if settings.json else _Stream(tokenizer)
+    began = time.monotonic()
+    with closing(opened.open_session(threads=threads, context_length=context_length)) as session:
+        ready = time.monotonic() - began
+        if stream is not None:
+            _show_prompt(prompt)
+        result = generate(
+            session,
+            ids,
+            max_tokens=max_tokens,
+            sampling=took,
+            stop_tokens=frozenset() if ignore_end else opened.stop_tokens(),
+            on_token=stream,
+        )
+    metrics = _metrics(result, ready)
+    if stream is None:
+        text = tokenizer.decode(result.tokens) if tokenizer else ""
+        emit(
+            {
+                "text": text,
+                "tokens": list(result.tokens),
+                "stopped": "end" if result.stopped else "length",
+                "metrics": metrics,
+            }
+        )
+        return 0
+    stream.flush(whole=True)
+    say()
+    Console(stderr=True, highlight=False).print(
+        f"[dim]{metrics['promptTokens']} tokens read at {metrics['promptTokensPerSecond']:g}/s, "
+        f"{metrics['generatedTokens']} written at {metrics['generationTokensPerSecond']:g}/s, "
+        f"loaded in {duration(ready)}{_executor(opened)}[/]",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def evaluate(
+    path: Path,
+    settings: Settings,
+    *,
+    tokens: Path,
+    pieces: int,
+    length: int,
+    context_length: int | None,
+    threads: int,
+) -> int:
+    """Score tokens and print loss and perplexity; returns the exit code."""
+    opened = containers.load(path)
+    array = read_pieces(tokens, pieces=pieces, length=length)
+    began = time.monotonic()
+    console = Console(stderr=True, highlight=False)
+    with closing(opened.open_session(threads=threads, context_length=context_length)) as session:
+        if console.is_terminal:
+            with console.status(f"scoring {array.shape[0]} pieces"):
+                result = measure(session, array)
+        else:
+            result = measure(session, array)
+    seconds = time.monotonic() - began
+    if settings.json:
+        finite = math.isfinite(result.perplexity)
+        emit(
+            {
+                "natsPerToken": result.nats_per_token,
+                "perplexity": result.perplexity if finite else None,
+                "tokens": result.tokens,
+                "seconds": round(seconds, 3),
+            }
+        )
+    else:
+        say(f"{result.nats_per_token:.4f} nats a token (perplexity {result.perplexity:.2f})")
+        console.print(
+            f"[dim]{result.tokens} tokens in {duration(seconds)}{_executor(opened)}[/]",
+            soft_wrap=True,
+        )
+    return 0
+
+
+def _executor(opened: Container) -> str:
+    backend = opened.manifest.target.backend.value
+    return ", in the emulator" if backend == "Htp" else ", on the CPU"
+
+
+def _show_prompt(prompt: Prompt) -> None:
+    """On a terminal, show what is being continued; a pipe gets the continuation alone."""
+    if prompt.text not in {None, "-"} and sys.stdout.isatty():
+        Console(highlight=False).print(
+            prompt.text, style="dim", end="", markup=False, soft_wrap=True
+        )
+
+
+def _metrics(result: Generation, ready: float) -> dict[str, float]:
+    metrics = result.metrics
+    return {
+        "initSeconds": round(ready, 4),
+        "promptTokens": metrics.prompt_tokens,
+        "promptSeconds": round(metrics.prompt_seconds, 6),
+        "promptTokensPerSecond": round(metrics.prompt_tokens_per_second, 2),
+        "generatedTokens": metrics.generated_tokens,
+        "generationSeconds": round(metrics.generation_seconds, 6),
+        "generationTokensPerSecond": round(metrics.generation_tokens_per_second, 2),
+    }

@@ -1,0 +1,109 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+File = Annotated[
+    str | None,
+    typer.Option(
+        "-f", "--file", metavar="FILE", help="YAML with a GenAIBuild; - is standard input."
+    ),
+]
+Model = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="MODEL_DIR", help="Instead of a file: a model's folder.", show_default=False
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Name of the build; chooses one where the file holds several."
+    ),
+]
+Target = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-t",
+        "--target",
+        metavar="TARGET",
+        help="sm8750, cpu, chipset:SM8750 or dsp_arch:v79;soc_model:69; repeat.",
+    ),
+]
+Ar = Annotated[
+    list[str] | None, typer.Option("--ar", metavar="N,...", help="Tokens in one pass, e.g. 1,128.")
+]
+Cl = Annotated[
+    list[str] | None, typer.Option("--cl", metavar="N,...", help="Context lengths, e.g. 4096.")
+]
+Splits = Annotated[str | None, typer.Option("--splits", metavar="N", help="A number, or auto.")]
+Gaps = Annotated[
+    str | None,
+    typer.Option(metavar="WHAT", help="Tensors without an encoding: Error, Float or Calibrate."),
+]
+Precision = Annotated[
+    str | None, typer.Option(metavar="P", help="Of a cpu container: Auto, Int8, Int4 or Float.")
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Any other field, e.g. golden.maxTokens=8."),
+]
+Store = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DIR|s3://...", help="Where artifacts live; else GENAI_STORE, else ~/.cache."
+    ),
+]
+ReadFrom = Annotated[
+    list[str] | None,
+    typer.Option("--read-from", metavar="DIR|s3://...", help="A further store, only read; repeat."),
+]
+Container = Annotated[
+    Path, typer.Argument(metavar="CONTAINER", help="Its folder.", show_default=False)
+]
+ContextLength = Annotated[
+    int | None,
+    typer.Option(
+        min=1, metavar="N", help="Slots of the cache (cpu); else as many as it was built for."
+    ),
+]
+Threads = Annotated[int, typer.Option(min=0, metavar="N", help="On the CPU; 0 is one a core.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+
+
+@dataclass(frozen=True)
+class SpecFlags:
+    """The options that stand for fields of a spec; None and empty: not given."""
+
+    file: str | None
+    model: Path | None
+    name: str | None = None
+    target: list[str] | None = None
+    ar: list[str] | None = None
+    cl: list[str] | None = None
+    splits: str | None = None
+    gaps: str | None = None
+    precision: str | None = None
+    fields: list[str] | None = None
+
+    def changes(self) -> dict[str, Any]:
+        """Dotted path below spec -> text as given, for the options that were given."""
+        listed = {
+            "targets": self.target,
+            "graphs.autoRegression": self.ar,
+            "graphs.contextLengths": self.cl,
+        }
+        single = {
+            "splits.count": self.splits,
+            "quantization.gaps": self.gaps,
+            "quantization.cpuPrecision": self.precision,
+        }
+        return {
+            **{path: value for path, value in listed.items() if value},
+            **{path: value for path, value in single.items() if value is not None},
+        }

@@ -1,0 +1,37 @@
+"""What the environment says, read once when the program starts and passed down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+DEFAULT_OUTPUT = Path("containers")
+"""Where containers land without --output: `containers/<build>/<target>/`."""
+
+
+@dataclass
+class Settings:
+    """Of one run of the program.
+
+    Attributes:
+        store: Where artifacts live unless --store says otherwise: a folder or `s3://...`.
+        debug: Show tracebacks.
+        json: Standard output belongs to one JSON object; set by a command's --json.
+    """
+
+    store: str
+    debug: bool = False
+    json: bool = False
+
+
+def read_settings(environment: Mapping[str, str]) -> Settings:
+    """Settings from environment variables: GENAI_STORE, GENAI_DEBUG, XDG_CACHE_HOME, HOME."""
+    cache = environment.get("XDG_CACHE_HOME", "")
+    if not Path(cache).is_absolute():  # the XDG specification: a relative path is ignored
+        home = environment.get("HOME", "")
+        cache = str((Path(home) if home else Path("~").expanduser()) / ".cache")
+    return Settings(
+        store=environment.get("GENAI_STORE") or f"{cache}/genai-operator/store",
+        debug=environment.get("GENAI_DEBUG", "") not in {"", "0"},
+    )

@@ -1,0 +1,54 @@
+"""Files out of a store: one entry, or all of them as the folders that people look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genai_cli.containers import place
+from genai_cli.output import emit, say
+from genai_cli.settings import Settings
+from genai_cli.store_entries import find_entry, opened, records
+from genai_cli.words import counted
+from genai_core.errors import CorruptBlob
+from genai_core.record import SIDECAR_NAME, entry_folder, sidecar
+
+__all__ = ["export", "pull"]
+
+
+def pull(settings: Settings, address: str | None, *, entry: str, output: Path | None) -> int:
+    """Put one entry's files into a folder; returns the exit code."""
+    store = opened(settings, address)
+    record = find_entry(store, entry)
+    path = (output or Path(Path(entry_folder(record)).name)).absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place(record, store, path)
+    (path / SIDECAR_NAME).write_bytes(sidecar(record))
+    if settings.json:
+        emit({"path": str(path), "key": record.key, "files": sorted(record.outputs)})
+    else:
+        say(f"{path}: {counted(len(record.outputs), 'file')}")
+    return 0
+
+
+def export(settings: Settings, address: str | None, *, folder: Path, operation: str | None) -> int:
+    """Write all entries as folders; returns 1 where a blob was missing or wrong."""
+    store = opened(settings, address)
+    written: list[str] = []
+    faults: list[str] = []
+    for record in records(store, operation):
+        path = folder / entry_folder(record)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            place(record, store, path)
+        except CorruptBlob as error:
+            faults.append(str(error))
+            continue
+        (path / SIDECAR_NAME).write_bytes(sidecar(record))
+        written.append(entry_folder(record))
+    if settings.json:
+        emit({"path": str(folder), "entries": sorted(written), "faults": faults})
+    else:
+        for fault in faults:
+            say(f"left out: {fault}")
+        say(f"{folder}: {len(written)} of {len(written) + len(faults)} entries")
+    return 1 if faults else 0

@@ -1,0 +1,85 @@
+"""Checking and cleaning a store."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime, timedelta
+
+from genai_cli.output import emit, say
+from genai_cli.settings import Settings
+from genai_cli.store_entries import opened
+from genai_cli.words import size
+from genai_core.store.collect import collect
+from genai_core.store.verify import verify
+
+__all__ = ["collect_garbage", "verify_store"]
+
+
+def verify_store(settings: Settings, address: str | None, *, remove: bool) -> int:
+    """Read every blob; returns 1 where something is wrong."""
+    store = opened(settings, address)
+    done = verify(store, remove=remove, progress=_tell)
+    if settings.json:
+        emit(
+            {
+                "store": store.location,
+                "records": done.records,
+                "blobs": done.blobs,
+                "bytes": done.bytes,
+                "faults": [
+                    {
+                        "digest": fault.digest,
+                        "what": fault.what,
+                        "records": [str(ref) for ref in fault.records],
+                        "removed": fault.removed,
+                    }
+                    for fault in done.faults
+                ],
+                "unreadable": [str(ref) for ref in done.unreadable],
+            }
+        )
+    else:
+        wrong = len(done.faults) + len(done.unreadable)
+        end = "all is well" if done.clean else f"{wrong} wrong"
+        say(f"{done.records} entries, {done.blobs} blobs, {size(done.bytes)} read: {end}")
+        if done.faults and not remove:
+            say("genai cache verify --remove removes wrong blobs; their tasks then run again")
+    return 0 if done.clean else 1
+
+
+def collect_garbage(
+    settings: Settings, address: str | None, *, keep_days: float, dry_run: bool
+) -> int:
+    """Remove what nothing needs; returns the exit code."""
+    store = opened(settings, address)
+    done = collect(
+        store,
+        now=datetime.now(UTC),
+        grace=timedelta(days=keep_days),
+        dry_run=dry_run,
+        progress=_tell,
+    )
+    if settings.json:
+        emit(
+            {
+                "store": store.location,
+                "dryRun": dry_run,
+                "records": {"kept": done.records_kept, "deleted": done.records_deleted},
+                "blobs": {"kept": done.blobs_kept, "deleted": done.blobs_deleted},
+                "bytes": {"kept": done.bytes_kept, "deleted": done.bytes_deleted},
+                "holders": done.holders,
+            }
+        )
+        return 0
+    verb = "would go" if dry_run else "removed"
+    say(
+        f"{done.records_deleted} entries and {size(done.bytes_deleted)} {verb}; "
+        f"{done.records_kept} entries and {size(done.bytes_kept)} stay"
+    )
+    for holder in done.holders:
+        say(f"  kept for {holder}")
+    return 0
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(f"{line}\n")
