@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +47,18 @@ def dequantize(values: Integers, tensor: TensorMetadata) -> NDArray[np.float32]:
     return (steps * np.float64(tensor.scale)).astype(np.float32)
 
 
+class Runner(Protocol):
+    """What runs a graph: `genai_runtime.htp.client.Emulator`, or a stand-in."""
+
+    def run(self, graph: str, inputs: Mapping[str, Integers]) -> dict[str, Integers]:
+        """One pass: arrays in, arrays out, by name."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
 class Executor:
     """One sequence in the emulator."""
 
@@ -55,6 +68,7 @@ class Executor:
         *,
         constants: Mapping[str, NDArray[np.floating]] | None = None,
         run_timeout: float = 600.0,
+        runner: Runner | None = None,
     ) -> None:
         """Open a container's `emulation/` folder.
 
@@ -63,6 +77,7 @@ class Executor:
             constants: Float values of further inputs, the same in every pass (weights of adapters);
                 an input that is not named gets zeros.
             run_timeout: Seconds that one pass of one split may take.
+            runner: Runs the graphs; None = the vendor's emulator in a child process.
 
         Raises:
             NotRunnableHere: No twin in the container, or no vendor libraries on this machine.
@@ -78,7 +93,9 @@ class Executor:
         self._cache = _empty_caches(self._graphs, self._context)
         self._tokens = np.zeros(0, np.int64)
         models = {g.name: folder / f"{g.name}.onnx" for gs in self._graphs.values() for g in gs}
-        self._emulator = Emulator(models, soc_model=self._facts.soc_model, run_timeout=run_timeout)
+        self._runner: Runner = runner or Emulator(
+            models, soc_model=self._facts.soc_model, run_timeout=run_timeout
+        )
 
     @property
     def context_length(self) -> int:
@@ -131,7 +148,7 @@ class Executor:
 
     def close(self) -> None:
         """End the emulator."""
-        self._emulator.close()
+        self._runner.close()
 
     def _choose(self, wanted: int) -> tuple[int, int]:
         """(AR, CL) for the next piece: smallest CL, then the AR that needs the fewest passes."""
@@ -182,7 +199,7 @@ class Executor:
                     given = self._constants.get(name)
                     floats = np.zeros(tensor.shape) if given is None else np.asarray(given)
                     feeds[name] = quantize(floats, tensor)
-            outputs = self._emulator.run(graph.name, feeds)
+            outputs = self._runner.run(graph.name, feeds)
             self._remember(outputs, start, count)
             handed |= outputs
         final = self._graphs[size][-1]

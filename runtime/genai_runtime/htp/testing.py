@@ -19,6 +19,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from genai_core.facts import RopeTable
+from genai_runtime.htp.metadata import GraphMetadata, TensorMetadata
+
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, INTER, VOCAB, LAYERS = 64, 4, 2, 16, 256, 512, 2
 THETA = 10000.0
 MASK = -100.0
@@ -361,3 +364,39 @@ def write(folder: Path, ar: int, cl: int, *, splits: int = 1, seed: int = 7) -> 
         onnx.save(quantized(ar, cl, part, seed=seed), path)
         made.append(path)
     return made
+
+
+def graph_metadata(
+    name: str, ar: int, cl: int, part: tuple[int, int, bool, bool] = SPLITS[1][0], *, seed: int = 7
+) -> GraphMetadata:
+    """What the vendor's library would say of one part, from the encodings."""
+    g, table = _part(ar, cl, part, seed), encodings(seed)
+
+    def described(tensor: str, shape: tuple[int, ...]) -> TensorMetadata:
+        if tensor == "input_ids":
+            return TensorMetadata(name=tensor, shape=shape, dtype="int32")
+        e = table[tensor]
+        scale = float(np.float32(e.scale))
+        dtype = f"uint{e.bits}"
+        return TensorMetadata(
+            name=tensor, shape=shape, dtype=dtype, scale=scale, offset=-e.zero_point
+        )
+
+    return GraphMetadata(
+        name=name,
+        inputs=tuple(described(n, shape) for n, (_, shape) in g.inputs.items()),
+        outputs=tuple(described(n, shape) for n, shape in g.outputs.items()),
+    )
+
+
+def rope_table() -> RopeTable:
+    """The decoder's rotary table."""
+    frequencies = THETA ** (-np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
+    return RopeTable(
+        rotary_dim=HEAD_DIM, inv_freq=[float(np.float32(f)) for f in frequencies], theta=THETA
+    )
+
+
+def graph_name(ar: int, cl: int, split: int, *, splits: int) -> str:
+    """`prompt_ar32_cl128_1_of_3`, `token_ar1_cl128_1_of_3`."""
+    return f"{'token' if ar == 1 else 'prompt'}_ar{ar}_cl{cl}_{split}_of_{splits}"
