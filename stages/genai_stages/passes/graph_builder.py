@@ -151,6 +151,17 @@ class GraphBuilder:
             self._initializers[value.name] = copy
         return self._initializers[value.name]
 
+    def keep(self, nodes: Sequence[ir.Node]) -> None:
+        """Keep these nodes alone, and the constants and weights that they read."""
+        for node in set(self.nodes).difference(nodes):
+            for index in range(len(node.inputs)):
+                node.replace_input_with(index, None)
+        self.nodes = list(nodes)
+        used = {value for node in self.nodes for value in node.inputs}
+        self._initializers = {
+            name: value for name, value in self._initializers.items() if value in used
+        }
+
     def finish(
         self, name: str, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value]
     ) -> ir.Model:
