@@ -20,6 +20,7 @@ from genai_core.errors import BadEncodings
 from genai_stages.aimet.checks import MASK_HIDDEN
 from genai_stages.aimet.model import Encoding, per_tensor
 from genai_stages.passes.data_movement import moved_inputs, moved_onward
+from genai_stages.passes.device_weights import for_device
 from genai_stages.passes.encoding_lookup import EncodingLookup, rescaled
 from genai_stages.passes.kv_encodings import KvEncoding, kv_encodings
 
@@ -34,6 +35,7 @@ class Weight:
 
     Attributes:
         encoding: Its grid.
+        through: The file's own grid, where a device needs another one (see `device_weights`).
         channel_axis: The axis of the initializer that counts output channels.
         signed: Its integers are; tables, norms and constants are unsigned, like activations.
         bias_of: For a bias: its node, whose input and weight give the scale; `encoding` is unused.
@@ -42,6 +44,7 @@ class Weight:
     encoding: Encoding | None
     channel_axis: int = 0
     signed: bool = False
+    through: Encoding | None = None
     bias_of: ir.Node | None = None
 
 
@@ -151,7 +154,12 @@ class _Decision:
             found = self.lookup.weight(value.name or "", inputs=inputs)
             if found is None:
                 raise self.gap(value, node)
-            return Weight(found, axis, signed=found.signed)
+            other = for_device(found, tensor, axis)
+            if other is None:
+                return Weight(found, axis, signed=found.signed)
+            wide, how = other
+            self.result.derived[value.name or ""] = how
+            return Weight(wide, axis, signed=True, through=found)
         if node.op_type in ("Conv", "Gemm") and index == 2:
             return Weight(None, bias_of=node)
         if (node.op_type in _NORMS and index == 1) or node.op_type == "Gather":

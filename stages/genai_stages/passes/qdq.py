@@ -179,29 +179,26 @@ class _Writer:
         name = value.name or ""
         axis, signed = decision.channel_axis, decision.signed
         grid = self.data.add_quantized(
-            name, tensor, encoding, channel_axis=axis, signed=signed, where=name
+            name,
+            tensor,
+            encoding,
+            channel_axis=axis,
+            signed=signed,
+            through=decision.through,
+            where=name,
         )
         self.keep(grid)
         if encoding.per_tensor:
             inputs = [grid, *self.grid(encoding, signed=signed)]
             return self.op("DequantizeLinear", f"{name}_dq", inputs, value)
-        scales, zeros = encoding.scale, encoding.zero_point(signed=signed)
-        rank = tensor.shape.rank()
-        more = {"axis": axis}
-        if encoding.block_size is not None:
-            inner = 1 - axis if rank == 2 else int(axis == 0)
-            more = {"axis": inner, "block_size": encoding.block_size}
-            if inner < axis:
-                scales, zeros = scales.T, zeros.T
-            view = (*scales.shape, *[1] * (rank - 2))
-            scales, zeros = scales.reshape(view), zeros.reshape(view)
+        zeros = encoding.zero_point(signed=signed)
         dtype = storage_dtype(encoding, signed=signed)
         inputs = [
             grid,
-            self.array(f"{name}_scale", scales.astype(np.float32)),
+            self.array(f"{name}_scale", encoding.scale.astype(np.float32)),
             self.array(f"{name}_zero_point", zeros.astype(dtype)),
         ]
-        return self.op("DequantizeLinear", f"{name}_dq", inputs, value, **more)
+        return self.op("DequantizeLinear", f"{name}_dq", inputs, value, axis=axis)
 
     def bias(self, value: ir.Value, node: ir.Node) -> ir.Value:
         """int32 at the accumulator's scale: the input's times that of the weight's channel."""
@@ -211,11 +208,10 @@ class _Writer:
         assert weight is not None
         encoding = self.decisions.weights[weight].encoding
         assert encoding is not None
-        scales = encoding.scale if encoding.scale.ndim < 2 else encoding.scale.max(axis=1)
         bias: npt.NDArray[np.float32] = tensor.numpy()
-        scale = np.broadcast_to(float(self.decisions.of(source).scale) * scales, bias.shape).astype(
-            np.float32
-        )
+        scale = np.broadcast_to(
+            float(self.decisions.of(source).scale) * encoding.scale, bias.shape
+        ).astype(np.float32)
         limits = np.iinfo(np.int32)
         grid = np.rint(bias.astype(np.float64) / scale)
         if np.any(np.abs(grid) > limits.max):

@@ -63,6 +63,7 @@ class TensorFile:
         *,
         channel_axis: int,
         signed: bool | None = None,
+        through: Encoding | None = None,
         where: str = "",
     ) -> ir.Value:
         """Append a float weight on its grid.
@@ -73,24 +74,20 @@ class TensorFile:
             encoding: Integer encoding.
             channel_axis: The axis that counts output channels.
             signed: Whether the integers are; None = as the encoding prefers.
+            through: A grid that the weight is put on before.
             where: What a message names.
 
         Raises:
             BadEncodings: The encoding does not fit the weight's shape.
             BadModel: The weight holds a value that is not finite.
         """
-        values = weight.numpy()
-        shape = values.shape
-        scale, offset = expand(encoding, shape, channel_axis=channel_axis, where=where)
+        values = np.atleast_1d(weight.numpy())
+        shape = weight.shape.numpy()
+        grids = [one if one is None else _Grid(one, values.shape, channel_axis, where)
+                 for one in (through, encoding)]  # fmt: skip
         dtype = storage_dtype(encoding, signed=signed)
-        return self._append(
-            name,
-            ir.DataType.from_numpy(dtype),
-            shape,
-            _quantized(
-                values, scale, offset, encoding=encoding, signed=signed, where=where or name
-            ),
-        )
+        pieces = _quantized(values, grids[0], grids[1], signed=signed, where=where or name)
+        return self._append(name, ir.DataType.from_numpy(dtype), shape, pieces)
 
     def _append(
         self,
@@ -116,30 +113,52 @@ class TensorFile:
         return value
 
 
+class _Grid:
+    """A weight's grid with its scales spread over the weight's shape."""
+
+    def __init__(
+        self, encoding: Encoding, shape: tuple[int, ...], channel_axis: int, where: str
+    ) -> None:
+        self.encoding = encoding
+        self.scale, self.offset = expand(encoding, shape, channel_axis=channel_axis, where=where)
+
+    def put(
+        self, values: npt.NDArray[np.float32], rows: slice, *, signed: bool | None
+    ) -> npt.NDArray[np.generic]:
+        """Some rows as integers."""
+        scale, offset = _part(self.scale, rows), _part(self.offset, rows)
+        return on_grid(values, scale, offset, encoding=self.encoding, signed=signed)
+
+    def back(self, values: npt.NDArray[np.float32], rows: slice) -> npt.NDArray[np.float32]:
+        """Some rows as they come back from the grid."""
+        scale, offset = _part(self.scale, rows), _part(self.offset, rows)
+        grid = self.put(values, rows, signed=False).astype(np.float64)
+        return (scale * (grid + offset)).astype(np.float32)
+
+
 def _quantized(
     values: npt.NDArray[np.float32],
-    scale: npt.NDArray[np.float64],
-    offset: npt.NDArray[np.float64],
+    through: _Grid | None,
+    grid: _Grid | None,
     *,
-    encoding: Encoding,
     signed: bool | None,
     where: str,
 ) -> Iterator[npt.NDArray[np.generic]]:
     """The weight on its grid, some rows at a time; an even number, so that nibbles stay paired."""
-    flat = np.atleast_1d(values)
-    step = max(2, _PIECE // max(1, flat[:1].size)) & ~1
-    for start in range(0, flat.shape[0], step):
+    assert grid is not None
+    step = max(2, _PIECE // max(1, values[:1].size)) & ~1
+    for start in range(0, values.shape[0], step):
         rows = slice(start, start + step)
-        piece = np.asarray(flat[rows], dtype=np.float32)
+        piece = np.asarray(values[rows], dtype=np.float32)
         if not np.all(np.isfinite(piece)):
             raise BadModel(
                 "the weight holds a value that is not finite",
                 where=where,
                 remedy="export the model again",
             )
-        yield on_grid(
-            piece, _part(scale, rows), _part(offset, rows), encoding=encoding, signed=signed
-        )
+        if through is not None:
+            piece = through.back(piece, rows)
+        yield grid.put(piece, rows, signed=signed)
 
 
 def _part(table: npt.NDArray[np.float64], rows: slice) -> npt.NDArray[np.float64]:

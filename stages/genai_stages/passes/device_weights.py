@@ -1,0 +1,74 @@
+"""Grids of weights that a device does not read, as ones that it does: symmetric, per channel.
+
+LPBQ's block scales are small integers times a channel's scale. So its 4-bit values times the block's
+integer (1 .. 16) are 8-bit values at the channel's scale: the same numbers, exactly, which is also
+how the hardware expands them. So are 4-bit values less their zero point, and the 2-bit grid -3, -1,
+1, 3 at half its scale. Free block scales have no such form: those weights are rounded once more, to
+the finest 8-bit grid that holds the channel.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from genai_stages.aimet.model import Encoding
+
+BITS = 8
+_ROWS = 1 << 20
+
+
+def for_device(
+    encoding: Encoding, weight: ir.TensorProtocol, channel_axis: int
+) -> tuple[Encoding, str] | None:
+    """Another grid for a projection's weight, and how it came about; None = the device reads it.
+
+    Args:
+        encoding: The file's.
+        weight: float32.
+        channel_axis: The axis that counts output channels.
+    """
+    if encoding.block_size is not None:
+        return _without_blocks(encoding, weight, channel_axis)
+    channels = weight.shape.numpy()[channel_axis]
+    if np.any(encoding.offset != np.rint(encoding.offset)):
+        scale = np.broadcast_to(encoding.scale / 2, (channels,))
+        return _per_channel(encoding, scale), f"{encoding.bits} bits as {BITS}, the same values"
+    if not encoding.signed and encoding.bits <= 4:
+        scale = np.broadcast_to(encoding.scale, (channels,))
+        how = f"{encoding.bits} bits with zero points as {BITS} without, the same values"
+        return _per_channel(encoding, scale), how
+    return None
+
+
+def _without_blocks(
+    encoding: Encoding, weight: ir.TensorProtocol, channel_axis: int
+) -> tuple[Encoding, str]:
+    half = 2.0 ** (BITS - 1)
+    factors, scale = encoding.block_int_scale, encoding.channel_scale
+    if factors is not None and scale is not None:
+        reach = int(factors.max()) * 2 ** (encoding.bits - 1)
+        if reach <= half:
+            return _per_channel(encoding, scale), f"LPBQ as {BITS} bits a channel, the same values"
+    # A value lies at most half a step beyond the weight's own, and never beyond its block's grid.
+    reaches = np.maximum(np.abs(encoding.low), np.abs(encoding.high)).max(axis=1)
+    own = _largest(weight.numpy(), channel_axis) + encoding.scale.max(axis=1) / 2
+    scale = np.maximum(np.minimum(reaches, own) / (half - 1), np.finfo(np.float32).eps)
+    scale = scale.astype(np.float32).astype(np.float64)
+    how = f"blocks of {encoding.block_size} rounded to {BITS} bits a channel"
+    return _per_channel(encoding, scale), how
+
+
+def _per_channel(encoding: Encoding, scale: npt.NDArray[np.float64]) -> Encoding:
+    offset = np.full(scale.shape, -(2.0 ** (BITS - 1)))
+    return Encoding(encoding.name, BITS, symmetric=True, scale=scale, offset=offset)
+
+
+def _largest(weight: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float64]:
+    """The largest absolute value of each channel, some channels at a time."""
+    rows = np.moveaxis(weight, axis, 0)
+    step = max(1, _ROWS // max(1, rows[0].size))
+    others = tuple(range(1, rows.ndim))
+    parts = [np.abs(rows[at : at + step]).max(axis=others) for at in range(0, len(rows), step)]
+    return np.concatenate(parts).astype(np.float64)
