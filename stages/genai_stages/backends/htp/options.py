@@ -102,7 +102,7 @@ def _integer(
         number = float(text)
     except ValueError:
         number = -1.0
-    if number != int(number) or not low <= number <= high:
+    if not low <= number <= high or not number.is_integer():
         raise InvalidSpec(
             f"{name} must be a whole number from {low} to {high}, not {text!r}",
             where=f"{where}.{name}",
