@@ -8,7 +8,7 @@ so that the record can list the entries that nothing used.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from genai_core.errors import BadEncodings
 from genai_core.facts import ModelFacts, TensorSource
@@ -23,11 +23,18 @@ class EncodingLookup:
     Args:
         encodings: The file.
         provenance: Tensor -> the source tensor that it stands for; absent = its own name.
+        of_source: Names known to be the source's tensors; others may be of our own making.
     """
 
-    def __init__(self, encodings: EncodingSet, provenance: Mapping[str, TensorSource]) -> None:
+    def __init__(
+        self,
+        encodings: EncodingSet,
+        provenance: Mapping[str, TensorSource],
+        of_source: Collection[str] = (),
+    ) -> None:
         self._encodings = encodings
         self._provenance = provenance
+        self._of_source = frozenset(of_source)
         self.used: set[str] = set()
 
     @property
@@ -41,8 +48,8 @@ class EncodingLookup:
         return found.source if found else name
 
     def stands_for_source(self, name: str) -> bool:
-        """Another tensor's encoding is meant for this one."""
-        return name in self._provenance
+        """The source has this tensor, so the file should have an entry for it."""
+        return name in self._provenance or name in self._of_source
 
     def entry(self, name: str) -> Encoding | None:
         """The entry as the file has it, unused until asked for below."""

@@ -20,7 +20,7 @@ from genai_stages.passes.data_movement import moved_from, moved_onward
 from genai_stages.passes.encoding_lookup import EncodingLookup
 
 BITS = 8
-_IN = re.compile(r"past_(key|value)_(\d+)_in")
+_CACHE = re.compile(r"past_(key|value)_(\d+)_(in|out)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,53 +39,47 @@ class KvEncoding:
 
 
 def kv_encodings(graph: ir.Graph, lookup: EncodingLookup) -> list[KvEncoding]:
-    """The caches of a graph, by its inputs `past_key_{l}_in` and `past_value_{l}_in`.
+    """The caches of a graph, by inputs and outputs `past_key_{l}_in`, `past_value_{l}_out` ...
 
     Raises:
         BadEncodings: No entry says anything about a cache.
     """
-    outputs = {value.name: value for value in graph.outputs}
-    found = []
-    for value in graph.inputs:
-        match = _IN.fullmatch(value.name or "")
+    ends: dict[tuple[str, str], list[ir.Value]] = {}
+    for value in (*graph.inputs, *graph.outputs):
+        match = _CACHE.fullmatch(value.name or "")
         if match:
-            out = outputs.get(f"past_{match[1]}_{match[2]}_out")
-            found.append(_cache(value, out, lookup))
-    return found
+            ends.setdefault((match[1], match[2]), []).append(value)
+    return [_cache(values, lookup) for values in ends.values()]
 
 
-def _cache(entering: ir.Value, leaving: ir.Value | None, lookup: EncodingLookup) -> KvEncoding:
-    carried = [entering, *moved_onward(entering)]
+def _cache(ends: list[ir.Value], lookup: EncodingLookup) -> KvEncoding:
+    """One cache; a graph without a past has its new slice alone."""
+    carried = [ends[0], *moved_onward(ends[0])]
     # What is concatenated to the past arrives from elsewhere: it must carry the same encoding.
     joined = [
         other
         for value in carried[1:]
         for other in moved_from(value)
-        if other not in carried and any(node_of in carried for node_of in _next(other))
+        if other not in carried and any(reader in carried for reader in _next(other))
     ]
-    values = [*carried, *joined]
-    if leaving is not None and leaving not in values:
-        values.append(leaving)
+    values = list(dict.fromkeys([*carried, *joined, *ends]))
     # Ranges further back, up to where keys and values are computed, say what must fit as well.
     origins = [source for value in values for source in moved_from(value)]
-    names = _unique(value.name or "" for value in [*values, *origins])
-    entries = [entry for name in names if (entry := lookup.activation(name)) is not None]
+    names = dict.fromkeys(value.name or "" for value in [*values, *origins])
+    found = [entry for name in names if (entry := lookup.activation(name)) is not None]
+    entries = list({entry.name: entry for entry in found}.values())
     if not entries:
         raise BadEncodings(
             "no entry names this cache or what is stored in it",
-            where=f"{lookup.where}: {lookup.source(entering.name or '')}",
+            where=f"{lookup.where}: {lookup.source(ends[0].name or '')}",
             remedy="calibrate with the key and value cache as inputs, or set quantization.gaps",
         )
-    encoding, derived = _choose(entering.name or "", entries)
+    encoding, derived = _choose(ends[0].name or "", entries)
     return KvEncoding(encoding, tuple(values), derived)
 
 
 def _next(value: ir.Value) -> Iterable[ir.Value]:
     return (output for node in value.consumers() for output in node.outputs)
-
-
-def _unique(names: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(names))
 
 
 def _choose(name: str, entries: list[Encoding]) -> tuple[Encoding, str]:

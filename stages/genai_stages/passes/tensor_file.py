@@ -82,7 +82,7 @@ class TensorFile:
             BadModel: The weight holds a value that is not finite.
         """
         values = np.atleast_1d(weight.numpy())
-        shape = weight.shape.numpy()
+        shape = tuple(weight.shape.numpy())
         grids = [one if one is None else _Grid(one, values.shape, channel_axis, where)
                  for one in (through, encoding)]  # fmt: skip
         dtype = storage_dtype(encoding, signed=signed)
