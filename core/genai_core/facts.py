@@ -67,6 +67,8 @@ class TensorSource(BaseModel):
     source: str
     rows: tuple[int, int] | None = None
     """Output channels [start, stop) of the source that this tensor holds; None = all."""
+    index: tuple[int, ...] | None = None
+    """The channels one by one, where they are no single range."""
     head: int | None = None
     """The attention head whose slice of `source` this is."""
 

@@ -1,0 +1,165 @@
+"""What lies in a source model's folder besides the graph: encodings, tokenizer, token files.
+
+The folder holds roles: `model.onnx` with its data, `model.encodings`, `config.json`, the files of
+the tokenizer under their usual names, `tokens.npy` and `calibration.*`. A folder as the user has it
+does too, as long as there is only one candidate for each role.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Collection, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genai_core.errors import BadEncodings, BadInput, BadModel
+from genai_stages.aimet.checks import refuse_foreign, refuse_infinite_masks
+from genai_stages.aimet.read import read_encodings
+from genai_stages.source_model import SourceModel
+
+ASSETS = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""What goes along to the container, where it is there."""
+ENCODINGS_FILE = "encodings/model.encodings"
+
+
+def only_file(folder: Path, suffix: str) -> Path | None:
+    """`model` + suffix, or the only file with that suffix; None = there is none.
+
+    Raises:
+        BadModel: Several ONNX files could be meant.
+        BadEncodings: Several encodings could be meant.
+    """
+    usual = folder / f"model{suffix}"
+    found = sorted(path for path in folder.glob(f"*{suffix}") if path.is_file())
+    if len(found) > 1 and not (suffix == ".onnx" and usual in found):
+        kind, field = (
+            (BadModel, "model.onnx") if suffix == ".onnx" else (BadEncodings, "model.encodings")
+        )
+        names = ", ".join(path.name for path in found)
+        raise kind(
+            f"it holds {len(found)} files that could be meant: {names}",
+            where=folder.name,
+            remedy=f"name one of them in {field}",
+        )
+    return usual if usual in found else found[0] if found else None
+
+
+def copy_assets(folder: Path, out: Path) -> list[str]:
+    """Copy tokenizer, configuration and chat template to `assets/`, token files to `tokens/`."""
+    copied = []
+    pairs = [(folder / name, out / "assets" / name) for name in ASSETS]
+    pairs.append((folder / "tokens.npy", out / "tokens" / "tokens.npy"))
+    pairs += [(path, out / "tokens" / path.name) for path in sorted(folder.glob("calibration.*"))]
+    for source, target in pairs:
+        if source.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
+            copied.append(source.name)
+    return copied
+
+
+def copy_encodings(path: Path, source: SourceModel, out: Path, *, masked: Collection[str]) -> int:
+    """Check that encodings belong to the model, and copy them.
+
+    Args:
+        path: The file.
+        source: The model.
+        out: Its copy goes to `encodings/` there.
+        masked: Tensors of the source that are masked scores.
+
+    Returns:
+        How many of their entries name a tensor of the model.
+
+    Raises:
+        BadEncodings: They are unreadable, or made with an infinite mask.
+        BadInput: They name tensors of another model.
+    """
+    encodings = read_encodings(path)
+    graph = source.model.graph
+    names = {str(value.name) for value in graph.inputs} | set(graph.initializers)
+    names.update(str(value.name) for node in graph for value in node.outputs)
+    refuse_foreign(encodings, names, model=source.path.name)
+    refuse_infinite_masks(encodings, masked)
+    target = out / ENCODINGS_FILE
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(path, target)
+    return sum(name in names for name in encodings)
+
+
+def check_tokens(folder: Path, vocab_size: int) -> None:
+    """Check that tokenizer and token files belong to a vocabulary of this size.
+
+    Raises:
+        BadModel: The tokenizer, or config.json, has ids that the model does not know.
+        BadInput: A token file has.
+    """
+    highest = max(_tokenizer_ids(folder / "tokenizer.json"), default=-1)
+    if highest >= vocab_size:
+        raise BadModel(
+            f"its highest id is {highest}, the model knows {vocab_size} tokens",
+            where="tokenizer.json",
+            remedy="put the model's own tokenizer beside it",
+        )
+    for path in [folder / "tokens.npy", folder / "calibration.npy"]:
+        if path.is_file():
+            _check_token_file(path, vocab_size)
+
+
+def _check_token_file(path: Path, vocab_size: int) -> None:
+    try:
+        tokens = np.load(path, allow_pickle=False, mmap_mode="r")
+    except (ValueError, OSError) as error:
+        raise BadInput(
+            "it is no NumPy array", where=path.name, remedy="save token ids with numpy.save"
+        ) from error
+    if not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
+        raise BadInput(
+            f"it has type {tokens.dtype} and shape {list(tokens.shape)}, not integers "
+            "[pieces, length]",
+            where=path.name,
+            remedy="save token ids as an integer array of two axes",
+        )
+    if tokens.size and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
+        raise BadInput(
+            f"it has the id {int(tokens.max())}, the model knows {vocab_size} tokens",
+            where=path.name,
+            remedy="make it with the model's own tokenizer",
+        )
+
+
+def _tokenizer_ids(path: Path) -> Iterable[int]:
+    if not path.is_file():
+        return
+    try:
+        content: Any = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadModel(
+            "it is not JSON", where="tokenizer.json", remedy="copy the file again"
+        ) from error
+    model = content.get("model", {}) if isinstance(content, dict) else {}
+    vocab = model.get("vocab", {})
+    if isinstance(vocab, dict):
+        yield from (index for index in vocab.values() if isinstance(index, int))
+    elif isinstance(vocab, list):
+        yield len(vocab) - 1
+    for added in content.get("added_tokens", []) if isinstance(content, dict) else []:
+        if isinstance(added, dict) and isinstance(added.get("id"), int):
+            yield added["id"]

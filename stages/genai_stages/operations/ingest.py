@@ -1,0 +1,63 @@
+"""A source model -> the core graph, checked against the source.
+
+Input `source`: a folder of roles (`model.onnx` and its data, `config.json`, `model.encodings`,
+tokenizer files, `tokens.npy`, `calibration.*`). Output: `model.onnx`, `facts.json`, `weights/`,
+`encodings/model.encodings`, `assets/`, `tokens/`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genai_core.errors import BadModel
+from genai_core.operations import IngestConfig
+from genai_stages.architectures.detect import detect
+from genai_stages.model_files import check_tokens, copy_assets, copy_encodings, only_file
+from genai_stages.passes.compare_source import compare_source
+from genai_stages.passes.source_to_core import source_to_core
+from genai_stages.source_model import read_config, read_source
+from genai_stages.stage import Context, Inputs, StageResult
+
+
+def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> StageResult:
+    """Write the core graph and what goes along with it.
+
+    Raises:
+        BadModel: The source is broken, no decoder-only language model, or disagrees with itself.
+        BadEncodings: Encodings of another model.
+        DriftError: The core graph computes something else than the source.
+    """
+    folder = inputs["source"]
+    path = only_file(folder, ".onnx")
+    if path is None:
+        raise BadModel(
+            "there is no ONNX file", where=str(folder.name), remedy="export the model to ONNX"
+        )
+    settings = read_config(folder)
+    family, warning = detect(settings, config.architecture)
+    source = read_source(path, settings)
+    encodings = only_file(folder, ".encodings")
+    found = source_to_core(source, family, out, warnings=() if warning is None else (warning,))
+    check_tokens(folder, found.facts.vocab_size)
+    masked = [one.roles["masked"] for one in found.facts.attention if "masked" in one.roles]
+    entries = None if encodings is None else copy_encodings(encodings, source, out, masked=masked)
+    assets = copy_assets(folder, out)
+    compared = compare_source(source, found.inputs, found.ropes, out, threads=context.threads)
+    facts = found.facts
+    return StageResult(
+        facts={
+            "architecture": facts.architecture,
+            "layers": facts.layers,
+            "vocabSize": facts.vocab_size,
+            "parameters": facts.parameters,
+            "sourceForm": facts.source_form,
+        },
+        notes={
+            "drift": compared.drift,
+            "comparedParts": compared.parts,
+            "comparedPasses": [list(one) for one in compared.passes],
+            "encodings": entries,
+            "assets": assets,
+        },
+        warnings=tuple(facts.warnings),
+    )

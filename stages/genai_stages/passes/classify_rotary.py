@@ -1,0 +1,145 @@
+"""Which rotary table turns a head, read off the numbers.
+
+The part of an attention between a projected head and the scores is a black box N -> Q. If it
+rotates, then for some rotary dimension, pairing of channels and table of frequencies
+    Q = s * rotate(N, position * inv_freq)
+holds for every head and token. Candidates for the table are the constants from which the graph
+computes its cosines, then those that config.json describes; where none fits (a model that was
+exported with ready tables), the frequencies are measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating]
+TOLERANCE = 2e-4
+"""Relative; float32 angles of large positions are off by 1e-5."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """How heads are turned.
+
+    Attributes:
+        inv_freq: Radians a position, float32, one for each pair; empty = not at all.
+        rotary_dim: Rotated channels at the head's beginning.
+        interleaved: Whether pairs are (2i, 2i + 1) instead of (i, i + rotary_dim / 2).
+        scale: What else the head is multiplied with.
+    """
+
+    inv_freq: npt.NDArray[np.float32]
+    rotary_dim: int
+    interleaved: bool
+    scale: float
+
+    def apply(self, heads: FloatArray, positions: npt.NDArray[np.int64]) -> FloatArray:
+        """Turn [heads, T, D], without the scale; float64."""
+        return rotated(heads, positions, self.inv_freq, interleaved=self.interleaved)
+
+
+def rotated(
+    heads: FloatArray,
+    positions: npt.NDArray[np.int64],
+    inv_freq: npt.NDArray[np.float32],
+    *,
+    interleaved: bool,
+) -> FloatArray:
+    """Rotate the first 2 * len(inv_freq) channels of [heads, T, D]; float64."""
+    result = heads.astype(np.float64)
+    if not len(inv_freq):
+        return result
+    left, right = _pairs(len(inv_freq), interleaved=interleaved)
+    angle = (positions.astype(np.float32)[:, None] * inv_freq[None]).astype(np.float64)
+    turned = (result[..., left] + 1j * result[..., right]) * np.exp(1j * angle)
+    result[..., left], result[..., right] = turned.real, turned.imag
+    return result
+
+
+def find_rotation(
+    before: FloatArray,
+    after: FloatArray,
+    positions: npt.NDArray[np.int64],
+    *,
+    tables: Iterable[npt.NDArray[np.float32]],
+) -> Rotation | None:
+    """The rotation that turns `before` into `after`, both [heads, T, D]; None = there is none."""
+    none = np.zeros(0, np.float32)
+    candidates = [none]
+    candidates += [table for table in tables if 0 < 2 * len(table) <= before.shape[-1]]
+    best: tuple[float, Rotation] | None = None
+    for table in candidates:
+        for interleaved in (False, True):
+            found = _fit(before, after, positions, table, interleaved=interleaved)
+            if best is None or found[0] < best[0] * 0.5:
+                best = found
+        if best is not None and best[0] < TOLERANCE / 10:
+            break
+    if best is not None and best[0] < TOLERANCE:
+        return best[1]
+    return _measured(before, after, positions)
+
+
+def _fit(
+    before: FloatArray,
+    after: FloatArray,
+    positions: npt.NDArray[np.int64],
+    table: npt.NDArray[np.float32],
+    *,
+    interleaved: bool,
+) -> tuple[float, Rotation]:
+    expected = rotated(before, positions, table, interleaved=interleaved)
+    scale = float((expected * after).sum() / (expected * expected).sum())
+    error = float(np.abs(after - scale * expected).max() / max(np.abs(after).max(), 1e-30))
+    return error, Rotation(table, 2 * len(table), interleaved and len(table) > 1, scale)
+
+
+def _measured(
+    before: FloatArray, after: FloatArray, positions: npt.NDArray[np.int64]
+) -> Rotation | None:
+    """Frequencies from the angle that each pair is turned by; needs consecutive positions."""
+    width = before.shape[-1]
+    for rotary in range(width - width % 2, 0, -2):
+        for interleaved in (False, True):
+            left, right = _pairs(rotary // 2, interleaved=interleaved)
+            inside = before[..., left] + 1j * before[..., right]
+            outside = after[..., left] + 1j * after[..., right]
+            turn = (outside * inside.conj()).sum(0) / (np.abs(inside) ** 2).sum(0)
+            if np.abs(outside - turn * inside).max() > TOLERANCE * np.abs(outside).max():
+                continue
+            unit = turn / np.abs(turn)
+            steps = (unit[1:] * unit[:-1].conj()).sum(0)
+            coarse = np.angle(steps)
+            start = float(positions[0])
+            if start:
+                rounds = np.round((coarse * start - np.angle(unit[0])) / (2 * np.pi))
+                fine = (np.angle(unit[0]) + 2 * np.pi * rounds) / start
+            else:
+                fine = coarse
+            table = np.abs(fine).astype(np.float32)
+            error, rotation = _fit(before, after, positions, table, interleaved=interleaved)
+            if error < 10 * TOLERANCE:
+                return rotation
+    return None
+
+
+def _pairs(count: int, *, interleaved: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    index = np.arange(count)
+    return (2 * index, 2 * index + 1) if interleaved else (index, index + count)
+
+
+def attention_factor(tables: Sequence[npt.NDArray[np.floating]]) -> float:
+    """The common magnitude of cosine and sine tables: sqrt(cos^2 + sin^2), 1.0 if unknown."""
+    for index, one in enumerate(tables):
+        for other in tables[index + 1 :]:
+            if one.shape == other.shape:
+                square = one.astype(np.float64) ** 2 + other.astype(np.float64) ** 2
+                mean = float(square.mean())
+                if mean > 0 and np.abs(square - mean).max() < 1e-4 * mean:
+                    factor = float(np.sqrt(mean))
+                    return 1.0 if abs(factor - 1.0) < 1e-5 else factor
+    return 1.0

@@ -1,0 +1,597 @@
+"""Recognize one attention by what it computes, and name its inner tensors.
+
+A softmax over keys marks an attention; from there the product with the values and the product that
+made the scores are found by walking. Everything between the projections and the context is then run
+on random numbers, and each property (norms, rotation, scale, soft cap, mask, grouping) is read off
+the values. So it does not matter how an exporter wrote it. At the end the definition of
+`genai.Attention` must give the same context; a graph that computes something else is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_core.errors import UnsupportedOperator
+from genai_core.facts import Role
+from genai_stages.passes import classify_mask, classify_rotary
+from genai_stages.passes.drafts import Data, Draft, Weight
+from genai_stages.passes.evaluate_region import region_of, run_region
+from genai_stages.passes.layouts import Atom, Layout
+from genai_stages.passes.recognise_layers import MOVEMENTS, Walk
+from genai_stages.passes.specialise import StaticGraph, StaticNode
+from genai_stages.source_model import Array
+
+AGREEMENT = 2e-4
+"""Largest relative difference between the source's context and the definition's."""
+_CHAIN = {"Add", "Sub", "Mul", "Div", "Tanh", "Where", "Reshape", "Cast", "Expand", "Squeeze",
+          "Unsqueeze"}  # fmt: skip
+
+MaskAtScale = Callable[[Sequence[StaticNode]], int | None]
+"""Nodes from the scores' product to before the softmax -> the window behind a long past."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """The sizes at which a graph was folded.
+
+    Attributes:
+        tokens: T.
+        past: P, positions before the new tokens.
+        length: Slots of the past inputs; P, or P + T where new keys are scattered into them.
+    """
+
+    tokens: int
+    past: int
+    length: int
+
+    @property
+    def total(self) -> int:
+        """Keys that a score row has."""
+        return self.past + self.tokens
+
+
+@dataclasses.dataclass
+class Found:
+    """One recognized attention."""
+
+    layer: int
+    draft: Draft
+    num_heads: int
+    kv_heads: int
+    head_dim: int
+    scale: float
+    softcap: float
+    window: int
+    rotation: classify_rotary.Rotation
+    attention_factor: float
+    roles: dict[Role, str]
+    node: StaticNode
+    mask_from_graph: bool
+
+
+def find_ends(graph: StaticGraph, sizes: Sizes) -> dict[str, tuple[StaticNode, StaticNode]]:
+    """Output of each product of probabilities and values -> that product and its softmax."""
+    consumers = graph.consumers()
+    found: dict[str, tuple[StaticNode, StaticNode]] = {}
+    for node in graph.nodes:
+        if node.op_type != "Softmax":
+            continue
+        shape = graph.shapes[node.inputs[0]]
+        axis = int(node.attributes.get("axis", -1 if graph.opset >= 13 else 1)) % len(shape)
+        if axis != len(shape) - 1 or shape[-1] != sizes.total or len(shape) < 3:
+            continue
+        name = node.outputs[0]
+        while True:
+            readers = consumers.get(name, [])
+            products = [
+                reader
+                for reader in readers
+                if reader.op_type == "MatMul"
+                and reader.inputs[0] == name
+                and reader.inputs[1] not in graph.constants
+            ]
+            if products:
+                found[products[0].outputs[0]] = (products[0], node)
+                break
+            if len(readers) != 1 or readers[0].op_type not in ("Reshape", "Squeeze", "Unsqueeze"):
+                break
+            name = readers[0].outputs[0]
+    return found
+
+
+class AttentionSolver:
+    """Recognizes the attentions of one graph, in the order in which the walk meets them.
+
+    Args:
+        walk: The walk that asks.
+        sizes: Of the graph.
+        past_inputs: Names of the cache inputs.
+        tables: Frequencies to try first, from config.json.
+        mask_at_scale: Computes a window behind a long past; None = the mask is an input.
+    """
+
+    def __init__(
+        self,
+        walk: Walk,
+        sizes: Sizes,
+        past_inputs: Iterable[str],
+        *,
+        tables: Sequence[npt.NDArray[np.float32]],
+        mask_at_scale: MaskAtScale | None,
+    ) -> None:
+        self.walk = walk
+        self.graph = walk.graph
+        self.sizes = sizes
+        self.past_inputs = set(past_inputs)
+        self.tables = tables
+        self.mask_at_scale = mask_at_scale
+        self.ends = find_ends(walk.graph, sizes)
+        self.producers = walk.graph.producers()
+        self.consumers = walk.graph.consumers()
+        self.order = {id(node): index for index, node in enumerate(walk.graph.nodes)}
+        self.found: list[Found] = []
+
+    def __call__(self, node: StaticNode, values: dict[str, Data]) -> Data:
+        """See `recognise_layers.Recogniser`."""
+        _, softmax = self.ends[node.outputs[0]]
+        one = _Attention(self, node, softmax, values)
+        found, layout = one.solve(len(self.found))
+        self.found.append(found)
+        return Data(found.draft, layout, found.draft.name)
+
+
+class _Attention:
+    def __init__(
+        self,
+        solver: AttentionSolver,
+        product: StaticNode,
+        softmax: StaticNode,
+        values: dict[str, Data],
+    ) -> None:
+        self.solver = solver
+        self.graph = solver.graph
+        self.sizes = solver.sizes
+        self.product = product
+        self.softmax = softmax
+        self.known = values
+        self.scores, self.chain = self.score_chain()
+        self.tensors: dict[str, Array] = {}
+
+    def refuse(self, reason: str) -> UnsupportedOperator:
+        """An attention that cannot be expressed."""
+        return UnsupportedOperator(
+            f"this attention has no form here: {reason}",
+            where=self.softmax.where(),
+            remedy="export a model with causal or sliding-window attention over one KV cache",
+        )
+
+    def score_chain(self) -> tuple[StaticNode, list[StaticNode]]:
+        """The product that makes the scores, and the nodes from there to the softmax."""
+        chain: list[StaticNode] = []
+        name = self.softmax.inputs[0]
+        while True:
+            node = self.solver.producers.get(name)
+            if node is None:
+                raise self.refuse("the scores are an input")
+            opened = [one for one in node.inputs if one and one not in self.graph.constants]
+            if node.op_type == "MatMul" and len(opened) == 2:
+                return node, chain[::-1]
+            if node.op_type not in _CHAIN or len(set(opened)) != 1:
+                raise self.refuse(f"{node.where()} stands between the scores and the softmax")
+            chain.append(node)
+            name = opened[0]
+
+    def side(self, name: str) -> tuple[list[StaticNode], list[str], list[str]]:
+        """Nodes behind one operand back to the projections; those, and past inputs."""
+        nodes, border = region_of(self.solver.producers, [name], lambda one: one in self.known)
+        nodes.sort(key=lambda node: self.solver.order[id(node)])
+        open_border = [one for one in border if one and one not in self.graph.constants]
+        flat = [one for one in open_border if one in self.known]
+        past = [one for one in open_border if one not in self.known]
+        strange = [one for one in past if one not in self.solver.past_inputs]
+        if strange:
+            _, reason = self.solver.walk.causes.get(strange[0], (self.softmax, "unknown"))
+            raise self.refuse(f"{strange[0]} is neither a projection nor a cache input ({reason})")
+        return nodes, flat, past
+
+    def heads_of(self, flat: list[str], role: str) -> tuple[Draft, npt.NDArray[np.int64], str]:
+        """The one projection behind an operand and the channels that are read."""
+        drafts = {id(self.known[name].draft): self.known[name] for name in flat}
+        if len(drafts) != 1:
+            raise self.refuse(f"the {role} comes from {len(drafts)} projections")
+        (data,) = drafts.values()
+        channels = [self.known[name].layout.channels() for name in flat]
+        rows = np.unique(np.concatenate(channels))
+        name = next(
+            (self.known[one].name for one, held in zip(flat, channels, strict=True)
+             if len(held) == len(rows)), f"{data.draft.name}.{role}",
+        )  # fmt: skip
+        return data.draft, rows, name
+
+    def solve(self, layer: int) -> tuple[Found, Layout]:
+        tokens, total = self.sizes.tokens, self.sizes.total
+        q_operand, k_operand = self.scores.inputs
+        v_operand = self.product.inputs[1]
+        q_nodes, q_flat, q_past = self.side(q_operand)
+        k_nodes, k_flat, k_past = self.side(k_operand)
+        v_nodes, v_flat, v_past = self.side(v_operand)
+        if q_past or len(k_past) > 1 or len(v_past) > 1:
+            raise self.refuse("the cache does not stand behind keys and values alone")
+        q_shape, k_shape = self.graph.shapes[q_operand], self.graph.shapes[k_operand]
+        width = q_shape[-1]
+        if k_shape[-2:] != (width, total):
+            raise self.refuse(f"keys have the shape {list(k_shape)}")
+        heads = int(np.prod(q_shape)) // (tokens * width)
+        sides = {"query": q_flat, "key": k_flat, "value": v_flat}
+        drafts, rows, names = {}, {}, {}
+        for role, flat in sides.items():
+            drafts[role], rows[role], names[role] = self.heads_of(flat, role)
+        kv_heads = len(rows["key"]) // width
+        if len(rows["query"]) != heads * width or len(rows["key"]) != kv_heads * width:
+            raise self.refuse("heads do not cover the projection's channels")
+        if len(rows["value"]) != kv_heads * width or heads % max(kv_heads, 1):
+            raise self.refuse("keys and values have heads of different sizes")
+
+        self.evaluate(layer, [*sides.values()], [*k_past, *v_past], kv_heads, width)
+        heads_of = {
+            role: self.canonical[id(draft)][:, rows[role]]
+            .reshape(tokens, -1, width)
+            .transpose(1, 0, 2)
+            .astype(np.float64)
+            for role, draft in drafts.items()
+        }
+        norms = {
+            "query": self.norm(q_nodes, heads_of, "query"),
+            "key": self.norm(k_nodes, heads_of, "key"),
+        }
+        positions = np.arange(self.sizes.past, total)
+        factor, tables = self.tables_of([*q_nodes, *k_nodes])
+        query = self.tensors[q_operand].reshape(heads, tokens, width)
+        keys = np.swapaxes(self.tensors[k_operand].reshape(-1, width, total), 1, 2)
+        groups = len(keys) // kv_heads
+        keys = keys.reshape(kv_heads, groups, total, width)[:, 0]
+        turn_q = self.rotation(heads_of["query"], query, positions, tables)
+        turn_k = self.rotation(heads_of["key"], keys[:, self.sizes.past :], positions, tables)
+        if not np.array_equal(turn_q.inv_freq, turn_k.inv_freq) or (
+            turn_q.interleaved != turn_k.interleaved
+        ):
+            raise self.refuse("queries and keys are rotated differently")
+        if not len(turn_q.inv_freq):
+            factor = 1.0
+        rotated_q = turn_q.apply(heads_of["query"], positions)
+        rotated_k = turn_k.apply(heads_of["key"], positions)
+        rotated_q[..., : turn_q.rotary_dim] *= factor
+        rotated_k[..., : turn_k.rotary_dim] *= factor
+        if factor != 1.0 and turn_q.rotary_dim != width:
+            raise self.refuse("a part of each head is rotated and scaled")
+        all_k = np.concatenate([self.past(k_past, kv_heads, width), rotated_k], axis=1)
+        all_v = np.concatenate([self.past(v_past, kv_heads, width), heads_of["value"]], axis=1)
+        repeats = heads // kv_heads
+        raw = rotated_q @ np.repeat(all_k, repeats, axis=0).transpose(0, 2, 1)
+        roles: dict[Role, str] = {}
+        scale, softcap = self.scaling(raw, roles)
+        capped = np.tanh(raw * scale / softcap) * softcap if softcap else raw * scale
+        visible, window, from_graph = self.mask(capped, heads)
+        masked = np.where(visible, capped, -np.inf)
+        probs = np.exp(masked - masked.max(-1, keepdims=True))
+        probs /= probs.sum(-1, keepdims=True)
+        context = probs @ np.repeat(all_v, repeats, axis=0)
+        have = self.tensors[self.product.outputs[0]].reshape(context.shape)
+        error = np.abs(context - have).max() / max(np.abs(have).max(), 1e-30)
+        if not error < AGREEMENT:
+            raise self.refuse(f"its context departs by {error:.1e} from the definition")
+
+        projections = {
+            role: self.solver.walk.cut(draft, rows[role], names[role])
+            for role, draft in drafts.items()
+        }
+        flat_name = self.flat_name()
+        roles |= self.roles(
+            projections,
+            {
+                "query_rotated": (rotated_q, q_nodes) if turn_q.rotary_dim else None,
+                "key_rotated": (rotated_k, k_nodes) if turn_q.rotary_dim else None,
+                "key_all": (all_k, k_nodes),
+                "value_all": (all_v, v_nodes),
+            },
+        )
+        for role, norm in norms.items():
+            if norm is not None:
+                roles["query_normed" if role == "query" else "key_normed"] = norm[2]
+        roles |= {"masked": self.softmax.inputs[0], "probs": self.softmax.outputs[0]}
+        roles |= {"context": self.product.outputs[0], "context_flat": flat_name}
+        if k_past and v_past:
+            roles |= {"past_key": k_past[0], "past_value": v_past[0]}
+        self.cache_outputs(roles, set(k_flat), set(v_flat), k_past, v_past)
+        weights, epsilon = self.norm_weights(norms)
+        draft = Draft(
+            flat_name,
+            "Attention",
+            tuple(projections[role] for role in ("query", "key", "value")),
+            heads * width,
+            weights=weights,
+            made_by=self.softmax.where(),
+            attributes={"qk_norm_epsilon": epsilon},
+        )
+        order = {role: roles[role] for role in sorted(roles)}
+        found = Found(layer, draft, heads, kv_heads, width, scale, softcap, window, turn_q, factor,
+                      order, self.softmax, from_graph)  # fmt: skip
+        return found, self.context_layout(heads, width)
+
+    def evaluate(
+        self, layer: int, flats: Sequence[list[str]], past: list[str], kv_heads: int, width: int
+    ) -> None:
+        """Run the whole attention on seeded random projections and past."""
+        random = np.random.default_rng(1000 + layer)
+        self.canonical: dict[int, npt.NDArray[np.float32]] = {}
+        feeds: dict[str, Array] = {}
+        for name in (name for flat in flats for name in flat):
+            data = self.known[name]
+            if id(data.draft) not in self.canonical:
+                shape = (self.sizes.tokens, data.draft.width)
+                self.canonical[id(data.draft)] = random.standard_normal(shape, np.float32)
+            feeds[name] = np.ascontiguousarray(data.layout.gather(self.canonical[id(data.draft)]))
+        for name in past:
+            feeds[name] = random.standard_normal(self.graph.shapes[name], np.float32)
+        nodes, _ = region_of(
+            self.solver.producers, [self.product.outputs[0]], lambda one: one in self.known
+        )
+        nodes.sort(key=lambda node: self.solver.order[id(node)])
+        self.tensors = run_region(self.graph, nodes, feeds)
+
+    def norm(
+        self, nodes: list[StaticNode], heads_of: dict[str, Any], role: str
+    ) -> tuple[str, float, str] | None:
+        """Apply the norm of an operand's heads to `heads_of`; its weight, epsilon and output."""
+        norms = [node for node in nodes if "Normalization" in node.op_type]
+        if not norms:
+            return None
+        node = norms[0]
+        heads = heads_of[role]
+        weight = self.graph.constants.get(node.inputs[1])
+        if (
+            len(norms) > 1
+            or node.op_type != "RMSNormalization"
+            or weight is None
+            or weight.size != heads.shape[-1]
+        ):
+            raise self.refuse(f"{node.where()} normalizes heads in another way than RMSNorm")
+        epsilon = float(node.attributes["epsilon"])
+        mean = (heads * heads).mean(-1, keepdims=True)
+        heads_of[role] = heads / np.sqrt(mean + epsilon) * weight.array().reshape(-1)
+        return node.inputs[1], epsilon, node.outputs[0]
+
+    def norm_weights(
+        self, norms: dict[str, tuple[str, float, str] | None]
+    ) -> tuple[tuple[Weight | None, ...], float]:
+        given = [norm for norm in norms.values() if norm is not None]
+        if not given:
+            return (), 1e-6
+        if len({norm[1] for norm in given}) != 1:
+            raise self.refuse("the norms of queries and keys have different epsilons")
+        weights = []
+        for norm in norms.values():
+            constant = None if norm is None else self.graph.constants[norm[0]]
+            weights.append(
+                None if constant is None else Weight(constant, vector=constant.array().reshape(-1))
+            )
+        return tuple(weights), given[0][1]
+
+    def tables_of(self, nodes: Iterable[StaticNode]) -> tuple[float, list[npt.NDArray[np.float32]]]:
+        """The factor on cosine and sine, and frequencies that they may come from."""
+        waves: dict[str, npt.NDArray[np.floating]] = {}
+        for node in nodes:
+            for name in node.inputs:
+                constant = self.graph.constants.get(name)
+                if (
+                    constant is not None
+                    and constant.size > 1
+                    and constant.dtype == np.float32
+                    and self.sizes.tokens in constant.shape
+                ):
+                    waves[name] = constant.array()
+        tables: dict[bytes, npt.NDArray[np.float32]] = {}
+        limit = max((wave.shape[-1] for wave in waves.values()), default=0)
+        for name in waves:
+            for constant in self.graph.known_ancestors(name):
+                if constant.dtype == np.float32 and 1 < constant.size <= limit:
+                    table = constant.array().reshape(-1).astype(np.float32)
+                    if (table > 0).all():
+                        tables[table.tobytes()] = table
+        factor = classify_rotary.attention_factor(list(waves.values()))
+        return factor, [*tables.values(), *self.solver.tables]
+
+    def rotation(
+        self,
+        before: npt.NDArray[np.floating],
+        after: npt.NDArray[np.floating],
+        positions: npt.NDArray[np.int64],
+        tables: Sequence[npt.NDArray[np.float32]],
+    ) -> classify_rotary.Rotation:
+        found = classify_rotary.find_rotation(before, after, positions, tables=tables)
+        if found is None:
+            raise self.refuse("heads are neither rotated by position nor left alone")
+        return found
+
+    def past(self, names: list[str], kv_heads: int, width: int) -> npt.NDArray[np.float64]:
+        """The past of a cache input as [KV, P, D]."""
+        if not names:
+            if self.sizes.past:
+                raise self.refuse("it has no cache")
+            return np.zeros((kv_heads, 0, width))
+        array = self.tensors[names[0]].astype(np.float64)
+        length = self.sizes.length
+        if array.shape in ((1, kv_heads, width, length), (kv_heads, 1, width, length)):
+            turned = length != width or "key" in names[0]
+            array = np.swapaxes(array, -1, -2) if turned else array
+        elif array.shape not in ((1, kv_heads, length, width), (kv_heads, 1, length, width)):
+            raise self.refuse(f"the cache input {names[0]} has the shape {list(array.shape)}")
+        return array.reshape(kv_heads, length, width)[:, : self.sizes.past]
+
+    def scaling(self, raw: npt.NDArray[np.float64], roles: dict[Role, str]) -> tuple[float, float]:
+        """Scale and soft cap from the scores to the mask."""
+        name = self.scores.outputs[0]
+        have = self.tensors[name].reshape(raw.shape)
+        factor = float((raw * have).sum() / (raw * raw).sum())
+        error = np.abs(have - factor * raw).max() / max(np.abs(have).max(), 1e-30)
+        if not error < AGREEMENT:
+            raise self.refuse(f"its scores depart by {error:.1e} from query times key")
+        factor = _snapped(factor, raw_width=self.graph.shapes[self.scores.inputs[0]][-1])
+        steps = [(name, factor)]
+        cap_factor: float | None = None
+        for node in self.chain:
+            value = self.number(node)
+            if node.op_type == "Tanh":
+                if cap_factor is not None:
+                    raise self.refuse("scores are capped twice")
+                cap_factor = 1.0
+            elif node.op_type in ("Mul", "Div") and value is not None:
+                value = value if node.op_type == "Mul" else 1.0 / value
+                if cap_factor is None:
+                    factor *= value
+                    steps.append((node.outputs[0], factor))
+                else:
+                    cap_factor *= value
+                    roles["capped"] = node.outputs[0]
+        softcap = cap_factor or 0.0
+        scale = factor * softcap if softcap else factor
+        scale = _snapped(scale, raw_width=self.graph.shapes[self.scores.inputs[0]][-1])
+        for tensor, reached in steps:
+            if math.isclose(reached, 1.0, rel_tol=1e-6):
+                roles.setdefault("scores", tensor)
+            if math.isclose(reached, scale, rel_tol=1e-6):
+                roles.setdefault("scaled", tensor)
+        return scale, softcap
+
+    def number(self, node: StaticNode) -> float | None:
+        for position, name in enumerate(node.inputs):
+            constant = self.graph.constants.get(name)
+            if constant is not None and constant.size == 1:
+                if node.op_type == "Div" and position == 0:
+                    raise self.refuse(f"{node.where()} divides by scores")
+                return float(constant.array().reshape(-1)[0])
+        return None
+
+    def mask(
+        self, capped: npt.NDArray[np.float64], heads: int
+    ) -> tuple[npt.NDArray[np.bool_], int, bool]:
+        """Visible keys [T, K], their window, and whether that came from the graph."""
+        given = self.tensors[self.softmax.inputs[0]].reshape(capped.shape).astype(np.float64)
+        change = np.where(np.isfinite(given), given - capped, -np.inf)
+        visible = change > classify_mask.HIDDEN
+        if not (visible == visible[:1]).all():
+            raise self.refuse("heads have masks of their own")
+        shift = np.abs(np.where(visible, change, 0.0)).max()
+        if shift > AGREEMENT * max(1.0, np.abs(capped).max()):
+            raise self.refuse(f"scores are shifted by up to {shift:.2g} (a bias on positions)")
+        window = classify_mask.classify(visible[0], self.sizes.past)
+        if window is None:
+            raise self.refuse("its mask is neither causal nor a sliding window")
+        at_scale = self.solver.mask_at_scale
+        if at_scale is None:
+            return visible[0], window, False
+        if window == 0:
+            later = at_scale([self.scores, *self.chain])
+            if later is None:
+                raise self.refuse("its mask is neither causal nor a sliding window")
+            window = later
+        return visible[0], window, True
+
+    def flat_name(self) -> str:
+        """The last name of the context before something computes with it."""
+        name = self.product.outputs[0]
+        while True:
+            readers = self.solver.consumers.get(name, [])
+            if len(readers) != 1 or readers[0].op_type not in MOVEMENTS:
+                return name
+            following = readers[0].outputs[0]
+            width = self.graph.shapes[following][-1]
+            name = following
+            if len(self.graph.shapes[following]) == 3 and width != self.sizes.tokens:
+                return name
+
+    def roles(
+        self,
+        projections: dict[str, Draft],
+        wanted: dict[Role, tuple[npt.NDArray[np.floating], list[StaticNode]] | None],
+    ) -> dict[Role, str]:
+        """The first tensor in each place that has the values of its role, in any arrangement."""
+        found: dict[Role, str] = {
+            "query": projections["query"].name,
+            "key": projections["key"].name,
+            "value": projections["value"].name,
+        }
+        for role, want in wanted.items():
+            if want is None:
+                continue
+            values, nodes = want
+            flat = np.sort(values.reshape(-1))
+            for node in nodes:
+                have = self.tensors.get(node.outputs[0])
+                if have is None or have.size != flat.size or have.dtype != np.float32:
+                    continue
+                if np.allclose(np.sort(have.reshape(-1)), flat, atol=1e-4, rtol=1e-4):
+                    found[role] = node.outputs[0]
+                    break
+        return found
+
+    def cache_outputs(
+        self,
+        roles: dict[Role, str],
+        keys: set[str],
+        values: set[str],
+        k_past: list[str],
+        v_past: list[str],
+    ) -> None:
+        """The source's outputs that hold new (or all) keys and values of this attention."""
+        for output, held in self.graph.outputs.items():
+            shape = self.graph.constants[held].shape if held in self.graph.constants else None
+            if shape is not None:
+                continue
+            data = self.known.get(held)
+            if data is not None:
+                border, past = {held}, set()
+                same_key = any(self.known[one].draft is data.draft for one in keys)
+                same_value = any(self.known[one].draft is data.draft for one in values)
+                channels = set(data.layout.channels().tolist())
+                same_key = same_key and self.covers(keys, channels)
+                same_value = same_value and self.covers(values, channels)
+            else:
+                _, edge = region_of(self.solver.producers, [held], lambda one: one in self.known)
+                border = {one for one in edge if one in self.known}
+                past = {one for one in edge if one in self.solver.past_inputs}
+                same_key = bool(border) and border <= keys and past <= set(k_past)
+                same_value = bool(border) and border <= values and past <= set(v_past)
+            if same_key and "key_new" not in roles:
+                roles["key_new"] = output
+            elif same_value and "value_new" not in roles:
+                roles["value_new"] = output
+
+    def covers(self, names: set[str], channels: set[int]) -> bool:
+        held: set[int] = set()
+        for name in names:
+            held.update(self.known[name].layout.channels().tolist())
+        return held == channels
+
+    def context_layout(self, heads: int, width: int) -> Layout:
+        """The product's output in terms of the flat context."""
+        head = (Atom("C", heads, width),) if heads > 1 else ()
+        channel = (Atom("C", width, 1),) if width > 1 else ()
+        token = (Atom("T", self.sizes.tokens, 1),)
+        layout = Layout((head, token, channel))
+        return layout.reshaped(self.graph.shapes[self.product.outputs[0]])
+
+
+def _snapped(value: float, *, raw_width: int) -> float:
+    """A measured factor as the number that was meant, where one is near."""
+    candidates: list[float] = [1.0, raw_width**-0.5, raw_width**-0.25]
+    for candidate in candidates:
+        if math.isclose(value, candidate, rel_tol=2e-6):
+            return candidate
+    return value

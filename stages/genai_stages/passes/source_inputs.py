@@ -1,0 +1,249 @@
+"""What each input of a source graph is for, and its values at given sizes.
+
+Two kinds of graphs come in. A dynamic export has token ids, perhaps an attention mask of ones and
+positions, and a past of any length. The static form has fixed AR and CL, and takes the additive
+mask, the rotary tables and (where new keys are scattered into the past) the cache index as inputs.
+Everything but token ids and past is known once the sizes are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from genai_core.errors import BadModel
+from genai_core.facts import RopeTable
+from genai_stages.passes.classify_mask import reference
+from genai_stages.passes.recognise_attention import Sizes
+from genai_stages.source_model import Array, SourceModel
+
+Purpose = Literal["tokens", "past", "mask", "positions", "cache_index", "cos", "sin"]
+
+STATIC_HIDDEN = -100.0
+"""What the static form adds to hidden scores."""
+TOKENS, PAST = 73, 101
+"""Sizes at which a dynamic graph is folded: primes that no model has as a width."""
+Dims = tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceInput:
+    """One input of the source."""
+
+    name: str
+    purpose: Purpose
+    dims: Dims
+    dtype: np.dtype[Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceInputs:
+    """All inputs of the source, and the sizes of a static one.
+
+    Attributes:
+        inputs: In the graph's order.
+        native: AR, CL of a static source; None for a dynamic one.
+        scattered: Whether the past has CL slots into which new keys are scattered.
+    """
+
+    inputs: tuple[SourceInput, ...]
+    native: tuple[int, int] | None
+    scattered: bool
+
+    def named(self, purpose: Purpose) -> list[SourceInput]:
+        """Inputs of one purpose."""
+        return [one for one in self.inputs if one.purpose == purpose]
+
+    @property
+    def tokens(self) -> str:
+        """The input of token ids."""
+        return self.named("tokens")[0].name
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes at which the graph is folded."""
+        if self.native is None:
+            past = PAST if self.named("past") else 0
+            return Sizes(TOKENS, past, past)
+        tokens, total = self.native
+        past = total - tokens if self.named("past") else 0
+        return Sizes(tokens, past, total if self.scattered else past)
+
+    def past_shape(self, one: SourceInput, length: int) -> tuple[int, ...]:
+        """The static shape of a cache input with `length` slots."""
+        shape = [1 if isinstance(dim, str) else dim for dim in one.dims]
+        if self.native is None:
+            shape[2] = length
+        return tuple(shape)
+
+    def feeds(
+        self,
+        sizes: Sizes,
+        ropes: Mapping[str, RopeTable],
+        *,
+        positions: npt.NDArray[np.int64] | None = None,
+        visible: npt.NDArray[np.bool_] | None = None,
+    ) -> dict[str, Array]:
+        """Values of all inputs but tokens and past.
+
+        Args:
+            sizes: T and P.
+            ropes: Tables for the static form, from config.json.
+            positions: Of the new tokens, default P ... P + T - 1.
+            visible: Keys that each token sees, [T, keys], for the static form; default causal.
+        """
+        if positions is None:
+            positions = np.arange(sizes.past, sizes.total)
+        if visible is None:
+            visible = reference(sizes.tokens, sizes.past, 0)
+        return {
+            one.name: self._value(one, sizes, ropes, positions, visible)
+            for one in self.inputs
+            if one.purpose not in ("tokens", "past")
+        }
+
+    def _value(
+        self,
+        one: SourceInput,
+        sizes: Sizes,
+        ropes: Mapping[str, RopeTable],
+        positions: npt.NDArray[np.int64],
+        visible: npt.NDArray[np.bool_],
+    ) -> Array:
+        match one.purpose:
+            case "mask" if len(one.dims) >= 3:
+                if one.dtype == np.bool_:
+                    return np.asarray(visible[None, None])
+                lowest = np.float32(STATIC_HIDDEN if self.native else np.finfo(np.float32).min)
+                mask = np.where(visible, np.float32(0), lowest)[None]
+                return mask[None] if len(one.dims) == 4 else mask
+            case "mask":
+                return np.ones((1, sizes.total), one.dtype)
+            case "positions":
+                shaped = positions[None] if len(one.dims) == 2 else positions
+                return shaped.astype(one.dtype)
+            case "cache_index":
+                if len(one.dims) and one.dims[-1] != 1:
+                    return positions.astype(one.dtype).reshape((1,) * (len(one.dims) - 1) + (-1,))
+                return np.full((1,) * len(one.dims), sizes.past, one.dtype)
+            case _:
+                return self._wave(one, ropes, positions)
+
+    def _wave(
+        self,
+        one: SourceInput,
+        ropes: Mapping[str, RopeTable],
+        positions: npt.NDArray[np.int64],
+    ) -> Array:
+        local = any(word in one.name.lower() for word in ("local", "sliding", "swa", "_w"))
+        table = ropes.get("local" if local and "local" in ropes else "default")
+        width = one.dims[-1]
+        if table is None or width not in (len(table.inv_freq), 2 * len(table.inv_freq)):
+            known = "none" if table is None else str(len(table.inv_freq))
+            raise BadModel(
+                f"the rotary input has {width} values a token, config.json's table {known}",
+                where=one.name,
+                remedy="put rope_theta, head_dim and rope_scaling of the model into config.json",
+            )
+        angle = positions.astype(np.float32)[:, None] * np.array(table.inv_freq, np.float32)
+        wave = np.cos(angle) if one.purpose == "cos" else np.sin(angle)
+        wave = wave * np.float32(table.attention_factor)
+        if width != wave.shape[-1]:
+            wave = np.concatenate([wave, wave], axis=-1)
+        return wave.astype(np.float32).reshape((1,) * (len(one.dims) - 2) + wave.shape)
+
+
+def read_inputs(source: SourceModel) -> SourceInputs:
+    """Tell what each input is for.
+
+    Raises:
+        BadModel: An input that no decoder-only language model has, or no token ids.
+    """
+    initializers = source.model.graph.initializers
+    found = [
+        _read(source, value)
+        for value in source.model.graph.inputs
+        if value.name not in initializers
+    ]
+    tokens = [one for one in found if one.purpose == "tokens"]
+    if len(tokens) != 1:
+        raise BadModel(
+            f"it has {len(tokens)} inputs of token ids",
+            where=source.path.name,
+            remedy="export a decoder-only language model with the input input_ids",
+        )
+    width = tokens[0].dims[-1]
+    if isinstance(width, str):
+        return SourceInputs(tuple(found), None, scattered=False)
+    return _static(source, found, width)
+
+
+def _static(source: SourceModel, found: Sequence[SourceInput], width: int) -> SourceInputs:
+    masks = [one.dims[-1] for one in found if one.purpose == "mask"]
+    total = masks[0] if masks and isinstance(masks[0], int) else None
+    past = [one for one in found if one.purpose == "past"]
+    if total is None:
+        raise BadModel(
+            "its sizes are fixed, but no attention mask tells the context length",
+            where=source.path.name,
+            remedy="export it with an attention_mask input, or with dynamic axes",
+        )
+    lengths = {total, total - width}
+    for one in past:
+        if not lengths.intersection(one.dims):
+            raise BadModel(
+                f"a cache of shape {list(one.dims)} fits neither the context length {total} nor "
+                f"{total} less {width} new tokens",
+                where=one.name,
+                remedy="export the model again",
+            )
+    scattered = bool(past) and any(one.purpose == "cache_index" for one in found)
+    return SourceInputs(tuple(found), (width, total), scattered=scattered)
+
+
+def _read(source: SourceModel, value: ir.Value) -> SourceInput:
+    name = str(value.name)
+    shape = value.shape
+    dims: Dims = tuple(
+        dim if isinstance(dim, int) else str(dim) for dim in (shape.dims if shape else ())
+    )
+    dtype = value.dtype or ir.DataType.FLOAT
+    kind = np.dtype(np.float32) if dtype.is_floating_point() else np.dtype(dtype.numpy())
+    purpose = _purpose(name.lower(), len(dims), is_float=dtype.is_floating_point())
+    if purpose is None:
+        words = {
+            "inputs_embeds": "pass token ids instead of embeddings",
+            "pixel_values": "export the language model alone",
+        }
+        remedy = next((text for word, text in words.items() if word in name), "")
+        raise BadModel(
+            f"no decoder-only language model has an input {name} of rank {len(dims)}",
+            where=f"{source.path.name}: input {name}",
+            remedy=remedy or "export the model with input_ids, attention_mask, positions and past",
+        )
+    return SourceInput(name, purpose, dims, kind)
+
+
+def _purpose(name: str, rank: int, *, is_float: bool) -> Purpose | None:
+    if is_float:
+        if "cos" in name:
+            return "cos"
+        if "sin" in name:
+            return "sin"
+        if "mask" in name:
+            return "mask"
+        return "past" if rank == 4 else None
+    if "mask" in name:
+        return "mask"
+    if "cache" in name:
+        return "cache_index"
+    if "position" in name:
+        return "positions"
+    if rank == 2 and ("id" in name or "token" in name) and "type" not in name:
+        return "tokens"
+    return None

@@ -1,0 +1,209 @@
+"""The source model as it lies on disk: parsed, checked, its weights left where they are.
+
+`Constant` is the one form in which weights and folded values travel through ingest. A weight's
+array is mapped afresh at each use and dropped afterwards, so that the pages of a model that does
+not fit into memory do not pile up in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from genai_core.errors import BadModel
+
+Array = npt.NDArray[Any]
+
+_FLOATS = {
+    ir.DataType.FLOAT,
+    ir.DataType.FLOAT16,
+    ir.DataType.BFLOAT16,
+    ir.DataType.DOUBLE,
+}
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether this is a floating type, bfloat16 included."""
+    return bool(np.issubdtype(dtype, np.floating)) or dtype == np.dtype(ml_dtypes.bfloat16)
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """A tensor that is known: an initializer, or folded from known ones.
+
+    Attributes:
+        name: The source's name.
+        shape: Its dimensions.
+        dtype: Floating types count as float32, in which everything is computed.
+        load: Yields the array; called at each use.
+        origin: The initializer of which this is a transposed, reshaped or widened view.
+        order: Dimensions of the origin in the order of this tensor's, while it is a mere transpose.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    load: Callable[[], Array]
+    origin: str | None = None
+    file: str = ""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    def array(self) -> Array:
+        """The values; floats as float32."""
+        array = self.load()
+        if is_float(array.dtype) and array.dtype != np.float32:
+            return array.astype(np.float32)
+        return array
+
+    @classmethod
+    def of(cls, name: str, array: Array, *, origin: str | None = None) -> Constant:
+        """Wrap an array that is in memory."""
+        array = np.asarray(array)
+        if is_float(array.dtype) and array.dtype != np.float32:
+            array = array.astype(np.float32)
+        return cls(name, array.shape, array.dtype, lambda: array, origin)
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceModel:
+    """A parsed ONNX file and its config.json.
+
+    Attributes:
+        path: The ONNX file.
+        model: Its graph; functions inlined.
+        config: config.json, empty where there is none.
+        half: Whether weights or activations are 16 bit floats, whose rounding is not reproduced.
+    """
+
+    path: Path
+    model: ir.Model
+    config: Mapping[str, Any]
+    half: bool
+
+    @property
+    def opset(self) -> int:
+        """Version of the default domain."""
+        return int(self.model.graph.opset_imports.get("", 1))
+
+
+def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
+    """Parse an ONNX file and check that its data is there.
+
+    Raises:
+        BadModel: It is cut short, no ONNX, or its external data is missing, too short or outside
+            its folder.
+    """
+    if not path.is_file():
+        raise BadModel("there is no such file", where=path.name, remedy="name the ONNX file")
+    try:
+        model = ir.load(path)
+    except (DecodeError, ValueError, TypeError, KeyError, OSError) as error:
+        raise BadModel(
+            "it is not an ONNX model, or it was cut short",
+            where=path.name,
+            remedy="copy the file again and compare its size",
+        ) from error
+    if not len(model.graph) or not model.graph.inputs or not model.graph.outputs:
+        raise BadModel(
+            "the graph has no nodes, inputs or outputs",
+            where=path.name,
+            remedy="export the model again",
+        )
+    if model.functions:
+        from onnx_ir.passes.common import InlinePass
+
+        InlinePass()(model)
+    half = False
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            raise BadModel("the initializer has no data", where=f"{path.name}: {name}")
+        half = half or tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+        if isinstance(tensor, ir.ExternalTensor):
+            _check_external(path, tensor)
+    return SourceModel(path, model, config, half)
+
+
+def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
+    where = f"{path.name}: {tensor.name}"
+    location = PurePosixPath(str(tensor.location).replace("\\", "/"))
+    if location.is_absolute() or ".." in location.parts or not location.parts:
+        raise BadModel(
+            f"its data lies outside the model's folder ({location})",
+            where=where,
+            remedy="keep the data beside the ONNX file",
+        )
+    file = path.parent / location
+    if not file.is_file():
+        raise BadModel(
+            f"the file of its data, {location}, is missing",
+            where=where,
+            remedy="copy it beside the ONNX file",
+        )
+    needed = int(np.prod(tensor.shape.numpy(), dtype=np.int64)) * tensor.dtype.bitwidth // 8
+    start = tensor.offset or 0
+    have = file.stat().st_size
+    length = tensor.length if tensor.length is not None else needed
+    if length != needed:
+        raise BadModel(
+            f"it needs {needed} bytes and its entry names {length}",
+            where=where,
+            remedy="export the model again",
+        )
+    if start + needed > have:
+        raise BadModel(
+            f"{location} is too short: it ends at byte {have}, the tensor at {start + needed}",
+            where=where,
+            remedy="copy the file again and compare its size",
+        )
+
+
+def constant_of(path: Path, name: str, tensor: ir.TensorProtocol) -> Constant:
+    """The constant of an initializer; external data is mapped at each use."""
+    shape = tuple(int(dim) for dim in tensor.shape.numpy())
+    dtype = np.dtype(np.float32) if tensor.dtype in _FLOATS else tensor.dtype.numpy()
+    if not isinstance(tensor, ir.ExternalTensor):
+        return Constant(name, shape, dtype, tensor.numpy, name)
+    stored = tensor.dtype.numpy()
+    file = path.parent / str(tensor.location)
+    offset = int(tensor.offset or 0)
+
+    def load() -> Array:
+        if 0 in shape:
+            return np.zeros(shape, stored)
+        return np.memmap(file, stored, "r", offset, shape)
+
+    return Constant(name, shape, dtype, load, name)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Read config.json; empty where there is none.
+
+    Raises:
+        BadModel: It is not a JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadModel(
+            f"it is not JSON ({error})", where="config.json", remedy="copy the file again"
+        ) from error
+    if not isinstance(config, dict):
+        raise BadModel("it is not a JSON object", where="config.json", remedy="copy it again")
+    return config
