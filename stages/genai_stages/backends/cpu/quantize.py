@@ -38,6 +38,8 @@ from genai_stages.backends.cpu.sites import LinearSite, SourceEncodings, is_op, 
 _CHUNK_VALUES = 4 * 1024 * 1024
 """Weights held as float32 at once (16 MB)."""
 
+_LARGEST_HALF = 65504.0
+
 _SAFE = 64
 """255 x 64 x 2 still fits into 16 signed bits."""
 
@@ -171,13 +173,20 @@ class _Writer:
 
     def _plain(self, use: _Use) -> None:
         name = str(use.tensor.name)
-        values = _read_all(use.tensor)
-        if use.embedding and self._config.precision is not Precision.FLOAT:
-            half = values.astype(np.float16)
-            if np.isfinite(half).all():
-                self.plain[name] = self._put(f"{name}.float16", half)
-                return
-        self.plain[name] = self._put(name, values)
+        if not use.embedding:
+            self.plain[name] = self._put(name, _read_all(use.tensor))
+            return
+        half = self._config.precision is not Precision.FLOAT and all(
+            float(np.abs(rows).max(initial=0)) <= _LARGEST_HALF
+            for _, _, rows in _chunks(use.tensor)
+        )
+        stored = f"{name}.float16" if half else name
+        dtype = np.dtype(np.float16 if half else np.float32)
+        offset = self._align()
+        for _, _, rows in _chunks(use.tensor):
+            self._file.write(np.ascontiguousarray(rows, dtype=dtype).data)
+        self._add(stored, dtype, _shape(use.tensor), offset)
+        self.plain[name] = stored
 
     def _int8(self, tensor: ir.ExternalTensor, site: LinearSite, enc: Encoding | None) -> None:
         values = np.empty((site.inputs, site.outputs), dtype=np.int8)
@@ -239,36 +248,43 @@ class _Writer:
         )
 
     def _put(self, name: str, array: NDArray[np.generic]) -> str:
-        padding = -self._file.tell() % ALIGNMENT
-        self._file.write(b"\0" * padding)
-        offset = self._file.tell()
-        little = np.ascontiguousarray(array)
-        self._file.write(little.data)
+        offset = self._align()
+        self._file.write(np.ascontiguousarray(array).data)
+        self._add(name, array.dtype, array.shape, offset)
+        return name
+
+    def _align(self) -> int:
+        """Pad to where the next tensor may start; returns that place."""
+        self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT))
+        return self._file.tell()
+
+    def _add(
+        self, name: str, dtype: np.dtype[np.generic], shape: tuple[int, ...], offset: int
+    ) -> None:
         self.tensors.append(
             StoredTensor(
                 name=name,
-                dtype=_dtype(little),
-                shape=little.shape,
+                dtype=_dtype(dtype),
+                shape=shape,
                 offset=offset,
-                length=little.nbytes,
+                length=self._file.tell() - offset,
             )
         )
-        return name
 
 
-def _dtype(array: NDArray[np.generic]) -> Dtype:
+def _dtype(dtype: np.dtype[np.generic]) -> Dtype:
     names: dict[str, Dtype] = {
         "float32": "float32",
         "float16": "float16",
         "int8": "int8",
         "uint8": "uint8",
     }
-    return names[array.dtype.name]
+    return names[dtype.name]
 
 
 def _chunks(tensor: ir.ExternalTensor) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
     """Rows of a matrix, a few at a time: (start, stop, float32 [stop - start, inputs])."""
-    outputs, inputs = (int(size) for size in tensor.shape.numpy())
+    outputs, inputs = _shape(tensor)
     step = max(1, _CHUNK_VALUES // max(1, inputs))
     for start in range(0, outputs, step):
         stop = min(start + step, outputs)
@@ -276,8 +292,12 @@ def _chunks(tensor: ir.ExternalTensor) -> Iterator[tuple[int, int, NDArray[np.fl
         yield start, stop, rows.reshape(stop - start, inputs)
 
 
+def _shape(tensor: ir.ExternalTensor) -> tuple[int, ...]:
+    return tuple(int(size) for size in tensor.shape.numpy())
+
+
 def _read_all(tensor: ir.ExternalTensor) -> NDArray[np.float32]:
-    shape = tuple(int(size) for size in tensor.shape.numpy())
+    shape = _shape(tensor)
     return _read(tensor, 0, int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
 
