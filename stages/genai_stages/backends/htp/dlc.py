@@ -72,7 +72,8 @@ def convert(
         graph: The graph's name inside the DLC.
         out: The DLC to write.
         scratch: Private folder; logs of the processes stay there.
-        float16: Float operations are allowed; the Hexagon processor computes them in float16.
+        float16: Operators of a float graph are checked as float16. Float parts of a graph are
+            always computed in float16; the DLC is the same.
         user_name: Name of a tensor of this model -> the name that the user knows it by.
         timeout: Seconds for each of the two processes.
 
@@ -188,6 +189,10 @@ def _explained(
     remedy = "replace it by operators that the processor has, or check its encodings"
     if node is not None and node.op_type in ("MatMul", "Gemm", "Conv"):
         remedy = "check its encodings: with 16-bit input it cannot write 8 bit directly"
+        makers = {n.output[0]: n.op_type for n in graph.node}
+        if makers.get(node.input[0], "") not in ("", "DequantizeLinear"):
+            source = user_name(_without_suffix(node.input[0]))
+            remedy = f"give its input {source} an encoding, or leave its weights in float"
     return UnsupportedOperator(
         f"the operator cannot run on the Hexagon processor in this form{more}",
         where=where,
