@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import yaml
+from reference import page
 
 from genai_core.crd import KINDS, crd
 
@@ -36,13 +37,20 @@ def crds() -> dict[Path, str]:
     }
 
 
+def pages() -> dict[Path, str]:
+    """The reference page of the build's YAML."""
+    example = (ROOT / "examples" / "tiny-llama" / "build.yaml").read_text(encoding="utf-8")
+    build = next(kind for kind in KINDS if kind.kind == "GenAIBuild")
+    return {ROOT / "docs" / "build-yaml.md": page(build, example)}
+
+
 def main() -> int:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
     differing = []
-    for path, text in crds().items():
+    for path, text in {**crds(), **pages()}.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         differing.append(path.relative_to(ROOT))

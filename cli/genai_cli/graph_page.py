@@ -41,7 +41,8 @@ def page(name: str, plan: PlanReady) -> str:
 {_resource("graph_page.css")}</style></head><body>
 <header><h1>{escape(name)}</h1>
 <p>{counted(len(tasks), "task")}: <span class="key cached"></span>{cached} cached
-<span class="key run"></span>{len(tasks) - cached} will run</p>
+<span class="key run"></span>{len(tasks) - cached} will run.
+An arrow that follows from others is left out.</p>
 {f"<ul>{facts}</ul>" if facts else ""}{open_end}</header>
 <div class="drawing">{_drawing(tasks)}</div>
 <details><summary>All tasks</summary><table>
@@ -108,10 +109,9 @@ def _box(task: TaskView, at: tuple[float, float], number: int) -> str:
     state = "cached" if task.cached else "will run"
     key = f"\n{task.key[:32]}" if task.key else ""
     tip = f"{task.id}\n{state}: {task.why}{key}" if task.why else f"{task.id}\n{state}{key}"
-    second = detail or task.id.removeprefix(f"{task.operation}/")
-    if second == task.operation:
-        second = state
-    third = f'<tspan class="target"> {escape(task.target)}</tspan>' if task.target else ""
+    rest = task.id.removeprefix(f"{task.operation}/").removeprefix(f"{task.target}/")
+    second = detail or (state if rest in {task.operation, task.target} else rest)
+    third = f'<tspan class="target" dx="7">{escape(task.target)}</tspan>' if task.target else ""
     return (
         f'<g class="task {"cached" if task.cached else "run"}" data-n="{number}" tabindex="0">'
         f"<title>{escape(tip)}</title>"

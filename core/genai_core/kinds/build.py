@@ -118,9 +118,11 @@ class Transformation(KindModel):
     """Rewrites of the graph."""
 
     mha2sha: Annotated[bool, Field(alias="mha2sha")] = True
+    """Write every attention head as a graph of its own, as the vendor's tools want it."""
     additional_start_points: Annotated[list[StartPointSpec], Field(max_length=64)] = Field(
         default_factory=list
     )
+    """Further places from which heads are split, beside those that are found."""
 
 
 class Fidelity(KindModel):
@@ -139,8 +141,11 @@ class Quantization(KindModel):
     """How encodings become integers."""
 
     activation_bits: Literal[16] = 16
+    """Of activations on htp."""
     bias_bits: Literal[32] = 32
+    """Of biases on htp."""
     gaps: Annotated[Gaps, either_case(Gaps)] = Gaps.ERROR
+    """What happens to tensors without an encoding: an error, float16, or calibration."""
     calibration: ShortText | None = None
     """With gaps: Calibrate, a .npy of tokens or a text file of the model's source."""
     cpu_precision: Annotated[CpuPrecision, either_case(CpuPrecision)] = CpuPrecision.AUTO
@@ -159,14 +164,18 @@ class Compilation(KindModel):
     """Of context binaries (htp)."""
 
     weight_sharing: bool = True
+    """One copy of the weights for all graphs of a split."""
     options: Options = Field(default_factory=dict)
+    """The vendor's compile options, e.g. `graphs.vtcm_size_in_mb: "8"`; values are text."""
 
 
 class Golden(KindModel):
     """Prompts whose answers are recorded at build and replayed before a rollout."""
 
     prompts: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)
+    """Texts that the container continues once it is built."""
     max_tokens: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Tokens that are recorded for each prompt."""
 
 
 class StoreRef(KindModel):
@@ -181,30 +190,44 @@ class Scratch(KindModel):
     size: Quantity | None = None
     """None: sized from the model."""
     storage_class_name: ShortText = ""
+    """Of the volume; empty: the cluster's default."""
 
 
 class Run(KindModel):
     """How tasks run; never part of a key."""
 
     parallelism: Annotated[int, Field(ge=1, le=1000)] = 8
+    """Tasks of this build at once."""
     suspend: bool = False
+    """Start nothing new; what runs is stopped."""
     priority_class_name: ShortText = ""
+    """PriorityClass of the stages' pods."""
     queue_name: ShortText = ""
+    """Kueue's LocalQueue that admits the Jobs."""
     service_account_name: ShortText = ""
+    """Of the stages' pods."""
     image_pull_secrets: Annotated[list[SecretRef], Field(max_length=16)] = Field(
         default_factory=list
     )
+    """Secrets that the stages' image is pulled with."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
+    """Further attempts of a task that failed for no fault of its input."""
     active_deadline_seconds: Annotated[int, Field(ge=1)] = 3600
+    """Longest that one task may run."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = 600
+    """How long a finished Job can still be looked at."""
     scratch: Scratch = Field(default_factory=Scratch)
     resources: Resources = Field(default_factory=Resources)
     node_selector: Annotated[dict[ShortText, ShortText], Field(max_length=32)] = Field(
         default_factory=dict
     )
+    """Labels of the nodes that stages run on."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(default_factory=list)
+    """Taints that the stages' pods bear."""
     affinity: dict[str, Any] = Field(default_factory=dict)
+    """Of the stages' pods, as in a pod."""
     topology_spread: bool = True
+    """Spread a build's tasks over the nodes."""
 
 
 class BuildSpec(KindModel):
