@@ -2,9 +2,9 @@
 
 LPBQ's block scales are small integers times a channel's scale. So its 4-bit values times the
 block's integer (1 .. 16) are 8-bit values at the channel's scale: the same numbers, exactly, which
-is also how the hardware expands them. So are 4-bit values less their zero point, and the 2-bit grid -3, -1,
-1, 3 at half its scale. Free block scales have no such form: those weights are rounded once more, to
-the finest 8-bit grid that holds the channel.
+is also how the hardware expands them. So are 4-bit values less their zero point, and the 2-bit grid
+-3, -1, 1, 3 at half its scale. Free block scales have no such form: those weights are rounded once
+more, to the finest 8-bit grid that holds the channel.
 """
 
 from __future__ import annotations

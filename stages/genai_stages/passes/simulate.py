@@ -151,9 +151,9 @@ class _Simulation(Expansion):
                        zero)  # fmt: skip
 
     def grid(self, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
-        """Scale and zero point of a per-tensor encoding as shared constants."""
-        dtype = storage_dtype(encoding)
-        zero = np.asarray(encoding.zero_point(signed=encoding.signed))
+        """Scale and zero point of an activation's or a table's grid, unsigned, as constants."""
+        dtype = storage_dtype(encoding, signed=False)
+        zero = np.asarray(encoding.zero_point(signed=False))
         if encoding.bits not in (8, 16) or np.any(zero != np.rint(zero)):
             raise BadEncodings(
                 f"activations of {encoding.bits} bits cannot be simulated",
@@ -222,7 +222,11 @@ class _Simulation(Expansion):
         assert ids is not None
         if encoding.per_tensor and encoding.bits in (8, 16):
             grid = self.data.add_quantized(
-                f"{table.name}_quantized", table.const_value, encoding, channel_axis=0
+                f"{table.name}_quantized",
+                table.const_value,
+                encoding,
+                channel_axis=0,
+                signed=False,
             )
             self.initializers.append(grid)
             rows = self.op("Gather", grid, self.mapped(ids), axis=0)
