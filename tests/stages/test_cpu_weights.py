@@ -15,7 +15,7 @@ from onnx import helper, numpy_helper
 from genai_core.errors import BadEncodings
 from genai_core.facts import AttentionFacts, ModelFacts, TensorSource
 from genai_stages.aimet.model import Encoding, per_tensor
-from genai_stages.backends.cpu.activations import grid_of_encoding, grid_of_range
+from genai_stages.backends.cpu.activations import grid_of_encoding, grid_of_measured, grid_of_range
 from genai_stages.backends.cpu.sites import SourceEncodings
 from genai_stages.backends.cpu.weights import int4_block, int4_rows, int8_rows, pack_nibbles
 
@@ -178,6 +178,15 @@ def test_activation_grids_cover_their_range_and_hold_zero(one, other):
         reached = grid.scale * (np.clip(np.rint(edge / grid.scale) + grid.zero_point, 0, 255)
                                 - grid.zero_point)  # fmt: skip
         assert abs(reached - edge) <= 1.01 * grid.scale
+
+
+@given(st.floats(1e-6, 1e6), st.floats(1e-6, 1e6))
+def test_measured_ranges_grow_by_less_than_a_hundredth_and_forget_their_last_bits(low, high):
+    exact, found = grid_of_range(-low, high), grid_of_measured(-low, high)
+    assert exact.scale * (1 - 1e-6) <= found.scale <= exact.scale * 1.01
+    assert grid_of_measured(-1.6015625 * (1 - 1e-7), 2.6 * (1 + 1e-7)) == grid_of_measured(
+        -1.6015625, 2.6
+    )
 
 
 def test_a_16_bit_activation_keeps_its_range_and_an_8_bit_one_its_grid():

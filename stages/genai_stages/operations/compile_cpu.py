@@ -18,7 +18,7 @@ from genai_core.operations import CompileCpuConfig
 from genai_stages.backends.cpu.activations import (
     ActivationGrid,
     grid_of_encoding,
-    grid_of_range,
+    grid_of_measured,
 )
 from genai_stages.backends.cpu.check import verify
 from genai_stages.backends.cpu.fragment import FRAGMENT_FILE
@@ -113,5 +113,5 @@ def _grids(
             tensors=set(missing),
             threads=context.threads,
         )
-        grids |= {name: grid_of_range(*ranges[name]) for name in missing}
+        grids |= {name: grid_of_measured(*ranges[name]) for name in missing}
     return grids, len(set(missing))
