@@ -1,0 +1,48 @@
+"""Core graph -> the static graph of one AR and CL, checked against it.
+
+Input `model`: the core graph's folder. Output: `ar{A}_cl{C}.onnx`, whose weights stay in the core
+graph's files, and `provenance.json`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genai_core.graphs import graph_name
+from genai_core.operations import ArclConfig
+from genai_stages.core_graph import read_core, write_proto
+from genai_stages.input_folders import core_folder
+from genai_stages.passes.compare_static import compare_static
+from genai_stages.passes.provenance import write_provenance
+from genai_stages.passes.static_graph import emit_static
+from genai_stages.stage import Context, Inputs, StageResult
+
+
+def run(inputs: Inputs, config: ArclConfig, out: Path, context: Context) -> StageResult:
+    """Write one static graph.
+
+    Raises:
+        InvalidSpec: AR > CL.
+        UnsupportedOperator: Shapes of the model depend on values.
+        DriftError: The static graph computes something else than the core graph.
+    """
+    folder = core_folder(inputs)
+    core, facts = read_core(folder)
+    ar, cl = config.graph.ar, config.graph.cl
+    static = emit_static(core, facts, ar=ar, cl=cl)
+    compared = compare_static(
+        core, facts, static, weights=folder, ar=ar, cl=cl, threads=context.threads
+    )
+    name = graph_name(ar, cl)
+    write_proto(static.model, out / f"{name}.onnx")
+    write_provenance(out, static.provenance)
+    return StageResult(
+        facts={"graph": name, "nodes": sum(1 for _ in static.model.graph)},
+        notes={
+            "drift": compared.drift,
+            "driftLimit": compared.limit,
+            "cacheDrift": compared.cache_drift,
+            "comparedTokens": compared.tokens,
+            "comparedPasses": compared.passes,
+        },
+    )
