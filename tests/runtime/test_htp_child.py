@@ -58,6 +58,11 @@ def test_peak_memory_is_the_childs(module: str) -> None:
     small = child.run(module, {"what": "echo"}).peak_memory_bytes
     large = child.run(module, {"what": "grow"}).peak_memory_bytes
     assert 150 << 20 < large - small < 260 << 20
+    ours = bytearray(400 << 20)
+    ours[::4096] = b"x" * len(ours[::4096])
+    again = child.run(module, {"what": "echo"}).peak_memory_bytes
+    assert again < small + (20 << 20), "the parent's own size must not enter"
+    del ours
 
 
 def test_an_error_of_ours_crosses_with_its_place_and_remedy(module: str) -> None:

@@ -93,7 +93,7 @@ def run(
             reply = json.loads((cwd / REPLY).read_text(encoding="utf-8"))
             if "error" in reply:
                 raise from_dict(reply["error"])
-            return ChildResult(reply["result"], seconds, peak, text)
+            return ChildResult(reply["result"], seconds, reply.get("peak") or peak, text)
     raise ToolFailed(
         f"{describe_exit(status, timeout)}{last_words(text)}",
         where=module,
@@ -130,12 +130,26 @@ def serve(handler: Callable[[dict[str, Any]], Mapping[str, Any]]) -> NoReturn:
         reply = {"result": handler(request)}
     except GenAIError as error:
         reply = {"error": error.as_dict()}
+    reply["peak"] = _own_peak()
     part = Path(REPLY + ".part")
     part.write_text(json.dumps(reply), encoding="utf-8")
     part.rename(REPLY)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
+
+
+def _own_peak() -> int:
+    """Largest resident size of this process in bytes; 0 where the system does not tell.
+
+    What `wait4` reports starts from the parent's size at the fork, and is therefore only the
+    fallback.
+    """
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 @contextlib.contextmanager
