@@ -117,6 +117,9 @@ def checked_truncation(length: int, session: Session) -> int:
 LOGITS_PER_CHUNK = 16 * 1024 * 1024
 """Elements of logits held at once (64 MB): a vocabulary of 150,000 makes chunks of 111 tokens."""
 
+TOKENS_PER_CHUNK = 512
+"""Attention holds heads x new tokens x all tokens of scores: 0.3 GB at 32 heads and 4096."""
+
 
 def in_chunks(session: Session, tokens: Tokens) -> Iterator[Logits]:
     """Forward `tokens` in pieces whose logits stay small; yields the logits of each piece.
@@ -124,6 +127,6 @@ def in_chunks(session: Session, tokens: Tokens) -> Iterator[Logits]:
     All tokens are checked before the first pass, so a refused text leaves the cache unchanged.
     """
     array = checked_tokens(tokens, session)
-    size = max(1, LOGITS_PER_CHUNK // session.vocab_size)
+    size = max(1, min(LOGITS_PER_CHUNK // session.vocab_size, TOKENS_PER_CHUNK))
     for start in range(0, array.size, size):
         yield session.forward(array[start : start + size])
