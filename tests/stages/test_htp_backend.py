@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ import pytest
 from genai_core import chips
 from genai_core.errors import (
     BadModel,
+    DriftError,
     InvalidSpec,
     ToolchainMismatch,
     ToolFailed,
@@ -30,7 +33,7 @@ from genai_runtime.htp.client import Emulator
 from genai_runtime.htp.executor import Executor
 from genai_runtime.htp.metadata import GraphMetadata
 from genai_stages.backends.htp import compile as htp_compile
-from genai_stages.backends.htp import dlc, options
+from genai_stages.backends.htp import dlc, drift, options
 from genai_stages.backends.htp.compile import CompileResult, Source
 from genai_stages.backends.htp.genie_config import GenieFacts, genie_config
 
@@ -416,6 +419,25 @@ def test_a_chain_of_splits_equals_the_whole(
         executor.close()
 
 
+def test_drift_of_a_twin_is_measured_and_bounded(
+    whole: Converted, container: Path, tmp_path: Path
+) -> None:
+    binary = container / "emulation" / "part_1_of_1.bin"
+    twin = CompileResult(binary, metadata.read(binary), 0.0, 0)
+    models = {s.name: s.dlc.with_suffix(".onnx") for s in whole.sources}
+    found = drift.emulator_drift(models, twin, vocab_size=testing.VOCAB)
+    assert found.keys() == models.keys()
+    assert set(found[whole.sources[0].name]) == {t.name for t in whole.listings[0].outputs}
+    assert drift.require_small(found) >= 40
+    other = tmp_path / "other.onnx"
+    onnx.save(testing.quantized(*SIZES[1], seed=8), other)
+    name = whole.sources[1].name
+    wrong = drift.emulator_drift(models | {name: other}, twin, vocab_size=testing.VOCAB)
+    assert wrong[name]["logits"] < 20
+    with pytest.raises(DriftError, match=rf"{name}: the emulator's .* 40 dB are required"):
+        drift.require_small(wrong)
+
+
 def _config(folder: Path, splits: int) -> dict[str, object]:
     facts = GenieFacts(
         context_length=128,
@@ -466,6 +488,11 @@ def test_the_emulator_reports_what_does_not_fit(container: Path) -> None:
             emulator.run("other", {})
         with pytest.raises(ToolFailed, match="input_ids"):
             emulator.run(name, {})
+        emulator._timeout = 0.3
+        os.kill(emulator._process.pid, signal.SIGSTOP)  # type: ignore[union-attr]
+        with pytest.raises(ToolFailed, match=r"killed after 0\.3 s"):
+            emulator.run(name, {})
+    with Emulator({name: container / "emulation" / f"{name}.onnx"}, soc_model=69) as emulator:
         emulator._process.kill()  # type: ignore[union-attr]
         with pytest.raises(ToolFailed, match="SIGKILL"):
             emulator.run(name, {})
