@@ -7,7 +7,10 @@ optimum would name it, so that a test needs neither an exporter nor a fixture.
 from __future__ import annotations
 
 import dataclasses
+import gzip
+import json
 import math
+import shutil
 from pathlib import Path
 from typing import get_args
 
@@ -293,3 +296,39 @@ class _Builder:
     def _scaled(self, source: str, output: str, factor: float) -> str:
         constant = self.writer.constant(f"{output}.factor", np.array(factor, np.float32))
         return self.writer.node("Mul", [source, constant], [output], shapes=[None])
+
+
+def assemble_step1(fixture: Path, example: Path, out: Path, *, encodings: str = "") -> Path:
+    """Put a static source model together from its graph and the example's weights.
+
+    Args:
+        fixture: `tests/fixtures/step1/left-pad` or `right-pad`.
+        example: `examples/tiny-llama/model`, whose weights it shares.
+        out: An empty or missing folder.
+        encodings: "w8a16" or "w4a16" to add `model.encodings`.
+
+    Returns:
+        `out`, laid out as a source model.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("model.onnx", "config.json"):
+        shutil.copyfile(fixture / name, out / name)
+    for path in example.glob("*token*"):
+        shutil.copyfile(path, out / path.name)
+    if encodings:
+        packed = (fixture / f"{encodings}.encodings.gz").read_bytes()
+        (out / "model.encodings").write_bytes(gzip.decompress(packed))
+    sources = json.loads((fixture / "weights.json").read_text(encoding="utf-8"))
+    known = ir.load(example / "model.onnx").graph.initializers
+    with (out / "model.data").open("wb") as file:
+        for name, value in ir.load(out / "model.onnx").graph.initializers.items():
+            tensor = value.const_value
+            if not isinstance(tensor, ir.ExternalTensor):
+                continue
+            held = known[sources[name]["tensor"]].const_value
+            assert held is not None
+            array = held.numpy()
+            file.seek(tensor.offset or 0)
+            turned = array.T if sources[name]["transposed"] else array
+            file.write(np.ascontiguousarray(turned).tobytes())
+    return out

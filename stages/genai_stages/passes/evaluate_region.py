@@ -74,8 +74,12 @@ def run_region(
         for name, array in feeds.items()
         if name in used
     ]
+    protos = [node_proto(node) for node in plain]
+    for one in protos:
+        # A node that was written out lent its name to several.
+        one.ClearField("name")
     proto = helper.make_graph(
-        [node_proto(node) for node in plain],
+        protos,
         "region",
         inputs,
         [onnx.ValueInfoProto(name=name) for name in made],

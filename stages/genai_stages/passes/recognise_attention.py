@@ -23,6 +23,7 @@ from genai_stages.passes import classify_mask, classify_rotary
 from genai_stages.passes.drafts import Data, Draft, Weight
 from genai_stages.passes.evaluate_region import region_of, run_region
 from genai_stages.passes.layouts import Atom, Layout
+from genai_stages.passes.lower_fused import MADE
 from genai_stages.passes.recognise_layers import MOVEMENTS, Walk
 from genai_stages.passes.specialise import StaticGraph, StaticNode
 from genai_stages.source_model import Array
@@ -319,7 +320,7 @@ class _Attention:
             made_by=self.softmax.where(),
             attributes={"qk_norm_epsilon": epsilon},
         )
-        order = {role: roles[role] for role in sorted(roles)}
+        order = {role: roles[role] for role in sorted(roles) if MADE not in roles[role]}
         found = Found(layer, draft, heads, kv_heads, width, scale, softcap, window, turn_q, factor,
                       order, self.softmax, from_graph)  # fmt: skip
         return found, self.context_layout(heads, width)

@@ -18,7 +18,7 @@ from genai_stages.passes.drafts import Data
 from genai_stages.passes.evaluate_region import run_region
 from genai_stages.passes.find_boundaries import find_boundaries
 from genai_stages.passes.fuse_norms import fuse_norms
-from genai_stages.passes.lower_fused import lower_fused
+from genai_stages.passes.lower_fused import CAUSAL, MADE, lower_fused
 from genai_stages.passes.name_ropes import name_ropes
 from genai_stages.passes.recognise_attention import AttentionSolver, Found, Sizes
 from genai_stages.passes.recognise_layers import Walk
@@ -26,7 +26,7 @@ from genai_stages.passes.remove_noise import remove_noise
 from genai_stages.passes.source_inputs import SourceInputs, read_inputs
 from genai_stages.passes.specialise import StaticGraph, StaticNode, specialise
 from genai_stages.passes.write_core import Identity, write_core
-from genai_stages.source_model import SourceModel
+from genai_stages.source_model import Constant, SourceModel
 
 _LONGEST = 1 << 18
 """Positions; numbers above this in a mask's arithmetic are limits of integers, not windows."""
@@ -200,10 +200,10 @@ class _MaskAtScale:
 
     def __call__(self, nodes: Sequence[StaticNode]) -> int | None:
         first, *chain = nodes
-        made = {name for node in nodes for name in node.outputs}
+        inner = {name for node in nodes for name in node.outputs}
         wanted = list(
             dict.fromkeys(
-                name for node in chain for name in node.inputs if name and name not in made
+                name for node in chain for name in node.inputs if name and name not in inner
             )
         )
         longest = self.longest(wanted)
@@ -212,7 +212,13 @@ class _MaskAtScale:
         sizes = Sizes(2, longest, longest)
         feeds = self.inputs.feeds(sizes, self.ropes)
         shapes = open_shapes(self.inputs, sizes)
-        graph = specialise(self.source, feeds, shapes, wanted=wanted)
+        made = [name for name in wanted if name.startswith(MADE)]
+        graph = specialise(self.source, feeds, shapes, wanted=set(wanted).difference(made))
+        for name in made:
+            causal = classify_mask.reference(sizes.tokens, sizes.past, 0)
+            graph.constants[name] = (
+                Constant.of(name, causal) if name.startswith(CAUSAL) else self.graph.constants[name]
+            )
         shape = (*self.graph.shapes[first.outputs[0]][:-2], sizes.tokens, sizes.total)
         tensors = run_region(graph, chain, {first.outputs[0]: np.zeros(shape, np.float32)})
         given = tensors[chain[-1].outputs[0]].reshape(-1, sizes.tokens, sizes.total)[0]

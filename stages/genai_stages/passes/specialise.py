@@ -121,13 +121,13 @@ def specialise(
         source: The model.
         known: Inputs with their values.
         open_shapes: The other inputs (tokens, past) with their static shapes.
-        wanted: Tensors to keep; None = the graph's outputs.
+        wanted: Tensors to keep, in any order; None = the graph's outputs.
 
     Raises:
         UnsupportedOperator: A node that is needed has no known meaning.
         BadModel: Shapes that do not fit together.
     """
-    return _Folding(source, known, open_shapes).run(None if wanted is None else list(wanted))
+    return _Folding(source, known, open_shapes).run(None if wanted is None else sorted(wanted))
 
 
 class _Folding:
