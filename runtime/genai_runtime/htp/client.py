@@ -129,10 +129,10 @@ class Emulator:
                 process.stdin.write(piece)
             process.stdin.flush()
             reply, outputs = frames.unpack(lambda size: self._read(size, deadline))
+        except TimeoutError:  # an OSError too, so it comes first
+            raise self._death(message, timeout) from None
         except (EOFError, OSError):
-            raise self._death(None) from None
-        except TimeoutError:
-            raise self._death(timeout) from None
+            raise self._death(message, None) from None
         if not reply["ok"]:
             raise from_dict(reply["error"])
         return outputs
@@ -153,8 +153,8 @@ class Emulator:
             data += piece
         return bytes(data)
 
-    def _death(self, timeout: float | None) -> ToolFailed:
-        """Bury the worker and say how it ended."""
+    def _death(self, message: Mapping[str, Any], timeout: float | None) -> ToolFailed:
+        """Bury the worker and say how it ended; `timeout` only if that is why."""
         process = self._process
         assert process is not None
         if timeout is not None:
@@ -167,10 +167,9 @@ class Emulator:
         log = self._log.read_text(encoding="utf-8", errors="replace")
         self.close()
         how = child.describe_exit(None if timeout is not None else status, timeout or 0.0)
+        crashed = message["op"] == "load" and timeout is None
         return ToolFailed(
             f"{how}{child.last_words(log)}",
-            where="emulator",
-            remedy="the emulator cannot load binaries with shared weights"
-            if status is not None and status < 0 and timeout is None
-            else "",
+            where=str(message.get("graph", "emulator")),
+            remedy="the emulator cannot load binaries with shared weights" if crashed else "",
         )
