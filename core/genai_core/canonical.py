@@ -32,6 +32,7 @@ CHUNK_BYTES = 1 << 20
 """How much of a file is read at a time: calls cost nothing, and it stays in the cache."""
 
 _EXACT_INTEGERS = 1 << 53
+_PLAIN = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 class _Readable(Protocol):
@@ -49,6 +50,8 @@ def canonical_json(value: object) -> bytes:
             the message names the place as in `$.config.scale`.
         TypeError: A value that is not JSON.
     """
+    if _is_plain(value):
+        return _PLAIN.encode(value).encode()
     return "".join(_parts(value, "$")).encode()
 
 
@@ -83,7 +86,27 @@ def digest_stream(stream: _Readable) -> Digest:
 
 def is_digest(text: str) -> bool:
     """Tell whether a text is 64 lower-case hex characters."""
-    return len(text) == 64 and all(c in "0123456789abcdef" for c in text)
+    return len(text) == 64 and not text.strip("0123456789abcdef")
+
+
+def _is_plain(value: object) -> bool:
+    """Tell whether json's encoder, which is many times faster, writes the same bytes.
+
+    It does for ASCII (whose order is that of its code units) and for integers that doubles hold.
+    """
+    kind = type(value)
+    if kind is str:
+        return str.isascii(value)  # type: ignore[arg-type]
+    if kind is dict:
+        return all(
+            type(name) is str and name.isascii() and _is_plain(item)
+            for name, item in value.items()  # type: ignore[attr-defined]
+        )
+    if kind is int:
+        return -_EXACT_INTEGERS <= value <= _EXACT_INTEGERS  # type: ignore[operator]
+    if kind is list or kind is tuple:
+        return all(map(_is_plain, value))  # type: ignore[call-overload]
+    return value is None or kind is bool
 
 
 def _parts(value: object, where: str) -> Iterator[str]:

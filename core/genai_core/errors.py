@@ -6,6 +6,7 @@
     │   ├── BadModel             the ONNX, its data, config.json or tokenizer
     │   │   └── UnsupportedOperator   an operator or pattern no stage can carry over
     │   ├── BadEncodings         the quantization encodings
+    │   ├── OverBudget           no permitted precision keeps the loss within the budget
     │   ├── UnknownTarget        a chip or backend that is not known here
     │   ├── NotRunnableHere      a container that this machine cannot execute
     │   ├── NoSpace              the disk or bucket is full
@@ -98,6 +99,12 @@ class BadEncodings(BadInput):
     """The quantization encodings."""
 
     code = "BadEncodings"
+
+
+class OverBudget(BadInput):
+    """The loss of what was built rises by more than the budget allows."""
+
+    code = "OverBudget"
 
 
 class UnknownTarget(BadInput):

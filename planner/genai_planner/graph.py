@@ -7,7 +7,7 @@ not before, the task has a key.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -175,10 +175,14 @@ class Plan:
         raise KeyError(task_id)
 
 
-def matches(patterns: Iterable[str], paths: Iterable[str]) -> Iterator[str]:
-    """Go through the paths that one of the patterns matches."""
-    exact = {p for p in patterns if "*" not in p}
-    wild = [p for p in patterns if "*" in p]
-    for path in paths:
-        if path in exact or any(p == "*" or fnmatchcase(path, p) for p in wild):
-            yield path
+def matches(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
+    """The paths that one of the patterns matches, in no order that means anything."""
+    found: set[str] = set()
+    for pattern in patterns:
+        if pattern == "*":
+            return list(paths)
+        if "*" in pattern:
+            found.update(path for path in paths if fnmatchcase(path, pattern))
+        elif pattern in paths:
+            found.add(pattern)
+    return list(found)

@@ -1,0 +1,388 @@
+"""The state of a build: events in, instructions out.
+
+    BLOCKED -> LOOKING -> READY -> RUNNING -> DONE     inputs known; looked up; missed; started; ran
+                  └────────────────────────-> CACHED   the store had it
+    RUNNING -> READY                                   its worker crashed: once more
+    RUNNING -> BLOCKED, its inputs' makers -> LOOKING  bytes of an input were lost
+    RUNNING | READY -> FAILED; behind it -> STOPPED
+    BLOCKED -> SKIPPED                                 its condition does not hold
+
+A task has a key as soon as everything that it reads from has ended, and not before: keys are made
+of content. So an unchanged output under a changed key stops a rebuild by itself (early cutoff):
+what reads it gets its old key again, and that is in the store.
+
+Costs of an event are those of the tasks it touches, so large plans are no different from small
+ones. `invariants.check` says what always holds.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from enum import StrEnum
+
+from genai_core.errors import GenAIError, OverBudget
+from genai_core.keys import task_key
+from genai_core.names import Backend, Digest, Key, TaskId
+from genai_core.operations import operation_of
+from genai_planner.events import (
+    Choice,
+    Crashed,
+    Event,
+    Failed,
+    Finished,
+    Found,
+    InputLost,
+    Limits,
+    Look,
+    Missed,
+    Start,
+    Taken,
+    Wait,
+)
+from genai_planner.graph import FileRef, Plan, Result, Task, matches
+
+__all__ = ["ENDED", "Machine", "State"]
+
+_MANY_CANDIDATES = 64
+"""How many ready tasks are tried when memory is short; the rest wait for the next event."""
+
+
+class State(StrEnum):
+    """Of a task; see the module's docstring."""
+
+    BLOCKED = "blocked"
+    LOOKING = "looking"
+    READY = "ready"
+    RUNNING = "running"
+    CACHED = "cached"
+    DONE = "done"
+    FAILED = "failed"
+    STOPPED = "stopped"
+    SKIPPED = "skipped"
+
+
+ENDED = frozenset({State.CACHED, State.DONE, State.FAILED, State.STOPPED, State.SKIPPED})
+"""States that a task does not leave, but for lost outputs."""
+
+_GOOD = frozenset({State.CACHED, State.DONE})
+
+
+class Machine:
+    """See the module's docstring.
+
+    Args:
+        plan: Its tasks stand in an order in which they could run.
+        source: Role -> file of the model's source.
+        toolchains: (operation, backend) -> toolchain id.
+
+    Raises:
+        ValueError: A task stands before one that it depends on, or two have one id.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        source: Mapping[str, FileRef],
+        toolchains: Mapping[tuple[str, Backend | None], Digest],
+    ) -> None:
+        self.plan = plan
+        self.source = source
+        self.toolchains = toolchains
+        self.tasks: dict[TaskId, Task] = {}
+        self.after: dict[TaskId, tuple[TaskId, ...]] = {}
+        self.dependents: dict[TaskId, list[TaskId]] = {}
+        for task in plan.tasks:
+            after = task.after()
+            if task.id in self.tasks or not all(other in self.tasks for other in after):
+                raise ValueError(f"{task.id} stands twice or before what it depends on")
+            self.tasks[task.id] = task
+            self.after[task.id] = after
+            self.dependents[task.id] = []
+            for other in after:
+                self.dependents[other].append(task.id)
+        self.states = dict.fromkeys(self.tasks, State.BLOCKED)
+        self.counts = dict.fromkeys(State, 0) | {State.BLOCKED: len(self.tasks)}
+        self.keys: dict[TaskId, Key] = {}
+        self.results: dict[TaskId, Result] = {}
+        self.errors: dict[TaskId, GenAIError] = {}
+        self.why: dict[TaskId, str] = {}
+        self._missing = {task: len(after) for task, after in self.after.items()}
+        self._rank = self._ranks()
+        self._order = {task: index for index, task in enumerate(self.tasks)}
+        self._ready: list[tuple[float, int, TaskId]] = []
+        self._running: dict[TaskId, int] = {}
+        self._alone: set[TaskId] = set()
+        self._looks: list[Look] = []
+
+    def _ranks(self) -> dict[TaskId, float]:
+        """Seconds from a task's start to the end of the longest chain behind it."""
+        ranks: dict[TaskId, float] = {}
+        for task in reversed(self.plan.tasks):
+            behind = max((ranks[d] for d in self.dependents[task.id]), default=0.0)
+            ranks[task.id] = task.demand.seconds + behind
+        return ranks
+
+    # What a shell asks
+
+    @property
+    def ended(self) -> bool:
+        """Nothing can happen any more."""
+        return sum(self.counts[state] for state in ENDED) == len(self.tasks)
+
+    @property
+    def running(self) -> tuple[TaskId, ...]:
+        """Tasks that were started and have not ended."""
+        return tuple(self._running)
+
+    def container(self, target: str) -> TaskId | None:
+        """The package task that made a target's container; None where none has."""
+        for task in self.plan.containers.get(target, ()):
+            if self.states[task] in _GOOD:
+                return task
+        return None
+
+    def needed(self) -> tuple[Task, ...]:
+        """The tasks without those that turned out, or are still hoped, not to be needed."""
+        dormant: set[TaskId] = set()
+        for task_id, task in self.tasks.items():
+            state, when = self.states[task_id], task.when
+            hoped_not = when is not None and not when.within and when.task not in self.results
+            if state is State.SKIPPED or (
+                state is State.BLOCKED
+                and (hoped_not or not dormant.isdisjoint(self.after[task_id]))
+            ):
+                dormant.add(task_id)
+        return tuple(task for task_id, task in self.tasks.items() if task_id not in dormant)
+
+    # What a shell does
+
+    def begin(self) -> tuple[Look, ...]:
+        """First lookups: of tasks that depend on none."""
+        for task, missing in self._missing.items():
+            if missing == 0 and self.states[task] is State.BLOCKED:
+                self._release(task)
+        return self._taken()
+
+    def handle(self, event: Event) -> tuple[Look, ...]:
+        """Take in what happened; returns lookups that it makes possible.
+
+        Raises:
+            ValueError: The event does not fit the task's state.
+        """
+        match event:
+            case Found(task, result):
+                self._expect(task, State.LOOKING, State.READY, State.RUNNING)
+                self._end(task, State.CACHED, result)
+            case Missed(task, why):
+                self._expect(task, State.LOOKING)
+                self.why[task] = why
+                self._enqueue(task)
+            case Finished(task, result):
+                self._expect(task, State.RUNNING)
+                self._end(task, State.DONE, result)
+            case Taken(task):
+                self._expect(task, State.LOOKING)
+                self._set(task, State.RUNNING)
+                self._running[task] = self.tasks[task].demand.memory_bytes
+            case Failed(task, error):
+                self._expect(task, State.LOOKING, State.READY, State.RUNNING)
+                self._fail(task, error)
+            case Crashed(task, alone):
+                self._expect(task, State.RUNNING)
+                self._running.pop(task)
+                if alone:
+                    self._alone.add(task)
+                self._enqueue(task)
+            case InputLost(task):
+                self._expect(task, State.RUNNING)
+                self._look_at_inputs_again(task)
+        return self._taken()
+
+    def start(self, limits: Limits) -> Choice:
+        """Choose what to start now: the longest chains first, as far as memory goes.
+
+        A task that needs more than there is runs alone rather than never.
+        """
+        starts: list[Start] = []
+        waits: list[Wait] = []
+        passed: list[tuple[float, int, TaskId]] = []
+        while self._ready and len(passed) < _MANY_CANDIDATES:
+            if len(self._running) >= max(limits.parallelism, 1) or self._one_alone_runs():
+                break
+            entry = heapq.heappop(self._ready)
+            task = entry[2]
+            if self.states[task] is not State.READY:
+                continue
+            alone = task in self._alone
+            need = self.tasks[task].demand.memory_bytes
+            left = limits.memory_bytes - sum(self._running.values())
+            if self._running and (alone or need > left):
+                passed.append(entry)
+                why = "was out of memory and runs alone" if alone else _memory_text(need, left)
+                waits.append(Wait(task, why))
+                if alone:
+                    break  # nothing more starts, so that its turn comes
+                continue
+            self._set(task, State.RUNNING)
+            self._running[task] = need
+            starts.append(
+                Start(task, self.keys[task], self.inputs(task), alone=alone, tight=need > left)
+            )
+        for entry in passed:
+            heapq.heappush(self._ready, entry)
+        return Choice(tuple(starts), tuple(waits))
+
+    def _one_alone_runs(self) -> bool:
+        return any(task in self._alone for task in self._running)
+
+    def inputs(self, task: TaskId) -> dict[str, dict[str, FileRef]]:
+        """The files of a task whose dependencies have ended well.
+
+        Raises:
+            ValueError: A file that must be there is not, or two selections give one path.
+        """
+        found: dict[str, dict[str, FileRef]] = {}
+        for name, selections in self.tasks[task].inputs.items():
+            files: dict[str, FileRef] = {}
+            for selection in selections:
+                offered = (
+                    self.source if selection.task is None else self.results[selection.task].outputs
+                )
+                chosen = matches(selection.patterns, offered)
+                for path in chosen:
+                    known = files.setdefault(path, offered[path])
+                    if known is not offered[path] and known != offered[path]:
+                        raise ValueError(f"{task}: input {name} would hold two files {path}")
+                absent = [p for p in selection.patterns if p not in offered and "*" not in p]
+                if absent:
+                    maker = selection.task or "the source"
+                    raise ValueError(f"{task}: {maker} has no {', '.join(absent)}")
+            if files:
+                found[name] = files
+        return found
+
+    # Transitions
+
+    def _taken(self) -> tuple[Look, ...]:
+        looks, self._looks = tuple(self._looks), []
+        return looks
+
+    def _set(self, task: TaskId, state: State) -> None:
+        self.counts[self.states[task]] -= 1
+        self.counts[state] += 1
+        self.states[task] = state
+
+    def _expect(self, task: TaskId, *states: State) -> None:
+        if self.states[task] not in states:
+            wanted = " or ".join(states)
+            raise ValueError(f"{task} is {self.states[task]}, not {wanted}")
+
+    def _release(self, task: TaskId) -> None:
+        """Everything that it waits for has ended well: look it up, unless it is not needed."""
+        when = self.tasks[task].when
+        if when is not None:
+            within = self.results[when.task].facts.get("within") is True
+            if within != when.within:
+                self._do_without(task)
+                return
+        try:
+            self.keys[task] = self._key(task)
+        except ValueError as error:
+            self._fail(task, GenAIError(str(error), where=task))
+            return
+        self._look(task)
+
+    def _look(self, task: TaskId) -> None:
+        self._set(task, State.LOOKING)
+        self._looks.append(Look(task, self.tasks[task].operation, self.keys[task]))
+
+    def _key(self, task: TaskId) -> Key:
+        described = self.tasks[task]
+        row = operation_of(described.operation, described.backend)
+        return task_key(
+            described.operation,
+            row.code_version,
+            toolchain_id=self.toolchains[described.operation, row.backend],
+            config=described.config.model_dump(mode="json"),
+            inputs={
+                name: {path: file.identity for path, file in files.items()}
+                for name, files in self.inputs(task).items()
+            },
+        )
+
+    def _do_without(self, task: TaskId) -> None:
+        rivals = self.tasks[task].rivals
+        if rivals:
+            self._fail(task, self._over_budget(rivals))
+        else:
+            self._spread(task, State.SKIPPED)
+
+    def _over_budget(self, rivals: Iterable[TaskId]) -> OverBudget:
+        losses: list[str] = []
+        budget: object = None
+        for task in rivals:
+            facts = self.results[task].facts
+            loss, base = facts.get("natsPerToken"), facts.get("baselineNats")
+            budget = facts.get("budget", budget)
+            name = task.rpartition("/")[2]
+            if isinstance(loss, int | float) and isinstance(base, int | float):
+                losses.append(f"{name} by {loss - base:.4f}")
+            else:
+                losses.append(f"{name} beyond measure")
+        return OverBudget(
+            f"the loss rises over the source's by more than {budget} nats a token: "
+            + ", ".join(losses),
+            where="spec.quantization.fidelity.budgetNats",
+            remedy="raise the budget if that is good enough, or quantize the model anew",
+        )
+
+    def _enqueue(self, task: TaskId) -> None:
+        self._set(task, State.READY)
+        heapq.heappush(self._ready, (-self._rank[task], self._order[task], task))
+
+    def _end(self, task: TaskId, state: State, result: Result) -> None:
+        self._running.pop(task, None)
+        self._alone.discard(task)
+        self._set(task, state)
+        self.results[task] = result
+        for other in self.dependents[task]:
+            if self.states[other] is not State.BLOCKED:
+                continue  # it had read the output before that was lost and is made again
+            self._missing[other] -= 1
+            if self._missing[other] == 0:
+                self._release(other)
+
+    def _fail(self, task: TaskId, error: GenAIError) -> None:
+        self._running.pop(task, None)
+        self._alone.discard(task)
+        self._set(task, State.FAILED)
+        self.errors[task] = error
+        for other in self.dependents[task]:
+            self._spread(other, State.STOPPED)
+
+    def _spread(self, task: TaskId, state: State) -> None:
+        """A task that will never run, and what depends on it."""
+        waiting = [task]
+        while waiting:
+            one = waiting.pop()
+            if self.states[one] is State.BLOCKED:
+                self._set(one, state)
+                waiting += self.dependents[one]
+
+    def _look_at_inputs_again(self, task: TaskId) -> None:
+        self._running.pop(task)
+        self._set(task, State.BLOCKED)
+        # A maker may be looked up already, for another task that found the same.
+        self._missing[task] = sum(self.states[other] not in _GOOD for other in self.after[task])
+        for maker in self.after[task]:
+            if self.states[maker] not in _GOOD:
+                continue
+            for other in self.dependents[maker]:
+                self._missing[other] += self.states[other] is State.BLOCKED
+            self._look(maker)
+
+
+def _memory_text(need: int, left: int) -> str:
+    return f"waits for memory: needs {need / 1e9:.1f} GB, {max(left, 0) / 1e9:.1f} GB are left"
