@@ -1,8 +1,7 @@
 """Files that are there whole or not at all, and that are hashed while they are copied.
 
 Everything is written under a name that nobody reads, in the file system of its destination, and
-gets its own name by a link or rename. Copies are hashed from the very buffer that is written; the
-hash of one buffer runs beside the write of the next, since both leave Python's lock.
+gets its own name by a link or rename.
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import hashlib
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -30,7 +28,7 @@ __all__ = [
     "write_atomically",
 ]
 
-_BUFFER_BYTES = 4 << 20
+_BUFFER_BYTES = 256 << 10
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN}
 
@@ -74,52 +72,25 @@ def _free_bytes(path: Path) -> int | str:
 def copy_hashed(source: BinaryIO, target: BinaryIO | None) -> tuple[Digest, int]:
     """Copy what is left of a stream and return digest and size of the bytes copied.
 
+    The bytes are hashed from the buffer that is written, so that what stands has the digest even
+    where the source changes meanwhile. One thread: handing buffers to a second one cost more than
+    it gained as soon as the machine had other work.
+
     Args:
-        source: Unbuffered stream of a file.
+        source: Unbuffered binary stream.
         target: Unbuffered binary stream; None = only hash.
     """
     digest = hashlib.sha256()
     size = 0
-    read = _reader(source)
-    step = min(_BUFFER_BYTES, os.fstat(source.fileno()).st_size + 1)
-    first = memoryview(bytearray(step))
-    filled = first[: read(first)]
-    if target is None or len(filled) < _BUFFER_BYTES:
-        while filled:
-            digest.update(filled)
-            if target is not None:
-                _write_all(target, filled)
-            size += len(filled)
-            filled = first[: read(first)]
-        return Digest(digest.hexdigest()), size
-    buffers = (first, memoryview(bytearray(step)))
-    with ThreadPoolExecutor(1, thread_name_prefix="hash") as hasher:
-        turn = 0
-        while filled:
-            hashed = hasher.submit(digest.update, filled)
-            _write_all(target, filled)
-            size += len(filled)
-            turn ^= 1
-            following = buffers[turn][: read(buffers[turn])]
-            hashed.result()
-            filled = following
-    return Digest(digest.hexdigest()), size
-
-
-def _reader(source: BinaryIO) -> Callable[[memoryview], int]:
-    """Return a function that fills a buffer as far as the stream goes."""
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
     readinto: Callable[[memoryview], int | None] = source.readinto  # type: ignore[attr-defined]
-
-    def read(buffer: memoryview) -> int:
-        count = 0
-        while count < len(buffer):
-            got = readinto(buffer[count:])
-            if not got:
-                break
-            count += got
-        return count
-
-    return read
+    while count := readinto(buffer):
+        filled = buffer[:count]
+        digest.update(filled)
+        if target is not None:
+            _write_all(target, filled)
+        size += count
+    return Digest(digest.hexdigest()), size
 
 
 def _write_all(target: BinaryIO, data: memoryview) -> None:

@@ -132,11 +132,12 @@ class S3Store:
                     connect_timeout=10,
                     read_timeout=60,
                     max_pool_connections=32,
-                    # Our own SHA-256 goes along as a plain header, which more servers know than
-                    # the trailing checksums that boto3 would add.
+                    # Our own checksum goes along as a signed header, which more servers know
+                    # than the trailing checksums that boto3 would add, and which makes a second
+                    # hash of the body for the signature needless.
                     request_checksum_calculation="when_required",
                     response_checksum_validation="when_required",
-                    s3={"addressing_style": where.addressing},
+                    s3={"addressing_style": where.addressing, "payload_signing_enabled": False},
                     tcp_keepalive=True,
                 ),
             )
