@@ -165,11 +165,12 @@ def _integer(value: int, where: str) -> str:
         double = float(value)
     except OverflowError:
         double = math.inf
-    if not math.isfinite(double) or int(double) != value:
-        raise ValueError(
-            f"{where}: {value} is not exactly an IEEE 754 double; write it as a string"
-        )
-    return _double(double, where)
+    if math.isfinite(double):
+        text = _double(double, where)
+        # The second: a large double was printed, and Python's parser made an int of its digits.
+        if int(double) == value or text == int.__repr__(value):
+            return text
+    raise ValueError(f"{where}: no IEEE 754 double is exactly {value}; write it as a string")
 
 
 def _double(value: float, where: str) -> str:

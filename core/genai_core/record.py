@@ -231,7 +231,7 @@ def _drop_nulls(holder: JsonValue, name: str) -> None:
 
 def model_slug(text: str) -> str:
     """Return a folder name for a model: lower case, `a-z0-9._-`, at most 63 characters."""
-    slug = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:63] or "model"
+    slug = re.sub(r"[^a-z0-9._-]+", "-", text.lower()).strip("-._")[:63].rstrip("-._") or "model"
     return f"{slug[:57]}-model" if slug in RESERVED_SLUGS else slug
 
 

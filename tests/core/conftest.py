@@ -80,7 +80,7 @@ def make_record() -> Callable[..., Record]:
     """Build records: `make_record({"part.bin": blob}, seed=1)`."""
 
     def make(
-        outputs: dict[str, Blob] | None = None,
+        files: dict[str, Blob] | None = None,
         *,
         seed: int = 0,
         operation: str = "convert",
@@ -97,7 +97,7 @@ def make_record() -> Callable[..., Record]:
             "config": config,
             "outputs": {
                 path: Output(sha256=blob.sha256, size=blob.size)
-                for path, blob in (outputs or {}).items()
+                for path, blob in (files or {}).items()
             },
             "toolchain": ToolchainUsed(id=toolchain, versions={"onnx-ir": "1"}),
             "created_at": datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC),
