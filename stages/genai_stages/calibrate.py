@@ -22,7 +22,7 @@ import onnx_ir as ir
 from genai_core.errors import BadModel
 from genai_core.facts import ModelFacts, Role
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
-from genai_stages.core_graph import DOMAIN, read_core, write_proto
+from genai_stages.core_graph import DOMAIN, mapped, read_core, write_proto
 from genai_stages.passes.encoding_lookup import EncodingLookup
 from genai_stages.passes.expand_attention import AttentionSpec, Expansion, needed_nodes
 from genai_stages.segments import empty_pasts, session_of
@@ -190,9 +190,9 @@ def _weights(model: ir.Model, lookup: EncodingLookup) -> Iterable[Encoding]:
             name = lookup.source(value.name or "")
             if node.domain == DOMAIN and node.op_type == "Linear" and index == 1:
                 start = lookup.rows(value.name or "")
-                parts.setdefault(name, []).append((start, _largest(tensor.numpy())))
+                parts.setdefault(name, []).append((start, _largest(mapped(tensor))))
             elif index == 1 or node.op_type in ("Gather", "Attention"):
-                array = tensor.numpy()
+                array = mapped(tensor)
                 yield _activation(name, (float(array.min()), float(array.max())))
     for name, rows in parts.items():
         largest = np.concatenate([part for _, part in sorted(rows, key=lambda one: one[0])])
@@ -202,7 +202,7 @@ def _weights(model: ir.Model, lookup: EncodingLookup) -> Iterable[Encoding]:
         yield Encoding(name, WEIGHT_BITS, symmetric=True, scale=scale, offset=offset)
 
 
-def _largest(weight: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def _largest(weight: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:
     """The largest absolute value of each row, some rows at a time."""
     step = max(1, _ROWS // max(1, weight.shape[1]))
     rows = [np.abs(weight[at : at + step]).max(axis=1) for at in range(0, weight.shape[0], step)]

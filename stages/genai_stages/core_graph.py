@@ -240,6 +240,22 @@ def read_core(folder: Path) -> tuple[ir.Model, ModelFacts]:
     return ir.load(folder / MODEL_FILE), read_facts(folder)
 
 
+def mapped(tensor: ir.TensorProtocol) -> npt.NDArray[np.generic]:
+    """The values of a tensor, mapped from its file where they lie outside the graph.
+
+    onnx-ir itself refuses a file that has several hard links, and the files of a task's inputs are
+    links to the store's blobs.
+    """
+    if not isinstance(tensor, ir.ExternalTensor) or not tensor.size:
+        return tensor.numpy()
+    path = Path(tensor.base_dir) / tensor.location
+    shape = tuple(tensor.shape.numpy())
+    values: npt.NDArray[np.generic] = np.memmap(
+        path, tensor.dtype.numpy(), "r", tensor.offset or 0, shape or (1,)
+    )
+    return values.reshape(shape)
+
+
 def write_proto(model: ir.Model, path: Path) -> None:
     """Write a graph whose weights lie outside it, with bytes that follow from its content."""
     proto: onnx.ModelProto = ir.to_proto(model)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from genai_stages.aimet.model import Encoding
+from genai_stages.core_graph import mapped
 
 BITS = 8
 _ROWS = 1 << 20
@@ -53,7 +54,7 @@ def _without_blocks(
             return _per_channel(encoding, scale), f"LPBQ as {BITS} bits a channel, the same values"
     # A value lies at most half a step beyond the weight's own, and never beyond its block's grid.
     reaches = np.maximum(np.abs(encoding.low), np.abs(encoding.high)).max(axis=1)
-    own = _largest(weight.numpy(), channel_axis) + encoding.scale.max(axis=1) / 2
+    own = _largest(mapped(weight), channel_axis) + encoding.scale.max(axis=1) / 2
     scale = np.maximum(np.minimum(reaches, own) / (half - 1), np.finfo(np.float32).eps)
     scale = scale.astype(np.float32).astype(np.float64)
     how = f"blocks of {encoding.block_size} rounded to {BITS} bits a channel"
@@ -65,7 +66,7 @@ def _per_channel(encoding: Encoding, scale: npt.NDArray[np.float64]) -> Encoding
     return Encoding(encoding.name, BITS, symmetric=True, scale=scale, offset=offset)
 
 
-def _largest(weight: npt.NDArray[np.float32], axis: int) -> npt.NDArray[np.float64]:
+def _largest(weight: npt.NDArray[np.generic], axis: int) -> npt.NDArray[np.float64]:
     """The largest absolute value of each channel, some channels at a time."""
     rows = np.moveaxis(weight, axis, 0)
     step = max(1, _ROWS // max(1, rows[0].size))

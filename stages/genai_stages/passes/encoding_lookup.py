@@ -17,6 +17,10 @@ from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 _REMEDY = "export model and encodings from the same simulation"
 
 
+class MissingEncoding(BadEncodings):
+    """A gap: calibration can fill it."""
+
+
 class EncodingLookup:
     """Finds encodings and remembers which entries were used.
 
@@ -24,6 +28,7 @@ class EncodingLookup:
         encodings: The file.
         provenance: Tensor -> the source tensor that it stands for; absent = its own name.
         of_source: Names known to be the source's tensors; others may be of our own making.
+        otherwise: Tensor -> the source tensor to try where its own has no entry.
     """
 
     def __init__(
@@ -31,10 +36,13 @@ class EncodingLookup:
         encodings: EncodingSet,
         provenance: Mapping[str, TensorSource],
         of_source: Collection[str] = (),
+        *,
+        otherwise: Mapping[str, str] | None = None,
     ) -> None:
         self._encodings = encodings
         self._provenance = provenance
         self._of_source = frozenset(of_source)
+        self._otherwise = otherwise or {}
         self.used: set[str] = set()
 
     @property
@@ -49,11 +57,14 @@ class EncodingLookup:
 
     def stands_for_source(self, name: str) -> bool:
         """The source has this tensor, so the file should have an entry for it."""
-        return name in self._provenance or name in self._of_source
+        return self.source(name) in self._of_source
 
     def entry(self, name: str) -> Encoding | None:
         """The entry as the file has it, unused until asked for below."""
-        return self._encodings.get(self.source(name))
+        found = self._encodings.get(self.source(name))
+        if found is None and name in self._otherwise:
+            found = self._encodings.get(self._otherwise[name])
+        return found
 
     def activation(self, name: str, *, bits: int | None = None) -> Encoding | None:
         """One scale for all values of an activation.

@@ -19,9 +19,10 @@ import onnx_ir as ir
 from genai_core.errors import BadEncodings
 from genai_stages.aimet.checks import MASK_HIDDEN
 from genai_stages.aimet.model import Encoding, per_tensor
+from genai_stages.core_graph import mapped
 from genai_stages.passes.data_movement import moved_inputs, moved_onward
 from genai_stages.passes.device_weights import for_device
-from genai_stages.passes.encoding_lookup import EncodingLookup, rescaled
+from genai_stages.passes.encoding_lookup import EncodingLookup, MissingEncoding, rescaled
 from genai_stages.passes.kv_encodings import KvEncoding, kv_encodings
 
 BITS = 16
@@ -89,7 +90,8 @@ def decide(
         rotary_limits: Input name -> largest absolute value of that table, where it is not 1.
 
     Raises:
-        BadEncodings: A gap, or an entry that does not fit its tensor.
+        MissingEncoding: A tensor has none.
+        BadEncodings: An entry does not fit its tensor.
     """
     return _Decision(graph, lookup, rotary_limits or {}).run()
 
@@ -182,7 +184,7 @@ class _Decision:
         assert value.const_value is not None
         found = self.lookup.activation(value.name or "", bits=BITS)
         if found is None:
-            array = value.const_value.numpy()
+            array = mapped(value.const_value)
             low, high = float(array.min()), float(array.max())
             found = per_tensor(value.name or "", low, high, bits=BITS, symmetric=False)
         return Weight(found)
@@ -317,10 +319,10 @@ class _Decision:
         place = f", node {node.name or node.op_type}" if node is not None else ""
         return f"{self.lookup.where}: {self.lookup.source(value.name or '')}{place}"
 
-    def gap(self, value: ir.Value, node: ir.Node | None) -> BadEncodings:
+    def gap(self, value: ir.Value, node: ir.Node | None) -> MissingEncoding:
         name, source = value.name or "", self.lookup.source(value.name or "")
         what = "the tensor" if source == name else f"the source of tensor {name}"
-        return BadEncodings(
+        return MissingEncoding(
             f"no encoding for {what}",
             where=self.where(value, node),
             remedy="add the entry, or set quantization.gaps to Calibrate or Float",

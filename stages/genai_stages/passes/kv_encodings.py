@@ -14,10 +14,9 @@ from collections.abc import Iterable
 
 import onnx_ir as ir
 
-from genai_core.errors import BadEncodings
 from genai_stages.aimet.model import Encoding, per_tensor
 from genai_stages.passes.data_movement import moved_from, moved_onward
-from genai_stages.passes.encoding_lookup import EncodingLookup
+from genai_stages.passes.encoding_lookup import EncodingLookup, MissingEncoding
 
 BITS = 8
 _CACHE = re.compile(r"past_(key|value)_(\d+)_(in|out)")
@@ -42,7 +41,7 @@ def kv_encodings(graph: ir.Graph, lookup: EncodingLookup) -> list[KvEncoding]:
     """The caches of a graph, by inputs and outputs `past_key_{l}_in`, `past_value_{l}_out` ...
 
     Raises:
-        BadEncodings: No entry says anything about a cache.
+        MissingEncoding: No entry says anything about a cache.
     """
     ends: dict[tuple[str, str], list[ir.Value]] = {}
     for value in (*graph.inputs, *graph.outputs):
@@ -69,7 +68,7 @@ def _cache(ends: list[ir.Value], lookup: EncodingLookup) -> KvEncoding:
     found = [entry for name in names if (entry := lookup.activation(name)) is not None]
     entries = list({entry.name: entry for entry in found}.values())
     if not entries:
-        raise BadEncodings(
+        raise MissingEncoding(
             "no entry names this cache or what is stored in it",
             where=f"{lookup.where}: {lookup.source(ends[0].name or '')}",
             remedy="calibrate with the key and value cache as inputs, or set quantization.gaps",

@@ -13,6 +13,7 @@ The weights are read from the graph's external data and quantized while they are
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -23,7 +24,7 @@ import onnx_ir as ir
 from genai_core.errors import BadEncodings, BadModel
 from genai_stages.aimet.arithmetic import storage_dtype
 from genai_stages.aimet.model import Encoding
-from genai_stages.core_graph import write_proto
+from genai_stages.core_graph import mapped, write_proto
 from genai_stages.passes.data_movement import moved_inputs
 from genai_stages.passes.encoding_lookup import EncodingLookup
 from genai_stages.passes.graph_encodings import GraphEncodings, Weight, decide, is_float
@@ -41,11 +42,15 @@ class Quantized:
         derived: Tensor -> how its encoding came about, where no entry gives it.
         ties: Tensor -> the tensor it was moved from and whose encoding it carries.
         used: Entries of the file that this graph uses.
+        grids: Float input or output -> the grid of its integers.
+        bits: Bits of a projection's weight -> how many weights have them.
     """
 
     derived: Mapping[str, str]
     ties: Mapping[str, str]
     used: frozenset[str]
+    grids: Mapping[str, Encoding]
+    bits: Mapping[int, int]
 
 
 def quantize_graph(
@@ -75,7 +80,16 @@ def quantize_graph(
         graph = _Writer(model.graph, decisions, data, where=lookup.where).run()
         quantized = ir.Model(graph, ir_version=IR_VERSION, producer_name="genai-operator")
         write_proto(quantized, out / source.name)
-    return Quantized(decisions.derived, decisions.ties, frozenset(lookup.used))
+    ends = [value for value in (*model.graph.inputs, *model.graph.outputs) if is_float(value)]
+    return Quantized(
+        decisions.derived,
+        decisions.ties,
+        frozenset(lookup.used),
+        {value.name or "": decisions.of(value) for value in ends},
+        Counter(
+            one.encoding.bits for one in decisions.weights.values() if one.signed and one.encoding
+        ),
+    )
 
 
 def _typed(model: ir.Model) -> ir.Model:
@@ -208,7 +222,7 @@ class _Writer:
         assert weight is not None
         encoding = self.decisions.weights[weight].encoding
         assert encoding is not None
-        bias: npt.NDArray[np.float32] = tensor.numpy()
+        bias = mapped(tensor)
         scale = np.broadcast_to(
             float(self.decisions.of(source).scale) * encoding.scale, bias.shape
         ).astype(np.float32)
@@ -229,7 +243,7 @@ class _Writer:
     def constant(self, value: ir.Value) -> ir.Value:
         if value not in self.plain:
             assert value.const_value is not None
-            self.plain[value] = self.array(value.name or "", value.const_value.numpy())
+            self.plain[value] = self.array(value.name or "", mapped(value.const_value))
         return self.plain[value]
 
     # nodes

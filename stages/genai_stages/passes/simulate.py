@@ -19,7 +19,7 @@ from genai_core.errors import BadEncodings
 from genai_core.facts import ModelFacts, Role
 from genai_stages.aimet.arithmetic import fake_quantize, storage_dtype
 from genai_stages.aimet.model import Encoding, EncodingSet
-from genai_stages.core_graph import read_core, write_proto
+from genai_stages.core_graph import mapped, read_core, write_proto
 from genai_stages.passes.encoding_lookup import EncodingLookup, core_lookup
 from genai_stages.passes.expand_attention import AttentionSpec, Expansion, needed_nodes
 from genai_stages.passes.tensor_file import TensorFile
@@ -195,7 +195,7 @@ class _Simulation(Expansion):
         """A weight that is small or has an unusual grid, as float values that lie on its grid."""
         assert core.name is not None
         assert core.const_value is not None
-        array = core.const_value.numpy()
+        array = mapped(core.const_value)
         if encoding is None and array.ndim:
             encoding = self.lookup.weight(core.name, inputs=array.shape[-1])
         if encoding is None:
@@ -246,4 +246,4 @@ class _Simulation(Expansion):
             tensor = value.const_value
             if isinstance(tensor, ir.ExternalTensor) and tensor.location != DATA_FILE:
                 assert value.name is not None
-                value.const_value = self.data.add(value.name, tensor.numpy()).const_value
+                value.const_value = self.data.add(value.name, mapped(tensor)).const_value

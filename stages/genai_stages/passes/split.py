@@ -166,7 +166,9 @@ class _Cut:
         name = boundary_name(layer)
         shape = static_shape(value)
         whole = (1, *shape[-2:])
-        self.provenance[name] = source_of(value.name or "", self.static.provenance)
+        # Embeddings lie on the grid of their table, on both sides of the cut.
+        stands_for = _table(value) or value
+        self.provenance[name] = source_of(stands_for.name or "", self.static.provenance)
         return ir.Value(name=name, shape=ir.Shape(list(whole)), type=value.type)
 
     def _reshape(
@@ -231,3 +233,12 @@ class _Cut:
                     where="splits",
                     remedy="build the model with one split",
                 )
+
+
+def _table(value: ir.Value) -> ir.Value | None:
+    """The embedding table that a tensor's rows are taken from as they are."""
+    producer = value.producer()
+    if producer is None or producer.op_type != "Gather":
+        return None
+    table = producer.inputs[0]
+    return table if table is not None and table.is_initializer() else None

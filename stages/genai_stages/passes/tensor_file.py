@@ -18,6 +18,7 @@ import onnx_ir as ir
 from genai_core.errors import BadModel
 from genai_stages.aimet.arithmetic import expand, on_grid, storage_dtype
 from genai_stages.aimet.model import Encoding
+from genai_stages.core_graph import mapped
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -81,7 +82,7 @@ class TensorFile:
             BadEncodings: The encoding does not fit the weight's shape.
             BadModel: The weight holds a value that is not finite.
         """
-        values = np.atleast_1d(weight.numpy())
+        values = np.atleast_1d(mapped(weight))
         shape = tuple(weight.shape.numpy())
         grids = [one if one is None else _Grid(one, values.shape, channel_axis, where)
                  for one in (through, encoding)]  # fmt: skip

@@ -1,0 +1,186 @@
+"""One split of one graph with its encodings: QDQ ONNX, then DLC.
+
+Inputs: `model` with the part's `ar{A}_cl{C}_{k}_of_{N}.onnx` and `provenance.json` of transform,
+`facts.json` and the part's weights; the source's encodings where it has any; with gaps: Calibrate
+also the whole core graph, and tokens or text. Output: `<part>.onnx`, `.data` and `.dlc`.
+
+Where the model has no encodings and gaps is Float, the part stays float, to be computed in float16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from genai_core.errors import BadEncodings, BadModel
+from genai_core.facts import ModelFacts
+from genai_core.graphs import split_name
+from genai_core.names import Gaps
+from genai_core.operations import ConvertHtpConfig
+from genai_stages.aimet.checks import refuse_infinite_masks
+from genai_stages.aimet.model import EncodingSet
+from genai_stages.backends.htp import dlc
+from genai_stages.calibrate import calibrate, missing_in
+from genai_stages.compare_quantized import compare_quantized
+from genai_stages.core_graph import MODEL_FILE, mapped, read_facts, write_proto
+from genai_stages.input_folders import encodings_of, find_file, folders_with, token_pieces
+from genai_stages.passes.encoding_lookup import EncodingLookup, MissingEncoding
+from genai_stages.passes.provenance import read_provenance, source_of
+from genai_stages.passes.qdq import Quantized, quantize_graph
+from genai_stages.passes.split import boundary_name
+from genai_stages.passes.static_graph import rotary_names
+from genai_stages.passes.tensor_file import TensorFile
+from genai_stages.stage import Context, Inputs, StageResult
+from genai_stages.written_text import write_pieces
+
+CALIBRATION_INPUT = "calibration"
+_PIECES = 24
+_LENGTH = 96
+
+
+def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -> StageResult:
+    """Write one part's QDQ ONNX and DLC.
+
+    Raises:
+        BadEncodings: There are none, they leave a gap, or they do not fit the model.
+        UnsupportedOperator: An operator does not run on the Hexagon processor.
+        DriftError: The quantized part has lost its signal.
+    """
+    graph, split = config.graph, config.split
+    name = split_name(graph.ar, graph.cl, index=split.index, count=split.count)
+    path = find_file(inputs, f"{name}.onnx")
+    if path is None:
+        raise BadModel("the part is missing", where=f"{name}.onnx", remedy="run transform first")
+    encodings = encodings_of(inputs)
+    if encodings is None and config.gaps is Gaps.FLOAT:
+        return _float(path, name, out, context)
+    if encodings is None and config.gaps is Gaps.ERROR:
+        raise BadEncodings(
+            "the model has no encodings",
+            where="model.encodings",
+            remedy="add AIMET's .encodings file, or set quantization.gaps to Float or Calibrate",
+        )
+    part = _Part(path, read_facts(path.parent), out)
+    given = encodings or EncodingSet("none", "calibration", {})
+    added: list[str] = []
+    try:
+        quantized = part.quantize(given)
+    except MissingEncoding:
+        if config.gaps is not Gaps.CALIBRATE:
+            raise
+        filled = _calibrated(inputs, encodings, context)
+        added = missing_in(given, filled)
+        quantized = part.quantize(filled)
+    ratios = compare_quantized(
+        path,
+        out / f"{name}.onnx",
+        part.facts,
+        grids=quantized.grids,
+        weights=path.parent,
+        threads=context.threads,
+    )
+    converted = dlc.convert(
+        out / f"{name}.onnx",
+        name,
+        out / f"{name}.dlc",
+        scratch=context.scratch,
+        user_name=lambda tensor: source_of(tensor, part.provenance).source,
+    )
+    return StageResult(
+        facts={"graph": name, "float": False, "weightBits": _text_keys(quantized.bits)},
+        notes={
+            "signalToNoiseDb": ratios,
+            "unusedEntries": [entry for entry in given if entry not in quantized.used],
+            "derivedEncodings": dict(quantized.derived),
+            "ties": dict(quantized.ties),
+            "calibrated": [entry for entry in added if entry in quantized.used],
+            "dlcSeconds": round(converted.seconds, 2),
+            "dlcPeakMemoryBytes": converted.peak_memory_bytes,
+        },
+        semantic={f"{name}.dlc": converted.digest},
+    )
+
+
+class _Part:
+    """The part, ready to be quantized with some encodings or, where they leave gaps, others."""
+
+    def __init__(self, path: Path, facts: ModelFacts, out: Path) -> None:
+        self.path = path
+        self.facts = facts
+        self.out = out
+        self.provenance = read_provenance(path.parent)
+
+    def quantize(self, encodings: EncodingSet) -> Quantized:
+        facts = self.facts
+        names = {role for one in facts.attention for role in one.roles.values()}
+        names |= {one.source for one in facts.provenance.values()}
+        masked = [one.roles["masked"] for one in facts.attention if "masked" in one.roles]
+        refuse_infinite_masks(encodings, masked)
+        boundaries = {boundary_name(at): name for at, name in enumerate(facts.boundaries)}
+        lookup = EncodingLookup(encodings, self.provenance, names, otherwise=boundaries)
+        data = self.out / f"{self.path.stem}.data"
+        data.unlink(missing_ok=True)
+        return quantize_graph(self.path, self.out, lookup, rotary_limits=_rotary_limits(facts))
+
+
+def _rotary_limits(facts: ModelFacts) -> dict[str, float]:
+    """Input -> largest value of its table: the attention factor of scaled rotary embeddings."""
+    return {
+        name: max(1.0, abs(table.attention_factor))
+        for key, table in facts.rope.items()
+        for name in rotary_names(key)
+    }
+
+
+def _float(path: Path, name: str, out: Path, context: Context) -> StageResult:
+    """The part as it is, with its weights in one file beside it."""
+    model = ir.load(path)
+    with TensorFile(out / f"{name}.data") as data:
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                stored = data.add(value.name or "", mapped(value.const_value))
+                value.const_value = stored.const_value
+    write_proto(model, out / f"{name}.onnx")
+    converted = dlc.convert(
+        out / f"{name}.onnx", name, out / f"{name}.dlc", scratch=context.scratch, float16=True
+    )
+    return StageResult(
+        facts={"graph": name, "float": True},
+        notes={
+            "dlcSeconds": round(converted.seconds, 2),
+            "dlcPeakMemoryBytes": converted.peak_memory_bytes,
+        },
+        semantic={f"{name}.dlc": converted.digest},
+    )
+
+
+def _calibrated(inputs: Inputs, encodings: EncodingSet | None, context: Context) -> EncodingSet:
+    """The encodings with all gaps filled, from the user's text or from the model's own."""
+    folders = folders_with(inputs, MODEL_FILE)
+    if not folders:
+        raise BadModel("no input is the core graph", where=MODEL_FILE, remedy="run ingest first")
+    pieces = token_pieces(inputs, CALIBRATION_INPUT) if _has_files(inputs) else None
+    if pieces is None:
+        pieces = write_pieces(
+            folders[0],
+            context.scratch / "text",
+            pieces=_PIECES,
+            length=_LENGTH,
+            threads=context.threads,
+        )
+    scratch = context.scratch / "calibrate"
+    scratch.mkdir()
+    chosen = [np.asarray(piece[:_LENGTH]) for piece in pieces[:_PIECES]]
+    return calibrate(folders[0], encodings, chosen, scratch=scratch, threads=context.threads)
+
+
+def _has_files(inputs: Inputs) -> bool:
+    folder = inputs.get(CALIBRATION_INPUT)
+    return folder is not None and any(path.is_file() for path in folder.rglob("*"))
+
+
+def _text_keys(counts: Mapping[int, int]) -> dict[str, int]:
+    return {str(bits): count for bits, count in sorted(counts.items())}
