@@ -63,15 +63,14 @@ def main(wanted: int) -> int:
     splits = LAYERS
     graphs = max(1, wanted // (1 + 2 * splits))
     ars = [1, 8, 16, 32, 64, 128, 256, 512][:graphs]
+    lengths = max(1, min(15, graphs // len(ars)))
     spec = BuildSpec.model_validate(
         {
             "model": {"source": "m"},
             "targets": ["sm8750"],
             "graphs": {
                 "autoRegression": ars,
-                "contextLengths": [
-                    2048 + 512 * i for i in range(1, 1 + min(15, graphs // len(ars)))
-                ],
+                "contextLengths": [2048 + 512 * i for i in range(1, 1 + lengths)],
             },
             "splits": {"count": splits},
         }

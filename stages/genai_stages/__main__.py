@@ -17,13 +17,13 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from genai_core.store.location import open_store
-
 from genai_core.errors import GenAIError, Interrupted, NoSpace
 from genai_core.operations import OPERATIONS
+from genai_core.store.location import open_store
 from genai_core.task import TaskFile, TaskResult
 from genai_core.toolchain import toolchain_of
 from genai_stages import runner
+from genai_stages.serve import serve
 
 log = logging.getLogger("genai_stages")
 
@@ -36,11 +36,24 @@ def main(argv: list[str] | None = None) -> int:
     )
     if arguments.command == "toolchain":
         return _toolchain()
+    if arguments.command == "serve":
+        return serve(
+            lambda request: run_file(
+                request.task, request.store, result_file=request.result, scratch=request.scratch
+            )
+        )
+    return run_file(
+        arguments.task, arguments.store, result_file=arguments.result, scratch=arguments.scratch
+    )
+
+
+def run_file(task_file: Path, store: str, *, result_file: Path | None, scratch: Path | None) -> int:
+    """Run the task of a file, write its result, and return the exit code."""
     signal.signal(signal.SIGTERM, _interrupt)
-    task = TaskFile.model_validate_json(arguments.task.read_bytes())
-    result = execute(task, arguments.store, arguments.scratch)
-    if arguments.result:
-        write_result(result, arguments.result)
+    task = TaskFile.model_validate_json(task_file.read_bytes())
+    result = execute(task, store, scratch)
+    if result_file:
+        write_result(result, result_file)
     if result.error is not None:
         error = result.error
         print(f"{error['code']}: {error['where']}: {error['message']}", file=sys.stderr)  # noqa: T201
@@ -110,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--store", required=True, help="a folder or s3://bucket/prefix")
     run.add_argument("--result", type=Path, help="where the result is written (JSON)")
     run.add_argument("--scratch", type=Path, help="folder for scratch; default: the system's")
+    commands.add_parser("serve", help="run tasks named on standard input, each in a fork")
     commands.add_parser("toolchain", help="print the versions of the libraries computed with")
     return parser
 
