@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from genai_cli.containers import Delivered, deliver
+from genai_cli.containers import Delivered, deliver, folder_name
 from genai_cli.engine import plan_build, run_plan
 from genai_cli.output import emit
 from genai_cli.render import progress
@@ -19,12 +18,7 @@ from genai_cli.summary import as_json, print_summary
 from genai_core.kinds.build import GenAIBuild
 from genai_core.store.location import open_store
 
-__all__ = ["folder_name", "run_build"]
-
-
-def folder_name(target: str) -> str:
-    """A target's folder: `sm8750` as it is, `dsp_arch:v79;soc_model:69` without : and ;."""
-    return re.sub(r"[^A-Za-z0-9._]+", "-", target).strip("-.") or "target"
+__all__ = ["run_build"]
 
 
 def run_build(

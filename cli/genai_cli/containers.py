@@ -9,6 +9,7 @@ already, same revision and sizes, is left untouched.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import uuid
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from genai_core.manifest import MANIFEST_FILE, Manifest
 from genai_core.record import Output, Record
 from genai_core.store.protocol import Store
 
-__all__ = ["Delivered", "deliver", "place", "revision_of"]
+__all__ = ["Delivered", "deliver", "folder_name", "place", "revision_of"]
 
 _NO_SPACE = {28, 122}
 """ENOSPC and EDQUOT."""
@@ -49,6 +50,11 @@ class Delivered:
             "sizeBytes": self.size_bytes,
             "changed": self.changed,
         }
+
+
+def folder_name(target: str) -> str:
+    """A target's folder: `sm8750` as it is, `dsp_arch:v79;soc_model:69` without : and ;."""
+    return re.sub(r"[^A-Za-z0-9._]+", "-", target).strip("-.") or "target"
 
 
 def deliver(record: Record, store: Store, path: Path, *, target: str) -> Delivered:

@@ -1,0 +1,154 @@
+"""Containers from a store into folders."""
+
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from genai_cli.containers import deliver, folder_name
+from genai_core.canonical import digest_bytes
+from genai_core.errors import CorruptBlob, GenAIError
+from genai_core.manifest import Manifest, ManifestFile, ManifestTarget
+from genai_core.names import Backend, Digest, Key
+from genai_core.record import Output, Record, ToolchainUsed
+from genai_core.store.directory import DirectoryStore
+
+ZERO = Digest("0" * 64)
+
+
+def package(store: DirectoryStore, files: dict[str, bytes]) -> tuple[Record, str]:
+    """A package record whose container holds `files`, and its revision."""
+    named = {
+        name: ManifestFile(sha256=digest_bytes(data), size=len(data))
+        for name, data in files.items()
+        if name != "report.json"
+    }
+    manifest = Manifest(
+        model={},
+        architecture="llama",
+        target=ManifestTarget(name="cpu", backend=Backend.CPU),
+        context_length=256,
+        files=named,
+    )
+    text = json.dumps(manifest.model_dump(mode="json")).encode()
+    blobs = {**files, "manifest.json": text}
+    outputs = {}
+    for name, data in blobs.items():
+        blob = store.put_bytes(data)
+        outputs[name] = Output(sha256=blob.sha256, size=blob.size)
+    record = Record(
+        operation="package",
+        key=Key(digest_bytes(text)),
+        outputs=outputs,
+        toolchain=ToolchainUsed(id=ZERO),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    store.commit(record)
+    return record, manifest.revision()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+FILES = {"model.onnx": b"graph", "adapters/a/x.bin": b"ab", "report.json": b"{}"}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_container_is_the_record_s_files(store: DirectoryStore, tmp_path: Path) -> None:
+    record, revision = package(store, FILES)
+    done = deliver(record, store, tmp_path / "cpu", target="cpu")
+    found = tree(tmp_path / "cpu")
+    assert {name: found[name] for name in FILES} == FILES
+    assert done.changed
+    assert done.revision == revision
+    assert done.size_bytes == sum(len(data) for data in found.values())
+    assert json.loads(found["manifest.json"])["context_length"] == 256
+
+
+def test_files_take_no_room_of_their_own(store: DirectoryStore, tmp_path: Path) -> None:
+    record, _ = package(store, FILES)
+    deliver(record, store, tmp_path / "cpu", target="cpu")
+    blob = store.blob_path(record.outputs["model.onnx"].sha256)
+    assert os.path.samefile(blob, tmp_path / "cpu" / "model.onnx")
+
+
+def test_an_unchanged_container_is_left_untouched(store: DirectoryStore, tmp_path: Path) -> None:
+    record, _ = package(store, FILES)
+    deliver(record, store, tmp_path / "cpu", target="cpu")
+    before = (tmp_path / "cpu").stat()
+    assert not deliver(record, store, tmp_path / "cpu", target="cpu").changed
+    after = (tmp_path / "cpu").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "foreign", "broken manifest"])
+def test_a_damaged_container_is_written_again(
+    store: DirectoryStore, tmp_path: Path, damage: str
+) -> None:
+    record, _ = package(store, FILES)
+    path = tmp_path / "cpu"
+    deliver(record, store, path, target="cpu")
+    if damage == "missing":
+        (path / "model.onnx").unlink()
+    elif damage == "short":
+        (path / "model.onnx").unlink()
+        (path / "model.onnx").write_bytes(b"gra")
+    elif damage == "foreign":
+        (path / "left-over.bin").write_bytes(b"x")
+    else:
+        (path / "manifest.json").unlink()
+        (path / "manifest.json").write_bytes(b"{")
+    assert deliver(record, store, path, target="cpu").changed
+    assert tree(path)["model.onnx"] == b"graph"
+    assert "left-over.bin" not in tree(path)
+
+
+def test_another_revision_replaces_the_whole_folder(store: DirectoryStore, tmp_path: Path) -> None:
+    first, one = package(store, FILES)
+    second, two = package(store, {"model.onnx": b"better"})
+    path = tmp_path / "cpu"
+    deliver(first, store, path, target="cpu")
+    done = deliver(second, store, path, target="cpu")
+    assert one != two == done.revision
+    assert set(tree(path)) == {"model.onnx", "manifest.json"}
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cpu", "store"], "nothing is left behind"
+
+
+def test_a_wrong_blob_leaves_the_old_container(store: DirectoryStore, tmp_path: Path) -> None:
+    first, _ = package(store, FILES)
+    path = tmp_path / "cpu"
+    deliver(first, store, path, target="cpu")
+    second, _ = package(store, {"model.onnx": b"better"})
+    blob = store.blob_path(second.outputs["model.onnx"].sha256)
+    blob.chmod(0o644)
+    blob.write_bytes(b"bettor")
+    with pytest.raises(CorruptBlob):
+        deliver(second, store, path, target="cpu")
+    assert tree(path)["model.onnx"] == b"graph"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cpu", "store"]
+
+
+def test_a_record_without_a_manifest_is_no_container(store: DirectoryStore, tmp_path: Path) -> None:
+    record, _ = package(store, FILES)
+    bare = record.model_copy(update={"outputs": {}})
+    with pytest.raises(GenAIError, match="it is no container"):
+        deliver(bare, store, tmp_path / "cpu", target="cpu")
+
+
+def test_targets_make_names_of_folders() -> None:
+    names = ["sm8750", "chipset:SM8750", "dsp_arch:v79;soc_model:69", "../x", "::"]
+    shown = ["sm8750", "chipset-SM8750", "dsp_arch-v79-soc_model-69", "x", "target"]
+    assert [folder_name(name) for name in names] == shown

@@ -1,0 +1,214 @@
+"""`genai cache ...` on a real store."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genai_cli.testing import InProcess, Program
+from genai_core.canonical import digest_bytes
+from genai_core.names import Digest, Key
+from genai_core.record import Measurements, Output, Record, ToolchainUsed, entry_folder
+from genai_core.store.directory import DirectoryStore
+from genai_core.store.protocol import Lease, RecordRef, Store
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+def entry(store: Store, name: str, *, operation: str = "convert", **config: Any) -> Record:
+    """Commit a record with two files and a log."""
+    files = {f"{name}.onnx": f"graph {name}".encode(), "deep/x.bin": name.encode() * 100}
+    outputs = {}
+    for path, data in files.items():
+        blob = store.put_bytes(data)
+        outputs[path] = Output(sha256=blob.sha256, size=blob.size)
+    record = Record(
+        operation=operation,
+        key=Key(digest_bytes(name.encode())),
+        model="tiny",
+        source="/models/tiny",
+        config=config,
+        outputs=outputs,
+        toolchain=ToolchainUsed(id=Digest("0" * 64), versions={"onnx": "1.2.3"}),
+        created_at=NOW,
+        measurements=Measurements(
+            seconds=1.5, peak_memory_bytes=10**8, log=store.put_bytes(f"log of {name}\n".encode())
+        ),
+    )
+    store.commit(record)
+    return record
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> DirectoryStore:
+    return DirectoryStore(tmp_path / "store")
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Any:
+    """`genai cache ... --store store`."""
+    run = InProcess(tmp_path)
+    return lambda command, *rest: run("cache", command, *rest, "--store", "store")
+
+
+def test_entries_are_listed_with_what_tells_them_apart(cache: Any, store: DirectoryStore) -> None:
+    entry(store, "a", graph={"ar": 1, "cl": 256}, split={"index": 2, "count": 3}, backend="Htp")
+    entry(store, "b", operation="package", target="cpu")
+    ran = cache("ls")
+    assert ran.code == 0
+    rows = [line.split() for line in ran.out.splitlines()]
+    assert rows[0][:3] == ["operation", "model", "key"]
+    listed = {row[0]: row for row in rows[1:3]}
+    assert listed["convert"][-3:] == ["ar1_cl256", "2_of_3", "Htp"]
+    assert listed["package"][2] == digest_bytes(b"b")[:12]
+    assert "2 entries" in ran.out
+    only = cache("ls", "--operation", "package", "--json").json
+    assert [item["key"] for item in only["entries"]] == [digest_bytes(b"b")]
+
+
+def test_the_store_can_come_from_the_environment(
+    genai: Program, store: DirectoryStore, tmp_path: Path
+) -> None:
+    entry(store, "a")
+    ran = genai("cache", "ls", "--json", env={"GENAI_STORE": str(tmp_path / "store")})
+    assert len(ran.json["entries"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("terms", "found"),
+    [
+        (["tiny"], "ab"),
+        (["operation=convert"], "ab"),
+        (["graph.ar=1"], "a"),
+        (["config.graph.ar=32", "model=tiny"], "b"),
+        (["backend=cpu"], "b"),
+        (["a.onnx"], "a"),
+        (["graph.ar=3"], "b"),
+        (["graph.ar=2"], ""),
+        (["operation=compile"], ""),
+    ],
+)
+def test_entries_are_found_by_what_they_are(
+    cache: Any, store: DirectoryStore, terms: list[str], found: str
+) -> None:
+    entry(store, "a", graph={"ar": 1}, backend="Htp")
+    entry(store, "b", graph={"ar": 32}, backend="Cpu")
+    keys = {digest_bytes(name.encode()): name for name in "ab"}
+    shown = cache("find", *terms, "--json").json["entries"]
+    assert sorted(keys[item["key"]] for item in shown) == list(found)
+
+
+def test_a_file_leads_to_the_task_that_made_it(
+    cache: Any, store: DirectoryStore, tmp_path: Path
+) -> None:
+    entry(store, "a")
+    entry(store, "b")
+    (tmp_path / "found.bin").write_bytes(b"graph b")
+    (found,) = cache("find", "found.bin", "--json").json["entries"]
+    assert found["key"] == digest_bytes(b"b")
+
+
+def test_one_entry_is_shown_by_key_prefix_or_folder(
+    cache: Any, store: DirectoryStore, tmp_path: Path
+) -> None:
+    record = entry(store, "a", graph={"ar": 1})
+    folder = entry_folder(record)
+    names = [record.key, record.key[:8], f"convert/{record.key[:6]}", f"store/{folder}"]
+    shown = [cache("show", name) for name in names]
+    assert len({ran.out for ran in shown}) == 1
+    assert f"entry      {folder}" in shown[0].out
+    assert "graph.ar = 1" in shown[0].out
+    assert "onnx 1.2.3" in shown[0].out
+    assert "deep/x.bin" in shown[0].out
+    assert cache("show", record.key[:8], "--json").json["folder"] == folder
+    assert cache("show", record.key[:8], "--log").out == "log of a\n"
+
+
+@pytest.mark.parametrize("wrong", ["abc", "ffffffff"])
+def test_an_unknown_entry_is_bad_input(cache: Any, store: DirectoryStore, wrong: str) -> None:
+    entry(store, "a")
+    ran = cache("show", wrong)
+    assert ran.code == 2
+    assert len(ran.errors) == 1
+
+
+def test_an_entry_is_pulled_into_a_folder(
+    cache: Any, store: DirectoryStore, tmp_path: Path
+) -> None:
+    record = entry(store, "a")
+    ran = cache("pull", record.key[:10], "-o", "out/here", "--json")
+    assert ran.json["path"] == str(tmp_path / "out" / "here")
+    assert (tmp_path / "out/here/a.onnx").read_bytes() == b"graph a"
+    sidecar = json.loads((tmp_path / "out/here/builder_cache_info.json").read_text())
+    assert sidecar["hash"] == record.key
+
+
+def check_export(cache: Any, folder: Path, store: Store) -> None:
+    records = [entry(store, "a"), entry(store, "b", operation="package")]
+    ran = cache("export", "view", "--json")
+    assert ran.json["entries"] == sorted(entry_folder(record) for record in records)
+    assert ran.json["faults"] == []
+    for record in records:
+        place = folder / "view" / entry_folder(record)
+        assert (place / "deep/x.bin").stat().st_size == 100
+        assert json.loads((place / "builder_cache_info.json").read_text())["hash"] == record.key
+
+
+def test_all_entries_are_exported(cache: Any, store: DirectoryStore, tmp_path: Path) -> None:
+    check_export(cache, tmp_path, store)
+
+
+def flip(store: DirectoryStore, record: Record, path: str) -> None:
+    blob = store.blob_path(record.outputs[path].sha256)
+    blob.chmod(0o644)
+    data = bytearray(blob.read_bytes())
+    data[0] ^= 1
+    blob.write_bytes(data)
+
+
+def test_export_leaves_out_what_is_damaged_and_says_so(
+    cache: Any, store: DirectoryStore, tmp_path: Path
+) -> None:
+    flip(store, entry(store, "a"), "a.onnx")
+    entry(store, "b")
+    ran = cache("export", "view")
+    assert ran.code == 1
+    assert "1 of 2 entries" in ran.out
+    assert "left out: " in ran.out
+
+
+def test_verify_finds_a_flipped_byte_and_removes_it_when_asked(
+    cache: Any, store: DirectoryStore
+) -> None:
+    record = entry(store, "a")
+    assert cache("verify").code == 0
+    flip(store, record, "a.onnx")
+    ran = cache("verify", "--json")
+    assert ran.code == 1
+    (fault,) = ran.json["faults"]
+    assert fault["digest"] == record.outputs["a.onnx"].sha256
+    assert fault["records"] == [f"convert/{record.key}"]
+    assert not fault["removed"]
+    ran = cache("verify", "--remove")
+    assert ran.code == 1
+    assert "1 wrong" in ran.out
+    assert store.head_blob(record.outputs["a.onnx"].sha256) is None
+
+
+def test_gc_keeps_what_is_leased_or_young(cache: Any, store: DirectoryStore) -> None:
+    kept, gone = entry(store, "a"), entry(store, "b")
+    until = datetime.now(UTC) + timedelta(hours=1)
+    store.put_lease(Lease("l", "laptop", (RecordRef("convert", kept.key),), until))
+    assert cache("gc", "--json").json["records"] == {"kept": 2, "deleted": 0}
+    planned = cache("gc", "--keep-days", "0", "--dry-run", "--json").json
+    assert planned["records"] == {"kept": 1, "deleted": 1}
+    assert store.get_record("convert", gone.key) is not None
+    done = cache("gc", "--keep-days", "0", "--json").json
+    assert done["records"] == {"kept": 1, "deleted": 1}
+    assert done["holders"] == ["laptop"]
+    assert store.get_record("convert", gone.key) is None
+    assert store.get_record("convert", kept.key) is not None
