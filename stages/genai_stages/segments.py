@@ -96,6 +96,8 @@ def session_of(model: Path, weights: Path, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry(FOLDER_OPTION, str(weights))
+    # Weights stay mapped from their file; packing would hold a second copy of each.
+    options.add_session_config_entry("session.disable_prepacking", "1")
     return ort.InferenceSession(model.read_bytes(), options, providers=["CPUExecutionProvider"])
 
 
