@@ -11,14 +11,17 @@ import gzip
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from genai_core.facts import AttentionFacts, ModelFacts, Role, RopeTable
-from genai_stages.core_graph import DOMAIN, CoreWriter, FloatArray, layer_group
+from genai_stages.core_graph import DOMAIN, CoreWriter, FloatArray, layer_group, read_core
+from genai_stages.passes.expand_attention import expand
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,3 +335,37 @@ def assemble_step1(fixture: Path, example: Path, out: Path, *, encodings: str = 
             turned = array.T if sources[name]["transposed"] else array
             file.write(np.ascontiguousarray(turned).tobytes())
     return out
+
+
+def core_logits(folder: Path, tokens: Sequence[int], *, chunks: Sequence[int] = ()) -> FloatArray:
+    """Logits [N, V] of a core graph through its expansion.
+
+    Args:
+        folder: Of the core graph.
+        tokens: N token ids, from an empty cache.
+        chunks: Tokens of each pass; what is left goes into a last one.
+    """
+    model, facts = read_core(folder)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    session = ort.InferenceSession(
+        ir.to_proto(expand(model, facts)).SerializeToString(),
+        options,
+        providers=["CPUExecutionProvider"],
+    )
+    past = {
+        value.name: np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
+        for value in session.get_inputs()[1:]
+    }
+    logits, start = [], 0
+    left = len(tokens) - sum(chunks)
+    for count in [*chunks, left] if left else chunks:
+        piece = np.array(tokens[start : start + count], np.int64)[None]
+        first, *presents = session.run(None, {"input_ids": piece, **past})
+        past = dict(zip(past, presents, strict=True))
+        logits.append(first[0])
+        start += count
+    return np.concatenate(logits)

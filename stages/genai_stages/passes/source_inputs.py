@@ -81,6 +81,13 @@ class SourceInputs:
             shape[2] = length
         return tuple(shape)
 
+    def open_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
+        """Static shapes of token ids and past."""
+        shapes: dict[str, tuple[int, ...]] = {self.tokens: (1, sizes.tokens)}
+        for one in self.named("past"):
+            shapes[one.name] = self.past_shape(one, sizes.length)
+        return shapes
+
     def feeds(
         self,
         sizes: Sizes,

@@ -1,0 +1,90 @@
+"""Compute a mask once more behind a past that is longer than any window.
+
+At the sizes at which a graph is folded, a window of 4096 looks like full causal attention. How far
+a window may reach is told by config.json and by the numbers in the arithmetic that made the mask:
+behind a past longer than all of them, it shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from genai_core.facts import RopeTable
+from genai_stages.passes import classify_mask
+from genai_stages.passes.evaluate_region import run_region
+from genai_stages.passes.lower_fused import CAUSAL, MADE
+from genai_stages.passes.recognise_attention import Sizes
+from genai_stages.passes.source_inputs import SourceInputs
+from genai_stages.passes.specialise import StaticGraph, StaticNode, specialise
+from genai_stages.source_model import Constant, SourceModel
+
+_LONGEST = 1 << 18
+"""Positions; numbers above this in a mask's arithmetic are limits of integers, not windows."""
+
+
+class MaskAtScale:
+    """Asked for the window of one attention; see `recognise_attention.MaskAtScale`.
+
+    Args:
+        source: The source.
+        inputs: Its inputs.
+        ropes: config.json's tables.
+        config: config.json.
+        graph: The source as it was folded.
+    """
+
+    def __init__(
+        self,
+        source: SourceModel,
+        inputs: SourceInputs,
+        ropes: Mapping[str, RopeTable],
+        config: Mapping[str, object],
+        graph: StaticGraph,
+    ) -> None:
+        self.source = source
+        self.inputs = inputs
+        self.ropes = ropes
+        self.config = config
+        self.graph = graph
+
+    def __call__(self, nodes: Sequence[StaticNode]) -> int | None:
+        """The window that nodes from the scores' product to before the softmax hide by."""
+        first, *chain = nodes
+        inner = {name for node in nodes for name in node.outputs}
+        wanted = list(
+            dict.fromkeys(
+                name for node in chain for name in node.inputs if name and name not in inner
+            )
+        )
+        longest = self.longest(wanted)
+        if longest <= self.inputs.sizes.past:
+            return 0
+        sizes = Sizes(2, longest, longest)
+        feeds = self.inputs.feeds(sizes, self.ropes)
+        shapes = self.inputs.open_shapes(sizes)
+        made = [name for name in wanted if name.startswith(MADE)]
+        graph = specialise(self.source, feeds, shapes, wanted=set(wanted).difference(made))
+        for name in made:
+            causal = classify_mask.reference(sizes.tokens, sizes.past, 0)
+            graph.constants[name] = (
+                Constant.of(name, causal) if name.startswith(CAUSAL) else self.graph.constants[name]
+            )
+        shape = (*self.graph.shapes[first.outputs[0]][:-2], sizes.tokens, sizes.total)
+        tensors = run_region(graph, chain, {first.outputs[0]: np.zeros(shape, np.float32)})
+        given = tensors[chain[-1].outputs[0]].reshape(-1, sizes.tokens, sizes.total)[0]
+        return classify_mask.classify(given > classify_mask.HIDDEN, sizes.past)
+
+    def longest(self, names: Sequence[str]) -> int:
+        """A past beyond config.json's window and any number in the masks' arithmetic."""
+        window = self.config.get("sliding_window")
+        numbers = [window] if isinstance(window, int) else []
+        for name in names:
+            for constant in self.graph.known_ancestors(name):
+                if constant.size == 1 and constant.shape in ((), (1,)):
+                    value = constant.array().reshape(-1)[0]
+                    if np.isfinite(value):
+                        numbers.append(int(value))
+        near = [abs(number) for number in numbers if abs(number) <= _LONGEST]
+        return max(near, default=0) + 7 if max(near, default=0) > self.inputs.sizes.past else 0

@@ -1,0 +1,96 @@
+"""The vendor's static form and an ordinary export of one model become the same model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from genai_core.facts import ModelFacts
+from genai_core.operations import IngestConfig
+from genai_stages.core_graph import read_core, read_facts
+from genai_stages.operations.ingest import run
+from genai_stages.stage import Context, StageResult
+from genai_stages.testing import assemble_step1, core_logits
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "tiny-llama" / "model"
+STEP1 = ROOT / "tests" / "fixtures" / "step1"
+FORMS = ("example", "left-pad", "right-pad")
+Folders = dict[str, tuple[Path, StageResult, ModelFacts]]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
+    made: Folders = {}
+    for form in FORMS:
+        base = tmp_path_factory.mktemp(form)
+        source = EXAMPLE
+        if form != "example":
+            source = assemble_step1(STEP1 / form, EXAMPLE, base / "source", encodings="w8a16")
+        out = base / "out"
+        out.mkdir()
+        result = run({"source": source}, IngestConfig(), out, Context(scratch=base / "scratch"))
+        made[form] = (out, result, read_facts(out))
+    return made
+
+
+def test_all_forms_have_the_same_logits(folders: Folders) -> None:
+    tokens = np.load(ROOT / "tests" / "fixtures" / "tokens" / "eval.npy")[3, :150]
+    expected = core_logits(folders["example"][0], tokens, chunks=(96, 1, 32))
+    for form in ("left-pad", "right-pad"):
+        have = core_logits(folders[form][0], tokens)
+        np.testing.assert_allclose(have, expected, atol=1e-4)
+        assert folders[form][1].notes["drift"] < 2e-6
+
+
+def test_facts_tell_the_form_apart(folders: Folders) -> None:
+    shape = {
+        form: (facts.source_form, facts.native_ar, facts.native_cl)
+        for form, (_, _, facts) in folders.items()
+    }
+    assert shape == {
+        "example": ("dynamic", None, None),
+        "left-pad": ("static", 73, 173),
+        "right-pad": ("static", 73, 173),
+    }
+    for _, _, facts in folders.values():
+        assert (facts.layers, facts.hidden_size, facts.vocab_size) == (6, 192, 2048)
+        one = facts.attention[5]
+        assert (one.num_heads, one.kv_heads, one.head_dim, one.window) == (6, 2, 32, 0)
+        assert facts.rope["default"].theta == 10000.0
+
+
+def test_weights_are_equal_whatever_the_source_calls_them(folders: Folders) -> None:
+    files = sorted(p.name for p in (folders["example"][0] / "weights").iterdir())
+    assert files == ["embed.data", "head.data", *(f"layer_{i:03d}.data" for i in range(6))]
+    for name in files:
+        contents = {(folder / "weights" / name).read_bytes() for folder, _, _ in folders.values()}
+        assert len(contents) == 1
+
+
+def test_every_projection_and_norm_keeps_a_name_with_an_encoding(folders: Folders) -> None:
+    """What carries quantization: each weight and each of these outputs is named in the file."""
+    from genai_stages.aimet.read import read_encodings
+
+    for folder, _, facts in folders.values():
+        encodings = read_encodings(folder / "encodings" / "model.encodings")
+        model, _ = read_core(folder)
+        for node in model.graph:
+            if node.op_type not in ("Linear", "RMSNormalization", "Add", "Mul", "Sigmoid"):
+                continue
+            for value in [*node.inputs[1:2], *node.outputs]:
+                source = facts.provenance.get(value.name)
+                assert (value.name if source is None else source.source) in encodings
+        assert {"past_key", "past_value", "key_all", "value_all", "probs", "masked"} <= {
+            role for role, name in facts.attention[3].roles.items() if name in encodings
+        }
+
+
+def test_assets_go_along(folders: Folders) -> None:
+    out, result, _ = folders["example"]
+    assert (out / "assets" / "tokenizer.json").read_bytes() == (
+        EXAMPLE / "tokenizer.json"
+    ).read_bytes()
+    assert result.notes["encodings"] == 314
