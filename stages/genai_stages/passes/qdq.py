@@ -36,7 +36,7 @@ IR_VERSION = 10
 
 @dataclasses.dataclass(frozen=True)
 class Quantized:
-    """What was written, for the record.
+    """What was written, for the record; tensors go by the names of what they stand for.
 
     Attributes:
         derived: Tensor -> how its encoding came about, where no entry gives it.
@@ -82,8 +82,12 @@ def quantize_graph(
         write_proto(quantized, out / source.name)
     ends = [value for value in (*model.graph.inputs, *model.graph.outputs) if is_float(value)]
     return Quantized(
-        decisions.derived,
-        decisions.ties,
+        {lookup.source(name): how for name, how in decisions.derived.items()},
+        {
+            lookup.source(name): lookup.source(other)
+            for name, other in decisions.ties.items()
+            if lookup.source(name) != lookup.source(other)
+        },
         frozenset(lookup.used),
         {value.name or "": decisions.of(value) for value in ends},
         Counter(
