@@ -25,7 +25,8 @@ from genai_core.keys import task_key
 from genai_core.names import Digest, Key
 from genai_core.operations import Operation, operation_of
 from genai_core.record import Blob, Measurements, Output, Record, ToolchainUsed
-from genai_core.store.protocol import Existing, Hit, Miss, Store
+from genai_core.store.lookup import publish
+from genai_core.store.protocol import Existing, Hit, Store
 from genai_core.task import TaskFile, TaskFileInput, TaskResult
 from genai_core.toolchain import check_toolchain
 from genai_stages.stage import Context, OperationModule, StageResult
@@ -58,7 +59,7 @@ def run_task(task: TaskFile, store: Store, scratch: Path) -> TaskResult:
         inputs = _fetch(task, store, scratch / "inputs")
         result, out = _compute(task, operation, inputs, scratch=scratch)
         record = _store_outputs(task, store, out, result=result, started=started, log_file=log_file)
-        standing = _commit(store, record, found)
+        standing = _commit(store, record)
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
@@ -230,10 +231,9 @@ def _store_outputs(
     )
 
 
-def _commit(store: Store, record: Record, found: Miss) -> bool:
+def _commit(store: Store, record: Record) -> bool:
     """Commit, and tell whether another writer's record stands instead."""
-    outcome = store.heal(record, found.etag) if found.etag else store.commit(record)
-    if isinstance(outcome, Existing):
+    if isinstance(publish(store, record), Existing):
         log.info("another worker was first; its record stands")
         return True
     return False

@@ -235,6 +235,29 @@ def test_consume_takes_the_file_over(store: DirectoryStore, tmp_path: Path) -> N
     assert store.check_blob(blob) is None
 
 
+def test_a_file_with_a_second_name_is_not_taken_over(store: DirectoryStore, tmp_path: Path) -> None:
+    """A stage may pass the user's own file on by a link."""
+    model = tmp_path / "tokenizer.json"
+    model.write_bytes(b"the user's")
+    (tmp_path / "out").hardlink_to(model)
+    blob = store.put_blob(tmp_path / "out", consume=True)
+    model.write_bytes(b"edited in place, and writable")
+    assert store.read_blob(blob) == b"the user's"
+
+
+def test_an_input_passed_on_costs_no_bytes(store: DirectoryStore, tmp_path: Path) -> None:
+    blob = store.put_bytes(b"weights")
+    inode = store.blob_path(blob.sha256).stat().st_ino
+    store.fetch_blob(blob, tmp_path / "input", shared=True)
+    os.link(tmp_path / "input", tmp_path / "out")
+    assert store.put_blob(tmp_path / "out", consume=True) == blob
+    (tmp_path / "same bytes").write_bytes(b"weights")
+    (tmp_path / "other").hardlink_to(tmp_path / "same bytes")
+    assert store.put_blob(tmp_path / "other", consume=True) == blob
+    assert store.blob_path(blob.sha256).stat().st_ino == inode
+    assert list((store.root / "tmp").iterdir()) == []
+
+
 def test_store_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreUnreadable, match="it is a file"):

@@ -154,24 +154,35 @@ class DirectoryStore:
         return Blob(sha256=digest, size=size)
 
     def _take_over(self, path: Path, draft: Path) -> Blob:
+        """Link a file into the store and seal it, where it has no other name; else copy it.
+
+        A file with a second name is not the caller's alone to give: it may be the user's model,
+        which must stay writable and whose later change must not reach the store.
+        """
         try:
-            os.link(path, draft, follow_symlinks=False)
-        except OSError:
-            return self._copy_in(path, draft)
-        if draft.is_symlink():
-            draft.unlink()
-            return self._copy_in(path, draft)
-        try:
+            if path.is_symlink() or path.stat().st_nlink > 1:
+                return self._adopt_linked(path, draft)
+            os.link(path, draft)
             with draft.open("rb", buffering=0) as source:
                 _seal(source)
                 digest, size = copy_hashed(source, None)
-        except PermissionError:  # another user's file: readable, not ours to seal
-            draft.unlink()
+        except OSError:  # another file system, or another user's file
+            draft.unlink(missing_ok=True)
             return self._copy_in(path, draft)
         return Blob(sha256=digest, size=size)
 
+    def _adopt_linked(self, path: Path, draft: Path) -> Blob:
+        """Copy a file to the draft unless its bytes stand already: an input passed on."""
+        digest, size = hash_file(path)
+        blob = Blob(sha256=digest, size=size)
+        with suppress(OSError):
+            if path.samefile(self.blob_path(digest)):
+                os.utime(path)
+                return blob
+        return blob if self._claim(blob) else self._copy_in(path, draft)
+
     def _place(self, draft: Path, blob: Blob) -> None:
-        if self._claim(blob):
+        if not draft.exists() or self._claim(blob):
             return  # what stands stays, so that views go on sharing its bytes
         final = self.blob_path(blob.sha256)
         final.parent.mkdir(parents=True, exist_ok=True)
