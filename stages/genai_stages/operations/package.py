@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genai_core.canonical import digest_file, digest_json
-from genai_core.errors import BadModel, DriftError
+from genai_core.errors import BadModel, DriftError, NotRunnableHere
 from genai_core.facts import ModelFacts
 from genai_core.manifest import (
     EMULATION_FOLDER,
@@ -39,6 +40,7 @@ from genai_runtime import container, golden
 from genai_runtime.container import CPU_MODEL_FILE, GraphInfo, Metadata
 from genai_runtime.generate import generate
 from genai_runtime.inspection import onnx_graph
+from genai_runtime.session import Session
 from genai_runtime.tokenizing import TextTokenizer
 from genai_stages.backends.cpu.graph import MODEL_DATA_FILE, precision_of
 from genai_stages.container_htp import HtpParts, collect_parts
@@ -68,6 +70,10 @@ _OUTSIDE = {MANIFEST_FILE, REPORT_FILE, golden.GOLDEN_FILE}
 _TOLERANCES = {Precision.FLOAT: 0.01, Precision.INT8: 0.1, Precision.INT4: 0.3}
 """Logits: what another kernel or machine may move a margin by."""
 _HTP_TOLERANCE = 0.1
+
+Verified = Literal["Emulator", "Cpu", "Metadata"]
+Prompt = tuple[str, NDArray[np.int64]]
+"""Text and tokens."""
 
 
 @dataclass
@@ -108,10 +114,10 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     manifest = _manifest(inputs, config, out, facts=facts, draft=draft)
     _write_json(out / MANIFEST_FILE, manifest.model_dump(mode="json", exclude_none=True))
     opened = container.load(out)
-    speed = _try(opened, config, draft, threads=context.threads)
+    verified, speed = _try(opened, config, draft, threads=context.threads)
     fidelity = find_file(inputs, RESULT_FILE)
     report = Report(
-        verified=_verified(opened),
+        verified=verified,
         fidelity={} if fidelity is None else read_json(fidelity),
         stages={"package": speed} if speed else {},
         tools={name: version_of(name) for name in _libraries()},
@@ -201,50 +207,66 @@ def _identity_files(out: Path) -> list[tuple[str, Path]]:
 
 def _try(
     opened: container.Container, config: PackageConfig, draft: _Draft, *, threads: int
-) -> dict[str, Any]:
-    """Run the finished container once, record golden prompts; what was measured.
+) -> tuple[Verified, dict[str, Any]]:
+    """Run the finished container once and record golden prompts.
+
+    Returns:
+        What it was run on, and what was measured.
 
     Raises:
         DriftError: It yields NaN or infinity.
     """
     prompts = _prompts(opened, config, draft)
-    if not opened.runnable:
+    try:
+        session = opened.open_session(threads=threads)
+    except NotRunnableHere as error:
+        if opened.runnable:
+            draft.warnings.append(f"the emulation twin was not run: {error.message}")
         if prompts:
             draft.warnings.append(
                 "golden prompts could not be recorded: nothing here can run this container"
             )
-        return {}
-    session = opened.open_session(threads=threads)
+        return "Metadata", {}
     try:
         first = session.forward(np.arange(min(4, session.vocab_size, session.context_length)))
         if not np.isfinite(first).all():
             raise DriftError("the container yields NaN or infinity", where=config.target)
-        stops = opened.stop_tokens()
-        if not prompts:
-            return {}
-        precision = draft.precision
-        recorded = golden.record(
-            session,
-            prompts,
-            max_tokens=config.golden_max_tokens,
-            stop_tokens=stops,
-            tolerance=_HTP_TOLERANCE if precision is None else _TOLERANCES[precision],
-        )
-        _write_json(opened.folder / golden.GOLDEN_FILE, recorded.model_dump(mode="json"))
-        metrics = generate(
-            session, prompts[0][1], max_tokens=config.golden_max_tokens, stop_tokens=stops
-        ).metrics
-        return {
-            "promptTokensPerSecond": round(metrics.prompt_tokens_per_second, 1),
-            "generationTokensPerSecond": round(metrics.generation_tokens_per_second, 1),
-        }
+        speed = _record(opened, session, config, prompts=prompts, precision=draft.precision)
     finally:
         session.close()
+    return ("Cpu" if config.backend is Backend.CPU else "Emulator"), speed
 
 
-def _prompts(
-    opened: container.Container, config: PackageConfig, draft: _Draft
-) -> list[tuple[str, np.ndarray[Any, np.dtype[np.int64]]]]:
+def _record(
+    opened: container.Container,
+    session: Session,
+    config: PackageConfig,
+    *,
+    prompts: list[Prompt],
+    precision: Precision | None,
+) -> dict[str, Any]:
+    """Write golden.json; the speed of the first prompt."""
+    if not prompts:
+        return {}
+    stops = opened.stop_tokens()
+    recorded = golden.record(
+        session,
+        prompts,
+        max_tokens=config.golden_max_tokens,
+        stop_tokens=stops,
+        tolerance=_HTP_TOLERANCE if precision is None else _TOLERANCES[precision],
+    )
+    _write_json(opened.folder / golden.GOLDEN_FILE, recorded.model_dump(mode="json"))
+    metrics = generate(
+        session, prompts[0][1], max_tokens=config.golden_max_tokens, stop_tokens=stops
+    ).metrics
+    return {
+        "promptTokensPerSecond": round(metrics.prompt_tokens_per_second, 1),
+        "generationTokensPerSecond": round(metrics.generation_tokens_per_second, 1),
+    }
+
+
+def _prompts(opened: container.Container, config: PackageConfig, draft: _Draft) -> list[Prompt]:
     if not config.golden_prompts:
         return []
     tokenizer: TextTokenizer | None = opened.tokenizer()
@@ -261,12 +283,6 @@ def _prompts(
                 remedy="shorten it, or lower golden.maxTokens",
             )
     return encoded
-
-
-def _verified(opened: container.Container) -> Any:
-    if opened.manifest.target.backend is Backend.CPU:
-        return "Cpu"
-    return "Emulator" if opened.runnable else "Metadata"
 
 
 def _libraries() -> list[str]:
