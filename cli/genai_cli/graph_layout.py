@@ -39,9 +39,9 @@ def lay_out(tasks: Sequence[TaskView]) -> Layout:
     for task in tasks:
         columns[depth[task.id]].append(task.id)
     needed_by: dict[str, list[str]] = {task.id: [] for task in tasks}
-    for task, before in reads.items():
+    for reader, before in reads.items():
         for name in before:
-            needed_by[name].append(task)
+            needed_by[name].append(reader)
     for _ in range(_SWEEPS):
         for column in columns[1:]:
             _order(column, reads, columns)
