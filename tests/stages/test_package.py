@@ -174,6 +174,9 @@ def test_a_container_runs_and_answers_its_golden_prompts_again(built, tmp_path):
     opened.verify(digests=True)
     assert result.facts["revision"] == opened.revision
     assert result.facts["verified"] == "Cpu"
+    report = json.loads((tmp_path / "container" / "report.json").read_text())
+    assert report["stages"]["compiled"]["largestDifference"] < 1e-4
+    assert report["stages"]["package"]["generationTokensPerSecond"] > 0
     assert opened.manifest.target.precision is Precision.FLOAT
     assert opened.stop_tokens() == {2, 6}
     golden = opened.golden()
@@ -288,7 +291,7 @@ def test_inspection_reads_a_cache_entry(built, tmp_path):
     (entry / "builder_cache_info.json").write_text('{"operation": "compile"}')
     facts = inspection.describe(entry)
     assert facts["record"] == {"operation": "compile"}
-    assert set(facts["files"]) == {"model.onnx", "model.data"}
+    assert set(facts["files"]) == {"model.onnx", "model.data", "measured.json"}
     assert "logits" in facts["graphs"]["model.onnx"]["outputs"]
 
 

@@ -31,7 +31,13 @@ from genai_stages.backends.cpu.graph import (
 from genai_stages.backends.cpu.join import Joined, join_fragments
 from genai_stages.backends.cpu.sites import SourceEncodings, linear_sites
 from genai_stages.core_graph import read_core
-from genai_stages.input_folders import core_folder, encodings_of, folders_with, token_pieces
+from genai_stages.input_folders import (
+    core_folder,
+    encodings_of,
+    folders_with,
+    token_pieces,
+    write_measured,
+)
 from genai_stages.segments import linear_input_ranges
 from genai_stages.stage import Context, Inputs, StageResult
 
@@ -39,7 +45,7 @@ _CALIBRATION_PIECES = 64
 
 
 def run(inputs: Inputs, config: CompileCpuConfig, out: Path, context: Context) -> StageResult:
-    """Write `model.onnx` and `model.data`."""
+    """Write `model.onnx` and `model.data`, and what was measured."""
     core = core_folder(inputs)
     model, facts = read_core(core)
     joined = join_fragments(
@@ -66,14 +72,16 @@ def run(inputs: Inputs, config: CompileCpuConfig, out: Path, context: Context) -
         vocab=facts.vocab_size,
         threads=context.threads,
     )
+    notes = {
+        "largestDifference": agreement.largest,
+        "sqnrDb": agreement.sqnr_db if agreement.largest else None,
+        "chunkedDifference": agreement.chunked,
+        "calibratedActivations": calibrated,
+    }
     return StageResult(
         facts={"precision": config.precision.value, "vocabSize": facts.vocab_size},
-        notes={
-            "largestDifference": agreement.largest,
-            "sqnrDb": agreement.sqnr_db if agreement.largest else None,
-            "chunkedDifference": agreement.chunked,
-            "calibratedActivations": calibrated,
-        },
+        notes=notes,
+        semantic=write_measured(out, notes),
     )
 
 

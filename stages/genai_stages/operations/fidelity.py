@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from genai_core.canonical import digest_json
 from genai_core.errors import BadInput, BadModel
 from genai_core.manifest import EMULATION_FOLDER
 from genai_core.names import Backend
@@ -69,7 +70,9 @@ def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> 
     }
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
     (out / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
-    return StageResult(facts=facts)
+    # Another machine's last digits are no reason to package again.
+    verdict = digest_json({"within": within})
+    return StageResult(facts=facts, semantic={RESULT_FILE: verdict})
 
 
 def _rounded(nats: float) -> float | None:
