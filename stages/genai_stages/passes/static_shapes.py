@@ -6,13 +6,10 @@ what depends on the tokens is then told apart from what does not, whatever the A
 
 from __future__ import annotations
 
-import math
-
 import onnx
 import onnx_ir as ir
 
 from genai_core.errors import UnsupportedOperator
-from genai_stages.core_graph import DOMAIN
 
 TOKENS = 7919
 """Stands for the number of tokens: a prime that is no dimension of a model."""
@@ -51,7 +48,7 @@ def set_static_shapes(model: ir.Model) -> None:
     Raises:
         UnsupportedOperator: One is not static.
     """
-    proto = _infer(ir.to_proto(model))
+    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model), data_prop=True)
     typed = {value.name: value.type.tensor_type for value in proto.graph.value_info}
     typed |= {value.name: value.type.tensor_type for value in proto.graph.output}
     for node in model.graph:
@@ -76,30 +73,15 @@ def static_shape(value: ir.Value) -> Shape:
     return tuple(value.shape.numpy())
 
 
-def elements(shape: Shape) -> int:
-    """Number of elements."""
-    return math.prod(shape)
-
-
 def _inferred(proto: onnx.ModelProto) -> dict[str, Shape]:
-    inferred = _infer(proto)
+    # Nodes of our own domain keep the shapes that are written beside them.
+    inferred = onnx.shape_inference.infer_shapes(proto, data_prop=True)
     shapes: dict[str, Shape] = {}
     for value in (*inferred.graph.input, *inferred.graph.value_info, *inferred.graph.output):
         shape = _static(value.type.tensor_type)
         if shape is not None:
             shapes[value.name] = shape
     return shapes
-
-
-def _infer(proto: onnx.ModelProto) -> onnx.ModelProto:
-    if any(entry.domain == DOMAIN for entry in proto.opset_import):
-        # Nodes of our own domain keep the shapes that are written beside them.
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True)
-    try:
-        return onnx.shape_inference.infer_shapes(proto, data_prop=True, strict_mode=True)
-    except onnx.shape_inference.InferenceError as error:
-        text = " ".join(str(error).split())
-        raise UnsupportedOperator(f"shapes do not fit: {text}", where="model.onnx") from error
 
 
 def _static(tensor: onnx.TypeProto.Tensor) -> Shape | None:
