@@ -1,0 +1,89 @@
+"""All graphs of one split -> one context binary, and a twin that x86 can run where asked.
+
+Inputs: one for each graph (`ar32_cl256` ...), what convert wrote for this split: `<part>.dlc`, and
+`<part>.onnx` with its data. Output: `part_k_of_N.bin` with what the vendor's library reads in it
+(`part_k_of_N.json`), and `emulation/` with the unshared twin. The twin is run in the emulator
+against the quantized graphs on the CPU: a split that drifted fails here, not on a device.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from genai_core import chips
+from genai_core.errors import BadModel
+from genai_core.graphs import container_name, graph_name, split_name
+from genai_core.manifest import EMULATION_FOLDER
+from genai_core.operations import CompileHtpConfig, GraphConfig
+from genai_stages.backends.htp import compile as htp_compile
+from genai_stages.backends.htp import drift, options
+from genai_stages.backends.htp.compile import Source
+from genai_stages.stage import Context, Inputs, StageResult
+
+
+def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -> StageResult:
+    """Compile one split.
+
+    Raises:
+        InvalidSpec: A compile option that cannot be honoured.
+        ToolFailed: The vendor's library refused a graph or died.
+        DriftError: The emulator's results depart from the quantized graphs'.
+    """
+    chip = chips.Chip(
+        name=f"soc {config.chip.soc_model}",
+        soc_model=config.chip.soc_model,
+        dsp_arch=config.chip.dsp_arch,
+    )
+    chosen = options.parse(config.options)
+    index, count = config.split.index, config.split.count
+    token_ar = min(graph.ar for graph in config.graphs)
+    sources: list[Source] = []
+    models: dict[str, Path] = {}
+    for graph in config.graphs:
+        name = container_name(graph.ar, graph.cl, index=index, count=count, token_ar=token_ar)
+        part = _part(inputs, graph, index=index, count=count)
+        sources.append(Source(name, part.with_suffix(".dlc"), chosen))
+        models[name] = part
+    binary = out / f"part_{index}_of_{count}.bin"
+    shared = config.weight_sharing and len(sources) > 1
+    done = htp_compile.context_binary(
+        sources, binary, chip=chip, scratch=context.scratch, weight_sharing=shared
+    )
+    text = done.metadata.model_dump_json(indent=1)
+    binary.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    notes: dict[str, object] = {
+        "sizeBytes": binary.stat().st_size,
+        "compileSeconds": round(done.seconds, 2),
+        "compilePeakMemoryBytes": done.peak_memory_bytes,
+    }
+    if config.emulation:
+        twin = htp_compile.twin(
+            sources, out / EMULATION_FOLDER / binary.name, chip=chip, scratch=context.scratch
+        )
+        # Float graphs are computed in float16: another arithmetic than the CPU's, told by loss.
+        found = drift.emulator_drift(models, twin)
+        notes["unsharedSizeBytes"] = twin.path.stat().st_size
+        notes["emulatorDecibels"] = found
+        if not config.float16:
+            notes["worstDecibels"] = round(drift.require_small(found), 1)
+    return StageResult(
+        facts={"graphs": [source.name for source in sources], "socModel": done.metadata.soc_model},
+        notes=notes,
+    )
+
+
+def _part(inputs: Inputs, graph: GraphConfig, *, index: int, count: int) -> Path:
+    """The quantized ONNX of one graph of this split; its DLC lies beside it."""
+    name = graph_name(graph.ar, graph.cl)
+    part = split_name(graph.ar, graph.cl, index=index, count=count)
+    folder = inputs.get(name)
+    path = Path() if folder is None else folder / f"{part}.onnx"
+    if folder is None or not path.is_file() or not path.with_suffix(".dlc").is_file():
+        raise BadModel("the converted part is missing", where=part, remedy="run convert first")
+    return path
+
+
+def _finite(decibels: float) -> float | None:
+    """None for equal bits, since JSON has no infinity."""
+    return round(decibels, 1) if math.isfinite(decibels) else None
