@@ -126,8 +126,8 @@ def run(
     stream.flush(whole=True)
     say()
     Console(stderr=True, highlight=False).print(
-        f"[dim]{metrics['promptTokens']} tokens read at {metrics['promptTokensPerSecond']:g}/s, "
-        f"{metrics['generatedTokens']} written at {metrics['generationTokensPerSecond']:g}/s, "
+        f"[dim]{metrics['promptTokens']} tokens read at {metrics['promptTokensPerSecond']:,.0f}/s, "
+        f"{metrics['generatedTokens']} written at {metrics['generationTokensPerSecond']:,.0f}/s, "
         f"loaded in {duration(ready)}{_executor(opened)}[/]",
         soft_wrap=True,
     )

@@ -19,6 +19,12 @@ from genai_runtime.inspection import describe
 __all__ = ["inspect"]
 
 _SHOWN = 24
+_LABELS = {
+    "contextLength": "context length",
+    "vocabSize": "vocabulary",
+    "runsHere": "runs here",
+    "runsBy": "runs by",
+}
 
 
 def inspect(path: Path, settings: Settings) -> int:
@@ -29,7 +35,9 @@ def inspect(path: Path, settings: Settings) -> int:
         return 0
     console = Console(highlight=False)
     for name, value in _facts(found):
-        console.print(Text.assemble((f"{name:12}", "dim"), value), soft_wrap=True)
+        console.print(
+            Text.assemble((f"{_LABELS.get(name, name):15}", "dim"), value), soft_wrap=True
+        )
     files = found.get("files")
     if isinstance(files, Mapping):
         console.print(Text("files", style="bold"))
@@ -42,7 +50,7 @@ def inspect(path: Path, settings: Settings) -> int:
     for entry in found.get("golden", []):
         shown = entry["prompt"] or entry["promptTokens"]
         text = f"{shown!r} -> {len(entry['tokens'])} tokens"
-        console.print(Text.assemble(("golden      ", "dim"), text), soft_wrap=True)
+        console.print(Text.assemble((f"{'golden':15}", "dim"), text), soft_wrap=True)
     sys.stdout.flush()
     return 0
 
@@ -55,10 +63,12 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             facts.append(("size", size(value)))
         elif isinstance(value, bool):
             facts.append((name, "yes" if value else "no"))
+        elif name == "path":
+            continue
         elif isinstance(value, str | int | float):
             facts.append((name, str(value)))
         elif isinstance(value, Mapping) and name in {"target", "model"}:
-            facts.append((name, ", ".join(f"{k} {_plain(v)}" for k, v in value.items())))
+            facts.append((name, ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v != {})))
         elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             facts.append((name, ", ".join(value)))
         elif name == "record" and isinstance(value, Mapping):
