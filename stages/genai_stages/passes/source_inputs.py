@@ -75,10 +75,23 @@ class SourceInputs:
         return Sizes(tokens, past, total if self.scattered else past)
 
     def past_shape(self, one: SourceInput, length: int) -> tuple[int, ...]:
-        """The static shape of a cache input with `length` slots."""
+        """The static shape of a cache input with `length` slots.
+
+        Raises:
+            BadModel: More of it is open than the batch and the length.
+        """
         shape = [1 if isinstance(dim, str) else dim for dim in one.dims]
-        if self.native is None:
-            shape[2] = length
+        if self.native is not None:
+            return tuple(shape)
+        heads, *rest = one.dims[1:]
+        opened = [axis for axis, dim in enumerate(rest, 2) if isinstance(dim, str)]
+        if isinstance(heads, str) or len(opened) != 1:
+            raise BadModel(
+                f"its shape {list(one.dims)} does not tell the number and width of heads",
+                where=one.name,
+                remedy="export it with dynamic axes for the batch and the length alone",
+            )
+        shape[opened[0]] = length
         return tuple(shape)
 
     def open_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:

@@ -1,0 +1,164 @@
+"""Recognition holds for graphs that no exporter wrote: sizes and ways of writing drawn at random.
+
+The reference is the source itself in ONNX Runtime, which ingest's own comparison runs; here it is
+checked that this comparison happened, that it can fail, and what was recognized.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import numpy_helper
+
+from genai_core.errors import DriftError
+from genai_core.facts import ModelFacts
+from genai_core.operations import IngestConfig
+from genai_stages.core_graph import read_facts
+from genai_stages.operations.ingest import run
+from genai_stages.passes import compare_source as comparing
+from genai_stages.passes.source_inputs import read_inputs
+from genai_stages.source_model import read_config, read_source
+from genai_stages.stage import Context, StageResult
+from genai_stages.testing import core_logits
+from genai_stages.testing_sources import Style, write_source
+
+
+def ingest(folder: Path) -> tuple[StageResult, ModelFacts]:
+    out = folder / "out"
+    out.mkdir()
+    result = run({"source": folder / "source"}, IngestConfig(), out, Context(folder / "scratch"))
+    return result, read_facts(out)
+
+
+def drawn(seed: int) -> dict[str, Any]:
+    pick = random.Random(seed)
+    kv_heads, groups = pick.choice([1, 1, 2, 3]), pick.choice([1, 2, 3])
+    head_dim = pick.choice([4, 8, 16, 20])
+    rotary = pick.choice(["halves", "neighbours", "none"])
+    partial = rotary != "none" and head_dim >= 8 and pick.random() < 0.4
+    return {
+        "layers": pick.choice([1, 2, 3]),
+        "hidden": pick.choice([24, 32, 40, 64]),
+        "heads": kv_heads * groups,
+        "kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "intermediate": pick.choice([36, 48, 80]),
+        "rotary": rotary,
+        "rotary_dim": head_dim // 4 * 2 if partial else None,
+        "norm": pick.choice(["div", "reciprocal", "power", "quotient"]),
+        "projection": pick.choice(["matmul", "gemm", "transposed", "conv"]),
+        "bias": pick.random() < 0.5,
+        "scale": pick.choice(["query", "key", "multiply", "divide", "both"]),
+        "mask": pick.choice(["infinite", "lowest", "where"]),
+        "repeat": pick.choice(["expand", "broadcast"]),
+        "fused": pick.random() < 0.4,
+        "turned_keys": pick.random() < 0.3,
+        "positions": pick.choice(["input", "counted"]),
+        "past": pick.random() < 0.85,
+        "tied": pick.random() < 0.3,
+        "window": pick.choice([0, 0, 5, 150, 300]),
+        "external": pick.random() < 0.4,
+        "half": pick.random() < 0.2,
+        "seed": seed,
+    }
+
+
+@pytest.mark.parametrize("seed", range(24))
+def test_any_way_of_writing_is_recognized(seed: int, tmp_path: Path) -> None:
+    style = write_source(tmp_path / "source", **drawn(seed))
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < 5e-6
+    assert facts.layers == style.layers
+    assert facts.tied_embedding == style.tied
+    rotary = 0 if style.rotary == "none" else style.rotary_dim or style.head_dim
+    for one in facts.attention:
+        assert (one.num_heads, one.kv_heads, one.head_dim) == (
+            style.heads,
+            style.kv_heads,
+            style.head_dim,
+        )
+        assert one.window == style.window
+        assert one.rope == ("default" if rotary else "")
+    if rotary:
+        assert facts.rope["default"].rotary_dim == rotary
+
+
+def test_prefill_and_decoding_equal_the_source(tmp_path: Path) -> None:
+    """The comparison once more, without ingest's code: present outputs become the next past."""
+    style = write_source(tmp_path / "source", Style(), turned_keys=True, window=6, layers=3)
+    ingest(tmp_path)
+    tokens = np.random.default_rng(5).integers(0, style.vocab, 23)
+    have = core_logits(tmp_path / "out", tokens, chunks=(15, 7, 1))
+
+    session = ort.InferenceSession(str(tmp_path / "source" / "model.onnx"))
+    names = [value.name for value in session.get_inputs() if value.name.startswith("past")]
+    past = {
+        name: np.zeros((1, 2, 8, 0) if "key" in name else (1, 2, 0, 8), np.float32)
+        for name in names
+    }
+    start, expected = 0, []
+    for count in (15, 7, 1):
+        stop = start + count
+        feeds = {
+            "input_ids": tokens[None, start:stop],
+            "attention_mask": np.ones((1, stop), np.int64),
+            "position_ids": np.arange(start, stop)[None],
+        }
+        outputs = [value.name for value in session.get_outputs()]
+        found = dict(zip(outputs, session.run(outputs, {**feeds, **past}), strict=True))
+        expected.append(found["logits"][0])
+        past = {name: found[name.replace("past", "present")] for name in names}
+        start = stop
+    np.testing.assert_allclose(have, np.concatenate(expected), atol=1e-5)
+
+
+def test_comparison_in_parts_covers_the_model(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    write_source(folder, layers=4, external=True, hidden=64)
+    ingest(tmp_path)
+    source = read_source(folder / "model.onnx", read_config(folder))
+    inputs = read_inputs(source)
+    whole = comparing.compare_source(source, inputs, {}, tmp_path / "out")
+    parts = comparing.compare_source(source, inputs, {}, tmp_path / "out", whole_bytes=0)
+    assert whole.parts == 1
+    assert parts.parts >= 4
+    assert parts.drift < 5e-6
+
+
+@pytest.mark.parametrize("whole_bytes", [0, 1 << 30])
+def test_comparison_fails_when_a_weight_differs(tmp_path: Path, whole_bytes: int) -> None:
+    """A value changed behind ingest's back, in the last layer, must be seen in either form."""
+    folder = tmp_path / "source"
+    write_source(folder, layers=3, external=True)
+    _, facts = ingest(tmp_path)
+    path = tmp_path / "out" / facts.groups["layer_002"].file
+    data = np.fromfile(path, "<f4")
+    data[100:110] += 0.5
+    data.tofile(path)
+    source = read_source(folder / "model.onnx", read_config(folder))
+    with pytest.raises(DriftError, match="departs from the source"):
+        comparing.compare_source(
+            source, read_inputs(source), {}, tmp_path / "out", whole_bytes=whole_bytes
+        )
+
+
+def test_equal_matrices_count_as_tied_even_when_stored_twice(tmp_path: Path) -> None:
+    folder = tmp_path / "source"
+    write_source(folder)
+    model = onnx.load(folder / "model.onnx")  # noqa: TID251 - a tiny model, to change it
+    stored = {weight.name: weight for weight in model.graph.initializer}
+    table = numpy_helper.to_array(stored["embed"])
+    stored["head.weight"].CopyFrom(
+        numpy_helper.from_array(np.ascontiguousarray(table.T), "head.weight")
+    )
+    onnx.save(model, folder / "model.onnx")
+    _, facts = ingest(tmp_path)
+    assert facts.tied_embedding
+    assert facts.parameters == sum(group.parameters for group in facts.groups.values())
+    assert facts.groups["head"].parameters == 32
