@@ -22,12 +22,12 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from genai_core.errors import BadModel, NotRunnableHere
 from genai_core.facts import RopeTable
+from genai_core.graphs import parse_name
 from genai_runtime.htp.metadata import BinaryMetadata
 
 METADATA = "metadata.json"
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
-_NAME = re.compile(r"^(?:[a-z]+_)?ar(\d+)_cl(\d+)_(\d+)_of_(\d+)$")
 _PART = re.compile(r"^part_(\d+)_of_(\d+)\.json$")
 
 
@@ -70,14 +70,17 @@ def graph_key(name: str) -> GraphKey:
     Raises:
         BadModel: The name does not say them.
     """
-    found = _NAME.match(name)
-    if found is None:
+    try:
+        found = parse_name(name)
+    except ValueError:
+        found = None
+    if found is None or not found.count:
         raise BadModel(
             "the graph's name does not tell AR, CL and split",
             where=name,
             remedy="name graphs like prompt_ar128_cl4096_1_of_5",
         )
-    return GraphKey(*(int(value) for value in found.groups()))
+    return GraphKey(found.ar, found.cl, found.index, found.count)
 
 
 def describe(folder: Path, rope: Mapping[str, RopeTable]) -> Emulation:

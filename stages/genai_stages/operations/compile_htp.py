@@ -64,9 +64,12 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
         # Float graphs are computed in float16: another arithmetic than the CPU's, told by loss.
         found = drift.emulator_drift(models, twin)
         notes["unsharedSizeBytes"] = twin.path.stat().st_size
-        notes["emulatorDecibels"] = found
+        notes["emulatorDecibels"] = {
+            graph: {name: _finite(value) for name, value in outputs.items()}
+            for graph, outputs in found.items()
+        }
         if not config.float16:
-            notes["worstDecibels"] = round(drift.require_small(found), 1)
+            notes["worstDecibels"] = _finite(drift.require_small(found))
     return StageResult(
         facts={"graphs": [source.name for source in sources], "socModel": done.metadata.soc_model},
         notes=notes,

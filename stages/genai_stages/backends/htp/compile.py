@@ -34,13 +34,11 @@ from onnx import TensorProto, helper, numpy_helper
 from genai_core import chips
 from genai_core.chips import Chip
 from genai_core.errors import InvalidSpec, ToolchainMismatch, ToolFailed
+from genai_core.graphs import NATIVE_KV_ARS
 from genai_runtime.htp import epcontext, metadata, qnn
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
 from genai_stages.backends.htp import dlc, toolrun
 from genai_stages.backends.htp.options import GraphOptions
-
-NATIVE_KV_ARS = (32, 64, 128, 256)
-"""AR lengths for which the library has a native layout of the key-value cache."""
 
 _TRIED = {"libQnnHtp.so": 106290201, "libQnnIr.so": 3705073, "libQnnSystem.so": 5385113}
 """Sizes in bytes of the libraries on which the layouts were proved."""

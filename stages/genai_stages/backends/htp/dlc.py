@@ -88,7 +88,7 @@ def convert(
     scratch.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="dlc-", dir=scratch)).resolve()
     request = {
-        "model": str(model.resolve()),
+        "model": str(model.absolute()),
         "out": str(folder),
         "soc_model": chips.REFERENCE.soc_model,
         "float16": float16,

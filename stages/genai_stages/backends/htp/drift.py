@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
@@ -32,14 +33,13 @@ LEAST_CACHE_DECIBELS = 25.0
 
 
 def emulator_drift(
-    models: Mapping[str, Path], twin: CompileResult, *, vocab_size: int = 2, seed: int = 0
+    models: Mapping[str, Path], twin: CompileResult, *, seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """Run every graph of a twin in the emulator and on the CPU.
 
     Args:
         models: Graph name -> the QDQ (or float) ONNX that it was converted from.
         twin: From `compile.twin`; the wrappers lie beside its binary.
-        vocab_size: Bound of the random tokens.
         seed: Of the made-up inputs.
 
     Returns:
@@ -53,7 +53,8 @@ def emulator_drift(
     found: dict[str, dict[str, float]] = {}
     with Emulator(wrappers, soc_model=twin.metadata.soc_model) as emulator:
         for graph in twin.metadata.graphs:
-            feeds = sample_inputs(graph, vocab_size=vocab_size, seed=seed)
+            vocabulary = _vocabulary(models[graph.name])
+            feeds = sample_inputs(graph, vocab_size=vocabulary, seed=seed)
             there = emulator.run(graph.name, feeds)
             session = ort.InferenceSession(
                 str(models[graph.name]), providers=["CPUExecutionProvider"]
@@ -132,6 +133,20 @@ def decibels(reference: NDArray[np.float32], other: NDArray[np.float32]) -> floa
     wanted = np.asarray(reference, np.float64)
     noise = float(((wanted - other) ** 2).sum())
     return float(10 * np.log10(float((wanted**2).sum()) / noise)) if noise else float("inf")
+
+
+def _vocabulary(model: Path) -> int:
+    """Rows of the table that the tokens index; 1 for a part without one."""
+    graph = onnx.load(str(model), load_external_data=False).graph  # noqa: TID251 - structure only
+    made_by = {node.output[0]: node for node in graph.node}
+    rows = {tensor.name: int(tensor.dims[0]) for tensor in graph.initializer if tensor.dims}
+    for node in graph.node:
+        if node.op_type == "Gather" and node.input[1] == "input_ids":
+            table = node.input[0]
+            while table in made_by:
+                table = made_by[table].input[0]
+            return rows.get(table, 1)
+    return 1
 
 
 def _spread(tensor: TensorMetadata) -> float:
