@@ -8,7 +8,7 @@ machine's rounding may swap them; such a place never counts as a mismatch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genai_core.errors import BadInput
-from genai_runtime.generate import generate
+from genai_runtime.generate import Generation, generate
 from genai_runtime.session import Session, Tokens, in_chunks
 
 GOLDEN_FILE = "golden.json"
@@ -80,17 +80,27 @@ def record(
     max_tokens: int,
     stop_tokens: frozenset[int] = frozenset(),
     tolerance: float,
+    on_answer: Callable[[Generation], None] | None = None,
 ) -> Golden:
     """Answer each prompt greedily and note how clear each choice was.
 
     Margins are rounded to six digits, which is how they are compared and stored.
+
+    Args:
+        session: What answers.
+        prompts: Text (empty where there is none) and tokens of each.
+        max_tokens: Of each answer.
+        stop_tokens: End tokens.
+        tolerance: Recorded with the answers.
+        on_answer: Called with each answer, for its speed.
     """
     answers: list[GoldenPrompt] = []
     for text, prompt in prompts:
         answer = generate(session, prompt, max_tokens=max_tokens, stop_tokens=stop_tokens)
         ids = [int(token) for token in np.asarray(prompt)]
-        choices, margins = _choices(session, ids, list(answer.tokens))
-        del choices
+        if on_answer is not None:
+            on_answer(answer)
+        _, margins = _choices(session, ids, list(answer.tokens))
         answers.append(
             GoldenPrompt(
                 prompt=text, prompt_tokens=ids, tokens=list(answer.tokens), margins=margins
