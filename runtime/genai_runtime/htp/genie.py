@@ -7,7 +7,8 @@ It runs in a child process (`python -m genai_runtime.htp.genie`), since it crash
 the emulator cannot load. Paths in its configuration are relative to its working folder: the child
 works in a private folder with links to the container's files.
 
-The C functions are called as Qualcomm's open examples call them (BSD-3-Clause).
+The C functions have the names of the vendor's public documentation; their arguments were proved by
+the answers, which equal our executor's.
 """
 
 from __future__ import annotations
