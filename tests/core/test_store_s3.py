@@ -13,8 +13,8 @@ from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnrea
 from genai_core.record import Blob, Record
 from genai_core.store import s3 as s3_module
 from genai_core.store.location import S3Credentials
-from genai_core.store.lookup import publish
-from genai_core.store.protocol import Committed, Existing, Hit, Miss
+from genai_core.store.lookup import lookup_all, publish
+from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
 from genai_core.store.s3 import S3Store
 from genai_core.store.s3_objects import Head
 from genai_core.testing import Fault, FaultProxy, S3Server
@@ -296,6 +296,20 @@ def test_slow_server_only_takes_longer(
     start = time.monotonic()
     assert isinstance(store.lookup(record.operation, record.key), Hit)
     assert time.monotonic() - start < 8 * 0.2, "blobs are asked for at once, not in turn"
+
+
+def test_shared_blobs_are_asked_for_once_at_plan_time(
+    store: S3Store, proxy: FaultProxy, make_record: MakeRecord
+) -> None:
+    weights = {f"layer_{n}.data": store.put_bytes(b"%d" % n) for n in range(5)}
+    records = [make_record(weights, seed=seed) for seed in range(6)]
+    for record in records:
+        publish(store, record)
+    proxy.seen.clear()
+    refs = [RecordRef(record.operation, record.key) for record in records]
+    found = lookup_all(store, refs, threads=1)
+    assert all(isinstance(answer, Hit) for answer in found.values())
+    assert sum(line.startswith("HEAD") for line in proxy.seen) == 5
 
 
 def test_listing_goes_on_after_a_thousand(

@@ -34,6 +34,7 @@ from genai_core.store.protocol import (
     Capabilities,
     Committed,
     Existing,
+    HeadBlob,
     Hit,
     Lease,
     Lookup,
@@ -78,7 +79,7 @@ class DirectoryStore(BlobFolder):
         except OSError as error:
             raise explain(error, path) from error
 
-    def lookup(self, operation: str, key: Key) -> Lookup:
+    def lookup(self, operation: str, key: Key, *, head: HeadBlob | None = None) -> Lookup:
         """Hit where record, folder and blobs stand."""
         data = self._record_bytes(operation, key)
         if data is None:
@@ -91,7 +92,7 @@ class DirectoryStore(BlobFolder):
             return Miss("its record is another task's", _etag(data))
         if view.is_invalidated(self.root, record):
             return Miss("its folder was deleted", _etag(data))
-        fault = first_fault(record, self.head_blob, pool=None)
+        fault = first_fault(record, head or self.head_blob, pool=None)
         if fault is not None:
             return Miss(fault, _etag(data))
         self._refresh_view(record)

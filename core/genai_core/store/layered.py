@@ -23,6 +23,7 @@ from genai_core.store.protocol import (
     Capabilities,
     Committed,
     Existing,
+    HeadBlob,
     Hit,
     Lease,
     Lookup,
@@ -125,8 +126,9 @@ class LayeredStore:
                 return stored
         return None
 
-    def lookup(self, operation: str, key: Key) -> Lookup:
+    def lookup(self, operation: str, key: Key, *, head: HeadBlob | None = None) -> Lookup:
         """Return the first store's hit, else another's, else the first store's miss."""
+        del head  # it would answer for all stores at once
         answer = self.first.lookup(operation, key)
         if isinstance(answer, Hit):
             return answer

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 from genai_core.errors import StoreUnavailable
-from genai_core.names import Digest
 from genai_core.record import Record
 from genai_core.store.protocol import (
     BlobStat,
     Committed,
     Existing,
+    HeadBlob,
     Hit,
     Lookup,
     RecordRef,
@@ -23,9 +24,7 @@ __all__ = ["first_fault", "lookup_all", "publish"]
 _ROUNDS = 8
 
 
-def first_fault(
-    record: Record, head: Callable[[Digest], BlobStat | None], *, pool: ThreadPoolExecutor | None
-) -> str | None:
+def first_fault(record: Record, head: HeadBlob, *, pool: ThreadPoolExecutor | None) -> str | None:
     """Return why a record's blobs do not make a hit, or None where all answer.
 
     Args:
@@ -75,10 +74,19 @@ def publish(store: Store, record: Record) -> Committed | Existing:
 def lookup_all(
     store: Store, refs: Iterable[RecordRef], *, threads: int = 8
 ) -> Mapping[RecordRef, Lookup]:
-    """Look many tasks up at once; at plan time most of the time is round trips."""
+    """Look many tasks up at once.
+
+    At plan time most of the time is round trips, so they run side by side, and a blob that many
+    records share (the weights of all graphs) is asked for once.
+    """
     wanted = list(dict.fromkeys(refs))
+    head = cache(store.head_blob)
+
+    def look(ref: RecordRef) -> Lookup:
+        return store.lookup(ref.operation, ref.key, head=head)
+
     if threads <= 1 or len(wanted) <= 1:
-        return {ref: store.lookup(ref.operation, ref.key) for ref in wanted}
+        return {ref: look(ref) for ref in wanted}
     with ThreadPoolExecutor(threads, thread_name_prefix="lookup") as pool:
-        found = pool.map(lambda ref: store.lookup(ref.operation, ref.key), wanted)
+        found = pool.map(look, wanted)
         return dict(zip(wanted, found, strict=True))

@@ -15,7 +15,7 @@ use from several threads, processes and machines at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -30,6 +30,7 @@ __all__ = [
     "Capabilities",
     "Committed",
     "Existing",
+    "HeadBlob",
     "Hit",
     "Lease",
     "Lookup",
@@ -112,6 +113,7 @@ class Miss:
 
 
 Lookup: TypeAlias = Hit | Miss
+HeadBlob: TypeAlias = Callable[[Digest], BlobStat | None]
 
 
 @dataclass(frozen=True)
@@ -252,8 +254,14 @@ class Store(Protocol):
         """
         ...
 
-    def lookup(self, operation: str, key: Key) -> Lookup:
-        """Return a hit where the record stands and every blob answers, else a miss and why."""
+    def lookup(self, operation: str, key: Key, *, head: HeadBlob | None = None) -> Lookup:
+        """Return a hit where the record stands and every blob answers, else a miss and why.
+
+        Args:
+            operation: Name of the operation.
+            key: The task's key.
+            head: Asked instead of `head_blob`; `lookup_all` remembers answers with it.
+        """
         ...
 
     def commit(self, record: Record) -> Committed | Existing:

@@ -44,6 +44,7 @@ from genai_core.store.protocol import (
     Capabilities,
     Committed,
     Existing,
+    HeadBlob,
     Hit,
     Lease,
     Lookup,
@@ -314,7 +315,7 @@ class S3Store:
             )
         return StoredRecord(record, found[1])
 
-    def lookup(self, operation: str, key: Key) -> Lookup:
+    def lookup(self, operation: str, key: Key, *, head: HeadBlob | None = None) -> Lookup:
         """Hit where the record stands and every blob answers to HEAD."""
         found = self._objects.get(_record_name(operation, key))
         if found is None:
@@ -324,7 +325,7 @@ class S3Store:
             return Miss("its record cannot be read", etag)
         if (record.operation, record.key) != (operation, key):
             return Miss("its record is another task's", etag)
-        fault = first_fault(record, self.head_blob, pool=self._pool)
+        fault = first_fault(record, head or self.head_blob, pool=self._pool)
         return Miss(fault, etag) if fault else Hit(record, etag, self.location)
 
     def commit(self, record: Record) -> Committed | Existing:
