@@ -24,7 +24,8 @@ from genai_stages.passes.drafts import Data, Draft, Weight
 from genai_stages.passes.evaluate_region import region_of, run_region
 from genai_stages.passes.layouts import Atom, Layout
 from genai_stages.passes.lower_fused import MADE
-from genai_stages.passes.recognise_layers import MOVEMENTS, Walk
+from genai_stages.passes.name_roles import RoleNames
+from genai_stages.passes.recognise_layers import Walk, no_form
 from genai_stages.passes.specialise import StaticGraph, StaticNode
 from genai_stages.source_model import Array
 
@@ -134,8 +135,8 @@ class AttentionSolver:
         self.mask_at_scale = mask_at_scale
         self.ends = find_ends(walk.graph, sizes)
         self.producers = walk.graph.producers()
-        self.consumers = walk.graph.consumers()
         self.order = {id(node): index for index, node in enumerate(walk.graph.nodes)}
+        self.names = RoleNames(walk.graph, walk.values, self.past_inputs, tokens=sizes.tokens)
         self.found: list[Found] = []
 
     def __call__(self, node: StaticNode, values: dict[str, Data]) -> Data:
@@ -192,6 +193,12 @@ class _Attention:
         """Nodes behind one operand back to the projections; those, and past inputs."""
         nodes, border = region_of(self.solver.producers, [name], lambda one: one in self.known)
         nodes.sort(key=lambda node: self.solver.order[id(node)])
+        for node in nodes:
+            # A projection in here means that what it projects could not be understood.
+            weighted = any(one in self.graph.constants for one in node.inputs[:2])
+            if node.op_type in ("MatMul", "Gemm", "Conv") and weighted:
+                cause, reason = self.solver.walk.causes[node.outputs[0]]
+                raise no_form(cause, reason)
         open_border = [one for one in border if one and one not in self.graph.constants]
         flat = [one for one in open_border if one in self.known]
         past = [one for one in open_border if one not in self.known]
@@ -230,9 +237,9 @@ class _Attention:
             raise self.refuse(f"keys have the shape {list(k_shape)}")
         heads = int(np.prod(q_shape)) // (tokens * width)
         sides = {"query": q_flat, "key": k_flat, "value": v_flat}
-        drafts, rows, names = {}, {}, {}
+        drafts, rows, labels = {}, {}, {}
         for role, flat in sides.items():
-            drafts[role], rows[role], names[role] = self.heads_of(flat, role)
+            drafts[role], rows[role], labels[role] = self.heads_of(flat, role)
         kv_heads = len(rows["key"]) // width
         if len(rows["query"]) != heads * width or len(rows["key"]) != kv_heads * width:
             raise self.refuse("heads do not cover the projection's channels")
@@ -289,11 +296,12 @@ class _Attention:
             raise self.refuse(f"its context departs by {error:.1e} from the definition")
 
         projections = {
-            role: self.solver.walk.cut(draft, rows[role], names[role])
+            role: self.solver.walk.cut(draft, rows[role], labels[role])
             for role, draft in drafts.items()
         }
-        flat_name = self.flat_name()
-        roles |= self.roles(
+        names = self.solver.names
+        flat_name = names.flat_context(self.product.outputs[0])
+        roles |= names.by_value(
             projections,
             {
                 "query_rotated": (rotated_q, q_nodes) if turn_q.rotary_dim else None,
@@ -301,6 +309,7 @@ class _Attention:
                 "key_all": (all_k, k_nodes),
                 "value_all": (all_v, v_nodes),
             },
+            self.tensors,
         )
         for role, norm in norms.items():
             if norm is not None:
@@ -309,7 +318,7 @@ class _Attention:
         roles |= {"context": self.product.outputs[0], "context_flat": flat_name}
         if k_past and v_past:
             roles |= {"past_key": k_past[0], "past_value": v_past[0]}
-        self.cache_outputs(roles, set(k_flat), set(v_flat), k_past, v_past)
+        names.cache_outputs(roles, set(k_flat), set(v_flat), k_past, v_past)
         weights, epsilon = self.norm_weights(norms)
         draft = Draft(
             flat_name,
@@ -503,82 +512,6 @@ class _Attention:
                 raise self.refuse("its mask is neither causal nor a sliding window")
             window = later
         return visible[0], window, True
-
-    def flat_name(self) -> str:
-        """The last name of the context before something computes with it."""
-        name = self.product.outputs[0]
-        while True:
-            readers = self.solver.consumers.get(name, [])
-            if len(readers) != 1 or readers[0].op_type not in MOVEMENTS:
-                return name
-            following = readers[0].outputs[0]
-            width = self.graph.shapes[following][-1]
-            name = following
-            if len(self.graph.shapes[following]) == 3 and width != self.sizes.tokens:
-                return name
-
-    def roles(
-        self,
-        projections: dict[str, Draft],
-        wanted: dict[Role, tuple[npt.NDArray[np.floating], list[StaticNode]] | None],
-    ) -> dict[Role, str]:
-        """The first tensor in each place that has the values of its role, in any arrangement."""
-        found: dict[Role, str] = {
-            "query": projections["query"].name,
-            "key": projections["key"].name,
-            "value": projections["value"].name,
-        }
-        for role, want in wanted.items():
-            if want is None:
-                continue
-            values, nodes = want
-            flat = np.sort(values.reshape(-1))
-            for node in nodes:
-                have = self.tensors.get(node.outputs[0])
-                if have is None or have.size != flat.size or have.dtype != np.float32:
-                    continue
-                if np.allclose(np.sort(have.reshape(-1)), flat, atol=1e-4, rtol=1e-4):
-                    found[role] = node.outputs[0]
-                    break
-        return found
-
-    def cache_outputs(
-        self,
-        roles: dict[Role, str],
-        keys: set[str],
-        values: set[str],
-        k_past: list[str],
-        v_past: list[str],
-    ) -> None:
-        """The source's outputs that hold new (or all) keys and values of this attention."""
-        for output, held in self.graph.outputs.items():
-            shape = self.graph.constants[held].shape if held in self.graph.constants else None
-            if shape is not None:
-                continue
-            data = self.known.get(held)
-            if data is not None:
-                border, past = {held}, set()
-                same_key = any(self.known[one].draft is data.draft for one in keys)
-                same_value = any(self.known[one].draft is data.draft for one in values)
-                channels = set(data.layout.channels().tolist())
-                same_key = same_key and self.covers(keys, channels)
-                same_value = same_value and self.covers(values, channels)
-            else:
-                _, edge = region_of(self.solver.producers, [held], lambda one: one in self.known)
-                border = {one for one in edge if one in self.known}
-                past = {one for one in edge if one in self.solver.past_inputs}
-                same_key = bool(border) and border <= keys and past <= set(k_past)
-                same_value = bool(border) and border <= values and past <= set(v_past)
-            if same_key and "key_new" not in roles:
-                roles["key_new"] = output
-            elif same_value and "value_new" not in roles:
-                roles["value_new"] = output
-
-    def covers(self, names: set[str], channels: set[int]) -> bool:
-        held: set[int] = set()
-        for name in names:
-            held.update(self.known[name].layout.channels().tolist())
-        return held == channels
 
     def context_layout(self, heads: int, width: int) -> Layout:
         """The product's output in terms of the flat context."""

@@ -96,12 +96,7 @@ class Walk:
         if held in self.values:
             return self.values[held]
         if held in self.causes:
-            node, reason = self.causes[held]
-            raise UnsupportedOperator(
-                f"this part of the graph has no form here: {reason}",
-                where=node.where(),
-                remedy="export a decoder-only language model without it",
-            )
+            raise no_form(*self.causes[held])
         raise BadModel(
             f"output {output} does not depend on the tokens",
             where=output,
@@ -390,6 +385,15 @@ class Walk:
         attributes: dict[str, Any] = {"axis": -1, "epsilon": epsilon}
         self._put(node, data, Draft(node.outputs[0], node.op_type, (data.draft,), data.draft.width,
                                     weights=tuple(weights), attributes=attributes))  # fmt: skip
+
+
+def no_form(node: StaticNode, reason: str) -> UnsupportedOperator:
+    """The error for a node that the core graph has no place for."""
+    return UnsupportedOperator(
+        f"this part of the graph has no form here: {reason}",
+        where=node.where(),
+        remedy="export a decoder-only language model without it",
+    )
 
 
 def _cut(draft: Draft, rows: np.ndarray[Any, np.dtype[np.int64]], name: str) -> Draft:

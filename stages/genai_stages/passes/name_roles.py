@@ -1,0 +1,126 @@
+"""Which source tensors stand for an attention's inner values.
+
+Encodings of a quantized model hang on tensor names, and `genai.Attention` has no inner tensors. So
+for each role the source's tensor is found: by its values where an exporter may have arranged them
+in any way, by its place where the graph leaves no choice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from genai_core.facts import Role
+from genai_stages.passes.drafts import Data, Draft
+from genai_stages.passes.evaluate_region import region_of
+from genai_stages.passes.recognise_layers import MOVEMENTS
+from genai_stages.passes.specialise import StaticGraph, StaticNode
+from genai_stages.source_model import Array
+
+Wanted = Mapping[Role, tuple[npt.NDArray[np.floating[Any]], list[StaticNode]] | None]
+"""Role -> its values and the nodes among whose outputs it is; None = there is no such role."""
+
+
+class RoleNames:
+    """Finds names in one graph.
+
+    Args:
+        graph: The graph.
+        known: What the walk knows of its tensors.
+        past_inputs: Names of the cache inputs.
+        tokens: T.
+    """
+
+    def __init__(
+        self,
+        graph: StaticGraph,
+        known: Mapping[str, Data],
+        past_inputs: set[str],
+        *,
+        tokens: int,
+    ) -> None:
+        self.graph = graph
+        self.known = known
+        self.past_inputs = past_inputs
+        self.tokens = tokens
+        self.producers = graph.producers()
+        self.consumers = graph.consumers()
+
+    def flat_context(self, name: str) -> str:
+        """The last name of a context before something computes with it."""
+        while True:
+            readers = self.consumers.get(name, [])
+            if len(readers) != 1 or readers[0].op_type not in MOVEMENTS:
+                return name
+            following = readers[0].outputs[0]
+            width = self.graph.shapes[following][-1]
+            name = following
+            if len(self.graph.shapes[following]) == 3 and width != self.tokens:
+                return name
+
+    def by_value(
+        self,
+        projections: dict[str, Draft],
+        wanted: Wanted,
+        tensors: Mapping[str, Array],
+    ) -> dict[Role, str]:
+        """The first tensor in each place that has the values of its role, in any arrangement."""
+        found: dict[Role, str] = {
+            "query": projections["query"].name,
+            "key": projections["key"].name,
+            "value": projections["value"].name,
+        }
+        for role, want in wanted.items():
+            if want is None:
+                continue
+            values, nodes = want
+            flat = np.sort(values.reshape(-1))
+            for node in nodes:
+                have = tensors.get(node.outputs[0])
+                if have is None or have.size != flat.size or have.dtype != np.float32:
+                    continue
+                if np.allclose(np.sort(have.reshape(-1)), flat, atol=1e-4, rtol=1e-4):
+                    found[role] = node.outputs[0]
+                    break
+        return found
+
+    def cache_outputs(
+        self,
+        roles: dict[Role, str],
+        keys: set[str],
+        values: set[str],
+        k_past: list[str],
+        v_past: list[str],
+    ) -> None:
+        """The source's outputs that hold new (or all) keys and values of this attention."""
+        for output, held in self.graph.outputs.items():
+            shape = self.graph.constants[held].shape if held in self.graph.constants else None
+            if shape is not None:
+                continue
+            data = self.known.get(held)
+            if data is not None:
+                border, past = {held}, set()
+                same_key = any(self.known[one].draft is data.draft for one in keys)
+                same_value = any(self.known[one].draft is data.draft for one in values)
+                channels = set(data.layout.channels().tolist())
+                same_key = same_key and self._covers(keys, channels)
+                same_value = same_value and self._covers(values, channels)
+            else:
+                _, edge = region_of(self.producers, [held], lambda one: one in self.known)
+                border = {one for one in edge if one in self.known}
+                past = {one for one in edge if one in self.past_inputs}
+                same_key = bool(border) and border <= keys and past <= set(k_past)
+                same_value = bool(border) and border <= values and past <= set(v_past)
+            if same_key and "key_new" not in roles:
+                roles["key_new"] = output
+            elif same_value and "value_new" not in roles:
+                roles["value_new"] = output
+
+    def _covers(self, names: set[str], channels: set[int]) -> bool:
+        held: set[int] = set()
+        for name in names:
+            held.update(self.known[name].layout.channels().tolist())
+        return held == channels
