@@ -11,9 +11,11 @@ input's task run again.
 
 from __future__ import annotations
 
+import errno
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -219,7 +221,8 @@ class LocalRun:
                 self.on_event(TaskWaiting(wait.task, wait.why))
         busy = len(self._running) + len(choice.start)
         for start in choice.start:
-            self._start(machine, start, threads=max(1, self._cores // max(1, busy)))
+            with _room_needed(self.work.path):
+                self._start(machine, start, threads=max(1, self._cores // max(1, busy)))
 
     def _start(self, machine: Machine, start: Start, *, threads: int) -> None:
         lock = KeyLock(self.work.locks, start.key)
@@ -356,6 +359,18 @@ class LocalRun:
         if self._running:
             self.peak_memory_bytes = max(self.peak_memory_bytes, self._used)
             self.on_event(MemorySampled(self._used))
+
+
+@contextmanager
+def _room_needed(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+            raise
+        raise NoSpace(
+            "there is no room left", where=str(folder), remedy="free some room"
+        ) from error
 
 
 def _read_result(path: Path) -> TaskResult | None:

@@ -206,7 +206,7 @@ class LocalPlan:
         if state is State.BLOCKED:
             waits = [t for t in self.machine.after[task.id] if t not in self.machine.results]
             more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
-            return f"runs unless {waits[0]}{more} leaves what it left before" if waits else ""
+            return f"follows from {waits[0]}{more}" if waits else ""
         miss = self.machine.why.get(task.id, "")
         if not explain:
             return miss

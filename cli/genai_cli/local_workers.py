@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from genai_core.errors import GenAIError
 __all__ = ["Ended", "Job", "WorkerPool"]
 
 _CHUNK = 1 << 16
+_SERVER = (sys.executable, "-P", "-m", "genai_stages", "serve")
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,11 @@ class WorkerPool:
     Args:
         store: Address of the store.
         log: Gets what the server itself says.
+        command: Of the server.
     """
 
-    def __init__(self, store: str, log: Path) -> None:
+    def __init__(self, store: str, log: Path, *, command: Sequence[str] = _SERVER) -> None:
+        self.command = tuple(command)
         self.store = store
         self.log = log
         self.pids: dict[int, int | None] = {}
@@ -142,8 +146,8 @@ class WorkerPool:
         # One thread each for numpy: tasks run side by side, and a fork must not inherit threads.
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         with self.log.open("ab") as log:
-            self._server = subprocess.Popen(
-                [sys.executable, "-P", "-m", "genai_stages", "serve"],
+            self._server = subprocess.Popen(  # noqa: S603 - our own interpreter and module
+                self.command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -31,7 +31,10 @@ __all__ = ["expand_htp"]
 
 EMULATED_WEIGHTS = 50_000_000
 EMULATED_CL = 1024
-"""Up to here a build is small enough that x86 emulates its graphs within seconds."""
+"""Up to here a build is small enough that x86 emulates its graphs."""
+
+EMULATED_PIECES = 4
+"""Pieces of text that the emulator scores: it takes a good part of a second for each pass."""
 
 
 def expand_htp(
@@ -245,6 +248,7 @@ class _Builder:
             config=FidelityConfig(
                 backend=Backend.HTP,
                 budget_nats=fidelity.budget_nats,
+                pieces=EMULATED_PIECES,
                 length=min(FidelityConfig.model_fields["length"].default, self.grid.context_length),
             ),
             inputs=sources,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from genai_core.names import Gaps, Precision
+from genai_core.names import Gaps
 from genai_planner.graph import Demand
 from genai_planner.shape import ModelShape
 
@@ -33,6 +33,19 @@ _PER_FLOAT_BYTE = {
     "package": 1.5,
 }
 """Peak memory beyond the base, in bytes for each byte of the float weights concerned."""
+
+_START_SECONDS = {
+    "ingest": 2.0,
+    "arcl": 1.0,
+    "transform": 0.7,
+    "convert-htp": 3.0,
+    "compile-htp": 5.0,
+    "convert-cpu": 0.5,
+    "compile-cpu": 1.0,
+    "fidelity": 8.0,
+    "package": 5.0,
+}
+"""What even a tiny model takes: sessions, emulators, and the prompts that are recorded."""
 
 _CODE = 1.03
 """A binary also holds the graphs themselves: 51.7 MB were measured for 50.3 MB of weights."""
@@ -107,13 +120,8 @@ def demand(operation: str, weights: int, *, largest: int | None = None) -> Deman
     held = _FLOAT * (weights if largest is None else largest)
     return Demand(
         memory_bytes=_BASE + int(_PER_FLOAT_BYTE[operation] * held),
-        seconds=1.0 + _FLOAT * weights / MIB / _RATE[operation],
+        seconds=_START_SECONDS[operation] + _FLOAT * weights / MIB / _RATE[operation],
     )
-
-
-def precision_bytes(precision: Precision) -> float:
-    """Bytes of a weight in a cpu container."""
-    return {Precision.INT8: 1.0, Precision.INT4: 0.6, Precision.FLOAT: 4.0}[precision]
 
 
 def bytes_text(sizes: Iterable[int]) -> str:
