@@ -108,11 +108,15 @@ class _Watched(Expansion):
         if role not in ("past_key", "past_value", "masked"):
             roles = self.roles[spec.layer]
             self.watch(value, role_name(roles, spec.layer, role))
-            if role == "scaled" and ("scaled" not in roles or spec.scale == 1.0):
-                self.watch(value, role_name(roles, spec.layer, "scores"))
+            if role == "scaled":
+                # The expansion scales queries beforehand, so raw scores are seen scaled alone.
+                raw = 1.0 if "scaled" not in roles else 1.0 / spec.scale
+                self.watch(value, role_name(roles, spec.layer, "scores"), times=raw)
         return value
 
-    def watch(self, value: ir.Value, name: str) -> None:
+    def watch(self, value: ir.Value, name: str, *, times: float = 1.0) -> None:
+        if times != 1.0:
+            value = self.op("Mul", value, self.number(times))
         low = self.op("ReduceMin", value, keepdims=0)
         high = self.op("ReduceMax", value, keepdims=0)
         for one in (low, high):
