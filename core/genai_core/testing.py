@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from genai_core.store.location import S3Credentials, S3Location
 from genai_core.store.s3 import S3Store
+from genai_core.store.s3_location import S3Credentials, S3Location
 
 __all__ = ["Fault", "FaultProxy", "S3Server", "s3_server"]
 

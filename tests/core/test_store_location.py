@@ -13,10 +13,11 @@ from genai_core.errors import CorruptBlob, InvalidSpec, StoreUnreadable
 from genai_core.record import Record
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
-from genai_core.store.location import S3Credentials, S3Location, open_store, parse_s3
+from genai_core.store.location import open_store
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Hit, Miss, RecordRef
 from genai_core.store.s3 import S3Store
+from genai_core.store.s3_location import S3Credentials, S3Location, parse_s3
 from genai_core.testing import S3Server
 
 MakeRecord = Callable[..., Record]

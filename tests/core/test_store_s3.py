@@ -12,10 +12,10 @@ import pytest
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
 from genai_core.record import Blob, Record
 from genai_core.store import s3 as s3_module
-from genai_core.store.location import S3Credentials
 from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
 from genai_core.store.s3 import S3Store
+from genai_core.store.s3_location import S3Credentials
 from genai_core.store.s3_objects import Head
 from genai_core.testing import Fault, FaultProxy, S3Server
 

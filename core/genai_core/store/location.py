@@ -1,94 +1,15 @@
-"""From what users write to a store: a folder, or `s3://bucket/prefix?endpoint=...&region=...`.
-
-Options behind `?`: `endpoint` (URL of the server; absent = AWS), `region`, `ca` (file of CA
-certificates), `addressing` (`path` or `virtual`; `path` where an endpoint is given). Credentials
-never stand in an address, since addresses are shown in logs and statuses: they come from the
-caller or from the usual places (AWS_* variables, ~/.aws, the pod's service account).
-"""
+"""From what users write to a store: a folder, or an `s3://` address (see `s3_location`)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from genai_core.errors import InvalidSpec, StoreUnreadable
+from genai_core.errors import StoreUnreadable
 from genai_core.store.protocol import Store
+from genai_core.store.s3_location import S3Credentials, parse_s3, wrong_address
 
-__all__ = ["S3Credentials", "S3Location", "open_store", "parse_s3"]
-
-
-@dataclass(frozen=True)
-class S3Credentials:
-    """Access to a bucket; empty = found in the environment."""
-
-    access_key_id: str
-    secret_access_key: str = field(repr=False)
-    session_token: str | None = field(default=None, repr=False)
-
-
-@dataclass(frozen=True)
-class S3Location:
-    """Where a store lies behind S3.
-
-    Attributes:
-        prefix: Without slashes at its ends; may be empty.
-        endpoint: URL; None = AWS.
-        ca: File with the certificates that the endpoint's is checked against.
-    """
-
-    bucket: str
-    prefix: str = ""
-    endpoint: str | None = None
-    region: str | None = None
-    ca: str | None = None
-    addressing: Literal["path", "virtual", "auto"] = "auto"
-
-    def __str__(self) -> str:
-        """The address as `open_store` reads it."""
-        options = {"endpoint": self.endpoint, "region": self.region, "ca": self.ca}
-        if self.addressing != ("path" if self.endpoint else "auto"):
-            options["addressing"] = self.addressing
-        query = urlencode({k: v for k, v in options.items() if v}, safe=":/")
-        path = f"/{quote(self.prefix)}" if self.prefix else ""
-        return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
-
-
-def parse_s3(address: str) -> S3Location:
-    """Read an `s3://` address.
-
-    Raises:
-        InvalidSpec: Names what is wrong with it.
-    """
-    try:
-        parts = urlsplit(address)
-        options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
-    except ValueError as error:
-        raise _wrong(address, str(error)) from error
-    if parts.username or parts.password:
-        shown = f"s3://{parts.hostname}{parts.path}"
-        raise _wrong(shown, "credentials must not stand in an address")
-    if parts.scheme != "s3" or len(parts.netloc) < 3:
-        raise _wrong(address, "it names no bucket (at least 3 characters)")
-    unknown = sorted(options.keys() - {"endpoint", "region", "ca", "addressing"})
-    if unknown:
-        raise _wrong(address, f"unknown option {unknown[0]!r}")
-    endpoint = options.get("endpoint")
-    if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
-        raise _wrong(address, "endpoint is not an http:// or https:// URL")
-    addressing = options.get("addressing", "path" if endpoint else "auto")
-    if addressing not in {"path", "virtual", "auto"}:
-        raise _wrong(address, "addressing is path, virtual or auto")
-    return S3Location(
-        bucket=parts.netloc,
-        prefix=parts.path.strip("/"),
-        endpoint=endpoint,
-        region=options.get("region"),
-        ca=options.get("ca"),
-        addressing=addressing,  # type: ignore[arg-type]
-    )
+__all__ = ["open_store"]
 
 
 def open_store(
@@ -134,12 +55,12 @@ def _open_one(
 ) -> Store:
     if _is_folder(location):
         if not str(location):
-            raise _wrong(str(location), "it is empty")
+            raise wrong_address(str(location), "it is empty")
         from genai_core.store.directory import DirectoryStore
 
         return DirectoryStore(Path(location).expanduser(), read_only=read_only)
     if not str(location).startswith("s3://"):
-        raise _wrong(str(location), "a store is a folder or s3://bucket/prefix")
+        raise wrong_address(str(location), "a store is a folder or s3://bucket/prefix")
     try:
         from genai_core.store.s3 import S3Store
     except ModuleNotFoundError as error:
@@ -150,9 +71,3 @@ def _open_one(
         ) from error
 
     return S3Store(parse_s3(str(location)), credentials=credentials, read_only=read_only)
-
-
-def _wrong(address: str, why: str) -> InvalidSpec:
-    return InvalidSpec(
-        why, where=address, remedy="write s3://bucket/prefix?endpoint=https://host&region=name"
-    )

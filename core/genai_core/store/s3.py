@@ -37,7 +37,6 @@ from genai_core.record import Blob, Record
 from genai_core.store import s3_transfer as transfer
 from genai_core.store.files import explain, hash_file, temporary
 from genai_core.store.leases import check_lease_name, lease_from_bytes, lease_to_bytes
-from genai_core.store.location import S3Credentials, S3Location
 from genai_core.store.lookup import first_fault
 from genai_core.store.protocol import (
     BlobStat,
@@ -53,6 +52,7 @@ from genai_core.store.protocol import (
     StoredRecord,
 )
 from genai_core.store.s3_errors import code_of, explained, is_absent
+from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.s3_objects import Head, Objects
 
 if TYPE_CHECKING:

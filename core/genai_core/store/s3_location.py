@@ -1,0 +1,95 @@
+"""Addresses behind S3: `s3://bucket/prefix?endpoint=...&region=...`.
+
+Options behind `?`: `endpoint` (URL of the server; absent = AWS), `region`, `ca` (file of CA
+certificates), `addressing` (`path` or `virtual`; `path` where an endpoint is given). Credentials
+never stand in an address, since addresses are shown in logs and statuses: they come from the
+caller or from the usual places (AWS_* variables, ~/.aws, the pod's service account).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+
+from genai_core.errors import InvalidSpec
+
+__all__ = ["S3Credentials", "S3Location", "parse_s3", "wrong_address"]
+
+
+@dataclass(frozen=True)
+class S3Credentials:
+    """Access to a bucket; empty = found in the environment."""
+
+    access_key_id: str
+    secret_access_key: str = field(repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class S3Location:
+    """Where a store lies behind S3.
+
+    Attributes:
+        prefix: Without slashes at its ends; may be empty.
+        endpoint: URL; None = AWS.
+        ca: File with the certificates that the endpoint's is checked against.
+    """
+
+    bucket: str
+    prefix: str = ""
+    endpoint: str | None = None
+    region: str | None = None
+    ca: str | None = None
+    addressing: Literal["path", "virtual", "auto"] = "auto"
+
+    def __str__(self) -> str:
+        """The address as `open_store` reads it."""
+        options = {"endpoint": self.endpoint, "region": self.region, "ca": self.ca}
+        if self.addressing != ("path" if self.endpoint else "auto"):
+            options["addressing"] = self.addressing
+        query = urlencode({k: v for k, v in options.items() if v}, safe=":/")
+        path = f"/{quote(self.prefix)}" if self.prefix else ""
+        return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
+
+
+def parse_s3(address: str) -> S3Location:
+    """Read an `s3://` address.
+
+    Raises:
+        InvalidSpec: Names what is wrong with it.
+    """
+    try:
+        parts = urlsplit(address)
+        options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
+    except ValueError as error:
+        raise wrong_address(address, str(error)) from error
+    if parts.username or parts.password:
+        shown = f"s3://{parts.hostname}{parts.path}"
+        raise wrong_address(shown, "credentials must not stand in an address")
+    if parts.scheme != "s3" or len(parts.netloc) < 3:
+        raise wrong_address(address, "it names no bucket (at least 3 characters)")
+    unknown = sorted(options.keys() - {"endpoint", "region", "ca", "addressing"})
+    if unknown:
+        raise wrong_address(address, f"unknown option {unknown[0]!r}")
+    endpoint = options.get("endpoint")
+    if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
+        raise wrong_address(address, "endpoint is not an http:// or https:// URL")
+    addressing = options.get("addressing", "path" if endpoint else "auto")
+    if addressing not in {"path", "virtual", "auto"}:
+        raise wrong_address(address, "addressing is path, virtual or auto")
+    return S3Location(
+        bucket=parts.netloc,
+        prefix=parts.path.strip("/"),
+        endpoint=endpoint,
+        region=options.get("region"),
+        ca=options.get("ca"),
+        addressing=addressing,  # type: ignore[arg-type]
+    )
+
+
+def wrong_address(address: str, why: str) -> InvalidSpec:
+    """Return the error for an address that cannot be read."""
+    return InvalidSpec(
+        why, where=address, remedy="write s3://bucket/prefix?endpoint=https://host&region=name"
+    )
