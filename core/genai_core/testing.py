@@ -11,6 +11,7 @@ import http.client
 import os
 import shutil
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -197,8 +198,8 @@ class FaultProxy:
     endpoint: str = ""
 
     @contextmanager
-    def running(self) -> Iterator[FaultProxy]:
-        """Serve while the block runs."""
+    def running(self, tls: ssl.SSLContext | None = None) -> Iterator[FaultProxy]:
+        """Serve while the block runs, with https where a context is given."""
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -214,9 +215,12 @@ class FaultProxy:
 
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        self.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
+        scheme = "https" if tls else "http"
+        self.endpoint = f"{scheme}://127.0.0.1:{server.server_address[1]}"
         try:
             yield self
         finally:

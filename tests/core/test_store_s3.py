@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import logging
+import ssl
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from datetime import timedelta
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +17,7 @@ import pytest
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
 from genai_core.record import Blob, Record
 from genai_core.store import s3 as s3_module
+from genai_core.store.collect import collect
 from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
 from genai_core.store.s3 import S3Store
@@ -265,6 +271,90 @@ def test_failed_upload_is_aborted(
     client = store._client()
     assert "Uploads" not in client.list_multipart_uploads(Bucket=s3.bucket)
     assert list(store.list_blobs()) == []
+
+
+_KILLED = """
+import sys
+from pathlib import Path
+from genai_core.store.location import open_store
+from genai_core.store.s3_location import S3Credentials
+open_store(sys.argv[1], credentials=S3Credentials(*sys.argv[3:])).put_blob(Path(sys.argv[2]))
+"""
+
+
+def test_writer_killed_in_the_middle_of_an_upload(
+    store: S3Store, proxy: FaultProxy, s3: S3Server, fresh_name: str, tmp_path: Path
+) -> None:
+    path = whole(tmp_path / "a")
+    last_part = threading.Event()
+
+    def rule(_: str, asked: str, __: Mapping[str, str]) -> Fault | None:
+        if "partNumber=3" not in asked:
+            return None
+        last_part.set()
+        return Fault(seconds=2)
+
+    proxy.rule = rule
+    address = str(s3.where(fresh_name, endpoint=proxy.endpoint))
+    keys = (s3.credentials.access_key_id, s3.credentials.secret_access_key)
+    writer = subprocess.Popen([sys.executable, "-c", _KILLED, address, str(path), *keys])
+    assert last_part.wait(60)
+    writer.kill()
+    writer.wait()
+    proxy.rule = lambda *_: None
+    assert list(store.list_blobs()) == []
+    soon = datetime.now(UTC) + timedelta(minutes=1)
+    assert collect(store, now=soon).drafts_deleted == 0, "its writer may be alive"
+    assert collect(store, now=soon + timedelta(days=1), dry_run=True).drafts_deleted == 1
+    assert collect(store, now=soon + timedelta(days=1)).drafts_deleted == 1
+    assert collect(store, now=soon + timedelta(days=1)).drafts_deleted == 0
+    blob = store.put_blob(path)
+    assert [stat.sha256 for stat in store.list_blobs()] == [blob.sha256]
+
+
+def test_certificates_are_checked(s3: S3Server, fresh_name: str, tmp_path: Path) -> None:
+    ca, key = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca, key)
+    with FaultProxy(s3.endpoint).running(context) as proxy:
+        where = s3.where(fresh_name, endpoint=proxy.endpoint)
+        with pytest.raises(StoreUnreadable, match=r"certificate is not accepted.*ca= in the"):
+            S3Store(where, credentials=s3.credentials).put_bytes(b"x")
+        trusted = S3Store(replace(where, ca=str(ca)), credentials=s3.credentials)
+        blob = trusted.put_blob(whole(tmp_path / "a"))
+        trusted.fetch_blob(blob, tmp_path / "b")
+        with pytest.raises(StoreUnreadable, match="nowhere"):
+            S3Store(
+                replace(where, ca=str(tmp_path / "nowhere")), credentials=s3.credentials
+            ).probe()
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """Write a certificate for 127.0.0.1, signed by itself, and its key."""
+    import ipaddress
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    now = datetime.now(UTC)
+    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    (folder / "ca.pem").write_bytes(made.public_bytes(pem))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "ca.pem", folder / "key.pem"
 
 
 def test_full_disk_on_download(store: S3Store, tmp_path: Path) -> None:

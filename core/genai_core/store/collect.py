@@ -18,7 +18,6 @@ from datetime import datetime, timedelta
 
 from genai_core.errors import CorruptBlob
 from genai_core.names import Digest
-from genai_core.store.directory import DirectoryStore
 from genai_core.store.protocol import RecordRef, Store
 
 __all__ = ["DEFAULT_GRACE", "Collected", "collect"]
@@ -35,6 +34,7 @@ class Collected:
         bytes_kept: Of the blobs that stay.
         bytes_deleted: Of the blobs that go.
         deleted: The records that go.
+        drafts_deleted: What killed writers left half-written, older than a day.
         holders: Who holds live leases.
     """
 
@@ -91,8 +91,7 @@ def collect(
         if not dry_run:
             store.delete_record(ref)
     _sweep_blobs(store, kept_blobs, before, done, progress)
-    if isinstance(store, DirectoryStore):
-        _sweep_drafts(store, now, done)
+    done.drafts_deleted = store.delete_drafts(now - _DRAFTS_LAST, dry_run=dry_run)
     return done
 
 
@@ -152,11 +151,3 @@ def _sweep_blobs(
         done.blobs_deleted += 1
         done.bytes_deleted += stat.size
         progress(f"blob {stat.sha256} {stat.size} bytes")
-
-
-def _sweep_drafts(store: DirectoryStore, now: datetime, done: Collected) -> None:
-    for path, modified in store.leftovers():
-        if now - modified > _DRAFTS_LAST:
-            done.drafts_deleted += 1
-            if not done.dry_run:
-                store.delete_leftover(path)

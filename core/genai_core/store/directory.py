@@ -220,13 +220,16 @@ class DirectoryStore(BlobFolder):
                 with suppress(FileNotFoundError):
                     yield path, datetime.fromtimestamp(path.lstat().st_mtime, UTC)
 
-    def delete_leftover(self, path: Path) -> None:
-        """Remove what `leftovers` found."""
-        with self.explained(path):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                path.unlink(missing_ok=True)
+    def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
+        """Remove old files and folders in `tmp/`."""
+        old = [path for path, modified in self.leftovers() if modified < before]
+        for path in [] if dry_run else old:
+            with self.explained(path):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+        return len(old)
 
 
 def _etag(data: bytes) -> str:

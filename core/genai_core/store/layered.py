@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
@@ -170,6 +171,10 @@ class LayeredStore:
     def list_records(self, operation: str | None = None) -> Iterator[RecordRef]:
         """Go through the first store."""
         return self.first.list_records(operation)
+
+    def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
+        """Clean the first store."""
+        return self.first.delete_drafts(before, dry_run=dry_run)
 
     def put_lease(self, lease: Lease) -> None:
         """Claim in the first store; the others are only read."""

@@ -284,6 +284,10 @@ class Store(Protocol):
         """Go through the places of all records, without reading them."""
         ...
 
+    def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
+        """Remove what writers killed before that time left half-written; return how many."""
+        ...
+
     # Leases and the store itself
 
     def put_lease(self, lease: Lease) -> None:

@@ -21,7 +21,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
@@ -391,6 +391,11 @@ class S3Store:
             key = file.removesuffix(".json")
             if is_digest(key):
                 yield RecordRef(operation or folder, Key(key), modified)
+
+    def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
+        """Abort old uploads in parts: nobody sees them, and their bytes cost."""
+        self._must_be_writable()
+        return self._objects.abort_uploads("blobs", before, dry_run=dry_run)
 
     # Leases and the store itself
 

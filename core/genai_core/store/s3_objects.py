@@ -173,6 +173,22 @@ class Objects:
                     modified = item["LastModified"].astimezone(UTC)
                     yield item["Key"].removeprefix(start), item["Size"], modified
 
+    def abort_uploads(self, folder: str, before: datetime, *, dry_run: bool) -> int:
+        """Abort the uploads in parts that began before a time; return how many."""
+        count = 0
+        pages = self.client.get_paginator("list_multipart_uploads")
+        with explained(self.location):
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.key(f"{folder}/")):
+                for upload in page.get("Uploads", ()):
+                    if upload["Initiated"].astimezone(UTC) >= before:
+                        continue
+                    count += 1
+                    if not dry_run:
+                        self.client.abort_multipart_upload(
+                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+        return count
+
     def probe(self) -> Capabilities:
         """Create twice, replace with a wrong tag, read back, ask for the checksum, delete.
 
