@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from genai_cli.output import emit
+from genai_cli.output import emit, table
 from genai_cli.settings import Settings
 from genai_cli.words import counted, size
 from genai_runtime.inspection import describe
@@ -105,18 +104,19 @@ def _model_files(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 def _print_graph(console: Console, title: str, graph: Mapping[str, Any]) -> None:
     console.print(Text(title, style="bold"), soft_wrap=True)
-    table = Table(box=None, pad_edge=False, show_header=False, padding=(0, 2, 0, 0))
-    for _ in range(5):
-        table.add_column(no_wrap=True)
+    rows: list[tuple[str, ...]] = []
     for way in ("inputs", "outputs"):
         tensors = graph.get(way, {})
         for index, (name, tensor) in enumerate(tensors.items()):
             if index == _SHOWN:
-                more = counted(len(tensors) - _SHOWN, "tensor")
-                table.add_row("", f"... and {more} more", "", "", "")
+                rows.append(
+                    ("", f"and {counted(len(tensors) - _SHOWN, 'more tensor')}", "", "", "")
+                )
                 break
             scale = tensor.get("scale")
             encoded = "" if scale is None else f"scale {scale:.6g} offset {tensor.get('offset', 0)}"
             shape = "[" + ",".join(map(str, tensor.get("shape", []))) + "]"
-            table.add_row(f"  {way[:-1]}", name, tensor.get("dtype", ""), shape, encoded)
-    console.print(table, width=None if console.is_terminal else 1000, soft_wrap=True)
+            rows.append((f"  {way[:-1]}", name, tensor.get("dtype", ""), shape, encoded))
+    sys.stdout.flush()
+    if rows:
+        table(("",) * 5, rows)

@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from genai_cli.engine import PlannedBuild, plan_build
 from genai_cli.events import PlanReady, TaskView
 from genai_cli.options import SpecFlags
-from genai_cli.output import emit
+from genai_cli.output import emit, say, table
 from genai_cli.settings import Settings
 from genai_cli.spec_source import build_of
 from genai_cli.words import counted
@@ -97,7 +95,6 @@ def _write_page(name: str, text: str) -> None:
 def _print_table(planned: PlannedBuild) -> None:
     ready = planned.ready
     console = Console(highlight=False)
-    wide = console.width if console.is_terminal else 10_000
     cached = sum(task.cached for task in ready.tasks)
     more = "" if ready.complete else " so far; the rest follows from what ingest finds"
     console.print(
@@ -110,13 +107,14 @@ def _print_table(planned: PlannedBuild) -> None:
     )
     for text in ready.derived:
         console.print(Text(f"  {text}", style="dim"), soft_wrap=True)
-    table = Table(box=box.SIMPLE if console.is_terminal else None, pad_edge=False)
-    for column in ("task", "key", "state", "why"):
-        table.add_column(column, no_wrap=column != "why", overflow="fold")
-    for task in ready.tasks:
-        state = Text("cached", style="green") if task.cached else Text("run", style="cyan")
-        table.add_row(task.id, task.key[:_SHORT_KEY] or "-", state, task.why)
-    console.print(table, width=None if console.is_terminal else wide, soft_wrap=False)
+    say()
+    table(
+        ("task", "key", "state", "why"),
+        [
+            (task.id, task.key[:_SHORT_KEY] or "-", "cached" if task.cached else "run", task.why)
+            for task in ready.tasks
+        ],
+    )
 
 
 def _task(ready: PlanReady, name: str) -> TaskView:

@@ -68,6 +68,7 @@ class PlainProgress:
     def __init__(self, console: Console) -> None:
         self._console = console
         self._cached = 0
+        self._planned = 0
         self._told: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -86,6 +87,11 @@ class PlainProgress:
         if isinstance(event, TaskCached):
             self._cached += 1
             return
+        if isinstance(event, PlanReady):
+            # Planned again, e.g. after a fidelity check: news only where the tasks are others.
+            if len(event.tasks) == self._planned or not event.complete:
+                return
+            self._planned = len(event.tasks)
         lines = list(_lines(event))
         if lines:
             self._tell_cached()

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from genai_cli.output import emit
+from genai_cli.output import emit, say, table
 from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
 from genai_core.canonical import digest_file
@@ -71,29 +70,17 @@ def list_entries(
     if settings.json:
         emit({"store": store.location, "entries": [_as_json(record) for record in found]})
         return 0
-    console = Console(highlight=False)
     if not found:
         sys.stderr.write(f"nothing found in {store.location}\n")
         return 0
-    table = Table(box=None, pad_edge=False)
-    for column in ("operation", "model", "key", "made", "size", "took", "about"):
-        table.add_column(
-            column, no_wrap=True, justify="right" if column in {"size", "took"} else "left"
-        )
-    for record in found:
-        table.add_row(
-            record.operation,
-            record.model,
-            record.key[:_SHORT_KEY],
-            record.created_at.astimezone().strftime("%Y-%m-%d %H:%M"),
-            size(_bytes(record)),
-            duration(record.measurements.seconds),
-            _about(record),
-        )
-    console.print(table, width=None if console.is_terminal else 1000, soft_wrap=True)
+    table(
+        ("operation", "model", "key", "made", "size", "took", "about"),
+        [_row(record) for record in found],
+        right=("size", "took"),
+    )
     blobs = {digest: count for record in found for digest, count in record.blobs().items()}
     total = f"{counted(len(found), 'entry').replace('entrys', 'entries')}, "
-    console.print(Text(f"{total}{size(sum(blobs.values()))} in {store.location}", style="dim"))
+    say(f"{total}{size(sum(blobs.values()))} in {store.location}")
     return 0
 
 
@@ -216,6 +203,18 @@ def _as_json(record: Record) -> dict[str, Any]:
         "about": _about(record),
         "outputs": {path: output.size for path, output in sorted(record.outputs.items())},
     }
+
+
+def _row(record: Record) -> tuple[str, ...]:
+    return (
+        record.operation,
+        record.model,
+        record.key[:_SHORT_KEY],
+        record.created_at.astimezone().strftime("%Y-%m-%d %H:%M"),
+        size(_bytes(record)),
+        duration(record.measurements.seconds),
+        _about(record),
+    )
 
 
 def _bytes(record: Record) -> int:
