@@ -11,9 +11,9 @@ The writer streams: it holds one tensor at a time, and the bytes depend on the o
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Self
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ ALIGNMENT = 64
 MODEL_FILE = "model.onnx"
 FACTS_FILE = "facts.json"
 WEIGHTS_FOLDER = "weights"
+_BLOCK_BYTES = 64 << 20
 
 Dim = int | str
 AttributeValue = int | float | str | Sequence[int] | Sequence[float]
@@ -100,7 +101,7 @@ class CoreWriter:
 
     def weight(self, name: str, array: npt.ArrayLike, *, group: str) -> str:
         """Append a weight to its group's file as float32, row-major, little-endian."""
-        data = np.ascontiguousarray(array, dtype="<f4")
+        data = np.asarray(array)
         file = self._files.get(group)
         path = f"{WEIGHTS_FOLDER}/{group}.data"
         if file is None:
@@ -110,11 +111,13 @@ class CoreWriter:
         position = file.tell()
         padding = -position % ALIGNMENT
         file.write(b"\0" * padding)
-        file.write(data.data)
+        for block in _blocks(data):
+            file.write(np.ascontiguousarray(block, dtype="<f4").data)
+        length = 4 * data.size
         count = self._groups[group]
-        count[0] = position + padding + data.nbytes
+        count[0] = position + padding + length
         count[1] += data.size
-        stored = _Stored(path, position + padding, data.nbytes, data.shape)
+        stored = _Stored(path, position + padding, length, data.shape)
         self._external(name, stored)
         return name
 
@@ -228,6 +231,17 @@ class CoreWriter:
         )
         self._stored[name] = stored
         self._initializers.append(value)
+
+
+def _blocks(data: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
+    """Ranges of the first axis: a weight that is mapped and transposed is never copied whole."""
+    rows = len(data) if data.ndim > 1 else 0
+    if not rows:
+        yield data
+        return
+    step = max(1, _BLOCK_BYTES * rows // max(1, 4 * data.size))
+    for start in range(0, rows, step):
+        yield data[start : start + step]
 
 
 def read_facts(folder: Path) -> ModelFacts:

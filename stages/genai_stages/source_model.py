@@ -20,6 +20,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from genai_core.errors import BadModel
+from genai_stages.stripped_proto import read_stripped
 
 Array = npt.NDArray[Any]
 
@@ -109,13 +110,14 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
     if not path.is_file():
         raise BadModel("there is no such file", where=path.name, remedy="name the ONNX file")
     try:
-        model = ir.load(path)
+        model = ir.from_proto(read_stripped(path))
     except (DecodeError, ValueError, TypeError, KeyError, OSError) as error:
         raise BadModel(
             "it is not an ONNX model, or it was cut short",
             where=path.name,
             remedy="copy the file again and compare its size",
         ) from error
+    ir.external_data.set_base_dir(model.graph, path.parent)
     if not len(model.graph) or not model.graph.inputs or not model.graph.outputs:
         raise BadModel(
             "the graph has no nodes, inputs or outputs",

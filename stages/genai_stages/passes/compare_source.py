@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
+from onnx import helper
 
 from genai_core.errors import BadModel, DriftError
 from genai_core.facts import ModelFacts, RopeTable
@@ -27,6 +29,7 @@ from genai_stages.passes.recognise_attention import Sizes
 from genai_stages.passes.source_inputs import SourceInputs
 from genai_stages.passes.source_to_core import logits_name
 from genai_stages.source_model import Array, SourceModel
+from genai_stages.stripped_proto import read_stripped
 
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit (at least 1)."""
@@ -131,7 +134,7 @@ def _parts(
 ) -> list[tuple[str | None, str | None]]:
     """(start, end) of each part; None = the graph's own beginning or end."""
     sizes = {name: group.size_bytes for name, group in facts.groups.items()}
-    if sum(sizes.values()) <= whole_bytes or not _is_external(source):
+    if sum(sizes.values()) <= whole_bytes:
         return [(None, None)]
     shapes = {value.name: value.name for node in source.model.graph for value in node.outputs}
     usable = [name for name in facts.boundaries if name in shapes]
@@ -146,13 +149,6 @@ def _parts(
         held += layer_size
     ends: list[str | None] = [None, *cuts, None]
     return list(itertools.pairwise(ends))
-
-
-def _is_external(source: SourceModel) -> bool:
-    return any(
-        isinstance(value.const_value, ir.ExternalTensor)
-        for value in source.model.graph.initializers.values()
-    )
 
 
 class _Feeder:
@@ -244,15 +240,13 @@ def _core_session(model: ir.Model, core: Path, threads: int) -> Any:
 
 
 def _source_session(source: SourceModel, start: str | None, end: str | None, threads: int) -> Any:
-    folder = source.path.parent
-    options = _options(folder, threads)
+    model = read_stripped(source.path)
+    _keep_part(model, source, start, end)
+    folder = _resolve_data(model, source.path.parent)
     try:
-        if start is None and end is None:
-            return ort.InferenceSession(
-                str(source.path), options, providers=["CPUExecutionProvider"]
-            )
-        data = _part_of(source, start, end)
-        return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            model.SerializeToString(), _options(folder, threads), providers=["CPUExecutionProvider"]
+        )
     except Exception as error:
         raise BadModel(
             f"ONNX Runtime refuses it ({str(error).splitlines()[0]})",
@@ -261,9 +255,31 @@ def _source_session(source: SourceModel, start: str | None, end: str | None, thr
         ) from error
 
 
-def _part_of(source: SourceModel, start: str | None, end: str | None) -> bytes:
-    """The source between two of its tensors, its data still outside."""
-    model = onnx.load(source.path, load_external_data=False)  # noqa: TID251 - graph alone
+def _resolve_data(model: onnx.ModelProto, folder: Path) -> Path:
+    """Let a model refer to its data where it really lies; returns the folder that all is below.
+
+    Inputs of a stage may be links into a store, and ONNX Runtime refuses data that a link leads out
+    of the model's folder.
+    """
+    entries = [
+        entry
+        for tensor in model.graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    ]
+    real = {entry.value: (folder / entry.value).resolve() for entry in entries}
+    if not real:
+        return folder
+    common = Path(os.path.commonpath([path.parent for path in real.values()]))
+    for entry in entries:
+        entry.value = real[entry.value].relative_to(common).as_posix()
+    return common
+
+
+def _keep_part(
+    model: onnx.ModelProto, source: SourceModel, start: str | None, end: str | None
+) -> None:
+    """Leave only what lies between two tensors of the source."""
     graph = model.graph
     last = end if end is not None else logits_name(source)
     wanted = {last}
@@ -273,8 +289,6 @@ def _part_of(source: SourceModel, start: str | None, end: str | None) -> bytes:
             continue
         kept.append(node)
         wanted.update(name for name in _reads(node) if name and name != start)
-        if start is not None:
-            wanted.discard(start)
     del graph.node[:]
     graph.node.extend(kept[::-1])
     used = {name for node in graph.node for name in _reads(node)}
@@ -283,11 +297,10 @@ def _part_of(source: SourceModel, start: str | None, end: str | None) -> bytes:
         del entries[:]
         entries.extend(left)
     if start is not None:
-        graph.input.append(onnx.helper.make_tensor_value_info(start, _element(source, start), None))
+        graph.input.append(helper.make_tensor_value_info(start, _element(source, start), None))
     del graph.output[:]
-    graph.output.append(onnx.helper.make_tensor_value_info(last, _element(source, last), None))
+    graph.output.append(helper.make_tensor_value_info(last, _element(source, last), None))
     del graph.value_info[:]
-    return bytes(model.SerializeToString())
 
 
 def _reads(node: onnx.NodeProto) -> list[str]:
