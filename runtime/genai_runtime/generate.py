@@ -97,7 +97,10 @@ def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.
         return chosen
     wide = logits.astype(np.float64)
     scaled = (wide - wide.max()) / sampling.temperature
-    order = np.argsort(-scaled, kind="stable")
+    if not sampling.top_k and sampling.top_p == 1:
+        order = np.zeros(0, dtype=np.intp)
+    else:
+        order = np.argsort(-scaled, kind="stable")
     if sampling.top_k:
         scaled[order[sampling.top_k :]] = -np.inf
     probabilities = np.exp(scaled)
