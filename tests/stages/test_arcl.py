@@ -23,10 +23,11 @@ from genai_stages.passes.compare_static import FEW_PASSES, compare_static, sched
 from genai_stages.passes.provenance import read_provenance
 from genai_stages.passes.static_graph import emit_static
 from genai_stages.stage import Context
-from genai_stages.testing import random_core_model
+from genai_stages.testing import assemble_step1, random_core_model
 
 REPOSITORY = Path(__file__).parents[2]
 TINY_LLAMA = REPOSITORY / "examples/tiny-llama/model"
+STEP1 = REPOSITORY / "tests/fixtures/step1"
 ARCHITECTURES = REPOSITORY / "tests/fixtures/architectures"
 
 GEMMA = {
@@ -107,9 +108,9 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_four_graphs_of_tiny_llama_prefill_96_tokens_like_the_source(
-    tiny_llama: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def expected() -> tuple[np.ndarray, np.ndarray]:
+    """96 tokens, and the logits of tiny-llama as it was exported."""
     tokens = np.random.default_rng(0).integers(7, 2048, 96)
     source = ort.InferenceSession(TINY_LLAMA / "model.onnx", providers=["CPUExecutionProvider"])
     feeds: dict[str, np.ndarray] = {
@@ -120,11 +121,31 @@ def test_four_graphs_of_tiny_llama_prefill_96_tokens_like_the_source(
     for value in source.get_inputs():
         if value.name.startswith("past_key_values"):
             feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-    (expected,) = source.run(["logits"], feeds)
+    return tokens, source.run(["logits"], feeds)[0][0]
+
+
+def test_four_graphs_of_tiny_llama_prefill_96_tokens_like_the_source(
+    tiny_llama: Path, tmp_path: Path, expected: tuple[np.ndarray, np.ndarray]
+) -> None:
+    tokens, logits = expected
     for ar in (32, 1):
         for cl in (128, 256):
             path = static(tiny_llama, tmp_path / f"{ar}_{cl}", ar=ar, cl=cl)
-            np.testing.assert_allclose(drive(path, tiny_llama, tokens), expected[0], atol=1e-4)
+            np.testing.assert_allclose(drive(path, tiny_llama, tokens), logits, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["left-pad", "right-pad"])
+def test_vendors_static_form_gives_the_same_graphs_as_the_dynamic_one(
+    tmp_path: Path, expected: tuple[np.ndarray, np.ndarray], variant: str
+) -> None:
+    assemble_step1(STEP1 / variant, TINY_LLAMA, tmp_path / "source")
+    core = tmp_path / "core"
+    core.mkdir()
+    ingest.run({"source": tmp_path / "source"}, IngestConfig(), core, Context(scratch=tmp_path))
+    tokens, logits = expected
+    for ar in (32, 1):
+        path = static(core, tmp_path / f"out_{ar}", ar=ar, cl=128)
+        np.testing.assert_allclose(drive(path, core, tokens), logits, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "glm"])
