@@ -27,7 +27,7 @@ from genai_stages.static_session import Arrays, StaticSession, position_inputs
 FLOOR_DB = 3.0
 """Below this, noise has half the power of the signal: 4-bit weights leave about 10 dB or more."""
 
-_SPREAD = 4.0
+_SPREAD = 8.0
 """How many standard deviations the smaller side of an encoding's range holds."""
 
 _CAP_DB = 200.0

@@ -170,6 +170,36 @@ def test_both_sides_of_a_cut_have_one_grid(tiny_llama: Parts, tmp_path: Path) ->
 
 
 @pytest.mark.usefixtures("no_dlc")
+def test_each_head_has_the_encoding_of_its_parent(tiny_llama: Parts, tmp_path: Path) -> None:
+    given = encodings(tmp_path / "w8")
+    _, out = convert(tmp_path, tiny_llama, FOUR[1], encodings=given)
+    sources = json.loads((tiny_llama.folder(FOUR[1]) / "provenance.json").read_text())
+    raw = json.loads((given / "model.encodings").read_text())
+    entries = {one["name"]: one for one in raw["activation_encodings"]}
+    weights = {one["name"]: one for one in raw["param_encodings"]}
+    graph = onnx.load(str(out / "ar8_cl32_2_of_4.onnx")).graph  # noqa: TID251 - three layers
+    arrays = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    activations = channels = 0
+    for node in graph.node:
+        source = sources.get(node.output[0].removesuffix("_q").removesuffix("_dq"), {})
+        if "head" not in source:
+            continue
+        if node.op_type == "QuantizeLinear" and source["source"] in entries:
+            entry = entries[source["source"]]
+            if arrays[node.input[2]].dtype == np.uint16:
+                assert arrays[node.input[1]] == np.float32(entry["scale"][0]), node.name
+                assert arrays[node.input[2]] == -entry["offset"][0], node.name
+                activations += 1
+        if node.op_type == "DequantizeLinear" and source["source"] in weights:
+            start, stop = source["rows"]
+            wanted = np.float32(weights[source["source"]]["scale"][start:stop])
+            np.testing.assert_array_equal(arrays[node.input[1]], wanted)
+            channels += stop - start
+    assert activations > 3 * 6 * 5
+    assert channels == 3 * (6 + 2 + 2) * 32
+
+
+@pytest.mark.usefixtures("no_dlc")
 def test_the_record_names_what_was_unused_and_what_was_derived(
     tiny_llama: Parts, tmp_path: Path
 ) -> None:
@@ -265,13 +295,13 @@ def test_a_model_without_encodings_stays_float_where_asked(
 
 @pytest.mark.usefixtures("no_dlc")
 def test_a_part_that_lost_its_signal_fails(tiny_llama: Parts, tmp_path: Path) -> None:
-    """Scales of the output projections a hundred times too wide: all their weights round to 0."""
+    """Scales a thousand times too wide: all weights round to 0."""
     given = encodings(tmp_path / "coarse")
     file = given / "model.encodings"
     document = json.loads(file.read_text())
     for one in document["param_encodings"]:
         if one["enc_type"] == "PER_CHANNEL":
-            one["scale"] = [100 * scale for scale in one["scale"]]
+            one["scale"] = [1000 * scale for scale in one["scale"]]
     file.write_text(json.dumps(document))
     with pytest.raises(DriftError, match=r"keeps .* dB of its signal"):
         convert(tmp_path, tiny_llama, FOUR[1], encodings=given)

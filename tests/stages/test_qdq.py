@@ -389,7 +389,7 @@ def test_one_deleted_entry_is_a_gap_with_tensor_and_node(
     assert f"hand.encodings: {gone if gone != 'logits' else 'logits_rows'}, node {node}" in str(
         caught.value
     )
-    assert "quantization.gaps" in caught.value.remedy
+    assert "quantization.gaps to Calibrate" in caught.value.remedy
 
 
 def test_a_softmax_of_the_source_needs_its_entry_and_ours_does_not(

@@ -325,7 +325,7 @@ class _Decision:
         return MissingEncoding(
             f"no encoding for {what}",
             where=self.where(value, node),
-            remedy="add the entry, or set quantization.gaps to Calibrate or Float",
+            remedy="add the entry, or set quantization.gaps to Calibrate",
         )
 
 

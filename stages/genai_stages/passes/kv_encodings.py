@@ -71,7 +71,7 @@ def _cache(ends: list[ir.Value], lookup: EncodingLookup) -> KvEncoding:
         raise MissingEncoding(
             "no entry names this cache or what is stored in it",
             where=f"{lookup.where}: {lookup.source(ends[0].name or '')}",
-            remedy="calibrate with the key and value cache as inputs, or set quantization.gaps",
+            remedy="calibrate with the cache as inputs, or set quantization.gaps to Calibrate",
         )
     encoding, derived = _choose(ends[0].name or "", entries)
     return KvEncoding(encoding, tuple(values), derived)
