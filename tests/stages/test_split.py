@@ -116,6 +116,19 @@ def test_chain_of_parts_is_bit_equal_to_the_whole(whole: Path, tmp_path: Path, p
     ]
 
 
+def test_chain_of_parts_with_split_heads_is_bit_equal_to_one_part(
+    whole: Path, tmp_path: Path
+) -> None:
+    feeds = random_feeds(whole / "ar8_cl64.onnx")
+    (single,) = parts(whole, tmp_path / "one", "one", mha2sha=True)
+    expected = run(single, feeds)
+    found: dict[str, np.ndarray] = {}
+    for path in parts(whole, tmp_path / "three", "three", mha2sha=True):
+        found |= run(path, feeds | found)
+    for name, values in expected.items():
+        np.testing.assert_array_equal(found[name], values)
+
+
 @pytest.mark.parametrize("mha2sha", [False, True])
 def test_each_initializer_lies_in_one_part(whole: Path, tmp_path: Path, mha2sha: bool) -> None:
     graphs = [ir.load(path).graph for path in parts(whole, tmp_path, "three", mha2sha=mha2sha)]
