@@ -102,7 +102,8 @@ def place(record: Record, store: Store, path: Path) -> None:
         for name, output in record.outputs.items():
             dest = draft / name
             dest.parent.mkdir(parents=True, exist_ok=True)
-            store.fetch_blob(output, dest, shared=True)
+            # A copy: people may change it, and onnx.load refuses data that has a second name.
+            store.fetch_blob(output, dest)
         _swap(draft, path)
     except OSError as error:
         if error.errno in _NO_SPACE:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -78,11 +77,14 @@ def test_a_container_is_the_record_s_files(store: DirectoryStore, tmp_path: Path
     assert json.loads(found["manifest.json"])["context_length"] == 256
 
 
-def test_files_take_no_room_of_their_own(store: DirectoryStore, tmp_path: Path) -> None:
+def test_files_are_the_user_s_own(store: DirectoryStore, tmp_path: Path) -> None:
+    """Neither a later change reaches the store, nor does onnx refuse data with a second name."""
     record, _ = package(store, FILES)
     deliver(record, store, tmp_path / "cpu", target="cpu")
-    blob = store.blob_path(record.outputs["model.onnx"].sha256)
-    assert os.path.samefile(blob, tmp_path / "cpu" / "model.onnx")
+    model = tmp_path / "cpu" / "model.onnx"
+    assert model.stat().st_nlink == 1
+    model.write_bytes(b"changed in place")
+    assert store.check_blob(record.outputs["model.onnx"]) is None
 
 
 def test_an_unchanged_container_is_left_untouched(store: DirectoryStore, tmp_path: Path) -> None:
