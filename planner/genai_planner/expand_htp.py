@@ -188,6 +188,8 @@ class _Builder:
         }
         if self.source.has_encodings:
             sources["encodings"] = inputs.encodings()
+            # All tensors' names tell an entry of another part from one that nothing needs.
+            sources["core"] = inputs.ingested("model.onnx")
         if quantization.gaps is Gaps.CALIBRATE:
             sources |= inputs.calibration()
         return Task(

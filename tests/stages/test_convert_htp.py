@@ -210,11 +210,18 @@ def test_the_record_names_what_was_unused_and_what_was_derived(
     assert len(unused) == len(set(unused)) == 111
     assert "/model/rotary_emb/Cos_output_0" in unused
     assert "onnx::MatMul_2090" not in unused
-    derived = result.notes["derivedEncodings"]
+    derived, ties = result.notes["derivedEncodings"], result.notes["ties"]
     assert "8 bits symmetric" in derived["past_key_values.0.key"]
     assert derived["attention_mask"] == "an additive mask, -100 .. 0"
     assert not [name for name in derived if "head_" in name]
-    assert result.notes["ties"]["present.0.key"] == "past_key_values.0.key"
+    # A part lists no entries that are other parts': over all parts the same 111 remain.
+    core = tmp_path / "core"
+    core.mkdir()
+    shutil.copy(tiny_llama.core / "model.onnx", core)
+    for part in FOUR[2:]:
+        result, _ = convert(tmp_path, tiny_llama, part, encodings=given, core=core)
+        assert result.notes["unusedEntries"] == unused
+    assert ties["present.0.key"] == "past_key_values.0.key"
     assert result.notes["calibrated"] == []
 
 

@@ -1,8 +1,9 @@
 """One split of one graph with its encodings: QDQ ONNX, then DLC.
 
 Inputs: `model` with the part's `ar{A}_cl{C}_{k}_of_{N}.onnx` and `provenance.json` of transform,
-`facts.json` and the part's weights; the source's encodings where it has any; with gaps: Calibrate
-also the whole core graph, and tokens or text. Output: `<part>.onnx`, `.data` and `.dlc`.
+`facts.json` and the part's weights; the source's encodings where it has any, and the core graph's
+`model.onnx`; with gaps: Calibrate also its weights, and tokens or text. Output: `<part>.onnx`,
+`<part>.data` and `<part>.dlc`.
 
 Where the model has no encodings and gaps is Float, the part stays float, to be computed in float16.
 """
@@ -93,7 +94,7 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
         facts={"graph": name, "float": False, "weightBits": _text_keys(quantized.bits)},
         notes={
             "signalToNoiseDb": ratios,
-            "unusedEntries": [entry for entry in given if entry not in quantized.used],
+            "unusedEntries": part.unused(given, quantized, find_file(inputs, MODEL_FILE)),
             "derivedEncodings": dict(quantized.derived),
             "ties": dict(quantized.ties),
             "calibrated": [entry for entry in added if entry in quantized.used],
@@ -124,6 +125,25 @@ class _Part:
         data = self.out / f"{self.path.stem}.data"
         data.unlink(missing_ok=True)
         return quantize_graph(self.path, self.out, lookup, rotary_limits=_rotary_limits(facts))
+
+    def unused(self, encodings: EncodingSet, quantized: Quantized, core: Path | None) -> list[str]:
+        """Entries that nothing used; where the core graph is at hand, without other parts' own."""
+        elsewhere: set[str] = set()
+        if core is not None:
+            roles = {role for one in self.facts.attention for role in one.roles.values()}
+            sources = {one.source for one in self.facts.provenance.values()}
+            here = ir.load(self.path).graph
+            elsewhere = (_names(ir.load(core).graph) | roles | sources) - {
+                source_of(name, self.provenance).source for name in _names(here)
+            }
+        used = quantized.used
+        return [entry for entry in encodings if entry not in used and entry not in elsewhere]
+
+
+def _names(graph: ir.Graph) -> set[str]:
+    values = [*graph.inputs, *graph.initializers.values()]
+    values += [value for node in graph for value in node.outputs]
+    return {value.name or "" for value in values}
 
 
 def _rotary_limits(facts: ModelFacts) -> dict[str, float]:
