@@ -20,6 +20,9 @@ FloatArray = npt.NDArray[np.floating]
 TOLERANCE = 2e-4
 """Relative; float32 angles of large positions are off by 1e-5."""
 
+_STILL = 1e-8
+"""Radians a position: below what a measured frequency can be told from zero."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Rotation:
@@ -120,6 +123,11 @@ def _measured(
                 fine = (np.angle(unit[0]) + 2 * np.pi * rounds) / start
             else:
                 fine = coarse
+            turning = np.flatnonzero(np.abs(fine) > _STILL)
+            if not len(turning):
+                continue
+            # Pairs behind the last one that turns are no part of an interleaved rotation.
+            fine = fine[: turning[-1] + 1] if interleaved else fine
             table = np.abs(fine).astype(np.float32)
             error, rotation = _fit(before, after, positions, table, interleaved=interleaved)
             if error < 10 * TOLERANCE:
