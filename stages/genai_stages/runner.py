@@ -26,7 +26,7 @@ from genai_core.names import Digest, Key
 from genai_core.operations import Operation, operation_of
 from genai_core.record import Blob, Measurements, Output, Record, ToolchainUsed
 from genai_core.store.lookup import publish
-from genai_core.store.protocol import Existing, Hit, Store
+from genai_core.store.protocol import Committed, Hit, Miss, Store
 from genai_core.task import TaskFile, TaskFileInput, TaskResult
 from genai_core.toolchain import check_toolchain
 from genai_stages.stage import Context, OperationModule, StageResult
@@ -59,7 +59,7 @@ def run_task(task: TaskFile, store: Store, scratch: Path) -> TaskResult:
         inputs = _fetch(task, store, scratch / "inputs")
         result, out = _compute(task, operation, inputs, scratch=scratch)
         record = _store_outputs(task, store, out, result=result, started=started, log_file=log_file)
-        standing = _commit(store, record)
+        standing = _commit(store, record, found)
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
@@ -231,9 +231,11 @@ def _store_outputs(
     )
 
 
-def _commit(store: Store, record: Record) -> bool:
-    """Commit, and tell whether another writer's record stands instead."""
-    if isinstance(publish(store, record), Existing):
-        log.info("another worker was first; its record stands")
-        return True
-    return False
+def _commit(store: Store, record: Record, found: Miss) -> bool:
+    """Commit, and tell whether another worker's record stands instead."""
+    outcome = publish(store, record)
+    # The very record that was unusable before: storing its blobs again has healed it.
+    if isinstance(outcome, Committed) or outcome.etag == found.etag:
+        return False
+    log.info("another worker was first; its record stands")
+    return True

@@ -140,13 +140,16 @@ def test_folders_and_drafts_of_a_directory_go_too(tmp_path: Path, make_record: M
     folder = tmp_path / "tmp" / ".convert.1-01.part"
     folder.mkdir()
     (folder / "x").touch()
+    lock = tmp_path / "tmp" / "locks" / "a"
+    lock.parent.mkdir()
+    lock.touch()
     done = collect(store, now=later(0.5), grace=7 * DAY)
     assert done.drafts_deleted == 0, "its writer may be alive"
     done = collect(store, now=later(8), grace=7 * DAY)
     assert done.drafts_deleted == 2
     assert not (tmp_path / entry_folder(record)).exists()
     left = [p for p in tmp_path.rglob("*") if p.is_file() and p.name != ".lock"]
-    assert left == []
+    assert left == [lock]
 
 
 def damage(store: Store, request: pytest.FixtureRequest, digest: str) -> None:

@@ -27,7 +27,7 @@ from genai_core.names import Digest, Key
 from genai_core.record import Record
 from genai_core.store import view
 from genai_core.store.blob_folder import BlobFolder, children
-from genai_core.store.files import explain, temporary, write_atomically
+from genai_core.store.files import DRAFT_SUFFIX, explain, temporary, write_atomically
 from genai_core.store.leases import check_lease_name, lease_from_bytes, lease_to_bytes
 from genai_core.store.lookup import first_fault
 from genai_core.store.protocol import (
@@ -218,7 +218,8 @@ class DirectoryStore(BlobFolder):
         with suppress(FileNotFoundError):
             for path in (self.root / "tmp").iterdir():
                 with suppress(FileNotFoundError):
-                    yield path, datetime.fromtimestamp(path.lstat().st_mtime, UTC)
+                    if path.name.endswith(DRAFT_SUFFIX):  # others keep their locks beside
+                        yield path, datetime.fromtimestamp(path.lstat().st_mtime, UTC)
 
     def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
         """Remove old files and folders in `tmp/`."""

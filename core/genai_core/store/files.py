@@ -19,6 +19,7 @@ from genai_core.errors import GenAIError, NoSpace, StoreUnavailable, StoreUnread
 from genai_core.names import Digest
 
 __all__ = [
+    "DRAFT_SUFFIX",
     "copy_hashed",
     "explain",
     "hash_file",
@@ -28,6 +29,9 @@ __all__ = [
     "write_atomically",
 ]
 
+DRAFT_SUFFIX = ".part"
+"""How names that nobody reads end."""
+
 _BUFFER_BYTES = 256 << 10
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN}
@@ -35,7 +39,7 @@ _PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOS
 
 def private_name(near: str = "") -> str:
     """Return a file name that no other process uses; `near` helps people who find it."""
-    return f".{near[:80]}.{os.getpid()}-{secrets.token_hex(6)}.part"
+    return f".{near[:80]}.{os.getpid()}-{secrets.token_hex(6)}{DRAFT_SUFFIX}"
 
 
 def explain(error: OSError, path: Path, *, need: int | None = None) -> GenAIError:

@@ -58,7 +58,7 @@ from genai_core.store.s3_objects import Head, Objects
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["CLAIM_LASTS", "S3Store"]
+__all__ = ["CLAIM_LASTS", "S3Store", "new_client"]
 
 CLAIM_LASTS = timedelta(hours=12)
 """A blob younger than this is not sent again. gc's grace period must be longer."""
@@ -75,6 +75,43 @@ _making = threading.Lock()  # boto3's sessions are not safe for threads; its cli
 def _session() -> boto3.session.Session:
     """Return the one session: reading S3's model anew for each store costs 0.2 s and 10 MB."""
     return boto3.session.Session()
+
+
+def new_client(where: S3Location, credentials: S3Credentials | None = None) -> S3Client:
+    """Make boto3's client for a place.
+
+    Args:
+        where: Endpoint, region, CA and addressing count.
+        credentials: None = boto3's usual places.
+
+    Raises:
+        StoreUnreadable: An address or certificate that cannot be used.
+    """
+    with explained(str(where)):
+        session = _session()
+        region = where.region or session.region_name
+        return session.client(
+            "s3",
+            endpoint_url=where.endpoint,
+            region_name=region or ("us-east-1" if where.endpoint else None),
+            verify=where.ca,
+            aws_access_key_id=credentials.access_key_id if credentials else None,
+            aws_secret_access_key=credentials.secret_access_key if credentials else None,
+            aws_session_token=credentials.session_token if credentials else None,
+            config=Config(
+                retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
+                connect_timeout=10,
+                read_timeout=60,
+                max_pool_connections=32,
+                # Our own checksum goes along as a signed header, which more servers know
+                # than the trailing checksums that boto3 would add, and which makes a second
+                # hash of the body for the signature needless.
+                request_checksum_calculation="when_required",
+                response_checksum_validation="when_required",
+                s3={"addressing_style": where.addressing, "payload_signing_enabled": False},
+                tcp_keepalive=True,
+            ),
+        )
 
 
 class S3Store:
@@ -112,36 +149,8 @@ class S3Store:
     def _client(self) -> S3Client:
         with _making:
             if self._made is None:
-                self._made = self._new_client()
+                self._made = new_client(self.where, self._credentials)
             return self._made
-
-    def _new_client(self) -> S3Client:
-        keys, where = self._credentials, self.where
-        with explained(self.location):
-            session = _session()
-            region = where.region or session.region_name
-            return session.client(
-                "s3",
-                endpoint_url=where.endpoint,
-                region_name=region or ("us-east-1" if where.endpoint else None),
-                verify=where.ca,
-                aws_access_key_id=keys.access_key_id if keys else None,
-                aws_secret_access_key=keys.secret_access_key if keys else None,
-                aws_session_token=keys.session_token if keys else None,
-                config=Config(
-                    retries={"mode": "standard", "total_max_attempts": _ATTEMPTS},
-                    connect_timeout=10,
-                    read_timeout=60,
-                    max_pool_connections=32,
-                    # Our own checksum goes along as a signed header, which more servers know
-                    # than the trailing checksums that boto3 would add, and which makes a second
-                    # hash of the body for the signature needless.
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                    s3={"addressing_style": where.addressing, "payload_signing_enabled": False},
-                    tcp_keepalive=True,
-                ),
-            )
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:

@@ -1,0 +1,110 @@
+"""A model's folder in a bucket: listed, hashed and fetched, never written.
+
+The listing's sizes and tags tell whether anything changed without reading a byte; a digest is
+taken from the server where it keeps one, else from the bytes as they stream by.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from botocore.exceptions import ClientError
+
+from genai_core.errors import BadModel
+from genai_core.names import Digest
+from genai_core.resolved import ListedFile
+from genai_core.store import s3_transfer as transfer
+from genai_core.store.files import explain
+from genai_core.store.s3 import new_client
+from genai_core.store.s3_errors import explained, is_absent
+from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.s3_objects import Objects
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["S3Source"]
+
+
+class S3Source:
+    """See the module's docstring.
+
+    Args:
+        where: Its prefix is the model's folder.
+        credentials: None = from the environment.
+    """
+
+    def __init__(self, where: S3Location, credentials: S3Credentials | None = None) -> None:
+        self.where = where
+        self._credentials = credentials
+        self._objects = Objects(
+            lambda: self._client, where.bucket, prefix=where.prefix, location=str(where)
+        )
+
+    @cached_property
+    def _client(self) -> S3Client:
+        return new_client(self.where, self._credentials)
+
+    def list(self) -> dict[str, ListedFile]:
+        """Relative path -> size and tag of every object in the folder.
+
+        Raises:
+            BadModel: There is none.
+            GenAIError: The bucket cannot be read.
+        """
+        start = f"{self.where.prefix}/" if self.where.prefix else ""
+        found: dict[str, ListedFile] = {}
+        with explained(str(self.where)):
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.where.bucket, Prefix=start):
+                for item in page.get("Contents", ()):
+                    name = item["Key"].removeprefix(start)
+                    if name and not name.endswith("/"):
+                        found[name] = ListedFile(size=item["Size"], tag=item["ETag"].strip('"'))
+        if not found:
+            raise BadModel(
+                "there is nothing", where=str(self.where), remedy="correct spec.model.source"
+            )
+        return found
+
+    def digest(self, name: str) -> Digest:
+        """The SHA-256 of an object: the server's word for it, else of its bytes."""
+        head = self._objects.head(name)
+        if head is not None and head.digest is not None:
+            return head.digest
+        with explained(str(self.where)):
+            return transfer.hash_object(
+                self._client, bucket=self.where.bucket, key=self._objects.key(name)
+            )[0]
+
+    def fetch(self, name: str, dest: Path, *, size: int) -> Digest:
+        """Write an object to a file; returns the digest of its bytes.
+
+        Raises:
+            BadModel: It is not there any more, or has another size.
+            NoSpace: No room.
+        """
+        key = self._objects.key(name)
+        try:
+            with explained(str(self.where)), dest.open("w+b", buffering=0) as stream:
+                found, length = transfer.download(
+                    self._client,
+                    cast("BinaryIO", stream),
+                    bucket=self.where.bucket,
+                    key=key,
+                    size=size,
+                )
+        except OSError as error:
+            raise explain(error, dest, need=size) from error
+        except ClientError as error:  # pragma: no cover - explained() turns all others into ours
+            raise AssertionError from error
+        if length != size:
+            raise BadModel(
+                f"it has {length} bytes, not {size}: it changed while the build was running",
+                where=str(replace(self.where, prefix=key)),
+                remedy="apply the build again",
+            )
+        return found
