@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -15,6 +17,7 @@ from genai_cli.output import emit
 from genai_cli.render import progress
 from genai_cli.settings import Settings
 from genai_cli.summary import as_json, print_summary
+from genai_core.errors import BadInput
 from genai_core.kinds.build import GenAIBuild
 from genai_core.store.location import open_store
 
@@ -41,14 +44,14 @@ def run_build(
         jobs: Tasks at once; None = what the machine bears.
     """
     name = build.metadata.name
+    folder = _writable(output / name)
     artifacts = open_store(store or settings.store, read_from=read_from)
     planned = plan_build(build.spec, Path.cwd(), artifacts, name=name)
     with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
         result = run_plan(planned, on_event=report, jobs=jobs)
     containers: dict[str, Delivered] = {}
     for target, record in result.containers.items():
-        path = (output / name / folder_name(target)).absolute()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = folder / folder_name(target)
         containers[target] = deliver(record, artifacts, path, target=target)
     if settings.json:
         emit(as_json(name, result, containers))
@@ -60,3 +63,19 @@ def run_build(
     for failure in result.failures:
         sys.stderr.write(f"error: {failure.id}: {failure.error}\n")
     return result.failures[0].error.exit_code if result.failures else 0
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made; refused now rather than when everything has been built."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BadInput(
+            f"containers cannot be written there: {reason}",
+            where=str(folder),
+            remedy="name another folder with --output",
+        ) from error
+    return folder.absolute()

@@ -122,7 +122,8 @@ def _task(ready: PlanReady, name: str) -> TaskView:
     found = found or [task for task in ready.tasks if task.key.startswith(name) and len(name) > 5]
     if len(found) == 1:
         return found[0]
-    near = nearest(name, [task.id for task in ready.tasks])
+    ids = [task.id for task in ready.tasks]
+    near = nearest(name, ids) or next((task for task in ids if name in task), None)
     remedy = f"did you mean {near}?" if near else "genai graph lists the tasks of this plan"
     raise BadInput("there is no such task in the plan", where=f"--explain {name}", remedy=remedy)
 

@@ -42,7 +42,7 @@ def as_json(name: str, result: BuildResult, containers: Mapping[str, Delivered])
 
 
 def print_summary(
-    console: Console, name: str, *, result: BuildResult, containers: Mapping[str, Delivered]
+    console: Console, name: str, *, result: BuildResult, containers: dict[str, Delivered]
 ) -> None:
     """Print what people want to know after a build."""
     facts = [f"{result.run} run", f"{result.cached} cached"]
@@ -77,10 +77,19 @@ def print_summary(
             _print(console, f"          what to do: {escape(error.remedy)}")
         if failure.log:
             _print(console, f"          log: {escape(str(failure.log))}")
-    runnable = [item for item in containers.values() if (item.path / "golden.json").is_file()]
-    if runnable and not result.failures:
-        path = shlex.quote(_shown(runnable[-1].path))
-        _print(console, f"  [dim]try[/]  genai run {escape(path)} --prompt 'Once upon a time'")
+    if not result.failures and (shown := _try(containers)):
+        _print(console, f"  [dim]try[/]  {escape(shown)}")
+
+
+def _try(containers: dict[str, Delivered]) -> str:
+    """A command that runs one of the containers; empty where none runs here."""
+    for item in reversed(containers.values()):
+        path = item.path
+        if (path / "emulation").is_dir() or (path / "model.onnx").is_file():
+            text = (path / "tokenizer.json").is_file()
+            prompt = "--prompt 'Once upon a time'" if text else "--prompt-tokens 1,2,3"
+            return f"genai run {shlex.quote(_shown(path))} {prompt}"
+    return ""
 
 
 def _print(console: Console, text: str) -> None:
