@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genai_core.graphs import graph_name
+from genai_core.graphs import check_htp_graphs, graph_name
 from genai_core.operations import ArclConfig
 from genai_stages.core_graph import read_core, write_proto
 from genai_stages.input_folders import core_folder
@@ -22,13 +22,14 @@ def run(inputs: Inputs, config: ArclConfig, out: Path, context: Context) -> Stag
     """Write one static graph.
 
     Raises:
-        InvalidSpec: AR > CL.
+        InvalidSpec: AR > CL, or CL is too short for Genie.
         UnsupportedOperator: Shapes of the model depend on values.
         DriftError: The static graph computes something else than the core graph.
     """
+    ar, cl = config.graph.ar, config.graph.cl
+    warnings = check_htp_graphs([ar], [cl])
     folder = core_folder(inputs)
     core, facts = read_core(folder)
-    ar, cl = config.graph.ar, config.graph.cl
     static = emit_static(core, facts, ar=ar, cl=cl)
     compared = compare_static(
         core, facts, static, weights=folder, ar=ar, cl=cl, threads=context.threads
@@ -45,4 +46,5 @@ def run(inputs: Inputs, config: ArclConfig, out: Path, context: Context) -> Stag
             "comparedTokens": compared.tokens,
             "comparedPasses": compared.passes,
         },
+        warnings=warnings,
     )
