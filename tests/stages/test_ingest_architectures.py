@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
@@ -204,3 +206,34 @@ def test_roles_name_tensors_of_the_source(ingested: Ingested) -> None:
         "context": f"{prefix}/MatMul_1_output_0",
         "context_flat": f"{prefix}/Reshape_7_output_0",
     }
+
+
+def halved(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == onnx.TensorProto.FLOAT:
+        values = np.clip(numpy_helper.to_array(tensor), -65504, 65504)
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
+
+
+def test_float16_exports_are_read_within_their_rounding(tmp_path: Path) -> None:
+    """The graph of llama with every float made 16 bits wide."""
+    source = tmp_path / "half"
+    shutil.copytree(FIXTURES / "llama", source)
+    model = onnx.load(source / "model.onnx")  # noqa: TID251 - a tiny model, to change it
+    for tensor in model.graph.initializer:
+        halved(tensor)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                halved(attribute.t)
+            if node.op_type == "Cast" and attribute.i == onnx.TensorProto.FLOAT:
+                attribute.i = onnx.TensorProto.FLOAT16
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    del model.graph.value_info[:]
+    onnx.save(model, source / "model.onnx")
+    result, _ = ingest(source, tmp_path / "out")
+    assert 1e-5 < result.notes["drift"] < 1e-2
+    reference = np.load(source / "reference.npz")
+    have = core_logits(tmp_path / "out", reference["tokens"])
+    np.testing.assert_allclose(have, reference["logits"], atol=2e-2)

@@ -265,6 +265,7 @@ class _Attention:
         groups = len(keys) // kv_heads
         keys = keys.reshape(kv_heads, groups, total, width)[:, 0]
         turn_q = self.rotation(heads_of["query"], query, positions, tables)
+        tables = [turn_q.inv_freq, *tables] if len(turn_q.inv_freq) else tables
         turn_k = self.rotation(heads_of["key"], keys[:, self.sizes.past :], positions, tables)
         if not np.array_equal(turn_q.inv_freq, turn_k.inv_freq) or (
             turn_q.interleaved != turn_k.interleaved

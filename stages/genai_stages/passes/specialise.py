@@ -264,6 +264,9 @@ class _Folding:
         if first is not None and node.op_type in _VIEWS and first.origin and first.size > LAZY_SIZE:
             self.graph.constants[node.outputs[0]] = _view(node, first, constants)
             return
+        if first is not None and _is_widening(node, first):
+            self.graph.constants[node.outputs[0]] = dataclasses.replace(first, name=node.outputs[0])
+            return
         total = sum(constant.size for constant in constants if constant is not None)
         if total > _FOLD_LIMIT and node.op_type not in _PICKS:
             raise BadModel(
@@ -432,6 +435,15 @@ def infer_outputs(
             dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
         results.append((name, tuple(dims), dtype))
     return results
+
+
+def _is_widening(node: StaticNode, first: Constant) -> bool:
+    """Whether this casts between floats, which are not told apart here: it must not round."""
+    if node.op_type == "CastLike":
+        return is_float(first.dtype)
+    return (
+        node.op_type == "Cast" and is_float(first.dtype) and node.attributes["to"] in _FLOAT_TYPES
+    )
 
 
 def axes_of(node: StaticNode, constants: Sequence[Constant | None]) -> list[int]:

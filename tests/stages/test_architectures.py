@@ -1,0 +1,87 @@
+"""What each family's config.json means, by the words of the models' own documentation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from genai_core.errors import BadModel
+from genai_stages.architectures.detect import FAMILIES, detect
+from genai_stages.architectures.rope import ropes_of
+
+WINDOWS: list[tuple[dict[str, Any], int, list[int]]] = [
+    ({"model_type": "llama"}, 3, [0, 0, 0]),
+    ({"model_type": "mistral", "sliding_window": 4096}, 2, [4096, 4096]),
+    ({"model_type": "mistral", "sliding_window": None}, 2, [0, 0]),
+    ({"model_type": "qwen2", "sliding_window": 32768, "use_sliding_window": False}, 2, [0, 0]),
+    (
+        {
+            "model_type": "qwen2",
+            "sliding_window": 64,
+            "use_sliding_window": True,
+            "max_window_layers": 2,
+        },
+        4,
+        [0, 0, 64, 64],
+    ),
+    ({"model_type": "gemma2", "sliding_window": 4096}, 4, [4096, 0, 4096, 0]),
+    (
+        {"model_type": "gemma3_text", "sliding_window": 512, "sliding_window_pattern": 6},
+        7,
+        [512, 512, 512, 512, 512, 0, 512],
+    ),
+    (
+        {
+            "model_type": "gemma3_text",
+            "sliding_window": 8,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+        2,
+        [0, 8],
+    ),
+    ({"model_type": "phi3", "sliding_window": 262144}, 1, [262144]),
+    ({"model_type": "other", "sliding_window": 16}, 2, [16, 16]),
+]
+
+
+@pytest.mark.parametrize(("config", "layers", "windows"), WINDOWS)
+def test_windows_of_layers(config: dict[str, Any], layers: int, windows: list[int]) -> None:
+    assert detect(config)[0].windows(config, layers) == windows
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_every_family_is_found_by_each_of_its_names(family: Any) -> None:
+    for name in family.architectures:
+        assert detect({"architectures": [name]}) == (family, None)
+        assert detect({}, name) == (family, None)
+    for kind in family.model_types:
+        assert detect({"model_type": kind}) == (family, None)
+
+
+def test_architectures_count_more_than_the_model_type() -> None:
+    family, warning = detect({"architectures": ["FooForCausalLM"], "model_type": "llama"})
+    assert family.name == "generic"
+    assert warning is not None
+    assert "FooForCausalLM" in warning
+
+
+def test_linear_scaling_divides_the_frequencies() -> None:
+    config = {"hidden_size": 64, "num_attention_heads": 4, "rope_theta": 100.0}
+    family = detect({"model_type": "llama"})[0]
+    plain = ropes_of(config, family)["default"]
+    scaled = ropes_of({**config, "rope_scaling": {"type": "linear", "factor": 4.0}}, family)
+    np.testing.assert_allclose(plain.inv_freq, 100.0 ** (-np.arange(8) / 8), rtol=1e-6)
+    np.testing.assert_allclose(np.array(plain.inv_freq) / 4, scaled["default"].inv_freq, rtol=1e-6)
+    assert scaled["default"].scaling == {"type": "linear", "factor": 4.0}
+
+
+def test_incomplete_scaling_names_the_key() -> None:
+    config = {"head_dim": 16, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
+    with pytest.raises(BadModel, match="low_freq_factor"):
+        ropes_of(config, detect({"model_type": "llama"})[0])
+
+
+def test_without_head_sizes_there_is_no_table() -> None:
+    assert ropes_of({}, detect({})[0]) == {}
