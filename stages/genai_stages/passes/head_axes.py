@@ -26,7 +26,7 @@ Sizes = Mapping[str, int]
 MOVES = frozenset(("Reshape", "Squeeze", "Unsqueeze", "Flatten"))
 """Operators that only give another shape, with the order of numbers kept."""
 
-_LAST_AXIS = frozenset(("RMSNormalization", "LayerNormalization"))
+_NORMS = frozenset(("RMSNormalization", "LayerNormalization"))
 _ONE_AXIS = frozenset(("Softmax", "LogSoftmax", "Concat", "Split"))
 _REDUCTIONS = frozenset(("ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceL2"))
 
@@ -225,10 +225,11 @@ def _move(node: ir.Node, out: Layout, sizes: Sizes) -> tuple[Layout, ...] | None
     return None if found is None else _with_plain_rest(node, found)
 
 
-def _last_axis(node: ir.Node, out: Layout, sizes: Sizes) -> tuple[Layout, ...] | None:
+def _normalized(node: ir.Node, out: Layout, sizes: Sizes) -> tuple[Layout, ...] | None:
+    """A norm takes the axes from `axis` on together."""
     del sizes
     axis = node.attributes["axis"].as_int() if "axis" in node.attributes else -1
-    if axis not in (-1, len(out) - 1) or out[-1]:
+    if labels_of(out[axis:]):
         return None
     return _with_plain_rest(node, out)
 
@@ -302,8 +303,8 @@ def _rule(node: ir.Node) -> Rule | None:
         return _elementwise
     if op_type in MOVES:
         return _move
-    if op_type in _LAST_AXIS:
-        return _last_axis
+    if op_type in _NORMS:
+        return _normalized
     if op_type in _ONE_AXIS:
         return _one_axis
     if op_type in _REDUCTIONS:
