@@ -10,9 +10,9 @@ from pathlib import Path
 
 from genai_core.graphs import check_htp_graphs, graph_name
 from genai_core.operations import ArclConfig
+from genai_stages.compare_static import compare_static
 from genai_stages.core_graph import read_core, write_proto
 from genai_stages.input_folders import core_folder
-from genai_stages.passes.compare_static import compare_static
 from genai_stages.passes.provenance import write_provenance
 from genai_stages.passes.static_graph import emit_static
 from genai_stages.stage import Context, Inputs, StageResult

@@ -14,9 +14,9 @@ import onnx_ir as ir
 from genai_core.errors import BadModel
 from genai_core.graphs import graph_name, split_name
 from genai_core.operations import TransformConfig
+from genai_stages.compare_heads import compare_heads
 from genai_stages.core_graph import read_facts, write_proto
 from genai_stages.input_folders import find_file
-from genai_stages.passes.compare_heads import compare_heads
 from genai_stages.passes.head_regions import head_axes_of
 from genai_stages.passes.mha_to_sha import mha_to_sha
 from genai_stages.passes.provenance import read_provenance, write_provenance
