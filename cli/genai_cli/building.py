@@ -13,15 +13,20 @@ from rich.console import Console
 
 from genai_cli.containers import Delivered, deliver, folder_name
 from genai_cli.engine import plan_build, run_plan
+from genai_cli.events import BuildResult
 from genai_cli.output import emit
-from genai_cli.render import progress
+from genai_cli.render import busy, progress
 from genai_cli.settings import Settings
 from genai_cli.summary import as_json, print_summary
-from genai_core.errors import BadInput
+from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
 from genai_core.store.location import open_store
+from genai_core.store.protocol import Store
 
 __all__ = ["run_build"]
+
+_ROUNDS = 4
+"""How often a build starts over because the store had a wrong blob in its container."""
 
 
 def run_build(
@@ -46,13 +51,20 @@ def run_build(
     name = build.metadata.name
     folder = _writable(output / name)
     artifacts = open_store(store or settings.store, read_from=read_from)
-    planned = plan_build(build.spec, Path.cwd(), artifacts, name=name)
-    with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
-        result = run_plan(planned, on_event=report, jobs=jobs)
-    containers: dict[str, Delivered] = {}
-    for target, record in result.containers.items():
-        path = folder / folder_name(target)
-        containers[target] = deliver(record, artifacts, path, target=target)
+    for left in reversed(range(_ROUNDS)):
+        with busy("reading the model and looking up what is there"):
+            planned = plan_build(build.spec, Path.cwd(), artifacts, name=name)
+        with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
+            result = run_plan(planned, on_event=report, jobs=jobs)
+        try:
+            containers = _delivered(result, artifacts, folder)
+        except CorruptBlob as error:
+            if not left:
+                raise
+            # Found wrong when it was read, the blob is gone: its task is a miss now.
+            sys.stderr.write(f"warning: {error}\n")
+        else:
+            break
     if settings.json:
         emit(as_json(name, result, containers))
     else:
@@ -63,6 +75,15 @@ def run_build(
     for failure in result.failures:
         sys.stderr.write(f"error: {failure.id}: {failure.error}\n")
     return result.failures[0].error.exit_code if result.failures else 0
+
+
+def _delivered(result: BuildResult, artifacts: Store, folder: Path) -> dict[str, Delivered]:
+    containers: dict[str, Delivered] = {}
+    for target, record in result.containers.items():
+        path = folder / folder_name(target)
+        with busy(f"writing {path}"):
+            containers[target] = deliver(record, artifacts, path, target=target)
+    return containers
 
 
 def _writable(folder: Path) -> Path:

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 
 from genai_cli.output import emit, say
+from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.words import duration
 from genai_core.errors import BadInput
@@ -149,12 +150,11 @@ def evaluate(
     array = read_pieces(tokens, pieces=pieces, length=length)
     began = time.monotonic()
     console = Console(stderr=True, highlight=False)
-    with closing(opened.open_session(threads=threads, context_length=context_length)) as session:
-        if console.is_terminal:
-            with console.status(f"scoring {array.shape[0]} pieces"):
-                result = measure(session, array)
-        else:
-            result = measure(session, array)
+    with (
+        busy(f"scoring {array.shape[0]} pieces"),
+        closing(opened.open_session(threads=threads, context_length=context_length)) as session,
+    ):
+        result = measure(session, array)
     seconds = time.monotonic() - began
     if settings.json:
         finite = math.isfinite(result.perplexity)

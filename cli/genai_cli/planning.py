@@ -14,6 +14,7 @@ from genai_cli.engine import PlannedBuild, plan_build
 from genai_cli.events import PlanReady, TaskView
 from genai_cli.options import SpecFlags
 from genai_cli.output import emit, say, table
+from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.spec_source import build_of
 from genai_cli.words import counted
@@ -40,7 +41,8 @@ def show_plan(
         raise BadInput("--json and --html exclude each other", where="genai graph")
     wanted = build_of(flags)
     artifacts = open_store(store or settings.store, read_from=read_from)
-    planned = plan_build(wanted.spec, Path.cwd(), artifacts, name=wanted.metadata.name)
+    with busy("reading the model and looking up what is there"):
+        planned = plan_build(wanted.spec, Path.cwd(), artifacts, name=wanted.metadata.name)
     for text in planned.warnings:
         sys.stderr.write(f"warning: {text}\n")
     if explain is not None:

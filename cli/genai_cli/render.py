@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -32,7 +33,7 @@ from genai_cli.events import (
 )
 from genai_cli.words import counted, duration, size
 
-__all__ = ["LiveProgress", "PlainProgress", "Progress", "progress"]
+__all__ = ["LiveProgress", "PlainProgress", "Progress", "busy", "progress"]
 
 _MOST_RUNNING = 8
 _BAR_WIDTH = 28
@@ -60,6 +61,17 @@ def progress(title: str) -> Progress:
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveProgress(title, console)
     return PlainProgress(console)
+
+
+@contextmanager
+def busy(text: str) -> Iterator[None]:
+    """Show on a terminal that something goes on which says nothing itself."""
+    console = Console(stderr=True, highlight=False)
+    if not console.is_terminal or console.is_dumb_terminal:
+        yield
+        return
+    with console.status(escape(text)):
+        yield
 
 
 class PlainProgress:
