@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -167,6 +168,24 @@ def test_both_sides_of_a_cut_have_one_grid(tiny_llama: Parts, tmp_path: Path) ->
         pytest.approx(table["scale"][0]),
         -table["offset"][0],
     )
+
+
+@pytest.mark.usefixtures("no_dlc")
+def test_every_version_of_one_simulation_gives_the_same_bytes(
+    tiny_llama: Parts, tmp_path: Path
+) -> None:
+    folder = FIXTURES / "encodings"
+    old = tmp_path / "0.6.1" / "model.encodings"
+    old.parent.mkdir()
+    old.write_bytes(gzip.decompress((folder / "w4a16-0.6.1.encodings.gz").read_bytes()))
+    found = []
+    for file in (old, folder / "w4a16.encodings", folder / "w4a16-2.0.0.encodings"):
+        given = tmp_path / file.stem / "given"
+        given.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, given / "model.encodings")
+        _, out = convert(given.parent, tiny_llama, FOUR[1], encodings=given)
+        found.append([(out / f"ar8_cl32_2_of_4.{end}").read_bytes() for end in ("onnx", "data")])
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.usefixtures("no_dlc")
