@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -126,22 +127,36 @@ def test_deleting_a_record_removes_its_folder(
     assert not folder.parent.exists()
 
 
-def test_view_uses_symbolic_links_where_hard_links_fail(
-    store: DirectoryStore, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("links", ["too many", "none at all"])
+def test_a_file_system_without_hard_links_is_enough(
+    store: DirectoryStore,
+    make_record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    links: str,
 ) -> None:
-    record = make_record({"deep/er/a.bin": store.put_bytes(b"1")})
     real = os.link
 
     def refuse(source: Path, target: Path, **options: bool) -> None:
+        if links == "none at all":
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         if "blobs" in Path(source).parts:
-            raise OSError(31, "Too many links")
+            raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
         real(source, target, **options)
 
     monkeypatch.setattr(os, "link", refuse)
+    output = tmp_path / "out"
+    output.write_bytes(b"1")
+    blob = store.put_blob(output, consume=True)
+    record = make_record({"deep/er/a.bin": blob})
     file = commit(store, record) / "deep/er/a.bin"
     assert file.is_symlink()
     assert file.read_bytes() == b"1"
     assert not os.path.isabs(os.readlink(file)), "a store can be moved"
+    store.fetch_blob(blob, tmp_path / "fetched", shared=True)
+    assert (tmp_path / "fetched").read_bytes() == b"1"
+    other = make_record({"deep/er/a.bin": blob}, source="a later writer")
+    assert isinstance(publish(store, other), Existing)
 
 
 @pytest.mark.parametrize("restore_times", [False, True])

@@ -34,6 +34,7 @@ DRAFT_SUFFIX = ".part"
 
 _BUFFER_BYTES = 256 << 10
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK}
 _PASSING = {errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN, errno.EBUSY, errno.EHOSTDOWN}
 
 
@@ -151,6 +152,12 @@ def write_atomically(path: Path, data: bytes, *, scratch: Path, exclusive: bool 
                 os.link(draft, path)
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                if path.exists():  # callers hold a lock; without one the window is a moment
+                    return False
+                draft.replace(path)
         else:
             draft.replace(path)
     sync_folder(path.parent)
