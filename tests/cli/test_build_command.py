@@ -98,6 +98,27 @@ def test_again_nothing_runs_and_the_container_stays(first: Ran, home: Path) -> N
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
+def test_a_wrong_byte_in_the_store_is_never_delivered(
+    call: InProcess, home: Path, first: Ran, tmp_path: Path
+) -> None:
+    file = max(entries(home)["compile"].glob("*"), key=lambda path: path.stat().st_size)
+    file.chmod(0o644)
+    with file.open("r+b") as stream:
+        stream.seek(1000)
+        (byte,) = stream.read(1)
+        stream.seek(1000)
+        stream.write(bytes([byte ^ 1]))
+    ran = call("build", "-f", "b.yaml", "--json", "--output", tmp_path)
+    assert ran.code == 0, ran.err
+    assert "its task runs again" in ran.err
+    assert ran.json["tasks"]["run"] >= 1
+    container = ran.json["containers"]["cpu"]
+    assert container["revision"] == first.json["containers"]["cpu"]["revision"]
+    good = home / "containers" / "small" / "cpu" / file.name
+    assert (Path(container["path"]) / file.name).read_bytes() == good.read_bytes()
+    assert (entries(home)["compile"] / file.name).read_bytes() == good.read_bytes()
+
+
 def test_people_read_paths_revisions_and_costs(call: InProcess, first: Ran) -> None:
     ran = call("build", "-f", "b.yaml")
     assert ran.code == 0
