@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
+import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
@@ -87,12 +88,27 @@ class SourceModel:
         model: Its graph; functions inlined.
         config: config.json, empty where there is none.
         half: Whether weights or activations are 16 bit floats, whose rounding is not reproduced.
+        change: What was changed in it after reading, see `changed`.
     """
 
     path: Path
     model: ir.Model
     config: Mapping[str, Any]
     half: bool
+    change: Callable[[onnx.ModelProto], None] | None = None
+
+    def stripped(self) -> onnx.ModelProto:
+        """The model as a protobuf without its weights, to run it or a part of it."""
+        proto = read_stripped(self.path)
+        if self.change is not None:
+            self.change(proto)
+        return proto
+
+    def changed(self, change: Callable[[onnx.ModelProto], None]) -> SourceModel:
+        """The same source with a change of its graph, its file left as it is."""
+        proto = read_stripped(self.path)
+        change(proto)
+        return dataclasses.replace(self, model=_graph_of(proto, self.path), change=change)
 
     @property
     def opset(self) -> int:
@@ -110,24 +126,19 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
     if not path.is_file():
         raise BadModel("there is no such file", where=path.name, remedy="name the ONNX file")
     try:
-        model = ir.from_proto(read_stripped(path))
+        model = _graph_of(read_stripped(path), path)
     except (DecodeError, ValueError, TypeError, KeyError, OSError) as error:
         raise BadModel(
             "it is not an ONNX model, or it was cut short",
             where=path.name,
             remedy="copy the file again and compare its size",
         ) from error
-    ir.external_data.set_base_dir(model.graph, path.parent)
     if not len(model.graph) or not model.graph.inputs or not model.graph.outputs:
         raise BadModel(
             "the graph has no nodes, inputs or outputs",
             where=path.name,
             remedy="export the model again",
         )
-    if model.functions:
-        from onnx_ir.passes.common import InlinePass
-
-        InlinePass()(model)
     half = False
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -137,6 +148,16 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(path, tensor)
     return SourceModel(path, model, config, half)
+
+
+def _graph_of(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    model = ir.from_proto(proto)
+    ir.external_data.set_base_dir(model.graph, path.parent)
+    if model.functions:
+        from onnx_ir.passes.common import InlinePass
+
+        InlinePass()(model)
+    return model
 
 
 def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:

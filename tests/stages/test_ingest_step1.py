@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
+from onnx import numpy_helper
 
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
+from genai_stages.architectures.detect import detect
 from genai_stages.core_graph import read_core, read_facts
 from genai_stages.operations.ingest import run
+from genai_stages.passes.compare_source import compare_source
+from genai_stages.passes.resize_static import resize, resized_sizes
+from genai_stages.passes.source_to_core import source_to_core
+from genai_stages.source_model import read_config, read_source
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import assemble_step1, core_logits
 
@@ -94,3 +103,60 @@ def test_assets_go_along(folders: Folders) -> None:
         EXAMPLE / "tokenizer.json"
     ).read_bytes()
     assert result.notes["encodings"] == 314
+
+
+@pytest.mark.parametrize("form", ["left-pad", "right-pad"])
+def test_large_static_sources_are_read_at_smaller_sizes(
+    form: str, folders: Folders, tmp_path: Path
+) -> None:
+    """AR 211 and CL 463 written into the fixture's graph, as the vendor's script would."""
+    source = assemble_step1(STEP1 / form, EXAMPLE, tmp_path / "source")
+    path = source / "model.onnx"
+    model = onnx.load(path, load_external_data=False)  # noqa: TID251 - the graph alone
+    for tensor in [*model.graph.initializer, *(a.t for n in model.graph.node for a in n.attribute)]:
+        if list(tensor.dims) == [73] and not tensor.external_data:
+            tensor.CopyFrom(numpy_helper.from_array(np.arange(211), tensor.name))
+    resize(model, {73: 211, 173: 463, 100: 252})
+    path.write_bytes(model.SerializeToString())
+    ort.InferenceSession(str(path))  # it is a model still
+    read = read_source(path, read_config(source))
+    for large, tokens in ((1 << 30, 211), (10_000, 73)):
+        out = tmp_path / str(tokens)
+        out.mkdir()
+        found = source_to_core(read, detect(read.config)[0], out, large=large)
+        compared = compare_source(found.source, found.inputs, found.ropes, out)
+        assert compared.passes[0][0] == tokens
+        assert compared.drift < 2e-6
+        assert (found.facts.native_ar, found.facts.native_cl) == (211, 463)
+        for name in ("embed", "layer_003", "head"):
+            assert (out / f"weights/{name}.data").read_bytes() == (
+                folders["example"][0] / f"weights/{name}.data"
+            ).read_bytes()
+
+
+def test_sizes_that_are_widths_too_are_left_alone(tmp_path: Path) -> None:
+    model = onnx.load(STEP1 / "left-pad" / "model.onnx", load_external_data=False)  # noqa: TID251
+    assert resized_sizes(model, (211, 463), large=100) == {211: 73, 463: 174, 252: 101}
+    assert resized_sizes(model, (211, 463)) is None
+    assert resized_sizes(model, (192, 463), large=100) is None
+    assert resized_sizes(model, (211, 422), large=100) is None
+
+
+@pytest.mark.parametrize(
+    ("architecture", "windows", "warned"),
+    [("MistralForCausalLM", [50] * 6, False), ("Gemma2ForCausalLM", [0] * 6, True)],
+)
+def test_windows_of_a_mask_that_is_an_input(
+    architecture: str, windows: list[int], warned: bool, tmp_path: Path
+) -> None:
+    """One mask for all layers can stand for one window, and not for two."""
+    source = assemble_step1(STEP1 / "left-pad", EXAMPLE, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    config |= {"architectures": [architecture], "sliding_window": 50}
+    (source / "config.json").write_text(json.dumps(config))
+    out = tmp_path / "out"
+    out.mkdir()
+    result = run({"source": source}, IngestConfig(), out, Context(tmp_path / "scratch"))
+    assert [one.window for one in read_facts(out).attention] == windows
+    assert any("one mask" in warning for warning in result.warnings) == warned
+    assert result.notes["drift"] < 2e-6

@@ -42,7 +42,7 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
     masked = [one.roles["masked"] for one in found.facts.attention if "masked" in one.roles]
     entries = None if encodings is None else copy_encodings(encodings, source, out, masked=masked)
     assets = copy_assets(folder, out)
-    compared = compare_source(source, found.inputs, found.ropes, out, threads=context.threads)
+    compared = compare_source(found.source, found.inputs, found.ropes, out, threads=context.threads)
     facts = found.facts
     return StageResult(
         facts={

@@ -73,7 +73,7 @@ def disagreements(
             "soft cap: the exporter dropped it"
         )
     for one, window in zip(found, family.windows(config, len(found)), strict=True):
-        if one.mask_from_graph and one.window != window:
+        if one.mask_inputs is None and one.window != window:
             said.append(
                 f"config.json gives layer {one.layer} the window {window or 'none'}, the graph's "
                 f"mask has {one.window or 'none'}, which is used"

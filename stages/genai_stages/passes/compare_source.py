@@ -29,7 +29,6 @@ from genai_stages.passes.recognise_attention import Sizes
 from genai_stages.passes.source_inputs import SourceInputs
 from genai_stages.passes.source_to_core import logits_name
 from genai_stages.source_model import Array, SourceModel
-from genai_stages.stripped_proto import read_stripped
 
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit (at least 1)."""
@@ -240,7 +239,7 @@ def _core_session(model: ir.Model, core: Path, threads: int) -> Any:
 
 
 def _source_session(source: SourceModel, start: str | None, end: str | None, threads: int) -> Any:
-    model = read_stripped(source.path)
+    model = source.stripped()
     _keep_part(model, source, start, end)
     folder = _resolve_data(model, source.path.parent)
     try:

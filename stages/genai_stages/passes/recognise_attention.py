@@ -74,7 +74,8 @@ class Found:
     attention_factor: float
     roles: dict[Role, str]
     node: StaticNode
-    mask_from_graph: bool
+    mask_inputs: frozenset[str] | None
+    """Known inputs that hide keys, for a mask that is an input; None = the graph computes it."""
 
 
 def find_ends(graph: StaticGraph, sizes: Sizes) -> dict[str, tuple[StaticNode, StaticNode]]:
@@ -286,7 +287,7 @@ class _Attention:
         roles: dict[Role, str] = {}
         scale, softcap = self.scaling(raw, roles)
         capped = np.tanh(raw * scale / softcap) * softcap if softcap else raw * scale
-        visible, window, from_graph = self.mask(capped, heads)
+        visible, window = self.mask(capped)
         masked = np.where(visible, capped, -np.inf)
         probs = np.exp(masked - masked.max(-1, keepdims=True))
         probs /= probs.sum(-1, keepdims=True)
@@ -332,7 +333,7 @@ class _Attention:
         )
         order = {role: roles[role] for role in sorted(roles) if MADE not in roles[role]}
         found = Found(layer, draft, heads, kv_heads, width, scale, softcap, window, turn_q, factor,
-                      order, self.softmax, from_graph)  # fmt: skip
+                      order, self.softmax, self.mask_inputs())  # fmt: skip
         return found, self.context_layout(heads, width)
 
     def evaluate(
@@ -489,10 +490,8 @@ class _Attention:
                 return float(constant.array().reshape(-1)[0])
         return None
 
-    def mask(
-        self, capped: npt.NDArray[np.float64], heads: int
-    ) -> tuple[npt.NDArray[np.bool_], int, bool]:
-        """Visible keys [T, K], their window, and whether that came from the graph."""
+    def mask(self, capped: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], int]:
+        """Visible keys [T, K] and their window."""
         given = self.tensors[self.softmax.inputs[0]].reshape(capped.shape).astype(np.float64)
         change = np.where(np.isfinite(given), given - capped, -np.inf)
         visible = change > classify_mask.HIDDEN
@@ -505,14 +504,25 @@ class _Attention:
         if window is None:
             raise self.refuse("its mask is neither causal nor a sliding window")
         at_scale = self.solver.mask_at_scale
-        if at_scale is None:
-            return visible[0], window, False
-        if window == 0:
+        if at_scale is not None and window == 0:
             later = at_scale([self.scores, *self.chain])
             if later is None:
                 raise self.refuse("its mask is neither causal nor a sliding window")
             window = later
-        return visible[0], window, True
+        return visible[0], window
+
+    def mask_inputs(self) -> frozenset[str] | None:
+        """The inputs that hide keys here; None where the graph hides them itself."""
+        if self.solver.mask_at_scale is not None:
+            return None
+        known = {
+            constant.name
+            for node in self.chain
+            for name in node.inputs
+            if name in self.graph.constants
+            for constant in self.graph.known_ancestors(name)
+        }
+        return frozenset(known)
 
     def context_layout(self, heads: int, width: int) -> Layout:
         """The product's output in terms of the flat context."""

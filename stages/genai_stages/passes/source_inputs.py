@@ -49,11 +49,32 @@ class SourceInputs:
         inputs: In the graph's order.
         native: AR, CL of a static source; None for a dynamic one.
         scattered: Whether the past has CL slots into which new keys are scattered.
+        windows: Sliding window of each mask input of the static form, none = full causal.
     """
 
     inputs: tuple[SourceInput, ...]
     native: tuple[int, int] | None
     scattered: bool
+    windows: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    def layer_windows(self, layers: Sequence[int]) -> tuple[SourceInputs, str | None]:
+        """Give the mask inputs the windows that config.json tells for the layers.
+
+        Returns:
+            The inputs, and a warning where one mask serves layers of different windows.
+        """
+        masks = self.named("mask")
+        if len(masks) > 1:
+            windows = {one.name: max(layers, default=0) for one in masks if is_local(one.name)}
+        elif len(set(layers)) == 1:
+            windows = {one.name: layers[0] for one in masks}
+        else:
+            return self, (
+                "layers have different windows in config.json, but the graph has one mask for all: "
+                "it is taken as full causal"
+            )
+        kept = {name: window for name, window in windows.items() if window}
+        return dataclasses.replace(self, windows=kept), None
 
     def named(self, purpose: Purpose) -> list[SourceInput]:
         """Inputs of one purpose."""
@@ -105,24 +126,16 @@ class SourceInputs:
         self,
         sizes: Sizes,
         ropes: Mapping[str, RopeTable],
-        *,
-        positions: npt.NDArray[np.int64] | None = None,
-        visible: npt.NDArray[np.bool_] | None = None,
     ) -> dict[str, Array]:
         """Values of all inputs but tokens and past.
 
         Args:
-            sizes: T and P.
+            sizes: T and P; positions are P ... P + T - 1.
             ropes: Tables for the static form, from config.json.
-            positions: Of the new tokens, default P ... P + T - 1.
-            visible: Keys that each token sees, [T, keys], for the static form; default causal.
         """
-        if positions is None:
-            positions = np.arange(sizes.past, sizes.total)
-        if visible is None:
-            visible = reference(sizes.tokens, sizes.past, 0)
+        positions = np.arange(sizes.past, sizes.total)
         return {
-            one.name: self._value(one, sizes, ropes, positions, visible)
+            one.name: self._value(one, sizes, ropes, positions)
             for one in self.inputs
             if one.purpose not in ("tokens", "past")
         }
@@ -133,10 +146,11 @@ class SourceInputs:
         sizes: Sizes,
         ropes: Mapping[str, RopeTable],
         positions: npt.NDArray[np.int64],
-        visible: npt.NDArray[np.bool_],
     ) -> Array:
         match one.purpose:
             case "mask" if len(one.dims) >= 3:
+                window = self.windows.get(one.name, 0)
+                visible = reference(sizes.tokens, sizes.past, window)
                 if one.dtype == np.bool_:
                     return np.asarray(visible[None, None])
                 lowest = np.float32(STATIC_HIDDEN if self.native else np.finfo(np.float32).min)
@@ -160,8 +174,8 @@ class SourceInputs:
         ropes: Mapping[str, RopeTable],
         positions: npt.NDArray[np.int64],
     ) -> Array:
-        local = any(word in one.name.lower() for word in ("local", "sliding", "swa", "_w"))
-        table = ropes.get("local" if local and "local" in ropes else "default")
+        local = is_local(one.name) and "local" in ropes
+        table = ropes.get("local" if local else "default")
         width = one.dims[-1]
         if table is None or width not in (len(table.inv_freq), 2 * len(table.inv_freq)):
             known = "none" if table is None else str(len(table.inv_freq))
@@ -176,6 +190,11 @@ class SourceInputs:
         if width != wave.shape[-1]:
             wave = np.concatenate([wave, wave], axis=-1)
         return wave.astype(np.float32).reshape((1,) * (len(one.dims) - 2) + wave.shape)
+
+
+def is_local(name: str) -> bool:
+    """Whether an input's name says that it is for layers with a window."""
+    return any(word in name.lower() for word in ("local", "sliding", "swa", "window"))
 
 
 def read_inputs(source: SourceModel) -> SourceInputs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,10 @@ from genai_stages.passes.fuse_norms import fuse_norms
 from genai_stages.passes.lower_fused import lower_fused
 from genai_stages.passes.mask_at_scale import MaskAtScale
 from genai_stages.passes.name_ropes import name_ropes
-from genai_stages.passes.recognise_attention import AttentionSolver, Sizes
+from genai_stages.passes.recognise_attention import AttentionSolver, Found, Sizes
 from genai_stages.passes.recognise_layers import Walk
 from genai_stages.passes.remove_noise import remove_noise
+from genai_stages.passes.resize_static import LARGE, resize, resized_sizes
 from genai_stages.passes.source_inputs import SourceInputs, read_inputs
 from genai_stages.passes.specialise import specialise
 from genai_stages.passes.write_core import Identity, write_core
@@ -31,24 +33,54 @@ from genai_stages.source_model import SourceModel
 
 @dataclasses.dataclass(frozen=True)
 class Ingested:
-    """A written core graph and what was learnt on the way."""
+    """A written core graph and what was learnt on the way.
+
+    Attributes:
+        facts: As written.
+        source: The source, at smaller sizes where its own are large.
+        inputs: Its inputs.
+        ropes: config.json's rotary tables.
+    """
 
     facts: ModelFacts
+    source: SourceModel
     inputs: SourceInputs
     ropes: Mapping[str, RopeTable]
 
 
 def source_to_core(
-    source: SourceModel, family: Family, out: Path, *, warnings: Sequence[str] = ()
+    source: SourceModel,
+    family: Family,
+    out: Path,
+    *,
+    warnings: Sequence[str] = (),
+    large: int = LARGE,
 ) -> Ingested:
     """Recognize a source and write its core graph into `out`.
+
+    Args:
+        source: The source.
+        family: What its config.json means.
+        out: An empty folder.
+        warnings: Sentences for the facts.
+        large: See `resize_static.resized_sizes`.
 
     Raises:
         UnsupportedOperator: A part of the graph has no form here.
         BadModel: It is no decoder-only language model, or disagrees with config.json.
     """
     config = text_config(source.config)
+    notes = list(warnings)
     inputs = read_inputs(source)
+    native = inputs.native
+    if native is not None:
+        smaller = resized_sizes(source.stripped(), native, large=large)
+        if smaller is not None:
+            source = source.changed(partial(resize, sizes=smaller))
+            inputs = read_inputs(source)
+        layers = len(inputs.named("past")) // 2
+        inputs, warning = inputs.layer_windows(family.windows(config, layers))
+        notes += [] if warning is None else [warning]
     ropes = ropes_of(config, family)
     sizes = inputs.sizes
     output = logits_name(source)
@@ -58,7 +90,7 @@ def source_to_core(
     remove_noise(graph)
     fuse_norms(graph)
     walk = Walk(graph, sizes.tokens, inputs.tokens, {})
-    scale = None if inputs.native else MaskAtScale(source, inputs, ropes, config, graph)
+    scale = None if native is not None else MaskAtScale(source, inputs, ropes, config, graph)
     solver = AttentionSolver(
         walk,
         sizes,
@@ -78,26 +110,29 @@ def source_to_core(
     final = _logits(walk, output, sizes)
     cuts = find_boundaries(final.draft, [one.draft for one in solver.found])
     found = solver.found
-    if inputs.native:
-        windows = family.windows(config, len(found))
+    if native is not None:
         found = [
-            dataclasses.replace(one, window=window)
-            for one, window in zip(found, windows, strict=True)
+            dataclasses.replace(one, window=_given_window(one, inputs.windows)) for one in found
         ]
     check_config(config, found, final, cuts.order[0].weights)
     layer_ropes, tables = name_ropes(found, ropes)
     limit = config.get("max_position_embeddings")
-    notes = [*warnings, *disagreements(config, family, found, ropes=ropes)]
+    notes += disagreements(config, family, found, ropes=ropes)
     identity = Identity(
         family.name,
-        "static" if inputs.native else "dynamic",
-        inputs.native,
+        "dynamic" if native is None else "static",
+        native,
         limit if isinstance(limit, int) else None,
         tuple(notes),
     )
     with CoreWriter(out) as writer:
         facts = write_core(writer, cuts, found, layer_ropes, tables=tables, identity=identity)
-    return Ingested(facts, inputs, ropes)
+    return Ingested(facts, source, inputs, ropes)
+
+
+def _given_window(one: Found, windows: Mapping[str, int]) -> int:
+    """The window of the mask input that an attention reads."""
+    return max((windows.get(name, 0) for name in one.mask_inputs or ()), default=0)
 
 
 def logits_name(source: SourceModel) -> str:
