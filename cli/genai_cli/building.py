@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -48,6 +50,7 @@ def run_build(
         output: Gets `<build>/<target>/`.
         jobs: Tasks at once; None = what the machine bears.
     """
+    began = time.monotonic()
     name = build.metadata.name
     folder = _writable(output / name)
     artifacts = open_store(store or settings.store, read_from=read_from)
@@ -65,6 +68,7 @@ def run_build(
             sys.stderr.write(f"warning: {error}\n")
         else:
             break
+    result = replace(result, seconds=time.monotonic() - began)
     if settings.json:
         emit(as_json(name, result, containers))
     else:

@@ -36,7 +36,10 @@ from genai_core.store.protocol import Store
 from genai_core.task import TaskFile, TaskFileInput
 from genai_core.toolchain import toolchain_of
 
-__all__ = ["replay"]
+__all__ = ["changed_config", "replay"]
+
+_OPTIONS = "options"
+"""The field whose members are the vendor's: names with dots, values that are text."""
 
 
 def replay(
@@ -59,7 +62,7 @@ def replay(
     record = read_entry(entry)
     artifacts = opened(settings, store or _store_around(entry, record) or settings.store)
     operation = operation_of(record.operation, _backend(record.config))
-    config = _changed_config(operation, record, changes)
+    config = changed_config(operation, record, changes)
     inputs = _Inputs(record, artifacts, source).found()
     task = _task(record, operation, config, inputs)
     if changes and task.key != record.key:
@@ -78,19 +81,24 @@ def _backend(config: Mapping[str, Any]) -> Backend | None:
     return Backend(value) if value in set(Backend) else None
 
 
-def _changed_config(operation: Operation, record: Record, changes: Sequence[str]) -> dict[str, Any]:
-    """The config of the record with the changes, checked by the stage's own model."""
+def changed_config(operation: Operation, record: Record, changes: Sequence[str]) -> dict[str, Any]:
+    """The config of a record with `name=value` changes, checked by the stage's own model.
+
+    Raises:
+        InvalidSpec: Names the change.
+    """
     config: dict[str, Any] = {**record.config}
     for text in changes:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise InvalidSpec(f"{text!r} is not KEY=VALUE", where="--set")
-        here: Any = config
-        parts = _parts(name, config)
+        parts = _parts(name)
+        here = config
         for part in parts[:-1]:
-            here = here[part] = dict(here.get(part) or {})
-        documents = load_documents(value, name=f"--set {name}")
-        here[parts[-1]] = documents[0].value if documents else None
+            inner = here.get(part)
+            here[part] = dict(inner) if isinstance(inner, dict) else {}
+            here = here[part]
+        here[parts[-1]] = value if parts[0] == _OPTIONS else _value(value, f"--set {name}")
     try:
         model = operation.config.model_validate(config)
     except ValidationError as error:
@@ -98,12 +106,15 @@ def _changed_config(operation: Operation, record: Record, changes: Sequence[str]
     return model.model_dump(mode="json")
 
 
-def _parts(name: str, config: Mapping[str, Any]) -> list[str]:
+def _parts(name: str) -> list[str]:
     """`options.graphs.O` names one member of options; elsewhere dots go deeper."""
     head, dot, tail = name.partition(".")
-    if dot and head == "options" and isinstance(config.get("options"), dict):
-        return [head, tail]
-    return name.split(".")
+    return [head, tail] if dot and head == _OPTIONS else name.split(".")
+
+
+def _value(text: str, where: str) -> Any:
+    documents = load_documents(text, name=where)
+    return documents[0].value if documents else None
 
 
 def _bad_option(error: ValidationError, operation: Operation) -> InvalidSpec:
