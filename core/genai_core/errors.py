@@ -169,7 +169,8 @@ class Interrupted(GenAIError):
 
 
 def _tree(root: type[GenAIError]) -> dict[str, type[GenAIError]]:
-    found = {root.code: root}
+    # A subclass without a code of its own is told apart inside one process only.
+    found = {root.code: root} if "code" in vars(root) else {}
     for child in root.__subclasses__():
         found.update(_tree(child))
     return found

@@ -197,11 +197,11 @@ def test_completion_is_offered(genai: Program) -> None:
 
 
 def test_settings_come_from_the_environment() -> None:
-    home = {"HOME": "/home/u"}
-    assert read_settings(home).store == "/home/u/.cache/genai-operator/store"
+    home = {"HOME": "/srv/u"}
+    assert read_settings(home).store == "/srv/u/.cache/genai-operator/store"
     assert read_settings(home | {"XDG_CACHE_HOME": "/c"}).store == "/c/genai-operator/store"
     relative = home | {"XDG_CACHE_HOME": "c"}
-    assert read_settings(relative).store == "/home/u/.cache/genai-operator/store"
+    assert read_settings(relative).store == "/srv/u/.cache/genai-operator/store"
     assert read_settings(home | {"GENAI_STORE": "s3://b/p"}).store == "s3://b/p"
     assert read_settings(home | {"GENAI_DEBUG": "0"}).debug is False
     assert read_settings(home | {"GENAI_DEBUG": "1"}).debug is True

@@ -14,6 +14,8 @@ _PAUSE = (
     "#include <unistd.h>\n#include <signal.h>\n"
     "int main(void){signal(SIGTERM,_exit);for(;;)pause();}"
 )
+_PIP_FILES = ("/etc/pip.conf", "/etc/ssl/certs")
+"""This machine's way to the package index, which its images use while they are built."""
 _BUILDAH = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
 
 
@@ -77,9 +79,11 @@ def project(target: str) -> Path:
     archive = cache() / f"genai-{target}-{digest.hexdigest()[:16]}.tar"
     if not archive.exists():
         image = f"localhost/genai-{target}:test"
+        mounts = [f"--volume={path}:{path}:ro" for path in _PIP_FILES if Path(path).exists()]
         _run(
-            "buildah", "bud", "--pull-never", "--build-arg", f"BASE={debian_python()}",
-            "--target", target, "--tag", image, ".", cwd=ROOT,
+            "buildah", "bud", "--pull-never", "--layers", *mounts,
+            "--build-arg", f"BASE={debian_python()}", "--build-arg", "HTP=1",
+            "--ignorefile", ".containerignore", "--target", target, "--tag", image, ".", cwd=ROOT,
         )  # fmt: skip
         _push(image, archive)
     return archive
