@@ -1,0 +1,110 @@
+"""One look at the world at a time, as a controller takes it; and the counts of a build."""
+
+from __future__ import annotations
+
+import hashlib
+
+from genai_core.errors import BadModel
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Digest, Key
+from genai_core.operations import OPERATIONS
+from genai_planner.advance import Advice, Known, advance
+from genai_planner.events import Found, Limits, Missed
+from genai_planner.expand import expand
+from genai_planner.graph import FileRef, Plan, Result
+from genai_planner.machine import Machine, State
+from genai_planner.progress import progress
+from genai_planner.shape import shape_from_config
+from genai_planner.source_view import SourceView
+from genai_planner.targets import parse_targets
+
+TOOLCHAINS = {(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS}
+SOURCE = {"model.onnx": FileRef(Digest("1" * 64), 1)}
+CONFIG = {
+    "num_hidden_layers": 6,
+    "hidden_size": 192,
+    "vocab_size": 2048,
+    "max_position_embeddings": 256,
+}
+
+
+def make_plan() -> Plan:
+    spec = BuildSpec.model_validate(
+        {
+            "model": {"source": "m"},
+            "targets": ["sm8750"],
+            "graphs": {"autoRegression": [1, 32]},
+            "splits": {"count": 3},
+        }
+    )
+    return expand(
+        spec,
+        targets=parse_targets(spec.targets),
+        source=SourceView({"model.encodings"}, 1, 8),
+        shape=shape_from_config(CONFIG),
+    )
+
+
+def files(operation: str, key: str) -> Result:
+    names = {
+        "ingest": ["model.onnx", "facts.json", "encodings/e", "weights/embed.data"]
+        + [f"weights/layer_{i:03d}.data" for i in range(6)]
+        + ["weights/head.data"],
+        "package": ["manifest.json"],
+    }.get(operation, ["file"])
+    made = {n: FileRef(Digest(hashlib.sha256((key + n).encode()).hexdigest()), 1) for n in names}
+    return Result(made, {"within": True})
+
+
+def look(plan: Plan, known: Known, parallelism: int = 4) -> Advice:
+    return advance(plan, known, Limits(parallelism, 1 << 50), source=SOURCE, toolchains=TOOLCHAINS)
+
+
+def test_build_advances_from_nothing_to_its_container() -> None:
+    plan = make_plan()
+    results: dict[Key, Result] = {}
+    missing: dict[Key, str] = {}
+    running: dict[Key, str] = {}
+    started: list[str] = []
+    for _ in range(200):
+        known = Known(results, missing, running)
+        advice = look(plan, known)
+        assert advice == look(plan, known), "the same world, another advice"
+        if advice.ended:
+            break
+        missing |= {item.key: "no record" for item in advice.look}
+        for start in advice.start:
+            started.append(start.task)
+            running[start.key] = plan.task(start.task).operation
+        assert len(running) <= 4
+        if not advice.look and running:
+            key, operation = running.popitem()
+            results[key] = files(operation, key)
+    assert advice.ended
+    assert sorted(started) == sorted(task.id for task in plan.tasks)
+    assert "manifest.json" in advice.containers["sm8750"].outputs
+
+
+def test_failure_is_final_until_its_key_changes() -> None:
+    plan = make_plan()
+    (first,) = look(plan, Known()).look
+    advice = look(plan, Known(failed={first.key: BadModel("broken")}))
+    assert advice.ended
+    assert set(advice.failed) == {"ingest"}
+    assert advice.containers == {}
+    assert advice.states["package/sm8750"] is State.STOPPED
+
+
+def test_counts_follow_what_happens() -> None:
+    plan = make_plan()
+    machine = Machine(plan, source=SOURCE, toolchains=TOOLCHAINS)
+    (first,) = machine.begin()
+    assert str(progress(machine)) == f"0/{len(plan.tasks)}"
+    looks = machine.handle(Found(first.task, files("ingest", first.key)))
+    for item in looks:
+        machine.handle(Missed(item.task))
+    machine.start(Limits(1, 1 << 50))
+    found = progress(machine)
+    assert (found.finished, found.cached) == (1, 1)
+    arcl = next(stage for stage in found.stages if stage.operation == "arcl")
+    assert (arcl.running, arcl.waiting, arcl.total) == (1, 1, 2)
