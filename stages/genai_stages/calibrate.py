@@ -110,8 +110,8 @@ class _Watched(Expansion):
             self.watch(value, role_name(roles, spec.layer, role))
             if role == "scaled":
                 # The expansion scales queries beforehand, so raw scores are seen scaled alone.
-                raw = 1.0 if "scaled" not in roles else 1.0 / spec.scale
-                self.watch(value, role_name(roles, spec.layer, "scores"), times=raw)
+                raw = role_name(roles, spec.layer, "scores")
+                self.watch(value, raw, times=1.0 / spec.scale)
         return value
 
     def watch(self, value: ir.Value, name: str, *, times: float = 1.0) -> None:
@@ -183,7 +183,7 @@ def _joined(before: Range | None, low: float, high: float, *, name: str) -> Rang
 
 def _weights(model: ir.Model, lookup: EncodingLookup) -> Iterable[Encoding]:
     """Encodings of weights whose source has none; a fused weight is one entry."""
-    parts: dict[str, list[tuple[int, npt.NDArray[np.float64]]]] = {}
+    parts: dict[str, list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]] = {}
     for node in model.graph:
         for index, value in enumerate(node.inputs):
             if value is None or not value.is_initializer() or lookup.entry(value.name or ""):
@@ -193,13 +193,15 @@ def _weights(model: ir.Model, lookup: EncodingLookup) -> Iterable[Encoding]:
                 continue
             name = lookup.source(value.name or "")
             if node.domain == DOMAIN and node.op_type == "Linear" and index == 1:
-                start = lookup.rows(value.name or "")
-                parts.setdefault(name, []).append((start, _largest(mapped(tensor))))
+                largest = _largest(mapped(tensor))
+                channels = lookup.channels(value.name or "", len(largest))
+                parts.setdefault(name, []).append((channels, largest))
             elif index == 1 or node.op_type in ("Gather", "Attention"):
                 array = mapped(tensor)
                 yield _activation(name, (float(array.min()), float(array.max())))
     for name, rows in parts.items():
-        largest = np.concatenate([part for _, part in sorted(rows, key=lambda one: one[0])])
+        order = np.argsort(np.concatenate([channels for channels, _ in rows]))
+        largest = np.concatenate([part for _, part in rows])[order]
         scale = np.maximum(largest / (2.0 ** (WEIGHT_BITS - 1) - 1), np.finfo(np.float32).eps)
         scale = scale.astype(np.float32).astype(np.float64)
         offset = np.full(scale.shape, -(2.0 ** (WEIGHT_BITS - 1)))

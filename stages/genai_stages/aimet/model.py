@@ -11,7 +11,7 @@ layout the tensor itself has. So a weight that was transposed on its way keeps i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -110,15 +110,24 @@ class Encoding:
         Raises:
             BadEncodings: There are fewer channels.
         """
+        return self.picked(range(start, stop))
+
+    def picked(self, channels: Sequence[int]) -> Encoding:
+        """The encoding of these output channels, in their order; call `blocked` first.
+
+        Raises:
+            BadEncodings: There are fewer channels.
+        """
         if self.scale.ndim == 0 or self.dtype == "float":
             return self
-        if stop > self.scale.shape[0]:
+        needed = max(channels) + 1
+        if needed > self.scale.shape[0]:
             raise BadEncodings(
-                f"has {self.scale.shape[0]} channels, but the tensor has at least {stop}",
+                f"has {self.scale.shape[0]} channels, but the tensor has at least {needed}",
                 where=self.name,
                 remedy="export model and encodings from the same simulation",
             )
-        part = slice(start, stop)
+        part = list(channels)
         return replace(
             self,
             scale=self.scale[part],

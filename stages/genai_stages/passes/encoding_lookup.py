@@ -10,6 +10,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Mapping
 
+import numpy as np
+import numpy.typing as npt
+
 from genai_core.errors import BadEncodings
 from genai_core.facts import ModelFacts, TensorSource
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
@@ -105,12 +108,17 @@ class EncodingLookup:
         self.used.add(found.name)
         found = dataclasses.replace(found, name=f"{self.where}: {found.name}").blocked(inputs)
         source = self._provenance.get(name)
+        if source is not None and source.index is not None:
+            return found.picked(source.index)
         return found if source is None or source.rows is None else found.rows(*source.rows)
 
-    def rows(self, name: str) -> int:
-        """Where in its source's rows a weight begins."""
+    def channels(self, name: str, count: int) -> npt.NDArray[np.int64]:
+        """Which of its source's output channels the `count` rows of a weight are."""
         found = self._provenance.get(name)
-        return 0 if found is None or found.rows is None else found.rows[0]
+        if found is not None and found.index is not None:
+            return np.array(found.index)
+        start = 0 if found is None or found.rows is None else found.rows[0]
+        return np.arange(start, start + count)
 
     def unused(self) -> list[str]:
         """Entries that nothing used so far, in the file's order."""

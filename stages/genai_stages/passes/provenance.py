@@ -33,6 +33,13 @@ def head_of(
         head: Which head, from 0.
         rows: The head's rows of the whole, for a weight; counted on from the parent's rows.
     """
+    if rows is not None and parent.index is not None:
+        index = parent.index[rows[0] : rows[1]]
+        if index == tuple(range(index[0], index[0] + len(index))):
+            return TensorSource(
+                source=parent.source, head=head, rows=(index[0], index[0] + len(index))
+            )
+        return parent.model_copy(update={"head": head, "index": index})
     if rows is not None and parent.rows is not None:
         rows = (parent.rows[0] + rows[0], parent.rows[0] + rows[1])
     return parent.model_copy(update={"head": head, "rows": rows or parent.rows})

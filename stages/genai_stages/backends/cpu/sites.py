@@ -107,6 +107,8 @@ class SourceEncodings:
         found = found.blocked(inputs)
         if origin is not None and origin.rows is not None:
             found = found.rows(*origin.rows)
+        if origin is not None and origin.index is not None:
+            found = found.picked(origin.index)
         if found.channels not in (None, outputs):
             raise BadEncodings(
                 f"has {found.channels} channels for a weight with {outputs} outputs",
