@@ -36,11 +36,13 @@ from genai_cli.local_memory import cpu_count
 from genai_cli.local_plan import LocalPlan, read_plan
 from genai_cli.local_work import WorkFolder
 from genai_cli.local_workers import Ended, Job, WorkerPool
-from genai_core.errors import GenAIError, Interrupted
+from genai_core.errors import GenAIError, Interrupted, NotRunnableHere
 from genai_core.kinds.build import BuildSpec
+from genai_core.operations import operation_of
 from genai_core.record import Record
 from genai_core.store.protocol import Store
 from genai_core.task import TaskFile, TaskResult
+from genai_core.toolchain import ABSENT
 from genai_planner.inputs import INGEST
 from genai_planner.machine import Machine, State
 
@@ -122,6 +124,7 @@ def run_plan(
             on_event(TaskCached(task, local.origins.get(task, local.store.location)))
     if local.machine.ended and not local.machine.errors:
         return _result(local, None, began)
+    _check_libraries(local)
     work = WorkFolder(local.store)
     run = LocalRun(
         store=local.store,
@@ -144,6 +147,24 @@ def run_plan(
         run.close()
         work.close()
     return _result(local, run, began)
+
+
+def _check_libraries(local: LocalPlan) -> None:
+    """Refuse to start what this environment cannot finish."""
+    for task in local.machine.needed():
+        if local.machine.states[task.id] is State.CACHED:
+            continue
+        row = operation_of(task.operation, task.backend)
+        versions = local.toolchains[row.name, row.backend].versions
+        absent = sorted(name for name, version in versions.items() if version == ABSENT)
+        if absent:
+            what = f"the target {task.target}" if task.target else f"the operation {row.name}"
+            raise NotRunnableHere(
+                f"{what} needs {', '.join(absent)}, not installed here",
+                where=task.id,
+                remedy="pip install 'genai-operator[all]' (the vendor's wheel exists for Linux "
+                "x86-64 with glibc 2.35), or leave the target out",
+            )
 
 
 def _drive(local: LocalPlan, run: LocalRun, on_event: OnEvent) -> None:

@@ -120,9 +120,17 @@ class Machine:
         """Seconds from a task's start to the end of the longest chain behind it."""
         ranks: dict[TaskId, float] = {}
         for task in reversed(self.plan.tasks):
-            behind = max((ranks[d] for d in self.dependents[task.id]), default=0.0)
+            behind = max(
+                (ranks[d] for d in self.dependents[task.id] if not self._hoped_not(d, task.id)),
+                default=0.0,
+            )
             ranks[task.id] = task.demand.seconds + behind
         return ranks
+
+    def _hoped_not(self, task: TaskId, fidelity: TaskId) -> bool:
+        """It is needed only if that verdict is bad."""
+        when = self.tasks[task].when
+        return when is not None and not when.within and when.task == fidelity
 
     # What a shell asks
 

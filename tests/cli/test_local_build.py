@@ -17,7 +17,13 @@ import pytest
 from genai_cli import local, local_workers
 from genai_cli.engine import plan_build, run_plan
 from genai_cli.events import Event, PlanReady, TaskDone, TaskStarted
-from genai_core.errors import BadEncodings, GenAIError, InvalidSpec, UnknownTarget
+from genai_core.errors import (
+    BadEncodings,
+    GenAIError,
+    InvalidSpec,
+    NotRunnableHere,
+    UnknownTarget,
+)
 from genai_core.kinds.build import BuildSpec
 from genai_core.store.directory import DirectoryStore
 
@@ -303,3 +309,28 @@ def test_two_builds_at_once_run_each_task_once(tmp_path: Path) -> None:
 
 def test_waiting_for_another_build_is_short() -> None:
     assert local._ELSEWHERE_SECONDS <= 1.0
+
+
+def test_missing_library_is_told_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from genai_core import toolchain
+
+    copy_model(tmp_path)
+    real = toolchain.version_of
+    monkeypatch.setattr(
+        toolchain,
+        "version_of",
+        lambda name: toolchain.ABSENT if name == "onnxruntime-qnn" else real(name),
+    )
+    wanted = SPEC | {
+        "targets": ["sm8750"],
+        "graphs": {"contextLengths": [64], "autoRegression": [1, 8]},
+    }
+    planned = plan_build(
+        BuildSpec.model_validate(wanted), tmp_path, DirectoryStore(tmp_path / "store")
+    )
+    with pytest.raises(NotRunnableHere, match="onnxruntime-qnn") as raised:
+        run_plan(planned)
+    assert raised.value.exit_code == 2
+    assert not (tmp_path / "store").exists()

@@ -454,3 +454,19 @@ def test_keys_do_not_depend_on_the_order_of_events(
             if machine.running:
                 looks += world.finish(dice.choice(machine.running))
     assert machine.keys == straight.machine.keys
+
+
+def test_alternatives_that_may_not_be_needed_do_not_make_a_chain_urgent() -> None:
+    tasks = (
+        task("cpu", seconds=1.0),
+        task("fidelity", "cpu", seconds=1.0),
+        task("second", "cpu", seconds=100.0, when=Condition(TaskId("fidelity"), within=False)),
+        task("htp", seconds=1.0),
+        task("compile", "htp", seconds=9.0),
+    )
+    # "second" reads from "cpu" too, and is in the chain behind it only through the verdict.
+    machine = machine_of(*(replace(t, inputs={}) if t.id == "second" else t for t in tasks))
+    looks = machine.begin()
+    for look in looks:
+        machine.handle(Missed(look.task))
+    assert [s.task for s in machine.start(Limits(1, 1 << 50)).start] == ["htp"]
