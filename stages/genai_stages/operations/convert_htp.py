@@ -28,6 +28,7 @@ from genai_stages.calibrate import calibrate, missing_in
 from genai_stages.compare_quantized import compare_quantized
 from genai_stages.core_graph import MODEL_FILE, mapped, read_facts, write_proto
 from genai_stages.input_folders import encodings_of, find_file, folders_with, token_pieces
+from genai_stages.passes.device_forms import to_device_forms
 from genai_stages.passes.encoding_lookup import EncodingLookup, MissingEncoding
 from genai_stages.passes.provenance import read_provenance, source_of
 from genai_stages.passes.qdq import Quantized, quantize_graph
@@ -158,6 +159,7 @@ def _rotary_limits(facts: ModelFacts) -> dict[str, float]:
 def _float(path: Path, name: str, out: Path, context: Context) -> StageResult:
     """The part as it is, with its weights in one file beside it."""
     model = ir.load(path)
+    to_device_forms(model)
     with TensorFile(out / f"{name}.data") as data:
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):

@@ -4,7 +4,8 @@ LPBQ's block scales are small integers times a channel's scale. So its 4-bit val
 block's integer (1 .. 16) are 8-bit values at the channel's scale: the same numbers, exactly, which
 is also how the hardware expands them. So are 4-bit values less their zero point, and the 2-bit grid
 -3, -1, 1, 3 at half its scale. Free block scales have no such form: those weights are rounded once
-more, to the finest 8-bit grid that holds the channel.
+more, to the finest 8-bit grid that holds the channel. So are 16-bit projections: the table of a
+tied lm_head has 16 bits as an embedding, and no operator multiplies with such a matrix.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ def for_device(
     if encoding.block_size is not None:
         return _without_blocks(encoding, weight, channel_axis)
     channels = weight.shape.numpy()[channel_axis]
+    if encoding.bits > BITS:
+        largest = _largest(mapped(weight), channel_axis)
+        return _per_channel(encoding, _scale(largest)), f"rounded to {BITS} bits a channel"
     if np.any(encoding.offset != np.rint(encoding.offset)):
         scale = np.broadcast_to(encoding.scale / 2, (channels,))
         return _per_channel(encoding, scale), f"{encoding.bits} bits as {BITS}, the same values"
@@ -55,10 +59,13 @@ def _without_blocks(
     # A value lies at most half a step beyond the weight's own, and never beyond its block's grid.
     reaches = np.maximum(np.abs(encoding.low), np.abs(encoding.high)).max(axis=1)
     own = _largest(mapped(weight), channel_axis) + encoding.scale.max(axis=1) / 2
-    scale = np.maximum(np.minimum(reaches, own) / (half - 1), np.finfo(np.float32).eps)
-    scale = scale.astype(np.float32).astype(np.float64)
     how = f"blocks of {encoding.block_size} rounded to {BITS} bits a channel"
-    return _per_channel(encoding, scale), how
+    return _per_channel(encoding, _scale(np.minimum(reaches, own))), how
+
+
+def _scale(largest: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    scale = np.maximum(largest / (2.0 ** (BITS - 1) - 1), np.finfo(np.float32).eps)
+    return scale.astype(np.float32).astype(np.float64)
 
 
 def _per_channel(encoding: Encoding, scale: npt.NDArray[np.float64]) -> Encoding:

@@ -26,6 +26,7 @@ from genai_stages.aimet.arithmetic import storage_dtype
 from genai_stages.aimet.model import Encoding
 from genai_stages.core_graph import mapped, write_proto
 from genai_stages.passes.data_movement import moved_inputs
+from genai_stages.passes.device_forms import to_device_forms
 from genai_stages.passes.encoding_lookup import EncodingLookup
 from genai_stages.passes.graph_encodings import GraphEncodings, Weight, decide, is_float
 from genai_stages.passes.tensor_file import TensorFile
@@ -75,6 +76,7 @@ def quantize_graph(
         BadModel: A weight holds a value that is not finite.
     """
     model = _typed(ir.load(source))
+    to_device_forms(model)
     decisions = decide(model.graph, lookup, rotary_limits=rotary_limits)
     with TensorFile(out / f"{source.stem}.data") as data:
         graph = _Writer(model.graph, decisions, data, where=lookup.where).run()

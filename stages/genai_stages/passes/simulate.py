@@ -121,8 +121,9 @@ class _Simulation(Expansion):
 
     def seen(self, value: ir.Value, role: Role, spec: AttentionSpec) -> ir.Value:
         roles = self.roles[spec.layer]
-        # Where the source scales queries and keys beforehand, its scores are scaled already.
-        name = roles.get("scores") if role == "scaled" and role not in roles else roles.get(role)
+        name = roles.get(role)
+        if name is None and role == "scaled" and spec.scale == 1.0:
+            name = roles.get("scores")
         encoding = None if name is None else self.lookup.activation(name)
         return value if encoding is None else self.through_grid(value, encoding)
 
