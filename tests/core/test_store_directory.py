@@ -418,12 +418,14 @@ def test_writer_killed_in_the_middle_of_a_put(tmp_path: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(_KILLED), str(store.root), str(source)]
     )
     deadline = time.monotonic() + 30
-    while not any(path.stat().st_size > 4_000_000 for path, _ in store.leftovers()):
-        assert time.monotonic() < deadline
-        assert writer.poll() is None, "it ended before it could be killed"
-        time.sleep(0.001)
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    try:
+        while not any(path.stat().st_size > 4_000_000 for path, _ in store.leftovers()):
+            assert time.monotonic() < deadline
+            assert writer.poll() is None, "it ended before it could be killed"
+            time.sleep(0.001)
+    finally:
+        writer.send_signal(signal.SIGKILL)
+        writer.wait()
     assert list(store.list_blobs()) == []
     assert len(list(store.leftovers())) == 1
     source.write_bytes(b"short")

@@ -298,9 +298,11 @@ def test_writer_killed_in_the_middle_of_an_upload(
     address = str(s3.where(fresh_name, endpoint=proxy.endpoint))
     keys = (s3.credentials.access_key_id, s3.credentials.secret_access_key)
     writer = subprocess.Popen([sys.executable, "-c", _KILLED, address, str(path), *keys])
-    assert last_part.wait(60)
-    writer.kill()
-    writer.wait()
+    try:
+        assert last_part.wait(60)
+    finally:
+        writer.kill()
+        writer.wait()
     proxy.rule = lambda *_: None
     assert list(store.list_blobs()) == []
     soon = datetime.now(UTC) + timedelta(minutes=1)
