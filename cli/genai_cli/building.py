@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from genai_cli.claims import Claim
 from genai_cli.containers import Delivered, deliver, folder_name
 from genai_cli.engine import plan_build, run_plan
 from genai_cli.events import BuildResult
@@ -68,6 +69,9 @@ def run_build(
             sys.stderr.write(f"warning: {error}\n")
         else:
             break
+    problem = Claim(artifacts, name, folder).renew(planned.local.ready().tasks)
+    if problem:
+        sys.stderr.write(f"warning: {problem}\n")
     result = replace(result, seconds=time.monotonic() - began)
     if settings.json:
         emit(as_json(name, result, containers))

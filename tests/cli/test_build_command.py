@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from genai_cli.testing import InProcess, Program, Ran, environment
+from genai_core.store.directory import DirectoryStore
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"
 BUILD = """\
@@ -249,6 +251,18 @@ def test_a_replay_of_ingest_needs_the_model(call: InProcess, home: Path, tmp_pat
         assert call("replay", entries(home)["ingest"], "--source", moved).code == 0
     finally:
         aside.rename(home / "models" / "llama")
+
+
+def test_gc_keeps_what_a_build_needs(call: InProcess, home: Path) -> None:
+    """Entries that no build reaches go at once; here those of the changed replays."""
+    store = DirectoryStore(home / ".cache" / "genai-operator" / "store")
+    assert call("build", "-f", "b.yaml", "--json").json["tasks"]["cached"] == 5
+    (lease,) = (lease for lease in store.list_leases() if lease.holder.endswith("build small"))
+    assert {ref.operation for ref in lease.records} == set(OPERATIONS)
+    assert lease.expires_at - datetime.now(UTC) > timedelta(days=29)
+    done = call("cache", "gc", "--keep-days", "0", "--json").json
+    assert done["records"]["kept"] == 5
+    assert call("build", "-f", "b.yaml", "--json").json["tasks"]["cached"] == 5
 
 
 def test_a_failed_task_is_reported_with_reason_remedy_and_log(genai: Program) -> None:
