@@ -4,6 +4,9 @@ Two kinds of graphs come in. A dynamic export has token ids, perhaps an attentio
 positions, and a past of any length. The static form has fixed AR and CL, and takes the additive
 mask, the rotary tables and (where new keys are scattered into the past) the cache index as inputs.
 Everything but token ids and past is known once the sizes are.
+
+A graph that was quantized together with adapters has their matrices as inputs too: they stand at
+zero, which is the base model, and become weights of the core graph under their own names.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from genai_stages.passes.classify_mask import reference
 from genai_stages.passes.recognise_attention import Sizes
 from genai_stages.source_model import Array, SourceModel
 
-Purpose = Literal["tokens", "past", "mask", "positions", "cache_index", "cos", "sin"]
+Purpose = Literal["tokens", "past", "mask", "positions", "cache_index", "cos", "sin", "adapter"]
 
 STATIC_HIDDEN = -100.0
 """What the static form adds to hidden scores."""
@@ -148,6 +151,8 @@ class SourceInputs:
         positions: npt.NDArray[np.int64],
     ) -> Array:
         match one.purpose:
+            case "adapter":
+                return np.zeros([int(dim) for dim in one.dims], np.float32)
             case "mask" if len(one.dims) >= 3:
                 window = self.windows.get(one.name, 0)
                 visible = reference(sizes.tokens, sizes.past, window)
@@ -254,6 +259,9 @@ def _read(source: SourceModel, value: ir.Value) -> SourceInput:
     dtype = value.dtype or ir.DataType.FLOAT
     kind = np.dtype(np.float32) if dtype.is_floating_point() else np.dtype(dtype.numpy())
     purpose = _purpose(name.lower(), len(dims), is_float=dtype.is_floating_point())
+    fixed = all(isinstance(dim, int) for dim in dims)
+    if purpose is None and dtype.is_floating_point() and len(dims) == 2 and fixed:
+        purpose = "adapter" if "lora" in name.lower() else None
     if purpose is None:
         words = {
             "inputs_embeds": "pass token ids instead of embeddings",
