@@ -71,7 +71,7 @@ def differences(wanted: KeyParts, record: KeyParts) -> list[str]:
     flat, other = flat_strings(dict(wanted.config)), flat_strings(dict(record.config))
     for name in sorted(flat.keys() | other.keys()):
         now, before = flat.get(name), other.get(name)
-        if now != before:
+        if now != before and {now, before} != {None, "{}"}:  # an empty mapping's own place
             found.append(f"{name} is {_shown(now)}, not {_shown(before)}")
     for name in sorted(wanted.versions.keys() | record.versions.keys()):
         now, before = wanted.versions.get(name), record.versions.get(name)

@@ -64,3 +64,10 @@ def test_long_lists_are_cut() -> None:
         versions={"onnx": "1.3", "numpy": "2.1"},
     )
     assert why_it_runs(now, [BASE]).endswith("and 1 more differences")
+
+
+def test_first_entry_of_a_mapping_is_the_only_difference() -> None:
+    empty = changed(config={"options": {}})
+    assert why_it_runs(changed(config={"options": {"x": "1"}}), [empty]) == (
+        "options.x is 1, not absent"
+    )
