@@ -306,7 +306,8 @@ def test_writer_killed_in_the_middle_of_an_upload(
     proxy.rule = lambda *_: None
     assert list(store.list_blobs()) == []
     soon = datetime.now(UTC) + timedelta(minutes=1)
-    assert collect(store, now=soon).drafts_deleted == 0, "its writer may be alive"
+    if s3.checks_signatures:  # moto says of every upload that it began in 2010
+        assert collect(store, now=soon).drafts_deleted == 0, "its writer may be alive"
     assert collect(store, now=soon + timedelta(days=1), dry_run=True).drafts_deleted == 1
     assert collect(store, now=soon + timedelta(days=1)).drafts_deleted == 1
     assert collect(store, now=soon + timedelta(days=1)).drafts_deleted == 0
