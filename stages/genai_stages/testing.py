@@ -20,7 +20,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from genai_core.facts import AttentionFacts, ModelFacts, Role, RopeTable
-from genai_stages.core_graph import DOMAIN, CoreWriter, FloatArray, layer_group, read_core
+from genai_stages.core_graph import DOMAIN, CoreWriter, FloatArray, layer_group, mapped, read_core
 from genai_stages.passes.expand_attention import expand
 
 
@@ -330,7 +330,7 @@ def assemble_step1(fixture: Path, example: Path, out: Path, *, encodings: str = 
                 continue
             held = known[sources[name]["tensor"]].const_value
             assert held is not None
-            array = held.numpy()
+            array = mapped(held)
             file.seek(tensor.offset or 0)
             turned = array.T if sources[name]["transposed"] else array
             file.write(np.ascontiguousarray(turned).tobytes())

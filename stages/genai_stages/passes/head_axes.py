@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import onnx_ir as ir
 
+from genai_stages.core_graph import mapped
 from genai_stages.passes.static_graph import ELEMENTWISE
 from genai_stages.passes.static_shapes import Shape, static_shape
 
@@ -289,7 +290,7 @@ def _constant(node: ir.Node, index: int) -> list[int] | None:
     value = node.inputs[index] if index < len(node.inputs) else None
     if value is None or value.const_value is None:
         return None
-    return [int(number) for number in value.const_value.numpy().ravel()]
+    return [int(number) for number in mapped(value.const_value).ravel()]
 
 
 Rule = Callable[[ir.Node, Layout, Sizes], tuple[Layout, ...] | None]
