@@ -236,7 +236,9 @@ def _run_changed(task: TaskFile, store: Store, settings: Settings) -> int:
         raise from_dict(result.error)
     stored = store.get_record(task.operation, Key(task.key))
     assert stored is not None, "a task that succeeded has committed its record"
-    folder = f"{store.location}/{entry_folder(stored.record)}"
+    folder = entry_folder(stored.record)
+    if isinstance(store, DirectoryStore):
+        folder = str(Path(store.location) / folder)
     if settings.json:
         emit(
             {

@@ -50,5 +50,5 @@ def export(settings: Settings, address: str | None, *, folder: Path, operation: 
     else:
         for fault in faults:
             say(f"left out: {fault}")
-        say(f"{folder}: {len(written)} of {len(written) + len(faults)} entries")
+        say(f"{folder}: {len(written)} of {counted(len(written) + len(faults), 'entry')}")
     return 1 if faults else 0

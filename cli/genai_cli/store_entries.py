@@ -79,8 +79,7 @@ def list_entries(
         right=("size", "took"),
     )
     blobs = {digest: count for record in found for digest, count in record.blobs().items()}
-    total = f"{counted(len(found), 'entry').replace('entrys', 'entries')}, "
-    say(f"{total}{size(sum(blobs.values()))} in {store.location}")
+    say(f"{counted(len(found), 'entry')}, {size(sum(blobs.values()))} in {store.location}")
     return 0
 
 

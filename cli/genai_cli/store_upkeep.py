@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from genai_cli.output import emit, say
 from genai_cli.settings import Settings
 from genai_cli.store_entries import opened
-from genai_cli.words import size
+from genai_cli.words import counted, size
 from genai_core.store.collect import collect
 from genai_core.store.verify import verify
 
@@ -41,7 +41,8 @@ def verify_store(settings: Settings, address: str | None, *, remove: bool) -> in
     else:
         wrong = len(done.faults) + len(done.unreadable)
         end = "all is well" if done.clean else f"{wrong} wrong"
-        say(f"{done.records} entries, {done.blobs} blobs, {size(done.bytes)} read: {end}")
+        read = f"{counted(done.records, 'entry')}, {counted(done.blobs, 'blob')}, {size(done.bytes)}"
+        say(f"{read} read: {end}")
         if done.faults and not remove:
             say("genai cache verify --remove removes wrong blobs; their tasks then run again")
     return 0 if done.clean else 1
@@ -73,8 +74,8 @@ def collect_garbage(
         return 0
     verb = "would go" if dry_run else "removed"
     say(
-        f"{done.records_deleted} entries and {size(done.bytes_deleted)} {verb}; "
-        f"{done.records_kept} entries and {size(done.bytes_kept)} stay"
+        f"{counted(done.records_deleted, 'entry')} and {size(done.bytes_deleted)} {verb}; "
+        f"{counted(done.records_kept, 'entry')} and {size(done.bytes_kept)} stay"
     )
     for holder in done.holders:
         say(f"  kept for {holder}")

@@ -83,13 +83,13 @@ class InProcess:
 
     folder: Path
 
-    def __call__(self, *arguments: str | Path) -> Ran:
-        """Run it to its end."""
+    def __call__(self, *arguments: str | Path, env: dict[str, str] | None = None) -> Ran:
+        """Run it to its end; `env` adds to the environment."""
         from genai_cli.__main__ import main
 
         out, err = io.StringIO(), io.StringIO()
         handler = signal.getsignal(signal.SIGTERM)
-        home = environment(self.folder)
+        home = environment(self.folder) | (env or {})
         try:
             with (
                 contextlib.chdir(self.folder),

@@ -31,5 +31,7 @@ def duration(seconds: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 task`, `19 tasks`."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    """`1 task`, `19 tasks`, `2 entries`."""
+    if number == 1:
+        return f"1 {noun}"
+    return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"

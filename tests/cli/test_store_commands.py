@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from genai_cli.testing import InProcess, Program
+from genai_cli.testing import InProcess, Program, Ran
 from genai_core.canonical import digest_bytes
 from genai_core.names import Digest, Key
 from genai_core.record import Measurements, Output, Record, ToolchainUsed, entry_folder
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.protocol import Lease, RecordRef, Store
+from genai_core.testing import s3_server
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -160,6 +161,24 @@ def check_export(cache: Any, folder: Path, store: Store) -> None:
 
 def test_all_entries_are_exported(cache: Any, store: DirectoryStore, tmp_path: Path) -> None:
     check_export(cache, tmp_path, store)
+
+
+def test_a_bucket_is_exported_as_folders(tmp_path: Path) -> None:
+    with s3_server(tmp_path / "server") as server:
+        key = server.credentials
+        env = {
+            "AWS_ACCESS_KEY_ID": key.access_key_id,
+            "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
+        }
+
+        def cache(command: str, *rest: str) -> Ran:
+            place = ("--store", str(server.where("team")))
+            return InProcess(tmp_path)("cache", command, *rest, *place, env=env)
+
+        check_export(cache, tmp_path, server.store("team"))
+        assert len(cache("ls", "--json").json["entries"]) == 2
+        (found,) = cache("find", "output=a.onnx", "--json").json["entries"]
+        assert cache("show", found["key"][:8], "--log").out == "log of a\n"
 
 
 def flip(store: DirectoryStore, record: Record, path: str) -> None:
