@@ -41,8 +41,8 @@ def verify_store(settings: Settings, address: str | None, *, remove: bool) -> in
     else:
         wrong = len(done.faults) + len(done.unreadable)
         end = "all is well" if done.clean else f"{wrong} wrong"
-        read = f"{counted(done.records, 'entry')}, {counted(done.blobs, 'blob')}, {size(done.bytes)}"
-        say(f"{read} read: {end}")
+        read = f"{counted(done.blobs, 'blob')}, {size(done.bytes)} read"
+        say(f"{counted(done.records, 'entry')}, {read}: {end}")
         if done.faults and not remove:
             say("genai cache verify --remove removes wrong blobs; their tasks then run again")
     return 0 if done.clean else 1
