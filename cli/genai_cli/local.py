@@ -272,7 +272,10 @@ class LocalRun:
         log = self.work.keep_log(attempt.job.log, name)
         self._report_failure(task, error, seconds=time.monotonic() - attempt.began, log=log)
         if isinstance(error, NoSpace):
-            raise error
+            where = error.where if error.where.startswith("/") else str(self.work.path.parent)
+            raise NoSpace(
+                error.message, where=where, remedy="free some room, or name another store"
+            )
         self._handle(machine, Failed(task, error))
 
     def _succeeded(
