@@ -18,16 +18,15 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Protocol
 
 from genai_core.canonical import digest_json
 from genai_core.encoding_bits import weight_bits
 from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
-from genai_core.filecache import FileCache
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest
 
-__all__ = ["MODEL_ROLE", "SourceFacts", "SourceFile", "inspect_source", "source_folder"]
+__all__ = ["MODEL_ROLE", "Digests", "SourceFacts", "SourceFile", "inspect_source", "source_folder"]
 
 MODEL_ROLE = "model.onnx"
 ENCODINGS_ROLE = "model.encodings"
@@ -54,6 +53,14 @@ ASSETS = (
 # One external_data entry of a TensorProto: key (field 1) "location", value (field 2).
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])")
 _MANY = 5
+
+
+class Digests(Protocol):
+    """Knows the digests of files: a `FileCache`, or what a bucket says about its objects."""
+
+    def digest(self, path: Path) -> Digest:
+        """Return a file's SHA-256."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -119,7 +126,7 @@ def source_folder(spec: BuildSpec, base_dir: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def inspect_source(spec: BuildSpec, base_dir: Path, cache: FileCache) -> SourceFacts:
+def inspect_source(spec: BuildSpec, base_dir: Path, cache: Digests) -> SourceFacts:
     """Find a model's files and their digests.
 
     Args:

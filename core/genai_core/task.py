@@ -7,6 +7,8 @@ JSON files are all that passes between the planner's side and the worker's.
 
 from __future__ import annotations
 
+import base64
+import zlib
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -27,7 +29,10 @@ class TaskFileInput(BaseModel):
     semantic: str | None = None
     """Stands for the file in the key where its bytes carry a clock."""
     path: str | None = None
-    """A local file outside the store (the source model on a laptop); None: a blob of the store."""
+    """A file of the source model outside the store: a local path, or an `s3://` address.
+
+    None: a blob of the store.
+    """
 
     @property
     def identity(self) -> str:
@@ -80,3 +85,14 @@ class TaskResult(BaseModel):
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     warnings: list[str] = Field(default_factory=list)
+
+
+def pack(document: BaseModel) -> str:
+    """A document as an environment variable carries it: nothing a shell or kubelet would expand."""
+    text = document.model_dump_json(exclude_none=True).encode()
+    return base64.b64encode(zlib.compress(text, 9)).decode()
+
+
+def unpack(text: str) -> bytes:
+    """The JSON that `pack` packed."""
+    return zlib.decompress(base64.b64decode(text))

@@ -15,6 +15,7 @@ from genai_core.names import Backend, Digest, Key, TaskId
 from genai_planner.events import Failed, Found, Limits, Look, Missed, Start, Taken, Wait
 from genai_planner.graph import FileRef, Plan, Result
 from genai_planner.machine import Machine, State
+from genai_planner.progress import Progress, progress
 
 __all__ = ["Advice", "Known", "advance"]
 
@@ -48,6 +49,8 @@ class Advice:
         failed: What went wrong, by task.
         containers: Target -> its package task's result.
         ended: Nothing is left to do.
+        keys: Of the tasks that have one yet.
+        progress: Counts of the tasks that are needed.
     """
 
     look: tuple[Look, ...]
@@ -57,6 +60,8 @@ class Advice:
     failed: Mapping[TaskId, GenAIError]
     containers: Mapping[str, Result]
     ended: bool
+    keys: Mapping[TaskId, Key] = field(default_factory=dict)
+    progress: Progress = field(default_factory=lambda: Progress(()))
 
 
 def advance(
@@ -101,4 +106,6 @@ def advance(
         failed=dict(machine.errors),
         containers={t: machine.results[p] for t, p in packages.items() if p is not None},
         ended=machine.ended,
+        keys=dict(machine.keys),
+        progress=progress(machine),
     )

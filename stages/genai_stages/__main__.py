@@ -36,6 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     if arguments.command == "toolchain":
         return _toolchain()
+    if arguments.command == "job":
+        from genai_stages.job import run_job  # brings boto3
+
+        return run_job()
     if arguments.command == "serve":
         return serve(
             lambda request: run_file(
@@ -124,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--result", type=Path, help="where the result is written (JSON)")
     run.add_argument("--scratch", type=Path, help="folder for scratch; default: the system's")
     commands.add_parser("serve", help="run tasks named on standard input, each in a fork")
+    commands.add_parser("job", help="run the task that the environment holds, as a Job does")
     commands.add_parser("toolchain", help="print the versions of the libraries computed with")
     return parser
 

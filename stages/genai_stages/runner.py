@@ -140,6 +140,10 @@ def _fetch(task: TaskFile, store: Store, folder: Path) -> dict[str, Path]:
             if file.path is None:
                 blob = Blob(sha256=Digest(file.sha256), size=file.size)
                 store.fetch_blob(blob, dest, shared=True)
+            elif file.path.startswith("s3://"):
+                from genai_stages.source_access import fetch_source_file
+
+                fetch_source_file(file, dest)
             else:
                 _take_local(file, dest)
     return inputs

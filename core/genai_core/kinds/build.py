@@ -281,6 +281,9 @@ class SourceStatus(KindModel):
 
     uri: Uri
     digest: DigestText
+    """Of the files' roles and contents: what spec.model.digest pins."""
+    record: DigestText | None = None
+    """Key of the record in the store that lists the files."""
 
 
 class ArtifactStatus(KindModel):
@@ -310,5 +313,8 @@ class BuildStatus(KindModel):
     plan: Annotated[list[ShortText], Field(max_length=32)] = Field(default_factory=list)
     sources: Annotated[list[SourceStatus], Field(max_length=16)] = Field(default_factory=list)
     toolchain: ShortText = ""
+    """Of this generation: the libraries that every task computes with."""
+    requested_at: ShortText = ""
+    """The annotation genai-operator.dev/requestedAt that was last acted on."""
     artifacts: Annotated[list[ArtifactStatus], Field(max_length=32)] = Field(default_factory=list)
     warnings: Annotated[list[Text], Field(max_length=16)] = Field(default_factory=list)

@@ -90,17 +90,20 @@ class S3Source:
         key = self._objects.key(name)
         try:
             with explained(str(self.where)), dest.open("w+b", buffering=0) as stream:
-                found, length = transfer.download(
-                    self._client,
-                    cast("BinaryIO", stream),
-                    bucket=self.where.bucket,
-                    key=key,
-                    size=size,
-                )
+                try:
+                    found, length = transfer.download(
+                        self._client,
+                        cast("BinaryIO", stream),
+                        bucket=self.where.bucket,
+                        key=key,
+                        size=size,
+                    )
+                except ClientError as error:
+                    if not is_absent(error):
+                        raise
+                    found, length = Digest(""), 0
         except OSError as error:
             raise explain(error, dest, need=size) from error
-        except ClientError as error:  # pragma: no cover - explained() turns all others into ours
-            raise AssertionError from error
         if length != size:
             raise BadModel(
                 f"it has {length} bytes, not {size}: it changed while the build was running",

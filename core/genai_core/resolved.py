@@ -1,0 +1,111 @@
+"""A model behind an address: what is asked about it once, and what the answer is.
+
+Resolving is a task like any other: its key is made of the folder's listing (sizes and tags, no
+bytes read), its result is a record, so a source that did not change is resolved once for all
+builds, and a resolved one is known by a single look-up. The record's `facts` are a
+`ResolvedSource`; from then on only digests count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from genai_core.canonical import digest_json
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Digest, Key
+
+__all__ = [
+    "RESOLVE",
+    "ListedFile",
+    "ResolveFile",
+    "ResolvedFile",
+    "ResolvedSource",
+    "resolve_file",
+    "resolve_key",
+]
+
+RESOLVE = "resolve"
+"""The operation's name in records."""
+
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+class ListedFile(BaseModel):
+    """An object as its bucket lists it."""
+
+    model_config = _FROZEN
+
+    size: int
+    tag: str
+
+
+class ResolveFile(BaseModel):
+    """What a worker has to know to resolve a source."""
+
+    model_config = _FROZEN
+
+    kind: Literal["resolve"] = "resolve"
+    uri: str
+    """`s3://bucket/folder?endpoint=...`"""
+    model: dict[str, Any]
+    """The names of files in the spec's `model`."""
+    quantization: dict[str, Any]
+    """The names of files in the spec's `quantization`."""
+
+
+class ResolvedFile(BaseModel):
+    """One file by its role."""
+
+    model_config = _FROZEN
+
+    path: str
+    """Relative to the address."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    size: int
+
+
+class ResolvedSource(BaseModel):
+    """The answer."""
+
+    model_config = _FROZEN
+
+    digest: str
+    """`sha256:...` of roles and contents: what `spec.model.digest` pins."""
+    files: dict[str, ResolvedFile]
+    config: dict[str, Any] = Field(default_factory=dict)
+    weight_bits: int | None = None
+
+
+def resolve_file(spec: BuildSpec, uri: str) -> ResolveFile:
+    """The question that a build asks about its model."""
+    return ResolveFile(
+        uri=uri,
+        model={
+            name: value
+            for name in ("onnx", "encodings")
+            if (value := getattr(spec.model, name)) is not None
+        },
+        quantization={
+            name: value
+            for name, value in {
+                "tokens": spec.quantization.fidelity.tokens,
+                "calibration": spec.quantization.calibration,
+            }.items()
+            if value is not None
+        },
+    )
+
+
+def resolve_key(question: ResolveFile, listing: Mapping[str, ListedFile]) -> Key:
+    """Return the key of a resolve task."""
+    digest: Digest = digest_json(
+        {
+            "schema": "genai.resolve/1",
+            "question": question.model_dump(mode="json"),
+            "listing": {name: [file.size, file.tag] for name, file in listing.items()},
+        }
+    )
+    return Key(digest)

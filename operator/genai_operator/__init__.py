@@ -1,0 +1,1 @@
+"""GenAIBuild in a cluster: watch, plan, run tasks as Jobs, report."""

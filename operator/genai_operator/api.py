@@ -1,0 +1,280 @@
+"""A client of the apiserver, as small as the operator needs it (aiohttp).
+
+The official client brings most of an operator's memory with it; we read a handful of kinds and
+write even fewer. Every call has a time limit. Answers are plain JSON values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import os
+import ssl
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeAlias
+
+import aiohttp
+import yaml
+
+from genai_operator.metrics import API_REQUESTS
+
+__all__ = ["MANAGER", "Api", "ApiError", "Connection", "Json", "connection"]
+
+Json: TypeAlias = dict[str, Any]
+
+MANAGER = "genai-operator"
+"""Our field manager."""
+
+_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_TOKEN_SECONDS = 60.0
+_PLURALS = {
+    "genaibuilds": "/apis/genai-operator.dev/v1alpha1",
+    "genaitargets": "/apis/genai-operator.dev/v1alpha1",
+    "artifactstores": "/apis/genai-operator.dev/v1alpha1",
+    "jobs": "/apis/batch/v1",
+    "pods": "/api/v1",
+    "secrets": "/api/v1",
+    "nodes": "/api/v1",
+    "events": "/api/v1",
+    "leases": "/apis/coordination.k8s.io/v1",
+}
+
+
+class ApiError(Exception):
+    """The apiserver refused.
+
+    Attributes:
+        code: HTTP status.
+        reason: Its word for it, e.g. `AlreadyExists`.
+    """
+
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(f"{code} {reason}: {message}")
+        self.code = code
+        self.reason = reason
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Connection:
+    """How the apiserver is reached.
+
+    Attributes:
+        tls: With the CA and, if any, the client's certificate.
+        token_file: Read again now and then: tokens of pods rotate.
+    """
+
+    server: str
+    tls: ssl.SSLContext
+    token: str = ""
+    token_file: Path | None = None
+
+
+def connection() -> Connection:
+    """The pod's own service account, else what KUBECONFIG says.
+
+    Raises:
+        FileNotFoundError: Neither is there.
+    """
+    host = os.environ.get("KUBERNETES_SERVICE_HOST")
+    if host and not os.environ.get("KUBECONFIG"):
+        port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
+        where = f"[{host}]" if ":" in host else host
+        tls = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
+        return Connection(f"https://{where}:{port}", tls, token_file=_ACCOUNT / "token")
+    path = Path(os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
+    return _of_kubeconfig(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
+
+
+def _of_kubeconfig(config: Json, folder: Path) -> Connection:
+    context = _named(config["contexts"], config["current-context"])["context"]
+    cluster = _named(config["clusters"], context["cluster"])["cluster"]
+    user = _named(config["users"], context["user"])["user"]
+    authority = _pem(cluster, "certificate-authority", folder)
+    tls = ssl.create_default_context(cadata=authority.decode() if authority else None)
+    certificate = _pem(user, "client-certificate", folder)
+    key = _pem(user, "client-key", folder)
+    if certificate and key:
+        with tempfile.NamedTemporaryFile() as pair:  # ssl reads files only
+            pair.write(certificate + b"\n" + key)
+            pair.flush()
+            tls.load_cert_chain(pair.name)
+    token_file = user.get("tokenFile")
+    return Connection(
+        cluster["server"].rstrip("/"),
+        tls,
+        token=user.get("token", ""),
+        token_file=Path(token_file) if token_file else None,
+    )
+
+
+def _named(entries: list[Json], name: str) -> Json:
+    return next(entry for entry in entries if entry["name"] == name)
+
+
+def _pem(entry: Json, name: str, folder: Path) -> bytes:
+    if data := entry.get(f"{name}-data"):
+        return base64.b64decode(data)
+    return (folder / entry[name]).read_bytes() if name in entry else b""
+
+
+class Api:
+    """See the module's docstring; use as an async context."""
+
+    def __init__(self, to: Connection, *, seconds: float = 30.0) -> None:
+        self._to = to
+        self._token = to.token
+        self._token_read = float("-inf")
+        self._seconds = seconds
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._to.tls, limit=32),
+            timeout=aiohttp.ClientTimeout(total=self._seconds, connect=10),
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._session is not None
+        await self._session.close()
+
+    @property
+    def server(self) -> str:
+        """The apiserver's address."""
+        return self._to.server
+
+    async def get(self, plural: str, name: str, *, namespace: str = "") -> Json | None:
+        """One object; None where there is none."""
+        try:
+            return await self._call("GET", _path(plural, name, namespace))
+        except ApiError as error:
+            if error.code == 404:
+                return None
+            raise
+
+    async def list(
+        self, plural: str, *, namespace: str = "", labels: str = "", fresh: bool = False
+    ) -> list[Json]:
+        """All objects.
+
+        Args:
+            plural: Of the kind.
+            namespace: Empty = all.
+            labels: Selector.
+            fresh: Ask etcd, not the apiserver's cache.
+        """
+        query: dict[str, str] = {} if fresh else {"resourceVersion": "0"}
+        if labels:
+            query["labelSelector"] = labels
+        answer = await self._call("GET", _path(plural, "", namespace), query=query)
+        items: list[Json] = answer.get("items") or []
+        return items
+
+    async def create(self, plural: str, value: Json, *, namespace: str) -> Json:
+        """Create.
+
+        Raises:
+            ApiError: Among others 409, it is there already.
+        """
+        query = {"fieldManager": MANAGER}
+        return await self._call("POST", _path(plural, "", namespace), body=value, query=query)
+
+    async def replace(self, plural: str, value: Json, *, namespace: str) -> Json:
+        """Update; refused with 409 where the object changed since it was read."""
+        name = value["metadata"]["name"]
+        query = {"fieldManager": MANAGER}
+        return await self._call("PUT", _path(plural, name, namespace), body=value, query=query)
+
+    async def apply_status(self, plural: str, value: Json, *, namespace: str = "") -> Json:
+        """Server-side apply of a status: what we no longer say is removed."""
+        path = f"{_path(plural, value['metadata']['name'], namespace)}/status"
+        return await self._call(
+            "PATCH",
+            path,
+            body=value,
+            query={"fieldManager": MANAGER, "force": "true"},
+            media="application/apply-patch+yaml",
+        )
+
+    async def merge_lists(self, plural: str, name: str, value: Json, *, namespace: str) -> Json:
+        """Strategic merge: entries of lists are added or dropped by their keys."""
+        return await self._call(
+            "PATCH",
+            _path(plural, name, namespace),
+            body=value,
+            query={"fieldManager": MANAGER},
+            media="application/strategic-merge-patch+json",
+        )
+
+    async def delete(
+        self, plural: str, name: str, *, namespace: str, uid: str, grace: int | None = None
+    ) -> bool:
+        """Delete exactly that object, its children in the background; False where it is gone."""
+        options: Json = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
+        if grace is not None:
+            options["gracePeriodSeconds"] = grace
+        try:
+            await self._call("DELETE", _path(plural, name, namespace), body=options)
+        except ApiError as error:
+            if error.code in {404, 409}:
+                return False
+            raise
+        return True
+
+    async def _call(
+        self,
+        verb: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        query: Mapping[str, str] | None = None,
+        media: str = "application/json",
+    ) -> Json:
+        assert self._session is not None
+        headers = {"Content-Type": media, "User-Agent": MANAGER}
+        if token := self._current_token():
+            headers["Authorization"] = f"Bearer {token}"
+        for _ in range(5):
+            async with self._session.request(
+                verb,
+                self._to.server + path,
+                params=query,
+                data=None if body is None else json.dumps(body).encode(),
+                headers=headers,
+            ) as answer:
+                API_REQUESTS.labels(verb=verb, code=str(answer.status)).inc()
+                if answer.status == 429:
+                    await asyncio.sleep(min(float(answer.headers.get("Retry-After", "1")), 10.0))
+                    continue
+                text = await answer.text()
+                if answer.status < 400:
+                    found: Json = json.loads(text)
+                    return found
+                raise _refusal(answer.status, text)
+        raise ApiError(429, "TooManyRequests", path)
+
+    def _current_token(self) -> str:
+        file = self._to.token_file
+        if file is not None and time.monotonic() - self._token_read > _TOKEN_SECONDS:
+            self._token = file.read_text(encoding="utf-8").strip()
+            self._token_read = time.monotonic()
+        return self._token
+
+
+def _path(plural: str, name: str, namespace: str) -> str:
+    place = f"/namespaces/{namespace}" if namespace else ""
+    return f"{_PLURALS[plural]}{place}/{plural}" + (f"/{name}" if name else "")
+
+
+def _refusal(code: int, text: str) -> ApiError:
+    try:
+        status = json.loads(text)
+        return ApiError(code, str(status.get("reason", "")), str(status.get("message", "")))
+    except (ValueError, AttributeError):
+        return ApiError(code, "", text[:200])

@@ -1,0 +1,132 @@
+"""Everything that is written to the apiserver beside statuses: Jobs, claims, events."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from genai_core.kinds.base import API_VERSION
+from genai_core.kinds.build import Run
+from genai_operator.api import MANAGER, Api, ApiError, Json
+from genai_operator.errors import Stalled, Waiting
+from genai_operator.jobs import JobRequest, Owner, StoreAccess, owner_reference, render
+from genai_operator.observed import Observed
+from genai_operator.status import rfc3339
+from genai_operator.views import JobView, job_view
+
+__all__ = ["Applier"]
+
+log = logging.getLogger("genai_operator.apply")
+
+_MOST_MESSAGE = 1000
+
+
+class Applier:
+    """See the module's docstring; what it writes is in the mirror at once."""
+
+    def __init__(self, api: Api, observed: Observed) -> None:
+        self._api = api
+        self._observed = observed
+
+    async def create(
+        self, request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess
+    ) -> None:
+        """Create a Job, or claim the one of that name.
+
+        Raises:
+            Waiting: The namespace's quota is used up, or the name is not free yet.
+            Stalled: The apiserver refuses the Job as it is.
+        """
+        manifest = render(request, owner, run=run, access=access)
+        try:
+            created = await self._api.create("jobs", manifest, namespace=request.namespace)
+        except ApiError as error:
+            await self._refused(error, manifest, owner)
+            return
+        self._keep(created)
+        log.info("job created", extra={"job": manifest["metadata"]["name"], "task": request.task})
+
+    async def _refused(self, error: ApiError, manifest: Json, owner: Owner) -> None:
+        meta = manifest["metadata"]
+        if error.code == 409 and error.reason == "AlreadyExists":
+            there = await self._api.get("jobs", meta["name"], namespace=meta["namespace"])
+            if there is None or "deletionTimestamp" in there["metadata"]:
+                raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
+            self._keep(there)
+            view = job_view(there)
+            if view is not None:
+                await self.claim(view, owner)
+            return
+        if error.code == 403 and "quota" in error.message:
+            raise Waiting("QuotaExceeded", error.message, after=15.0) from error
+        if error.code in {400, 403, 422}:
+            raise Stalled("JobRefused", error.message) from error
+        raise error
+
+    async def claim(self, job: JobView, owner: Owner) -> None:
+        """Add a claim; nothing where it stands, or the Job is gone."""
+        if owner.uid in job.owners:
+            return
+        await self._patch_owners(job, owner_reference(owner))
+
+    async def release(self, job: JobView, uid: str) -> None:
+        """Drop a claim; the Job ends with the last one."""
+        if job.owners == {uid}:
+            await self.delete(job)
+            return
+        await self._patch_owners(job, {"$patch": "delete", "uid": uid})
+
+    async def _patch_owners(self, job: JobView, entry: Json) -> None:
+        patch = {"metadata": {"uid": job.uid, "ownerReferences": [entry]}}
+        try:
+            changed = await self._api.merge_lists("jobs", job.name, patch, namespace=job.namespace)
+        except ApiError as error:
+            if error.code in {404, 409}:  # gone, or another one of that name
+                return
+            raise
+        self._keep(changed)
+
+    async def delete(self, job: JobView) -> None:
+        """End a Job and its pods."""
+        await self._api.delete("jobs", job.name, namespace=job.namespace, uid=job.uid)
+        self._observed.jobs.drop(job.namespace, job.name, job.uid)
+        log.info("job deleted", extra={"job": job.name, "task": job.task})
+
+    def _keep(self, value: Json) -> None:
+        view = job_view(value)
+        if view is not None:
+            self._observed.jobs.put(value, view)
+
+    async def event(
+        self, value: Json, kind: str, *, reason: str, message: str, warning: bool = False
+    ) -> None:
+        """Post an Event; an event that cannot be posted is not worth a failure."""
+        meta = value["metadata"]
+        now = datetime.now(UTC)
+        time = rfc3339(now)
+        namespace = meta.get("namespace") or "default"
+        body = {
+            "metadata": {
+                "name": f"{meta['name'][:200]}.{int(now.timestamp() * 1e6):x}",
+                "namespace": namespace,
+            },
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": kind,
+                "name": meta["name"],
+                "namespace": meta.get("namespace", ""),
+                "uid": meta["uid"],
+            },
+            "reason": reason,
+            "message": " ".join(message.split())[:_MOST_MESSAGE] or reason,
+            "type": "Warning" if warning else "Normal",
+            "source": {"component": MANAGER},
+            "reportingComponent": MANAGER,
+            "firstTimestamp": time,
+            "lastTimestamp": time,
+            "count": 1,
+        }
+        try:
+            await self._api.create("events", body, namespace=namespace)
+        except ApiError as error:
+            log.warning("an event was refused: %s", error)

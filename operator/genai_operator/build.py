@@ -1,0 +1,426 @@
+"""One pass over a GenAIBuild: load, resolve, look, decide, apply, report.
+
+Level-triggered: whatever happened, a pass starts from the spec, the Jobs and the store, and does
+what is missing. Killed anywhere, the next pass goes on: a Job is there or not, a record stands or
+not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from genai_core.errors import GenAIError
+from genai_core.kinds.base import API_VERSION, REQUESTED_AT
+from genai_core.kinds.build import BuildSpec
+from genai_core.kinds.reading import read_model
+from genai_core.names import Key
+from genai_core.resolved import RESOLVE, ResolvedSource
+from genai_core.store.protocol import RecordRef
+from genai_core.store.s3_location import S3Location
+from genai_operator.api import Api, Json
+from genai_operator.apply import Applier
+from genai_operator.decide import Verdict, group, judge
+from genai_operator.errors import Stalled, Waiting, of_error
+from genai_operator.jobs import JobRequest, Owner, StoreAccess, scope_of
+from genai_operator.observed import Observed, lean
+from genai_operator.sources import list_source, source_location
+from genai_operator.status import Outcome, State, build_status, ready_of
+from genai_operator.stores import OpenStore, Stores
+from genai_operator.survey import Question, Survey, survey
+from genai_operator.targets import BuildTarget, build_target, toolchain_digest, toolchains
+from genai_operator.views import JobState, JobView
+from genai_planner.machine import State as TaskState
+
+__all__ = ["BuildPass", "Builds"]
+
+log = logging.getLogger("genai_operator.build")
+
+_RESOLVE_BYTES = 512 << 20
+_WATCHED_SECONDS = 60.0
+"""A build in progress is looked at that often even if nothing seems to happen."""
+
+
+@dataclass
+class BuildPass:
+    """What one pass works on."""
+
+    value: Json
+    spec: BuildSpec
+    owner: Owner
+    namespace: str
+    generation: int
+    requested: str
+    status: Mapping[str, Any]
+    after: float | None = None
+    source: tuple[str, str, str] | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def fresh(self) -> bool:
+        """Nothing was decided yet for this generation and request."""
+        return (
+            self.status.get("observedGeneration") != self.generation
+            or self.status.get("requestedAt", "") != self.requested
+        )
+
+
+class Builds:
+    """Works on builds, one at a time each."""
+
+    def __init__(self, api: Api, observed: Observed, stores: Stores) -> None:
+        self._api = api
+        self._observed = observed
+        self._stores = stores
+        self._applier = Applier(api, observed)
+        self._lost: set[str] = set()
+
+    async def work(self, namespace: str, name: str) -> float | None:
+        """One pass; returns after how many seconds another one is wanted anyway."""
+        value = self._observed.builds.get(namespace, name)
+        if value is None or "deletionTimestamp" in value["metadata"]:
+            return None  # its Jobs end with their last claim: the apiserver's garbage collector
+        one = _begin(value)
+        if isinstance(one, Outcome):
+            await self._release(value["metadata"]["uid"], keep=())
+            await self._report(value, one)
+            return None
+        if not one.fresh and ready_of(one.status)[0] == "True" and not one.spec.run.suspend:
+            await self._at_rest(one)
+            return None
+        outcome = await self._outcome(one)
+        await self._report(value, replace(outcome, requested_at=one.requested, source=one.source))
+        return one.after
+
+    async def _outcome(self, one: BuildPass) -> Outcome:
+        try:
+            if one.spec.run.suspend:
+                await self._release(one.owner.uid, keep=())
+                return Outcome(State.SUSPENDED, "Suspended", "spec.run.suspend is set")
+            return await self._progress(one)
+        except GenAIError as error:
+            problem: Exception = of_error(error)
+        except (Stalled, Waiting) as error:
+            problem = error
+        if isinstance(problem, Waiting):
+            one.after = problem.after
+            return Outcome(State.WAITING, problem.reason, problem.message)
+        assert isinstance(problem, Stalled)
+        await self._release(one.owner.uid, keep=())
+        return Outcome(State.STALLED, problem.reason, problem.message)
+
+    async def _at_rest(self, one: BuildPass) -> None:
+        """A Ready build: only whether its toolchain is still the current one is looked at."""
+        try:
+            now = toolchain_digest(self._targets(one))
+        except (Stalled, Waiting, GenAIError):
+            return
+        outdated = one.status.get("toolchain", now) != now
+        shown = any(c["type"] == "ToolchainOutdated" for c in one.status.get("conditions") or ())
+        if outdated == shown:
+            return
+        text = "the targets' images compute with other versions by now" if outdated else ""
+        kept = [c for c in one.status["conditions"] if c["type"] != "ToolchainOutdated"]
+        ready = next(c for c in kept if c["type"] == "Ready")
+        outcome = Outcome(
+            State.READY,
+            ready["reason"],
+            ready["message"],
+            outdated=text,
+            notes=one.status.get("plan", ()),
+            warnings=one.status.get("warnings", ()),
+            requested_at=one.requested,
+        )
+        await self._report(one.value, outcome)
+
+    # The steps
+
+    async def _progress(self, one: BuildPass) -> Outcome:
+        targets = self._targets(one)
+        chains = toolchains(targets)
+        opened = await self._store(one)
+        folder = source_location(one.spec, opened.where)
+        access = opened.access
+        if one.spec.model.secret_ref is not None:
+            access = replace(access, source_secret=one.spec.model.secret_ref.name)
+        if one.fresh:
+            await self._forget_failures(one)
+        scope = scope_of(access.address, one.spec.run)
+        found = await self._resolved(one, opened, folder, access=access, targets=targets)
+        if isinstance(found, Outcome):
+            return found
+        question = Question(
+            name=one.owner.name,
+            namespace=one.namespace,
+            spec=one.spec,
+            source=found,
+            folder=folder,
+            targets=targets,
+            toolchains=chains,
+            jobs=self._observed.jobs_of(one.namespace, scope),
+            pods=self._observed.pods_of(one.namespace),
+            now=datetime.now(UTC),
+        )
+        seen = await asyncio.to_thread(survey, question, opened.lookups, lost=self._lost)
+        await self._apply(one, seen, question, access)
+        return self._judged(one, seen, opened.where, targets)
+
+    def _targets(self, one: BuildPass) -> list[BuildTarget]:
+        found = []
+        for name in one.spec.targets:
+            value = self._observed.targets.get("", name)
+            if value is None:
+                raise Waiting("TargetNotFound", f"there is no GenAITarget {name}", after=60.0)
+            try:
+                found.append(build_target(name, value))
+            except Stalled as error:  # mended in the target, not in the build
+                raise Waiting(error.reason, error.message, after=60.0) from error
+        return found
+
+    async def _store(self, one: BuildPass) -> OpenStore:
+        name = one.spec.store.name
+        value = self._observed.stores.get(one.namespace, name)
+        if value is None:
+            raise Waiting("StoreNotReady", f"there is no ArtifactStore {name}", after=60.0)
+        try:
+            opened = await self._stores.open(value)
+        except Stalled as error:
+            raise Waiting("StoreNotReady", f"ArtifactStore {name}: {error.message}") from error
+        except Waiting as error:
+            raise Waiting("StoreNotReady", f"ArtifactStore {name}: {error.message}") from error
+        status = value.get("status") or {}
+        ready, reason = ready_of(status)
+        if ready != "True" or status.get("observedGeneration") != value["metadata"]["generation"]:
+            why = next(
+                (c["message"] for c in status.get("conditions") or () if c["type"] == "Ready"),
+                "it was not tried yet",
+            )
+            raise Waiting(
+                "StoreNotReady", f"ArtifactStore {name} is not ready ({reason}): {why}", after=30.0
+            )
+        return opened
+
+    async def _resolved(
+        self,
+        one: BuildPass,
+        opened: OpenStore,
+        folder: S3Location,
+        *,
+        access: StoreAccess,
+        targets: list[BuildTarget],
+    ) -> ResolvedSource | Outcome:
+        """What the source consists of, once for each generation; an outcome while it is asked."""
+        await self._stores.check_endpoint(folder.endpoint)
+        ref = self._known_source(one, folder)
+        if ref is None or not await asyncio.to_thread(_look, opened, ref):
+            keys = opened.credentials
+            if one.spec.model.secret_ref is not None:
+                keys = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
+            key, asked = await asyncio.to_thread(
+                list_source, one.spec, folder, keys, ca=opened.where.ca
+            )
+            ref = RecordRef(RESOLVE, key)
+            scope = scope_of(access.address, one.spec.run)
+            attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
+            if not await asyncio.to_thread(_look, opened, ref, anew=bool(attempts)):
+                request = JobRequest(
+                    namespace=one.namespace,
+                    key=key,
+                    operation=RESOLVE,
+                    task=RESOLVE,
+                    document=asked,
+                    image=targets[0].image,
+                    memory_bytes=_RESOLVE_BYTES,
+                    node_selector=targets[0].node_selector,
+                    reads_source=True,
+                )
+                return await self._resolving(one, request, attempts, access)
+        record = opened.lookups.record(ref)
+        assert record is not None
+        found = ResolvedSource.model_validate(record.facts)
+        pinned = one.spec.model.digest
+        if pinned is not None and pinned != found.digest:
+            raise Stalled(
+                "BadModel",
+                f"the content of {folder} is {found.digest}, not the {pinned} that "
+                "spec.model.digest pins",
+            )
+        one.source = (str(folder), found.digest, ref.key)
+        return found
+
+    def _known_source(self, one: BuildPass, folder: S3Location) -> RecordRef | None:
+        if one.fresh:
+            return None
+        for entry in one.status.get("sources") or ():
+            if entry["uri"] == str(folder) and "record" in entry:
+                one.source = (entry["uri"], entry["digest"], entry["record"][7:])
+                return RecordRef(RESOLVE, Key(entry["record"].removeprefix("sha256:")))
+        return None
+
+    async def _resolving(
+        self, one: BuildPass, request: JobRequest, attempts: list[JobView], access: StoreAccess
+    ) -> Outcome:
+        verdict = Verdict()
+        if attempts:
+            pods = self._observed.pods_of(one.namespace)
+            verdict = judge(attempts, pods, retries=one.spec.run.retries, now=datetime.now(UTC))
+        if verdict.error is not None:
+            problem = of_error(verdict.error)
+            reason = problem.reason if isinstance(problem, Stalled) else verdict.error.code
+            raise Stalled(reason, str(verdict.error))
+        if not verdict.running:
+            request = replace(
+                request,
+                attempt=verdict.attempt,
+                memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
+            )
+            await self._applier.create(request, one.owner, run=one.spec.run, access=access)
+        elif attempts[-1].state is JobState.ACTIVE:
+            await self._applier.claim(attempts[-1], one.owner)
+        one.after = verdict.pause or _WATCHED_SECONDS
+        return Outcome(State.BUILDING, "Progressing", f"resolving {one.spec.model.source}")
+
+    async def _apply(
+        self, one: BuildPass, seen: Survey, question: Question, access: StoreAccess
+    ) -> None:
+        latest = {key: jobs[-1] for key, jobs in group(question.jobs).items()}
+        for request in seen.start:
+            why = seen.retried.get(request.task)  # type: ignore[call-overload]
+            if why:
+                log.info("task tried again", extra={"task": request.task, "why": why})
+            await self._applier.create(request, one.owner, run=one.spec.run, access=access)
+        for key in seen.active:
+            job = latest[key]
+            if job.state is JobState.ACTIVE and one.owner.uid not in job.owners:
+                await self._applier.claim(job, one.owner)
+        await self._release(one.owner.uid, keep=seen.keys)
+
+    def _judged(
+        self,
+        one: BuildPass,
+        seen: Survey,
+        where: S3Location,
+        targets: list[BuildTarget],
+    ) -> Outcome:
+        outcome = Outcome(
+            State.BUILDING,
+            "Progressing",
+            _doing(seen),
+            progress=seen.advice.progress,
+            ran=self._ran(one, seen),
+            failed=seen.failed,
+            containers=seen.containers,
+            targets=one.spec.targets,
+            store=where,
+            notes=seen.plan.notes,
+            warnings=seen.plan.warnings,
+            toolchain=toolchain_digest(targets),
+        )
+        if not seen.advice.ended:
+            one.after = min(seen.after or _WATCHED_SECONDS, _WATCHED_SECONDS)
+            return outcome
+        if seen.failed:
+            task, error, _ = seen.failed[0]
+            message = f"{task}: {error}"
+            return replace(outcome, state=State.STALLED, reason=error.code, message=message)
+        built = ", ".join(
+            f"{name} {str(record.facts.get('revision', ''))[:19]}"
+            for name, record in seen.containers.items()
+        )
+        return replace(outcome, state=State.READY, reason="Built", message=f"built {built}")
+
+    def _ran(self, one: BuildPass, seen: Survey) -> Mapping[str, int]:
+        done = {
+            task
+            for task, state in seen.advice.states.items()
+            if state in {TaskState.CACHED, TaskState.DONE}
+        }
+        keys = {seen.advice.keys[task] for task in done}
+        jobs = {
+            job.key: job.operation
+            for job in self._observed.claimed_by(one.owner.uid)
+            if job.state is JobState.SUCCEEDED and job.key in keys
+        }
+        return Counter(jobs.values())
+
+    # What is written
+
+    async def _forget_failures(self, one: BuildPass) -> None:
+        """A new generation, or the user's request, tries again what failed before."""
+        for job in self._observed.claimed_by(one.owner.uid):
+            if job.state is JobState.FAILED and job.owners == {one.owner.uid}:
+                await self._applier.delete(job)
+
+    async def _release(self, uid: str, *, keep: Iterable[Key]) -> None:
+        """Drop claims on Jobs that are not needed; a Job ends with its last claim."""
+        needed = set(keep)
+        for job in self._observed.claimed_by(uid):
+            unwanted = job.key not in needed and job.operation != RESOLVE
+            if job.state is not JobState.SUCCEEDED and (unwanted or not needed):
+                await self._applier.release(job, uid)
+
+    async def _report(self, value: Json, outcome: Outcome) -> None:
+        """Write the status if it changed, and an event if Ready did."""
+        meta = value["metadata"]
+        previous = value.get("status") or {}
+        generation = meta.get("generation", 0)
+        status = build_status(outcome, previous, generation=generation, now=datetime.now(UTC))
+        if status == previous:
+            return
+        written = await self._api.apply_status(
+            "genaibuilds",
+            {
+                "apiVersion": API_VERSION,
+                "kind": "GenAIBuild",
+                "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
+                "status": status,
+            },
+            namespace=meta["namespace"],
+        )
+        self._observed.builds.put(written, lean(written))
+        before, after = ready_of(previous), ready_of(status)
+        if before != after:
+            log.info(
+                "build changed",
+                extra={"build": f"{meta['namespace']}/{meta['name']}", "reason": after[1]},
+            )
+            await self._applier.event(
+                value,
+                "GenAIBuild",
+                reason=after[1],
+                message=outcome.message,
+                warning=after[0] == "False" or outcome.state == State.WAITING,
+            )
+
+
+def _begin(value: Json) -> BuildPass | Outcome:
+    meta = value["metadata"]
+    try:
+        spec = read_model(BuildSpec, value["spec"], where="spec")
+    except GenAIError as error:
+        return Outcome(State.STALLED, error.code, str(error))
+    return BuildPass(
+        value=value,
+        spec=spec,
+        owner=Owner(meta["name"], meta["uid"]),
+        namespace=meta["namespace"],
+        generation=meta.get("generation", 0),
+        requested=(meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256],
+        status=value.get("status") or {},
+    )
+
+
+def _look(opened: OpenStore, ref: RecordRef, *, anew: bool = False) -> bool:
+    opened.lookups.look([ref], anew=[ref.key] if anew else [])
+    return opened.lookups.record(ref) is not None
+
+
+def _doing(seen: Survey) -> str:
+    running = [t for t, s in seen.advice.states.items() if s is TaskState.RUNNING]
+    shown = ", ".join(running[:3]) + (f" and {len(running) - 3} more" if len(running) > 3 else "")
+    return f"{seen.advice.progress}" + (f": {shown}" if shown else "")

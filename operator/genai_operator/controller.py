@@ -1,0 +1,379 @@
+"""Keeps everything going: events into the mirror and the queue, workers, upkeep.
+
+Any number of replicas watch; only the one that holds the Lease works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import aiohttp
+
+from genai_core.kinds.base import REQUESTED_AT
+from genai_operator.api import Api, ApiError, Json
+from genai_operator.build import Builds
+from genai_operator.decide import group
+from genai_operator.metrics import (
+    BUILDS,
+    JOBS_ACTIVE,
+    QUEUE_DEPTH,
+    RECONCILE_SECONDS,
+    TASKS,
+    WATCH_MISSED,
+)
+from genai_operator.observed import Kept, Observed, lean
+from genai_operator.references import References
+from genai_operator.settings import Settings
+from genai_operator.stores import Stores
+from genai_operator.views import MANAGED, JobState, JobView, job_view, pod_view
+from genai_operator.work_queue import WorkQueue
+
+__all__ = ["SELECTOR", "Controller", "Ref"]
+
+log = logging.getLogger("genai_operator")
+
+SELECTOR = f"{MANAGED}=genai-operator"
+_COMPARE_SECONDS = 30.0
+_UPKEEP_SECONDS = 5.0
+_SETTLE_SECONDS = 5.0
+_LOST_POD_SECONDS = 5.0
+_DEAF_AFTER = 3
+"""So many comparisons in a row found something that a watch had not delivered."""
+
+
+@dataclass(frozen=True)
+class Ref:
+    """What a worker works on: a build, a store or a target."""
+
+    plural: str
+    namespace: str
+    name: str
+
+
+class Controller:
+    """See the module's docstring."""
+
+    def __init__(self, api: Api, settings: Settings) -> None:
+        self._api = api
+        self._settings = settings
+        self.observed = Observed()
+        self.queue: WorkQueue[Ref] = WorkQueue()
+        stores = Stores(api, settings)
+        self._builds = Builds(api, self.observed, stores)
+        self._references = References(api, self.observed, stores)
+        self._deaf: dict[str, int] = {}
+        self.compared_at = time.monotonic()
+        self._lost_jobs: set[str] = set()
+
+    @property
+    def deaf(self) -> list[str]:
+        """Kinds whose watch does not deliver."""
+        return [plural for plural, count in self._deaf.items() if count >= _DEAF_AFTER]
+
+    # What the watches deliver
+
+    def take(self, plural: str, kind: str | None, value: Mapping[str, Any]) -> None:
+        """Take one event in; `kind` is ADDED, MODIFIED, DELETED or None for a first listing."""
+        getattr(self, f"_take_{plural}")(value, deleted=kind == "DELETED")
+
+    def _take_genaibuilds(self, value: Mapping[str, Any], *, deleted: bool) -> None:
+        meta = value["metadata"]
+        ref = Ref("genaibuilds", meta["namespace"], meta["name"])
+        if deleted:
+            self.observed.builds.drop(ref.namespace, ref.name, meta["uid"])
+            self.queue.forget(ref)
+            return
+        before = self.observed.builds.get(ref.namespace, ref.name)
+        self.observed.builds.put(value, lean(value))
+        # Our own status comes back as an event: nothing to do.
+        if before is None or _asked(before) != _asked(value):
+            self.queue.add(ref)
+
+    def _take_artifactstores(self, value: Mapping[str, Any], *, deleted: bool) -> None:
+        meta = value["metadata"]
+        ref = Ref("artifactstores", meta["namespace"], meta["name"])
+        before = self.observed.stores.get(ref.namespace, ref.name)
+        if deleted:
+            self.observed.stores.drop(ref.namespace, ref.name, meta["uid"])
+        else:
+            self.observed.stores.put(value, lean(value))
+            if before is None or _asked(before) != _asked(value):
+                self.queue.add(ref)
+        if before is None or deleted or _readiness(before) != _readiness(value):
+            for build in self.observed.builds:
+                store = build["spec"].get("store", {}).get("name", "default")
+                if build["metadata"]["namespace"] == ref.namespace and store == ref.name:
+                    self.queue.add(_ref_of(build))
+
+    def _take_genaitargets(self, value: Mapping[str, Any], *, deleted: bool) -> None:
+        name = value["metadata"]["name"]
+        before = self.observed.targets.get("", name)
+        if deleted:
+            self.observed.targets.drop("", name, value["metadata"]["uid"])
+        else:
+            self.observed.targets.put(value, lean(value))
+            if before is not None and _asked(before) == _asked(value):
+                return
+            self.queue.add(Ref("genaitargets", "", name))
+        for build in self.observed.builds:
+            if name in build["spec"].get("targets", ()):
+                self.queue.add(_ref_of(build))
+
+    def _take_jobs(self, value: Mapping[str, Any], *, deleted: bool) -> None:
+        view = job_view(value)
+        if view is None:
+            return
+        if deleted:
+            self.observed.jobs.drop(view.namespace, view.name, view.uid)
+        else:
+            before = self.observed.jobs.get(view.namespace, view.name)
+            if not self.observed.jobs.put(value, view):
+                return
+            if before is not None and before.uid == view.uid:
+                if before.state is JobState.ACTIVE and view.state is not JobState.ACTIVE:
+                    TASKS.labels(operation=view.operation, result=view.state.value).inc()
+                if replace(before, owners=view.owners) == view:
+                    return
+        self._wake_owners(view)
+
+    def _take_pods(self, value: Mapping[str, Any], *, deleted: bool) -> None:
+        view = pod_view(value)
+        if view is None:
+            return
+        if deleted:
+            self.observed.pods.drop(view.namespace, view.name, view.uid)
+        else:
+            self.observed.pods.put(value, view)
+            job = self.observed.jobs.get(view.namespace, view.job)
+            # The Job may have been seen to fail before the pod's own words arrived.
+            if job is not None and view.ending is not None and job.state is JobState.FAILED:
+                self._wake_owners(job)
+
+    def _wake_owners(self, job: JobView) -> None:
+        for build in self.observed.builds:
+            if build["metadata"]["uid"] in job.owners:
+                self.queue.add(_ref_of(build))
+
+    # Work
+
+    async def run(self, leading: Callable[[], bool]) -> None:
+        """Work until cancelled, whenever `leading` says so."""
+        await self.compare()
+        tasks = [asyncio.create_task(self._worker(leading)) for _ in range(self._settings.workers)]
+        tasks.append(asyncio.create_task(self._upkeep(leading)))
+        tasks.append(asyncio.create_task(self._comparing()))
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _worker(self, leading: Callable[[], bool]) -> None:
+        while True:
+            if not leading():
+                await asyncio.sleep(0.2)
+                continue
+            ref = await self.queue.get()
+            if not leading():
+                self.queue.done(ref)
+                self.queue.add(ref, after=0.2)
+                continue
+            await self._work(ref)
+
+    async def _work(self, ref: Ref) -> None:
+        began, result = time.monotonic(), "ok"
+        try:
+            after = await self._pass(ref)
+        except asyncio.CancelledError:
+            self.queue.done(ref)
+            raise
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            result = "retried"
+            pause = self.queue.failed(ref)
+            log.warning("a pass failed", extra={"ref": str(ref), "why": str(error), "in": pause})
+        except Exception:
+            result = "error"
+            pause = self.queue.failed(ref)
+            log.exception("a pass failed", extra={"ref": str(ref), "in": pause})
+        else:
+            self.queue.done(ref)
+            if after is not None:
+                self.queue.add(ref, after=after)
+        RECONCILE_SECONDS.labels(kind=ref.plural, result=result).observe(time.monotonic() - began)
+
+    async def _pass(self, ref: Ref) -> float | None:
+        if ref.plural == "genaibuilds":
+            return await self._builds.work(ref.namespace, ref.name)
+        if ref.plural == "artifactstores":
+            return await self._references.store(ref.namespace, ref.name)
+        return await self._references.target(ref.name)
+
+    # Upkeep
+
+    async def _upkeep(self, leading: Callable[[], bool]) -> None:
+        while True:
+            await asyncio.sleep(_UPKEEP_SECONDS)
+            QUEUE_DEPTH.set(len(self.queue))
+            JOBS_ACTIVE.set(sum(job.state is JobState.ACTIVE for job in self.observed.jobs))
+            self._count_builds()
+            if not leading():
+                continue
+            try:
+                await self._remove_ended()
+                await self._give_up_lost_pods()
+            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                log.warning("upkeep failed", extra={"why": str(error)})
+
+    def _count_builds(self) -> None:
+        states: dict[str, int] = {}
+        for build in self.observed.builds:
+            phase = (build.get("status") or {}).get("phase", "New")
+            states[phase] = states.get(phase, 0) + 1
+        BUILDS.clear()
+        for phase, count in states.items():
+            BUILDS.labels(state=phase).set(count)
+
+    async def _remove_ended(self) -> None:
+        """Remove what succeeded, with its failed attempts, when its time is over.
+
+        Failures stay for people to look at; they go when no build needs them.
+        """
+        now = datetime.now(UTC)
+        busy = {
+            build["metadata"]["uid"]
+            for build in self.observed.builds
+            if (build.get("status") or {}).get("phase") in {"Building", "Waiting"}
+        }
+        for attempts in group(self.observed.jobs).values():
+            last = attempts[-1]
+            if last.state is not JobState.SUCCEEDED or last.ended_at is None:
+                continue
+            if now < last.ended_at + timedelta(seconds=last.ttl_seconds) or busy & last.owners:
+                continue
+            for job in attempts:
+                await self._delete_job(job)
+
+    async def _give_up_lost_pods(self) -> None:
+        """A pod whose node is gone never ends by itself: its Job is made anew elsewhere."""
+        now = datetime.now(UTC)
+        for pod in self.observed.pods:
+            since = pod.deleting_since
+            if since is None or pod.phase in {"Succeeded", "Failed"} or not pod.node:
+                continue
+            if now < since + timedelta(seconds=_LOST_POD_SECONDS):
+                continue
+            node = await self._api.get("nodes", pod.node)
+            if node is not None and _is_ready(node):
+                continue
+            job = self.observed.jobs.get(pod.namespace, pod.job)
+            log.warning("a node is gone", extra={"node": pod.node, "pod": pod.name})
+            if job is not None and job.state is JobState.ACTIVE:
+                await self._delete_job(job)
+                self._wake_owners(job)
+            await self._api.delete("pods", pod.name, namespace=pod.namespace, uid=pod.uid, grace=0)
+
+    async def _delete_job(self, job: JobView) -> None:
+        await self._api.delete("jobs", job.name, namespace=job.namespace, uid=job.uid)
+        self.observed.jobs.drop(job.namespace, job.name, job.uid)
+
+    # Does the watch deliver?
+
+    async def _comparing(self) -> None:
+        while True:
+            await asyncio.sleep(_COMPARE_SECONDS)
+            try:
+                await self.compare(settle=_SETTLE_SECONDS)
+            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                log.warning("comparing failed", extra={"why": str(error)})
+
+    async def compare(self, *, settle: float = 0.0) -> None:
+        """Compare the mirror with a listing, and mend it.
+
+        Args:
+            settle: Seconds that a watch is given to deliver what the listing shows; 0 at the
+                start, when nothing can have been delivered yet.
+        """
+        kinds: tuple[tuple[str, Kept[Any], str], ...] = (
+            ("genaitargets", self.observed.targets, ""),
+            ("artifactstores", self.observed.stores, ""),
+            ("jobs", self.observed.jobs, SELECTOR),
+            ("pods", self.observed.pods, SELECTOR),
+            ("genaibuilds", self.observed.builds, ""),
+        )
+        listings: list[tuple[str, Kept[Any], list[Json]]] = []
+        for plural, kept, labels in kinds:
+            values: list[Json] = []
+            spaces = ("",) if plural == "genaitargets" else self._settings.namespaces or ("",)
+            for namespace in spaces:
+                values += await self._api.list(plural, namespace=namespace, labels=labels)
+            listings.append((plural, kept, values))
+        if settle:
+            await asyncio.sleep(settle)
+        for plural, kept, values in listings:
+            self._mend(plural, kept, values, counts=settle > 0)
+        self.compared_at = time.monotonic()
+
+    def _mend(self, plural: str, kept: Kept[Any], values: list[Json], *, counts: bool) -> None:
+        newer, gone = kept.missed(values)
+        listed = {(v["metadata"].get("namespace", ""), v["metadata"]["name"]): v for v in values}
+        missed = 0
+        for place in newer:
+            missed += 1
+            self.take(plural, None, listed[place])
+        newest = max((int(v["metadata"].get("resourceVersion", 0)) for v in values), default=0)
+        for namespace, name, uid in gone:
+            entry = kept.entry(namespace, name)
+            # What was made after the listing is not in it.
+            if entry is None or entry.uid != uid or entry.version > newest:
+                continue
+            missed += 1
+            self._vanished(plural, namespace, name, uid)
+        if counts:
+            WATCH_MISSED.labels(kind=plural).inc(missed)
+            self._deaf[plural] = self._deaf.get(plural, 0) + 1 if missed else 0
+
+    def _vanished(self, plural: str, namespace: str, name: str, uid: str) -> None:
+        if plural == "jobs":
+            job = self.observed.jobs.drop(namespace, name, uid)
+            if job is not None:
+                self._wake_owners(job)
+            return
+        if plural == "pods":
+            self.observed.pods.drop(namespace, name, uid)
+            return
+        meta = {"namespace": namespace, "name": name, "uid": uid}
+        self.take(plural, "DELETED", {"metadata": meta, "spec": {}})
+
+
+def _ref_of(build: Mapping[str, Any]) -> Ref:
+    return Ref("genaibuilds", build["metadata"]["namespace"], build["metadata"]["name"])
+
+
+def _asked(value: Mapping[str, Any]) -> tuple[object, ...]:
+    """What a user can change about an object."""
+    meta = value["metadata"]
+    return (
+        meta["uid"],
+        meta.get("generation", 0),
+        (meta.get("annotations") or {}).get(REQUESTED_AT, ""),
+        "deletionTimestamp" in meta,
+    )
+
+
+def _readiness(value: Mapping[str, Any]) -> object:
+    status = value.get("status") or {}
+    ready = [c["status"] for c in status.get("conditions") or () if c["type"] == "Ready"]
+    return ready, status.get("observedGeneration")
+
+
+def _is_ready(node: Mapping[str, Any]) -> bool:
+    return any(
+        c["type"] == "Ready" and c["status"] == "True"
+        for c in node.get("status", {}).get("conditions") or ()
+    )

@@ -1,0 +1,182 @@
+"""What a task's Jobs mean: does it run, has it failed for good, shall it be tried again. Pure.
+
+exit code 2 (bad input)          failed, at once
+out of memory                    once more with twice the memory; a second time: failed
+the store did not answer         once more after a pause, as often as it takes
+bytes of an input were lost      what made them is looked up again, then once more
+anything else                    `retries` times more, after growing pauses
+a node died, was drained ...     the Job controller replaces the pod; no attempt is spent
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from genai_core.errors import (
+    BadInput,
+    CorruptBlob,
+    GenAIError,
+    NoSpace,
+    StoreUnavailable,
+    StoreUnreadable,
+    ToolchainMismatch,
+    ToolFailed,
+    from_dict,
+)
+from genai_core.names import Key
+from genai_operator.views import Ending, JobState, JobView, PodView
+
+__all__ = ["OutOfMemory", "Verdict", "group", "judge"]
+
+_PAUSES = (1.0, 10.0, 30.0, 60.0)
+_KILLED = 137
+_STORE = (StoreUnavailable, StoreUnreadable)
+
+
+class OutOfMemory(GenAIError):
+    """A task needed more memory than it was given, twice."""
+
+    code = "OOMKilled"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one task.
+
+    Attributes:
+        running: A Job is at it, or a pause before the next attempt is.
+        error: It failed for good.
+        attempt: Number of the next attempt.
+        memory_bytes: That the next attempt needs at least; 0: as planned.
+        inputs_lost: The last attempt found bytes of an input missing.
+        pause: Seconds until the next attempt.
+        log: Digest of the last failed attempt's log in the store.
+        retried: Why there is to be another attempt; empty for the first.
+    """
+
+    running: bool = False
+    error: GenAIError | None = None
+    attempt: int = 1
+    memory_bytes: int = 0
+    inputs_lost: bool = False
+    pause: float = 0.0
+    log: str = ""
+    retried: str = ""
+
+
+@dataclass(frozen=True)
+class _Failure:
+    error: GenAIError
+    oom: bool = False
+    log: str = ""
+
+
+def group(jobs: Iterable[JobView]) -> dict[Key, list[JobView]]:
+    """Attempts by key, in order."""
+    found: dict[Key, list[JobView]] = {}
+    for job in sorted(jobs, key=lambda job: job.attempt):
+        found.setdefault(job.key, []).append(job)
+    return found
+
+
+def judge(
+    attempts: list[JobView], pods: Mapping[str, list[PodView]], *, retries: int, now: datetime
+) -> Verdict:
+    """Judge the attempts of one task.
+
+    Args:
+        attempts: Jobs of one key and scope, in order; not empty.
+        pods: Job's name -> pods.
+        retries: Of the build.
+        now: The time.
+    """
+    last = attempts[-1]
+    following = last.attempt + 1
+    if last.deleting:
+        return Verdict(running=True, attempt=following)  # its name is free when it is gone
+    if last.state is JobState.ACTIVE:
+        return Verdict(running=True, attempt=following)
+    if last.state is JobState.SUCCEEDED:
+        # Its record was looked up in vain: it was taken away since, so this is no failure.
+        return Verdict(attempt=following, retried="its record is gone")
+    failures = [
+        _failure(job, pods.get(job.name, ())) for job in attempts if job.state is JobState.FAILED
+    ]
+    failure = failures[-1]
+    error = failure.error
+    if _is_final(error):
+        return Verdict(error=error, attempt=following, log=failure.log)
+    if failure.oom:
+        return _out_of_memory(failures, last, following)
+    if isinstance(error, _STORE):
+        return _again(last, len(failures), failure, now=now)
+    counted = [f for f in failures if not f.oom and not isinstance(f.error, _STORE)]
+    if len(counted) > retries:
+        return Verdict(error=error, attempt=following, log=failure.log)
+    return _again(last, len(counted), failure, now=now)
+
+
+def _is_final(error: GenAIError) -> bool:
+    """Another attempt cannot help. A full disk may be another node's next time."""
+    if isinstance(error, (NoSpace, *_STORE)):
+        return False
+    return isinstance(error, (BadInput, ToolchainMismatch))
+
+
+def _again(last: JobView, failures: int, failure: _Failure, *, now: datetime) -> Verdict:
+    pause = _PAUSES[min(failures, len(_PAUSES)) - 1]
+    left = 0.0
+    if last.ended_at is not None:
+        left = (last.ended_at + timedelta(seconds=pause) - now).total_seconds()
+    return Verdict(
+        running=left > 0,
+        attempt=last.attempt + 1,
+        memory_bytes=last.memory_bytes,
+        inputs_lost=isinstance(failure.error, CorruptBlob),
+        pause=max(left, 0.0),
+        log=failure.log,
+        retried=str(failure.error),
+    )
+
+
+def _out_of_memory(failures: list[_Failure], last: JobView, following: int) -> Verdict:
+    if sum(f.oom for f in failures) > 1:
+        error = OutOfMemory(
+            f"it needs more than {last.memory_bytes >> 20} MiB of memory",
+            where=last.task,
+            remedy="give more in spec.run.resources, or split the model into more parts",
+        )
+        return Verdict(error=error, attempt=following, log=failures[-1].log)
+    return Verdict(
+        attempt=following,
+        memory_bytes=2 * last.memory_bytes,
+        retried=f"it was out of memory with {last.memory_bytes >> 20} MiB",
+    )
+
+
+def _failure(job: JobView, pods: Iterable[PodView]) -> _Failure:
+    """Why a Job failed: its last pod's own words, else the Job controller's."""
+    ordered = sorted(pods, key=lambda pod: pod.created_at)
+    ended = [pod for pod in ordered if pod.ending is not None]
+    pod = ended[-1] if ended else (ordered[-1] if ordered else None)
+    ending = pod.ending if pod else None
+    if ending is not None and ending.reason == "OOMKilled":
+        return _Failure(OutOfMemory("it was out of memory", where=job.task), oom=True)
+    if ending is not None and isinstance(ending.message.get("error"), dict):
+        return _Failure(from_dict(ending.message["error"]), log=str(ending.message.get("log", "")))
+    if pod is not None and pod.reason == "DeadlineExceeded":
+        error = ToolFailed(
+            "it ran for longer than spec.run.activeDeadlineSeconds allows", where=job.task
+        )
+        return _Failure(error)
+    return _Failure(ToolFailed(_words(job, ending), where=job.task))
+
+
+def _words(job: JobView, ending: Ending | None) -> str:
+    if ending is not None and ending.exit_code == _KILLED:
+        return "its process was killed"
+    if ending is not None:
+        return f"its process ended with exit code {ending.exit_code}"
+    return job.message or job.reason or "its pod is gone"

@@ -1,0 +1,54 @@
+"""Three kinds of failure, and what each means to a user.
+
+Stalled    the user must act                     Ready=False, Stalled=True
+Waiting    something else must happen first      Ready=Unknown, Reconciling=True, tried again
+(others)   ours or the apiserver's               logged, tried again with growing pauses
+"""
+
+from __future__ import annotations
+
+from genai_core.errors import BadInput, GenAIError, StoreUnreadable
+
+__all__ = ["Stalled", "Waiting", "of_error"]
+
+
+class Stalled(Exception):
+    """The user must act.
+
+    Args:
+        reason: CamelCase, as in a condition.
+        message: For people.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class Waiting(Exception):
+    """Something else must happen first.
+
+    Args:
+        reason: CamelCase, as in a condition.
+        message: For people.
+        after: Seconds until it is looked at again.
+    """
+
+    def __init__(self, reason: str, message: str, *, after: float = 10.0) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+        self.after = after
+
+
+def of_error(error: GenAIError) -> Stalled | Waiting:
+    """What an error of ours means.
+
+    A store that denies access is waited for: credentials are mended without touching the build.
+    """
+    if isinstance(error, StoreUnreadable):
+        return Waiting("StoreNotReady", str(error), after=5.0)
+    if isinstance(error, BadInput):
+        return Stalled(error.code, str(error))
+    return Waiting(error.code, str(error), after=5.0)

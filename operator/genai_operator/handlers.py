@@ -1,0 +1,53 @@
+"""kopf's handlers: every event goes to the controller; nothing is decided, nothing is written here.
+
+Event handlers alone leave no annotations and no finalizers on objects.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kopf
+
+from genai_core.kinds.base import GROUP, VERSION
+from genai_operator.controller import Controller
+from genai_operator.views import MANAGED
+
+__all__ = ["registry_of"]
+
+_OURS = ("genaibuilds", "artifactstores", "genaitargets")
+
+
+def registry_of(controller: Controller) -> kopf.OperatorRegistry:
+    """Handlers that feed a controller."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
+        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+
+    @kopf.on.startup(registry=registry)
+    def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+        settings.watching.server_timeout = 600
+        settings.watching.client_timeout = 610
+        settings.watching.connect_timeout = 30
+        settings.networking.request_timeout = 30
+        settings.networking.connect_timeout = 10
+        settings.networking.error_backoffs = [0.5, 1, 2, 4, 8, 15] + [15] * 10_000
+        settings.posting.enabled = False
+        settings.scanning.disabled = True
+        settings.peering.standalone = True
+
+    def feed(plural: str) -> Any:
+        async def event(event: Any, **_: Any) -> None:
+            controller.take(plural, event["type"], event["object"])
+
+        event.__name__ = f"take_{plural}"
+        return event
+
+    for plural in _OURS:
+        kopf.on.event(GROUP, VERSION, plural, registry=registry)(feed(plural))
+    labels = {MANAGED: "genai-operator"}
+    kopf.on.event("batch", "v1", "jobs", labels=labels, registry=registry)(feed("jobs"))
+    kopf.on.event("", "v1", "pods", labels=labels, registry=registry)(feed("pods"))
+    return registry

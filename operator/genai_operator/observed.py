@@ -1,0 +1,137 @@
+"""What the watches delivered so far, in as few bytes as decisions need.
+
+Watches can lose things (an object that vanished while a connection was down leaves no event), so
+the mirror is compared with a listing now and then: what is gone is dropped, what is newer is
+fetched, and a watch that keeps missing things is called deaf.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from genai_operator.views import JobView, PodView
+
+__all__ = ["Entry", "Kept", "Observed", "lean", "version_of"]
+
+V = TypeVar("V")
+
+
+@dataclass(frozen=True)
+class Entry(Generic[V]):
+    """One object and the version it was seen in."""
+
+    uid: str
+    version: int
+    value: V
+
+
+def version_of(value: Mapping[str, Any]) -> int:
+    """A resourceVersion as the number that it is (etcd's revision)."""
+    text = str(value["metadata"].get("resourceVersion", "0"))
+    return int(text) if text.isdigit() else 0
+
+
+class Kept(Generic[V]):
+    """Objects of one kind by (namespace, name)."""
+
+    def __init__(self) -> None:
+        self._entries: dict[tuple[str, str], Entry[V]] = {}
+
+    def put(self, value: Mapping[str, Any], view: V) -> bool:
+        """Keep an object unless a newer version of it is known; tells whether it was kept."""
+        meta = value["metadata"]
+        place = (meta.get("namespace", ""), meta["name"])
+        known = self._entries.get(place)
+        version = version_of(value)
+        if known is not None and known.uid == meta["uid"] and known.version > version:
+            return False
+        self._entries[place] = Entry(meta["uid"], version, view)
+        return True
+
+    def drop(self, namespace: str, name: str, uid: str) -> V | None:
+        """Forget exactly that object; returns what was known of it."""
+        known = self._entries.get((namespace, name))
+        if known is None or known.uid != uid:
+            return None
+        del self._entries[namespace, name]
+        return known.value
+
+    def get(self, namespace: str, name: str) -> V | None:
+        """What is known of an object."""
+        entry = self._entries.get((namespace, name))
+        return entry.value if entry else None
+
+    def entry(self, namespace: str, name: str) -> Entry[V] | None:
+        """The same with its version."""
+        return self._entries.get((namespace, name))
+
+    def __iter__(self) -> Iterator[V]:
+        """All objects."""
+        return iter([entry.value for entry in self._entries.values()])
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._entries)
+
+    def places(self) -> list[tuple[str, str]]:
+        """(namespace, name) of all."""
+        return list(self._entries)
+
+    def missed(
+        self, listed: Iterable[Mapping[str, Any]]
+    ) -> tuple[list[tuple[str, str]], list[tuple[str, str, str]]]:
+        """Compare with a listing that was begun after the last event was taken in.
+
+        Returns:
+            (namespace, name) of what is newer than known, and (namespace, name, uid) of what is
+            known and not listed.
+        """
+        newer, seen = [], set()
+        for value in listed:
+            meta = value["metadata"]
+            place = (meta.get("namespace", ""), meta["name"])
+            seen.add(place)
+            known = self._entries.get(place)
+            if known is None or known.uid != meta["uid"] or known.version < version_of(value):
+                newer.append(place)
+        gone = [
+            (place[0], place[1], entry.uid)
+            for place, entry in self._entries.items()
+            if place not in seen
+        ]
+        return newer, gone
+
+
+def lean(value: Mapping[str, Any]) -> dict[str, Any]:
+    """An object of ours without what nobody reads."""
+    meta = {k: v for k, v in value["metadata"].items() if k not in {"managedFields", "labels"}}
+    return {**value, "metadata": meta}
+
+
+@dataclass
+class Observed:
+    """The mirror."""
+
+    builds: Kept[dict[str, Any]] = field(default_factory=Kept)
+    stores: Kept[dict[str, Any]] = field(default_factory=Kept)
+    targets: Kept[dict[str, Any]] = field(default_factory=Kept)
+    jobs: Kept[JobView] = field(default_factory=Kept)
+    pods: Kept[PodView] = field(default_factory=Kept)
+
+    def jobs_of(self, namespace: str, scope: str) -> list[JobView]:
+        """Jobs that a build of this namespace and scope may use."""
+        return [job for job in self.jobs if job.namespace == namespace and job.scope == scope]
+
+    def claimed_by(self, uid: str) -> list[JobView]:
+        """Jobs that a build claims."""
+        return [job for job in self.jobs if uid in job.owners]
+
+    def pods_of(self, namespace: str) -> dict[str, list[PodView]]:
+        """Job's name -> pods."""
+        found: dict[str, list[PodView]] = {}
+        for pod in self.pods:
+            if pod.namespace == namespace:
+                found.setdefault(pod.job, []).append(pod)
+        return found

@@ -1,0 +1,54 @@
+"""What the environment says; README.md lists the variables."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Settings", "read_settings"]
+
+_OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See README.md."""
+
+    namespaces: tuple[str, ...] = ()
+    operator_namespace: str = "default"
+    identity: str = "genai-operator"
+    lease: bool = True
+    lease_seconds: float = 15.0
+    http_port: int = 8080
+    workers: int = 4
+    allowed_endpoints: tuple[str, ...] = ("*",)
+    log_level: str = "INFO"
+
+
+def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
+    """Read GENAI_* variables.
+
+    Raises:
+        ValueError: A number that is none.
+    """
+    namespace = environment.get("GENAI_OPERATOR_NAMESPACE", "")
+    if not namespace:
+        namespace = _OWN_NAMESPACE.read_text().strip() if _OWN_NAMESPACE.exists() else "default"
+    return Settings(
+        namespaces=_listed(environment.get("GENAI_NAMESPACES", "")),
+        operator_namespace=namespace,
+        identity=environment.get("GENAI_IDENTITY", "") or f"{socket.gethostname()}-{os.getpid()}",
+        lease=environment.get("GENAI_LEASE", "true").lower() not in {"false", "0", "no"},
+        lease_seconds=float(environment.get("GENAI_LEASE_SECONDS", "15")),
+        http_port=int(environment.get("GENAI_HTTP_PORT", "8080")),
+        workers=int(environment.get("GENAI_WORKERS", "4")),
+        allowed_endpoints=_listed(environment.get("GENAI_ALLOWED_ENDPOINTS", "")) or ("*",),
+        log_level=environment.get("GENAI_LOG_LEVEL", "INFO"),
+    )
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,228 @@
+"""What is known about a build -> its status: small, bounded, in kstatus' convention. Pure.
+
+Ready is decided here and nowhere else. Reconciling, Stalled and ToolchainOutdated stand there only
+while they are true; phase is for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from genai_core.errors import GenAIError
+from genai_core.kinds.base import GROUP
+from genai_core.names import TaskId
+from genai_core.record import Record
+from genai_core.store.s3_location import S3Location
+from genai_planner.progress import Progress
+
+__all__ = ["Outcome", "State", "build_status", "condition", "conditions", "ready_of", "rfc3339"]
+
+_MOST_FAILURES = 5
+_MOST_MESSAGE = 1000
+_MOST_NOTES = 32
+_MOST_WARNINGS = 16
+
+
+class State:
+    """How a build stands; the words of `status.phase`."""
+
+    BUILDING = "Building"
+    READY = "Ready"
+    STALLED = "Failed"
+    WAITING = "Waiting"
+    SUSPENDED = "Suspended"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass over a build came to.
+
+    Attributes:
+        containers: Target -> package record, of this generation.
+        store: Where artifacts lie.
+        ran: Operation -> tasks whose result a Job of this build made; the others were cached.
+        source: (uri, digest, key of its record).
+        outdated: Why the toolchain is not the current one any more; empty if it is.
+    """
+
+    state: str
+    reason: str
+    message: str = ""
+    progress: Progress | None = None
+    ran: Mapping[str, int] = field(default_factory=dict)
+    failed: Sequence[tuple[TaskId, GenAIError, str]] = ()
+    containers: Mapping[str, Record] = field(default_factory=dict)
+    targets: Sequence[str] = ()
+    store: S3Location | None = None
+    notes: Sequence[str] = ()
+    warnings: Sequence[str] = ()
+    source: tuple[str, str, str] | None = None
+    toolchain: str = ""
+    requested_at: str = ""
+    outdated: str = ""
+
+
+def rfc3339(time: datetime) -> str:
+    """As the apiserver writes times."""
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def condition(
+    kind: str, status: str, reason: str, *, message: str = "", generation: int = 0
+) -> dict[str, Any]:
+    """A condition without its time, which `conditions` fills in."""
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": " ".join(message.split())[:_MOST_MESSAGE],
+        "observedGeneration": generation,
+    }
+
+
+def conditions(
+    wanted: Sequence[dict[str, Any]], previous: Sequence[Mapping[str, Any]], now: datetime
+) -> list[dict[str, Any]]:
+    """Fill in times: a condition keeps the time at which its status changed last."""
+    known = {entry["type"]: entry for entry in previous}
+    found = []
+    for entry in wanted:
+        before = known.get(entry["type"])
+        same = before is not None and before["status"] == entry["status"]
+        time = before["lastTransitionTime"] if before is not None and same else rfc3339(now)
+        found.append({**entry, "lastTransitionTime": time})
+    return found
+
+
+def ready_of(status: Mapping[str, Any]) -> tuple[str, str]:
+    """Status and reason of Ready."""
+    for entry in status.get("conditions") or ():
+        if entry["type"] == "Ready":
+            return entry["status"], entry["reason"]
+    return "", ""
+
+
+def build_status(
+    outcome: Outcome, previous: Mapping[str, Any], *, generation: int, now: datetime
+) -> dict[str, Any]:
+    """The whole status; what is not in it is removed."""
+    artifacts = _artifacts(outcome, previous)
+    found: dict[str, Any] = {
+        "observedGeneration": generation,
+        "phase": outcome.state,
+        "requestedAt": outcome.requested_at,
+        "conditions": conditions(
+            _conditions(outcome, generation, artifacts), previous.get("conditions") or (), now
+        ),
+        "artifacts": artifacts,
+    }
+    same = previous.get("observedGeneration") == generation
+    found |= _counts(outcome, previous if same else {})
+    if outcome.source is not None:
+        uri, digest, key = outcome.source
+        found["sources"] = [{"uri": uri, "digest": digest, "record": f"sha256:{key}"}]
+    elif same and "sources" in previous:
+        found["sources"] = previous["sources"]
+    toolchain = outcome.toolchain or (previous.get("toolchain", "") if same else "")
+    if toolchain:
+        found["toolchain"] = toolchain
+    if outcome.notes:
+        found["plan"] = [note[:256] for note in outcome.notes[:_MOST_NOTES]]
+    if outcome.warnings:
+        found["warnings"] = [text[:4096] for text in outcome.warnings[:_MOST_WARNINGS]]
+    if outcome.failed:
+        found["failures"] = [_failure(outcome, *entry) for entry in outcome.failed[:_MOST_FAILURES]]
+    return {name: value for name, value in found.items() if value not in ("", [], None)}
+
+
+def _conditions(
+    outcome: Outcome, generation: int, artifacts: Sequence[object]
+) -> list[dict[str, Any]]:
+    def make(kind: str, status: str) -> dict[str, Any]:
+        return condition(
+            kind, status, outcome.reason, message=outcome.message, generation=generation
+        )
+
+    state = outcome.state
+    ready = {State.READY: "True", State.STALLED: "False"}.get(state, "Unknown")
+    found = [make("Ready", ready)]
+    if state in {State.BUILDING, State.WAITING}:
+        found.append(make("Reconciling", "True"))
+    if state == State.STALLED:
+        found.append(make("Stalled", "True"))
+    if artifacts:
+        found.append(
+            condition(
+                "ArtifactAvailable",
+                "True",
+                "Built",
+                message="status.artifacts holds the last good ones",
+                generation=generation,
+            )
+        )
+    if outcome.outdated:
+        found.append(
+            condition(
+                "ToolchainOutdated",
+                "True",
+                "NewerToolchain",
+                message=f"{outcome.outdated}; set the annotation {GROUP}/requestedAt to rebuild",
+                generation=generation,
+            )
+        )
+    return found
+
+
+def _counts(outcome: Outcome, previous: Mapping[str, Any]) -> dict[str, Any]:
+    progress = outcome.progress
+    if progress is None:
+        return {
+            name: previous[name] for name in ("progress", "cached", "stages") if name in previous
+        }
+    ran = {stage.operation: outcome.ran.get(stage.operation, 0) for stage in progress.stages}
+    return {
+        "progress": str(progress),
+        "cached": max(progress.cached - sum(ran.values()), 0),
+        "stages": [
+            {
+                "operation": stage.operation,
+                "waiting": stage.waiting,
+                "running": stage.running,
+                "cached": max(stage.cached - ran[stage.operation], 0),
+                "done": stage.done + ran[stage.operation],
+                "failed": stage.failed,
+            }
+            for stage in progress.stages
+        ],
+    }
+
+
+def _failure(outcome: Outcome, task: TaskId, error: GenAIError, log: str) -> dict[str, Any]:
+    found = {"task": task, "reason": error.code, "message": str(error)[:_MOST_MESSAGE]}
+    if log and outcome.store is not None:
+        found["log"] = _address(outcome.store, f"blobs/{log[:2]}/{log}")
+    return found
+
+
+def _artifacts(outcome: Outcome, previous: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The last good one of each target that the spec names."""
+    known = {entry["target"]: entry for entry in previous.get("artifacts") or ()}
+    names = outcome.targets or tuple(known)
+    for target, record in outcome.containers.items():
+        assert outcome.store is not None
+        known[target] = {
+            "target": target,
+            "revision": str(record.facts.get("revision", "")),
+            "url": _address(outcome.store, f"records/package/{record.key}.json"),
+            "sizeBytes": record.facts.get("sizeBytes", 0),
+            "builtAt": rfc3339(record.created_at),
+            "verified": str(record.facts.get("verified", "Metadata")),
+        }
+    return [known[name] for name in names if name in known]
+
+
+def _address(store: S3Location, name: str) -> str:
+    return str(replace(store, prefix=f"{store.prefix}/{name}".strip("/"), ca=None))

@@ -1,0 +1,195 @@
+"""Jobs and pods as decisions need them: a few fields out of large objects. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from genai_core.kinds.base import GROUP
+from genai_core.names import Key
+
+__all__ = [
+    "ATTEMPT",
+    "JOB_NAME",
+    "KEY",
+    "MANAGED",
+    "MEMORY",
+    "OPERATION",
+    "SCOPE",
+    "TASK",
+    "TTL",
+    "Ending",
+    "JobState",
+    "JobView",
+    "PodView",
+    "job_view",
+    "parse_time",
+    "pod_view",
+]
+
+MANAGED = "app.kubernetes.io/managed-by"
+OPERATION = f"{GROUP}/operation"
+SCOPE = f"{GROUP}/scope"
+ATTEMPT = f"{GROUP}/attempt"
+KEY = f"{GROUP}/key"
+TASK = f"{GROUP}/task"
+MEMORY = f"{GROUP}/memory"
+TTL = f"{GROUP}/ttl-seconds"
+JOB_NAME = "batch.kubernetes.io/job-name"
+
+
+class JobState(StrEnum):
+    """Of a Job."""
+
+    ACTIVE = "active"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class JobView:
+    """A Job of ours.
+
+    Attributes:
+        key: Of its task.
+        scope: Which store, queue and priority it serves; tasks are shared only within one.
+        attempt: From 1.
+        memory_bytes: What its pod may use.
+        owners: UIDs of the builds that claim it.
+        ended_at: When it succeeded or failed.
+        reason: Of the failure, the Job controller's word.
+        deleting: It is on its way out.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    key: Key
+    operation: str
+    task: str
+    scope: str
+    attempt: int
+    memory_bytes: int
+    owners: frozenset[str]
+    state: JobState
+    created_at: datetime
+    ended_at: datetime | None = None
+    reason: str = ""
+    message: str = ""
+    ttl_seconds: int = 600
+    deleting: bool = False
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a pod's container ended.
+
+    Attributes:
+        message: The termination message as JSON values; empty where it left none.
+    """
+
+    exit_code: int
+    reason: str
+    message: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod of such a Job."""
+
+    namespace: str
+    name: str
+    uid: str
+    job: str
+    node: str
+    phase: str
+    created_at: datetime
+    deleting_since: datetime | None = None
+    ending: Ending | None = None
+    reason: str = ""
+    """Of the pod: `DeadlineExceeded`, `Evicted` ..."""
+    waiting: str = ""
+    """Why its container does not start: `ImagePullBackOff` ..."""
+
+
+def parse_time(text: str) -> datetime:
+    """A time as the apiserver writes it."""
+    return datetime.fromisoformat(text)
+
+
+def job_view(value: Mapping[str, Any]) -> JobView | None:
+    """What decisions need; None where the Job is none of ours."""
+    meta = value["metadata"]
+    notes, labels = meta.get("annotations") or {}, meta.get("labels") or {}
+    if KEY not in notes:
+        return None
+    state, ended, reason, message = JobState.ACTIVE, None, "", ""
+    for condition in value.get("status", {}).get("conditions") or ():
+        if condition.get("status") != "True" or condition["type"] not in {"Complete", "Failed"}:
+            continue
+        done = condition["type"] == "Complete"
+        state = JobState.SUCCEEDED if done else JobState.FAILED
+        ended = parse_time(condition["lastTransitionTime"])
+        reason, message = condition.get("reason", ""), condition.get("message", "")
+    return JobView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        key=Key(notes[KEY]),
+        operation=labels.get(OPERATION, ""),
+        task=notes.get(TASK, ""),
+        scope=labels.get(SCOPE, ""),
+        attempt=int(labels.get(ATTEMPT, "1")),
+        memory_bytes=int(notes.get(MEMORY, "0")),
+        owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+        state=state,
+        created_at=parse_time(meta["creationTimestamp"]),
+        ended_at=ended,
+        reason=reason,
+        message=message,
+        ttl_seconds=int(notes.get(TTL, "600")),
+        deleting="deletionTimestamp" in meta,
+    )
+
+
+def pod_view(value: Mapping[str, Any]) -> PodView | None:
+    """What decisions need; None where the pod belongs to no Job."""
+    meta, status = value["metadata"], value.get("status") or {}
+    job = (meta.get("labels") or {}).get(JOB_NAME)
+    if not job:
+        return None
+    ending, waiting = None, ""
+    for container in status.get("containerStatuses") or ():
+        state = container.get("state") or {}
+        ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
+        if ended:
+            ending = Ending(int(ended.get("exitCode", 0)), ended.get("reason", ""), _message(ended))
+        elif "waiting" in state:
+            waiting = state["waiting"].get("reason", "")
+    return PodView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        job=job,
+        node=(value.get("spec") or {}).get("nodeName", ""),
+        phase=status.get("phase", ""),
+        created_at=parse_time(meta["creationTimestamp"]),
+        deleting_since=(
+            parse_time(meta["deletionTimestamp"]) if "deletionTimestamp" in meta else None
+        ),
+        ending=ending,
+        reason=status.get("reason", ""),
+        waiting=waiting,
+    )
+
+
+def _message(ended: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        found = json.loads(ended.get("message") or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,123 @@
+"""A queue of keys: each stands in it once, and one worker at a time is at a key.
+
+A key that is added while it is being worked on is worked on once more afterwards, so nothing that
+happened meanwhile is missed. Failures come back after growing pauses; `add(after=...)` comes back
+at the earliest time asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import random
+import time
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
+
+__all__ = ["WorkQueue"]
+
+K = TypeVar("K", bound=Hashable)
+
+
+class WorkQueue(Generic[K]):
+    """See the module's docstring.
+
+    Args:
+        first_pause: Seconds after a first failure; doubled with each further one.
+        longest_pause: What it grows to.
+        clock: Seconds; does not go back.
+    """
+
+    def __init__(
+        self,
+        *,
+        first_pause: float = 0.5,
+        longest_pause: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._first = first_pause
+        self._longest = longest_pause
+        self._clock = clock
+        self._due: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._count = 0
+        self._working: set[K] = set()
+        self._failures: dict[K, int] = {}
+        self._changed = asyncio.Event()
+
+    def __len__(self) -> int:
+        """Keys that are due or will be."""
+        return len(self._due)
+
+    def add(self, key: K, *, after: float = 0.0) -> None:
+        """Have a key worked on, at once or in some seconds; the earlier wish wins."""
+        due = self._clock() + after
+        known = self._due.get(key)
+        if known is not None and known <= due:
+            return
+        self._due[key] = due
+        self._count += 1
+        heapq.heappush(self._heap, (due, self._count, key))
+        self._changed.set()
+
+    async def get(self) -> K:
+        """Wait for a key that is due and that nobody works on; call `done` or `failed` after."""
+        while True:
+            self._changed.clear()
+            key, pause = self._next()
+            if key is not None:
+                self._working.add(key)
+                return key
+            try:
+                await asyncio.wait_for(self._changed.wait(), pause)
+            except TimeoutError:
+                continue
+
+    def done(self, key: K) -> None:
+        """It went well."""
+        self._failures.pop(key, None)
+        self._release(key)
+
+    def failed(self, key: K) -> float:
+        """It did not; returns the pause after which it comes back."""
+        count = self._failures.get(key, 0)
+        self._failures[key] = count + 1
+        doubled = min(self._first * float(2 ** min(count, 30)), self._longest)
+        pause = doubled * random.uniform(0.75, 1.25)  # noqa: S311 - spreads retries, guards nothing
+        self._release(key)
+        self.add(key, after=pause)
+        return pause
+
+    def forget(self, key: K) -> None:
+        """It is gone: no failure is remembered, nothing is due."""
+        self._failures.pop(key, None)
+        self._due.pop(key, None)
+
+    def _release(self, key: K) -> None:
+        self._working.discard(key)
+        self._changed.set()
+
+    def _next(self) -> tuple[K | None, float | None]:
+        """A key to work on now, else None and how long to wait."""
+        now = self._clock()
+        busy: list[tuple[float, int, K]] = []
+        found: K | None = None
+        pause: float | None = None
+        while self._heap:
+            due, number, key = self._heap[0]
+            if self._due.get(key) != due:  # moved to an earlier time, or forgotten
+                heapq.heappop(self._heap)
+                continue
+            if due > now:
+                pause = due - now
+                break
+            heapq.heappop(self._heap)
+            if key in self._working:
+                busy.append((due, number, key))
+                continue
+            del self._due[key]
+            found = key
+            break
+        for entry in busy:
+            heapq.heappush(self._heap, entry)
+        return found, pause
