@@ -210,7 +210,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "convert",
         "convert_htp",
         ConvertHtpConfig,
-        1,
+        2,
         (*_GRAPH, "onnxruntime", "onnxruntime-qnn"),
         Backend.HTP,
     ),
@@ -224,7 +224,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Backend.HTP,
     ),
     Operation("compile", "compile_cpu", CompileCpuConfig, 1, _GRAPH, Backend.CPU),
-    Operation("fidelity", "fidelity", FidelityConfig, 1, (*_GRAPH, "onnxruntime")),
+    Operation("fidelity", "fidelity", FidelityConfig, 2, (*_GRAPH, "onnxruntime")),
     Operation("package", "package", PackageConfig, 1, (*_GRAPH, "onnxruntime", "tokenizers")),
 )
 

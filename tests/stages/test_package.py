@@ -22,6 +22,7 @@ from genai_core.operations import (
 )
 from genai_runtime import container, inspection
 from genai_runtime.evaluate import evaluate
+from genai_runtime.generate import Sampling, choose
 from genai_runtime.golden import replay
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
 from genai_stages.core_graph import read_core
@@ -120,6 +121,20 @@ def test_written_text_is_the_same_again_and_drawn_from_the_model(built, tmp_path
     again = write_pieces(built / "core", tmp_path / "b", pieces=2, length=12)
     np.testing.assert_array_equal(first, again)
     assert len(np.unique(first)) > 10
+
+
+def test_pieces_written_side_by_side_are_those_that_the_reference_would_write(built, tmp_path):
+    written = write_pieces(built / "core", tmp_path / "a", pieces=3, length=12)
+    reference = SegmentedModel(built / "core", tmp_path / "b")
+    logits = np.stack(list(reference.logits(list(written))))
+    random = np.random.default_rng(0)
+    expected = np.zeros_like(written)
+    expected[:, 0] = random.integers(2048, size=3)
+    for position in range(11):
+        for piece in range(3):
+            row = logits[piece, position]
+            expected[piece, position + 1] = choose(row, Sampling(temperature=1.0), random)
+    np.testing.assert_array_equal(written, expected)
 
 
 def test_a_model_that_lost_too_much_is_not_within(built, tmp_path):

@@ -62,6 +62,7 @@ def build_model(
     linears: Mapping[str, LinearWeights],
     plain: Mapping[str, str],
     grids: Mapping[str, ActivationGrid],
+    batch: int = 1,
 ) -> onnx.ModelProto:
     """Build the model that refers to `model.data`.
 
@@ -73,9 +74,16 @@ def build_model(
         linears: Core-graph weight -> its stored form.
         plain: Core-graph weight that is no Linear's -> stored tensor.
         grids: Input tensor of an int8 linear -> its grid.
+        batch: Sequences of one length side by side; seqlens_k then has as many entries.
     """
     return _Builder(
-        facts, precision, tensors=tensors, linears=linears, plain=plain, grids=grids
+        facts,
+        precision,
+        tensors=tensors,
+        linears=linears,
+        plain=plain,
+        grids=grids,
+        batch=batch,
     ).run(core)
 
 
@@ -123,7 +131,9 @@ class _Builder:
         linears: Mapping[str, LinearWeights],
         plain: Mapping[str, str],
         grids: Mapping[str, ActivationGrid],
+        batch: int,
     ) -> None:
+        self.batch = batch
         self.facts = facts
         self.precision = precision
         self.stored = {tensor.name: tensor for tensor in tensors}
@@ -138,10 +148,10 @@ class _Builder:
         self.made: set[str] = set()
 
     def run(self, core: ir.Model) -> onnx.ModelProto:
-        self.input("input_ids", TensorProto.INT64, [1, "T"])
+        self.input("input_ids", TensorProto.INT64, [self.batch, "T"])
         self.outputs.append(
             helper.make_tensor_value_info(
-                "logits", TensorProto.FLOAT, [1, "T", self.facts.vocab_size]
+                "logits", TensorProto.FLOAT, [self.batch, "T", self.facts.vocab_size]
             )
         )
         for node in core.graph:
@@ -320,7 +330,7 @@ class _Builder:
         width = padded_head(spec.head_dim)
         inputs, presents = [query, key, value], []
         for kind in ("key", "value"):
-            shape: list[int | str] = [1, spec.kv_heads, "S", width]
+            shape: list[int | str] = [self.batch, spec.kv_heads, "S", width]
             inputs.append(
                 self.input(f"past_key_values.{spec.layer}.{kind}", TensorProto.FLOAT, shape)
             )
@@ -329,7 +339,7 @@ class _Builder:
                 helper.make_tensor_value_info(presents[-1], TensorProto.FLOAT, shape)
             )
         inputs += [
-            self.input("seqlens_k", TensorProto.INT32, [1]),
+            self.input("seqlens_k", TensorProto.INT32, [self.batch]),
             self.input("total_sequence_length", TensorProto.INT32, [1]),
         ]
         if rotates_inside(spec):
@@ -404,7 +414,7 @@ class _Builder:
         return self.op("Reshape", [wide, self.ints(0, 0, heads * width)], f"{tensor}.padded")
 
     def positions(self) -> str:
-        """Positions of the new tokens, int64 [1, T]."""
+        """Positions of the new tokens, int64 [batch, T]."""
         name = "positions"
         if name not in self.made:
             self.made.add(name)
@@ -415,5 +425,9 @@ class _Builder:
             scalars = [self.op("Squeeze", [value], f"{value}.scalar") for value in (past, wide)]
             step = self.constant("positions.step", np.array(1, dtype=np.int64))
             row = self.op("Range", [*scalars, step], "positions.row")
-            self.op("Unsqueeze", [row, self.ints(0)], name)
+            if self.batch == 1:
+                self.op("Unsqueeze", [row, self.ints(0)], name)
+            else:
+                shape = self.op("Shape", ["input_ids"], "positions.shape")
+                self.op("Expand", [row, shape], name)
         return name
