@@ -37,9 +37,11 @@ def main(argv: list[str] | None = None) -> int:
     except (KeyboardInterrupt, Abort):
         return _end(_INTERRUPTED, settings)
     except BrokenPipeError:
-        # Whoever read our output has seen enough; the interpreter must not flush into the pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return _end_of_pipe()
+    except SystemExit as error:  # how typer reports a broken pipe
+        if isinstance(error.__context__, BrokenPipeError):
+            return _end_of_pipe()
+        raise
     except MemoryError:
         return _end(GenAIError("out of memory", remedy="allow fewer tasks with --jobs"), settings)
     except OSError as error:
@@ -65,6 +67,12 @@ def _end(error: GenAIError, settings: Settings, *, cause: BaseException | None =
     if settings.json:
         print(json.dumps({"error": error.as_dict()}))  # noqa: T201
     return error.exit_code
+
+
+def _end_of_pipe() -> int:
+    """Whoever read our output has seen enough; the interpreter must not flush into the pipe."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def _of_usage(error: TyperException) -> GenAIError:

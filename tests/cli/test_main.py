@@ -187,6 +187,7 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     )
     os.close(write)
     assert ran.stderr == ""
+    assert ran.returncode == 0
 
 
 def test_completion_is_offered(genai: Program) -> None:
