@@ -7,7 +7,8 @@ in any way, by its place where the graph leaves no choice.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,23 @@ from genai_stages.source_model import Array
 
 Wanted = Mapping[Role, tuple[npt.NDArray[np.floating[Any]], list[StaticNode]] | None]
 """Role -> its values and the nodes among whose outputs it is; None = there is no such role."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Where an attention's keys and values come from.
+
+    Attributes:
+        roles: The attention's, to which names are added.
+        keys: Tensors that new keys are made of.
+        values: Tensors that new values are made of.
+        past: Its cache inputs.
+    """
+
+    roles: dict[Role, str]
+    keys: frozenset[str]
+    values: frozenset[str]
+    past: frozenset[str]
 
 
 class RoleNames:
@@ -87,40 +105,27 @@ class RoleNames:
                     break
         return found
 
-    def cache_outputs(
-        self,
-        roles: dict[Role, str],
-        keys: set[str],
-        values: set[str],
-        k_past: list[str],
-        v_past: list[str],
-    ) -> None:
-        """The source's outputs that hold new (or all) keys and values of this attention."""
+    def cache_outputs(self, caches: Sequence[Cache]) -> None:
+        """Name the source's outputs that hold new (or all) keys and values; once all is known."""
         for output, held in self.graph.outputs.items():
-            shape = self.graph.constants[held].shape if held in self.graph.constants else None
-            if shape is not None:
+            if held in self.graph.constants:
                 continue
             data = self.known.get(held)
-            if data is not None:
-                border, past = {held}, set()
-                same_key = any(self.known[one].draft is data.draft for one in keys)
-                same_value = any(self.known[one].draft is data.draft for one in values)
-                channels = set(data.layout.channels().tolist())
-                same_key = same_key and self._covers(keys, channels)
-                same_value = same_value and self._covers(values, channels)
-            else:
+            if data is None:
                 _, edge = region_of(self.producers, [held], lambda one: one in self.known)
                 border = {one for one in edge if one in self.known}
                 past = {one for one in edge if one in self.past_inputs}
-                same_key = bool(border) and border <= keys and past <= set(k_past)
-                same_value = bool(border) and border <= values and past <= set(v_past)
-            if same_key and "key_new" not in roles:
-                roles["key_new"] = output
-            elif same_value and "value_new" not in roles:
-                roles["value_new"] = output
+            for cache in caches:
+                for role, names in (("key_new", cache.keys), ("value_new", cache.values)):
+                    if data is not None:
+                        same = self._holds(data, names)
+                    else:
+                        same = bool(border) and border <= names and past <= cache.past
+                    if same:
+                        cache.roles.setdefault(role, output)  # type: ignore[arg-type]
 
-    def _covers(self, names: set[str], channels: set[int]) -> bool:
-        held: set[int] = set()
-        for name in names:
-            held.update(self.known[name].layout.channels().tolist())
-        return held == channels
+    def _holds(self, data: Data, names: frozenset[str]) -> bool:
+        """Whether a tensor has the channels of these and no others."""
+        layouts = [self.known[one].layout for one in names if self.known[one].draft is data.draft]
+        held = {channel for layout in layouts for channel in layout.channels().tolist()}
+        return bool(held) and held == set(data.layout.channels().tolist())

@@ -24,7 +24,7 @@ from genai_stages.passes.drafts import Data, Draft, Weight
 from genai_stages.passes.evaluate_region import region_of, run_region
 from genai_stages.passes.layouts import Atom, Layout
 from genai_stages.passes.lower_fused import MADE
-from genai_stages.passes.name_roles import RoleNames
+from genai_stages.passes.name_roles import Cache, RoleNames
 from genai_stages.passes.recognise_layers import Walk, no_form
 from genai_stages.passes.specialise import StaticGraph, StaticNode
 from genai_stages.source_model import Array
@@ -139,6 +139,12 @@ class AttentionSolver:
         self.order = {id(node): index for index, node in enumerate(walk.graph.nodes)}
         self.names = RoleNames(walk.graph, walk.values, self.past_inputs, tokens=sizes.tokens)
         self.found: list[Found] = []
+        self.caches: list[Cache] = []
+
+    def finish(self) -> list[Found]:
+        """The attentions, once the walk is over."""
+        self.names.cache_outputs(self.caches)
+        return self.found
 
     def __call__(self, node: StaticNode, values: dict[str, Data]) -> Data:
         """See `recognise_layers.Recogniser`."""
@@ -320,7 +326,6 @@ class _Attention:
         roles |= {"context": self.product.outputs[0], "context_flat": flat_name}
         if k_past and v_past:
             roles |= {"past_key": k_past[0], "past_value": v_past[0]}
-        names.cache_outputs(roles, set(k_flat), set(v_flat), k_past, v_past)
         weights, epsilon = self.norm_weights(norms)
         draft = Draft(
             flat_name,
@@ -331,9 +336,12 @@ class _Attention:
             made_by=self.softmax.where(),
             attributes={"qk_norm_epsilon": epsilon},
         )
-        order = {role: roles[role] for role in sorted(roles) if MADE not in roles[role]}
+        roles = {role: name for role, name in roles.items() if MADE not in name}
+        self.solver.caches.append(
+            Cache(roles, frozenset(k_flat), frozenset(v_flat), frozenset([*k_past, *v_past]))
+        )
         found = Found(layer, draft, heads, kv_heads, width, scale, softcap, window, turn_q, factor,
-                      order, self.softmax, self.mask_inputs())  # fmt: skip
+                      roles, self.softmax, self.mask_inputs())  # fmt: skip
         return found, self.context_layout(heads, width)
 
     def evaluate(

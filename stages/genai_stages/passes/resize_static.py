@@ -15,8 +15,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-TOKENS, TOTAL = 73, 174
-"""AR and CL after resizing: 73 new tokens behind 101."""
+TOKENS, TOTAL = 31, 83
+"""AR and CL after resizing: primes that no model has as a width."""
 LARGE = 1 << 18
 """Scores of one head above which a static source is resized."""
 _SMALL_WEIGHT = 1 << 16

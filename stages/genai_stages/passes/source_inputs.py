@@ -29,8 +29,8 @@ Purpose = Literal["tokens", "past", "mask", "positions", "cache_index", "cos", "
 
 STATIC_HIDDEN = -100.0
 """What the static form adds to hidden scores."""
-TOKENS, PAST = 73, 101
-"""Sizes at which a dynamic graph is folded: primes that no model has as a width."""
+TOKENS, PAST = 31, 52
+"""Sizes at which a dynamic graph is folded: 31 and 83 are primes that no model has as a width."""
 Dims = tuple[int | str, ...]
 
 

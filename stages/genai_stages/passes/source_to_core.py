@@ -107,9 +107,9 @@ def source_to_core(
         )
     walk.ends = dict.fromkeys(solver.ends, solver)
     walk.run()
+    found = solver.finish()
     final = _logits(walk, output, sizes)
-    cuts = find_boundaries(final.draft, [one.draft for one in solver.found])
-    found = solver.found
+    cuts = find_boundaries(final.draft, [one.draft for one in found])
     if native is not None:
         found = [
             dataclasses.replace(one, window=_given_window(one, inputs.windows)) for one in found

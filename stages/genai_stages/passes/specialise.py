@@ -153,16 +153,17 @@ class _Folding:
                     plain if int(dtype) in _FLOAT_TYPES else np.dtype(dtype.numpy())
                 )
                 self.graph.inputs.append(name)
-        for name, value in source.model.graph.initializers.items():
-            tensor = value.const_value
-            assert tensor is not None
-            if name not in self.graph.constants:
-                self.graph.constants[name] = constant_of(source.path, name, tensor)
 
     def run(self, wanted: list[str] | None) -> StaticGraph:
         graph = self.source.model.graph
         names = wanted if wanted is not None else [str(value.name) for value in graph.outputs]
-        self.nodes(_needed(graph, set(names)))
+        nodes, used = _needed(graph, set(names))
+        for name in used:
+            value = graph.initializers.get(name)
+            if value is not None and value.const_value is not None:
+                constant = constant_of(self.source.path, name, value.const_value)
+                self.graph.constants.setdefault(name, constant)
+        self.nodes(nodes)
         self.graph.outputs = {name: self.resolve(name) for name in names}
         return self.graph
 
@@ -293,8 +294,11 @@ class _Folding:
         )
 
 
-def _needed(graph: ir.Graph, names: set[str]) -> list[ir.Node]:
-    """Nodes that the named tensors need; a subgraph's captured tensors count."""
+def _needed(graph: ir.Graph, names: set[str]) -> tuple[list[ir.Node], set[str]]:
+    """Nodes that the named tensors need, and all tensors that those read.
+
+    What a subgraph captures counts.
+    """
     wanted = set(names)
     kept: list[ir.Node] = []
     for node in reversed(list(graph)):
@@ -305,7 +309,7 @@ def _needed(graph: ir.Graph, names: set[str]) -> list[ir.Node]:
         for attribute in node.attributes.values():
             if attribute.type == ir.AttributeType.GRAPH:
                 wanted.update(_captured(attribute.as_graph()))
-    return kept[::-1]
+    return kept[::-1], wanted
 
 
 def _captured(graph: ir.Graph) -> set[str]:

@@ -124,7 +124,7 @@ class _Writing:
             head_dim=one.head_dim,
             window=one.window,
             rope=self.ropes[one.layer],
-            roles=one.roles,
+            roles={role: one.roles[role] for role in sorted(one.roles)},
         )
 
     def node(self, draft: Draft, name: str) -> None:
