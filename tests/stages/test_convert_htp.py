@@ -26,7 +26,7 @@ from genai_core.operations import (
 from genai_stages.backends.htp import dlc
 from genai_stages.operations import arcl, convert_htp, ingest, transform
 from genai_stages.stage import Context, StageResult
-from genai_stages.testing import random_core_model
+from genai_stages.testing import assemble_step1, random_core_model
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tiny-llama" / "model"
@@ -46,6 +46,7 @@ class Parts:
     """Transformed parts of one model, each in the folder that convert reads."""
 
     def __init__(self, root: Path, core: Path) -> None:
+        root.mkdir(exist_ok=True)
         self.root, self.core = root, core
         self.context = Context(scratch=root / "scratch")
         whole = root / "whole"
@@ -292,6 +293,29 @@ def test_calibration_closes_a_gap_alike_on_both_sides_of_a_cut(
     ]
     assert calibrated == [set(gone), {gone[0]}]
     assert grid_of(left, "hidden_states_3") == grid_of(right, "hidden_states_3")
+
+
+@pytest.mark.usefixtures("no_dlc")
+@pytest.mark.parametrize("form", ["left-pad", "right-pad"])
+def test_the_vendors_own_export_keeps_its_cache_encodings(tmp_path: Path, form: str) -> None:
+    """Their file has 8-bit caches already, tied from the projection to the output."""
+    source = assemble_step1(FIXTURES / "step1" / form, EXAMPLE, tmp_path / "source",
+                            encodings="w8a16")  # fmt: skip
+    (tmp_path / "core").mkdir()
+    ingest.run({"source": source}, IngestConfig(), tmp_path / "core", Context(scratch=tmp_path))
+    parts = Parts(tmp_path / "parts", tmp_path / "core")
+    given = tmp_path / "core" / "encodings"
+    result, out = convert(tmp_path, parts, FOUR[2], encodings=given)
+    entries = {
+        one["name"]: one
+        for one in json.loads((given / "model.encodings").read_text())["activation_encodings"]
+    }
+    for kind, layer in (("key", 3), ("value", 5)):
+        scale = entries[f"past_{kind}_{layer}_in"]["scale"][0]
+        wanted = ("uint8", pytest.approx(scale, rel=1e-6), 128)
+        assert grid_of(out, f"past_{kind}_{layer}_in") == wanted
+        assert grid_of(out, f"past_{kind}_{layer}_out") == wanted
+    assert not [name for name in result.notes["derivedEncodings"] if name.startswith("past_")]
 
 
 def test_without_encodings_the_policy_decides(tiny_llama: Parts, tmp_path: Path) -> None:

@@ -392,6 +392,13 @@ def test_one_deleted_entry_is_a_gap_with_tensor_and_node(
     assert "quantization.gaps to Calibrate" in caught.value.remedy
 
 
+def test_an_entry_that_asks_for_floating_point_is_refused(ranges: Any, tmp_path: Path) -> None:
+    empty = np.zeros((0,))
+    entry = Encoding("mlp", 16, True, empty, empty, dtype="float")
+    with pytest.raises(MissingEncoding, match=r"mlp, node Mul:mlp: .* in floating point \(16 bits"):
+        Result(tmp_path / "out", 8, encodings(ranges, mlp=entry))
+
+
 def test_a_softmax_of_the_source_needs_its_entry_and_ours_does_not(
     ranges: Any, tmp_path: Path
 ) -> None:

@@ -321,6 +321,13 @@ class _Decision:
 
     def gap(self, value: ir.Value, node: ir.Node | None) -> MissingEncoding:
         name, source = value.name or "", self.lookup.source(value.name or "")
+        entry = self.lookup.entry(name)
+        if entry is not None and entry.dtype == "float":
+            return MissingEncoding(
+                f"the entry leaves the tensor in floating point ({entry.bits} bits)",
+                where=self.where(value, node),
+                remedy="quantize it, or delete the entry and set quantization.gaps to Calibrate",
+            )
         what = "the tensor" if source == name else f"the source of tensor {name}"
         return MissingEncoding(
             f"no encoding for {what}",
