@@ -12,6 +12,7 @@ from pathlib import Path
 
 from genai_cli.events import PlanReady, TaskView
 from genai_cli.local import look_all
+from genai_cli.local_source import bring_source
 from genai_cli.local_work import cache_folder
 from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
@@ -178,7 +179,8 @@ class LocalPlan:
     @property
     def slug(self) -> str:
         """A readable name of the model: its folder's, or the build's where that says nothing."""
-        folder = self.source.root.name
+        address = self.spec.model.source.partition("?")[0].rstrip("/")
+        folder = address.rpartition("/")[2] if "://" in address else self.source.root.name
         return model_slug(self.name if folder.lower() in _SAYS_NOTHING else folder)
 
     def _view(self, task: Task, records: dict[str, list[KeyParts]], *, explain: bool) -> TaskView:
@@ -258,7 +260,11 @@ def read_plan(
         GenAIError: What is wrong with spec, model, target or store.
     """
     targets = parse_targets(spec.targets)
-    source = inspect_source(spec, base_dir, cache or FileCache(cache_folder() / "digests.sqlite"))
+    source = inspect_source(
+        bring_source(spec, cache_folder()),
+        base_dir,
+        cache or FileCache(cache_folder() / "digests.sqlite"),
+    )
     toolchains = {(row.name, row.backend): toolchain_of(row) for row in OPERATIONS}
     # Everything that can be refused is refused now, by the forecast.
     forecast = expand(

@@ -197,7 +197,7 @@ def test_changed_library_runs_everything_again(copy: Path, monkeypatch: pytest.M
         ({"quantization": {}}, BadEncodings, "gaps: Float"),
         ({"targets": ["sm8750"], "splits": {"count": 40}}, InvalidSpec, "the maximum is"),
         ({"model": {"source": "nowhere"}}, GenAIError, "no such folder"),
-        ({"model": {"source": "s3://bucket/model"}}, InvalidSpec, "folder"),
+        ({"model": {"source": "https://host/model.tgz"}}, InvalidSpec, "folder"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(
