@@ -28,6 +28,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 _PRELOAD = (
@@ -91,6 +92,7 @@ class _Server:
 
     def loop(self) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the other side decides
+        signal.signal(signal.SIGTERM, _leave)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
         _say({"ready": True})
@@ -204,6 +206,11 @@ class _Server:
             except ChildProcessError:
                 return
             self.pids.pop(pid, None)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    """End as if standard input had: tasks first."""
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _kill(pid: int, number: int) -> None:

@@ -26,6 +26,7 @@ from genai_core.errors import (
 )
 from genai_core.kinds.build import BuildSpec
 from genai_core.store.directory import DirectoryStore
+from genai_core.store.location import open_store
 
 SOURCE = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"
 SPEC = {
@@ -162,6 +163,32 @@ def test_other_budget_with_the_same_verdict_packs_nothing_again(copy: Path) -> N
     assert not by_id["fidelity/cpu/float"].cached
     last = [event for event in events if isinstance(event, PlanReady)][-1]
     assert all(task.cached for task in last.tasks)
+
+
+def test_what_another_store_has_is_taken_from_there(built: Path, tmp_path: Path) -> None:
+    shutil.copytree(built / "model", tmp_path / "model")
+    own = tmp_path / "store"
+
+    def run() -> list[str]:
+        events: list[Event] = []
+        store = open_store(own, read_from=[built / "store"])
+        planned = plan_build(BuildSpec.model_validate(SPEC), tmp_path, store, name="b")
+        result = run_plan(planned, on_event=events.append)
+        assert result.failures == ()
+        assert list(result.containers) == ["cpu"]
+        return [event.id for event in events if isinstance(event, TaskDone)]
+
+    assert run() == []
+    assert len(list(DirectoryStore(own).list_records())) == TASKS
+    # What it has taken is its own: work can go on from it, the other store gone.
+    planned = plan_build(
+        BuildSpec.model_validate(SPEC | {"golden": {"prompts": [], "maxTokens": 3}}),
+        tmp_path,
+        DirectoryStore(own),
+        name="b",
+    )
+    result = run_plan(planned)
+    assert (result.run, result.cached, result.failures) == (1, TASKS - 1, ())
 
 
 def test_reasons_name_what_differs(copy: Path) -> None:

@@ -181,8 +181,9 @@ def test_stop_asks_first_and_kills_what_does_not_listen(
     assert all(gone(pid) for pid in pids)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_server_that_dies_takes_its_tasks_along_and_a_new_one_starts(
-    tmp_path: Path, job: Callable[[str], Job]
+    tmp_path: Path, job: Callable[[str], Job], number: signal.Signals
 ) -> None:
     pool = WorkerPool("store", tmp_path / "server.log", command=COMMAND)
     try:
@@ -194,7 +195,7 @@ def test_server_that_dies_takes_its_tasks_along_and_a_new_one_starts(
         pool.submit(one)
         task, server = map(int, read_when_there(one.result).split())
         pool.poll(0.5)
-        os.kill(server, signal.SIGKILL)
+        os.kill(server, number)
         (ended,) = wait(pool)
         assert ended.status == -signal.SIGKILL
         assert gone(task)
