@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 
-from genai_core.errors import BadEncodings, BadModel, DriftError
+from genai_core.errors import BadEncodings, BadInput, BadModel, DriftError
 from genai_core.names import Gaps
 from genai_core.operations import (
     ArclConfig,
@@ -88,7 +88,7 @@ def convert(
     tmp_path: Path, parts: Parts, part: SplitConfig, *, gaps: Gaps = Gaps.ERROR, **inputs: Path
 ) -> tuple[StageResult, Path]:
     out, scratch = tmp_path / f"out_{part.index}", tmp_path / f"scratch_{part.index}"
-    out.mkdir()
+    out.mkdir(parents=True)
     scratch.mkdir()
     result = convert_htp.run(
         {"model": parts.folder(part), **inputs},
@@ -374,10 +374,16 @@ FEATURES: dict[str, dict[str, Any]] = {
 @pytest.mark.qnn
 @pytest.mark.parametrize("features", FEATURES)
 def test_every_feature_of_an_architecture_reaches_the_device(tmp_path: Path, features: str) -> None:
-    """Calibrated on its own text, and accepted by the vendor's library node by node."""
+    """Calibrated, and accepted by the vendor's library node by node."""
     random_core_model(tmp_path / "core", layers=2, vocab=256, **FEATURES[features])
     parts = Parts(tmp_path, tmp_path / "core")
     part = split(1, 0, 2, count=1)
-    result, _ = convert(tmp_path, parts, part, gaps=Gaps.CALIBRATE, core=parts.core)
+    with pytest.raises(BadInput, match="no text to calibrate with"):
+        convert(tmp_path / "none", parts, part, gaps=Gaps.CALIBRATE, core=parts.core)
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    np.save(tokens / "calibration.npy", np.random.default_rng(0).integers(0, 256, (8, 24)))
+    inputs = {"core": parts.core, "calibration": tokens}
+    result, _ = convert(tmp_path, parts, part, gaps=Gaps.CALIBRATE, **inputs)
     assert all(ratio > 15 for ratio in result.notes["signalToNoiseDb"].values())
     assert result.notes["calibrated"]

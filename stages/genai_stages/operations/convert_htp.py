@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from genai_core.errors import BadEncodings, BadModel
+from genai_core.errors import BadEncodings, BadInput, BadModel
 from genai_core.facts import ModelFacts
 from genai_core.graphs import split_name
 from genai_core.names import Gaps
@@ -36,7 +36,6 @@ from genai_stages.passes.split import boundary_name
 from genai_stages.passes.static_graph import rotary_names
 from genai_stages.passes.tensor_file import TensorFile
 from genai_stages.stage import Context, Inputs, StageResult
-from genai_stages.written_text import write_pieces
 
 CALIBRATION_INPUT = "calibration"
 _PIECES = 24
@@ -48,6 +47,7 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
 
     Raises:
         BadEncodings: There are none, they leave a gap, or they do not fit the model.
+        BadInput: There is no text to calibrate with.
         UnsupportedOperator: An operator does not run on the Hexagon processor.
         DriftError: The quantized part has lost its signal.
     """
@@ -180,28 +180,21 @@ def _float(path: Path, name: str, out: Path, context: Context) -> StageResult:
 
 
 def _calibrated(inputs: Inputs, encodings: EncodingSet | None, context: Context) -> EncodingSet:
-    """The encodings with all gaps filled, from the user's text or from the model's own."""
+    """The encodings with all gaps filled."""
     folders = folders_with(inputs, MODEL_FILE)
     if not folders:
         raise BadModel("no input is the core graph", where=MODEL_FILE, remedy="run ingest first")
-    pieces = token_pieces(inputs, CALIBRATION_INPUT) if _has_files(inputs) else None
+    pieces = token_pieces(inputs, CALIBRATION_INPUT)
     if pieces is None:
-        pieces = write_pieces(
-            folders[0],
-            context.scratch / "text",
-            pieces=_PIECES,
-            length=_LENGTH,
-            threads=context.threads,
+        raise BadInput(
+            "there is no text to calibrate with",
+            where="quantization.calibration",
+            remedy="name a .npy of token ids or a text file of the model's source",
         )
     scratch = context.scratch / "calibrate"
     scratch.mkdir()
     chosen = [np.asarray(piece[:_LENGTH]) for piece in pieces[:_PIECES]]
     return calibrate(folders[0], encodings, chosen, scratch=scratch, threads=context.threads)
-
-
-def _has_files(inputs: Inputs) -> bool:
-    folder = inputs.get(CALIBRATION_INPUT)
-    return folder is not None and any(path.is_file() for path in folder.rglob("*"))
 
 
 def _text_keys(counts: Mapping[int, int]) -> dict[str, int]:
