@@ -57,6 +57,10 @@ class ManifestTarget(BaseModel):
     """Of a cpu container's linears."""
     library: dict[str, str] = Field(default_factory=dict)
     """The vendor library's version and the blob version, least device runtime (htp)."""
+    native_kv: bool | None = None
+    """The cache is in the processor's own layout, which the emulator ignores (htp)."""
+    device_verified: Literal[False] | None = None
+    """Nothing here runs on a device (htp); see the report for what was run instead."""
 
 
 class Manifest(BaseModel):

@@ -136,6 +136,8 @@ class CompileHtpConfig(OperationConfig):
     split: SplitConfig
     graphs: tuple[GraphConfig, ...]
     weight_sharing: bool = True
+    native_kv: bool = False
+    """The cache's inputs and outputs in the processor's own layout."""
     options: Mapping[str, str] = Field(default_factory=dict)
     """`graphs.vtcm_size_in_mb`, `graphs.O` ... -> value."""
     float16: bool = False

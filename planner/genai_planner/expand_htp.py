@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genai_core.graphs import graph_name
+from genai_core.graphs import check_native_kv, graph_name
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Gaps, TaskId
 from genai_core.operations import (
@@ -46,6 +46,8 @@ def expand_htp(
     source: SourceView,
 ) -> Plan:
     """Make the tasks behind ingest for all htp targets together."""
+    if spec.compilation.native_kv:
+        check_native_kv(graph.ar for graph in grid.graphs)
     quantization, sharing = spec.quantization, spec.compilation.weight_sharing
     sizes = binary_sizes(
         shape,
@@ -226,6 +228,7 @@ class _Builder:
                 split=split,
                 graphs=self.grid.graphs,
                 weight_sharing=compilation.weight_sharing,
+                native_kv=compilation.native_kv,
                 options={**target.options, **compilation.options},
                 float16=not self.source.has_encodings and self.spec.quantization.gaps is Gaps.FLOAT,
                 emulation=self.emulation,

@@ -38,6 +38,7 @@ class HtpParts:
     files: dict[str, dict[str, GraphInfo]] = field(default_factory=dict)
     graphs: list[ManifestGraph] = field(default_factory=list)
     library: dict[str, str] = field(default_factory=dict)
+    native_kv: bool = False
     warnings: list[str] = field(default_factory=list)
 
 
@@ -78,6 +79,9 @@ def collect_parts(
             "backendApi": binary.backend_api_version,
             "blob": binary.blob_version,
         }
+        parts.native_kv |= any(
+            tensor.layout != "flat" for graph in binary.graphs for tensor in graph.inputs
+        )
         parts.files[path.name] = {graph.name: _graph(graph) for graph in binary.graphs}
         for graph in binary.graphs:
             key = graph_key(graph.name)

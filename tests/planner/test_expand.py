@@ -285,3 +285,15 @@ def test_narrow_context_is_allowed_with_a_warning() -> None:
     found = plan(graphs={"autoRegression": [1, 100], "contextLengths": [256]})
     assert any("four times" in warning for warning in found.warnings)
     assert not plan().warnings
+
+
+def test_a_native_cache_needs_ars_that_have_one() -> None:
+    compilation = {"nativeKV": True}
+    with pytest.raises(InvalidSpec, match="AR 1; use ARs out of 32, 64, 128, 256"):
+        plan(compilation=compilation)
+    graphs = {"autoRegression": [32, 64], "contextLengths": [512]}
+    compiled = [
+        t for t in plan(compilation=compilation, graphs=graphs).tasks if t.operation == "compile"
+    ]
+    assert compiled
+    assert all(task.config.native_kv is True for task in compiled)

@@ -165,6 +165,8 @@ class Compilation(KindModel):
 
     weight_sharing: bool = True
     """One copy of the weights for all graphs of a split."""
+    native_kv: Annotated[bool, Field(alias="nativeKV")] = False
+    """The cache in the processor's own layout; every AR must be 32, 64, 128 or 256."""
     options: Options = Field(default_factory=dict)
     """The vendor's compile options, e.g. `graphs.vtcm_size_in_mb: "8"`; values are text."""
 

@@ -49,7 +49,12 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
     binary = out / f"part_{index}_of_{count}.bin"
     shared = config.weight_sharing and len(sources) > 1
     done = htp_compile.context_binary(
-        sources, binary, chip=chip, scratch=context.scratch, weight_sharing=shared
+        sources,
+        binary,
+        chip=chip,
+        scratch=context.scratch,
+        weight_sharing=shared,
+        native_kv=config.native_kv,
     )
     text = done.metadata.model_dump_json(indent=1)
     binary.with_suffix(".json").write_text(text + "\n", encoding="utf-8")

@@ -90,6 +90,7 @@ class _Draft:
     graphs: list[ManifestGraph] = field(default_factory=list)
     precision: Precision | None = None
     library: dict[str, str] = field(default_factory=dict)
+    native_kv: bool | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -163,6 +164,7 @@ def _htp(
     parts: HtpParts = collect_parts(inputs, config, out, facts=facts)
     draft.files, draft.graphs = parts.files, parts.graphs
     draft.library = parts.library
+    draft.native_kv = parts.native_kv
     draft.warnings += parts.warnings
     gather_twin(inputs, out / EMULATION_FOLDER, facts.rope)
 
@@ -192,6 +194,8 @@ def _manifest(
             dsp_arch=chip.dsp_arch if chip else None,
             precision=draft.precision,
             library=draft.library,
+            native_kv=draft.native_kv,
+            device_verified=None if config.backend is Backend.CPU else False,
         ),
         context_length=config.context_length,
         graphs=draft.graphs,
