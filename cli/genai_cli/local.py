@@ -29,7 +29,7 @@ from genai_cli.events import (
     TaskStarted,
     TaskWaiting,
 )
-from genai_cli.local_memory import available_bytes, cpu_count, used_bytes
+from genai_cli.local_memory import Usage, available_bytes, cpu_count, usage
 from genai_cli.local_work import KeyLock, WorkFolder, writable_store
 from genai_cli.local_workers import Ended, Job, WorkerPool
 from genai_core.errors import (
@@ -158,7 +158,7 @@ class LocalRun:
         self._attempts: dict[TaskId, int] = {}
         self._told: dict[TaskId, str] = {}
         self._elsewhere_at = 0.0
-        self._used = 0
+        self._used = Usage(0, 0)
         self._cores = cpu_count()
 
     def drive(self, machine: Machine, looks: tuple[Look, ...]) -> None:
@@ -212,7 +212,7 @@ class LocalRun:
 
     def _start_tasks(self, machine: Machine) -> None:
         elsewhere = [machine.tasks[task].demand.memory_bytes for task in self._elsewhere]
-        room = available_bytes() + self._used
+        room = available_bytes() + self._used.private
         limits = Limits(self.jobs + len(elsewhere), int(room * _MEMORY_SHARE) + sum(elsewhere))
         choice = machine.start(limits)
         for wait in choice.wait:
@@ -358,10 +358,10 @@ class LocalRun:
         return [pid for pid in self.pool.pids.values() if pid is not None]
 
     def _sample(self) -> None:
-        self._used = used_bytes(self._pids())
+        self._used = usage(self._pids())
         if self._running:
-            self.peak_memory_bytes = max(self.peak_memory_bytes, self._used)
-            self.on_event(MemorySampled(self._used))
+            self.peak_memory_bytes = max(self.peak_memory_bytes, self._used.resident)
+            self.on_event(MemorySampled(self._used.resident))
 
 
 @contextmanager

@@ -12,12 +12,25 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-__all__ = ["available_bytes", "cpu_count", "used_bytes"]
+__all__ = ["Usage", "available_bytes", "cpu_count", "usage"]
 
 _KIB = 1024
 _UNLIMITED = 1 << 62
 _CGROUPS = Path("/sys/fs/cgroup")
+
+
+class Usage(NamedTuple):
+    """Memory of processes, in bytes.
+
+    Attributes:
+        resident: All of it, shared pages in proportion.
+        private: Without pages of mapped files, which the kernel counts as available anyway.
+    """
+
+    resident: int
+    private: int
 
 
 def available_bytes(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
@@ -39,19 +52,21 @@ def cpu_count(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
     return cores
 
 
-def used_bytes(pids: Iterable[int], proc: Path = Path("/proc")) -> int:
+def usage(pids: Iterable[int], proc: Path = Path("/proc")) -> Usage:
     """Memory of some processes and all their descendants."""
     children = _children(proc)
     waiting, seen = list(pids), set()
-    total = 0
+    resident = private = 0
     while waiting:
         pid = waiting.pop()
         if pid in seen:
             continue
         seen.add(pid)
         waiting += children.get(pid, ())
-        total += _proportional(proc / str(pid))
-    return total
+        one = _usage_of(proc / str(pid))
+        resident += one.resident
+        private += one.private
+    return Usage(resident, private)
 
 
 def _meminfo(path: Path) -> int:
@@ -109,12 +124,16 @@ def _children(proc: Path) -> dict[int, list[int]]:
     return found
 
 
-def _proportional(process: Path) -> int:
+def _usage_of(process: Path) -> Usage:
     with suppress(OSError, ValueError, IndexError):
+        found = {"Pss": 0, "Pss_Anon": 0}
         for line in (process / "smaps_rollup").read_text(encoding="ascii").splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * _KIB
+            name, _, value = line.partition(":")
+            if name in found:
+                found[name] = int(value.split()[0]) * _KIB
+        return Usage(found["Pss"], found["Pss_Anon"])
     with suppress(OSError, ValueError, IndexError):
-        pages = int((process / "statm").read_text(encoding="ascii").split()[1])
-        return pages * os.sysconf("SC_PAGESIZE")
-    return 0
+        resident, shared = (process / "statm").read_text(encoding="ascii").split()[1:3]
+        size = os.sysconf("SC_PAGESIZE")
+        return Usage(int(resident) * size, (int(resident) - int(shared)) * size)
+    return Usage(0, 0)

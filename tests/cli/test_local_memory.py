@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
 import pytest
 
-from genai_cli.local_memory import available_bytes, cpu_count, used_bytes
+from genai_cli.local_memory import available_bytes, cpu_count, usage
 
 GIB = 1 << 30
 
@@ -64,11 +65,27 @@ def test_quota_limits_cores(proc: Path, tmp_path: Path) -> None:
     assert cpu_count(proc, tmp_path / "cg") == len(os.sched_getaffinity(0))
 
 
-def test_used_is_about_what_this_process_holds() -> None:
-    before = used_bytes([os.getpid()])
+def test_usage_is_about_what_this_process_holds() -> None:
+    before = usage([os.getpid()])
     block = bytearray(200_000_000)
     block[::4096] = b"1" * len(block[::4096])
-    grown = used_bytes([os.getpid()]) - before
-    assert 180_000_000 < grown < 260_000_000
-    assert used_bytes([]) == 0
-    assert used_bytes([1 << 30]) == 0
+    after = usage([os.getpid()])
+    assert 180_000_000 < after.resident - before.resident < 260_000_000
+    assert 180_000_000 < after.private - before.private < 260_000_000
+
+
+def test_pages_of_mapped_files_are_resident_but_not_private(tmp_path: Path) -> None:
+    path = tmp_path / "weights.data"
+    path.write_bytes(b"1" * 100_000_000)
+    before = usage([os.getpid()])
+    with path.open("rb") as stream:
+        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        sum(mapped[::4096])
+        after = usage([os.getpid()])
+        mapped.close()
+    assert after.resident - before.resident > 80_000_000
+    assert after.private - before.private < 20_000_000
+
+
+def test_processes_that_are_gone_use_nothing() -> None:
+    assert usage([]) == usage([1 << 30]) == (0, 0)
