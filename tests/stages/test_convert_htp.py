@@ -315,7 +315,10 @@ def test_the_vendors_own_export_keeps_its_cache_encodings(tmp_path: Path, form: 
         wanted = ("uint8", pytest.approx(scale, rel=1e-6), 128)
         assert grid_of(out, f"past_{kind}_{layer}_in") == wanted
         assert grid_of(out, f"past_{kind}_{layer}_out") == wanted
-    assert not [name for name in result.notes["derivedEncodings"] if name.startswith("past_")]
+    derived = result.notes["derivedEncodings"]
+    assert not [name for name in derived if name.startswith("past_")]
+    # A projection has 16 bits before it is narrowed, though the file ties it to the cache's 8.
+    assert list(derived.values()).count("8 bits in the file, the same range at 16") >= 3
 
 
 def test_without_encodings_the_policy_decides(tiny_llama: Parts, tmp_path: Path) -> None:

@@ -128,7 +128,7 @@ class _Decision:
         name = value.name or ""
         if value in self.cache_of:
             return self.cache_of[value]
-        found = self.lookup.activation(name, bits=BITS)
+        found = self.own(value)
         if found is not None:
             return found
         if name.startswith("attention_mask"):
@@ -230,7 +230,7 @@ class _Decision:
             table = node.inputs[0]
             assert table is not None
             return self.grid(table)
-        own = self.lookup.activation(value.name or "", bits=BITS)
+        own = self.own(value)
         if own is not None:
             return own
         for further in moved_onward(value):
@@ -241,6 +241,14 @@ class _Decision:
         found = None if self.lookup.stands_for_source(value.name or "") else self.rule(node, value)
         if found is None:
             raise self.gap(value, node)
+        return found
+
+    def own(self, value: ir.Value) -> Encoding | None:
+        """The file's entry, on a grid of 16 bits whatever it has."""
+        name = value.name or ""
+        entry, found = self.lookup.entry(name), self.lookup.activation(name, bits=BITS)
+        if entry is not None and found is not None and found is not entry:
+            self.result.derived[name] = f"{entry.bits} bits in the file, the same range at {BITS}"
         return found
 
     def rule(self, node: ir.Node, value: ir.Value) -> Encoding | None:
