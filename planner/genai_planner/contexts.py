@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genai_core.graphs import check_graph, check_htp_graphs
+from genai_core.graphs import check_graph, check_htp_graphs, check_native_kv
 from genai_core.kinds.build import MULTI_CONTEXT_LENGTHS, Graphs
 from genai_core.operations import GraphConfig
 from genai_planner.shape import ModelShape
@@ -13,6 +13,10 @@ __all__ = ["GraphGrid", "derive_graphs"]
 
 DEFAULT_CL = 4096
 """What phones are commonly built for; a model's own limit counts where it is smaller."""
+
+
+NATIVE_KV_DEFAULT = (32, 128)
+"""ARs with nativeKV where none are given: the smallest that has the layout, and the usual one."""
 
 
 @dataclass(frozen=True)
@@ -32,25 +36,30 @@ class GraphGrid:
     warnings: tuple[str, ...]
 
 
-def derive_graphs(graphs: Graphs, shape: ModelShape, *, htp: bool) -> GraphGrid:
+def derive_graphs(
+    graphs: Graphs, shape: ModelShape, *, htp: bool, native_kv: bool = False
+) -> GraphGrid:
     """Derive the graphs, and refuse those that cannot work.
 
     Args:
         graphs: As written.
         shape: For the model's own limit.
         htp: There is a target that needs static graphs; the cpu's one graph is dynamic.
+        native_kv: The cache has the processor's own layout, which exists for some ARs only.
 
     Raises:
-        InvalidSpec: AR above CL; or, for htp, a CL too close to the largest AR.
+        InvalidSpec: AR above CL; or, for htp, a CL too close to the largest AR, or an AR without
+            the native layout.
     """
     lengths, why = _context_lengths(graphs, shape.max_positions)
-    ars = sorted(graphs.auto_regression)
+    ars, ar_why = _auto_regression(graphs, native_kv=native_kv)
     notes = [f"context length {_and(lengths)}: {why}"]
     warnings: list[str] = []
     if htp:
+        if native_kv:
+            check_native_kv(ars)
         warnings += check_htp_graphs(ars, lengths)
-        given = "as given" if "auto_regression" in graphs.model_fields_set else "the default"
-        notes.append(f"AR (tokens in one pass) {_and(ars)}: {given}")
+        notes.append(f"AR (tokens in one pass) {_and(ars)}: {ar_why}")
     elif "auto_regression" in graphs.model_fields_set:
         for cl in lengths:
             check_graph(ars[-1], cl)
@@ -65,6 +74,14 @@ def derive_graphs(graphs: Graphs, shape: ModelShape, *, htp: bool) -> GraphGrid:
         notes=tuple(notes),
         warnings=tuple(warnings),
     )
+
+
+def _auto_regression(graphs: Graphs, *, native_kv: bool) -> tuple[list[int], str]:
+    if "auto_regression" in graphs.model_fields_set:
+        return sorted(graphs.auto_regression), "as given"
+    if native_kv:
+        return list(NATIVE_KV_DEFAULT), "nativeKV allows no AR 1, so decoding pads to the smallest"
+    return sorted(graphs.auto_regression), "the default"
 
 
 def _context_lengths(graphs: Graphs, limit: int | None) -> tuple[list[int], str]:

@@ -63,7 +63,7 @@ def expand(
         return Plan((ingest,), complete=False)
     draft = _Draft([ingest])
     htp = [target for target in targets if target.backend is Backend.HTP]
-    grid = derive_graphs(spec.graphs, shape, htp=bool(htp))
+    grid = derive_graphs(spec.graphs, shape, htp=bool(htp), native_kv=spec.compilation.native_kv)
     draft.notes += grid.notes
     draft.warnings += grid.warnings
     if htp:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from genai_core.graphs import check_native_kv, graph_name
+from genai_core import compile_options
+from genai_core.graphs import graph_name
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Gaps, TaskId
 from genai_core.operations import (
@@ -45,9 +46,14 @@ def expand_htp(
     shape: ModelShape,
     source: SourceView,
 ) -> Plan:
-    """Make the tasks behind ingest for all htp targets together."""
-    if spec.compilation.native_kv:
-        check_native_kv(graph.ar for graph in grid.graphs)
+    """Make the tasks behind ingest for all htp targets together.
+
+    Raises:
+        InvalidSpec: A compile option that does not exist or cannot be honoured, or a wrong split.
+    """
+    for target in targets:
+        compile_options.parse(target.options, where=f"target {target.name}")
+    compile_options.parse(spec.compilation.options, where="spec.compilation.options")
     quantization, sharing = spec.quantization, spec.compilation.weight_sharing
     sizes = binary_sizes(
         shape,

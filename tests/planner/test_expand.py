@@ -297,3 +297,25 @@ def test_a_native_cache_needs_ars_that_have_one() -> None:
     ]
     assert compiled
     assert all(task.config.native_kv is True for task in compiled)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"graphs.vtcm": "8"}, "vtcm_size_in_mb"),
+        ({"graphs.vtcm_size_in_mb": "lots"}, "whole number"),
+        ({"devices.soc_model": "57"}, "the chip is the target's"),
+    ],
+)
+def test_wrong_compile_option_is_refused_before_anything_runs(
+    options: dict[str, str], words: str
+) -> None:
+    with pytest.raises(InvalidSpec, match=words) as raised:
+        plan(compilation={"options": options})
+    assert raised.value.where.startswith("spec.compilation.options")
+
+
+def test_native_kv_derives_the_ars_that_it_allows() -> None:
+    found = plan(graphs={"contextLengths": [1024]}, compilation={"nativeKV": True})
+    assert {t.graph for t in of(found, "arcl")} == {"ar32_cl1024", "ar128_cl1024"}
+    assert any("nativeKV allows no AR 1" in note for note in found.notes)

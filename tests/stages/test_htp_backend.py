@@ -20,6 +20,7 @@ import onnxruntime as ort
 import pytest
 
 from genai_core import chips
+from genai_core import compile_options as options
 from genai_core.errors import (
     BadModel,
     DriftError,
@@ -33,7 +34,7 @@ from genai_runtime.htp.client import Emulator
 from genai_runtime.htp.executor import Executor
 from genai_runtime.htp.metadata import GraphMetadata
 from genai_stages.backends.htp import compile as htp_compile
-from genai_stages.backends.htp import dlc, drift, options
+from genai_stages.backends.htp import dlc, drift
 from genai_stages.backends.htp.compile import CompileResult, Source
 from genai_stages.backends.htp.genie_config import GenieFacts, genie_config
 

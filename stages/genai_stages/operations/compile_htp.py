@@ -12,12 +12,13 @@ import math
 from pathlib import Path
 
 from genai_core import chips
+from genai_core import compile_options as options
 from genai_core.errors import BadModel
 from genai_core.graphs import container_name, graph_name, split_name
 from genai_core.manifest import EMULATION_FOLDER
 from genai_core.operations import CompileHtpConfig, GraphConfig
 from genai_stages.backends.htp import compile as htp_compile
-from genai_stages.backends.htp import drift, options
+from genai_stages.backends.htp import drift
 from genai_stages.backends.htp.compile import Source
 from genai_stages.input_folders import write_measured
 from genai_stages.stage import Context, Inputs, StageResult

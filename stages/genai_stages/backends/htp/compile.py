@@ -33,12 +33,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from genai_core import chips
 from genai_core.chips import Chip
+from genai_core.compile_options import GraphOptions
 from genai_core.errors import InvalidSpec, ToolchainMismatch, ToolFailed
 from genai_core.graphs import NATIVE_KV_ARS
 from genai_runtime.htp import epcontext, metadata, qnn
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
 from genai_stages.backends.htp import dlc, toolrun
-from genai_stages.backends.htp.options import GraphOptions
 
 _TRIED = {"libQnnHtp.so": 106290201, "libQnnIr.so": 3705073, "libQnnSystem.so": 5385113}
 """Sizes in bytes of the libraries on which the layouts were proved."""

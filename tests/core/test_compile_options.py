@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from genai_core.compile_options import GraphOptions, parse
 from genai_core.errors import InvalidSpec
-from genai_stages.backends.htp.options import GraphOptions, parse
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 Both are honoured graph by graph. Everything else that the vendor's tools know is refused by name
 with the reason, and a misspelt option names the nearest right one, because an option that is
-silently ignored looks like one that works.
+silently ignored looks like one that works. The planner asks before anything runs, the stage again.
 """
 
 from __future__ import annotations
