@@ -49,6 +49,8 @@ class Style:
         window: Sliding window, 0 = none.
         external: Weights in `model.data`.
         half: Weights stored as float16.
+        contrib: Norms and attention as ONNX Runtime's own fused operators; with rotary halves or
+            neighbours, a past, and fused projections where `fused`.
         seed: Of the weights.
     """
 
@@ -75,6 +77,7 @@ class Style:
     window: int = 0
     external: bool = False
     half: bool = False
+    contrib: bool = False
     seed: int = 0
 
 
@@ -137,7 +140,8 @@ class _Writer:
         self.nodes.append(helper.make_node("Identity", [logits], ["logits"]))
         self.output("logits", ["B", "T", style.vocab])
         graph = helper.make_graph(self.nodes, "source", self.inputs, self.outputs, self.weights)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
     def input(self, name: str, kind: int, shape: list[int | str]) -> None:
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
@@ -219,6 +223,9 @@ class _Writer:
         self.additive = self.op("Where", self.visible, self.number(0.0), self.lowest)
 
     def norm(self, x: str, name: str) -> str:
+        if self.style.contrib:
+            scale = self.weight(f"{name}.norm", (self.style.hidden,), mean=1.0)
+            return self.op("SimplifiedLayerNormalization", x, scale, axis=-1, epsilon=1e-5)
         square = self.op("Mul", x, x) if self.style.norm == "power" else (
             self.op("Pow", x, self.number(2.0))
         )  # fmt: skip
@@ -332,6 +339,9 @@ class _Writer:
                 self.project(x, f"{layer}.{part}", style.hidden, width, bias=style.bias)
                 for part, width in (("q", wide), ("k", narrow), ("v", narrow))
             )
+        if style.contrib:
+            flat = self.grouped(layer, [packed] if style.fused else [query, key, value])
+            return self.behind_attention(layer, stream, flat)
         query = self.rotate(self.heads(query, style.heads))
         key = self.rotate(self.heads(key, style.kv_heads))
         key = self.repeated(self.cached(layer, "key", key))
@@ -339,6 +349,41 @@ class _Writer:
         context = self.attend(query, key, value)
         context = self.op("Transpose", context, perm=[0, 2, 1, 3])
         flat = self.op("Reshape", context, self.ints(0, -1, wide))
+        return self.behind_attention(layer, stream, flat)
+
+    def grouped(self, layer: int, given: list[str]) -> str:
+        """GroupQueryAttention over projections, with its rotary embedding inside."""
+        style = self.style
+        for kind in ("key", "value"):
+            shape: list[int | str] = ["B", style.kv_heads]
+            self.input(f"past_{layer}_{kind}", TensorProto.FLOAT, [*shape, "P", style.head_dim])
+            self.output(f"present_{layer}_{kind}", [*shape, "K", style.head_dim])
+        counted = self.op("ReduceSum", "attention_mask", self.ints(1), keepdims=0)
+        seen = self.op("Cast", self.op("Sub", counted, self.ints(1)), to=TensorProto.INT32)
+        total = self.op("Cast", self.scalar(self.total), to=TensorProto.INT32)
+        rotary = style.rotary_dim or style.head_dim
+        angle = np.arange(512)[:, None] / 10000.0 ** (np.arange(0, rotary, 2) / rotary)
+        waves = [self.constant(wave.astype(np.float32)) for wave in (np.cos(angle), np.sin(angle))]
+        past = [f"past_{layer}_{kind}" for kind in ("key", "value")]
+        self.nodes.append(
+            helper.make_node(
+                "GroupQueryAttention",
+                [*given, *[""] * (3 - len(given)), *past, seen, total, *waves],
+                [f"{layer}.context", f"present_{layer}_key", f"present_{layer}_value"],
+                domain="com.microsoft",
+                num_heads=style.heads,
+                kv_num_heads=style.kv_heads,
+                do_rotary=1,
+                rotary_interleaved=int(style.rotary == "neighbours"),
+                local_window_size=style.window or -1,
+            )
+        )
+        return f"{layer}.context"
+
+    def behind_attention(self, layer: int, stream: str, flat: str) -> str:
+        """The output projection, the residual sum and the MLP."""
+        style = self.style
+        wide = style.heads * style.head_dim
         stream = self.op("Add", stream, self.project(flat, f"{layer}.o", wide, style.hidden))
         x = self.norm(stream, f"{layer}.mlp")
         gate = self.project(x, f"{layer}.gate", style.hidden, style.intermediate)

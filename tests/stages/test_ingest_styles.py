@@ -17,7 +17,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from genai_core.errors import DriftError
+from genai_core.errors import BadModel, DriftError
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
 from genai_stages.core_graph import read_facts
@@ -88,6 +88,32 @@ def test_any_way_of_writing_is_recognized(seed: int, tmp_path: Path) -> None:
         assert one.rope == ("default" if rotary else "")
     if rotary:
         assert facts.rope["default"].rotary_dim == rotary
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"fused": True},
+        {"rotary": "neighbours", "kv_heads": 4},
+        {"window": 5, "bias": True},
+        {"window": 200, "projection": "gemm"},
+    ],
+)
+def test_fused_operators_of_onnx_runtime_are_read(changes: dict[str, Any], tmp_path: Path) -> None:
+    style = write_source(tmp_path / "source", contrib=True, head_dim=16, **changes)
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < 5e-6
+    assert [one.window for one in facts.attention] == [style.window] * style.layers
+    assert facts.rope["default"].rotary_dim == 16
+    for one in facts.attention:
+        assert not [name for name in one.roles.values() if "lowered" in name]
+
+
+def test_a_source_that_does_not_run_is_bad_input(tmp_path: Path) -> None:
+    """ONNX Runtime wants heads of 16 channels for its fused attention."""
+    write_source(tmp_path / "source", contrib=True, head_dim=8)
+    with pytest.raises(BadModel, match="head_size"):
+        ingest(tmp_path)
 
 
 def test_prefill_and_decoding_equal_the_source(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def compare_source(
         for index, feeder in enumerate(feeders):
             state = states[index]
             given = feeder.source_feeds(source_session, start, state)
-            (wanted,) = source_session.run([end if end is not None else logits_name(source)], given)
+            wanted = _run_source(source, source_session, given)
             first = feeder.tokens if state is None else state.astype(np.float32)
             (have,) = core_session.run(
                 [core_session.get_outputs()[0].name], feeder.core_feeds(core_session, first)
@@ -105,6 +105,18 @@ def compare_source(
                 )
             states[index] = wanted
     return Comparison(worst, len(parts), tuple((one.tokens, one.past) for one in passes))
+
+
+def _run_source(source: SourceModel, session: Any, feeds: Mapping[str, Array]) -> Array:
+    try:
+        (result,) = session.run(None, feeds)
+    except Exception as error:
+        raise BadModel(
+            f"ONNX Runtime cannot run it ({str(error).splitlines()[0]})",
+            where=source.path.name,
+            remedy="check the model in ONNX Runtime",
+        ) from error
+    return np.asarray(result)
 
 
 def _drift(wanted: Array, have: Array, rows: slice) -> float:

@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from genai_core.errors import BadModel
-from genai_stages.passes.specialise import StaticGraph, StaticNode, node_proto
+from genai_stages.passes.folded_graph import StaticGraph, StaticNode, node_proto
 from genai_stages.source_model import Array
 
 _IR_VERSION = 10

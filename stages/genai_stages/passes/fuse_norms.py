@@ -15,8 +15,8 @@ import dataclasses
 
 import numpy as np
 
+from genai_stages.passes.folded_graph import StaticGraph, StaticNode, axes_of
 from genai_stages.passes.remove_noise import remove_dead
-from genai_stages.passes.specialise import StaticGraph, StaticNode, axes_of
 from genai_stages.source_model import Constant
 
 
@@ -43,8 +43,6 @@ class _Fusion:
     def run(self) -> None:
         fused: dict[int, StaticNode] = {}
         for node in self.graph.nodes:
-            if node.op_type == "SimplifiedLayerNormalization":
-                node.op_type, node.domain = "RMSNormalization", ""
             if node.op_type not in ("ReduceMean", "ReduceSumSquare"):
                 continue
             chain = self.chain(node)

@@ -1,37 +1,42 @@
-"""Standard ONNX's fused Attention as the elementary nodes that its definition names.
+"""Fused operators as the elementary nodes that their definitions name.
 
-Newer exporters write one operator where older ones write a dozen nodes; written out, the same
-recognizer reads both. The tensors in between have names of their own making: they stand for
-nothing in the source, so no role of an attention may point to them.
+Standard ONNX has one Attention operator and ONNX Runtime's builder writes grouped-query attention,
+rotary embeddings and skip norms as one node each. Written out, the same recognizers read them all.
+The tensors in between have names of their own making: they stand for nothing in the source, so no
+role of an attention may point to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from genai_core.errors import UnsupportedOperator
 from genai_stages.passes.classify_mask import reference
-from genai_stages.passes.specialise import StaticGraph, StaticNode, infer_outputs
-from genai_stages.source_model import Constant
+from genai_stages.passes.folded_graph import StaticGraph, StaticNode, infer_outputs
+from genai_stages.source_model import Array, Constant
 
 MADE = "lowered:"
 """What the names of tensors made here begin with."""
 CAUSAL = f"{MADE}causal:"
-"""What the names of causal masks made here begin with."""
+"""What the names of causal masks made here begin with; the window follows, 0 = none."""
 
 
-def lower_fused(graph: StaticGraph) -> None:
-    """Replace Attention nodes in place."""
-    nodes: list[StaticNode] = []
-    for node in graph.nodes:
-        if node.op_type == "Attention" and not node.domain:
-            nodes += _Lowering(graph, node).run()
-        else:
-            nodes.append(node)
-    graph.nodes = nodes
+def lower(graph: StaticGraph, node: StaticNode) -> list[StaticNode] | None:
+    """The nodes that a fused one stands for, their shapes noted in the graph; None = not fused.
+
+    Raises:
+        UnsupportedOperator: A use of it that has no such form.
+    """
+    rule = _RULES.get((node.domain, node.op_type))
+    if rule is None:
+        return None
+    lowering = _Lowering(graph, node)
+    rule(lowering)
+    return lowering.made
 
 
 class _Lowering:
@@ -39,47 +44,181 @@ class _Lowering:
         self.graph = graph
         self.node = node
         self.made: list[StaticNode] = []
+        self.inputs = [*node.inputs, *[""] * (16 - len(node.inputs))]
+        self.outputs = [*node.outputs, *[""] * (4 - len(node.outputs))]
 
-    def run(self) -> list[StaticNode]:
-        node = self.node
-        given = [*node.inputs, *[""] * (6 - len(node.inputs))]
-        query, key, value, mask, past_key, past_value = given[:6]
-        outputs = [*node.outputs, *[""] * (4 - len(node.outputs))]
-        if any(given[6:]) or outputs[3]:
-            raise UnsupportedOperator(
-                "its scores are an output, or its cache has a length of its own",
-                where=node.where(),
-                remedy="export with past_key and past_value as concatenated inputs",
-            )
+    def refuse(self, reason: str) -> UnsupportedOperator:
+        return UnsupportedOperator(
+            f"operator {self.node.op_type} is used in a way that has no form here: {reason}",
+            where=self.node.where(),
+            remedy="export with past_key and past_value as concatenated inputs",
+        )
+
+    def integer(self, name: str, default: int) -> int:
+        return int(self.node.attributes.get(name, default))
+
+    def number_of(self, name: str, default: float) -> float:
+        return float(self.node.attributes.get(name, default))
+
+    def attention(self) -> None:
+        """ONNX's Attention, opset 23."""
+        query, key, value, mask, past_key, past_value = self.inputs[:6]
+        if any(self.inputs[6:]) or self.outputs[3]:
+            raise self.refuse("its scores are an output, or its cache has a length of its own")
         flat = len(self.shape(query)) == 3
         if flat:
-            query = self.heads(query, int(node.attributes["q_num_heads"]))
-            key = self.heads(key, int(node.attributes["kv_num_heads"]))
-            value = self.heads(value, int(node.attributes["kv_num_heads"]))
-        key = self.joined(past_key, key, outputs[1])
-        value = self.joined(past_value, value, outputs[2])
+            query = self.heads(query, self.integer("q_num_heads", 0))
+            key = self.heads(key, self.integer("kv_num_heads", 0))
+            value = self.heads(value, self.integer("kv_num_heads", 0))
+        key = self.joined(past_key, key, self.outputs[1])
+        value = self.joined(past_value, value, self.outputs[2])
+        scores = self.scores(query, key)
+        if mask and self.is_bool(mask):
+            scores = self.op("Where", [mask, scores, self.lowest()])
+        elif mask:
+            scores = self.op("Add", [scores, mask])
+        if self.integer("is_causal", 0):
+            scores = self.causal(scores, 0)
+        self.context(scores, value, flat=flat)
+
+    def grouped_query_attention(self) -> None:
+        """ONNX Runtime's GroupQueryAttention: causal, with its own rotary embedding."""
+        query, key, value, past_key, past_value, _, _, cos, sin = self.inputs[:9]
+        if any(self.inputs[9:]) or not past_key or not past_value:
+            raise self.refuse("positions, a bias, sinks or no past")
+        heads, kv_heads = self.integer("num_heads", 0), self.integer("kv_num_heads", 0)
+        if not key:
+            width = self.shape(query)[-1] // (heads + 2 * kv_heads)
+            bounds = np.cumsum([0, heads, kv_heads, kv_heads]) * width
+            query, key, value = (
+                self.sliced(query, int(start), int(stop), axis=2)
+                for start, stop in itertools.pairwise(bounds)
+            )
+        query = self.heads(query, heads)
+        key = self.heads(key, kv_heads)
+        if self.integer("do_rotary", 0):
+            past = self.shape(past_key)[2]
+            positions = np.arange(past, past + self.shape(query)[2])
+            interleaved = bool(self.integer("rotary_interleaved", 0))
+            waves = [self.table(name)[positions] for name in (cos, sin)]
+            query = self.rotated(query, waves, interleaved=interleaved)
+            key = self.rotated(key, waves, interleaved=interleaved)
+        key = self.joined(past_key, key, self.outputs[1])
+        value = self.joined(past_value, self.heads(value, kv_heads), self.outputs[2])
+        # ONNX Runtime counts the tokens before the current one that are seen.
+        window = self.integer("local_window_size", -1)
+        scores = self.causal(self.scores(query, key), max(0, window))
+        self.context(scores, value, flat=True)
+
+    def rotary_embedding(self) -> None:
+        """ONNX Runtime's RotaryEmbedding over [1, T, heads * D] or [1, heads, T, D]."""
+        source, positions, cos, sin = self.inputs[:4]
+        index = self.table(positions).reshape(-1).astype(np.int64)
+        flat = len(self.shape(source)) == 3
+        tokens = self.shape(source)[1 if flat else 2]
+        if len(index) == 1:
+            index = np.arange(int(index[0]), int(index[0]) + tokens)
+        waves = [self.table(name)[index] for name in (cos, sin)]
+        heads = self.integer("num_heads", 0)
+        if flat and not heads:
+            rotary = self.integer("rotary_embedding_dim", 0) or 2 * waves[0].shape[-1]
+            heads = self.shape(source)[-1] // rotary
+        inside = self.heads(source, heads) if flat else source
+        turned = self.rotated(inside, waves, interleaved=bool(self.integer("interleaved", 0)))
+        if not flat:
+            self.op("Identity", [turned], output=self.outputs[0])
+            return
+        back = self.op("Transpose", [turned], perm=[0, 2, 1, 3])
+        self.op("Reshape", [back, self.ints(self.shape(source))], output=self.outputs[0])
+
+    def simplified_norm(self) -> None:
+        self.rms_norm(self.inputs[0], self.inputs[1])
+
+    def skip_norm(self) -> None:
+        """The sum of two streams (and a bias), and its RMSNorm."""
+        source, skip, scale, bias = self.inputs[:4]
+        if bias:
+            source = self.op("Add", [source, bias])
+        stream = self.op("Add", [source, skip], output=self.outputs[3])
+        self.rms_norm(stream, scale)
+
+    def rms_norm(self, source: str, scale: str) -> None:
+        square = self.op("Mul", [source, source])
+        if self.graph.opset >= 18:
+            mean = self.op("ReduceMean", [square, self.ints([-1])], keepdims=1)
+        else:
+            mean = self.op("ReduceMean", [square], axes=[-1], keepdims=1)
+        plus = self.op("Add", [mean, self.number(self.number_of("epsilon", 1e-5))])
+        scaled = self.op("Div", [source, self.op("Sqrt", [plus])])
+        self.op("Mul", [scaled, scale], output=self.outputs[0])
+
+    def scores(self, query: str, key: str) -> str:
+        """Scaled and capped products of queries and keys."""
         heads, width = self.shape(query)[1], self.shape(query)[3]
-        scale = float(node.attributes.get("scale", 0.0)) or width**-0.5
+        scale = self.number_of("scale", 0.0) or width**-0.5
         turned = self.op("Transpose", [self.repeated(key, heads)], perm=[0, 1, 3, 2])
         scores = self.op("MatMul", [query, turned])
         scores = self.op("Mul", [scores, self.number(scale)])
-        softcap = float(node.attributes.get("softcap", 0.0))
+        softcap = self.number_of("softcap", 0.0)
         if softcap:
             low = self.op("Tanh", [self.op("Div", [scores, self.number(softcap)])])
             scores = self.op("Mul", [low, self.number(softcap)])
-        masked = self.masked(scores, mask, past=bool(past_key))
-        probs = self.op("Softmax", [masked], axis=-1)
+        return scores
+
+    def context(self, scores: str, value: str, *, flat: bool) -> None:
+        """The node's first output from its masked scores."""
+        heads = self.shape(scores)[1]
+        probs = self.op("Softmax", [scores], axis=-1)
         operands = [probs, self.repeated(value, heads)]
         if not flat:
-            self.op("MatMul", operands, output=outputs[0])
-            return self.made
+            self.op("MatMul", operands, output=self.outputs[0])
+            return
         context = self.op("Transpose", [self.op("MatMul", operands)], perm=[0, 2, 1, 3])
-        self.op("Reshape", [context, self.ints([0, 0, -1])], output=outputs[0])
-        return self.made
+        self.op("Reshape", [context, self.ints([0, 0, -1])], output=self.outputs[0])
+
+    def causal(self, scores: str, window: int) -> str:
+        *_, tokens, total = self.shape(scores)
+        name = f"{CAUSAL}{window}:{self.node.outputs[0]}"
+        visible = reference(tokens, total - tokens, window)
+        self.graph.constants[name] = Constant.of(name, visible)
+        return self.op("Where", [name, scores, self.lowest()])
+
+    def rotated(self, source: str, waves: Sequence[Array], *, interleaved: bool) -> str:
+        """Turn [1, heads, T, D] by cosine and sine [T, pairs]."""
+        cos, sin = (self.constant(wave.astype(np.float32)) for wave in waves)
+        pairs, width = waves[0].shape[-1], self.shape(source)[-1]
+        if interleaved:
+            left = self.sliced(source, 0, 2 * pairs, axis=3, step=2)
+            right = self.sliced(source, 1, 2 * pairs, axis=3, step=2)
+        else:
+            left = self.sliced(source, 0, pairs, axis=3)
+            right = self.sliced(source, pairs, 2 * pairs, axis=3)
+        one = self.op("Sub", [self.op("Mul", [left, cos]), self.op("Mul", [right, sin])])
+        two = self.op("Add", [self.op("Mul", [right, cos]), self.op("Mul", [left, sin])])
+        if interleaved:
+            both = [self.op("Unsqueeze", [part, self.ints([4])]) for part in (one, two)]
+            shape = self.ints([*self.shape(one)[:3], 2 * pairs])
+            turned = self.op("Reshape", [self.op("Concat", both, axis=4), shape])
+        else:
+            turned = self.op("Concat", [one, two], axis=3)
+        if 2 * pairs == width:
+            return turned
+        rest = self.sliced(source, 2 * pairs, width, axis=3)
+        return self.op("Concat", [turned, rest], axis=3)
 
     def shape(self, name: str) -> tuple[int, ...]:
         constant = self.graph.constants.get(name)
         return self.graph.shapes[name] if constant is None else constant.shape
+
+    def is_bool(self, name: str) -> bool:
+        constant = self.graph.constants.get(name)
+        dtype = self.graph.dtypes[name] if constant is None else constant.dtype
+        return dtype == np.bool_
+
+    def table(self, name: str) -> Array:
+        if name not in self.graph.constants:
+            raise self.refuse("its positions or tables depend on the tokens")
+        return self.graph.constants[name].array()
 
     def op(
         self,
@@ -108,6 +247,12 @@ class _Lowering:
     def number(self, value: float) -> str:
         return self.constant(np.array(value, np.float32))
 
+    def lowest(self) -> str:
+        return self.number(float(np.finfo(np.float32).min))
+
+    def sliced(self, name: str, start: int, stop: int, *, axis: int, step: int = 1) -> str:
+        return self.op("Slice", [name, *(self.ints([one]) for one in (start, stop, axis, step))])
+
     def heads(self, name: str, count: int) -> str:
         """[1, T, heads * D] -> [1, heads, T, D]."""
         batch, tokens, width = self.shape(name)
@@ -128,19 +273,13 @@ class _Lowering:
         wide = self.op("Expand", [self.op("Unsqueeze", [name, self.ints([2])]), shape])
         return self.op("Reshape", [wide, self.ints([batch, heads, length, width])])
 
-    def masked(self, scores: str, mask: str, *, past: bool) -> str:
-        lowest = self.number(float(np.finfo(np.float32).min))
-        if mask and mask in self.graph.constants:
-            if self.graph.constants[mask].dtype == np.bool_:
-                scores = self.op("Where", [mask, scores, lowest])
-            else:
-                scores = self.op("Add", [scores, mask])
-        elif mask:
-            scores = self.op("Add", [scores, mask])
-        if int(self.node.attributes.get("is_causal", 0)):
-            *_, tokens, total = self.shape(scores)
-            visible = reference(tokens, total - tokens if past else 0, 0)[:, :total]
-            name = f"{CAUSAL}{self.node.outputs[0]}"
-            self.graph.constants[name] = Constant.of(name, visible)
-            scores = self.op("Where", [name, scores, lowest])
-        return scores
+
+_CONTRIB = "com.microsoft"
+_RULES: dict[tuple[str, str], Callable[[_Lowering], None]] = {
+    ("", "Attention"): _Lowering.attention,
+    (_CONTRIB, "GroupQueryAttention"): _Lowering.grouped_query_attention,
+    (_CONTRIB, "RotaryEmbedding"): _Lowering.rotary_embedding,
+    ("", "SimplifiedLayerNormalization"): _Lowering.simplified_norm,
+    (_CONTRIB, "SimplifiedLayerNormalization"): _Lowering.simplified_norm,
+    (_CONTRIB, "SkipSimplifiedLayerNormalization"): _Lowering.skip_norm,
+}

@@ -14,10 +14,11 @@ import numpy as np
 from genai_core.facts import RopeTable
 from genai_stages.passes import classify_mask
 from genai_stages.passes.evaluate_region import run_region
+from genai_stages.passes.folded_graph import StaticGraph, StaticNode
 from genai_stages.passes.lower_fused import CAUSAL, MADE
 from genai_stages.passes.recognise_attention import Sizes
 from genai_stages.passes.source_inputs import SourceInputs
-from genai_stages.passes.specialise import StaticGraph, StaticNode, specialise
+from genai_stages.passes.specialise import specialise
 from genai_stages.source_model import Constant, SourceModel
 
 _LONGEST = 1 << 18
@@ -67,10 +68,11 @@ class MaskAtScale:
         made = [name for name in wanted if name.startswith(MADE)]
         graph = specialise(self.source, feeds, shapes, wanted=set(wanted).difference(made))
         for name in made:
-            causal = classify_mask.reference(sizes.tokens, sizes.past, 0)
-            graph.constants[name] = (
-                Constant.of(name, causal) if name.startswith(CAUSAL) else self.graph.constants[name]
-            )
+            graph.constants[name] = self.graph.constants[name]
+            if name.startswith(CAUSAL):
+                window = int(name.removeprefix(CAUSAL).partition(":")[0])
+                visible = classify_mask.reference(sizes.tokens, sizes.past, window)
+                graph.constants[name] = Constant.of(name, visible)
         shape = (*self.graph.shapes[first.outputs[0]][:-2], sizes.tokens, sizes.total)
         tensors = run_region(graph, chain, {first.outputs[0]: np.zeros(shape, np.float32)})
         given = tensors[chain[-1].outputs[0]].reshape(-1, sizes.tokens, sizes.total)[0]
@@ -81,6 +83,8 @@ class MaskAtScale:
         window = self.config.get("sliding_window")
         numbers = [window] if isinstance(window, int) else []
         for name in names:
+            if name.startswith(CAUSAL):
+                numbers.append(int(name.removeprefix(CAUSAL).partition(":")[0]))
             for constant in self.graph.known_ancestors(name):
                 if constant.size == 1 and constant.shape in ((), (1,)):
                     value = constant.array().reshape(-1)[0]

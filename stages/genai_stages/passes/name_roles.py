@@ -17,8 +17,8 @@ import numpy.typing as npt
 from genai_core.facts import Role
 from genai_stages.passes.drafts import Data, Draft
 from genai_stages.passes.evaluate_region import region_of
+from genai_stages.passes.folded_graph import StaticGraph, StaticNode
 from genai_stages.passes.recognise_layers import MOVEMENTS
-from genai_stages.passes.specialise import StaticGraph, StaticNode
 from genai_stages.source_model import Array
 
 Wanted = Mapping[Role, tuple[npt.NDArray[np.floating[Any]], list[StaticNode]] | None]

@@ -22,11 +22,11 @@ from genai_core.facts import Role
 from genai_stages.passes import classify_mask, classify_rotary
 from genai_stages.passes.drafts import Data, Draft, Weight
 from genai_stages.passes.evaluate_region import region_of, run_region
+from genai_stages.passes.folded_graph import StaticGraph, StaticNode
 from genai_stages.passes.layouts import Atom, Layout
 from genai_stages.passes.lower_fused import MADE
 from genai_stages.passes.name_roles import Cache, RoleNames
 from genai_stages.passes.recognise_layers import Walk, no_form
-from genai_stages.passes.specialise import StaticGraph, StaticNode
 from genai_stages.source_model import Array
 
 AGREEMENT = 2e-4

@@ -17,8 +17,8 @@ import numpy as np
 
 from genai_core.errors import BadModel, UnsupportedOperator
 from genai_stages.passes.drafts import Data, Draft, Weight
+from genai_stages.passes.folded_graph import StaticGraph, StaticNode, axes_of
 from genai_stages.passes.layouts import Layout, LayoutError, token_major
-from genai_stages.passes.specialise import StaticGraph, StaticNode, axes_of
 from genai_stages.source_model import Constant
 
 UNARY = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genai_stages.passes.specialise import StaticGraph, StaticNode
+from genai_stages.passes.folded_graph import StaticGraph, StaticNode
 
 _LOWEST = -1e37
 _SMALL = 1 << 16

@@ -18,7 +18,6 @@ from genai_stages.passes.check_config import check_config, disagreements, text_c
 from genai_stages.passes.drafts import Data
 from genai_stages.passes.find_boundaries import find_boundaries
 from genai_stages.passes.fuse_norms import fuse_norms
-from genai_stages.passes.lower_fused import lower_fused
 from genai_stages.passes.mask_at_scale import MaskAtScale
 from genai_stages.passes.name_ropes import name_ropes
 from genai_stages.passes.recognise_attention import AttentionSolver, Found, Sizes
@@ -86,7 +85,6 @@ def source_to_core(
     output = logits_name(source)
     opened = inputs.open_shapes(sizes)
     graph = specialise(source, inputs.feeds(sizes, ropes), opened)
-    lower_fused(graph)
     remove_noise(graph)
     fuse_norms(graph)
     walk = Walk(graph, sizes.tokens, inputs.tokens, {})

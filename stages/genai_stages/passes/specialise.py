@@ -13,15 +13,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import onnx
 import onnx_ir as ir
-from onnx import defs, helper, numpy_helper, shape_inference
-from onnx.reference.ops._op_list import load_op
+from onnx import helper
 
 from genai_core.errors import BadModel, UnsupportedOperator
+from genai_stages.passes.folded_graph import (
+    FLOAT_TYPES,
+    StaticGraph,
+    StaticNode,
+    attribute_value,
+    axes_of,
+    evaluate,
+    infer_outputs,
+    reshaped,
+)
+from genai_stages.passes.lower_fused import lower
 from genai_stages.source_model import Array, Constant, SourceModel, constant_of, is_float
 
 LAZY_SIZE = 4096
@@ -29,83 +37,6 @@ LAZY_SIZE = 4096
 _FOLD_LIMIT = 1 << 26
 _VIEWS = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast", "Flatten"}
 _PICKS = {"Gather", "Slice", "Shape"}
-_FLOAT_TYPES = {1, 10, 11, 16}
-
-
-@dataclasses.dataclass
-class StaticNode:
-    """One node with known shapes.
-
-    Attributes:
-        op_type: Operator.
-        domain: Empty for the standard one.
-        inputs: Tensor names; empty = left out.
-        outputs: Tensor names.
-        attributes: Plain values; tensors as arrays.
-        name: For messages.
-        replaced: The source nodes that a fused node stands for, in order.
-    """
-
-    op_type: str
-    domain: str
-    inputs: list[str]
-    outputs: list[str]
-    attributes: dict[str, Any]
-    name: str
-    replaced: list[StaticNode] = dataclasses.field(default_factory=list)
-
-    def where(self) -> str:
-        """How a message names this node."""
-        return f"node {self.name or self.outputs[0]} ({self.op_type})"
-
-
-@dataclasses.dataclass
-class StaticGraph:
-    """What is left of the source after folding.
-
-    Attributes:
-        nodes: In execution order; every one depends on the tokens or on the past.
-        constants: Known tensors by name.
-        shapes: Of all tensors that are not known.
-        dtypes: Likewise.
-        outputs: The source's output name -> the tensor that now holds it.
-        inputs: Token and past inputs.
-        opset: Of the default domain.
-        ancestors: Folded tensor -> the tensors it was folded from.
-    """
-
-    opset: int
-    nodes: list[StaticNode] = dataclasses.field(default_factory=list)
-    constants: dict[str, Constant] = dataclasses.field(default_factory=dict)
-    shapes: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-    dtypes: dict[str, np.dtype[Any]] = dataclasses.field(default_factory=dict)
-    outputs: dict[str, str] = dataclasses.field(default_factory=dict)
-    inputs: list[str] = dataclasses.field(default_factory=list)
-    ancestors: dict[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
-
-    def producers(self) -> dict[str, StaticNode]:
-        """Tensor -> the node that computes it."""
-        return {name: node for node in self.nodes for name in node.outputs}
-
-    def consumers(self) -> dict[str, list[StaticNode]]:
-        """Tensor -> the nodes that read it."""
-        found: dict[str, list[StaticNode]] = {}
-        for node in self.nodes:
-            for name in dict.fromkeys(node.inputs):
-                if name:
-                    found.setdefault(name, []).append(node)
-        return found
-
-    def known_ancestors(self, name: str) -> list[Constant]:
-        """All constants that a folded tensor was computed from, itself included."""
-        seen: dict[str, None] = {}
-        queue = [name]
-        while queue:
-            current = queue.pop()
-            if current not in seen:
-                seen[current] = None
-                queue.extend(self.ancestors.get(current, ()))
-        return [self.constants[found] for found in seen if found in self.constants]
 
 
 def specialise(
@@ -150,7 +81,7 @@ class _Folding:
                 dtype = value.dtype or ir.DataType.FLOAT
                 plain = np.dtype(np.float32)
                 self.graph.dtypes[name] = (
-                    plain if int(dtype) in _FLOAT_TYPES else np.dtype(dtype.numpy())
+                    plain if int(dtype) in FLOAT_TYPES else np.dtype(dtype.numpy())
                 )
                 self.graph.inputs.append(name)
 
@@ -206,6 +137,10 @@ class _Folding:
         if plain.op_type in ("Identity", "Dropout") or self.is_float_cast(plain):
             self.alias[outputs[0]] = inputs[0]
             return
+        written_out = lower(graph, plain)
+        if written_out is not None:
+            graph.nodes += written_out
+            return
         self.infer(plain)
         graph.nodes.append(plain)
 
@@ -217,7 +152,7 @@ class _Folding:
         dtype = self.graph.dtypes[node.inputs[0]]
         target = node.attributes["to"]
         if is_float(dtype):
-            return target in _FLOAT_TYPES
+            return target in FLOAT_TYPES
         wide = np.issubdtype(dtype, np.integer) and target in (6, 7)
         return bool(wide)
 
@@ -322,141 +257,11 @@ def _captured(graph: ir.Graph) -> set[str]:
     return names
 
 
-def attribute_value(attribute: ir.Attr) -> Any:
-    """The plain Python value of an attribute."""
-    if attribute.type == ir.AttributeType.TENSOR:
-        return attribute.as_tensor().numpy()
-    return attribute.value
-
-
-def node_proto(node: StaticNode) -> onnx.NodeProto:
-    """A NodeProto of a node."""
-    proto = helper.make_node(
-        node.op_type, node.inputs, node.outputs, name=node.name, domain=node.domain
-    )
-    for key, value in node.attributes.items():
-        if isinstance(value, np.ndarray):
-            value = numpy_helper.from_array(value)  # noqa: PLW2901
-        proto.attribute.append(helper.make_attribute(key, value))
-    return proto
-
-
-def evaluate(node: StaticNode, arrays: Sequence[Array | None], opset: int) -> list[Array]:
-    """Compute one node with ONNX's reference implementation.
-
-    Raises:
-        UnsupportedOperator: There is none.
-        BadModel: The inputs do not fit.
-    """
-    parameters = {
-        "log": lambda *_: None,
-        "opsets": {"": opset},
-        "verbose": 0,
-        "evaluator_cls": None,
-        "new_ops": None,
-    }
-    try:
-        kind = load_op(node.domain, node.op_type, opset)
-        operation = kind(node_proto(node), parameters)
-    except Exception as error:
-        raise UnsupportedOperator(
-            f"operator {node.domain or 'ai.onnx'}.{node.op_type} is not supported",
-            where=node.where(),
-            remedy="export the model without it",
-        ) from error
-    try:
-        with np.errstate(all="ignore"):
-            return [np.asarray(result) for result in operation.run(*arrays)]
-    except Exception as error:
-        raise BadModel(
-            f"it cannot be computed ({error})", where=node.where(), remedy="export the model again"
-        ) from error
-
-
-def infer_outputs(
-    graph: StaticGraph, node: StaticNode
-) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
-    """Static shapes and types of a node's outputs.
-
-    Raises:
-        UnsupportedOperator: ONNX does not know the operator.
-        BadModel: Its inputs do not fit together.
-    """
-    try:
-        schema = defs.get_schema(node.op_type, graph.opset, node.domain)
-    except defs.SchemaError as error:
-        raise UnsupportedOperator(
-            f"operator {node.domain or 'ai.onnx'}.{node.op_type} is not supported",
-            where=node.where(),
-            remedy="export the model with standard operators",
-        ) from error
-    types: dict[str, onnx.TypeProto] = {}
-    data: dict[str, onnx.TensorProto] = {}
-    for name in node.inputs:
-        if not name:
-            continue
-        constant = graph.constants.get(name)
-        if constant is None:
-            shape, dtype = graph.shapes[name], graph.dtypes[name]
-        else:
-            shape, dtype = constant.shape, constant.dtype
-            if constant.size <= 64 and not is_float(dtype):
-                data[name] = numpy_helper.from_array(np.ascontiguousarray(constant.array()), name)
-        element = helper.np_dtype_to_tensor_dtype(dtype)
-        types[name] = helper.make_tensor_type_proto(element, shape)
-    try:
-        found = shape_inference.infer_node_outputs(
-            schema, node_proto(node), types, data,
-            opset_imports=[helper.make_opsetid(node.domain, graph.opset)],
-        )  # fmt: skip
-    except Exception as error:
-        shapes = [list(graph.shapes.get(name, ())) for name in node.inputs if name]
-        raise BadModel(
-            f"its inputs {shapes} do not fit together ({error})",
-            where=node.where(),
-            remedy="export the model again",
-        ) from error
-    results = []
-    for name in node.outputs:
-        if not name:
-            continue
-        kind = found[name].tensor_type if name in found else None
-        if kind is None or not kind.HasField("shape"):
-            raise UnsupportedOperator(
-                "the shape of its output depends on the tokens",
-                where=node.where(),
-                remedy="export the model without data-dependent shapes",
-            )
-        dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim]
-        if -1 in dims:
-            raise UnsupportedOperator(
-                "the shape of its output depends on the tokens",
-                where=node.where(),
-                remedy="export the model without data-dependent shapes",
-            )
-        dtype = np.dtype(np.float32)
-        if kind.elem_type not in _FLOAT_TYPES:
-            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
-        results.append((name, tuple(dims), dtype))
-    return results
-
-
 def _is_widening(node: StaticNode, first: Constant) -> bool:
     """Whether this casts between floats, which are not told apart here: it must not round."""
     if node.op_type == "CastLike":
         return is_float(first.dtype)
-    return (
-        node.op_type == "Cast" and is_float(first.dtype) and node.attributes["to"] in _FLOAT_TYPES
-    )
-
-
-def axes_of(node: StaticNode, constants: Sequence[Constant | None]) -> list[int]:
-    """Axes of Squeeze, Unsqueeze or a reduction, attribute or input."""
-    if "axes" in node.attributes:
-        return [int(axis) for axis in node.attributes["axes"]]
-    if len(constants) > 1 and constants[1] is not None:
-        return [int(axis) for axis in constants[1].array().reshape(-1)]
-    return []
+    return node.op_type == "Cast" and is_float(first.dtype) and node.attributes["to"] in FLOAT_TYPES
 
 
 def _view(node: StaticNode, first: Constant, constants: Sequence[Constant | None]) -> Constant:
@@ -471,9 +276,9 @@ def _view(node: StaticNode, first: Constant, constants: Sequence[Constant | None
             )
         case "Cast":
             target = node.attributes["to"]
-            if target not in _FLOAT_TYPES or not is_float(first.dtype):
+            if target not in FLOAT_TYPES or not is_float(first.dtype):
                 kind = np.dtype(helper.tensor_dtype_to_np_dtype(target))
-                kind = np.dtype(np.float32) if target in _FLOAT_TYPES else kind
+                kind = np.dtype(np.float32) if target in FLOAT_TYPES else kind
                 return dataclasses.replace(
                     first, name=name, dtype=kind, load=lambda: load().astype(kind)
                 )
@@ -502,12 +307,3 @@ def _view(node: StaticNode, first: Constant, constants: Sequence[Constant | None
             sizes = iter(first.shape)
             shape = tuple(1 if axis in axes else next(sizes) for axis in range(rank))
     return dataclasses.replace(first, name=name, shape=shape, load=lambda: load().reshape(shape))
-
-
-def reshaped(shape: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:
-    """ONNX's Reshape rule: 0 copies a dimension, -1 takes what is left."""
-    dims = [shape[axis] if size == 0 else size for axis, size in enumerate(wanted)]
-    if -1 in dims:
-        rest = int(np.prod([size for size in dims if size != -1], dtype=np.int64))
-        dims[dims.index(-1)] = int(np.prod(shape, dtype=np.int64)) // max(rest, 1)
-    return tuple(dims)
