@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from genai_cli.claims import Claim
 from genai_cli.testing import InProcess, Program, Ran, environment
 from genai_core.store.directory import DirectoryStore
 
@@ -257,7 +258,8 @@ def test_gc_keeps_what_a_build_needs(call: InProcess, home: Path) -> None:
     """Entries that no build reaches go at once; here those of the changed replays."""
     store = DirectoryStore(home / ".cache" / "genai-operator" / "store")
     assert call("build", "-f", "b.yaml", "--json").json["tasks"]["cached"] == 5
-    (lease,) = (lease for lease in store.list_leases() if lease.holder.endswith("build small"))
+    name = Claim(store, "small", home / "containers" / "small").lease_name
+    (lease,) = (lease for lease in store.list_leases() if lease.name == name)
     assert {ref.operation for ref in lease.records} == set(OPERATIONS)
     assert lease.expires_at - datetime.now(UTC) > timedelta(days=29)
     done = call("cache", "gc", "--keep-days", "0", "--json").json
