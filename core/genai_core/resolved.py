@@ -50,9 +50,9 @@ class ResolveFile(BaseModel):
     kind: Literal["resolve"] = "resolve"
     uri: str
     """`s3://bucket/folder?endpoint=...`"""
-    model: dict[str, Any]
+    model: dict[str, str]
     """The names of files in the spec's `model`."""
-    quantization: dict[str, Any]
+    quantization: dict[str, str]
     """The names of files in the spec's `quantization`."""
 
 

@@ -30,7 +30,7 @@ from genai_operator.errors import Stalled, Waiting, of_error
 from genai_operator.jobs import JobRequest, Owner, StoreAccess, scope_of
 from genai_operator.observed import Observed, lean
 from genai_operator.sources import list_source, source_location
-from genai_operator.status import Outcome, State, build_status, ready_of
+from genai_operator.status import Outcome, State, build_status, ready_of, same_status
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.survey import Question, Survey, survey
 from genai_operator.targets import BuildTarget, build_target, toolchain_digest, toolchains
@@ -370,7 +370,7 @@ class Builds:
         previous = value.get("status") or {}
         generation = meta.get("generation", 0)
         status = build_status(outcome, previous, generation=generation, now=datetime.now(UTC))
-        if status == previous:
+        if same_status(status, previous):
             return
         written = await self._api.apply_status(
             "genaibuilds",

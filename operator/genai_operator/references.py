@@ -15,7 +15,7 @@ from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.observed import Kept, Observed, lean
-from genai_operator.status import condition, conditions, ready_of
+from genai_operator.status import condition, conditions, ready_of, same_status
 from genai_operator.stores import Stores
 from genai_operator.targets import target_problem
 
@@ -97,7 +97,7 @@ class References:
             "conditions": conditions(wanted, previous.get("conditions") or (), datetime.now(UTC)),
             **extra,
         }
-        if status == previous:
+        if same_status(status, previous):
             return
         namespace = meta.get("namespace", "")
         place = {"name": meta["name"]} | ({"namespace": namespace} if namespace else {})

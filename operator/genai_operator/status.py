@@ -18,7 +18,16 @@ from genai_core.record import Record
 from genai_core.store.s3_location import S3Location
 from genai_planner.progress import Progress
 
-__all__ = ["Outcome", "State", "build_status", "condition", "conditions", "ready_of", "rfc3339"]
+__all__ = [
+    "Outcome",
+    "State",
+    "build_status",
+    "condition",
+    "conditions",
+    "ready_of",
+    "rfc3339",
+    "same_status",
+]
 
 _MOST_FAILURES = 5
 _MOST_MESSAGE = 1000
@@ -135,7 +144,17 @@ def build_status(
         found["warnings"] = [text[:4096] for text in outcome.warnings[:_MOST_WARNINGS]]
     if outcome.failed:
         found["failures"] = [_failure(outcome, *entry) for entry in outcome.failed[:_MOST_FAILURES]]
-    return {name: value for name, value in found.items() if value not in ("", [], None)}
+    return _said(found)
+
+
+def _said(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What a status says beyond the defaults that the apiserver fills in."""
+    return {name: value for name, value in status.items() if value not in ("", [], 0, None)}
+
+
+def same_status(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two statuses say the same."""
+    return _said(one) == _said(other)
 
 
 def _conditions(

@@ -57,6 +57,26 @@ class Node:
             capture_output=True,
         )
 
+    def images(self) -> str:
+        """Names of the images that this node has, one a line."""
+        return subprocess.run(
+            ["ctr", "-a", str(self.socket), "-n", "k8s.io", "images", "ls", "-q"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+
+    def pin(self, name: str) -> str:
+        """Name an image by its digest too, as a registry would; returns that name."""
+        ctr = ["ctr", "-a", str(self.socket), "-n", "k8s.io", "images"]
+        listed = subprocess.run(
+            [*ctr, "ls", f"name=={name}"], check=True, capture_output=True, text=True
+        ).stdout.splitlines()
+        digest = next(line.split()[2] for line in listed if line.startswith(name))
+        pinned = f"{name.rpartition(':')[0]}@{digest}"
+        subprocess.run([*ctr, "tag", "--force", name, pinned], check=True, capture_output=True)
+        return pinned
+
     def kill(self) -> None:
         """The node dies: kubelet, containerd and every container, at once and for good."""
         for name in (f"kubelet-{self.name}", f"containerd-{self.name}"):

@@ -1,0 +1,96 @@
+"""The cluster of the tests: one for the whole run, an operator and a namespace for each module.
+
+GENAI_TEST_CLUSTER=1        brings a cluster up and takes it down again
+GENAI_TEST_CLUSTER=FOLDER   uses the one that `python -m harness up --folder FOLDER` left running
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tenant as tenants
+from harness import images, programs
+from harness.cluster import Cluster
+from harness.nodes import Node
+from harness.processes import Processes
+from operator_process import Operator
+from tenant import Tenant
+
+WANTED = os.environ.get("GENAI_TEST_CLUSTER", "")
+IMAGE = "localhost/genai-stages:test"
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """A cluster with CRDs, targets, the model in S3, and the image of the stages on each node."""
+    if not WANTED:
+        pytest.skip("CLUSTER TESTS WERE NOT RUN: make test-cluster runs them (GENAI_TEST_CLUSTER)")
+    lacking = programs.missing()
+    if lacking:
+        text = f"CLUSTER TESTS WERE NOT RUN: this machine lacks {', '.join(lacking)}"
+        if os.environ.get("CI"):
+            pytest.fail(text)
+        pytest.skip(text)
+    if WANTED != "1":
+        found = attached(Path(WANTED))
+        prepare(found)
+        yield found
+        return
+    found = Cluster(Path(tempfile.mkdtemp(prefix="genai-cluster-")) / "run")
+    try:
+        found.up(2, ("stages",))
+        prepare(found)
+        yield found
+    finally:
+        found.down()
+
+
+def attached(folder: Path) -> Cluster:
+    """A cluster that another process brought up."""
+    found = Cluster(folder)
+    found.processes = Processes(folder)
+    count = json.loads((folder / "cluster.json").read_text())["nodes"]
+    found.nodes = [Node(number, folder, found.processes) for number in range(1, count + 1)]
+    if f"{IMAGE}" not in found.nodes[0].images():
+        archive = images.project("stages")
+        for node in found.nodes:
+            node.load(archive)
+    return found
+
+
+def prepare(cluster: Cluster) -> None:
+    """Install what all tests share."""
+    image = [node.pin(IMAGE) for node in cluster.nodes][-1]
+    chain = subprocess.run(
+        [sys.executable, "-m", "genai_stages", "toolchain"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tenants.install(cluster, image, json.loads(chain.stdout))
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The operator as a process of this machine."""
+    found = Operator(cluster, tmp_path_factory.mktemp("operator"))
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture
+def tenant(cluster: Cluster) -> Iterator[Tenant]:
+    """A namespace of its own, removed with what it stored."""
+    found = Tenant(cluster, f"t-{uuid.uuid4().hex[:8]}")
+    found.create()
+    yield found
+    found.delete()

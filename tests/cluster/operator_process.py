@@ -1,0 +1,106 @@
+"""The operator as a process of this machine: started, killed, asked for its metrics."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from harness.cluster import Cluster
+
+
+class Operator:
+    """One replica."""
+
+    def __init__(self, cluster: Cluster, folder: Path, *, identity: str = "one") -> None:
+        self.cluster = cluster
+        self.identity = identity
+        self.log = folder / f"operator-{identity}.log"
+        self.port = _free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, **environment: str) -> None:
+        """Start it and wait until its watches have begun."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "genai_operator"],
+                stdout=log,
+                stderr=log,
+                env=os.environ
+                | {
+                    "KUBECONFIG": str(self.cluster.admin),
+                    "GENAI_HTTP_PORT": str(self.port),
+                    "GENAI_IDENTITY": f"{self.identity}-{time.monotonic_ns()}",
+                    "GENAI_LEASE_SECONDS": "6",
+                }
+                | environment,
+            )
+        deadline = time.monotonic() + 60
+        while self.ask("readyz") != "ok":
+            assert self._process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """SIGTERM; it must end by itself."""
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)
+            self._process.wait(20)
+
+    def pause(self, *, on: bool) -> None:
+        """SIGSTOP or SIGCONT: a replica that hangs."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP if on else signal.SIGCONT)
+
+    def ended(self) -> int | None:
+        """Its exit code, once it has ended."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def ask(self, path: str) -> str:
+        """What it answers on its HTTP port; empty where it does not."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=5) as got:
+                text: str = got.read().decode()
+                return text
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return ""
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's series."""
+        return sum(
+            float(line.rsplit(" ", 1)[1])
+            for line in self.ask("metrics").splitlines()
+            if line.split("{")[0].split(" ")[0] == name
+        )
+
+    def memory_mb(self) -> float:
+        """Resident memory."""
+        assert self._process is not None
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        line = next(row for row in status.splitlines() if row.startswith("VmRSS"))
+        return int(line.split()[1]) / 1024
+
+    def text(self) -> str:
+        """The end of its log."""
+        return self.log.read_text(errors="replace")[-6000:]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -1,0 +1,256 @@
+"""A namespace with everything that a build needs, and what tests do in it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+from botocore.config import Config
+from harness.cluster import Cluster
+from harness.services import S3_HOST_ENDPOINT, S3_ROOT_KEYS
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "examples" / "tiny-llama" / "model"
+BUCKET, MODELS = "genai", "models"
+GROUP = "genai-operator.dev/v1alpha1"
+LIBRARIES = (
+    "ml_dtypes",
+    "numpy",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime",
+    "onnxruntime-qnn",
+    "tokenizers",
+)
+
+
+def s3_client() -> Any:
+    """The S3 server's administrator."""
+    access, secret = S3_ROOT_KEYS
+    return boto3.client(
+        "s3",
+        endpoint_url=S3_HOST_ENDPOINT,
+        region_name="us-east-1",
+        aws_access_key_id=access,
+        aws_secret_access_key=secret,
+        config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 3}),
+    )
+
+
+def install(cluster: Cluster, image: str, toolchain: dict[str, str]) -> None:
+    """CRDs, targets, buckets and the model: what the cluster's tests share."""
+    for path in sorted((ROOT / "crds").glob("*.yaml")):
+        cluster.kubectl("apply", "--server-side", "-f", str(path))
+    for name in ("genaibuilds", "genaitargets", "artifactstores"):
+        cluster.kubectl(
+            "wait", "--for=condition=Established", f"crd/{name}.genai-operator.dev", "--timeout=30s"
+        )
+    target = {"apiVersion": GROUP, "kind": "GenAITarget"}
+    common = {"image": image, "toolchain": toolchain}
+    cluster.apply(
+        target | {"metadata": {"name": "cpu"}, "spec": {"backend": "Cpu", **common}},
+        target
+        | {
+            "metadata": {"name": "sm8750"},
+            "spec": {"backend": "Htp", "chipset": "SM8750", **common},
+        },
+    )
+    client = s3_client()
+    for bucket in (BUCKET, MODELS):
+        if bucket not in {b["Name"] for b in client.list_buckets()["Buckets"]}:
+            client.create_bucket(Bucket=bucket)
+    upload(MODEL, "tiny-llama")
+
+
+def upload(folder: Path, name: str) -> None:
+    """Put a model into the bucket of models."""
+    client = s3_client()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            key = f"{name}/{path.relative_to(folder).as_posix()}"
+            client.put_object(
+                Bucket=MODELS, Key=key, Body=path.read_bytes(), ChecksumAlgorithm="SHA256"
+            )
+
+
+class Tenant:
+    """One namespace."""
+
+    def __init__(self, cluster: Cluster, namespace: str) -> None:
+        self.cluster = cluster
+        self.namespace = namespace
+
+    def create(self, *, secret: str = S3_ROOT_KEYS[1]) -> None:
+        """Namespace (Pod Security restricted), Secret and ArtifactStore `default`."""
+        self.cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Namespace",
+                "metadata": {
+                    "name": self.namespace,
+                    "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
+                },
+            }
+        )
+        self.credentials(secret)
+        self.cluster.apply(
+            {
+                "apiVersion": GROUP,
+                "kind": "ArtifactStore",
+                "metadata": {"name": "default", "namespace": self.namespace},
+                "spec": {
+                    "bucket": BUCKET,
+                    "endpoint": S3_HOST_ENDPOINT,
+                    "secretRef": {"name": "s3"},
+                },
+            }
+        )
+
+    def credentials(self, secret: str) -> None:
+        """Write the Secret."""
+        self.cluster.apply(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": {"name": "s3", "namespace": self.namespace},
+                "stringData": {
+                    "AWS_ACCESS_KEY_ID": S3_ROOT_KEYS[0],
+                    "AWS_SECRET_ACCESS_KEY": secret,
+                },
+            }
+        )
+
+    def delete(self) -> None:
+        """Remove the namespace and what it stored."""
+        self.cluster.kubectl("delete", "namespace", self.namespace, "--wait=false", check=False)
+        self.empty_store()
+
+    def empty_store(self) -> None:
+        """Remove every object of this tenant."""
+        client = s3_client()
+        for key in self.objects():
+            client.delete_object(Bucket=BUCKET, Key=key)
+
+    def objects(self, prefix: str = "") -> list[str]:
+        """Keys in this tenant's store."""
+        pages = s3_client().get_paginator("list_objects_v2")
+        return [
+            item["Key"]
+            for page in pages.paginate(Bucket=BUCKET, Prefix=f"{self.namespace}/{prefix}")
+            for item in page.get("Contents", ())
+        ]
+
+    def build(self, name: str, **spec: Any) -> None:
+        """Apply a GenAIBuild of tiny-llama; `spec` replaces members of the spec."""
+        self.cluster.apply(self.manifest(name, **spec))
+
+    def manifest(self, name: str, **spec: Any) -> dict[str, Any]:
+        """The GenAIBuild of the example, for the cpu unless `targets` says otherwise."""
+        default = {
+            "model": {"source": f"s3://{MODELS}/tiny-llama"},
+            "targets": ["cpu"],
+            "graphs": {"autoRegression": [1, 32], "contextLengths": [256]},
+            "splits": {"count": 3},
+            "golden": {
+                "prompts": ["def __init__(self, ", "import os\nimport sys\n"],
+                "maxTokens": 16,
+            },
+        }
+        return {
+            "apiVersion": GROUP,
+            "kind": "GenAIBuild",
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": default | spec,
+        }
+
+    def get(self, plural: str, name: str = "", *, labels: str = "") -> Any:
+        """An object, or the list of all."""
+        extra = ["-l", labels] if labels else []
+        names = [name] if name else []
+        text = self.cluster.kubectl(
+            "-n", self.namespace, "get", plural, *names, *extra, "-o", "json", check=False
+        )
+        found = json.loads(text) if text else {"items": []}
+        return found if name else found["items"]
+
+    def status(self, name: str) -> dict[str, Any]:
+        """A build's status."""
+        found: dict[str, Any] = self.get("genaibuilds", name).get("status") or {}
+        return found
+
+    def condition(self, name: str, kind: str = "Ready") -> tuple[str, str]:
+        """Status and reason of a condition of a build."""
+        for entry in self.status(name).get("conditions", ()):
+            if entry["type"] == kind:
+                return entry["status"], entry["reason"]
+        return "", ""
+
+    def jobs(self) -> list[dict[str, Any]]:
+        """Our Jobs."""
+        found: list[dict[str, Any]] = self.get(
+            "jobs", labels="app.kubernetes.io/managed-by=genai-operator"
+        )
+        return found
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Our pods."""
+        found: list[dict[str, Any]] = self.get(
+            "pods", labels="app.kubernetes.io/managed-by=genai-operator"
+        )
+        return found
+
+    def wait_ready(self, name: str, seconds: float = 240) -> dict[str, Any]:
+        """Wait until a build is Ready; fails at once where it stalls."""
+
+        def done() -> bool:
+            ready, reason = self.condition(name)
+            assert ready != "False", f"{reason}: {json.dumps(self.status(name), indent=1)}"
+            return ready == "True"
+
+        wait(lambda: done(), seconds, lambda: json.dumps(self.status(name), indent=1))
+        return self.status(name)
+
+    def wait_condition(
+        self, name: str, wanted: tuple[str, str], *, kind: str = "Ready", seconds: float = 60
+    ) -> dict[str, Any]:
+        """Wait until a condition has a status and a reason."""
+        wait(
+            lambda: self.condition(name, kind) == wanted,
+            seconds,
+            lambda: json.dumps(self.status(name), indent=1),
+        )
+        return self.status(name)
+
+
+def wait(probe: Callable[[], bool], seconds: float, say: Callable[[], str] = str) -> float:
+    """Call until true; returns the seconds it took."""
+    began = time.monotonic()
+    while not probe():
+        if time.monotonic() - began > seconds:
+            raise AssertionError(f"not within {seconds:.0f} s: {say()}")
+        time.sleep(0.15)
+    return time.monotonic() - began
+
+
+def revisions(status: dict[str, Any]) -> dict[str, str]:
+    """Target -> revision."""
+    return {entry["target"]: entry["revision"] for entry in status.get("artifacts", ())}
+
+
+def laptop_revisions(folder: Path, *targets: str) -> dict[str, str]:
+    """What `genai build` makes of the same spec on this machine."""
+    ran = subprocess.run(
+        [
+            str(ROOT / ".venv/bin/genai"), "build", "-f", str(folder / "build.yaml"),
+            "--store", str(folder / "store"), "--output", str(folder / "out"), "--json",
+        ],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    containers = json.loads(ran.stdout)["containers"]
+    return {target: containers[target]["revision"] for target in targets or containers}

@@ -1,0 +1,127 @@
+"""What attempts mean: which failures are final, which cost an attempt, which cost nothing."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from genai_core.errors import BadModel, CorruptBlob, NoSpace, StoreUnavailable, ToolFailed
+from genai_core.names import Key
+from genai_operator.decide import Verdict, group, judge
+from genai_operator.views import Ending, JobState, JobView, PodView
+
+NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
+LONG_AGO = NOW - timedelta(hours=1)
+MIB = 1 << 20
+
+
+def job(attempt: int = 1, state: JobState = JobState.FAILED, **more: Any) -> JobView:
+    values: dict[str, Any] = {
+        "namespace": "n", "name": f"j-{attempt}", "uid": f"u{attempt}", "key": Key("k" * 64),
+        "operation": "convert", "task": "convert/1", "scope": "s", "attempt": attempt,
+        "memory_bytes": 512 * MIB, "owners": frozenset({"b"}), "state": state,
+        "created_at": LONG_AGO, "ended_at": None if state is JobState.ACTIVE else LONG_AGO,
+    }  # fmt: skip
+    return JobView(**(values | more))
+
+
+def pod(attempt: int, ending: Ending | None, **more: Any) -> PodView:
+    values: dict[str, Any] = {
+        "namespace": "n", "name": f"p{attempt}", "uid": f"pu{attempt}", "job": f"j-{attempt}",
+        "node": "node1", "phase": "Failed", "created_at": LONG_AGO, "ending": ending,
+    }  # fmt: skip
+    return PodView(**(values | more))
+
+
+def said(error: Exception, code: int = 1) -> Ending:
+    return Ending(code, "Error", {"error": error.as_dict(), "log": "d" * 64})  # type: ignore[attr-defined]
+
+
+OOM = Ending(137, "OOMKilled")
+KILLED = Ending(137, "Error")
+
+
+def judged(endings: list[Ending | None], *, retries: int = 2, **last: Any) -> Verdict:
+    jobs = [job(n) for n in range(1, len(endings))] + [job(len(endings), **last)]
+    pods = {f"j-{n}": [pod(n, ending)] for n, ending in enumerate(endings, 1)}
+    return judge(jobs, pods, retries=retries, now=NOW)
+
+
+def test_a_job_that_runs_is_waited_for() -> None:
+    assert judge([job(state=JobState.ACTIVE)], {}, retries=2, now=NOW).running
+
+
+def test_bad_input_is_final_at_once_in_the_stages_own_words() -> None:
+    verdict = judged([said(BadModel("no such node", where="model.onnx"), 2)])
+    assert isinstance(verdict.error, BadModel)
+    assert str(verdict.error) == "model.onnx: no such node"
+    assert verdict.log == "d" * 64
+
+
+def test_out_of_memory_gets_twice_the_memory_once_and_keeps_it() -> None:
+    first = judged([OOM])
+    assert (first.error, first.running) == (None, False)
+    assert (first.attempt, first.memory_bytes) == (2, 1024 * MIB)
+    second = judged([OOM, OOM], memory_bytes=1024 * MIB)
+    assert second.error is not None
+    assert second.error.code == "OOMKilled"
+    assert "1024 MiB" in second.error.message
+    # A crash after it does not forget what was learnt.
+    third = judged([OOM, KILLED], memory_bytes=1024 * MIB)
+    assert (third.error, third.memory_bytes) == (None, 1024 * MIB)
+
+
+@pytest.mark.parametrize("retries", [0, 1, 3])
+def test_a_crash_is_tried_again_as_often_as_the_build_allows(retries: int) -> None:
+    for failures in range(1, retries + 2):
+        verdict = judged([KILLED] * failures, retries=retries)
+        assert (verdict.error is not None) == (failures > retries)
+        assert verdict.attempt == failures + 1
+    assert isinstance(verdict.error, ToolFailed)
+
+
+def test_a_store_that_is_away_costs_no_attempt() -> None:
+    verdict = judged([said(StoreUnavailable("connection refused"))] * 9, retries=0)
+    assert (verdict.error, verdict.attempt) == (None, 10)
+
+
+def test_a_full_disk_may_be_another_nodes_next_time() -> None:
+    assert judged([said(NoSpace("full"), 2)]).error is None
+    assert judged([said(NoSpace("full"), 2)] * 3).error is not None
+
+
+def test_lost_bytes_are_told_apart() -> None:
+    assert judged([said(CorruptBlob("blob 12 is missing"))]).inputs_lost
+    assert not judged([KILLED]).inputs_lost
+
+
+def test_a_pause_before_the_next_attempt_counts_as_running() -> None:
+    verdict = judged([KILLED, KILLED], ended_at=NOW - timedelta(seconds=4))
+    assert verdict.running
+    assert verdict.pause == pytest.approx(6)
+
+
+def test_a_record_that_vanished_is_no_failure() -> None:
+    verdict = judge([job(state=JobState.SUCCEEDED)], {}, retries=0, now=NOW)
+    assert (verdict.error, verdict.running, verdict.attempt) == (None, False, 2)
+    assert "gone" in verdict.retried
+
+
+def test_a_job_on_its_way_out_still_holds_its_name() -> None:
+    assert judge([job(deleting=True)], {}, retries=2, now=NOW).running
+
+
+def test_without_a_pod_the_job_controllers_words_are_used() -> None:
+    verdict = judge(
+        [job(message="Job was active longer than specified deadline")], {}, retries=0, now=NOW
+    )
+    assert "longer than specified" in str(verdict.error)
+    late = {"j-1": [pod(1, None, reason="DeadlineExceeded")]}
+    verdict = judge([job()], late, retries=0, now=NOW)
+    assert "activeDeadlineSeconds" in str(verdict.error)
+
+
+def test_attempts_are_put_in_order() -> None:
+    assert [j.attempt for j in group([job(3), job(1), job(2)])[Key("k" * 64)]] == [1, 2, 3]
