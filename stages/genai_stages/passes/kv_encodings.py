@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable
 
 import onnx_ir as ir
 
 from genai_stages.aimet.model import Encoding, per_tensor
-from genai_stages.passes.data_movement import moved_from, moved_onward
+from genai_stages.passes.data_movement import moved_from, moved_inputs, moved_onward
 from genai_stages.passes.encoding_lookup import EncodingLookup, MissingEncoding
 
 BITS = 8
@@ -55,11 +54,13 @@ def _cache(ends: list[ir.Value], lookup: EncodingLookup) -> KvEncoding:
     """One cache; a graph without a past has its new slice alone."""
     carried = [ends[0], *moved_onward(ends[0])]
     # What is concatenated to the past arrives from elsewhere: it must carry the same encoding.
+    inside = set(carried)
     joined = [
         other
         for value in carried[1:]
-        for other in moved_from(value)
-        if other not in carried and any(reader in carried for reader in _next(other))
+        if (producer := value.producer()) is not None
+        for other in moved_inputs(producer)
+        if other not in inside
     ]
     values = list(dict.fromkeys([*carried, *joined, *ends]))
     # Ranges further back, up to where keys and values are computed, say what must fit as well.
@@ -75,10 +76,6 @@ def _cache(ends: list[ir.Value], lookup: EncodingLookup) -> KvEncoding:
         )
     encoding, derived = _choose(ends[0].name or "", entries)
     return KvEncoding(encoding, tuple(values), derived)
-
-
-def _next(value: ir.Value) -> Iterable[ir.Value]:
-    return (output for node in value.consumers() for output in node.outputs)
 
 
 def _choose(name: str, entries: list[Encoding]) -> tuple[Encoding, str]:
