@@ -16,26 +16,13 @@ from typing import Any
 import numpy as np
 
 from genai_core.errors import BadEncodings, BadInput, BadModel
+from genai_core.source import ASSETS as OTHER_ASSETS
+from genai_core.source import CONFIG_ROLE
 from genai_stages.aimet.checks import refuse_foreign, refuse_infinite_masks
 from genai_stages.aimet.read import read_encodings
 from genai_stages.source_model import SourceModel
 
-ASSETS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "spiece.model",
-    "tekken.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
+ASSETS = (CONFIG_ROLE, *OTHER_ASSETS)
 """What goes along to the container, where it is there."""
 ENCODINGS_FILE = "encodings/model.encodings"
 

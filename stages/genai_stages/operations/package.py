@@ -52,24 +52,10 @@ from genai_stages.input_folders import (
     folders_with,
     read_json,
 )
+from genai_stages.model_files import ASSETS
 from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.twin_folder import gather_twin, place
-
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-"""Taken along from the source, as they are."""
 
 _OUTSIDE = {MANIFEST_FILE, REPORT_FILE, golden.GOLDEN_FILE}
 
@@ -99,10 +85,12 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     core = core_folder(inputs)
     facts = read_facts(core)
     draft = _Draft()
-    for name in MODEL_FILES:
+    for name in ASSETS:
         source = find_file(inputs, name)
         if source is not None:
             place(source, out / name)
+    if not (out / "tokenizer.json").is_file():
+        draft.warnings.append("the model has no tokenizer.json: its container takes token ids only")
     if config.backend is Backend.CPU:
         _cpu(inputs, out, draft)
     else:
