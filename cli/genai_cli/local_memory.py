@@ -54,7 +54,6 @@ def cpu_count(proc: Path = Path("/proc"), cgroups: Path = _CGROUPS) -> int:
 
 def usage(pids: Iterable[int], proc: Path = Path("/proc")) -> Usage:
     """Memory of some processes and all their descendants."""
-    children = _children(proc)
     waiting, seen = list(pids), set()
     resident = private = 0
     while waiting:
@@ -62,7 +61,7 @@ def usage(pids: Iterable[int], proc: Path = Path("/proc")) -> Usage:
         if pid in seen:
             continue
         seen.add(pid)
-        waiting += children.get(pid, ())
+        waiting += _children(proc / str(pid))
         one = _usage_of(proc / str(pid))
         resident += one.resident
         private += one.private
@@ -111,16 +110,12 @@ def _statistic(path: Path, name: str) -> int:
     return 0
 
 
-def _children(proc: Path) -> dict[int, list[int]]:
-    found: dict[int, list[int]] = {}
-    with suppress(OSError):
-        for entry in os.scandir(proc):
-            if not entry.name.isdigit():
-                continue
-            with suppress(OSError, IndexError, ValueError):
-                stat = Path(entry.path, "stat").read_text(encoding="ascii", errors="replace")
-                parent = int(stat.rpartition(")")[2].split()[1])
-                found.setdefault(parent, []).append(int(entry.name))
+def _children(process: Path) -> list[int]:
+    """Children, where the kernel lists them; looking through all processes would cost too much."""
+    found: list[int] = []
+    with suppress(OSError, ValueError):
+        for thread in (process / "task").iterdir():
+            found += map(int, (thread / "children").read_text(encoding="ascii").split())
     return found
 
 

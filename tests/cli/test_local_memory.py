@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import mmap
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,3 +92,16 @@ def test_pages_of_mapped_files_are_resident_but_not_private(tmp_path: Path) -> N
 
 def test_processes_that_are_gone_use_nothing() -> None:
     assert usage([]) == usage([1 << 30]) == (0, 0)
+
+
+def test_children_count_with_their_parent() -> None:
+    program = "x = bytearray(150_000_000); x[::4096] = b'1' * len(x[::4096]); input()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as child:
+        deadline = time.monotonic() + 30
+        while usage([child.pid]).resident < 150_000_000 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        alone = usage([os.getpid()]).resident - usage([child.pid]).resident
+        assert usage([child.pid]).resident >= 150_000_000
+        assert alone > 0, "the parent's own memory counts as well"
+        assert usage([os.getpid()]).resident > usage([child.pid]).resident
+        child.communicate()
