@@ -189,7 +189,7 @@ def _drive(local: LocalPlan, run: LocalRun, on_event: OnEvent) -> None:
 
 def _result(local: LocalPlan, run: LocalRun | None, began: float) -> BuildResult:
     machine = local.machine
-    warnings = dict.fromkeys(local.plan.warnings)
+    warnings = dict.fromkeys(local.plan.warnings) | local.said
     return BuildResult(
         containers=_containers(local, machine),
         total=len(machine.needed()),

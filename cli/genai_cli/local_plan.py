@@ -59,6 +59,7 @@ class LocalPlan:
         forecast: The plan that config.json leads to.
         machine: Has looked up what can be looked up.
         origins: Task -> location of the store that had it.
+        said: What the tasks warned of that were found.
         used: A run has begun on it: the next one looks everything up anew.
     """
 
@@ -71,6 +72,7 @@ class LocalPlan:
     forecast: Plan
     machine: Machine
     origins: dict[TaskId, str] = field(default_factory=dict)
+    said: dict[str, None] = field(default_factory=dict)
     used: bool = False
 
     @property
@@ -91,6 +93,7 @@ class LocalPlan:
     def look_up(self) -> None:
         """Look everything up anew; nothing of an earlier look is kept."""
         self.origins.clear()
+        self.said.clear()
         for _ in range(_MOST_LOOKS):
             self._begin(self.ingest_alone())
             ingested = self.machine.results.get(INGEST)
@@ -123,6 +126,7 @@ class LocalPlan:
     def _begin(self, machine: Machine) -> None:
         def note(task: TaskId, hit: Hit) -> None:
             self.origins[task] = hit.origin
+            self.said |= dict.fromkeys(hit.record.measurements.warnings)
 
         self.machine = machine
         look_all(machine, self.store, machine.begin(), on_hit=note)

@@ -80,6 +80,8 @@ def test_a_build_ends_with_its_containers(first: Ran, home: Path) -> None:
     assert container["revision"].startswith("sha256:")
     sizes = [file.stat().st_size for file in path.rglob("*") if file.is_file()]
     assert container["sizeBytes"] == sum(sizes)
+    (warning,) = value["warnings"]
+    assert warning.startswith("the model has no tokenizer.json")
     assert first.errors == []
     assert "done     package/cpu/float" in first.err
 
@@ -94,6 +96,7 @@ def test_again_nothing_runs_and_the_container_stays(first: Ran, home: Path) -> N
     before = container.stat()
     ran = Program(home).ok("build", "-f", "b.yaml", "--json")
     assert ran.json["tasks"] == {"total": 5, "run": 0, "cached": 5, "failed": 0}
+    assert ran.json["warnings"] == first.json["warnings"]
     (again,) = ran.json["containers"].values()
     assert again["revision"] == first.json["containers"]["cpu"]["revision"]
     assert not again["changed"]
@@ -130,7 +133,8 @@ def test_people_read_paths_revisions_and_costs(call: InProcess, first: Ran) -> N
     assert lines[1].split() == ["cpu", "containers/small/cpu"]
     assert lines[2].split()[0] == first.json["containers"]["cpu"]["revision"]
     assert lines[2].split()[-1] == "unchanged"
-    assert lines[3].split(maxsplit=1)[1] == ("genai run containers/small/cpu --prompt-tokens 1,2,3")
+    assert lines[3].split()[0] == "warning"
+    assert lines[4].split(maxsplit=1)[1] == ("genai run containers/small/cpu --prompt-tokens 1,2,3")
 
 
 def test_another_name_place_and_order_is_the_same_build(
