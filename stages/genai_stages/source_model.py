@@ -48,7 +48,6 @@ class Constant:
         dtype: Floating types count as float32, in which everything is computed.
         load: Yields the array; called at each use.
         origin: The initializer of which this is a transposed, reshaped or widened view.
-        order: Dimensions of the origin in the order of this tensor's, while it is a mere transpose.
     """
 
     name: str
@@ -56,7 +55,6 @@ class Constant:
     dtype: np.dtype[Any]
     load: Callable[[], Array]
     origin: str | None = None
-    file: str = ""
 
     @property
     def size(self) -> int:

@@ -27,12 +27,14 @@ class Weight:
         turned: Whether the first of two axes is the input's: it is transposed when used.
         rows: Output channels that are kept, None = all.
         vector: Values computed here, which take the place of the constant's.
+        pair: The two axes of a matrix, where the constant has further ones behind them.
     """
 
     constant: Constant
     turned: bool = False
     rows: tuple[int, int] | IndexArray | None = None
     vector: Array | None = None
+    pair: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
@@ -51,11 +53,7 @@ class Weight:
     def matrix(self) -> Array:
         """[out, in], a view where possible."""
         array = self.constant.array()
-        sizes = [size for size in array.shape if size != 1]
-        wanted = array.shape[:2] if array.ndim == 4 else array.shape[-2:]
-        if len(sizes) != 2:
-            array = array.reshape(wanted)
-        array = array.reshape(wanted)
+        array = array.reshape(self.pair or array.shape[-2:])
         return self._kept(array.T if self.turned else array)
 
     def values(self) -> Array:

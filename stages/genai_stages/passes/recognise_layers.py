@@ -320,7 +320,7 @@ class Walk:
         if len(sizes) > 2 or int(np.prod(pair)) != matrix.size:
             raise _Unknown(f"a weight of shape {list(matrix.shape)}")
         width = pair[1] if turned else pair[0]
-        weights: list[Weight | None] = [Weight(matrix, turned=turned)]
+        weights: list[Weight | None] = [Weight(matrix, turned=turned, pair=(pair[0], pair[1]))]
         if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2]:
             bias = known.get(node.inputs[2])
             if bias is None or bias.size not in (1, width):

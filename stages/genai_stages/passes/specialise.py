@@ -71,7 +71,6 @@ class _Folding:
         self.source = source
         self.graph = StaticGraph(source.opset)
         self.alias: dict[str, str] = {}
-        self.prefix = 0
         for name, array in known.items():
             self.graph.constants[name] = Constant.of(name, array)
         for value in source.model.graph.inputs:
