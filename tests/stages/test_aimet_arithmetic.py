@@ -76,7 +76,9 @@ def test_encodings_ruined_by_an_infinite_mask_are_refused() -> None:
     refuse_infinite_masks(read_encodings(FIXTURES / "w4a16.encodings"))
 
 
-@pytest.mark.parametrize(("mask", "refused"), [(-100.0, False), (-10000.0, True), (-65504.0, True)])
+@pytest.mark.parametrize(
+    ("mask", "refused"), [(-100.0, False), (-4000.0, False), (-10000.0, True), (-65504.0, True)]
+)
 def test_masks_that_leave_no_useful_step_are_refused(mask: float, refused: bool) -> None:
     masked = per_tensor("masked", mask - 20, 30, bits=16, symmetric=False)
     encodings = EncodingSet("1.0.0", "f", {"masked": masked})

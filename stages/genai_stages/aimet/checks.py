@@ -16,6 +16,8 @@ MASK_HIDDEN = -100.0
 
 _INFINITE = 1e30
 _COARSEST_SCORE_STEP = 0.05
+_LOWEST_SCORE = -5000.0
+"""No score of a real model lies there: masks of -10000 and -65504 do."""
 
 
 def refuse_infinite_masks(encodings: EncodingSet, masked: Collection[str] = ()) -> None:
@@ -23,9 +25,9 @@ def refuse_infinite_masks(encodings: EncodingSet, masked: Collection[str] = ()) 
 
     Args:
         encodings: The file.
-        masked: Names of tensors known to be masks or masked scores. A step of theirs above 0.05
-            already blurs neighbouring scores (a factor exp(0.05) in the probabilities), as a mask
-            of -10000 or -65504 does it at 16 bits.
+        masked: Names of tensors known to be masks or masked scores. One that reaches below -5000
+            at a step above 0.05 blurs neighbouring scores (a factor exp(0.05) in the
+            probabilities), as a mask of -10000 or -65504 does it at 16 bits.
 
     Raises:
         BadEncodings: Naming the first such entry and how many there are.
@@ -48,7 +50,9 @@ def refuse_infinite_masks(encodings: EncodingSet, masked: Collection[str] = ()) 
         )
     for name in masked:
         found = encodings.get(name)
-        if found is None or not found.per_tensor or float(found.scale) <= _COARSEST_SCORE_STEP:
+        if found is None or not found.per_tensor or float(found.low) > _LOWEST_SCORE:
+            continue
+        if float(found.scale) <= _COARSEST_SCORE_STEP:
             continue
         raise BadEncodings(
             f"a step of {float(found.scale):.3g} for attention scores, from a mask value near "
