@@ -6,6 +6,7 @@ error, `error: where: message; remedy`; with --json it is also the one object on
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -24,6 +25,9 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     settings = read_settings(os.environ)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # no arrow is worth a failed build
     signal.signal(signal.SIGTERM, _interrupt)
     from genai_cli.app import app
 

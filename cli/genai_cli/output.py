@@ -16,8 +16,9 @@ _PLAIN, _DIM = "\x1b[0m", "\x1b[2m"
 
 
 def emit(value: Mapping[str, Any]) -> None:
-    """Print the one JSON object of a command."""
-    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Print the one JSON object of a command; escaped where the encoding cannot hold it."""
+    plain = (sys.stdout.encoding or "utf-8").lower().replace("-", "") == "utf8"
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=not plain) + "\n")
 
 
 def say(text: str = "") -> None:

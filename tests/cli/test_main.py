@@ -190,6 +190,19 @@ def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     assert ran.returncode == 0
 
 
+def test_a_terminal_that_knows_ascii_only_is_no_error(genai: Program) -> None:
+    ran = genai("inspect", "é", env={"PYTHONIOENCODING": "ascii"})
+    assert ran.code == 2
+    assert ran.err.startswith("error: ?: neither a container nor an artifact")
+
+
+def test_json_is_whole_in_any_encoding(genai: Program, tmp_path: Path) -> None:
+    (tmp_path / "é").mkdir()
+    for encoding in ("ascii", "utf-8"):
+        ran = genai("cache", "ls", "--store", "é", "--json", env={"PYTHONIOENCODING": encoding})
+        assert ran.json["store"].endswith("é")
+
+
 def test_completion_is_offered(genai: Program) -> None:
     ran = genai(
         env={"_GENAI_COMPLETE": "complete_bash", "COMP_WORDS": "genai ev", "COMP_CWORD": "1"}
