@@ -13,8 +13,8 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATH=/opt/genai/bin:/usr/local/
 
 # Dependencies apart from the code, so that a change of the code sends one small layer.
 FROM base AS dependencies
-COPY pyproject.toml constraints.txt README.md LICENSE /source/
-RUN cd /source \
+COPY pyproject.toml constraints.txt LICENSE /source/
+RUN cd /source && touch README.md \
  && for room in core planner runtime stages cli operator; do \
       mkdir -p $room/genai_$room && touch $room/genai_$room/__init__.py; done \
  && python3 -m venv /opt/genai \
@@ -50,6 +50,11 @@ EXPOSE 8080
 ENTRYPOINT ["python3", "-m", "genai_operator"]
 
 FROM base AS stages
+ARG HTP=0
+# The vendor's libraries want it.
+RUN if [ "$HTP" = 1 ]; then apt-get update -qq \
+ && apt-get install -qq --yes --no-install-recommends libatomic1 \
+ && rm -rf /var/lib/apt/lists/*; fi
 COPY --from=stages-dependencies /opt/genai /opt/genai
 COPY --from=code /code /code
 ENV PYTHONPATH=/code HOME=/tmp

@@ -212,7 +212,7 @@ class Tenant:
             assert ready != "False", f"{reason}: {json.dumps(self.status(name), indent=1)}"
             return ready == "True"
 
-        wait(lambda: done(), seconds, lambda: json.dumps(self.status(name), indent=1))
+        wait(done, seconds, lambda: json.dumps(self.status(name), indent=1))
         return self.status(name)
 
     def wait_condition(

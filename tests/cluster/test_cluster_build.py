@@ -1,0 +1,185 @@
+"""Builds on a real cluster: the laptop's revisions, shared tasks, edits, suspension, deletion."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from operator_process import Operator
+from tenant import MODEL, Tenant, laptop_revisions, revisions, s3_client, upload, wait
+
+from genai_core.kinds.base import REQUESTED_AT
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+
+def active(tenant: Tenant) -> list[str]:
+    return [job["metadata"]["name"] for job in tenant.jobs() if not job["status"].get("conditions")]
+
+
+def ended(job: dict) -> bool:  # type: ignore[type-arg]
+    return any(c["type"] in {"Complete", "Failed"} for c in job["status"].get("conditions", ()))
+
+
+def test_a_build_gives_the_laptops_revision_and_a_second_one_needs_no_job(
+    tenant: Tenant, tmp_path: Path
+) -> None:
+    tenant.build("first")
+    status = tenant.wait_ready("first")
+
+    spec = tenant.manifest("first")["spec"] | {"model": {"source": str(MODEL)}}
+    document = {"apiVersion": "genai-operator.dev/v1alpha1", "kind": "GenAIBuild"}
+    (tmp_path / "build.yaml").write_text(
+        yaml.safe_dump(document | {"metadata": {"name": "first"}, "spec": spec})
+    )
+    assert revisions(status) == laptop_revisions(tmp_path)
+
+    assert status["phase"] == "Ready"
+    total = int(status["progress"].split("/")[1])
+    assert status["progress"] == f"{total}/{total}"
+    assert sum(stage.get("done", 0) for stage in status["stages"]) == total
+    assert [c["type"] for c in status["conditions"]] == ["Ready", "ArtifactAvailable"]
+    assert status["sources"][0]["digest"].startswith("sha256:")
+
+    # Nothing of the user's object is touched but its status.
+    meta = tenant.get("genaibuilds", "first")["metadata"]
+    assert not meta.get("annotations")
+    assert "finalizers" not in meta
+    assert {m["subresource"] for m in _managed(tenant, "first", "genai-operator")} == {"status"}
+
+    before = len(tenant.jobs())
+    began = time.monotonic()
+    tenant.build("second")
+    second = tenant.wait_ready("second", 20)
+    seconds = time.monotonic() - began
+    assert revisions(second) == revisions(status)
+    assert second["cached"] == total
+    assert len(tenant.jobs()) == before
+    assert seconds < 4, f"apply to Ready took {seconds:.1f} s"
+
+
+def _managed(tenant: Tenant, name: str, manager: str) -> list[dict[str, str]]:
+    text = tenant.cluster.kubectl(
+        "-n", tenant.namespace, "get", "genaibuild", name, "--show-managed-fields", "-o", "yaml"
+    )
+    return [m for m in yaml.safe_load(text)["metadata"]["managedFields"] if m["manager"] == manager]
+
+
+def test_two_builds_share_their_tasks_and_the_last_claim_ends_them(tenant: Tenant) -> None:
+    tenant.build("one")
+    wait(lambda: bool(active(tenant)), 30)
+    tenant.build("two")
+
+    def shared() -> bool:
+        return any(
+            {o["name"] for o in job["metadata"]["ownerReferences"]} == {"one", "two"}
+            for job in tenant.jobs()
+            if not ended(job)
+        )
+
+    wait(shared, 60)
+    assert not any(
+        owner.get("controller")
+        for job in tenant.jobs()
+        for owner in job["metadata"]["ownerReferences"]
+    )
+    tenant.cluster.kubectl("-n", tenant.namespace, "delete", "genaibuild", "one", "--wait=true")
+    status = tenant.wait_ready("two")
+    tasks = [job["metadata"]["annotations"]["genai-operator.dev/key"] for job in tenant.jobs()]
+    assert len(tasks) == len(set(tasks)), "a task ran twice"
+    assert revisions(status)
+
+
+def test_deleting_a_build_ends_its_jobs(tenant: Tenant) -> None:
+    tenant.build("gone")
+    wait(lambda: bool(active(tenant)), 30)
+    tenant.cluster.kubectl("-n", tenant.namespace, "delete", "genaibuild", "gone", "--wait=true")
+    wait(lambda: not tenant.jobs(), 30, lambda: str(active(tenant)))
+    wait(lambda: not tenant.pods(), 40)
+
+
+def test_a_suspended_build_ends_what_runs_and_goes_on_later(tenant: Tenant) -> None:
+    tenant.build("held")
+    wait(lambda: bool(active(tenant)), 30)
+    tenant.build("held", run={"suspend": True})
+    status = tenant.wait_condition("held", ("Unknown", "Suspended"))
+    assert [c["type"] for c in status["conditions"]] == ["Ready"]
+    wait(lambda: not active(tenant), 20)
+    tenant.build("held")
+    tenant.wait_ready("held")
+
+
+def test_bad_input_fails_at_once_in_the_stages_words_and_mending_it_is_enough(
+    tenant: Tenant, tmp_path: Path
+) -> None:
+    name = f"broken-{tenant.namespace}"
+    for path in MODEL.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    data = (tmp_path / "model.encodings").read_bytes()
+    (tmp_path / "model.encodings").write_bytes(data[: len(data) // 2])
+    upload(tmp_path, name)
+    tenant.build("bad", model={"source": f"s3://models/{name}"})
+    status = tenant.wait_condition("bad", ("False", "BadEncodings"), seconds=90)
+    by_type = {c["type"]: c for c in status["conditions"]}
+    assert by_type["Stalled"]["status"] == "True"
+    assert "Reconciling" not in by_type
+    assert "encodings" in by_type["Ready"]["message"]
+    failed = [job for job in tenant.jobs() if job["status"].get("failed")]
+    assert len(failed) == 1, "bad input was tried again"
+
+    s3_client().put_object(Bucket="models", Key=f"{name}/model.encodings", Body=data)
+    tenant.cluster.kubectl(
+        "-n", tenant.namespace, "annotate", "genaibuild", "bad", f"{REQUESTED_AT}=now"
+    )
+    assert tenant.wait_ready("bad")["requestedAt"] == "now"
+
+
+def test_an_edit_keeps_what_fits_and_the_last_good_artifact_stays(tenant: Tenant) -> None:
+    tenant.build("edited")
+    first = tenant.wait_ready("edited")
+    before = {job["metadata"]["name"] for job in tenant.jobs()}
+    tenant.build("edited", golden={"prompts": ["import re\n"], "maxTokens": 4})
+
+    def building() -> bool:
+        status = tenant.status("edited")
+        return status["observedGeneration"] == 2
+
+    wait(building, 20)
+    during = tenant.status("edited")
+    assert revisions(during) == revisions(first) or during["phase"] == "Ready"
+    assert tenant.condition("edited", "ArtifactAvailable") == ("True", "Built")
+    second = tenant.wait_ready("edited")
+    assert revisions(second) != revisions(first)
+    new = {job["metadata"]["name"].split("-")[1] for job in tenant.jobs()} - {""}
+    added = {job["metadata"]["name"] for job in tenant.jobs()} - before
+    assert {name.split("-")[1] for name in added} == {"package"}, new
+
+
+def test_a_wrong_spec_is_refused_by_the_apiserver_or_named_in_the_status(tenant: Tenant) -> None:
+    with pytest.raises(Exception, match="returned non-zero"):
+        tenant.build("none", targets=[])
+    tenant.build("pvc", model={"source": "pvc://claim/model"})
+    status = tenant.wait_condition("pvc", ("False", "UnsupportedSource"), seconds=20)
+    assert "s3://" in status["conditions"][0]["message"]
+    tenant.build("unknown", targets=["sm0000"])
+    tenant.wait_condition("unknown", ("Unknown", "TargetNotFound"), seconds=20)
+
+
+def test_many_builds_at_once(tenant: Tenant, operator: Operator) -> None:
+    tenant.build("seed")
+    tenant.wait_ready("seed")
+    began = time.monotonic()
+    tenant.cluster.apply(*(tenant.manifest(f"many-{n}") for n in range(50)))
+
+    def ready() -> int:
+        return sum(
+            any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+            for b in tenant.get("genaibuilds")
+            if (conditions := b.get("status", {}).get("conditions", ()))
+        )
+
+    wait(lambda: ready() == 51, 120, lambda: str(ready()))
+    print(f"50 builds Ready after {time.monotonic() - began:.1f} s, {operator.memory_mb():.0f} MB")
+    assert operator.memory_mb() < 300
