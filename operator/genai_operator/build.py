@@ -27,7 +27,7 @@ from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
 from genai_operator.decide import Verdict, group, judge
 from genai_operator.errors import Stalled, Waiting, of_error
-from genai_operator.jobs import JobRequest, Owner, StoreAccess, scope_of
+from genai_operator.jobs import JobRequest, Owner, StoreAccess, given_memory, scope_of
 from genai_operator.observed import Observed, lean
 from genai_operator.sources import list_source, source_location
 from genai_operator.status import Outcome, State, build_status, ready_of, same_status
@@ -235,7 +235,7 @@ class Builds:
                     task=RESOLVE,
                     document=asked,
                     image=targets[0].image,
-                    memory_bytes=_RESOLVE_BYTES,
+                    memory_bytes=given_memory(one.spec.run) or _RESOLVE_BYTES,
                     node_selector=targets[0].node_selector,
                     reads_source=True,
                 )

@@ -34,6 +34,7 @@ __all__ = [
     "JobRequest",
     "Owner",
     "StoreAccess",
+    "given_memory",
     "job_name",
     "owner_reference",
     "render",
@@ -43,6 +44,10 @@ __all__ = [
 MANAGER = "genai-operator"
 _USER = 65532
 _MIB = 1 << 20
+_UNITS = {
+    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
+    "Ki": 2.0**10, "ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
+}  # fmt: skip
 _MOST_TASK_BYTES = 120_000
 """Linux takes no environment variable over 128 KiB."""
 _UNREACHABLE_SECONDS = 30
@@ -95,6 +100,15 @@ class JobRequest:
     attempt: int = 1
     node_selector: Mapping[str, str] = field(default_factory=dict)
     reads_source: bool = False
+
+
+def given_memory(run: Run) -> int | None:
+    """Bytes that the user gives every task; None: sized from the model."""
+    text = run.resources.limits.get("memory") or run.resources.requests.get("memory")
+    if text is None:
+        return None
+    number = text.rstrip("EPTGMKkim")
+    return int(float(number) * _UNITS[text[len(number) :]])
 
 
 def scope_of(store: str, run: Run) -> str:
@@ -245,18 +259,17 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         environment += _from_secret(access.source_secret, "GENAI_SOURCE_")
     requests = {"cpu": "1" if request.seconds > 60 else "250m"}
     memory = f"{-(-request.memory_bytes // _MIB)}Mi"
+    requests |= run.resources.requests
+    # What a user gives is where it begins; out of memory, the next attempt gets twice as much.
     requests["memory"] = memory
-    limits = {"memory": memory}
+    limits = dict(run.resources.limits) | {"memory": memory}
     return {
         "name": "stage",
         "image": request.image,
         "imagePullPolicy": "IfNotPresent",
         "args": ["job"],
         "env": environment,
-        "resources": {
-            "requests": requests | dict(run.resources.requests),
-            "limits": limits | dict(run.resources.limits),
-        },
+        "resources": {"requests": requests, "limits": limits},
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

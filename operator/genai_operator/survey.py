@@ -23,7 +23,7 @@ from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile, TaskFileInput, Toolchain
 from genai_operator import targets as target_rules
 from genai_operator.decide import Verdict, group, judge
-from genai_operator.jobs import JobRequest
+from genai_operator.jobs import JobRequest, given_memory
 from genai_operator.sources import file_address
 from genai_operator.stores import Lookups
 from genai_operator.targets import BuildTarget
@@ -253,7 +253,7 @@ def _request(
         slug=_slug(question),
         source=question.spec.model.source,
     )
-    planned = int(task.demand.memory_bytes * _HEADROOM)
+    planned = max(int(task.demand.memory_bytes * _HEADROOM), _LEAST_BYTES)
     return JobRequest(
         namespace=question.namespace,
         key=start.key,
@@ -261,7 +261,7 @@ def _request(
         task=task.id,
         document=document,
         image=target.image,
-        memory_bytes=max(planned, verdict.memory_bytes, _LEAST_BYTES),
+        memory_bytes=max(given_memory(question.spec.run) or planned, verdict.memory_bytes),
         seconds=task.demand.seconds,
         attempt=verdict.attempt,
         node_selector=target.node_selector,

@@ -95,7 +95,7 @@ def test_s3_is_stopped_and_started(
 def restart_s3(cluster: Cluster) -> None:
     """Start the S3 server again as it was started."""
     cluster.processes.restart("s3")
-    wait_until("S3", lambda: _answers(), 30)
+    wait_until("S3", _answers, 30)
 
 
 def _answers() -> bool:
@@ -171,7 +171,11 @@ def test_out_of_memory_is_tried_once_more_with_more(tenant: Tenant, operator: Op
     )
     status = tenant.wait_condition("large", ("False", "OOMKilled"), seconds=120)
     assert "memory" in status["conditions"][0]["message"]
-    assert len(tenant.jobs()) == 2
+    limits = [
+        job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+        for job in tenant.jobs()
+    ]
+    assert sorted(limits) == ["120Mi", "60Mi"]
 
 
 def test_apiserver_and_etcd_restart(

@@ -17,7 +17,10 @@ class Processes:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._file = folder / "processes.json"
-        self._commands: dict[str, tuple[list[str], dict[str, str]]] = {}
+        self._commands_file = folder / "commands.json"
+        self._commands: dict[str, tuple[list[str], dict[str, str]]] = (
+            json.loads(self._commands_file.read_text()) if self._commands_file.exists() else {}
+        )
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._ids: dict[str, int] = (
             json.loads(self._file.read_text()) if self._file.exists() else {}
@@ -94,6 +97,7 @@ class Processes:
 
     def _save(self) -> None:
         self._file.write_text(json.dumps(self._ids))
+        self._commands_file.write_text(json.dumps(self._commands))
 
 
 def wait_until(what: str, probe: object, seconds: float = 60) -> None:
