@@ -371,7 +371,7 @@ def plans(draw: st.DrawFn) -> tuple[list[Task], dict[str, bool], set[str]]:
     return tasks, within, fails
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(plans(), st.integers(1, 4), st.integers(4, 16), st.integers(0, 1 << 30))
 def test_any_plan_in_any_order_ends_right(
     drawn: tuple[list[Task], dict[str, bool], set[str]],
@@ -435,7 +435,7 @@ def test_any_plan_in_any_order_ends_right(
             assert state in {State.STOPPED, State.SKIPPED} | (good if excused else set())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(plans(), st.integers(0, 1 << 30))
 def test_keys_do_not_depend_on_the_order_of_events(
     drawn: tuple[list[Task], dict[str, bool], set[str]], seed: int
