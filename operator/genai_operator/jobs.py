@@ -44,10 +44,12 @@ __all__ = [
 MANAGER = "genai-operator"
 _USER = 65532
 _MIB = 1 << 20
-_UNITS = {
-    "": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18,
-    "Ki": 2.0**10, "ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50, "Ei": 2.0**60,
-}  # fmt: skip
+_DECIMAL, _BINARY = "kMGTPE", "KMGTPE"
+_UNITS = (
+    {"": 1.0, "m": 1e-3, "ki": 1024.0}
+    | {unit: 1000.0 ** (n + 1) for n, unit in enumerate(_DECIMAL)}
+    | {f"{unit}i": 1024.0 ** (n + 1) for n, unit in enumerate(_BINARY)}
+)
 _MOST_TASK_BYTES = 120_000
 """Linux takes no environment variable over 128 KiB."""
 _UNREACHABLE_SECONDS = 30

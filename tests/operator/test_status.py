@@ -1,0 +1,112 @@
+"""The state table of the contract, row by row, and what stays from one pass to the next."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from genai_core.errors import BadModel
+from genai_core.kinds.build import BuildStatus
+from genai_core.names import Digest, Key, TaskId
+from genai_core.record import Record, ToolchainUsed
+from genai_core.store.s3_location import S3Location
+from genai_operator.status import Outcome, State, build_status, same_status
+from genai_planner.progress import Progress, StageProgress
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+STORE = S3Location("bucket", "ns", "http://s3:7070")
+REVISION = "sha256:" + "a" * 64
+RECORD = Record(
+    operation="package", key=Key("b" * 64), toolchain=ToolchainUsed(id=Digest("c" * 64)),
+    created_at=NOW, facts={"revision": REVISION, "sizeBytes": 12, "verified": "Cpu"},
+)  # fmt: skip
+
+
+def status(
+    state: str, reason: str = "R", previous: Any = None, generation: int = 1, **more: Any
+) -> dict[str, Any]:
+    outcome = Outcome(state, reason, **({"store": STORE} | more))
+    return build_status(outcome, previous or {}, generation=generation, now=NOW)
+
+
+def shown(found: dict[str, Any]) -> dict[str, str]:
+    return {c["type"]: c["status"] for c in found["conditions"]}
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"),
+    [
+        (State.BUILDING, {"Ready": "Unknown", "Reconciling": "True"}),
+        (State.WAITING, {"Ready": "Unknown", "Reconciling": "True"}),
+        (State.STALLED, {"Ready": "False", "Stalled": "True"}),
+        (State.SUSPENDED, {"Ready": "Unknown"}),
+        (State.READY, {"Ready": "True"}),
+    ],
+)
+def test_the_state_table(state: str, wanted: dict[str, str]) -> None:
+    assert shown(status(state)) == wanted
+    built = status(State.READY, containers={"cpu": RECORD}, targets=["cpu"])
+    later = status(state, previous=built, generation=2, targets=["cpu"])
+    assert shown(later) == wanted | {"ArtifactAvailable": "True"}
+    assert later["artifacts"][0]["revision"] == REVISION
+    BuildStatus.model_validate(later)
+
+
+def test_an_artifact_goes_with_its_target() -> None:
+    built = status(State.READY, containers={"cpu": RECORD}, targets=["cpu"])
+    assert "artifacts" not in status(State.BUILDING, previous=built, targets=["sm8750"])
+
+
+def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
+    first = status(State.BUILDING)
+    later = build_status(
+        Outcome(State.WAITING, "StoreNotReady"), first, generation=1, now=NOW + timedelta(hours=1)
+    )
+    assert {c["lastTransitionTime"] for c in later["conditions"]} == {"2026-01-01T00:00:00Z"}
+    last = build_status(
+        Outcome(State.READY, "Built"), later, generation=1, now=NOW + timedelta(hours=2)
+    )
+    assert last["conditions"][0]["lastTransitionTime"] == "2026-01-01T02:00:00Z"
+
+
+def test_counts_tell_what_ran_from_what_was_cached() -> None:
+    progress = Progress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
+    found = status(State.READY, progress=progress, ran={"convert": 3})
+    assert (found["progress"], found["cached"]) == ("5/5", 2)
+    assert [(s["cached"], s["done"]) for s in found["stages"]] == [(1, 0), (1, 3)]
+    BuildStatus.model_validate(found)
+
+
+def test_counts_and_sources_belong_to_a_generation() -> None:
+    source = ("s3://m/x", "sha256:" + "d" * 64, "e" * 64)
+    found = status(State.BUILDING, progress=Progress(()), source=source, toolchain="t")
+    same = status(State.WAITING, previous=found)
+    assert same["sources"] == found["sources"]
+    assert same["toolchain"] == "t"
+    other = status(State.WAITING, previous=found, generation=2)
+    assert "sources" not in other
+    assert "toolchain" not in other
+
+
+def test_it_stays_small_whatever_happens() -> None:
+    failed = [
+        (TaskId(f"convert/{n}"), BadModel("x" * 9999, where="y" * 999), "f" * 64)
+        for n in range(500)
+    ]
+    found = status(
+        State.STALLED, message="m" * 99999, failed=failed, notes=["n" * 999] * 99,
+        warnings=["w" * 9999] * 99,
+    )  # fmt: skip
+    assert len(found["failures"]) == 5
+    assert found["failures"][0]["log"].startswith("s3://bucket/ns/blobs/ff/fff")
+    assert len(str(found)) < 100_000
+    BuildStatus.model_validate(found)
+
+
+def test_defaults_of_the_apiserver_are_no_difference() -> None:
+    found = status(State.BUILDING)
+    echoed = found | {"cached": 0, "artifacts": [], "progress": ""}
+    assert same_status(found, echoed)
+    assert not same_status(found, echoed | {"cached": 1})
