@@ -46,6 +46,8 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error.__context__, BrokenPipeError):
             return _end_of_pipe()
         raise
+    except ModuleNotFoundError as error:
+        return _end(_of_missing(error), settings, cause=error)
     except MemoryError:
         return _end(GenAIError("out of memory", remedy="allow fewer tasks with --jobs"), settings)
     except OSError as error:
@@ -87,6 +89,20 @@ def _of_usage(error: TyperException) -> GenAIError:
     message = " ".join(error.format_message().split()).rstrip(".")
     return BadInput(
         message[:1].lower() + message[1:], where=command, remedy=f"see {command} --help"
+    )
+
+
+def _of_missing(error: ModuleNotFoundError) -> GenAIError:
+    """A library of an extra that was not installed; one of our own modules is a defect."""
+    name = (error.name or "").split(".")[0]
+    if name.startswith("genai_"):
+        return GenAIError(f"{error.name} is missing", remedy="install genai-operator again")
+    from genai_core.errors import NotRunnableHere
+
+    return NotRunnableHere(
+        "this command needs it, and it is not installed",
+        where=name,
+        remedy="pip install 'genai-operator[all]'",
     )
 
 

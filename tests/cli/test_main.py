@@ -151,6 +151,22 @@ def test_a_defect_is_a_line_and_exit_code_1(tmp_path: Path) -> None:
     ]
 
 
+def test_a_library_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['numpy'] = None\n"
+        "from genai_cli.__main__ import main\n"
+        "sys.exit(main(['run', 'c', '--prompt', 'x']))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "error: numpy: this command needs it, and it is not installed; "
+        "pip install 'genai-operator[all]'\n"
+    )
+
+
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_interruption_is_130_and_one_line(tmp_path: Path, signum: signal.Signals) -> None:
     """The file is a pipe that nobody writes, so the program is certainly inside a command."""
