@@ -27,12 +27,12 @@ class StaticSession:
     """One graph in ONNX Runtime.
 
     Args:
-        model: A graph whose weights lie outside of it.
+        model: A graph whose weights lie outside of it, or its file's content.
         weights: The folder that its external data is relative to.
         threads: Of ONNX Runtime.
     """
 
-    def __init__(self, model: ir.Model, weights: Path, *, threads: int = 1) -> None:
+    def __init__(self, model: ir.Model | bytes, weights: Path, *, threads: int = 1) -> None:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3
@@ -42,7 +42,7 @@ class StaticSession:
         options.add_session_config_entry(
             "session.model_external_initializers_file_folder_path", str(weights)
         )
-        content = ir.to_proto(model).SerializeToString()
+        content = model if isinstance(model, bytes) else ir.to_proto(model).SerializeToString()
         self._session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         self.shapes = {value.name: tuple(value.shape) for value in self._session.get_inputs()}
         """Input -> shape; an axis that is not static is a string."""
