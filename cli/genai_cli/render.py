@@ -141,7 +141,8 @@ def _lines(event: Event) -> Iterator[str]:
         case TaskFailed():
             yield _failed(event)
         case BuildWarning():
-            yield f"warning  {event.where}: {event.message}".replace("  : ", "  ")
+            where = f"{event.where}: " if event.where else ""
+            yield f"warning  {where}{event.message}"
         case _:
             pass
 
