@@ -44,6 +44,12 @@ generate: $(READY) ## Write the reference pages that come from the code
 bench: $(READY) ## Run the benchmarks (minutes); figures go into docs/benchmarks.md
 	@echo "see benchmarks/README.md: each script prints a table and its peers, measured in one run"
 
+test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults included (root; about 30 minutes)
+	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest tests/cluster
+
+image-htp: ## The stages' image with the vendor's wheel, for Snapdragon targets (docker or BUILDER=buildah)
+	$(or $(BUILDER),docker) build --target stages --build-arg HTP=1 --tag genai-stages-htp .
+
 cluster-up: $(READY) ## A real two-node Kubernetes on this machine (root; see tests/cluster/README.md)
 	@cd tests/cluster && $(abspath $(BIN))/python -m harness up
 
@@ -53,4 +59,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate bench cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate bench test-cluster image-htp cluster-up cluster-down clean

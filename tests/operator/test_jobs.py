@@ -150,9 +150,7 @@ def test_memory_is_read_as_kubernetes_reads_it(text: str, number: int) -> None:
 
 
 def test_a_task_that_does_not_fit_is_refused_by_name() -> None:
-    names = {
-        f"f{n}": __import__("hashlib").sha256(str(n).encode()).hexdigest() for n in range(5000)
-    }
+    names = {f"f{n}": hashlib.sha256(str(n).encode()).hexdigest() for n in range(5000)}
     big = ResolveFile(uri="s3://models/x", model=names, quantization={})
     with pytest.raises(InvalidSpec, match="convert/cpu/1_of_1"):
         rendered(document=big)
