@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import UTC, datetime
-from typing import Any
 
 from genai_core.errors import GenAIError
 from genai_core.kinds.base import API_VERSION
@@ -14,7 +13,7 @@ from genai_core.kinds.target import TargetSpec
 from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
 from genai_operator.errors import Stalled, Waiting
-from genai_operator.observed import Kept, Observed, lean
+from genai_operator.observed import Observed
 from genai_operator.status import condition, conditions, ready_of, same_status
 from genai_operator.stores import Stores
 from genai_operator.targets import target_problem
@@ -55,9 +54,8 @@ class References:
             if not able.conditional_create:
                 message += "; it has no conditional writes: of two writers the last may win"
         await self._report(
-            "artifactstores", "ArtifactStore", value, self._observed.stores,
-            verdict=(ready, reason, message), extra=extra,
-        )  # fmt: skip
+            "artifactstores", "ArtifactStore", value, verdict=(ready, reason, message), extra=extra
+        )
         return _AGAIN_READY if ready == "True" else _AGAIN_UNREADY
 
     async def target(self, name: str) -> float | None:
@@ -70,9 +68,7 @@ class References:
         except GenAIError as error:
             problem = (error.code, str(error))
         verdict = ("False", *problem) if problem else ("True", "Ready", "its image is declared")
-        await self._report(
-            "genaitargets", "GenAITarget", value, self._observed.targets, verdict=verdict, extra={}
-        )
+        await self._report("genaitargets", "GenAITarget", value, verdict=verdict, extra={})
         return None
 
     async def _report(
@@ -80,7 +76,6 @@ class References:
         plural: str,
         kind: str,
         value: Json,
-        kept: Kept[dict[str, Any]],
         *,
         verdict: tuple[str, str, str],
         extra: Json,
@@ -101,12 +96,12 @@ class References:
             return
         namespace = meta.get("namespace", "")
         place = {"name": meta["name"]} | ({"namespace": namespace} if namespace else {})
-        written = await self._api.apply_status(
+        # It comes back as an event, and that wakes the builds that wait for it.
+        await self._api.apply_status(
             plural,
             {"apiVersion": API_VERSION, "kind": kind, "metadata": place, "status": status},
             namespace=namespace,
         )
-        kept.put(written, lean(written))
         if ready_of(previous) != (ready, reason):
             await self._applier.event(
                 value, kind, reason=reason, message=message, warning=ready == "False"

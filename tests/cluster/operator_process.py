@@ -36,7 +36,7 @@ class Operator:
                 | {
                     "KUBECONFIG": str(self.cluster.admin),
                     "GENAI_HTTP_PORT": str(self.port),
-                    "GENAI_IDENTITY": f"{self.identity}-{time.monotonic_ns()}",
+                    "GENAI_IDENTITY": self.identity,
                     "GENAI_LEASE_SECONDS": "6",
                 }
                 | environment,
