@@ -30,20 +30,22 @@ RUN cd /source && pip install --no-cache-dir --quiet -c constraints.txt '.[stage
  && if [ "$HTP" != 1 ]; then pip uninstall --quiet --yes onnxruntime-qnn; fi \
  && pip uninstall --quiet --yes genai-operator pip
 
-# The code itself: copied where Python looks for it, as installing a wheel would do.
-FROM dependencies AS code
-COPY core /source/core
-COPY planner /source/planner
-COPY runtime /source/runtime
-COPY stages /source/stages
-COPY cli /source/cli
-COPY operator /source/operator
-RUN cd /source && pip install --no-cache-dir --quiet --no-deps --target /code . \
- && python3 -m compileall -q --invalidation-mode unchecked-hash /code
+# The code itself, only the rooms that the role imports.
+FROM base AS operator-code
+COPY core/genai_core /code/genai_core
+COPY planner/genai_planner /code/genai_planner
+COPY operator/genai_operator /code/genai_operator
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash /code
+
+FROM base AS stages-code
+COPY core/genai_core /code/genai_core
+COPY runtime/genai_runtime /code/genai_runtime
+COPY stages/genai_stages /code/genai_stages
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash /code
 
 FROM base AS operator
 COPY --from=operator-dependencies /opt/genai /opt/genai
-COPY --from=code /code /code
+COPY --from=operator-code /code /code
 ENV PYTHONPATH=/code
 USER 65532:65532
 EXPOSE 8080
@@ -56,7 +58,7 @@ RUN if [ "$HTP" = 1 ]; then apt-get update -qq \
  && apt-get install -qq --yes --no-install-recommends libatomic1 \
  && rm -rf /var/lib/apt/lists/*; fi
 COPY --from=stages-dependencies /opt/genai /opt/genai
-COPY --from=code /code /code
+COPY --from=stages-code /code /code
 ENV PYTHONPATH=/code HOME=/tmp
 USER 65532:65532
 ENTRYPOINT ["python3", "-m", "genai_stages"]

@@ -1,4 +1,4 @@
-"""The operator as it ships: its image, a Deployment of two replicas, the rights in its README.
+"""The operator as it ships: its image, a Deployment of two replicas, the rights in its README."""
 
 from __future__ import annotations
 

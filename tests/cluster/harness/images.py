@@ -14,6 +14,11 @@ _PAUSE = (
     "#include <unistd.h>\n#include <signal.h>\n"
     "int main(void){signal(SIGTERM,_exit);for(;;)pause();}"
 )
+ROOMS = {
+    "operator": ("core", "planner", "operator"),
+    "stages": ("core", "runtime", "stages"),
+}
+"""What an image is made of; the others may change without making it anew."""
 _PIP_FILES = ("/etc/pip.conf", "/etc/ssl/certs")
 """This machine's way to the package index, which its images use while they are built."""
 _BUILDAH = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
@@ -71,7 +76,7 @@ def project(target: str) -> Path:
     digest = hashlib.sha256()
     listed = _run(
         "git", "ls-files", "-z", "--", "Dockerfile", "pyproject.toml", "constraints.txt",
-        "core", "planner", "runtime", "stages", "operator", "cli", "serving", cwd=ROOT,
+        *ROOMS[target], cwd=ROOT,
     )  # fmt: skip
     for name in sorted(filter(None, listed.split("\0"))):
         if (ROOT / name).is_file():
