@@ -204,7 +204,7 @@ def _package(
         ),
         inputs={
             "compiled": (Selection(compiled, ("*",)),),
-            "ingest": inputs.ingested("facts.json", "model.onnx", "assets/*"),
+            "ingest": inputs.ingested("facts.json", "model.onnx", "assets/*", "measured.json"),
             "fidelity": (Selection(fidelity, ("*",)),),
         },
         demand=demand("package", shape.parameters),

@@ -270,7 +270,7 @@ class _Builder:
     def _package(self, target: Target, parts: Inputs, fidelity: Task | None) -> Task:
         sources: Inputs = {
             **parts,
-            "ingest": inputs.ingested("facts.json", "model.onnx", "assets/*"),
+            "ingest": inputs.ingested("facts.json", "model.onnx", "assets/*", "measured.json"),
         }
         when = None
         if fidelity is not None:

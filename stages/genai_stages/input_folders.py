@@ -7,13 +7,11 @@ has `facts.json`, encodings end in `.encodings`, fragments bring `fragment.json`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput, BadModel
 from genai_runtime.evaluate import read_pieces
 from genai_runtime.tokenizing import TextTokenizer
@@ -21,9 +19,6 @@ from genai_stages.aimet.model import EncodingSet
 from genai_stages.aimet.read import read_encodings
 from genai_stages.core_graph import FACTS_FILE
 from genai_stages.stage import Inputs
-
-MEASURED_FILE = "measured.json"
-"""What a stage measured, beside its output, for the container's report."""
 
 TEXT_PIECE = 128
 """Tokens of a piece that calibration text is cut into."""
@@ -116,10 +111,3 @@ def read_json(path: Path) -> dict[str, object]:
     if not isinstance(value, dict):
         raise BadModel("not a JSON object", where=path.name)
     return value
-
-
-def write_measured(folder: Path, values: Mapping[str, object]) -> dict[str, str]:
-    """Write `measured.json`; returns the `semantic` entry by which it never changes a key."""
-    text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False)
-    (folder / MEASURED_FILE).write_text(text + "\n", encoding="utf-8")
-    return {MEASURED_FILE: digest_bytes(b"")}

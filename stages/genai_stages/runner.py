@@ -29,6 +29,7 @@ from genai_core.store.lookup import publish
 from genai_core.store.protocol import Committed, Hit, Miss, Store
 from genai_core.task import TaskFile, TaskFileInput, TaskResult
 from genai_core.toolchain import check_toolchain
+from genai_stages.measured import note_measurements
 from genai_stages.stage import Context, OperationModule, StageResult
 
 log = logging.getLogger("genai_stages.runner")
@@ -58,6 +59,9 @@ def run_task(task: TaskFile, store: Store, scratch: Path) -> TaskResult:
     try:
         inputs = _fetch(task, store, scratch / "inputs")
         result, out = _compute(task, operation, inputs, scratch=scratch)
+        if operation.name != "package":
+            cost = {"seconds": round(time.monotonic() - started, 2)}
+            result = note_measurements(task.id, inputs, out, result=result, cost=cost)
         record = _store_outputs(task, store, out, result=result, started=started, log_file=log_file)
         standing = _commit(store, record, found)
     finally:

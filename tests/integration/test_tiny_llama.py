@@ -78,6 +78,12 @@ def test_both_containers_keep_their_source_s_loss(built: Built) -> None:
     for target in ("cpu", "sm8750"):
         report = json.loads((built.container(target) / "report.json").read_bytes())
         assert report["fidelity"]["within"] is True
+        assert report["stages"]["ingest"]["drift"] < 1e-4
+    drifts = {name: noted.get("drift") for name, noted in report["stages"].items()}
+    assert all(
+        drifts[f"transform/ar{ar}_cl256_{k}_of_3"] < 1e-5 for ar in (1, 32) for k in (1, 2, 3)
+    )
+    assert all(drifts[f"arcl/ar{ar}_cl256"] < 2e-4 for ar in (1, 32))
     ran = built.program.ok("evaluate", built.container("cpu"), "--tokens", EVAL, "--json")
     assert ran.json["tokens"] == 64 * 255
 

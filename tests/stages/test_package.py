@@ -306,7 +306,7 @@ def test_inspection_reads_a_cache_entry(built, tmp_path):
     (entry / "builder_cache_info.json").write_text('{"operation": "compile"}')
     facts = inspection.describe(entry)
     assert facts["record"] == {"operation": "compile"}
-    assert set(facts["files"]) == {"model.onnx", "model.data", "measured.json"}
+    assert set(facts["files"]) == {"model.onnx", "model.data"}
     assert "logits" in facts["graphs"]["model.onnx"]["outputs"]
 
 

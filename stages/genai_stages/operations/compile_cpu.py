@@ -36,7 +36,6 @@ from genai_stages.input_folders import (
     encodings_of,
     folders_with,
     token_pieces,
-    write_measured,
 )
 from genai_stages.segments import linear_input_ranges
 from genai_stages.stage import Context, Inputs, StageResult
@@ -81,7 +80,6 @@ def run(inputs: Inputs, config: CompileCpuConfig, out: Path, context: Context) -
     return StageResult(
         facts={"precision": config.precision.value, "vocabSize": facts.vocab_size},
         notes=notes,
-        semantic=write_measured(out, notes),
     )
 
 

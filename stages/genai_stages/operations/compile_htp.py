@@ -20,7 +20,6 @@ from genai_core.operations import CompileHtpConfig, GraphConfig
 from genai_stages.backends.htp import compile as htp_compile
 from genai_stages.backends.htp import drift
 from genai_stages.backends.htp.compile import Source
-from genai_stages.input_folders import write_measured
 from genai_stages.stage import Context, Inputs, StageResult
 
 
@@ -80,7 +79,6 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
     return StageResult(
         facts={"graphs": [source.name for source in sources], "socModel": done.metadata.soc_model},
         notes=notes,
-        semantic=write_measured(out, notes),
     )
 
 

@@ -46,12 +46,12 @@ from genai_stages.backends.cpu.graph import MODEL_DATA_FILE, precision_of
 from genai_stages.container_htp import HtpParts, collect_parts
 from genai_stages.core_graph import FACTS_FILE, MODEL_FILE, read_facts
 from genai_stages.input_folders import (
-    MEASURED_FILE,
     core_folder,
     find_file,
     folders_with,
     read_json,
 )
+from genai_stages.measured import read_measurements
 from genai_stages.model_files import ASSETS
 from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.stage import Context, Inputs, StageResult
@@ -114,7 +114,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     report = Report(
         verified=verified,
         fidelity={} if fidelity is None else read_json(fidelity),
-        stages=_measured(inputs) | ({"package": speed} if speed else {}),
+        stages=read_measurements(inputs) | ({"package": speed} if speed else {}),
         tools={name: version_of(name) for name in _libraries()},
         warnings=draft.warnings,
     )
@@ -282,12 +282,6 @@ def _prompts(opened: container.Container, config: PackageConfig, draft: _Draft) 
                 remedy="shorten it, or lower golden.maxTokens",
             )
     return encoded
-
-
-def _measured(inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """What earlier stages measured, by the name of the input that brought it."""
-    folders = {name: inputs[name] / MEASURED_FILE for name in sorted(inputs)}
-    return {name: read_json(path) for name, path in folders.items() if path.is_file()}
 
 
 def _libraries() -> list[str]:
