@@ -1,0 +1,179 @@
+"""Whole builds without a cluster: a store in a folder, Jobs as values, the operator's own survey.
+
+Workers are played: what a start asks for ends as a test wants it, or is committed as a record.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genai_core.errors import BadModel
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Backend, Digest, Key
+from genai_core.operations import OPERATIONS
+from genai_core.record import Output, Record, ToolchainUsed
+from genai_core.resolved import ResolvedFile, ResolvedSource
+from genai_core.store.directory import DirectoryStore
+from genai_core.store.s3_location import S3Location
+from genai_core.task import TaskFile
+from genai_operator.jobs import JobRequest
+from genai_operator.stores import Lookups
+from genai_operator.survey import Question, Survey, survey
+from genai_operator.targets import BuildTarget, toolchains
+from genai_operator.views import Ending, JobState, JobView, PodView
+from genai_planner.targets import Target
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CONFIG = {
+    "model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 128,
+    "num_attention_heads": 2, "intermediate_size": 96, "max_position_embeddings": 256,
+}  # fmt: skip
+FILES = ("model.onnx", "model.encodings", "config.json")
+SOURCE = ResolvedSource(
+    digest="sha256:" + "1" * 64,
+    files={
+        name: ResolvedFile(path=name, sha256=f"{n:064x}", size=100) for n, name in enumerate(FILES)
+    },
+    config=CONFIG,
+    weight_bits=8,
+)
+VERSIONS = {name: "1" for row in OPERATIONS for name in row.libraries}
+CPU = BuildTarget(Target("cpu", Backend.CPU), "r/stages@sha256:" + "2" * 64, VERSIONS)
+
+
+class Cluster:
+    """A store, and Jobs as the apiserver would have them."""
+
+    def __init__(self, folder: Path, **run: Any) -> None:
+        self.store = DirectoryStore(folder)
+        self.lookups = Lookups(self.store)
+        self.lost: set[str] = set()
+        self.jobs: dict[str, JobView] = {}
+        self.pods: dict[str, list[PodView]] = {}
+        self.now = NOW
+        self.spec = BuildSpec.model_validate(
+            {"model": {"source": "s3://models/tiny"}, "targets": ["cpu"], "run": run}
+        )
+
+    def look(self) -> Survey:
+        question = Question(
+            name="tiny", namespace="ns", spec=self.spec, source=SOURCE,
+            folder=S3Location("models", "tiny"), targets=[CPU], toolchains=toolchains([CPU]),
+            jobs=list(self.jobs.values()), pods=self.pods, now=self.now,
+        )  # fmt: skip
+        return survey(question, self.lookups, lost=self.lost)
+
+    def start(self, request: JobRequest) -> str:
+        name = f"{request.operation}-{request.key[:8]}-{request.attempt}"
+        assert name not in self.jobs, "a task would run twice at once"
+        self.jobs[name] = JobView(
+            namespace="ns", name=name, uid=f"uid-{name}", key=request.key,
+            operation=request.operation, task=request.task, scope="s", attempt=request.attempt,
+            memory_bytes=request.memory_bytes, owners=frozenset({"b"}), state=JobState.ACTIVE,
+            created_at=self.now,
+        )  # fmt: skip
+        return name
+
+    def end(self, name: str, state: JobState, ending: Ending | None = None) -> None:
+        self.jobs[name] = replace(self.jobs[name], state=state, ended_at=self.now)
+        pod = PodView("ns", f"pod-{name}", f"p-{name}", name, "node1", "Failed", self.now)
+        self.pods[name] = [replace(pod, ending=ending)]
+
+    def commit(self, key: Key, operation: str, **content: Any) -> None:
+        outputs = {}
+        for path, data in content.get("files", {"out.bin": key.encode()}).items():
+            blob = self.store.put_bytes(data)
+            outputs[path] = Output(sha256=blob.sha256, size=blob.size)
+        self.store.commit(
+            Record(
+                operation=operation, key=key, outputs=outputs, facts=content.get("facts", {}),
+                toolchain=ToolchainUsed(id=Digest("3" * 64)), created_at=NOW,
+            )
+        )  # fmt: skip
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Cluster:
+    return Cluster(tmp_path / "store")
+
+
+def test_ingest_comes_first_and_reads_the_users_files_by_address(cluster: Cluster) -> None:
+    found = cluster.look()
+    assert [request.operation for request in found.start] == ["ingest"]
+    task = found.start[0].document
+    assert isinstance(task, TaskFile)
+    assert found.start[0].reads_source
+    assert {f.path for f in task.inputs["source"].values()} == {
+        f"s3://models/tiny/{name}" for name in FILES
+    }
+    assert found.advice.progress.total > 3, "the forecast counts what will follow"
+    assert not found.advice.ended
+
+
+def test_what_runs_is_not_started_again_and_survives_the_operator(cluster: Cluster) -> None:
+    cluster.start(cluster.look().start[0])
+    again = cluster.look()
+    assert (again.start, len(again.active)) == ((), 1)
+    cluster.lookups = Lookups(cluster.store)  # another process
+    assert cluster.look().start == ()
+
+
+def test_bad_input_ends_the_build_and_keeps_its_words(cluster: Cluster) -> None:
+    name = cluster.start(cluster.look().start[0])
+    error = BadModel("no layers found", where="model.onnx").as_dict()
+    cluster.end(name, JobState.FAILED, Ending(2, "Error", {"error": error, "log": "4" * 64}))
+    found = cluster.look()
+    assert found.advice.ended
+    assert found.start == ()
+    task, problem, log = found.failed[0]
+    assert (task, str(problem), log) == ("ingest", "model.onnx: no layers found", "4" * 64)
+
+
+def test_a_crash_is_tried_again_after_a_pause_under_the_next_name(cluster: Cluster) -> None:
+    name = cluster.start(cluster.look().start[0])
+    cluster.end(name, JobState.FAILED, Ending(137, "Error"))
+    paused = cluster.look()
+    assert (paused.start, paused.advice.ended) == ((), False)
+    assert paused.after is not None
+    assert 0 < paused.after <= 1
+    cluster.now += timedelta(seconds=paused.after + 0.1)
+    again = cluster.look()
+    assert [request.attempt for request in again.start] == [2]
+    assert "killed" in again.retried[again.start[0].task]  # type: ignore[index]
+
+
+def test_more_memory_after_running_out_of_it(cluster: Cluster) -> None:
+    first = cluster.look().start[0]
+    cluster.end(cluster.start(first), JobState.FAILED, Ending(137, "OOMKilled"))
+    second = cluster.look().start[0]
+    assert second.memory_bytes == 2 * first.memory_bytes
+    assert second.key == first.key
+
+
+def test_a_result_that_stands_needs_no_job_even_if_one_failed(cluster: Cluster) -> None:
+    request = cluster.look().start[0]
+    cluster.end(cluster.start(request), JobState.FAILED, Ending(1, "Error"))
+    cluster.commit(request.key, "ingest", files={"facts.json": json.dumps({}).encode()})
+    cluster.lookups = Lookups(cluster.store)
+    cluster.now += timedelta(minutes=2)
+    with pytest.raises(ValueError, match="ModelFacts"):
+        cluster.look()  # it went on to what ingest left, which here is nothing
+
+
+def test_a_record_that_vanished_is_made_anew(cluster: Cluster) -> None:
+    request = cluster.look().start[0]
+    cluster.end(cluster.start(request), JobState.SUCCEEDED)
+    again = cluster.look()
+    assert [r.attempt for r in again.start] == [2]
+
+
+def test_parallelism_is_the_builds(tmp_path: Path) -> None:
+    cluster = Cluster(tmp_path / "store", parallelism=1)
+    cluster.start(cluster.look().start[0])
+    assert cluster.look().start == ()
