@@ -31,6 +31,7 @@ from genai_operator.views import Ending, JobState, JobView, PodView
 __all__ = ["OutOfMemory", "Verdict", "group", "judge"]
 
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
+_WORDS_SECONDS = 5.0
 _KILLED = 137
 _STORE = (StoreUnavailable, StoreUnreadable)
 
@@ -101,6 +102,10 @@ def judge(
     if last.state is JobState.SUCCEEDED:
         # Its record was looked up in vain: it was taken away since, so this is no failure.
         return Verdict(attempt=following, retried="its record is gone")
+    left = _until(last, _WORDS_SECONDS, now)
+    if left > 0 and not any(pod.ending for pod in pods.get(last.name, ())):
+        # Jobs and pods come by different watches: the pod's own words are worth a moment.
+        return Verdict(running=True, attempt=following, pause=left)
     failures = [
         _failure(job, pods.get(job.name, ())) for job in attempts if job.state is JobState.FAILED
     ]
@@ -126,10 +131,7 @@ def _is_final(error: GenAIError) -> bool:
 
 
 def _again(last: JobView, failures: int, failure: _Failure, *, now: datetime) -> Verdict:
-    pause = _PAUSES[min(failures, len(_PAUSES)) - 1]
-    left = 0.0
-    if last.ended_at is not None:
-        left = (last.ended_at + timedelta(seconds=pause) - now).total_seconds()
+    left = _until(last, _PAUSES[min(failures, len(_PAUSES)) - 1], now)
     return Verdict(
         running=left > 0,
         attempt=last.attempt + 1,
@@ -139,6 +141,13 @@ def _again(last: JobView, failures: int, failure: _Failure, *, now: datetime) ->
         log=failure.log,
         retried=str(failure.error),
     )
+
+
+def _until(job: JobView, seconds: float, now: datetime) -> float:
+    """Seconds left of a pause that began when a Job ended; none where there is no such time."""
+    if job.ended_at is None:
+        return 0.0
+    return (job.ended_at + timedelta(seconds=seconds) - now).total_seconds()
 
 
 def _out_of_memory(failures: list[_Failure], last: JobView, following: int) -> Verdict:

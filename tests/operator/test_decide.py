@@ -103,6 +103,17 @@ def test_a_pause_before_the_next_attempt_counts_as_running() -> None:
     assert verdict.pause == pytest.approx(6)
 
 
+def test_a_pods_own_words_are_waited_for_a_moment() -> None:
+    just = NOW - timedelta(seconds=2)
+    silent = {"j-1": [pod(1, None)]}
+    verdict = judge([job(ended_at=just)], silent, retries=0, now=NOW)
+    assert (verdict.running, verdict.error) == (True, None)
+    assert 0 < verdict.pause <= 5
+    told = {"j-1": [pod(1, OOM)]}
+    assert judge([job(ended_at=just)], told, retries=0, now=NOW).memory_bytes == 1024 * MIB
+    assert judge([job()], silent, retries=0, now=NOW).error is not None
+
+
 def test_a_record_that_vanished_is_no_failure() -> None:
     verdict = judge([job(state=JobState.SUCCEEDED)], {}, retries=0, now=NOW)
     assert (verdict.error, verdict.running, verdict.attempt) == (None, False, 2)
