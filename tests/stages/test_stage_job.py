@@ -1,0 +1,113 @@
+"""A task as a Job runs it: everything from the environment, the model from a bucket."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genai_core.errors import BadModel
+from genai_core.filecache import FileCache
+from genai_core.kinds.build import BuildSpec
+from genai_core.resolved import RESOLVE, ResolvedSource, ResolveFile, resolve_file, resolve_key
+from genai_core.source import inspect_source
+from genai_core.store.protocol import Hit
+from genai_core.store.s3 import new_client
+from genai_core.store.s3_source import S3Source
+from genai_core.task import TaskFileInput, pack
+from genai_core.testing import S3Server, s3_server
+from genai_stages.job import run_job
+from genai_stages.source_access import fetch_source_file
+
+MODEL = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3")) as found:
+        client = new_client(found.where("x"), found.credentials)
+        for path in MODEL.iterdir():
+            client.put_object(Bucket="artifacts", Key=f"m/{path.name}", Body=path.read_bytes())
+        yield found
+
+
+@pytest.fixture
+def job(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+    """Run a document; returns exit code and termination message."""
+    assert server.credentials is not None
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.credentials.access_key_id)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.credentials.secret_access_key)
+    monkeypatch.setenv("GENAI_STORE", str(server.where("store")))
+    monkeypatch.setenv("GENAI_SCRATCH", str(tmp_path))
+
+    def run(document: ResolveFile) -> tuple[int, dict[str, Any]]:
+        monkeypatch.setenv("GENAI_TASK", pack(document))
+        log = tmp_path / "termination-log"
+        code = run_job(log)
+        return code, json.loads(log.read_text())
+
+    return run
+
+
+def spec(**model: str) -> BuildSpec:
+    return BuildSpec.model_validate({"model": {"source": "x", **model}, "targets": ["cpu"]})
+
+
+def test_a_source_in_a_bucket_has_the_digest_that_it_has_on_a_laptop(
+    job: Any, server: S3Server
+) -> None:
+    where = server.where("m")
+    question = resolve_file(spec(), str(where))
+    assert job(question)[0] == 0
+
+    key = resolve_key(question, S3Source(where, server.credentials).list())
+    found = server.store("store").lookup(RESOLVE, key)
+    assert isinstance(found, Hit)
+    resolved = ResolvedSource.model_validate(found.record.facts)
+    local_spec = BuildSpec.model_validate({"model": {"source": str(MODEL)}, "targets": ["cpu"]})
+    local = inspect_source(local_spec, MODEL, FileCache(None))
+    assert resolved.digest == local.digest
+    assert resolved.config == dict(local.config)
+    assert resolved.weight_bits == local.weight_bits
+    assert {r: (f.sha256, f.size) for r, f in resolved.files.items()} == {
+        r: (f.sha256, f.size) for r, f in local.files.items()
+    }
+    code, message = job(question)
+    assert (code, message["outcome"]) == (0, "cached")
+
+
+def test_what_is_wrong_is_said_of_the_address_and_the_log_outlives_the_pod(
+    job: Any, server: S3Server, tmp_path: Path
+) -> None:
+    where = server.where("m")
+    code, message = job(resolve_file(spec(onnx="other.onnx"), str(where)))
+    assert code == 2
+    assert message["outcome"] == "failed"
+    assert "other.onnx" in message["error"]["message"]
+    assert str(tmp_path) not in json.dumps(message)
+    assert "artifacts/m" in json.dumps(message)
+    log = server.store("store").head_blob(message["log"])
+    assert log is not None
+    assert log.size > 0
+    assert not list(tmp_path.glob("genai-task-*")), "scratch was left behind"
+
+
+def test_an_empty_folder_and_a_missing_bucket_are_told_apart(job: Any, server: S3Server) -> None:
+    code, message = job(resolve_file(spec(), str(server.where("nothing-here"))))
+    assert (code, message["error"]["code"]) == (2, "BadModel")
+
+
+def test_a_file_that_changed_meanwhile_is_refused(
+    server: S3Server, job: Any, tmp_path: Path
+) -> None:
+    del job  # for its environment
+    data = (MODEL / "config.json").read_bytes()
+    file = TaskFileInput(sha256="0" * 64, size=len(data), path=str(server.where("m/config.json")))
+    with pytest.raises(BadModel, match="changed while the build was running"):
+        fetch_source_file(file, tmp_path / "config.json")
+    longer = file.model_copy(update={"size": len(data) + 1})
+    with pytest.raises(BadModel, match="changed while the build was running"):
+        fetch_source_file(longer, tmp_path / "config.json")
