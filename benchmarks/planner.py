@@ -55,7 +55,8 @@ def _result(task: Task) -> Result:
         "fidelity": ["fidelity.json"],
         "package": ["manifest.json", "report.json"],
     }[task.operation]
-    return Result({name: _file(task.id, name) for name in names}, {"within": True})
+    files = [*names, "measured.json"]
+    return Result({name: _file(task.id, name) for name in files}, {"within": True})
 
 
 def main(wanted: int) -> int:
