@@ -160,8 +160,8 @@ class Api:
 
     async def list(
         self, plural: str, *, namespace: str = "", labels: str = "", fresh: bool = False
-    ) -> list[Json]:
-        """All objects.
+    ) -> tuple[list[Json], int]:
+        """All objects, and the version of the whole listing.
 
         Args:
             plural: Of the kind.
@@ -173,8 +173,7 @@ class Api:
         if labels:
             query["labelSelector"] = labels
         answer = await self._call("GET", _path(plural, "", namespace), query=query)
-        items: list[Json] = answer.get("items") or []
-        return items
+        return answer.get("items") or [], int(answer["metadata"].get("resourceVersion") or 0)
 
     async def create(self, plural: str, value: Json, *, namespace: str) -> Json:
         """Create.

@@ -306,31 +306,35 @@ class Controller:
             ("pods", self.observed.pods, SELECTOR),
             ("genaibuilds", self.observed.builds, ""),
         )
-        listings: list[tuple[str, Kept[Any], list[Json]]] = []
+        listings: list[tuple[str, Kept[Any], list[Json], int]] = []
         for plural, kept, labels in kinds:
             values: list[Json] = []
+            oldest = None
             spaces = ("",) if plural == "genaitargets" else self._settings.namespaces or ("",)
             for namespace in spaces:
-                values += await self._api.list(plural, namespace=namespace, labels=labels)
-            listings.append((plural, kept, values))
+                items, version = await self._api.list(plural, namespace=namespace, labels=labels)
+                values += items
+                oldest = version if oldest is None else min(oldest, version)
+            listings.append((plural, kept, values, oldest or 0))
         if settle:
             await asyncio.sleep(settle)
-        for plural, kept, values in listings:
-            self._mend(plural, kept, values, counts=settle > 0)
+        for plural, kept, values, version in listings:
+            self._mend(plural, kept, values, version=version, counts=settle > 0)
         self.compared_at = time.monotonic()
 
-    def _mend(self, plural: str, kept: Kept[Any], values: list[Json], *, counts: bool) -> None:
+    def _mend(
+        self, plural: str, kept: Kept[Any], values: list[Json], *, version: int, counts: bool
+    ) -> None:
         newer, gone = kept.missed(values)
         listed = {(v["metadata"].get("namespace", ""), v["metadata"]["name"]): v for v in values}
         missed = 0
         for place in newer:
             missed += 1
             self.take(plural, None, listed[place])
-        newest = max((int(v["metadata"].get("resourceVersion", 0)) for v in values), default=0)
         for namespace, name, uid in gone:
             entry = kept.entry(namespace, name)
             # What was made after the listing is not in it.
-            if entry is None or entry.uid != uid or entry.version > newest:
+            if entry is None or entry.uid != uid or entry.version > version:
                 continue
             missed += 1
             self._vanished(plural, namespace, name, uid)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -106,7 +107,7 @@ class LeaseHolder:
         spec |= {
             "holderIdentity": self._identity,
             "renewTime": _micro_now(),
-            "leaseDurationSeconds": int(self._seconds),
+            "leaseDurationSeconds": math.ceil(self._seconds),
         }
         try:
             await self._api.replace("leases", lease, namespace=self._namespace)
@@ -124,7 +125,7 @@ class LeaseHolder:
             "metadata": {"name": NAME, "namespace": self._namespace},
             "spec": {
                 "holderIdentity": self._identity,
-                "leaseDurationSeconds": int(self._seconds),
+                "leaseDurationSeconds": math.ceil(self._seconds),
                 "acquireTime": now,
                 "renewTime": now,
                 "leaseTransitions": 0,

@@ -1,0 +1,247 @@
+"""The mirror mends what watches lost; the Lease has one holder, whatever clocks and networks do."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genai_operator.api import ApiError
+from genai_operator.controller import Controller, Ref
+from genai_operator.endpoints import check_endpoint
+from genai_operator.errors import Stalled
+from genai_operator.health import sick
+from genai_operator.lease import LeaseHolder
+from genai_operator.observed import Kept
+from genai_operator.settings import Settings, read_settings
+
+
+def thing(name: str, version: int, uid: str = "") -> dict[str, Any]:
+    meta = {"name": name, "namespace": "n", "uid": uid or name, "resourceVersion": str(version)}
+    return {"metadata": meta, "spec": {}}
+
+
+@given(st.permutations([1, 2, 3, 4, 5]))
+def test_the_newest_version_stands_in_whatever_order_events_come(order: list[int]) -> None:
+    kept: Kept[int] = Kept()
+    for version in order:
+        kept.put(thing("a", version), version)
+    assert kept.get("n", "a") == 5
+
+
+def test_another_object_of_that_name_replaces_it_and_an_old_deletion_does_not_touch_it() -> None:
+    kept: Kept[str] = Kept()
+    kept.put(thing("a", 9, "old"), "old")
+    kept.put(thing("a", 11, "new"), "new")
+    assert kept.drop("n", "a", "old") is None
+    assert kept.get("n", "a") == "new"
+    assert kept.drop("n", "a", "new") == "new"
+
+
+def test_a_listing_shows_what_was_missed_and_what_is_gone() -> None:
+    kept: Kept[str] = Kept()
+    for name in ("same", "older", "gone"):
+        kept.put(thing(name, 5), name)
+    newer, gone = kept.missed([thing("same", 5), thing("older", 7), thing("unseen", 6)])
+    assert sorted(newer) == [("n", "older"), ("n", "unseen")]
+    assert gone == [("n", "gone", "gone")]
+
+
+class Lists:
+    """An apiserver that only lists."""
+
+    server = "https://127.0.0.1:6443"
+
+    def __init__(self) -> None:
+        self.builds: list[dict[str, Any]] = []
+
+    async def list(self, plural: str, **_: Any) -> tuple[list[dict[str, Any]], int]:
+        return copy.deepcopy(self.builds) if plural == "genaibuilds" else [], 50
+
+
+def test_a_watch_that_keeps_missing_things_is_called_deaf_and_mended_all_the_same() -> None:
+    async def scenario() -> None:
+        api = Lists()
+        controller = Controller(api, Settings())  # type: ignore[arg-type]
+        for round_ in range(1, 4):
+            api.builds = [thing("b", 10 * round_)]
+            await controller.compare(settle=0.001)
+            assert len(controller.observed.builds) == 1
+            assert (controller.deaf == ["genaibuilds"]) == (round_ == 3)
+        assert await controller.queue.get() == Ref("genaibuilds", "n", "b")
+        await controller.compare(settle=0.001)
+        assert controller.deaf == []
+        api.builds = []
+        controller.take("genaibuilds", "ADDED", thing("late", 99))
+        await controller.compare()
+        assert controller.observed.builds.places() == [("n", "late")], "made after the listing"
+
+    asyncio.run(scenario())
+
+
+def test_our_own_status_wakes_nobody() -> None:
+    async def scenario() -> None:
+        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        build = thing("b", 1)
+        controller.take("genaibuilds", None, build)
+        assert len(controller.queue) == 1
+        controller.queue.done(await controller.queue.get())
+        written = copy.deepcopy(build)
+        written["metadata"]["resourceVersion"] = "2"
+        written["status"] = {"phase": "Building"}
+        controller.take("genaibuilds", "MODIFIED", written)
+        assert len(controller.queue) == 0
+        edited = copy.deepcopy(written)
+        edited["metadata"] |= {"resourceVersion": "3", "generation": 2}
+        controller.take("genaibuilds", "MODIFIED", edited)
+        assert len(controller.queue) == 1
+
+    asyncio.run(scenario())
+
+
+class Leases:
+    """An apiserver with one Lease, optimistic locking, and a network that can be cut."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.version = 0
+        self.cut: set[str] = set()
+
+    def of(self, identity: str) -> Any:
+        leases = self
+
+        class Client:
+            async def get(self, *_: Any, **__: Any) -> Any:
+                leases._reach(identity)
+                return copy.deepcopy(leases.lease)
+
+            async def create(self, _plural: str, value: Any, **_: Any) -> Any:
+                leases._reach(identity)
+                if leases.lease is not None:
+                    raise ApiError(409, "AlreadyExists", "")
+                leases._store(value)
+
+            async def replace(self, _plural: str, value: Any, **_: Any) -> Any:
+                leases._reach(identity)
+                assert leases.lease is not None
+                before = leases.lease["metadata"]["resourceVersion"]
+                if value["metadata"]["resourceVersion"] != before:
+                    raise ApiError(409, "Conflict", "")
+                leases._store(value)
+
+        return Client()
+
+    def _reach(self, identity: str) -> None:
+        if identity in self.cut:
+            raise OSError("no route")
+
+    def _store(self, value: Any) -> None:
+        self.version += 1
+        self.lease = copy.deepcopy(value)
+        self.lease["metadata"]["resourceVersion"] = str(self.version)
+
+
+def test_never_two_holders_and_a_cut_off_one_is_followed() -> None:
+    async def scenario() -> None:
+        leases = Leases()
+        holders = {
+            name: LeaseHolder(leases.of(name), namespace="n", identity=name, seconds=0.6)
+            for name in ("a", "b")
+        }
+        tasks = {name: asyncio.create_task(holder.run()) for name, holder in holders.items()}
+        await asyncio.sleep(0.2)
+        first = [name for name, holder in holders.items() if holder.held]
+        assert len(first) == 1
+        leases.cut.add(first[0])
+        other = holders["b" if first == ["a"] else "a"]
+        for _ in range(200):
+            await asyncio.sleep(0.01)
+            assert not (holders[first[0]].held and other.held)
+            if other.held:
+                break
+        assert other.held
+        await asyncio.wait_for(tasks[first[0]], 2)  # it ends rather than works on
+        for task in tasks.values():
+            task.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_lease_that_is_given_up_is_taken_at_once() -> None:
+    async def scenario() -> None:
+        leases = Leases()
+        first = LeaseHolder(leases.of("a"), namespace="n", identity="a", seconds=60)
+        task = asyncio.create_task(first.run())
+        await asyncio.sleep(0.05)
+        assert first.held
+        await first.release()
+        task.cancel()
+        second = LeaseHolder(leases.of("b"), namespace="n", identity="b", seconds=60)
+        task = asyncio.create_task(second.run())
+        await asyncio.sleep(0.05)
+        assert second.held
+        assert not first.held
+        task.cancel()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "addresses", "refused"),
+    [
+        (None, [], False),
+        ("https://s3.example.org", ["203.0.113.7"], False),
+        ("http://s3.svc:7070", ["10.96.0.4"], False),
+        ("http://metadata", ["169.254.169.254"], True),
+        ("http://127.0.0.1:9000", ["127.0.0.1"], True),
+        ("http://[fe80::1]", ["fe80::1%eth0"], True),
+        ("https://innocent.example.org:6443", ["10.96.0.1"], True),
+    ],
+)
+def test_endpoints_that_only_the_operator_reaches_are_refused(
+    endpoint: str | None, addresses: list[str], refused: bool
+) -> None:
+    def resolve(host: str) -> list[str]:
+        return ["10.96.0.1"] if host == "kubernetes" else addresses
+
+    def check() -> None:
+        check_endpoint(
+            endpoint, allowed=("*",), apiserver="https://kubernetes:6443", resolve=resolve
+        )
+
+    if refused:
+        with pytest.raises(Stalled, match="is "):
+            check()
+    else:
+        check()
+
+
+def test_a_list_of_allowed_endpoints_is_kept_to() -> None:
+    def check(endpoint: str) -> None:
+        check_endpoint(
+            endpoint, allowed=("*.corp", "https://one:1"), apiserver="", resolve=lambda _: []
+        )
+
+    check("https://s3.corp")
+    check("https://one:1")
+    with pytest.raises(Stalled, match="not among"):
+        check("https://s3.corp.evil.org")
+
+
+def test_a_process_is_sick_when_it_is_deaf_or_blind() -> None:
+    assert sick([], 100, 150) == ""
+    assert "jobs" in sick(["jobs"], 100, 150)
+    assert "compared" in sick([], 100, 1000)
+
+
+def test_settings_come_from_the_environment() -> None:
+    found = read_settings(
+        {"GENAI_NAMESPACES": "a, b", "GENAI_LEASE": "False", "GENAI_OPERATOR_NAMESPACE": "x"}
+    )
+    assert (found.namespaces, found.lease, found.operator_namespace) == (("a", "b"), False, "x")
+    with pytest.raises(ValueError, match="many"):
+        read_settings({"GENAI_WORKERS": "many"})
