@@ -25,7 +25,7 @@ demo: $(READY) ## Build tiny-llama for sm8750 and cpu, run a prompt through both
 	@PATH="$(abspath $(BIN)):$$PATH" examples/tiny-llama/demo.sh
 
 test: $(READY) ## Every test that this machine can run (ROOM=planner for one room)
-	@$(BIN)/python -m pytest -n auto --dist loadgroup $(TESTS)
+	@$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
 
 check: $(READY) ## Format, lint, types, import walls, generated files
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ from genai_core.errors import (
 from genai_core.kinds.build import BuildSpec
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.location import open_store
+from genai_core.store.protocol import Hit
 
 SOURCE = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"
 SPEC = {
@@ -296,7 +297,9 @@ def test_interrupted_build_leaves_no_process_and_nothing_half_written(
     assert not any(map(alive, workers))
     store = root / "store"
     assert list((store / "tmp").glob("engine-*")) == []
-    assert not list(store.glob("records/*/*"))
+    opened = DirectoryStore(store)
+    for ref in opened.list_records():
+        assert isinstance(opened.lookup(ref.operation, ref.key), Hit)
 
 
 def test_killed_build_leaves_no_process_and_the_next_one_clears_up(

@@ -22,7 +22,7 @@ from genai_cli.testing import Program
 from genai_core.record import Record
 from genai_runtime.htp import genie
 
-pytestmark = [pytest.mark.qnn, pytest.mark.xdist_group("tiny-llama")]
+pytestmark = pytest.mark.qnn
 
 SPEC = yaml.safe_load((EXAMPLE / "build.yaml").read_text())
 
