@@ -183,6 +183,12 @@ class Stores:
                 "stores are opened with a secretRef; serviceAccountName needs a probe Job, which "
                 "this version does not have",
             )
+        if spec.read_from:
+            raise Stalled(
+                "ReadFromNotSupported",
+                "spec.readFrom is read on the command line only; in a cluster this version looks "
+                "into one store",
+            )
         await self.check_endpoint(spec.endpoint)
         keys = await self.credentials(namespace, spec.secret_ref.name)
         stamp = (value["spec"], keys)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -155,6 +156,26 @@ def test_an_edit_keeps_what_fits_and_the_last_good_artifact_stays(tenant: Tenant
     new = {job["metadata"]["name"].split("-")[1] for job in tenant.jobs()} - {""}
     added = {job["metadata"]["name"] for job in tenant.jobs()} - before
     assert {name.split("-")[1] for name in added} == {"package"}, new
+
+
+def test_a_new_toolchain_starts_nothing_unasked(tenant: Tenant) -> None:
+    known = json.loads(tenant.cluster.kubectl("get", "genaitarget", "cpu", "-o", "json"))["spec"]
+    name = f"cpu-{tenant.namespace}"
+    target = {"apiVersion": "genai-operator.dev/v1alpha1", "kind": "GenAITarget"}
+    tenant.cluster.apply(target | {"metadata": {"name": name}, "spec": known})
+    tenant.build("kept", targets=[name])
+    before = tenant.wait_ready("kept")
+    jobs = len(tenant.jobs())
+    newer = known | {"toolchain": known["toolchain"] | {"numpy": "99.0"}}
+    tenant.cluster.apply(target | {"metadata": {"name": name}, "spec": newer})
+    tenant.wait_condition("kept", ("True", "NewerToolchain"), kind="ToolchainOutdated", seconds=20)
+    after = tenant.status("kept")
+    assert (after["artifacts"], after["toolchain"]) == (before["artifacts"], before["toolchain"])
+    assert tenant.condition("kept") == ("True", "Built")
+    assert len(tenant.jobs()) == jobs
+    tenant.cluster.apply(target | {"metadata": {"name": name}, "spec": known})
+    wait(lambda: tenant.condition("kept", "ToolchainOutdated") == ("", ""), 20)
+    tenant.cluster.kubectl("delete", "genaitarget", name)
 
 
 def test_a_wrong_spec_is_refused_by_the_apiserver_or_named_in_the_status(tenant: Tenant) -> None:
