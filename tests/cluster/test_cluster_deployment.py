@@ -22,8 +22,6 @@ CLUSTER_RULES = [
     rule(GROUP, ["genaibuilds", "artifactstores", "genaitargets"], "get", "list", "watch"),
     rule(GROUP, ["genaibuilds/status", "artifactstores/status", "genaitargets/status"], "patch"),
     rule("batch", ["jobs"], "get", "list", "watch", "create", "patch", "delete"),
-    # A claim is an owner reference: whoever writes one must be allowed to delete by it.
-    rule(GROUP, ["genaibuilds/finalizers"], "update"),
     rule("", ["pods"], "get", "list", "watch", "delete"),
     rule("", ["nodes"], "get"),
     rule("", ["events"], "create"),
