@@ -63,12 +63,12 @@ class Task:
     bound_bytes: int
 
 
-def build(model: Path, work: Path, jobs: int) -> Cost:
+def build(model: Path, work: Path, targets: Sequence[str], *, jobs: int) -> Cost:
     """Build into an empty store."""
     for folder in ("store", "containers"):
         shutil.rmtree(work / folder, ignore_errors=True)
     command: list[str | Path] = [
-        GENAI, "build", model, "--target", "sm8750", "--target", "cpu",
+        GENAI, "build", model, *(part for target in targets for part in ("--target", target)),
         "--ar", f"1,{PROMPT}", "--cl", str(CONTEXT), "--splits", str(SPLITS),
         "--jobs", str(jobs), "--store", work / "store", "--output", work / "containers",
     ]  # fmt: skip
@@ -184,6 +184,7 @@ def main() -> int:
     parser.add_argument("--layers", type=int, default=Sizes.layers)
     parser.add_argument("--bits", type=int, choices=(4, 8), default=8)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--target", action="append", help="sm8750 is needed for the comparison")
     parser.add_argument("--olive", type=Path, default=ROOT / ".build" / "olive",
                         help="environment of the peer; made where there is none")  # fmt: skip
     parser.add_argument("--no-olive", action="store_true", help="without the peer")
@@ -194,7 +195,7 @@ def main() -> int:
     if not (model / "tokens.npy").exists():
         write(model, Sizes(layers=given.layers), bits=given.bits)
     print(f"before: {machine_text()}")
-    whole = build(model, work, given.jobs)
+    whole = build(model, work, given.target or ["sm8750", "cpu"], jobs=given.jobs)
     tasks = tasks_of(work / "store")
     print(f"between: {machine_text()}\n")
     held = print_stages(tasks)
