@@ -20,6 +20,7 @@ from genai_core.kinds.base import API_VERSION, REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_model
 from genai_core.names import Key
+from genai_core.record import Record
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
 from genai_core.store.s3_location import S3Location
@@ -217,7 +218,8 @@ class Builds:
         """What the source consists of, once for each generation; an outcome while it is asked."""
         await self._stores.check_endpoint(folder.endpoint)
         ref = self._known_source(one, folder)
-        if ref is None or not await asyncio.to_thread(_look, opened, ref):
+        record = await asyncio.to_thread(_look, opened, ref) if ref else None
+        if ref is None or record is None:
             keys = opened.credentials
             if one.spec.model.secret_ref is not None:
                 keys = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
@@ -227,7 +229,8 @@ class Builds:
             ref = RecordRef(RESOLVE, key)
             scope = scope_of(access.address, one.spec.run)
             attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
-            if not await asyncio.to_thread(_look, opened, ref, anew=bool(attempts)):
+            record = await asyncio.to_thread(_look, opened, ref, anew=bool(attempts))
+            if record is None:
                 request = JobRequest(
                     namespace=one.namespace,
                     key=key,
@@ -240,8 +243,6 @@ class Builds:
                     reads_source=True,
                 )
                 return await self._resolving(one, request, attempts, access)
-        record = opened.lookups.record(ref)
-        assert record is not None
         found = ResolvedSource.model_validate(record.facts)
         pinned = one.spec.model.digest
         if pinned is not None and pinned != found.digest:
@@ -415,9 +416,9 @@ def _begin(value: Json) -> BuildPass | Outcome:
     )
 
 
-def _look(opened: OpenStore, ref: RecordRef, *, anew: bool = False) -> bool:
-    opened.lookups.look([ref], anew=[ref.key] if anew else [])
-    return opened.lookups.record(ref) is not None
+def _look(opened: OpenStore, ref: RecordRef, *, anew: bool = False) -> Record | None:
+    answer = opened.lookups.look([ref], anew=[ref.key] if anew else [])[ref]
+    return answer if isinstance(answer, Record) else None
 
 
 def _doing(seen: Survey) -> str:

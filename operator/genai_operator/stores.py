@@ -11,7 +11,7 @@ import base64
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def credentials_of(secret: Mapping[str, Any]) -> S3Credentials:
 
 
 class Lookups:
-    """What was found and missed in one store; used from one thread at a time for a build."""
+    """What was found and missed in one store; builds on several threads share it."""
 
     def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
         self.store = store
@@ -67,51 +67,41 @@ class Lookups:
         self.blobs: dict[str, bytes] = {}
         """Small blobs that were read, by digest."""
 
-    def look(self, refs: Iterable[RecordRef], *, anew: Iterable[Key] = ()) -> None:
-        """Have an answer for each of these, from the store where none is remembered.
+    def look(
+        self, refs: Collection[RecordRef], *, anew: Iterable[Key] = ()
+    ) -> dict[RecordRef, Record | str]:
+        """Return a record, or why there is none, for each; from the store where none is remembered.
 
         Args:
             refs: What to look up.
             anew: Keys whose misses do not count any more.
         """
         now, again = self._clock(), set(anew)
-        wanted = [
-            ref
-            for ref in refs
-            if not self._fresh(self._found, ref, now)
-            and (ref.key in again or not self._fresh(self._missed, ref, now))
-        ]
-        if not wanted:
-            return
+        answers: dict[RecordRef, Record | str] = {}
+        for ref in refs:
+            found = self._found.get(ref)
+            missed = None if ref.key in again else self._missed.get(ref)
+            entry = found if found and found[1] > now else missed
+            if entry is not None and entry[1] > now:
+                answers[ref] = entry[0]
+        wanted = [ref for ref in refs if ref not in answers]
         if len(self._found) > _MOST_RECORDS:
             self._found.clear()
         for ref, answer in lookup_all(self.store, wanted, threads=_THREADS).items():
             if isinstance(answer, Hit):
                 self._missed.pop(ref, None)
                 self._found[ref] = (answer.record, now + _FOUND_SECONDS)
+                answers[ref] = answer.record
             else:
                 self._found.pop(ref, None)
                 self._missed[ref] = (answer.reason, now + _MISSED_SECONDS)
-
-    def record(self, ref: RecordRef) -> Record | None:
-        """What was found."""
-        entry = self._found.get(ref)
-        return entry[0] if entry else None
-
-    def missed(self, ref: RecordRef) -> str | None:
-        """Why it was missed."""
-        entry = self._missed.get(ref)
-        return entry[0] if entry else None
+                answers[ref] = answer.reason
+        return answers
 
     def forget(self) -> None:
         """Nothing found so far is to be relied on."""
         self._found.clear()
         self._missed.clear()
-
-    @staticmethod
-    def _fresh(entries: Mapping[RecordRef, tuple[Any, float]], ref: RecordRef, now: float) -> bool:
-        entry = entries.get(ref)
-        return entry is not None and entry[1] > now
 
 
 @dataclass

@@ -116,17 +116,17 @@ def survey(question: Question, lookups: Lookups, *, lost: set[str]) -> Survey:
             lookups.forget()
     for _ in range(_MOST_LOOKS):
         forecast = _expand(question, shape_from_config(question.source.config))
-        advice, known = _advance(question, forecast, lookups, verdicts)
-        ingested = known.results.get(advice.keys[INGEST])
+        advice, records = _advance(question, forecast, lookups, verdicts)
+        ingested = records.get(advice.keys[INGEST])
         if ingested is None:
-            return _found(question, forecast, advice, lookups, verdicts)
+            return _found(question, forecast, advice, records, verdicts)
         try:
-            plan = _expand(question, _exact_shape(ingested, lookups))
+            plan = _expand(question, _exact_shape(_result(ingested), lookups))
         except CorruptBlob:
             lookups.forget()  # reading took the wrong bytes away: now ingest is a miss
             continue
-        advice, _ = _advance(question, plan, lookups, verdicts)
-        return _found(question, plan, advice, lookups, verdicts)
+        advice, records = _advance(question, plan, lookups, verdicts)
+        return _found(question, plan, advice, records, verdicts)
     raise CorruptBlob("what ingest left keeps being lost", where=lookups.store.location)
 
 
@@ -156,7 +156,8 @@ def _exact_shape(ingested: Result, lookups: Lookups) -> ModelShape:
 
 def _advance(
     question: Question, plan: Plan, lookups: Lookups, verdicts: Mapping[Key, Verdict]
-) -> tuple[Advice, Known]:
+) -> tuple[Advice, dict[Key, Record]]:
+    records: dict[Key, Record] = {}
     results: dict[Key, Result] = {}
     missing: dict[Key, str] = {}
     failed: dict[Key, GenAIError] = {}
@@ -168,20 +169,19 @@ def _advance(
     while True:
         advice = advance(plan, known, limits, source=source, toolchains=chains)
         if not advice.look:
-            return advice, known
+            return advice, records
         refs = [RecordRef(look.operation, look.key) for look in advice.look]
         # A Job that ended may have written what was missed before.
-        lookups.look(refs, anew=verdicts)
-        for ref in refs:
-            record = lookups.record(ref)
+        for ref, answer in lookups.look(refs, anew=verdicts).items():
             verdict = verdicts.get(ref.key)
-            if record is not None:
-                results[ref.key] = _result(record)
+            if isinstance(answer, Record):
+                results[ref.key] = _result(answer)
+                records[ref.key] = answer
             elif verdict is not None and verdict.error is not None:
                 failed[ref.key] = verdict.error
             else:
                 why = verdict.retried if verdict else ""
-                missing[ref.key] = why or lookups.missed(ref) or "no record"
+                missing[ref.key] = why or answer
 
 
 def _result(record: Record) -> Result:
@@ -195,7 +195,7 @@ def _found(
     question: Question,
     plan: Plan,
     advice: Advice,
-    lookups: Lookups,
+    records: Mapping[Key, Record],
     verdicts: Mapping[Key, Verdict],
 ) -> Survey:
     keys = frozenset(advice.keys.values())
@@ -204,7 +204,7 @@ def _found(
     for target, tasks in plan.containers.items():
         for task in tasks:
             key = advice.keys.get(task)
-            record = lookups.record(RecordRef("package", key)) if key else None
+            record = records.get(key) if key else None
             if record is not None and target in advice.containers:
                 containers[target] = record
     logs = {key: verdict.log for key, verdict in verdicts.items()}
