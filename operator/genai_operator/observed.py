@@ -17,6 +17,9 @@ __all__ = ["Entry", "Kept", "Observed", "lean", "version_of"]
 
 V = TypeVar("V")
 
+_MOST_GONE = 10_000
+"""How many vanished objects are remembered, so that a listing from before does not revive them."""
+
 
 @dataclass(frozen=True)
 class Entry(Generic[V]):
@@ -38,6 +41,7 @@ class Kept(Generic[V]):
 
     def __init__(self) -> None:
         self._entries: dict[tuple[str, str], Entry[V]] = {}
+        self._gone: dict[str, None] = {}
 
     def put(self, value: Mapping[str, Any], view: V) -> bool:
         """Keep an object unless a newer version of it is known; tells whether it was kept."""
@@ -45,13 +49,18 @@ class Kept(Generic[V]):
         place = (meta.get("namespace", ""), meta["name"])
         known = self._entries.get(place)
         version = version_of(value)
+        if meta["uid"] in self._gone:  # a late answer or listing; it does not come back
+            return False
         if known is not None and known.uid == meta["uid"] and known.version > version:
             return False
         self._entries[place] = Entry(meta["uid"], version, view)
         return True
 
     def drop(self, namespace: str, name: str, uid: str) -> V | None:
-        """Forget exactly that object; returns what was known of it."""
+        """Forget exactly that object, for good; returns what was known of it."""
+        self._gone[uid] = None
+        if len(self._gone) > _MOST_GONE:
+            del self._gone[next(iter(self._gone))]
         known = self._entries.get((namespace, name))
         if known is None or known.uid != uid:
             return None
@@ -93,6 +102,8 @@ class Kept(Generic[V]):
             meta = value["metadata"]
             place = (meta.get("namespace", ""), meta["name"])
             seen.add(place)
+            if meta["uid"] in self._gone:
+                continue
             known = self._entries.get(place)
             if known is None or known.uid != meta["uid"] or known.version < version_of(value):
                 newer.append(place)

@@ -127,18 +127,21 @@ def test_a_record_is_deleted_and_a_blob_corrupted(
 
 
 def test_credentials_are_wrong_then_right(
-    tenant: Tenant, operator: Operator, expected: dict[str, str]
+    cluster: Cluster, operator: Operator, expected: dict[str, str]
 ) -> None:
     del operator
-    tenant.credentials("wrong")
-    tenant.cluster.kubectl("-n", tenant.namespace, "delete", "artifactstore", "default")
+    tenant = Tenant(cluster, f"locked-{time.monotonic_ns() % 1_000_000}")
     tenant.create(secret="wrong")
-    tenant.build("locked")
-    status = tenant.wait_condition("locked", ("Unknown", "StoreNotReady"))
-    assert {c["type"] for c in status["conditions"]} == {"Ready", "Reconciling"}
-    assert not tenant.jobs()
-    tenant.credentials(S3_ROOT_KEYS[1])
-    assert revisions(tenant.wait_ready("locked", 240)) == expected
+    try:
+        tenant.build("locked")
+        status = tenant.wait_condition("locked", ("Unknown", "StoreNotReady"))
+        assert {c["type"] for c in status["conditions"]} == {"Ready", "Reconciling"}
+        time.sleep(6)
+        assert not tenant.jobs()
+        tenant.credentials(S3_ROOT_KEYS[1])
+        assert revisions(tenant.wait_ready("locked", 240)) == expected
+    finally:
+        tenant.delete()
 
 
 def test_a_second_replica_takes_over(

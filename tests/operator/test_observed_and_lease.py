@@ -51,6 +51,17 @@ def test_a_listing_shows_what_was_missed_and_what_is_gone() -> None:
     assert gone == [("n", "gone", "gone")]
 
 
+def test_a_listing_from_before_does_not_revive_what_was_deleted() -> None:
+    kept: Kept[str] = Kept()
+    kept.put(thing("a", 5), "a")
+    listed = [thing("a", 5)]
+    kept.drop("n", "a", "a")
+    assert kept.missed(listed) == ([], [])
+    assert not kept.put(listed[0], "a")
+    assert len(kept) == 0
+    assert kept.put(thing("a", 9, "another"), "new")
+
+
 class Lists:
     """An apiserver that only lists."""
 
