@@ -177,6 +177,7 @@ def test_out_of_memory_is_tried_once_more_with_more(tenant: Tenant, operator: Op
     limits = [
         job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
         for job in tenant.jobs()
+        if job["metadata"]["annotations"]["genai-operator.dev/task"] == "ingest"
     ]
     assert sorted(limits) == ["120Mi", "60Mi"]
 
