@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("core", "planner", "runtime", "stages", "cli")
+ROOMS = ("core", "planner", "runtime", "stages", "cli", "operator")
 
 
 def tracked(*patterns: str) -> list[Path]:
