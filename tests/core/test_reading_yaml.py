@@ -13,7 +13,7 @@ from genai_core.kinds.yaml_documents import load_documents
 
 TEXT = st.text(st.characters(categories=["L", "N", "P", "S"], include_characters=" \n\t"))
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT,
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )
@@ -26,7 +26,7 @@ def only(text: str) -> object:
 
 @given(VALUES)
 def test_json_is_read_as_json_reads_it(value: object) -> None:
-    text = json.dumps(value, ensure_ascii=False, indent=1).replace("Infinity", ".inf")
+    text = json.dumps(value, ensure_ascii=False, indent=1)
     found = only(text)
     assert found == value
     assert json.dumps(found) == json.dumps(value), "and of the same types"
@@ -37,7 +37,7 @@ def test_every_field_knows_its_line(value: dict[str, object]) -> None:
     text = "\n".join(
         f"{json.dumps(k, ensure_ascii=False)}: {json.dumps(v)}" for k, v in value.items()
     )
-    (document,) = load_documents(text.replace("Infinity", ".inf"), name="f")
+    (document,) = load_documents(text, name="f")
     for number, name in enumerate(value, 1):
         assert document.line((name,)) == number
         assert document.line((name, "not", "there")) == number
