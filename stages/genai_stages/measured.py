@@ -35,4 +35,5 @@ def note_measurements(
     values = read_measurements(inputs) | {task: {**cost, **result.notes}}
     text = json.dumps(values, indent=1, sort_keys=True, allow_nan=False)
     (out / MEASURED_FILE).write_text(text + "\n", encoding="utf-8")
-    return replace(result, semantic={**result.semantic, MEASURED_FILE: digest_bytes(MEASURED_FILE.encode())})
+    constant = digest_bytes(MEASURED_FILE.encode())
+    return replace(result, semantic={**result.semantic, MEASURED_FILE: constant})

@@ -13,7 +13,11 @@ from genai_core.kinds.yaml_documents import load_documents
 
 TEXT = st.text(st.characters(categories=["L", "N", "P", "S"], include_characters=" \n\t"))
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXT,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXT, inner, max_size=4),
     max_leaves=12,
 )
