@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 
@@ -85,6 +86,8 @@ def main() -> int:
         print(f"genai-operator: {error}", file=sys.stderr)  # noqa: T201
         return 2
     set_up(settings.log_level)
+    # kopf asks for the user's name, and a container's user has none.
+    os.environ.setdefault("LOGNAME", "genai-operator")
     return asyncio.run(run(settings))
 
 
