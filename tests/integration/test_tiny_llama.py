@@ -79,6 +79,7 @@ def test_both_containers_keep_their_source_s_loss(built: Built) -> None:
         report = json.loads((built.container(target) / "report.json").read_bytes())
         assert report["fidelity"]["within"] is True
         assert report["stages"]["ingest"]["drift"] < 1e-4
+    assert report["stages"]["package"]["genieTokens"] == 4
     drifts = {name: noted.get("drift") for name, noted in report["stages"].items()}
     assert all(
         drifts[f"transform/ar{ar}_cl256_{k}_of_3"] < 1e-5 for ar in (1, 32) for k in (1, 2, 3)

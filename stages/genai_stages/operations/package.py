@@ -43,7 +43,7 @@ from genai_runtime.inspection import onnx_graph
 from genai_runtime.session import Session
 from genai_runtime.tokenizing import TextTokenizer
 from genai_stages.backends.cpu.graph import MODEL_DATA_FILE, precision_of
-from genai_stages.container_htp import HtpParts, collect_parts
+from genai_stages.container_htp import GENIE_FILE, HtpParts, collect_parts
 from genai_stages.core_graph import FACTS_FILE, MODEL_FILE, read_facts
 from genai_stages.input_folders import (
     core_folder,
@@ -54,6 +54,7 @@ from genai_stages.input_folders import (
 from genai_stages.measured import read_measurements
 from genai_stages.model_files import ASSETS
 from genai_stages.operations.fidelity import RESULT_FILE
+from genai_stages.second_opinion import ask_genie
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.twin_folder import gather_twin, place
 
@@ -234,6 +235,14 @@ def _try(
         speed = _record(opened, session, config, prompts=prompts, precision=draft.precision)
     finally:
         session.close()
+    genie_config = opened.folder / GENIE_FILE
+    if prompts and config.backend is Backend.HTP and genie_config.is_file():
+        recorded = golden.Golden.model_validate_json(
+            (opened.folder / golden.GOLDEN_FILE).read_bytes()
+        )
+        seen, warning = ask_genie(opened.folder, genie_config, recorded)
+        speed |= seen
+        draft.warnings += [warning] if warning else []
     return ("Cpu" if config.backend is Backend.CPU else "Emulator"), speed
 
 

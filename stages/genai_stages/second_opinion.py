@@ -1,0 +1,49 @@
+"""Genie, the vendor's own runtime, continues the first golden prompt with the container's twin.
+
+Our executor and Genie share no code: where both write the same tokens, masks, cache layout, graph
+names and configuration are as the device's runtime expects them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from genai_core.errors import GenAIError
+from genai_runtime.golden import Golden
+from genai_runtime.htp import genie
+from genai_stages.input_folders import read_json
+
+TOKENS = 4
+"""How many are compared: a pass takes some 100 ms a split in the emulator."""
+
+
+def ask_genie(folder: Path, config: Path, recorded: Golden) -> tuple[dict[str, Any], str]:
+    """Let Genie continue the first prompt and compare.
+
+    Returns:
+        What was seen, for the report, and a warning, empty where all is well.
+    """
+    prompt = recorded.prompts[0]
+    values: dict[str, Any] = dict(read_json(config))
+    if prompt.prompt_tokens[0] != values["dialog"]["context"]["bos-token"]:
+        # Genie puts the beginning token in front by itself: it would read another prompt.
+        return {}, ""
+    try:
+        answer = genie.query(
+            folder,
+            genie.emulated(values),
+            tokens=prompt.prompt_tokens[1:],
+            max_tokens=TOKENS,
+        )
+    except GenAIError as error:
+        return {}, f"Genie could not run the twin: {error.message}"
+    pairs = list(zip(prompt.tokens, answer.tokens, prompt.margins, strict=False))[:TOKENS]
+    # Behind a choice that was nearly a tie the two may go separate ways.
+    for at, (ours, theirs, margin) in enumerate(pairs):
+        if ours != theirs:
+            found = {"genieTokens": at}
+            if margin <= recorded.tolerance:
+                return found, ""
+            return found, f"Genie writes token {theirs} where our executor writes {ours}"
+    return {"genieTokens": len(pairs)}, ""
