@@ -47,7 +47,7 @@ def make_plan() -> Plan:
 
 def files(operation: str, key: str) -> Result:
     names = {
-        "ingest": ["model.onnx", "facts.json", "encodings/e", "weights/embed.data"]
+        "ingest": ["model.onnx", "facts.json", "encodings/e", "measured.json", "weights/embed.data"]
         + [f"weights/layer_{i:03d}.data" for i in range(6)]
         + ["weights/head.data"],
         "package": ["manifest.json"],
