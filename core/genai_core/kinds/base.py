@@ -62,7 +62,7 @@ Text = Annotated[str, StringConstraints(max_length=4096)]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
 Uri = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
 Quantity = Annotated[
-    str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$")
+    str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[EPTGM]i?)?$")
 ]
 """A Kubernetes quantity such as 20Gi."""
 DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
