@@ -26,6 +26,7 @@ from genai_runtime.generate import Sampling, choose
 from genai_runtime.golden import replay
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
 from genai_stages.core_graph import read_core
+from genai_stages.measured import note_measurements
 from genai_stages.operations import compile_cpu, convert_cpu, fidelity, package
 from genai_stages.segments import SegmentedModel
 from genai_stages.stage import Context
@@ -49,12 +50,14 @@ def built(tmp_path_factory):
         root / "convert",
         Context(scratch=root / "s1"),
     )
-    compile_cpu.run(
+    compiled = compile_cpu.run(
         {"model": root / "core", "weights": root / "convert"},
         CompileCpuConfig(precision=Precision.FLOAT),
         root / "compile",
         Context(scratch=root / "s2"),
     )
+    # As the runner does it behind every operation.
+    note_measurements("compile/cpu", {}, root / "compile", result=compiled, cost={"seconds": 1})
     for name in ("tokenizer.json", "config.json", "generation_config.json"):
         shutil.copy(EXAMPLE / name, root / "source" / name)
     return root
@@ -190,7 +193,7 @@ def test_a_container_runs_and_answers_its_golden_prompts_again(built, tmp_path):
     assert result.facts["revision"] == opened.revision
     assert result.facts["verified"] == "Cpu"
     report = json.loads((tmp_path / "container" / "report.json").read_text())
-    assert report["stages"]["package"]["generationTokensPerSecond"] > 0
+    assert report["stages"]["compile/cpu"]["largestDifference"] < 1e-4
     assert report["stages"]["package"]["generationTokensPerSecond"] > 0
     assert opened.manifest.target.precision is Precision.FLOAT
     assert opened.stop_tokens() == {2, 6}
@@ -306,7 +309,7 @@ def test_inspection_reads_a_cache_entry(built, tmp_path):
     (entry / "builder_cache_info.json").write_text('{"operation": "compile"}')
     facts = inspection.describe(entry)
     assert facts["record"] == {"operation": "compile"}
-    assert set(facts["files"]) == {"model.onnx", "model.data"}
+    assert set(facts["files"]) == {"model.onnx", "model.data", "measured.json"}
     assert "logits" in facts["graphs"]["model.onnx"]["outputs"]
 
 
