@@ -26,6 +26,7 @@ from genai_runtime import container, inspection
 from genai_runtime.evaluate import evaluate
 from genai_runtime.golden import replay
 from genai_runtime.htp import qnn
+from genai_stages.measured import note_measurements
 from genai_stages.operations import (
     arcl,
     compile_htp,
@@ -94,12 +95,15 @@ def built(tmp_path_factory):
         )
         compiled = root / f"compile_{split.index}"
         compiled.mkdir()
-        compile_htp.run(
+        result = compile_htp.run(
             {"ar8_cl32": converted},
             CompileHtpConfig(chip=CHIP, split=split, graphs=(GRAPH,), emulation=True),
             compiled,
             fresh(root),
         )
+        # As the runner does it behind every operation.
+        task = f"compile/{split.index}"
+        note_measurements(task, {}, compiled, result=result, cost={"seconds": 1})
     return root
 
 
@@ -165,7 +169,7 @@ def test_the_container_runs_in_the_emulator_and_repeats_its_golden_answer(built,
     facts = inspection.describe(out)
     json.dumps(facts)
     assert facts["runsBy"] == "emulator"
-    assert set(facts["report"]["stages"]) == {"package"}
+    assert set(facts["report"]["stages"]) == {"compile/1", "compile/2", "package"}
     logits = facts["modelFiles"]["part_2_of_2.bin"]["token_ar8_cl32_2_of_2"]["outputs"]["logits"]
     assert logits["shape"] == [1, 8, 2048]
     assert logits["scale"] > 0
