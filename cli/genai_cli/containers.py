@@ -1,9 +1,9 @@
 """Containers out of a store into folders: `<output>/<build>/<target>/`.
 
 A container is written beside its place and then renamed, so that a reader sees the old one or the
-new one. Files are hard links to the store's read-only blobs where both are on one disk (they take
-no room), else copies; either way their bytes were verified on the way. A container that is there
-already, same revision and sizes, is left untouched.
+new one. Files are copies, verified on the way: onnx.load refuses external data that has a second
+name, so links to the store's blobs would not do. A container that is there already, same revision
+and sizes, is left untouched.
 """
 
 from __future__ import annotations
