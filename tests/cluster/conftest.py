@@ -19,8 +19,6 @@ import pytest
 import tenant as tenants
 from harness import images, programs
 from harness.cluster import Cluster
-from harness.nodes import Node
-from harness.processes import Processes
 from operator_process import Operator
 from tenant import Tenant
 
@@ -70,10 +68,7 @@ def cluster() -> Iterator[Cluster]:
 
 def attached(folder: Path) -> Cluster:
     """A cluster that another process brought up."""
-    found = Cluster(folder)
-    found.processes = Processes(folder)
-    count = json.loads((folder / "cluster.json").read_text())["nodes"]
-    found.nodes = [Node(number, folder, found.processes) for number in range(1, count + 1)]
+    found = Cluster.attach(folder)
     if f"{IMAGE}" not in found.nodes[0].images():
         archive = images.project("stages")
         for node in found.nodes:

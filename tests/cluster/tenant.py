@@ -12,7 +12,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from harness.cluster import Cluster
-from harness.services import S3_HOST_ENDPOINT, S3_ROOT_KEYS
+from harness.services import S3_ROOT_KEYS
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "examples" / "tiny-llama" / "model"
@@ -29,12 +29,12 @@ LIBRARIES = (
 )
 
 
-def s3_client() -> Any:
+def s3_client(cluster: Cluster) -> Any:
     """The S3 server's administrator."""
     access, secret = S3_ROOT_KEYS
     return boto3.client(
         "s3",
-        endpoint_url=S3_HOST_ENDPOINT,
+        endpoint_url=cluster.s3_endpoint,
         region_name="us-east-1",
         aws_access_key_id=access,
         aws_secret_access_key=secret,
@@ -60,16 +60,16 @@ def install(cluster: Cluster, image: str, toolchain: dict[str, str]) -> None:
             "spec": {"backend": "Htp", "chipset": "SM8750", **common},
         },
     )
-    client = s3_client()
+    client = s3_client(cluster)
     for bucket in (BUCKET, MODELS):
         if bucket not in {b["Name"] for b in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=bucket)
-    upload(MODEL, "tiny-llama")
+    upload(cluster, MODEL, name="tiny-llama")
 
 
-def upload(folder: Path, name: str) -> None:
+def upload(cluster: Cluster, folder: Path, *, name: str) -> None:
     """Put a model into the bucket of models."""
-    client = s3_client()
+    client = s3_client(cluster)
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             key = f"{name}/{path.relative_to(folder).as_posix()}"
@@ -105,7 +105,7 @@ class Tenant:
                 "metadata": {"name": "default", "namespace": self.namespace},
                 "spec": {
                     "bucket": BUCKET,
-                    "endpoint": S3_HOST_ENDPOINT,
+                    "endpoint": self.cluster.s3_endpoint,
                     "secretRef": {"name": "s3"},
                 },
             }
@@ -132,13 +132,13 @@ class Tenant:
 
     def empty_store(self) -> None:
         """Remove every object of this tenant."""
-        client = s3_client()
+        client = s3_client(self.cluster)
         for key in self.objects():
             client.delete_object(Bucket=BUCKET, Key=key)
 
     def objects(self, prefix: str = "") -> list[str]:
         """Keys in this tenant's store."""
-        pages = s3_client().get_paginator("list_objects_v2")
+        pages = s3_client(self.cluster).get_paginator("list_objects_v2")
         return [
             item["Key"]
             for page in pages.paginate(Bucket=BUCKET, Prefix=f"{self.namespace}/{prefix}")

@@ -121,7 +121,7 @@ def test_bad_input_fails_at_once_in_the_stages_words_and_mending_it_is_enough(
         (tmp_path / path.name).write_bytes(path.read_bytes())
     data = (tmp_path / "model.encodings").read_bytes()
     (tmp_path / "model.encodings").write_bytes(data[: len(data) // 2])
-    upload(tmp_path, name)
+    upload(tenant.cluster, tmp_path, name=name)
     tenant.build("bad", model={"source": f"s3://models/{name}"})
     status = tenant.wait_condition("bad", ("False", "BadEncodings"), seconds=90)
     by_type = {c["type"]: c for c in status["conditions"]}
@@ -131,7 +131,8 @@ def test_bad_input_fails_at_once_in_the_stages_words_and_mending_it_is_enough(
     failed = [job for job in tenant.jobs() if job["status"].get("failed")]
     assert len(failed) == 1, "bad input was tried again"
 
-    s3_client().put_object(Bucket="models", Key=f"{name}/model.encodings", Body=data)
+    client = s3_client(tenant.cluster)
+    client.put_object(Bucket="models", Key=f"{name}/model.encodings", Body=data)
     tenant.cluster.kubectl(
         "-n", tenant.namespace, "annotate", "genaibuild", "bad", f"{REQUESTED_AT}=now"
     )

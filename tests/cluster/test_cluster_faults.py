@@ -95,12 +95,12 @@ def test_s3_is_stopped_and_started(
 def restart_s3(cluster: Cluster) -> None:
     """Start the S3 server again as it was started."""
     cluster.processes.restart("s3")
-    wait_until("S3", _answers, 30)
+    wait_until("S3", lambda: _answers(cluster), 30)
 
 
-def _answers() -> bool:
+def _answers(cluster: Cluster) -> bool:
     try:
-        s3_client().list_buckets()
+        s3_client(cluster).list_buckets()
     except Exception:  # noqa: BLE001 - whatever it is, it does not answer yet
         return False
     return True
@@ -112,7 +112,7 @@ def test_a_record_is_deleted_and_a_blob_corrupted(
     tenant.build("whole")
     tenant.wait_ready("whole")
     operator.kill()  # what it remembers to have found counts for some minutes
-    client = s3_client()
+    client = s3_client(tenant.cluster)
     for key in records(tenant):
         if "/package/" in key or "/compile/" in key:
             client.delete_object(Bucket=BUCKET, Key=key)

@@ -18,12 +18,11 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=2)
     parser.add_argument("--image", action="append", default=[], help="target of the Dockerfile")
     arguments = parser.parse_args()
-    cluster = Cluster(arguments.folder)
+    if (arguments.folder / "cluster.json").exists():
+        Cluster.attach(arguments.folder).down()
     if arguments.command == "down":
-        cluster.down()
         return
-    if arguments.folder.exists():
-        cluster.down()
+    cluster = Cluster(arguments.folder)
     cluster.up(arguments.nodes, tuple(arguments.image))
     print(f"export KUBECONFIG={cluster.admin}")
 

@@ -1,4 +1,4 @@
-"""etcd, apiserver, controller-manager, scheduler and kube-proxy as processes of this machine."""
+"""etcd, apiserver, controller-manager, scheduler and kube-proxy as processes of one cluster."""
 
 from __future__ import annotations
 
@@ -7,15 +7,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.network import POD_RANGE, SERVICE_RANGE
 from harness.pki import Authority
 from harness.processes import Processes, wait_until
 
-SERVICE_RANGE = "10.96.0.0/16"
-POD_RANGE = "10.244.0.0/16"
-HOST_ADDRESS = "10.244.0.1"
-"""An address on lo inside the pod range: processes of the host that pods must reach stand on it."""
 DNS_ADDRESS = "10.96.0.10"
-SERVER = "https://127.0.0.1:6443"
 
 
 @dataclass(frozen=True)
@@ -25,25 +21,33 @@ class ControlPlane:
     authority: Authority
     admin: Path
     """Kubeconfig of the cluster's administrator."""
+    address: str
+    """Where its processes are reached, from the machine and from pods alike."""
+
+    @property
+    def server(self) -> str:
+        """The apiserver's address."""
+        return f"https://{self.address}:6443"
 
 
-def start(folder: Path, program: Path, processes: Processes) -> ControlPlane:
+def start(folder: Path, program: Path, processes: Processes, *, address: str) -> ControlPlane:
     """Start everything and wait for the apiserver; about five seconds."""
     authority = Authority(folder / "pki")
+    plane = ControlPlane(authority, folder / "admin.kubeconfig", address)
     accounts = authority.service_accounts()
     serving = authority.issue(
         "apiserver",
         "kube-apiserver",
         hosts=(
-            "127.0.0.1", "10.96.0.1", HOST_ADDRESS, "localhost", "kubernetes",
+            "127.0.0.1", "10.96.0.1", address, "localhost", "kubernetes",
             "kubernetes.default", "kubernetes.default.svc",
         ),
     )  # fmt: skip
     admin_pair = authority.issue("admin", "admin", organization="system:masters")
-    admin = authority.kubeconfig(folder / "admin.kubeconfig", SERVER, admin_pair)
+    admin = authority.kubeconfig(plane.admin, plane.server, admin_pair)
     configs = {
         name: authority.kubeconfig(
-            folder / f"{name}.kubeconfig", SERVER, authority.issue(name, f"system:{name}")
+            folder / f"{name}.kubeconfig", plane.server, authority.issue(name, f"system:{name}")
         )
         for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy")
     }
@@ -68,7 +72,7 @@ def start(folder: Path, program: Path, processes: Processes) -> ControlPlane:
         "--service-account-issuer=https://kubernetes.default.svc",
         "--authorization-mode=Node,RBAC",
         "--allow-privileged=true",
-        f"--advertise-address={HOST_ADDRESS}",
+        f"--advertise-address={address}",
         "--bind-address=0.0.0.0",
         f"--kubelet-client-certificate={admin_pair.certificate}",
         f"--kubelet-client-key={admin_pair.key}",
@@ -99,7 +103,7 @@ def start(folder: Path, program: Path, processes: Processes) -> ControlPlane:
             *flags,
         )  # fmt: skip
     _start_proxy(folder, program, processes, config=configs["kube-proxy"])
-    return ControlPlane(authority, admin)
+    return plane
 
 
 def ready(admin: Path) -> bool:

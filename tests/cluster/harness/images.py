@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import subprocess
@@ -82,6 +83,14 @@ def project(target: str) -> Path:
         if (ROOT / name).is_file():
             digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
     archive = cache() / f"genai-{target}-{digest.hexdigest()[:16]}.tar"
+    with (cache() / "images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one tag, so one build at a time
+        _build(target, archive)
+        _forget(target, keep=archive)
+    return archive
+
+
+def _build(target: str, archive: Path) -> None:
     if not archive.exists():
         image = f"localhost/genai-{target}:test"
         mounts = [f"--volume={path}:{path}:ro" for path in _PIP_FILES if Path(path).exists()]
@@ -91,7 +100,13 @@ def project(target: str) -> Path:
             "--ignorefile", ".containerignore", "--target", target, "--tag", image, ".", cwd=ROOT,
         )  # fmt: skip
         _push(image, archive)
-    return archive
+
+
+def _forget(target: str, *, keep: Path) -> None:
+    """Old archives go: each is hundreds of megabytes."""
+    others = [path for path in cache().glob(f"genai-{target}-*.tar") if path != keep]
+    for path in sorted(others, key=lambda path: path.stat().st_mtime)[:-2]:
+        path.unlink()
 
 
 def _present(name: str) -> bool:

@@ -9,7 +9,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from harness.control_plane import DNS_ADDRESS, HOST_ADDRESS, SERVER, ControlPlane
+from harness.control_plane import DNS_ADDRESS, ControlPlane
 from harness.processes import Processes, wait_until
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -26,6 +26,7 @@ class Node:
         self.number = number
         self.name = f"node{number}"
         self.folder = folder / self.name
+        self.cgroup = f"{processes.network.name}-{self.name}"
         self.socket = self.folder / "containerd.sock"
         self._processes = processes
 
@@ -46,7 +47,7 @@ class Node:
             f"--kubeconfig={config}",
             f"--hostname-override={self.name}",
             f"--root-dir={self.folder / 'kubelet'}",
-            f"--node-ip={HOST_ADDRESS}",
+            f"--node-ip={plane.address}",
         )  # fmt: skip
 
     def load(self, archive: Path) -> None:
@@ -94,10 +95,10 @@ class Node:
         mounts = Path("/proc/mounts").read_text().splitlines()
         for line in reversed(mounts):
             target = line.split()[1]
-            if target.startswith(f"{self.folder}/") or f"/{self.name}-genai-" in target:
+            if target.startswith(f"{self.folder}/"):
                 subprocess.run(["umount", "-l", target], check=False, capture_output=True)
         for controller in sorted(CGROUPS.iterdir()):
-            root = controller / self.name
+            root = controller / self.cgroup
             if root.is_dir():
                 for child in sorted(root.rglob("*"), reverse=True):
                     if child.is_dir():
@@ -115,7 +116,7 @@ class Node:
             except OSError:
                 continue
             shim = "containerd-shim" in command and str(self.socket) in command
-            if shim or f":/{self.name}/" in cgroup:
+            if shim or f":/{self.cgroup}/" in cgroup:
                 found.add(int(process.name))
         return sorted(found)
 
@@ -160,6 +161,7 @@ state = "{self.folder}/containerd/state"
   sandbox_image = "localhost/pause:1"
   # Without CAP_SYS_RESOURCE runc cannot lower oom_score_adj.
   restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = "{CNI}"
     conf_dir = "{self.folder}/cni"
@@ -171,8 +173,8 @@ state = "{self.folder}/containerd/state"
     def _make_cgroups(self) -> None:
         for controller in CGROUPS.iterdir():
             if controller.is_dir() and (controller / "tasks").exists():
-                (controller / self.name).mkdir(exist_ok=True)
-        cpuset = CGROUPS / "cpuset" / self.name
+                (controller / self.cgroup).mkdir(exist_ok=True)
+        cpuset = CGROUPS / "cpuset" / self.cgroup
         if cpuset.is_dir():
             for name in ("cpuset.cpus", "cpuset.mems"):
                 (cpuset / name).write_text((cpuset.parent / name).read_text())
@@ -182,7 +184,7 @@ state = "{self.folder}/containerd/state"
             self.name,
             f"system:node:{self.name}",
             organization="system:nodes",
-            hosts=(HOST_ADDRESS, self.name),
+            hosts=(plane.address, self.name),
         )
         (self.folder / "kubelet.json").write_text(
             json.dumps(
@@ -190,7 +192,7 @@ state = "{self.folder}/containerd/state"
                     "apiVersion": "kubelet.config.k8s.io/v1beta1",
                     "kind": "KubeletConfiguration",
                     "cgroupDriver": "cgroupfs",
-                    "cgroupRoot": f"/{self.name}",
+                    "cgroupRoot": f"/{self.cgroup}",
                     "port": 10250 + 10 * self.number,
                     "healthzPort": 10252 + 10 * self.number,
                     "readOnlyPort": 0,
@@ -221,7 +223,7 @@ state = "{self.folder}/containerd/state"
             )
         )
         return plane.authority.kubeconfig(
-            self.folder.parent / f"{self.name}.kubeconfig", SERVER, pair
+            self.folder.parent / f"{self.name}.kubeconfig", plane.server, pair
         )
 
 

@@ -10,12 +10,15 @@ import subprocess
 import time
 from pathlib import Path
 
+from harness.network import Network
+
 
 class Processes:
     """The processes of one run; their ids are on disk, so that another process can end them."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, network: Network) -> None:
         self.folder = folder
+        self.network = network
         self._file = folder / "processes.json"
         self._commands_file = folder / "commands.json"
         self._commands: dict[str, tuple[list[str], dict[str, str]]] = (
@@ -29,6 +32,7 @@ class Processes:
     def start(self, name: str, *command: str, environment: dict[str, str] | None = None) -> int:
         """Start a command with a log of its own; returns the process id."""
         self._commands[name] = (list(command), environment or {})
+        command = (*self.network.prefix, *command)
         with (self.folder / f"{name}.log").open("ab") as log:
             child = subprocess.Popen(
                 command,
