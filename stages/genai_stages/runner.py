@@ -14,7 +14,8 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -25,7 +26,7 @@ from genai_core.keys import task_key
 from genai_core.names import Digest, Key
 from genai_core.operations import Operation, operation_of
 from genai_core.record import Blob, Measurements, Output, Record, ToolchainUsed
-from genai_core.store.lookup import publish
+from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Committed, Hit, Miss, Store
 from genai_core.task import TaskFile, TaskFileInput, TaskResult
 from genai_core.toolchain import check_toolchain
@@ -35,6 +36,8 @@ from genai_stages.stage import Context, OperationModule, StageResult
 log = logging.getLogger("genai_stages.runner")
 
 _KIB = 1024
+_MOST_SWEPT = 2
+"""How often outputs are stored again because a gc took what stood there before."""
 
 
 def run_task(task: TaskFile, store: Store, scratch: Path) -> TaskResult:
@@ -62,8 +65,13 @@ def run_task(task: TaskFile, store: Store, scratch: Path) -> TaskResult:
         if operation.name != "package":
             cost = {"seconds": round(time.monotonic() - started, 2)}
             result = note_measurements(task.id, inputs, out, result=result, cost=cost)
-        record = _store_outputs(task, store, out, result=result, started=started, log_file=log_file)
-        standing = _commit(store, record, found)
+        standing = _commit(
+            store,
+            lambda: _store_outputs(
+                task, store, out, result=result, started=started, log_file=log_file
+            ),
+            found,
+        )
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
@@ -239,9 +247,14 @@ def _store_outputs(
     )
 
 
-def _commit(store: Store, record: Record, found: Miss) -> bool:
-    """Commit, and tell whether another worker's record stands instead."""
-    outcome = publish(store, record)
+def _commit(store: Store, stored: Callable[[], Record], found: Miss) -> bool:
+    """Store, commit, and tell whether another worker's record stands instead."""
+    for _ in range(_MOST_SWEPT):
+        with suppress(BlobSwept):
+            outcome = publish(store, stored())
+            break
+    else:
+        outcome = publish(store, stored())
     # The very record that was unusable before: storing its blobs again has healed it.
     if isinstance(outcome, Committed) or outcome.etag == found.etag:
         return False

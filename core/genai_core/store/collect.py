@@ -5,25 +5,36 @@ period. A blob is kept where a kept record names it, or where it is younger than
 (its writer may be about to commit). Leases belong to whoever wrote them: those of other clusters
 and laptops count as much as one's own, and a lease that cannot be read stops gc.
 
-Order matters, since writers go on meanwhile: records go before blobs, so that no lookup hits a
-record whose blobs are about to go; leases are read again before the first removal. What still
-slips through is a miss later, never a wrong byte.
+Writers and builds go on meanwhile. Records go before blobs, so that no lookup hits a record whose
+blobs are about to go, and everything goes in small sweeps that builds are told of and that look at
+the leases again (see `sweeps`): what a build has claimed, or a writer has just stored, stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from genai_core.errors import CorruptBlob
 from genai_core.names import Digest
-from genai_core.store.protocol import RecordRef, Store
+from genai_core.store.protocol import BlobStat, RecordRef, Store, Sweep
+from genai_core.store.sweeps import SWEEP_LASTS
 
-__all__ = ["DEFAULT_GRACE", "Collected", "collect"]
+__all__ = ["DEFAULT_GRACE", "LEAST_GRACE", "Collected", "collect"]
 
 DEFAULT_GRACE = timedelta(days=7)
+LEAST_GRACE = timedelta(hours=13)
+"""Where anybody writes: a writer relies for 12 hours on a blob that it found standing."""
 _DRAFTS_LAST = timedelta(days=1)
+_AT_ONCE = 200
+"""Records or blobs of one sweep: who needs one of them waits until it is over."""
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -76,23 +87,60 @@ def collect(
     """
     done = Collected(dry_run=dry_run)
     before = now - grace
+    began = time.monotonic()
     wanted = set(roots)
     doomed, kept_blobs = _mark(store, wanted | _leased(store, now, done), before, done)
-    # A build that began meanwhile wrote its lease before it looked anything up.
-    late = _leased(store, now, Collected(dry_run=True)) & doomed
-    for ref in late:
-        doomed.discard(ref)
-        done.records_kept += 1
-        kept_blobs |= _blobs_of(store, ref)
-    for ref in sorted(doomed):
-        done.deleted.append(ref)
-        done.records_deleted += 1
-        progress(f"record {ref}")
-        if not dry_run:
-            store.delete_record(ref)
-    _sweep_blobs(store, kept_blobs, before, done, progress)
+    for batch in _batches(sorted(doomed)):
+        with _sweeping(store, now, began, done, records=batch) as lasts:
+            # A build that began meanwhile wrote its lease before it looked anything up.
+            late = _leased(store, now, Collected(dry_run=True))
+            for ref in batch:
+                if ref in late or not lasts():
+                    done.records_kept += 1
+                    kept_blobs |= _blobs_of(store, ref)
+                    continue
+                done.deleted.append(ref)
+                done.records_deleted += 1
+                progress(f"record {ref}")
+                if not dry_run:
+                    store.delete_record(ref)
+    old = [stat for stat in store.list_blobs() if _goes(stat, kept_blobs, before, done)]
+    for stats in _batches(old):
+        digests = [stat.sha256 for stat in stats]
+        with _sweeping(store, now, began, done, blobs=digests) as lasts:
+            for stat in stats:
+                _remove_blob(store, stat, before, done=done, lasts=lasts, progress=progress)
     done.drafts_deleted = store.delete_drafts(now - _DRAFTS_LAST, dry_run=dry_run)
     return done
+
+
+def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), _AT_ONCE):
+        yield items[start : start + _AT_ONCE]
+
+
+@contextmanager
+def _sweeping(
+    store: Store,
+    now: datetime,
+    began: float,
+    done: Collected,
+    *,
+    records: Iterable[RecordRef] = (),
+    blobs: Iterable[Digest] = (),
+) -> Iterator[Callable[[], bool]]:
+    """Tell builds what goes; yields whether there is still time to remove it."""
+    if done.dry_run:
+        yield lambda: True
+        return
+    passed = timedelta(seconds=time.monotonic() - began)
+    until = time.monotonic() + SWEEP_LASTS.total_seconds() / 2
+    name = f"gc-{secrets.token_hex(8)}"
+    store.put_sweep(Sweep(name, frozenset(records), frozenset(blobs), now + passed + SWEEP_LASTS))
+    try:
+        yield lambda: time.monotonic() < until
+    finally:
+        store.delete_sweep(name)
 
 
 def _leased(store: Store, now: datetime, done: Collected) -> set[RecordRef]:
@@ -100,7 +148,7 @@ def _leased(store: Store, now: datetime, done: Collected) -> set[RecordRef]:
     found: set[RecordRef] = set()
     for lease in store.list_leases():
         if lease.expires_at > now:
-            found.update(lease.records)
+            found.update(lease.claimed)
             done.holders.append(lease.holder)
             continue
         done.leases_expired += 1
@@ -131,23 +179,29 @@ def _blobs_of(store: Store, ref: RecordRef) -> set[Digest]:
     return set(stored.record.blobs()) if stored else set()
 
 
-def _sweep_blobs(
+def _goes(stat: BlobStat, kept: set[Digest], before: datetime, done: Collected) -> bool:
+    """Tell whether a blob is to go; counts it where it stays."""
+    if stat.sha256 in kept or stat.modified > before:
+        done.blobs_kept += 1
+        done.bytes_kept += stat.size
+        return False
+    return True
+
+
+def _remove_blob(
     store: Store,
-    kept: set[Digest],
+    stat: BlobStat,
     before: datetime,
+    *,
     done: Collected,
+    lasts: Callable[[], bool],
     progress: Callable[[str], None],
 ) -> None:
-    for stat in store.list_blobs():
-        if stat.sha256 in kept or stat.modified > before:
-            done.blobs_kept += 1
-            done.bytes_kept += stat.size
-            continue
-        if not done.dry_run:
-            fresh = store.head_blob(stat.sha256)
-            if fresh is None or fresh.modified > before:
-                continue  # claimed by a writer since the listing
-            store.delete_blob(stat.sha256)
-        done.blobs_deleted += 1
-        done.bytes_deleted += stat.size
-        progress(f"blob {stat.sha256} {stat.size} bytes")
+    if not done.dry_run:
+        fresh = store.head_blob(stat.sha256)
+        if fresh is None or fresh.modified > before or not lasts():
+            return  # claimed by a writer since the listing
+        store.delete_blob(stat.sha256)
+    done.blobs_deleted += 1
+    done.bytes_deleted += stat.size
+    progress(f"blob {stat.sha256} {stat.size} bytes")

@@ -2,7 +2,7 @@
 
     blobs/<aa>/<sha256>                    read-only, 0444
     records/<operation>/<key>.json         the commit point
-    leases/<name>.json
+    leases/<name>.json, sweeps/<name>.json
     <model-slug>/<operation>_<32 hex>/     what people look at, see `view`
     tmp/                                   drafts; what a killed writer left is removed by gc
 
@@ -28,7 +28,13 @@ from genai_core.record import Record
 from genai_core.store import view
 from genai_core.store.blob_folder import BlobFolder, children
 from genai_core.store.files import DRAFT_SUFFIX, explain, temporary, write_atomically
-from genai_core.store.leases import check_lease_name, lease_from_bytes, lease_to_bytes
+from genai_core.store.leases import (
+    check_lease_name,
+    lease_from_bytes,
+    lease_to_bytes,
+    sweep_from_bytes,
+    sweep_to_bytes,
+)
 from genai_core.store.lookup import first_fault
 from genai_core.store.protocol import (
     Capabilities,
@@ -41,6 +47,7 @@ from genai_core.store.protocol import (
     Miss,
     RecordRef,
     StoredRecord,
+    Sweep,
 )
 
 __all__ = ["DirectoryStore"]
@@ -53,6 +60,11 @@ class DirectoryStore(BlobFolder):
         root: The folder; made with the first write.
         read_only: Never write, not even to remove a wrong blob.
     """
+
+    @property
+    def writable(self) -> DirectoryStore:
+        """Itself."""
+        return self
 
     def _record_path(self, operation: str, key: Key) -> Path:
         return self.root / "records" / operation / f"{key}.json"
@@ -171,31 +183,63 @@ class DirectoryStore(BlobFolder):
                         modified = datetime.fromtimestamp(path.stat().st_mtime, UTC)
                         yield RecordRef(folder.name, Key(path.stem), modified)
 
-    # Leases and the store itself
+    # Leases, sweeps and the store itself
 
     def put_lease(self, lease: Lease) -> None:
         """Write `leases/<name>.json`."""
-        path = self.root / "leases" / f"{check_lease_name(lease.name)}.json"
-        with self.explained(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, lease_to_bytes(lease), scratch=self.scratch)
+        self._put_note("leases", lease.name, lease_to_bytes(lease))
 
     def delete_lease(self, name: str) -> None:
         """Remove `leases/<name>.json`."""
-        path = self.root / "leases" / f"{check_lease_name(name)}.json"
+        self._delete_note("leases", name)
+
+    def get_lease(self, name: str) -> Lease | None:
+        """Read `leases/<name>.json`."""
+        path = self._note("leases", name)
         with self.explained(path):
-            path.unlink(missing_ok=True)
+            try:
+                return lease_from_bytes(path.read_bytes(), name)
+            except FileNotFoundError:
+                return None
 
     def list_leases(self) -> Sequence[Lease]:
         """Read `leases/`."""
-        found = []
-        with self.explained(self.root / "leases"):
-            for path in children(self.root / "leases"):
+        return [lease_from_bytes(data, name) for name, data in self._notes("leases")]
+
+    def put_sweep(self, sweep: Sweep) -> None:
+        """Write `sweeps/<name>.json`."""
+        self._put_note("sweeps", sweep.name, sweep_to_bytes(sweep))
+
+    def delete_sweep(self, name: str) -> None:
+        """Remove `sweeps/<name>.json`."""
+        self._delete_note("sweeps", name)
+
+    def list_sweeps(self) -> Sequence[Sweep]:
+        """Read `sweeps/`."""
+        return [sweep_from_bytes(data, name) for name, data in self._notes("sweeps")]
+
+    def _note(self, folder: str, name: str) -> Path:
+        return self.root / folder / f"{check_lease_name(name)}.json"
+
+    def _put_note(self, folder: str, name: str, data: bytes) -> None:
+        path = self._note(folder, name)
+        with self.explained(path, need=len(data)):
+            scratch = self.scratch
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, data, scratch=scratch)
+
+    def _delete_note(self, folder: str, name: str) -> None:
+        path = self._note(folder, name)
+        with self.explained(path):
+            path.unlink(missing_ok=True)
+
+    def _notes(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        with self.explained(self.root / folder):
+            for path in children(self.root / folder):
                 if path.suffix != ".json":
                     continue
                 with suppress(FileNotFoundError):
-                    found.append(lease_from_bytes(path.read_bytes(), path.stem))
-        return found
+                    yield path.stem, path.read_bytes()
 
     def probe(self) -> Capabilities:
         """Try links, replacement and locks in `tmp/`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
@@ -31,6 +31,7 @@ from genai_core.store.protocol import (
     RecordRef,
     Store,
     StoredRecord,
+    Sweep,
 )
 
 __all__ = ["LayeredStore"]
@@ -52,6 +53,11 @@ class LayeredStore:
     def location(self) -> str:
         """Where it is written."""
         return self.first.location
+
+    @property
+    def writable(self) -> Store:
+        """The first."""
+        return self.first
 
     def _all(self) -> tuple[Store, ...]:
         return (self.first, *self.others)
@@ -84,8 +90,11 @@ class LayeredStore:
             yield stream
 
     def read_blob(self, blob: Blob) -> bytes:
-        """Read in the first store, copying the blob there before where it is not."""
-        self._bring(blob)
+        """Read a small blob where it is; nothing is copied for a glance."""
+        if self.first.head_blob(blob.sha256) is None:
+            for store in self.others:
+                with suppress(CorruptBlob):
+                    return store.read_blob(blob)
         return self.first.read_blob(blob)
 
     def _bring(self, blob: Blob) -> None:
@@ -184,9 +193,25 @@ class LayeredStore:
         """Give up in the first store."""
         self.first.delete_lease(name)
 
+    def get_lease(self, name: str) -> Lease | None:
+        """Read in the first store."""
+        return self.first.get_lease(name)
+
     def list_leases(self) -> Sequence[Lease]:
         """Read the first store's leases."""
         return self.first.list_leases()
+
+    def put_sweep(self, sweep: Sweep) -> None:
+        """Only the first store is swept."""
+        self.first.put_sweep(sweep)
+
+    def delete_sweep(self, name: str) -> None:
+        """In the first store."""
+        self.first.delete_sweep(name)
+
+    def list_sweeps(self) -> Sequence[Sweep]:
+        """Read the first store's sweeps."""
+        return self.first.list_sweeps()
 
     def probe(self) -> Capabilities:
         """Probe the first store."""

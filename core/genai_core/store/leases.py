@@ -1,19 +1,27 @@
-"""Leases as files: what clusters and laptops that share a store tell each other's gc."""
+"""Leases and sweeps as files: what clusters and laptops that share a store tell each other."""
 
 from __future__ import annotations
 
 import json
 import re
 from datetime import UTC, datetime
+from typing import Any
 
 from genai_core.canonical import canonical_json, is_digest
 from genai_core.errors import StoreUnreadable
-from genai_core.names import Key
-from genai_core.store.protocol import Lease, RecordRef
+from genai_core.names import Digest, Key
+from genai_core.store.protocol import KeptContainer, Lease, RecordRef, Sweep
 
-__all__ = ["check_lease_name", "lease_from_bytes", "lease_to_bytes"]
+__all__ = [
+    "check_lease_name",
+    "lease_from_bytes",
+    "lease_to_bytes",
+    "sweep_from_bytes",
+    "sweep_to_bytes",
+]
 
 _SCHEMA = "genai.lease/1"
+_SWEEP_SCHEMA = "genai.sweep/1"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
@@ -30,16 +38,19 @@ def check_lease_name(name: str) -> str:
 
 def lease_to_bytes(lease: Lease) -> bytes:
     """Return a lease as canonical JSON."""
-    if lease.expires_at.tzinfo is None:
-        raise ValueError("a lease ends at a time with a zone")
-    return canonical_json(
-        {
-            "schema": _SCHEMA,
-            "holder": lease.holder,
-            "records": sorted(map(str, lease.records)),
-            "expires_at": lease.expires_at.astimezone(UTC).isoformat(),
-        }
-    )
+    value: dict[str, Any] = {
+        "schema": _SCHEMA,
+        "holder": lease.holder,
+        # Whoever does not know `containers` keeps them all the same.
+        "records": sorted(map(str, lease.claimed)),
+        "expires_at": _time(lease.expires_at),
+    }
+    if lease.containers:
+        value["containers"] = [
+            {"target": kept.target, "record": str(kept.ref), "built_at": _time(kept.built_at)}
+            for kept in lease.containers
+        ]
+    return canonical_json(value)
 
 
 def lease_from_bytes(data: bytes, name: str) -> Lease:
@@ -50,16 +61,70 @@ def lease_from_bytes(data: bytes, name: str) -> Lease:
     """
     try:
         value = json.loads(data)
-        _expect_schema(value["schema"])
-        expires_at = datetime.fromisoformat(value["expires_at"])
-        records = tuple(map(_ref, value["records"]))
-        return Lease(name, str(value["holder"]), records, expires_at.astimezone(UTC))
-    except (ValueError, KeyError, TypeError) as error:
+        _expect_schema(value["schema"], _SCHEMA)
+        return Lease(
+            name,
+            str(value["holder"]),
+            tuple(map(_ref, value["records"])),
+            _read_time(value["expires_at"]),
+            tuple(
+                KeptContainer(
+                    str(kept["target"]), _ref(kept["record"]), _read_time(kept["built_at"])
+                )
+                for kept in value.get("containers", ())
+            ),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreUnreadable(
             f"not a lease of a version known here ({error})",
             where=f"leases/{name}.json",
             remedy="use the newest genai for gc, or delete that file",
         ) from error
+
+
+def sweep_to_bytes(sweep: Sweep) -> bytes:
+    """Return a sweep as canonical JSON."""
+    return canonical_json(
+        {
+            "schema": _SWEEP_SCHEMA,
+            "records": sorted(map(str, sweep.records)),
+            "blobs": sorted(sweep.blobs),
+            "expires_at": _time(sweep.expires_at),
+        }
+    )
+
+
+def sweep_from_bytes(data: bytes, name: str) -> Sweep:
+    """Read what `sweep_to_bytes` wrote.
+
+    Raises:
+        StoreUnreadable: It is no sweep. Never skipped: a builder would then use what goes.
+    """
+    try:
+        value = json.loads(data)
+        _expect_schema(value["schema"], _SWEEP_SCHEMA)
+        return Sweep(
+            name,
+            frozenset(map(_ref, value["records"])),
+            frozenset(map(Digest, value["blobs"])),
+            _read_time(value["expires_at"]),
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise StoreUnreadable(
+            f"not a sweep of a version known here ({error})",
+            where=f"sweeps/{name}.json",
+            remedy="use the newest genai, or delete that file where no gc runs",
+        ) from error
+
+
+def _time(value: datetime) -> str:
+    if value.tzinfo is None:
+        raise ValueError("a time needs a zone")
+    return value.astimezone(UTC).isoformat()
+
+
+def _read_time(text: str) -> datetime:
+    return datetime.fromisoformat(text).astimezone(UTC)
 
 
 def _ref(text: str) -> RecordRef:
@@ -69,6 +134,6 @@ def _ref(text: str) -> RecordRef:
     return RecordRef(operation, Key(key))
 
 
-def _expect_schema(found: object) -> None:
-    if found != _SCHEMA:
+def _expect_schema(found: object, wanted: str) -> None:
+    if found != wanted:
         raise ValueError(f"schema {found}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
-from genai_core.errors import StoreUnavailable
+from genai_core.errors import CorruptBlob, StoreUnavailable
 from genai_core.record import Record
 from genai_core.store.protocol import (
     BlobStat,
@@ -18,10 +18,16 @@ from genai_core.store.protocol import (
     RecordRef,
     Store,
 )
+from genai_core.store.sweeps import await_sweeps
 
-__all__ = ["first_fault", "lookup_all", "publish"]
+__all__ = ["BlobSwept", "first_fault", "lookup_all", "publish"]
 
 _ROUNDS = 8
+_FEW = 4
+
+
+class BlobSwept(CorruptBlob):
+    """A blob went between being stored and being committed: it has to be stored again."""
 
 
 def first_fault(record: Record, head: HeadBlob, *, pool: ThreadPoolExecutor | None) -> str | None:
@@ -51,9 +57,16 @@ def publish(store: Store, record: Record) -> Committed | Existing:
     use the outputs of the answer's record, not one's own.
 
     Raises:
+        BlobSwept: A gc took a blob that this writer found standing; store it again.
         StoreUnavailable: Writers and deleters kept crossing each other.
     """
+    place = store.writable
+    ref, blobs = RecordRef(record.operation, record.key), record.blobs()
     for _ in range(_ROUNDS):
+        await_sweeps(place, records=(ref,), blobs=blobs)
+        fault = _fault(record, place)
+        if fault is not None:
+            raise BlobSwept(f"{fault}; it has to be stored again", where=place.location)
         answer = store.commit(record)
         if isinstance(answer, Committed):
             return answer
@@ -69,6 +82,13 @@ def publish(store: Store, record: Record) -> Committed | Existing:
         f"{record.operation}/{record.key[:12]} kept changing while it was committed",
         where=store.location,
     )
+
+
+def _fault(record: Record, store: Store) -> str | None:
+    if len(record.blobs()) <= _FEW:
+        return first_fault(record, store.head_blob, pool=None)
+    with ThreadPoolExecutor(8, thread_name_prefix="publish") as pool:
+        return first_fault(record, store.head_blob, pool=pool)
 
 
 def lookup_all(

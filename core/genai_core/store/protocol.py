@@ -1,4 +1,4 @@
-"""What a store is: blobs by digest, records by operation and key, and leases.
+"""What a store is: blobs by digest, records by operation and key, leases and sweeps.
 
 Two kinds of things, two rules. A *blob* is immutable and named by its SHA-256, so writing it twice
 is harmless. A *record* is the commit point: it is written last, after every blob it names, and
@@ -32,12 +32,14 @@ __all__ = [
     "Existing",
     "HeadBlob",
     "Hit",
+    "KeptContainer",
     "Lease",
     "Lookup",
     "Miss",
     "RecordRef",
     "Store",
     "StoredRecord",
+    "Sweep",
 ]
 
 
@@ -132,6 +134,15 @@ class Existing:
 
 
 @dataclass(frozen=True)
+class KeptContainer:
+    """One revision of a build's container, and when it was built."""
+
+    target: str
+    ref: RecordRef
+    built_at: datetime
+
+
+@dataclass(frozen=True)
 class Lease:
     """A claim that keeps records, and the blobs they name, from gc.
 
@@ -140,11 +151,33 @@ class Lease:
         holder: Who to ask, e.g. `cluster-a/ns/build tiny-llama`.
         records: What is claimed, also records that do not exist yet.
         expires_at: From then on the lease counts for nothing. Renewed by writing it again.
+        containers: The build's last revisions, the newest first; claimed like `records`.
     """
 
     name: str
     holder: str
     records: tuple[RecordRef, ...]
+    expires_at: datetime
+    containers: tuple[KeptContainer, ...] = ()
+
+    @property
+    def claimed(self) -> frozenset[RecordRef]:
+        """Everything that this lease keeps."""
+        return frozenset(self.records) | {kept.ref for kept in self.containers}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a gc is removing right now; see `claiming` for who waits for whom.
+
+    Attributes:
+        name: As of a lease.
+        expires_at: A gc that was killed holds nobody up after that.
+    """
+
+    name: str
+    records: frozenset[RecordRef]
+    blobs: frozenset[Digest]
     expires_at: datetime
 
 
@@ -173,6 +206,11 @@ class Store(Protocol):
     @property
     def location(self) -> str:
         """The address users gave, without credentials."""
+        ...
+
+    @property
+    def writable(self) -> Store:
+        """Where writes go: itself, or the first of several."""
         ...
 
     # Blobs
@@ -288,7 +326,7 @@ class Store(Protocol):
         """Remove what writers killed before that time left half-written; return how many."""
         ...
 
-    # Leases and the store itself
+    # Leases, sweeps and the store itself
 
     def put_lease(self, lease: Lease) -> None:
         """Write or renew a lease."""
@@ -298,8 +336,24 @@ class Store(Protocol):
         """Give a lease up; no error where there is none."""
         ...
 
+    def get_lease(self, name: str) -> Lease | None:
+        """Return one lease, expired or not; None where there is none."""
+        ...
+
     def list_leases(self) -> Sequence[Lease]:
         """Return all leases, expired ones too."""
+        ...
+
+    def put_sweep(self, sweep: Sweep) -> None:
+        """Tell writers and readers what is about to be removed."""
+        ...
+
+    def delete_sweep(self, name: str) -> None:
+        """Tell them that it is over; no error where there is none."""
+        ...
+
+    def list_sweeps(self) -> Sequence[Sweep]:
+        """Return all sweeps, expired ones too."""
         ...
 
     def probe(self) -> Capabilities:

@@ -2,7 +2,7 @@
 
     <prefix>/blobs/<aa>/<sha256>              the SHA-256 as checksum and as metadata
     <prefix>/records/<operation>/<key>.json   If-None-Match: the commit point; If-Match: healing
-    <prefix>/leases/<name>.json
+    <prefix>/leases/<name>.json, <prefix>/sweeps/<name>.json
     <prefix>/probe/<random>                   gone after a probe
 
 No key is ever a folder of another (POSIX-backed servers refuse that). The server's conditional
@@ -36,7 +36,13 @@ from genai_core.names import Digest, Key
 from genai_core.record import Blob, Record
 from genai_core.store import s3_transfer as transfer
 from genai_core.store.files import explain, hash_file, temporary
-from genai_core.store.leases import check_lease_name, lease_from_bytes, lease_to_bytes
+from genai_core.store.leases import (
+    check_lease_name,
+    lease_from_bytes,
+    lease_to_bytes,
+    sweep_from_bytes,
+    sweep_to_bytes,
+)
 from genai_core.store.lookup import first_fault
 from genai_core.store.protocol import (
     BlobStat,
@@ -50,6 +56,7 @@ from genai_core.store.protocol import (
     Miss,
     RecordRef,
     StoredRecord,
+    Sweep,
 )
 from genai_core.store.s3_errors import code_of, explained, is_absent
 from genai_core.store.s3_location import S3Credentials, S3Location
@@ -145,6 +152,11 @@ class S3Store:
     def location(self) -> str:
         """The address, without credentials."""
         return str(self.where)
+
+    @property
+    def writable(self) -> S3Store:
+        """Itself."""
+        return self
 
     def _client(self) -> S3Client:
         with _making:
@@ -406,27 +418,47 @@ class S3Store:
         self._must_be_writable()
         return self._objects.abort_uploads("blobs", before, dry_run=dry_run)
 
-    # Leases and the store itself
+    # Leases, sweeps and the store itself
 
     def put_lease(self, lease: Lease) -> None:
         """Write `leases/<name>.json`."""
         self._must_be_writable()
-        self._objects.put(_lease_name(lease.name), lease_to_bytes(lease))
+        self._objects.put(_note_name("leases", lease.name), lease_to_bytes(lease))
 
     def delete_lease(self, name: str) -> None:
         """Remove `leases/<name>.json`."""
         self._must_be_writable()
-        self._objects.delete(_lease_name(name))
+        self._objects.delete(_note_name("leases", name))
+
+    def get_lease(self, name: str) -> Lease | None:
+        """Read `leases/<name>.json`."""
+        found = self._objects.get(_note_name("leases", name))
+        return lease_from_bytes(found[0], name) if found else None
 
     def list_leases(self) -> Sequence[Lease]:
         """Read `leases/`."""
-        found = []
-        for file, _, _ in self._objects.list("leases"):
+        return [lease_from_bytes(data, name) for name, data in self._notes("leases")]
+
+    def put_sweep(self, sweep: Sweep) -> None:
+        """Write `sweeps/<name>.json`."""
+        self._must_be_writable()
+        self._objects.put(_note_name("sweeps", sweep.name), sweep_to_bytes(sweep))
+
+    def delete_sweep(self, name: str) -> None:
+        """Remove `sweeps/<name>.json`."""
+        self._must_be_writable()
+        self._objects.delete(_note_name("sweeps", name))
+
+    def list_sweeps(self) -> Sequence[Sweep]:
+        """Read `sweeps/`."""
+        return [sweep_from_bytes(data, name) for name, data in self._notes("sweeps")]
+
+    def _notes(self, folder: str) -> Iterator[tuple[str, bytes]]:
+        for file, _, _ in self._objects.list(folder):
             name = file.removesuffix(".json")
-            data = self._objects.get(f"leases/{file}")
+            data = self._objects.get(f"{folder}/{file}")
             if data is not None and name != file:
-                found.append(lease_from_bytes(data[0], name))
-        return found
+                yield name, data[0]
 
     def create_bucket(self) -> None:
         """Create the store's bucket; no error where it is ours already."""
@@ -452,8 +484,8 @@ def _record_name(operation: str, key: Key) -> str:
     return f"records/{operation}/{key}.json"
 
 
-def _lease_name(name: str) -> str:
-    return f"leases/{check_lease_name(name)}.json"
+def _note_name(folder: str, name: str) -> str:
+    return f"{folder}/{check_lease_name(name)}.json"
 
 
 def _stat(digest: Digest, head: Head) -> BlobStat:

@@ -1,0 +1,56 @@
+"""Who waits for whom when a gc runs beside builds, so that it never takes what a build then uses.
+
+Two flags, as in Dekker's algorithm: each side raises its own before it looks at the other's.
+
+    a build    writes a lease that names a record, then reads the sweeps, then looks the record up
+    a gc       writes a sweep that names a record, then reads the leases, then removes the record
+
+Whichever wrote second sees the other. A gc leaves alone what it sees leased; a build waits until no
+sweep names its record, and then finds it there or gone. The same holds for blobs: a writer stores
+them, then reads the sweeps, then makes sure that they stand, then commits the record. Stores show
+every write to the next reader (S3 does since 2020), which is all that this needs.
+
+A sweep names at most a few hundred things, so waits are short, and it expires: a gc that was killed
+holds nobody up for long. A gc stops well before its own sweep ends.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime, timedelta
+
+from genai_core.names import Digest
+from genai_core.store.protocol import RecordRef, Store
+
+__all__ = ["SWEEP_LASTS", "Clock", "Sleep", "await_sweeps", "utc_now"]
+
+SWEEP_LASTS = timedelta(minutes=10)
+"""A gc uses half of it; the rest is for clocks that differ."""
+
+_PAUSE_SECONDS = 0.2
+
+Clock = Callable[[], datetime]
+Sleep = Callable[[float], None]
+
+
+def utc_now() -> datetime:
+    """The time, with a zone."""
+    return datetime.now(UTC)
+
+
+def await_sweeps(
+    store: Store,
+    *,
+    records: Collection[RecordRef] = (),
+    blobs: Collection[Digest] = (),
+    now: Clock = utc_now,
+    sleep: Sleep = time.sleep,
+) -> None:
+    """Wait until no gc is about to remove any of these."""
+    wanted, digests = frozenset(records), frozenset(blobs)
+    while any(
+        sweep.expires_at > now() and (sweep.records & wanted or sweep.blobs & digests)
+        for sweep in store.list_sweeps()
+    ):
+        sleep(_PAUSE_SECONDS)
