@@ -34,6 +34,10 @@ EMULATED_WEIGHTS = 50_000_000
 EMULATED_CL = 1024
 """Up to here a build is small enough that x86 emulates its graphs."""
 
+EMULATED_LAYERS_BY_CL = 8192
+"""A longer context is emulated too where the layers are this few: 4096 with two. A pass costs by
+the product; float16 costs ten times as much there and stays at `EMULATED_CL`."""
+
 EMULATED_PIECES = 4
 """Pieces of text that the emulator scores: it takes a good part of a second for each pass."""
 
@@ -62,7 +66,7 @@ def expand_htp(
         copies=1 if sharing else len(grid.graphs),
     )
     cut = derive_splits(spec.splits, sizes)
-    emulation = shape.parameters < EMULATED_WEIGHTS and grid.context_length <= EMULATED_CL
+    emulation, verified = _emulated(shape, grid.context_length, float16=_float16(spec, source))
     builder = _Builder(
         spec, grid, shape=shape, source=source, splits=cut.splits, emulation=emulation
     )
@@ -73,20 +77,23 @@ def expand_htp(
         mine = builder.of_target(target)
         tasks += mine
         containers[target.name] = (mine[-1].id,)
-    verified = (
-        f"models below {EMULATED_WEIGHTS // 10**6} million weights with CL up to {EMULATED_CL}"
-    )
-    return Plan(
-        tuple(tasks),
-        containers,
-        notes=(
-            *cut.notes,
-            f"run in the emulator, as {verified} are"
-            if emulation
-            else f"verified by its metadata alone: only {verified} are run in the emulator",
-        ),
-        warnings=cut.warnings,
-    )
+    return Plan(tuple(tasks), containers, notes=(*cut.notes, verified), warnings=cut.warnings)
+
+
+def _emulated(shape: ModelShape, context: int, *, float16: bool) -> tuple[bool, str]:
+    """Whether the container gets a twin that x86 runs, and the sentence that says why."""
+    small = f"models below {EMULATED_WEIGHTS // 10**6} million weights with CL up to {EMULATED_CL}"
+    if shape.parameters < EMULATED_WEIGHTS:
+        if context <= EMULATED_CL:
+            return True, f"run in the emulator, as {small} are"
+        if not float16 and len(shape.layers) * context <= EMULATED_LAYERS_BY_CL:
+            return True, f"run in the emulator: layers x CL is at most {EMULATED_LAYERS_BY_CL}"
+    return False, f"verified by its metadata alone: only {small} are run in the emulator"
+
+
+def _float16(spec: BuildSpec, source: SourceView) -> bool:
+    """Whether the graphs are computed in float16, as nothing says how to quantize them."""
+    return not source.has_encodings and spec.quantization.gaps is Gaps.FLOAT
 
 
 class _Builder:
@@ -236,7 +243,7 @@ class _Builder:
                 weight_sharing=compilation.weight_sharing,
                 native_kv=compilation.native_kv,
                 options={**target.options, **compilation.options},
-                float16=not self.source.has_encodings and self.spec.quantization.gaps is Gaps.FLOAT,
+                float16=_float16(self.spec, self.source),
                 emulation=self.emulation,
             ),
             inputs=sources,

@@ -141,7 +141,7 @@ class Container:
 
         Args:
             threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
-            context_length: Fewer slots than the container offers; CPU only.
+            context_length: Fewer slots than the container offers.
 
         Raises:
             NotRunnableHere: A Snapdragon container without a twin, or without the vendor's
@@ -172,7 +172,7 @@ class Container:
             )
         from genai_runtime.htp.executor import Executor
 
-        return Executor(self.folder / EMULATION_FOLDER)
+        return Executor(self.folder / EMULATION_FOLDER, context_length=context_length)
 
 
 def load(folder: Path) -> Container:

@@ -159,6 +159,19 @@ def test_large_models_and_long_contexts_are_verified_by_metadata() -> None:
     assert any("metadata" in note for note in long.notes)
 
 
+def test_a_long_context_of_few_layers_is_emulated_unless_in_float16() -> None:
+    graphs = {"autoRegression": [1, 128], "contextLengths": [512, 4096]}
+    two = {**TINY, "num_hidden_layers": 2}
+    found = plan(two, splits={"count": 1}, graphs=graphs)
+    assert [t.id for t in of(found, "fidelity")] == ["fidelity/sm8750"]
+    assert any("layers x CL" in note for note in found.notes)
+    in_float = plan(
+        two, frozenset({"model.onnx"}), None,
+        splits={"count": 1}, graphs=graphs, quantization={"gaps": "Float"},
+    )  # fmt: skip
+    assert not of(in_float, "fidelity")
+
+
 def test_cpu_tries_precisions_in_order_and_each_has_its_own_tasks() -> None:
     found = plan(targets=["cpu"])
     assert [t.id for t in of(found, "package")] == [

@@ -172,6 +172,18 @@ def test_smallest_context_that_holds_the_input(tmp_path: Path) -> None:
     assert len(runner.calls) == 5
 
 
+def test_fewer_slots_than_the_container_offers(tmp_path: Path) -> None:
+    sizes = [(ar, cl) for cl in (256, 128) for ar in (1, 32)]
+    _, runner = _open(tmp_path, sizes)
+    limited = Executor(tmp_path, runner=runner, context_length=70)
+    limited.prefill(IDS[:70])
+    assert (limited.context_length, limited.length) == (70, 70)
+    with pytest.raises(BadInput, match="context length of 70"):
+        limited.decode(1)
+    with pytest.raises(BadInput, match="at least 1"):
+        Executor(tmp_path, runner=runner, context_length=0)
+
+
 def test_both_contexts_agree(tmp_path: Path, small: Executor) -> None:
     longer, _ = _open(tmp_path, [(32, 256), (1, 256)])
     assert _decibels(small.prefill(IDS[:50]), longer.prefill(IDS[:50])) > 40

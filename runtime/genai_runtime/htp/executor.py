@@ -67,6 +67,7 @@ class Executor:
         folder: Path,
         *,
         constants: Mapping[str, NDArray[np.floating]] | None = None,
+        context_length: int | None = None,
         run_timeout: float = 600.0,
         runner: Runner | None = None,
     ) -> None:
@@ -76,18 +77,25 @@ class Executor:
             folder: See `genai_runtime.htp.emulation`.
             constants: Float values of further inputs, the same in every pass (weights of adapters);
                 an input that is not named gets zeros.
+            context_length: Fewer slots than the longest CL offers; None = all of them.
             run_timeout: Seconds that one pass of one split may take.
             runner: Runs the graphs; None = the vendor's emulator in a child process.
 
         Raises:
             NotRunnableHere: No twin in the container, or no vendor libraries on this machine.
             BadModel: The graphs do not fit together.
+            BadInput: The context length is below 1.
         """
+        if context_length is not None and context_length < 1:
+            raise BadInput("must be at least 1", where="context length")
         self._facts = emulation.load(folder)
         self._graphs = _by_size(self._facts)
         self._constants = dict(constants or {})
         self._sizes = sorted(self._graphs)
         self._context = max(cl for _, cl in self._sizes)
+        self._limit = (
+            self._context if context_length is None else min(context_length, self._context)
+        )
         last = self._graphs[self._sizes[0]][-1]
         self._vocabulary = int(_tensor(last.outputs, "logits", last.name).shape[-1])
         self._cache = _empty_caches(self._graphs, self._context)
@@ -99,8 +107,8 @@ class Executor:
 
     @property
     def context_length(self) -> int:
-        """The longest CL of the container."""
-        return self._context
+        """The longest CL of the container, or what it was opened with."""
+        return self._limit
 
     @property
     def vocab_size(self) -> int:
