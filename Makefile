@@ -9,6 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ROOM ?=
+CLUSTER ?=
 TESTS := tests$(if $(ROOM),/$(ROOM))
 
 help: ## Show the targets
@@ -24,8 +25,13 @@ $(READY): pyproject.toml constraints.txt tools/setup.sh
 demo: $(READY) ## Build tiny-llama for sm8750 and cpu, run a prompt through both
 	@PATH="$(abspath $(BIN)):$$PATH" examples/tiny-llama/demo.sh
 
-test: $(READY) ## Every test that this machine can run (ROOM=planner for one room)
-	@$(BIN)/python -m pytest -n auto --dist loadfile $(TESTS)
+test: $(READY) ## Every test that this machine can run (ROOM=planner for one room, CLUSTER=no for none)
+	@if [ -z "$(ROOM)" ] && [ "$(CLUSTER)" != no ] && (cd tests/cluster && $(abspath $(BIN))/python -m harness check); then \
+	  $(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/cluster \
+	  && GENAI_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster; \
+	else \
+	  $(BIN)/python -m pytest -n auto --dist loadfile $(TESTS); \
+	fi
 
 check: $(READY) ## Format, lint, types, import walls, generated files
 	$(BIN)/ruff format --check .
@@ -50,6 +56,9 @@ test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults in
 image-htp: ## The stages' image with the vendor's wheel, for Snapdragon targets (docker or BUILDER=buildah)
 	$(or $(BUILDER),docker) build --target stages --build-arg HTP=1 --tag genai-stages-htp .
 
+manifests: generate ## Render the kustomize base from the chart (helm, or Go to build it)
+	$(BIN)/python tools/manifests.py
+
 cluster-up: $(READY) ## A real two-node Kubernetes on this machine (root; see tests/cluster/README.md)
 	@cd tests/cluster && $(abspath $(BIN))/python -m harness up
 
@@ -59,4 +68,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate bench test-cluster image-htp cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate manifests bench test-cluster image-htp cluster-up cluster-down clean

@@ -17,6 +17,10 @@ MODULES = {
     "helm": "helm.sh/helm/v3/cmd/helm@v3.19.0",
     "kwok": "sigs.k8s.io/kwok/cmd/kwok@v0.8.0",
 }
+PROGRAMS = (
+    "go", "gcc", "containerd", "ctr", "runc", "buildah", "debootstrap", "iptables", "ip",
+    "nsenter", "kubectl",
+)  # fmt: skip
 ATTEMPTS = 4
 
 
@@ -81,11 +85,7 @@ def module(name: str) -> Path:
 def missing() -> list[str]:
     """What this machine lacks for a cluster of its own, in words."""
     lacks = [] if os.geteuid() == 0 else ["root"]
-    lacks += [
-        f"the program {name}"
-        for name in ("go", "containerd", "runc", "buildah", "debootstrap", "iptables", "ip", "ctr")
-        if shutil.which(name) is None
-    ]
+    lacks += [f"the program {name}" for name in PROGRAMS if shutil.which(name) is None]
     if not Path("/usr/lib/cni/ptp").exists() and not Path("/opt/cni/bin/ptp").exists():
         lacks.append("the CNI plugins (package containernetworking-plugins)")
     return lacks
