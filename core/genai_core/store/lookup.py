@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -18,7 +19,7 @@ from genai_core.store.protocol import (
     RecordRef,
     Store,
 )
-from genai_core.store.sweeps import await_sweeps
+from genai_core.store.sweeps import Sleep, await_sweeps
 
 __all__ = ["BlobSwept", "first_fault", "lookup_all", "publish"]
 
@@ -50,7 +51,7 @@ def first_fault(record: Record, head: HeadBlob, *, pool: ThreadPoolExecutor | No
     return None
 
 
-def publish(store: Store, record: Record) -> Committed | Existing:
+def publish(store: Store, record: Record, *, sleep: Sleep = time.sleep) -> Committed | Existing:
     """Commit a record; where one stands that is no hit, replace it.
 
     This is what a runner calls after its blobs are stored. A record that stands and is a hit wins:
@@ -63,7 +64,7 @@ def publish(store: Store, record: Record) -> Committed | Existing:
     place = store.writable
     ref, blobs = RecordRef(record.operation, record.key), record.blobs()
     for _ in range(_ROUNDS):
-        await_sweeps(place, records=(ref,), blobs=blobs)
+        await_sweeps(place, records=(ref,), blobs=blobs, sleep=sleep)
         fault = _fault(record, place)
         if fault is not None:
             raise BlobSwept(f"{fault}; it has to be stored again", where=place.location)
