@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import delivery
 import yaml
 from reference import page
 
@@ -28,13 +29,13 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
+def _dump(value: object) -> str:
+    return yaml.dump(value, Dumper=_Plain, sort_keys=False, width=100)
+
+
 def crds() -> dict[Path, str]:
     """One file for each kind."""
-    return {
-        ROOT / "crds" / f"{kind.plural}.yaml": HEADER
-        + yaml.dump(crd(kind), Dumper=_Plain, sort_keys=False, width=100)
-        for kind in KINDS
-    }
+    return {ROOT / "crds" / f"{kind.plural}.yaml": HEADER + _dump(crd(kind)) for kind in KINDS}
 
 
 def pages() -> dict[Path, str]:
@@ -50,7 +51,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
     differing = []
-    for path, text in {**crds(), **pages()}.items():
+    for path, text in {**crds(), **pages(), **delivery.files(_dump)}.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         differing.append(path.relative_to(ROOT))
@@ -62,6 +63,10 @@ def main() -> int:
     if check and differing:
         print("run: make generate", file=sys.stderr)
         return 1
+    if not delivery.base_is_current():
+        print(f"differs: {delivery.BASE.relative_to(ROOT)}: the chart changed", file=sys.stderr)
+        print("run: make manifests", file=sys.stderr)
+        return 1 if check else 0
     return 0
 
 

@@ -158,6 +158,11 @@ class Api:
                 return None
             raise
 
+    async def served(self) -> set[str]:
+        """Resources of our own group that the apiserver serves, e.g. `genaibuilds/status`."""
+        answer = await self._call("GET", _PLURALS["genaibuilds"])
+        return {str(entry["name"]) for entry in answer.get("resources") or ()}
+
     async def list(
         self, plural: str, *, namespace: str = "", labels: str = "", fresh: bool = False
     ) -> tuple[list[Json], int]:

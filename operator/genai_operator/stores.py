@@ -23,7 +23,7 @@ from genai_core.record import Record
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.store.s3_location import S3Credentials, S3Location
-from genai_operator.api import Api
+from genai_operator.api import Api, ApiError
 from genai_operator.endpoints import check_endpoint
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs import StoreAccess
@@ -138,7 +138,17 @@ class Stores:
         known = self._secrets.get((namespace, name))
         if known is not None and known[0] > time.monotonic():
             return known[1]
-        secret = await self._api.get("secrets", name, namespace=namespace)
+        try:
+            secret = await self._api.get("secrets", name, namespace=namespace)
+        except ApiError as error:
+            if error.code != 403:
+                raise
+            raise Waiting(
+                "NamespaceNotEnabled",
+                f"the operator may not read Secret {name} of namespace {namespace}; enable the "
+                "namespace by a RoleBinding to the operator's tenant role (chart: "
+                "enabledNamespaces)",
+            ) from error
         if secret is None:
             raise Waiting("SecretNotFound", f"there is no Secret {name}")
         found = credentials_of(secret)
