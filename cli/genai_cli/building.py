@@ -6,16 +6,16 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from genai_cli.claims import Claim
+from genai_cli.claims import Claim, working
 from genai_cli.containers import Delivered, deliver, folder_name
-from genai_cli.engine import plan_build, run_plan
+from genai_cli.engine import PlannedBuild, plan_build, run_plan
 from genai_cli.events import BuildResult
 from genai_cli.output import emit
 from genai_cli.render import busy, progress
@@ -24,7 +24,7 @@ from genai_cli.summary import as_json, print_summary
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
 from genai_core.store.location import open_store
-from genai_core.store.protocol import Store
+from genai_core.store.protocol import RecordRef, Store
 
 __all__ = ["run_build"]
 
@@ -55,21 +55,10 @@ def run_build(
     name = build.metadata.name
     folder = _writable(output / name)
     artifacts = open_store(store or settings.store, read_from=read_from)
-    for left in reversed(range(_ROUNDS)):
-        with busy("reading the model and looking up what is there"):
-            planned = plan_build(build.spec, Path.cwd(), artifacts, name=name)
-        with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
-            result = run_plan(planned, on_event=report, jobs=jobs)
-        try:
-            containers = _delivered(result, artifacts, folder)
-        except CorruptBlob as error:
-            if not left:
-                raise
-            # Found wrong when it was read, the blob is gone: its task is a miss now.
-            sys.stderr.write(f"warning: {error}\n")
-        else:
-            break
-    problem = Claim(artifacts, name, folder).renew(planned.local.ready().tasks)
+    with working(artifacts, name) as held:
+        planned, result, containers = _built(build, artifacts, folder, claim=held.claim, jobs=jobs)
+        tasks = planned.local.ready().tasks
+        problem = Claim(artifacts, name, folder).renew(tasks, result.containers)
     if problem:
         sys.stderr.write(f"warning: {problem}\n")
     result = replace(result, seconds=time.monotonic() - began)
@@ -83,6 +72,39 @@ def run_build(
     for failure in result.failures:
         sys.stderr.write(f"error: {failure.id}: {failure.error}\n")
     return result.failures[0].error.exit_code if result.failures else 0
+
+
+def _built(
+    build: GenAIBuild,
+    artifacts: Store,
+    folder: Path,
+    *,
+    claim: Callable[[Iterable[RecordRef]], None],
+    jobs: int | None,
+) -> tuple[PlannedBuild, BuildResult, dict[str, Delivered]]:
+    for _ in range(_ROUNDS - 1):
+        try:
+            return _build_once(build, artifacts, folder, claim=claim, jobs=jobs)
+        except CorruptBlob as error:
+            # Found wrong when it was read, the blob is gone: its task is a miss now.
+            sys.stderr.write(f"warning: {error}\n")
+    return _build_once(build, artifacts, folder, claim=claim, jobs=jobs)
+
+
+def _build_once(
+    build: GenAIBuild,
+    artifacts: Store,
+    folder: Path,
+    *,
+    claim: Callable[[Iterable[RecordRef]], None],
+    jobs: int | None,
+) -> tuple[PlannedBuild, BuildResult, dict[str, Delivered]]:
+    name = build.metadata.name
+    with busy("reading the model and looking up what is there"):
+        planned = plan_build(build.spec, Path.cwd(), artifacts, name=name, claim=claim)
+    with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
+        result = run_plan(planned, on_event=report, jobs=jobs)
+    return planned, result, _delivered(result, artifacts, folder)
 
 
 def _delivered(result: BuildResult, artifacts: Store, folder: Path) -> dict[str, Delivered]:

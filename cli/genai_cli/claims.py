@@ -1,34 +1,40 @@
 """What the builds of this machine leave in a store stays there: a lease for a month each.
 
-While a build runs the engine holds a lease of its own. This one is written at the end and names the
-records of the whole plan, so that gc, here or in a cluster that shares the store, keeps what builds
-were made of. A build of the same name into the same folder takes it over.
+While a build runs it holds a lease of its own, written before anything is looked up, so that no gc
+takes what it is about to use. At the end another one names the records of the whole plan and the
+last few revisions of the containers: gc, here or in a cluster that shares the store, keeps what
+builds were made of. A build of the same name into the same folder takes it over.
 """
 
 from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 from genai_cli.events import TaskView
 from genai_core.canonical import digest_json
-from genai_core.errors import StoreUnavailable, StoreUnreadable
+from genai_core.errors import StoreUnavailable
 from genai_core.names import Key
-from genai_core.store.protocol import Lease, RecordRef, Store
+from genai_core.record import Record
+from genai_core.store.claiming import Holder
+from genai_core.store.protocol import RecordRef, Store
 
-__all__ = ["LASTS", "Claim"]
+__all__ = ["Claim", "working"]
 
-LASTS = timedelta(days=30)
+_WORK_LASTS = timedelta(days=2)
+"""The lease of a build that was killed ends by itself."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The lease of one build.
+    """The lease that a build leaves.
 
     Attributes:
         store: Where it is written.
@@ -46,24 +52,40 @@ class Claim:
         what = [socket.gethostname(), _user(), str(self.folder), self.build]
         return f"local-{digest_json(what)[:16]}-{self.build[:100]}"
 
-    def renew(self, tasks: Iterable[TaskView]) -> str:
+    def renew(self, tasks: Iterable[TaskView], containers: Mapping[str, Record]) -> str:
         """Claim the records of these tasks, as far as their keys are known.
 
         Returns:
             Why it could not be written, empty where it was: a build that finds everything cached
             may stand on a store that it cannot write.
         """
-        lease = Lease(
-            name=self.lease_name,
-            holder=f"{_user()}@{socket.gethostname()} build {self.build}",
-            records=tuple(RecordRef(task.operation, Key(task.key)) for task in tasks if task.key),
-            expires_at=datetime.now(UTC) + LASTS,
-        )
+        holder = Holder(self.store, self.lease_name, holder=_holder(self.build))
+        refs = [RecordRef(task.operation, Key(task.key)) for task in tasks if task.key]
+        built = {
+            target: RecordRef(record.operation, record.key) for target, record in containers.items()
+        }
         try:
-            self.store.put_lease(lease)
-        except (StoreUnreadable, StoreUnavailable) as error:
-            return f"gc may take this build's results, since no lease could be written: {error}"
-        return ""
+            holder.settle(refs, built)
+        except StoreUnavailable as error:
+            return _unclaimed(str(error))
+        return _unclaimed(holder.problem) if holder.problem else ""
+
+
+@contextmanager
+def working(store: Store, build: str) -> Iterator[Holder]:
+    """Hold a lease while the block runs; an interrupted build keeps it, since it may go on."""
+    name = f"run-{socket.gethostname()[:80]}-{os.getpid()}-{secrets.token_hex(4)}"
+    held = Holder(store, name, holder=_holder(build), lasts=_WORK_LASTS)
+    yield held
+    held.release()
+
+
+def _unclaimed(why: str) -> str:
+    return f"gc may take this build's results, since no lease could be written: {why}"
+
+
+def _holder(build: str) -> str:
+    return f"{_user()}@{socket.gethostname()} build {build}"
 
 
 def _user() -> str:

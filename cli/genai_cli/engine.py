@@ -23,7 +23,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,7 +40,7 @@ from genai_core.errors import GenAIError, Interrupted, NotRunnableHere
 from genai_core.kinds.build import BuildSpec
 from genai_core.operations import operation_of
 from genai_core.record import Record
-from genai_core.store.protocol import Store
+from genai_core.store.protocol import RecordRef, Store
 from genai_core.task import TaskFile, TaskResult
 from genai_core.toolchain import ABSENT
 from genai_planner.inputs import INGEST
@@ -84,14 +84,19 @@ class PlannedBuild:
 
 
 def plan_build(
-    spec: BuildSpec, base_dir: Path, store: Store, *, name: str = "model"
+    spec: BuildSpec,
+    base_dir: Path,
+    store: Store,
+    *,
+    name: str = "model",
+    claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None,
 ) -> PlannedBuild:
-    """See the module's docstring.
+    """See the module's docstring; `claim` is called with what is about to be looked up.
 
     Raises:
         GenAIError: Whatever is wrong before anything runs.
     """
-    local = read_plan(spec, base_dir, store, name=name)
+    local = read_plan(spec, base_dir, store, name=name, claim=claim)
     return PlannedBuild(
         name=name,
         spec=spec,
@@ -133,6 +138,7 @@ def run_plan(
         task_file=local.task_file,
         on_event=on_event,
         on_fidelity=lambda: on_event(local.ready()),
+        claim=local.claim,
     )
     run.cached |= {t for t, s in local.machine.states.items() if s is State.CACHED}
     try:

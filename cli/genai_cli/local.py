@@ -14,7 +14,7 @@ from __future__ import annotations
 import errno
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,12 +87,14 @@ def look_all(
     looks: tuple[Look, ...],
     *,
     on_hit: Callable[[TaskId, Hit], None] = lambda _task, _hit: None,
+    claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None,
 ) -> None:
     """Answer lookups, and those that follow from their answers, until none is open."""
     # A directory answers faster than a thread starts; a bucket's answers are round trips.
     threads = 1 if isinstance(writable_store(store), DirectoryStore) else 16
     while looks:
         refs = {look.task: RecordRef(look.operation, look.key) for look in looks}
+        claim(refs.values())
         answers = lookup_all(store, refs.values(), threads=threads)
         following: list[Look] = []
         for look in looks:
@@ -136,6 +138,7 @@ class LocalRun:
         task_file: Writes down what a worker has to know.
         on_event: Hears everything.
         on_fidelity: Called when a verdict is in: other tasks may be needed now.
+        claim: Called with what is about to be looked up.
     """
 
     store: Store
@@ -144,6 +147,7 @@ class LocalRun:
     task_file: Callable[[Machine, Start, int], TaskFile]
     on_event: OnEvent
     on_fidelity: Callable[[], None] = lambda: None
+    claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None
     ran: set[TaskId] = field(default_factory=set)
     cached: set[TaskId] = field(default_factory=set)
     failures: dict[TaskId, TaskFailed] = field(default_factory=dict)
@@ -191,7 +195,7 @@ class LocalRun:
     # Lookups
 
     def _look(self, machine: Machine, looks: tuple[Look, ...]) -> None:
-        look_all(machine, self.store, looks, on_hit=self._on_hit)
+        look_all(machine, self.store, looks, on_hit=self._on_hit, claim=self.claim)
         for task, error in machine.errors.items():
             self._report_failure(task, error)
 

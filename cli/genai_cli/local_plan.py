@@ -7,6 +7,7 @@ is built is always planned from ingest's own facts.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import OPERATIONS, operation_of
 from genai_core.record import Blob, model_slug
 from genai_core.source import SourceFacts, inspect_source
-from genai_core.store.protocol import Hit, Store
+from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.task import TaskFile, TaskFileInput, Toolchain
 from genai_core.toolchain import toolchain_of
 from genai_planner.events import Missed, Start
@@ -61,6 +62,7 @@ class LocalPlan:
         origins: Task -> location of the store that had it.
         said: What the tasks warned of that were found.
         used: A run has begun on it: the next one looks everything up anew.
+        claim: Called with what is about to be looked up, so that no gc takes it meanwhile.
     """
 
     name: str
@@ -74,6 +76,7 @@ class LocalPlan:
     origins: dict[TaskId, str] = field(default_factory=dict)
     said: dict[str, None] = field(default_factory=dict)
     used: bool = False
+    claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None
 
     @property
     def plan(self) -> Plan:
@@ -129,7 +132,7 @@ class LocalPlan:
             self.said |= dict.fromkeys(hit.record.measurements.warnings)
 
         self.machine = machine
-        look_all(machine, self.store, machine.begin(), on_hit=note)
+        look_all(machine, self.store, machine.begin(), on_hit=note, claim=self.claim)
 
     def exact_shape(self, ingested: Result) -> ModelShape:
         """The model's shape from what ingest left.
@@ -249,7 +252,13 @@ class LocalPlan:
 
 
 def read_plan(
-    spec: BuildSpec, base_dir: Path, store: Store, *, name: str, cache: FileCache | None = None
+    spec: BuildSpec,
+    base_dir: Path,
+    store: Store,
+    *,
+    name: str,
+    cache: FileCache | None = None,
+    claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None,
 ) -> LocalPlan:
     """Read the source, make the plan, look everything up that has a key.
 
@@ -259,6 +268,7 @@ def read_plan(
         store: Where keys are looked up.
         name: Of the build.
         cache: Of digests; None = the user's.
+        claim: Called with what is about to be looked up.
 
     Raises:
         GenAIError: What is wrong with spec, model, target or store.
@@ -283,6 +293,7 @@ def read_plan(
         toolchains=toolchains,
         forecast=forecast,
         machine=Machine(Plan(()), source={}, toolchains={}),
+        claim=claim,
     )
     found.look_up()
     return found
