@@ -1,0 +1,236 @@
+"""The chart: values are strict, pods pass Pod Security, targets are what the code knows."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from genai_core import chips
+from genai_core.kinds.target import TargetSpec
+from genai_operator.targets import target_problem
+
+ROOT = Path(__file__).parents[2]
+CHART = ROOT / "charts" / "genai-operator"
+CRDS_CHART = ROOT / "charts" / "genai-operator-crds"
+SCHEMA = json.loads((CHART / "values.schema.json").read_text(encoding="utf-8"))
+VALUES = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+DIGEST = "sha256:" + "ab" * 32
+Objects = list[dict[str, Any]]
+
+
+def test_helm_finds_nothing_to_say_about_the_charts(helm: Callable[..., Any]) -> None:
+    for chart in (CHART, CRDS_CHART):
+        ran = helm("lint", "--strict", str(chart))
+        assert ran.returncode == 0, ran.stdout
+
+
+def test_defaults_are_valid_and_every_value_is_in_the_schema() -> None:
+    jsonschema.Draft7Validator.check_schema(SCHEMA)
+    jsonschema.validate(VALUES, SCHEMA)
+    assert set(SCHEMA["properties"]) - {"global"} == set(VALUES)
+
+
+def strict_objects(node: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        if isinstance(node.get("properties"), dict) and node.get("type") == "object":
+            yield path, node
+        for name, inner in node.items():
+            yield from strict_objects(inner, f"{path}/{name}")
+
+
+def test_no_object_of_the_schema_takes_what_it_does_not_name() -> None:
+    loose = [path for path, node in strict_objects(SCHEMA) if "additionalProperties" not in node]
+    assert [path for path in loose if not path.endswith("/spec")] == []
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ({"replica": 3}, "replica"),
+        ({"replicas": "two"}, "replicas"),
+        ({"replicas": 2.5}, "replicas"),
+        ({"image": {"digest": "abc"}}, "digest"),
+        ({"image": {"repository": "a b"}}, "repository"),
+        ({"stages": {"image": {"tag": "latest"}}}, "tag"),
+        ({"stages": {"image": {"digest": "latest"}}}, "digest"),
+        ({"targets": {"items": {"x": {"backend": "Gpu"}}}}, "backend"),
+        ({"targets": {"items": {"x": {"chipset": "SM8750"}}}}, "x"),
+        ({"targets": {"items": {"UPPER": {"backend": "Cpu"}}}}, "UPPER"),
+        ({"targets": {"items": {"x": {"backend": "Cpu", "image": "a:latest"}}}}, "x"),
+        ({"enabledNamespaces": ["Team_A"]}, "enabledNamespaces"),
+        ({"enabledNamespaces": "team-a"}, "enabledNamespaces"),
+        ({"watchNamespaces": ["*"]}, "watchNamespaces"),
+        ({"operator": {"logLevel": "LOUD"}}, "logLevel"),
+        ({"operator": {"allowedEndpoints": []}}, "allowedEndpoints"),
+        ({"operator": {"workers": 0}}, "workers"),
+        ({"networkPolicy": {"storePorts": [0]}}, "storePorts"),
+        ({"imagePullSecrets": ["regcred"]}, "imagePullSecrets"),
+        ({"stores": [{"name": "default", "spec": {"bucket": "b"}}]}, "stores"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(
+    helm: Callable[..., Any], tmp_path: Path, value: dict[str, Any], says: str
+) -> None:
+    file = tmp_path / "values.yaml"
+    file.write_text(yaml.safe_dump(value))
+    ran = helm("template", "x", str(CHART), "--kube-version", "1.34.0", "-f", str(file))
+    assert ran.returncode != 0
+    assert says in ran.stderr
+
+
+def pods(objects: Objects) -> Iterator[tuple[str, dict[str, Any]]]:
+    for value in objects:
+        if value["kind"] == "Pod":
+            yield value["metadata"]["name"], value["spec"]
+        elif "template" in value.get("spec", {}):
+            yield value["metadata"]["name"], value["spec"]["template"]["spec"]
+
+
+def test_every_pod_passes_pod_security_restricted(rendered: Callable[..., Objects]) -> None:
+    # Kubernetes documentation, "Pod Security Standards", Restricted, v1.34.
+    found = dict(pods(rendered()))
+    assert set(found) == {"genai-operator", "genai-operator-test"}
+    for spec in found.values():
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        volumes = spec.get("volumes", ())
+        assert all(set(v) - {"name"} <= {"emptyDir", "configMap", "secret"} for v in volumes)
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] != 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False
+            assert security["capabilities"] == {"drop": ["ALL"]}
+            assert security["readOnlyRootFilesystem"] is True  # more than restricted asks for
+            assert not any("hostPort" in port for port in container.get("ports", ()))
+            assert container["resources"]["limits"]["memory"]
+
+
+def test_the_token_is_mounted_by_pods_that_ask_for_it_only(
+    rendered: Callable[..., Objects],
+) -> None:
+    accounts = [o for o in rendered() if o["kind"] == "ServiceAccount"]
+    assert len(accounts) == 2
+    assert all(o["automountServiceAccountToken"] is False for o in accounts)
+
+
+def test_settings_are_those_of_the_operators_readme(base: Objects) -> None:
+    text = (ROOT / "operator" / "README.md").read_text(encoding="utf-8")
+    known = set(re.findall(r"^\| (GENAI_[A-Z_]+) \|", text, re.MULTILINE))
+    _, spec = next(pods(base))
+    given = {entry["name"] for entry in spec["containers"][0]["env"]}
+    assert given
+    assert given <= known
+
+
+def targets(objects: Objects) -> dict[str, dict[str, Any]]:
+    return {o["metadata"]["name"]: o["spec"] for o in objects if o["kind"] == "GenAITarget"}
+
+
+def test_the_targets_are_the_contracts_and_say_what_they_lack(base: Objects) -> None:
+    found = targets(base)
+    assert set(found) == {"sm8550", "sm8650", "sm8750", "sm8850", "sc8380xp", "cpu"}
+    for name, spec in found.items():
+        model = TargetSpec.model_validate(spec)
+        problem = target_problem(model)
+        assert problem is not None
+        reason, message = problem
+        assert reason == "ImageNotConfigured"
+        if name != "cpu":
+            assert "make image-htp" in message
+            assert chips.by_name(spec["chipset"]).name == name.upper()
+
+
+def test_with_their_images_all_targets_are_ready(rendered: Callable[..., Objects]) -> None:
+    found = targets(
+        rendered(f'stages.image.digest="{DIGEST}"', f'stages.htpImage.digest="{DIGEST}"')
+    )
+    assert len(found) == 6
+    for name, spec in found.items():
+        assert target_problem(TargetSpec.model_validate(spec)) is None, name
+    assert found["cpu"]["image"] == f"genai-stages@{DIGEST}"
+    assert found["sm8750"]["image"] == f"genai-stages-htp@{DIGEST}"
+
+
+def test_a_target_can_be_left_out_added_and_given_its_own_image(
+    rendered: Callable[..., Objects],
+) -> None:
+    own = f"registry.example/mine@{DIGEST}"
+    found = targets(
+        rendered(
+            'targets.items.sm8550={"enabled":false}',
+            "targets.items.sm8650=null",
+            f'targets.items.big={{"backend":"Htp","dspArch":"v79","socModel":69,"image":"{own}",'
+            '"toolchain":{"onnx":"9"}}',
+            'stages.toolchain={"numpy":"8"}',
+        )
+    )
+    assert set(found) == {"sm8750", "sm8850", "sc8380xp", "cpu", "big"}
+    assert found["big"]["image"] == own
+    assert found["big"]["toolchain"]["onnx"] == "9"
+    assert found["big"]["toolchain"]["numpy"] == "8"
+    assert found["cpu"]["toolchain"]["onnx"] != "9"
+    assert target_problem(TargetSpec.model_validate(found["big"])) is None
+
+
+def test_the_declared_toolchain_is_what_these_constraints_install() -> None:
+    declared = yaml.safe_load((CHART / "files" / "toolchain.yaml").read_text(encoding="utf-8"))
+    assert set(declared) == {"Cpu", "Htp"}
+    compared = 0
+    for versions in declared.values():
+        for name, version in versions.items():
+            try:
+                assert metadata.version(name) == version, name
+            except metadata.PackageNotFoundError:
+                assert name == "onnxruntime-qnn"  # no wheel for this machine
+                continue
+            compared += 1
+    assert compared >= 10
+
+
+def test_network_policies_open_dns_apiserver_and_store_only(
+    rendered: Callable[..., Objects],
+) -> None:
+    found = {
+        (o["metadata"]["namespace"], o["metadata"]["name"]): o["spec"]
+        for o in rendered(
+            "networkPolicy.enabled=true",
+            "networkPolicy.storePorts=[443,9000]",
+            'enabledNamespaces=["team-a"]',
+        )
+        if o["kind"] == "NetworkPolicy"
+    }
+    operator = found["genai-system", "genai-operator"]
+    stages = found["team-a", "genai-operator-stages"]
+    ports = [[p["port"] for p in rule["ports"]] for rule in operator["egress"]]
+    assert ports == [[53, 53], [443, 6443, 9000]]
+    assert [[p["port"] for p in rule["ports"]] for rule in stages["egress"]][1] == [443, 9000]
+    assert stages["policyTypes"] == ["Ingress", "Egress"]
+    assert "ingress" not in stages
+    for policy in (operator, stages):
+        blocks = [peer["ipBlock"] for peer in policy["egress"][1]["to"] if "ipBlock" in peer]
+        assert "169.254.0.0/16" in blocks[0]["except"]
+    # The stages' policy selects the labels that the operator gives its Jobs' pods.
+    text = (ROOT / "operator/genai_operator/jobs.py").read_text(encoding="utf-8")
+    assert stages["podSelector"]["matchLabels"]["app.kubernetes.io/name"] in text
+
+
+def test_one_replica_has_no_disruption_budget(rendered: Callable[..., Objects]) -> None:
+    assert "PodDisruptionBudget" in {o["kind"] for o in rendered()}
+    assert "PodDisruptionBudget" not in {o["kind"] for o in rendered("replicas=1")}
+
+
+def test_versions_are_those_of_the_distribution() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for chart in (CHART, CRDS_CHART):
+        described = yaml.safe_load((chart / "Chart.yaml").read_text(encoding="utf-8"))
+        assert described["version"] == described["appVersion"] == project["version"]
