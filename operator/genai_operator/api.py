@@ -21,7 +21,7 @@ from typing import Any, Self, TypeAlias
 import aiohttp
 import yaml
 
-from genai_operator.metrics import API_REQUESTS
+from genai_operator.metrics import API_REQUESTS, API_SECONDS
 
 __all__ = ["MANAGER", "Api", "ApiError", "Connection", "Json", "connection"]
 
@@ -245,6 +245,7 @@ class Api:
         if token := self._current_token():
             headers["Authorization"] = f"Bearer {token}"
         for _ in range(5):
+            began = time.monotonic()
             async with self._session.request(
                 verb,
                 self._to.server + path,
@@ -253,6 +254,7 @@ class Api:
                 headers=headers,
             ) as answer:
                 API_REQUESTS.labels(verb=verb, code=str(answer.status)).inc()
+                API_SECONDS.labels(verb=verb).observe(time.monotonic() - began)
                 if answer.status == 429:
                     await asyncio.sleep(min(float(answer.headers.get("Retry-After", "1")), 10.0))
                     continue

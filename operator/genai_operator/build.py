@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -19,7 +18,7 @@ from genai_core.errors import GenAIError
 from genai_core.kinds.base import API_VERSION, REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_model
-from genai_core.names import Key
+from genai_core.names import Key, TaskId
 from genai_core.record import Record
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
@@ -29,13 +28,22 @@ from genai_operator.apply import Applier
 from genai_operator.decide import Verdict, group, judge
 from genai_operator.errors import Stalled, Waiting, of_error
 from genai_operator.jobs import JobRequest, Owner, StoreAccess, given_memory, scope_of
+from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASK_RETRIES, TASKS
 from genai_operator.observed import Observed, lean
+from genai_operator.requests import Setting
 from genai_operator.sources import list_source, source_location
-from genai_operator.status import Outcome, State, build_status, ready_of, same_status
+from genai_operator.status import (
+    Outcome,
+    State,
+    build_status,
+    condition_of,
+    ready_of,
+    same_status,
+)
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.survey import Question, Survey, survey
 from genai_operator.targets import BuildTarget, build_target, toolchain_digest, toolchains
-from genai_operator.views import JobState, JobView
+from genai_operator.views import JobState, JobView, parse_time
 from genai_planner.machine import State as TaskState
 
 __all__ = ["BuildPass", "Builds"]
@@ -74,10 +82,13 @@ class BuildPass:
 class Builds:
     """Works on builds, one at a time each."""
 
-    def __init__(self, api: Api, observed: Observed, stores: Stores) -> None:
+    def __init__(
+        self, api: Api, observed: Observed, stores: Stores, *, chain_tasks: int = 1
+    ) -> None:
         self._api = api
         self._observed = observed
         self._stores = stores
+        self._chain_tasks = chain_tasks
         self._applier = Applier(api, observed)
         self._lost: set[str] = set()
 
@@ -122,12 +133,12 @@ class Builds:
         except (Stalled, Waiting, GenAIError):
             return
         outdated = one.status.get("toolchain", now) != now
-        shown = any(c["type"] == "ToolchainOutdated" for c in one.status.get("conditions") or ())
+        shown = condition_of(one.status, "ToolchainOutdated") is not None
         if outdated == shown:
             return
         text = "the targets' images compute with other versions by now" if outdated else ""
-        kept = [c for c in one.status["conditions"] if c["type"] != "ToolchainOutdated"]
-        ready = next(c for c in kept if c["type"] == "Ready")
+        ready = condition_of(one.status, "Ready")
+        assert ready is not None
         outcome = Outcome(
             State.READY,
             ready["reason"],
@@ -156,19 +167,23 @@ class Builds:
         if isinstance(found, Outcome):
             return found
         question = Question(
-            name=one.owner.name,
-            namespace=one.namespace,
-            spec=one.spec,
-            source=found,
-            folder=folder,
-            targets=targets,
-            toolchains=chains,
+            setting=Setting(
+                name=one.owner.name,
+                namespace=one.namespace,
+                spec=one.spec,
+                source=found,
+                folder=folder,
+                targets=targets,
+                toolchains=chains,
+                chain_tasks=self._chain_tasks,
+            ),
+            owner=one.owner.uid,
             jobs=self._observed.jobs_of(one.namespace, scope),
             pods=self._observed.pods_of(one.namespace),
             now=datetime.now(UTC),
         )
         seen = await asyncio.to_thread(survey, question, opened.lookups, lost=self._lost)
-        await self._apply(one, seen, question, access)
+        await self._apply(one, seen, access)
         return self._judged(one, seen, opened.where, targets)
 
     def _targets(self, one: BuildPass) -> list[BuildTarget]:
@@ -281,25 +296,23 @@ class Builds:
                 memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
             await self._applier.create(request, one.owner, run=one.spec.run, access=access)
+            if attempts:
+                _count_retry(request, verdict)
         elif attempts[-1].state is JobState.ACTIVE:
             await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or _WATCHED_SECONDS
         return Outcome(State.BUILDING, "Progressing", f"resolving {one.spec.model.source}")
 
-    async def _apply(
-        self, one: BuildPass, seen: Survey, question: Question, access: StoreAccess
-    ) -> None:
-        latest = {key: jobs[-1] for key, jobs in group(question.jobs).items()}
+    async def _apply(self, one: BuildPass, seen: Survey, access: StoreAccess) -> None:
+        # First of all, so that none of what is made below can be taken for something unneeded.
+        await self._release(one.owner.uid, keep=seen.needed)
         for request in seen.start:
-            why = seen.retried.get(request.task)  # type: ignore[call-overload]
-            if why:
-                log.info("task tried again", extra={"task": request.task, "why": why})
             await self._applier.create(request, one.owner, run=one.spec.run, access=access)
-        for key in seen.active:
-            job = latest[key]
-            if job.state is JobState.ACTIVE and one.owner.uid not in job.owners:
-                await self._applier.claim(job, one.owner)
-        await self._release(one.owner.uid, keep=seen.keys)
+            verdict = seen.retried.get(TaskId(request.task))
+            if verdict is not None:
+                _count_retry(request, verdict)
+        for job in seen.active:
+            await self._applier.claim(job, one.owner)
 
     def _judged(
         self,
@@ -313,7 +326,7 @@ class Builds:
             "Progressing",
             _doing(seen),
             progress=seen.advice.progress,
-            ran=self._ran(one, seen),
+            ran=seen.made,
             failed=seen.failed,
             containers=seen.containers,
             targets=one.spec.targets,
@@ -335,20 +348,6 @@ class Builds:
         )
         return replace(outcome, state=State.READY, reason="Built", message=f"built {built}")
 
-    def _ran(self, one: BuildPass, seen: Survey) -> Mapping[str, int]:
-        done = {
-            task
-            for task, state in seen.advice.states.items()
-            if state in {TaskState.CACHED, TaskState.DONE}
-        }
-        keys = {seen.advice.keys[task] for task in done}
-        jobs = {
-            job.key: job.operation
-            for job in self._observed.claimed_by(one.owner.uid)
-            if job.state is JobState.SUCCEEDED and job.key in keys
-        }
-        return Counter(jobs.values())
-
     # What is written
 
     async def _forget_failures(self, one: BuildPass) -> None:
@@ -357,16 +356,16 @@ class Builds:
             if job.state is JobState.FAILED and job.owners == {one.owner.uid}:
                 await self._applier.delete(job)
 
-    async def _release(self, uid: str, *, keep: Iterable[Key]) -> None:
+    async def _release(self, uid: str, *, keep: Iterable[str]) -> None:
         """Drop claims on Jobs that are not needed; a Job ends with its last claim."""
         needed = set(keep)
         for job in self._observed.claimed_by(uid):
-            unwanted = job.key not in needed and job.operation != RESOLVE
+            unwanted = job.uid not in needed and job.operation != RESOLVE
             if job.state is not JobState.SUCCEEDED and (unwanted or not needed):
                 await self._applier.release(job, uid)
 
     async def _report(self, value: Json, outcome: Outcome) -> None:
-        """Write the status if it changed, and an event if Ready did."""
+        """Write the status if it changed, and an event of what that means to people."""
         meta = value["metadata"]
         previous = value.get("status") or {}
         generation = meta.get("generation", 0)
@@ -384,18 +383,24 @@ class Builds:
             namespace=meta["namespace"],
         )
         self._observed.builds.put(written, lean(written))
-        before, after = ready_of(previous), ready_of(status)
-        if before != after:
+        if _stands(previous) != _stands(status):
+            _count_end(meta, previous, status)
+            reason = ready_of(status)[1]
             log.info(
                 "build changed",
-                extra={"build": f"{meta['namespace']}/{meta['name']}", "reason": after[1]},
+                extra={"build": f"{meta['namespace']}/{meta['name']}", "reason": reason},
             )
             await self._applier.event(
                 value,
                 "GenAIBuild",
-                reason=after[1],
+                reason=reason,
                 message=outcome.message,
-                warning=after[0] == "False" or outcome.state == State.WAITING,
+                warning=outcome.state in {State.STALLED, State.WAITING},
+            )
+        newer = condition_of(status, "ToolchainOutdated")
+        if newer is not None and condition_of(previous, "ToolchainOutdated") is None:
+            await self._applier.event(
+                value, "GenAIBuild", reason=newer["reason"], message=newer["message"]
             )
 
 
@@ -414,6 +419,35 @@ def _begin(value: Json) -> BuildPass | Outcome:
         requested=(meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256],
         status=value.get("status") or {},
     )
+
+
+def _stands(status: Mapping[str, Any]) -> tuple[object, ...]:
+    """What an event tells of: Ready, its reason, and of which generation and request."""
+    return (*ready_of(status), status.get("observedGeneration"), status.get("requestedAt", ""))
+
+
+def _count_end(
+    meta: Mapping[str, Any], previous: Mapping[str, Any], status: Mapping[str, Any]
+) -> None:
+    """A generation came to its end, whatever that is."""
+    ready, reason = ready_of(status)
+    if ready == "Unknown":
+        return
+    BUILDS_ENDED.labels(reason=reason).inc()
+    if ready != "True":
+        return
+    for stage in status.get("stages", ()):
+        TASKS.labels(operation=stage["operation"], result="cached").inc(stage["cached"])
+    before = condition_of(previous, "Ready")
+    # A spec that changed and was built already: no pass found it unfinished.
+    if before is None or before["status"] != "True":
+        since = before["lastTransitionTime"] if before else meta["creationTimestamp"]
+        BUILD_SECONDS.observe((datetime.now(UTC) - parse_time(since)).total_seconds())
+
+
+def _count_retry(request: JobRequest, verdict: Verdict) -> None:
+    log.info("task tried again", extra={"task": request.task, "why": verdict.retried})
+    TASK_RETRIES.labels(operation=request.operation, reason=verdict.retried_for).inc()
 
 
 def _look(opened: OpenStore, ref: RecordRef, *, anew: bool = False) -> Record | None:

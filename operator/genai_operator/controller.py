@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -23,13 +24,21 @@ from genai_operator.metrics import (
     BUILDS,
     JOBS_ACTIVE,
     QUEUE_DEPTH,
+    QUEUE_SECONDS,
     RECONCILE_SECONDS,
+    STORES,
+    TARGETS,
+    TASK_SECONDS,
     TASKS,
+    WATCH_COMPARED,
+    WATCH_DEAF,
+    WATCH_EVENT,
     WATCH_MISSED,
 )
 from genai_operator.observed import Kept, Observed, lean
 from genai_operator.references import References
 from genai_operator.settings import Settings
+from genai_operator.status import State, ready_of
 from genai_operator.stores import Stores
 from genai_operator.views import MANAGED, JobState, JobView, job_view, pod_view
 from genai_operator.work_queue import WorkQueue
@@ -39,7 +48,6 @@ __all__ = ["SELECTOR", "Controller", "Ref"]
 log = logging.getLogger("genai_operator")
 
 SELECTOR = f"{MANAGED}=genai-operator"
-_COMPARE_SECONDS = 30.0
 _UPKEEP_SECONDS = 5.0
 _SETTLE_SECONDS = 5.0
 _LOST_POD_SECONDS = 5.0
@@ -63,13 +71,15 @@ class Controller:
         self._api = api
         self._settings = settings
         self.observed = Observed()
-        self.queue: WorkQueue[Ref] = WorkQueue()
+        self.queue: WorkQueue[Ref] = WorkQueue(waited=_waited)
+        self._leading: Callable[[], bool] = lambda: False
         stores = Stores(api, settings)
-        self._builds = Builds(api, self.observed, stores)
+        self._builds = Builds(
+            api, self.observed, stores, chain_tasks=settings.chain_tasks
+        )
         self._references = References(api, self.observed, stores)
         self._deaf: dict[str, int] = {}
         self.compared_at = time.monotonic()
-        self._lost_jobs: set[str] = set()
 
     @property
     def deaf(self) -> list[str]:
@@ -80,6 +90,8 @@ class Controller:
 
     def take(self, plural: str, kind: str | None, value: Mapping[str, Any]) -> None:
         """Take one event in; `kind` is ADDED, MODIFIED, DELETED or None for a first listing."""
+        if kind is not None:
+            WATCH_EVENT.labels(kind=plural).set_to_current_time()
         getattr(self, f"_take_{plural}")(value, deleted=kind == "DELETED")
 
     def _take_genaibuilds(self, value: Mapping[str, Any], *, deleted: bool) -> None:
@@ -137,7 +149,7 @@ class Controller:
                 return
             if before is not None and before.uid == view.uid:
                 if before.state is JobState.ACTIVE and view.state is not JobState.ACTIVE:
-                    TASKS.labels(operation=view.operation, result=view.state.value).inc()
+                    self._count_task(view)
                 if replace(before, owners=view.owners) == view:
                     return
         self._wake_owners(view)
@@ -155,6 +167,15 @@ class Controller:
             if job is not None and view.ending is not None and job.state is JobState.FAILED:
                 self._wake_owners(job)
 
+    def _count_task(self, job: JobView) -> None:
+        if not self._leading():
+            return
+        labels = {"operation": job.operation, "result": job.state.value}
+        TASKS.labels(**labels).inc()
+        if job.ended_at is not None:
+            seconds = (job.ended_at - job.created_at).total_seconds()
+            TASK_SECONDS.labels(**labels).observe(seconds)
+
     def _wake_owners(self, job: JobView) -> None:
         for build in self.observed.builds:
             if build["metadata"]["uid"] in job.owners:
@@ -164,6 +185,7 @@ class Controller:
 
     async def run(self, leading: Callable[[], bool]) -> None:
         """Work until cancelled, whenever `leading` says so."""
+        self._leading = leading
         await self.compare()
         tasks = [asyncio.create_task(self._worker(leading)) for _ in range(self._settings.workers)]
         tasks.append(asyncio.create_task(self._upkeep(leading)))
@@ -219,9 +241,7 @@ class Controller:
     async def _upkeep(self, leading: Callable[[], bool]) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
-            QUEUE_DEPTH.set(len(self.queue))
-            JOBS_ACTIVE.set(sum(job.state is JobState.ACTIVE for job in self.observed.jobs))
-            self._count_builds()
+            self._count()
             if not leading():
                 continue
             try:
@@ -230,14 +250,20 @@ class Controller:
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
                 log.warning("upkeep failed", extra={"why": str(error)})
 
-    def _count_builds(self) -> None:
-        states: dict[str, int] = {}
-        for build in self.observed.builds:
-            phase = (build.get("status") or {}).get("phase", "New")
-            states[phase] = states.get(phase, 0) + 1
-        BUILDS.clear()
-        for phase, count in states.items():
-            BUILDS.labels(state=phase).set(count)
+    def _count(self) -> None:
+        """Every series stands from the start: what is absent cannot be told from an outage."""
+        QUEUE_DEPTH.set(self.queue.overdue())
+        JOBS_ACTIVE.set(sum(job.state is JobState.ACTIVE for job in self.observed.jobs))
+        states = Counter(
+            (build.get("status") or {}).get("phase") or State.NEW for build in self.observed.builds
+        )
+        for state in State:
+            BUILDS.labels(state=state).set(states[state])
+        for gauge, kept in ((STORES, self.observed.stores), (TARGETS, self.observed.targets)):
+            ready = Counter(ready_of(value.get("status") or {})[0] for value in kept)
+            for status in ("True", "False"):
+                gauge.labels(ready=status).set(ready[status])
+            gauge.labels(ready="Unknown").set(ready["Unknown"] + ready[""])
 
     async def _remove_ended(self) -> None:
         """Remove what succeeded, with its failed attempts, when its time is over.
@@ -268,8 +294,7 @@ class Controller:
                 continue
             if now < since + timedelta(seconds=_LOST_POD_SECONDS):
                 continue
-            node = await self._api.get("nodes", pod.node)
-            if node is not None and _is_ready(node):
+            if await self._may_still_run(pod.node):
                 continue
             job = self.observed.jobs.get(pod.namespace, pod.job)
             log.warning("a node is gone", extra={"node": pod.node, "pod": pod.name})
@@ -277,6 +302,19 @@ class Controller:
                 await self._delete_job(job)
                 self._wake_owners(job)
             await self._api.delete("pods", pod.name, namespace=pod.namespace, uid=pod.uid, grace=0)
+
+    async def _may_still_run(self, name: str) -> bool:
+        """Whether a node works, or cannot be asked after: its pods are then Kubernetes' to give up.
+
+        An operator for some namespaces has no right to read nodes.
+        """
+        try:
+            node = await self._api.get("nodes", name)
+        except ApiError as error:
+            if error.code == 403:
+                return True
+            raise
+        return node is not None and _is_ready(node)
 
     async def _delete_job(self, job: JobView) -> None:
         await self._api.delete("jobs", job.name, namespace=job.namespace, uid=job.uid)
@@ -286,7 +324,7 @@ class Controller:
 
     async def _comparing(self) -> None:
         while True:
-            await asyncio.sleep(_COMPARE_SECONDS)
+            await asyncio.sleep(self._settings.compare_seconds)
             try:
                 await self.compare(settle=_SETTLE_SECONDS)
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
@@ -321,6 +359,7 @@ class Controller:
         for plural, kept, values, version in listings:
             self._mend(plural, kept, values, version=version, counts=settle > 0)
         self.compared_at = time.monotonic()
+        WATCH_COMPARED.set_to_current_time()
 
     def _mend(
         self, plural: str, kept: Kept[Any], values: list[Json], *, version: int, counts: bool
@@ -341,6 +380,7 @@ class Controller:
         if counts:
             WATCH_MISSED.labels(kind=plural).inc(missed)
             self._deaf[plural] = self._deaf.get(plural, 0) + 1 if missed else 0
+            WATCH_DEAF.labels(kind=plural).set(plural in self.deaf)
 
     def _vanished(self, plural: str, namespace: str, name: str, uid: str) -> None:
         if plural == "jobs":
@@ -353,6 +393,10 @@ class Controller:
             return
         meta = {"namespace": namespace, "name": name, "uid": uid}
         self.take(plural, "DELETED", {"metadata": meta, "spec": {}})
+
+
+def _waited(ref: Ref, seconds: float) -> None:
+    QUEUE_SECONDS.labels(kind=ref.plural).observe(seconds)
 
 
 def _ref_of(build: Mapping[str, Any]) -> Ref:

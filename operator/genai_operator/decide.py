@@ -25,10 +25,10 @@ from genai_core.errors import (
     ToolFailed,
     from_dict,
 )
-from genai_core.names import Key
+from genai_core.names import Digest, Key
 from genai_operator.views import Ending, JobState, JobView, PodView
 
-__all__ = ["OutOfMemory", "Verdict", "group", "judge"]
+__all__ = ["Attempts", "OutOfMemory", "Verdict", "group", "judge"]
 
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
 _WORDS_SECONDS = 5.0
@@ -55,6 +55,7 @@ class Verdict:
         pause: Seconds until the next attempt.
         log: Digest of the last failed attempt's log in the store.
         retried: Why there is to be another attempt; empty for the first.
+        retried_for: The same in one word of a small set, for counting.
     """
 
     running: bool = False
@@ -65,6 +66,7 @@ class Verdict:
     pause: float = 0.0
     log: str = ""
     retried: str = ""
+    retried_for: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,52 +77,116 @@ class _Failure:
 
 
 def group(jobs: Iterable[JobView]) -> dict[Key, list[JobView]]:
-    """Attempts by key, in order."""
+    """Attempts by key of their first task, in order."""
     found: dict[Key, list[JobView]] = {}
     for job in sorted(jobs, key=lambda job: job.attempt):
         found.setdefault(job.key, []).append(job)
     return found
 
 
+class Attempts:
+    """Which Jobs were attempts at a task: those that began with it, and those that came to it."""
+
+    def __init__(self, jobs: Iterable[JobView], pods: Mapping[str, list[PodView]]) -> None:
+        self._pods = pods
+        self._by_key = group(jobs)
+        self._by_derivation: dict[Digest, list[JobView]] = {}
+        for attempts in self._by_key.values():
+            for job in attempts:
+                for link in job.chain:
+                    self._by_derivation.setdefault(link.derivation, []).append(job)
+
+    @property
+    def any_chain(self) -> bool:
+        """Whether derivations matter at all."""
+        return bool(self._by_derivation)
+
+    def at(self, key: Key, derivation: Digest | None) -> list[JobView]:
+        """The attempts at a task, in order."""
+        found = self._by_key.get(key, [])
+        joined = self._by_derivation.get(derivation, ()) if derivation else ()
+        if not joined:
+            return found
+        further = [
+            job
+            for job in joined
+            if job.key != key
+            and (job.state is not JobState.FAILED or self._came_to(job, _place(job, derivation)))
+        ]
+        return sorted([*found, *further], key=lambda job: (job.created_at, job.attempt))
+
+    def _came_to(self, job: JobView, place: int) -> bool:
+        step = _step(self._pods.get(job.name, ()))
+        return step is None or step >= place
+
+
+def _place(job: JobView, derivation: Digest | None) -> int:
+    """Where in a Job's chain a task stands; 0 = it is the first."""
+    for number, link in enumerate(job.chain, 1):
+        if link.derivation == derivation:
+            return number
+    return 0
+
+
+def _step(pods: Iterable[PodView]) -> int | None:
+    """Where a Job's last pod ended; None where it left no word of it."""
+    ended = [pod for pod in pods if pod.ending is not None]
+    if not ended:
+        return None
+    last = max(ended, key=lambda pod: pod.created_at)
+    return last.ending.step if last.ending else None
+
+
 def judge(
-    attempts: list[JobView], pods: Mapping[str, list[PodView]], *, retries: int, now: datetime
+    attempts: list[JobView],
+    pods: Mapping[str, list[PodView]],
+    *,
+    retries: int,
+    now: datetime,
+    derivation: Digest | None = None,
 ) -> Verdict:
     """Judge the attempts of one task.
 
     Args:
-        attempts: Jobs of one key and scope, in order; not empty.
+        attempts: Jobs that began with the task or came to it, in order; not empty.
         pods: Job's name -> pods.
         retries: Of the build.
         now: The time.
+        derivation: Of the task, where it may stand further back in a chain.
     """
     last = attempts[-1]
-    following = last.attempt + 1
-    if last.deleting:
-        return Verdict(running=True, attempt=following)  # its name is free when it is gone
-    if last.state is JobState.ACTIVE:
-        return Verdict(running=True, attempt=following)
+    own = [job.attempt for job in attempts if _place(job, derivation) == 0]
+    following = 1 + max(own, default=0)
+    if any(job.deleting or job.state is JobState.ACTIVE for job in attempts):
+        return Verdict(running=True, attempt=following)  # or its name is free when it is gone
+    gone = Verdict(attempt=following, retried="its record is gone", retried_for="RecordGone")
+    # Its record was looked up in vain: it was taken away since, so this is no failure.
     if last.state is JobState.SUCCEEDED:
-        # Its record was looked up in vain: it was taken away since, so this is no failure.
-        return Verdict(attempt=following, retried="its record is gone")
+        return gone
     left = _until(last, _WORDS_SECONDS, now)
     if left > 0 and not any(pod.ending for pod in pods.get(last.name, ())):
         # Jobs and pods come by different watches: the pod's own words are worth a moment.
         return Verdict(running=True, attempt=following, pause=left)
-    failures = [
-        _failure(job, pods.get(job.name, ())) for job in attempts if job.state is JobState.FAILED
-    ]
+    failures = []
+    for job in attempts:
+        seen = pods.get(job.name, ())
+        place = _place(job, derivation)
+        if job.state is JobState.FAILED and _step(seen) in {None, place}:
+            failures.append(_failure(job, seen, place))
+        elif job is last:
+            return gone  # the chain had gone past it
     failure = failures[-1]
     error = failure.error
     if _is_final(error):
         return Verdict(error=error, attempt=following, log=failure.log)
     if failure.oom:
-        return _out_of_memory(failures, last, following)
+        return _out_of_memory(failures, last, following, _name(last, _place(last, derivation)))
     if isinstance(error, _STORE):
-        return _again(last, len(failures), failure, now=now)
+        return _again(last, len(failures), failure, attempt=following, now=now)
     counted = [f for f in failures if not f.oom and not isinstance(f.error, _STORE)]
     if len(counted) > retries:
         return Verdict(error=error, attempt=following, log=failure.log)
-    return _again(last, len(counted), failure, now=now)
+    return _again(last, len(counted), failure, attempt=following, now=now)
 
 
 def _is_final(error: GenAIError) -> bool:
@@ -130,16 +196,19 @@ def _is_final(error: GenAIError) -> bool:
     return isinstance(error, (BadInput, ToolchainMismatch))
 
 
-def _again(last: JobView, failures: int, failure: _Failure, *, now: datetime) -> Verdict:
+def _again(
+    last: JobView, failures: int, failure: _Failure, *, attempt: int, now: datetime
+) -> Verdict:
     left = _until(last, _PAUSES[min(failures, len(_PAUSES)) - 1], now)
     return Verdict(
         running=left > 0,
-        attempt=last.attempt + 1,
+        attempt=attempt,
         memory_bytes=last.memory_bytes,
         inputs_lost=isinstance(failure.error, CorruptBlob),
         pause=max(left, 0.0),
         log=failure.log,
         retried=str(failure.error),
+        retried_for=failure.error.code,
     )
 
 
@@ -150,11 +219,11 @@ def _until(job: JobView, seconds: float, now: datetime) -> float:
     return (job.ended_at + timedelta(seconds=seconds) - now).total_seconds()
 
 
-def _out_of_memory(failures: list[_Failure], last: JobView, following: int) -> Verdict:
+def _out_of_memory(failures: list[_Failure], last: JobView, following: int, task: str) -> Verdict:
     if sum(f.oom for f in failures) > 1:
         error = OutOfMemory(
             f"it needs more than {last.memory_bytes >> 20} MiB of memory",
-            where=last.task,
+            where=task,
             remedy="give more in spec.run.resources, or split the model into more parts",
         )
         return Verdict(error=error, attempt=following, log=failures[-1].log)
@@ -162,25 +231,31 @@ def _out_of_memory(failures: list[_Failure], last: JobView, following: int) -> V
         attempt=following,
         memory_bytes=2 * last.memory_bytes,
         retried=f"it was out of memory with {last.memory_bytes >> 20} MiB",
+        retried_for=OutOfMemory.code,
     )
 
 
-def _failure(job: JobView, pods: Iterable[PodView]) -> _Failure:
+def _name(job: JobView, place: int) -> str:
+    return job.chain[place - 1].task if place else job.task
+
+
+def _failure(job: JobView, pods: Iterable[PodView], place: int) -> _Failure:
     """Why a Job failed: its last pod's own words, else the Job controller's."""
+    task = _name(job, place)
     ordered = sorted(pods, key=lambda pod: pod.created_at)
     ended = [pod for pod in ordered if pod.ending is not None]
     pod = ended[-1] if ended else (ordered[-1] if ordered else None)
     ending = pod.ending if pod else None
     if ending is not None and ending.reason == "OOMKilled":
-        return _Failure(OutOfMemory("it was out of memory", where=job.task), oom=True)
+        return _Failure(OutOfMemory("it was out of memory", where=task), oom=True)
     if ending is not None and isinstance(ending.message.get("error"), dict):
         return _Failure(from_dict(ending.message["error"]), log=str(ending.message.get("log", "")))
     if pod is not None and pod.reason == "DeadlineExceeded":
         error = ToolFailed(
-            "it ran for longer than spec.run.activeDeadlineSeconds allows", where=job.task
+            "it ran for longer than spec.run.activeDeadlineSeconds allows", where=task
         )
         return _Failure(error)
-    return _Failure(ToolFailed(_words(job, ending), where=job.task))
+    return _Failure(ToolFailed(_words(job, ending), where=task))
 
 
 def _words(job: JobView, ending: Ending | None) -> str:

@@ -7,6 +7,7 @@ own: what an earlier one ended with stays there for all to see, and nothing has 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ from genai_core.task import pack
 from genai_operator.api import Json
 from genai_operator.views import (
     ATTEMPT,
+    CHAIN,
     KEY,
     MANAGED,
     MEMORY,
@@ -28,9 +30,11 @@ from genai_operator.views import (
     SCOPE,
     TASK,
     TTL,
+    Link,
 )
 
 __all__ = [
+    "MOST_TASK_BYTES",
     "JobRequest",
     "Owner",
     "StoreAccess",
@@ -50,7 +54,7 @@ _UNITS = (
     | {unit: 1000.0 ** (n + 1) for n, unit in enumerate(_DECIMAL)}
     | {f"{unit}i": 1024.0 ** (n + 1) for n, unit in enumerate(_BINARY)}
 )
-_MOST_TASK_BYTES = 120_000
+MOST_TASK_BYTES = 120_000
 """Linux takes no environment variable over 128 KiB."""
 _UNREACHABLE_SECONDS = 30
 
@@ -87,8 +91,11 @@ class JobRequest:
     """A Job that is to be.
 
     Attributes:
-        document: The task file, or the question about a source.
+        document: The task file, the chain's, or the question about a source.
+        memory_bytes: That the largest of its tasks needs.
+        seconds: That all of them may take.
         node_selector: Of the target; the build's own is added.
+        chain: The tasks that follow in the same pod.
     """
 
     namespace: str
@@ -102,6 +109,7 @@ class JobRequest:
     attempt: int = 1
     node_selector: Mapping[str, str] = field(default_factory=dict)
     reads_source: bool = False
+    chain: tuple[Link, ...] = ()
 
 
 def given_memory(run: Run) -> int | None:
@@ -144,7 +152,7 @@ def render(request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess) 
     """
     scope = scope_of(access.address, run)
     packed = pack(request.document)
-    if len(packed) > _MOST_TASK_BYTES:
+    if len(packed) > MOST_TASK_BYTES:
         raise InvalidSpec(
             f"its description takes {len(packed)} bytes, more than a pod can be given",
             where=request.task,
@@ -170,7 +178,8 @@ def render(request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess) 
                 TASK: request.task,
                 MEMORY: str(request.memory_bytes),
                 TTL: str(run.ttl_seconds_after_finished),
-            },
+            }
+            | _chain_note(request.chain),
             "ownerReferences": [owner_reference(owner)],
         },
         "spec": {
@@ -193,6 +202,12 @@ def render(request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess) 
     }
 
 
+def _chain_note(chain: tuple[Link, ...]) -> dict[str, str]:
+    if not chain:
+        return {}
+    return {CHAIN: json.dumps([[link.task, link.operation, link.derivation] for link in chain])}
+
+
 def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
     account = run.service_account_name or access.service_account
     selector = dict(request.node_selector) | dict(run.node_selector)
@@ -212,7 +227,8 @@ def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 10,
-        "activeDeadlineSeconds": run.active_deadline_seconds,
+        # Each task keeps to it by itself; this ends a pod that never comes to that.
+        "activeDeadlineSeconds": run.active_deadline_seconds * (1 + len(request.chain)),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": _USER,
@@ -253,6 +269,9 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         {"name": "GENAI_STORE", "value": access.address},
         {"name": "GENAI_SCRATCH", "value": "/scratch"},
     ]
+    if request.chain:
+        limit = str(run.active_deadline_seconds)
+        environment.append({"name": "GENAI_TASK_SECONDS", "value": limit})
     if access.ca:
         environment.append({"name": "GENAI_STORE_CA", "value": access.ca})
     if access.secret:

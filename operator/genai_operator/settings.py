@@ -24,6 +24,8 @@ class Settings:
     lease_seconds: float = 15.0
     http_port: int = 8080
     workers: int = 4
+    chain_tasks: int = 8
+    compare_seconds: float = 30.0
     allowed_endpoints: tuple[str, ...] = ("*",)
     log_level: str = "INFO"
 
@@ -44,7 +46,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         lease=environment.get("GENAI_LEASE", "true").lower() not in {"false", "0", "no"},
         lease_seconds=float(environment.get("GENAI_LEASE_SECONDS", "15")),
         http_port=int(environment.get("GENAI_HTTP_PORT", "8080")),
+        compare_seconds=float(environment.get("GENAI_COMPARE_SECONDS", "30")),
         workers=int(environment.get("GENAI_WORKERS", "4")),
+        chain_tasks=int(environment.get("GENAI_CHAIN_TASKS", "8")),
         allowed_endpoints=_listed(environment.get("GENAI_ALLOWED_ENDPOINTS", "")) or ("*",),
         log_level=environment.get("GENAI_LOG_LEVEL", "INFO"),
     )

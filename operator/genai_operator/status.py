@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any
 
 from genai_core.errors import GenAIError
@@ -23,6 +24,7 @@ __all__ = [
     "State",
     "build_status",
     "condition",
+    "condition_of",
     "conditions",
     "ready_of",
     "rfc3339",
@@ -35,9 +37,11 @@ _MOST_NOTES = 32
 _MOST_WARNINGS = 16
 
 
-class State:
+class State(StrEnum):
     """How a build stands; the words of `status.phase`."""
 
+    NEW = "New"
+    """No pass over it has ended yet, so its status says nothing: counted, never written."""
     BUILDING = "Building"
     READY = "Ready"
     STALLED = "Failed"
@@ -57,7 +61,7 @@ class Outcome:
         outdated: Why the toolchain is not the current one any more; empty if it is.
     """
 
-    state: str
+    state: State
     reason: str
     message: str = ""
     progress: Progress | None = None
@@ -106,12 +110,19 @@ def conditions(
     return found
 
 
+def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """A condition by its type."""
+    for entry in status.get("conditions") or ():
+        if entry["type"] == kind:
+            found: Mapping[str, Any] = entry
+            return found
+    return None
+
+
 def ready_of(status: Mapping[str, Any]) -> tuple[str, str]:
     """Status and reason of Ready."""
-    for entry in status.get("conditions") or ():
-        if entry["type"] == "Ready":
-            return entry["status"], entry["reason"]
-    return "", ""
+    found = condition_of(status, "Ready")
+    return (found["status"], found["reason"]) if found else ("", "")
 
 
 def build_status(
@@ -121,7 +132,7 @@ def build_status(
     artifacts = _artifacts(outcome, previous)
     found: dict[str, Any] = {
         "observedGeneration": generation,
-        "phase": outcome.state,
+        "phase": outcome.state.value,
         "requestedAt": outcome.requested_at,
         "conditions": conditions(
             _conditions(outcome, generation, artifacts), previous.get("conditions") or (), now

@@ -27,6 +27,7 @@ from genai_operator.api import Api, ApiError
 from genai_operator.endpoints import check_endpoint
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs import StoreAccess
+from genai_operator.s3_metrics import count_requests
 from genai_operator.settings import Settings
 
 __all__ = ["Credentials", "Lookups", "OpenStore", "Stores", "credentials_of"]
@@ -200,8 +201,9 @@ class Stores:
         return opened
 
     def _make(self, namespace: str, spec: ArtifactStoreSpec, keys: S3Credentials) -> OpenStore:
-        from genai_core.store.s3 import S3Store
+        from genai_core.store.s3 import S3Store, shared_session
 
+        count_requests(shared_session())
         prefix = "/".join(part for part in (spec.prefix.strip("/"), namespace) if part)
         where = S3Location(
             bucket=spec.bucket,

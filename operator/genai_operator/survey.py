@@ -6,33 +6,29 @@ the store and the mirror. Runs in a thread, since stores are asked synchronously
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import PurePosixPath
+from functools import cached_property
 
 from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
-from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest, Key, TaskId
-from genai_core.operations import operation_of
-from genai_core.record import Blob, Record, model_slug
-from genai_core.resolved import ResolvedSource
+from genai_core.names import Digest, Key, TaskId
+from genai_core.record import Blob, Record
 from genai_core.store.protocol import RecordRef
-from genai_core.store.s3_location import S3Location
-from genai_core.task import TaskFile, TaskFileInput, Toolchain
-from genai_operator import targets as target_rules
-from genai_operator.decide import Verdict, group, judge
-from genai_operator.jobs import JobRequest, given_memory
-from genai_operator.sources import file_address
+from genai_operator.decide import Attempts, Verdict, judge
+from genai_operator.jobs import JobRequest
+from genai_operator.requests import Setting, job_request
 from genai_operator.stores import Lookups
-from genai_operator.targets import BuildTarget
-from genai_operator.views import JobView, PodView
-from genai_planner.advance import Advice, Known, advance
-from genai_planner.events import Limits, Start
+from genai_operator.views import JobState, JobView, PodView
+from genai_planner.advance import Advice, advance
+from genai_planner.chains import derivations
+from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
 from genai_planner.expand import expand
 from genai_planner.graph import FileRef, Plan, Result
 from genai_planner.inputs import INGEST
+from genai_planner.machine import State
 from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts
 from genai_planner.source_view import SourceView
 
@@ -40,11 +36,11 @@ __all__ = ["Question", "Survey", "survey"]
 
 _ANY_MEMORY = 1 << 62
 """The scheduler knows what nodes have left."""
-_HEADROOM = 1.25
-_LEAST_BYTES = 384 << 20
 _FACTS_FILE = "facts.json"
-_SAYS_NOTHING = {"", "model", "models", "onnx", "base"}
 _MOST_LOOKS = 3
+_CHAIN_SECONDS = 15.0
+"""How often it is looked how far the chains have come: another build may wait for a part."""
+_GOOD = frozenset({State.CACHED, State.DONE})
 
 
 @dataclass(frozen=True)
@@ -52,17 +48,14 @@ class Question:
     """A build, as far as it is known without looking.
 
     Attributes:
+        setting: What its Jobs have in common.
+        owner: The build's UID.
         jobs: Of the build's namespace and scope.
         pods: Job's name -> pods.
     """
 
-    name: str
-    namespace: str
-    spec: BuildSpec
-    source: ResolvedSource
-    folder: S3Location
-    targets: Sequence[BuildTarget]
-    toolchains: Mapping[tuple[str, Backend | None], Toolchain]
+    setting: Setting
+    owner: str
     jobs: Sequence[JobView]
     pods: Mapping[str, list[PodView]]
     now: datetime
@@ -74,23 +67,25 @@ class Survey:
 
     Attributes:
         start: Jobs that are to be created.
-        keys: Of all tasks that have one: Jobs for other keys are not needed any more.
-        active: Keys that a Job is at.
+        needed: UIDs of the Jobs that do, did or failed to do something of this build.
+        active: Jobs that are at a task of this build.
         failed: (task, error, digest of the log) in the plan's order.
         containers: Target -> the record of its package.
+        made: Operation -> tasks whose result stands and that a Job of this build was for.
         after: Seconds until it has to be looked at again, whatever happens.
-        retried: Why tasks are tried again.
+        retried: What is known of the earlier attempts at tasks that start again.
     """
 
     plan: Plan
     advice: Advice
     start: tuple[JobRequest, ...]
-    keys: frozenset[Key]
-    active: frozenset[Key]
+    needed: frozenset[str]
+    active: tuple[JobView, ...]
     failed: tuple[tuple[TaskId, GenAIError, str], ...]
     containers: Mapping[str, Record]
+    made: Mapping[str, int] = field(default_factory=dict)
     after: float | None = None
-    retried: Mapping[TaskId, str] = field(default_factory=dict)
+    retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
 
 
 def survey(question: Question, lookups: Lookups, *, lost: set[str]) -> Survey:
@@ -104,42 +99,35 @@ def survey(question: Question, lookups: Lookups, *, lost: set[str]) -> Survey:
     Raises:
         GenAIError: The spec cannot work, or the store does not answer.
     """
-    attempts = group(question.jobs)
-    verdicts = {
-        key: judge(jobs, question.pods, retries=question.spec.run.retries, now=question.now)
-        for key, jobs in attempts.items()
-    }
-    for key, verdict in verdicts.items():
-        uid = attempts[key][-1].uid
-        if verdict.inputs_lost and uid not in lost:
-            lost.add(uid)
-            lookups.forget()
     for _ in range(_MOST_LOOKS):
-        forecast = _expand(question, shape_from_config(question.source.config))
-        advice, records = _advance(question, forecast, lookups, verdicts)
-        ingested = records.get(advice.keys[INGEST])
-        if ingested is None:
-            return _found(question, forecast, advice, records, verdicts)
-        try:
-            plan = _expand(question, _exact_shape(_result(ingested), lookups))
-        except CorruptBlob:
-            lookups.forget()  # reading took the wrong bytes away: now ingest is a miss
+        forecast = _expand(question, shape_from_config(question.setting.source.config))
+        look = _Look(question, forecast, lookups)
+        ingested = look.records.get(look.advice.keys[INGEST])
+        if ingested is not None:
+            try:
+                plan = _expand(question, _exact_shape(result_of(ingested), lookups))
+            except CorruptBlob:
+                lookups.forget()  # reading took the wrong bytes away: now ingest is a miss
+                continue
+            look = _Look(question, plan, lookups)
+        if look.has_lost(lost):
+            lookups.forget()
             continue
-        advice, records = _advance(question, plan, lookups, verdicts)
-        return _found(question, plan, advice, records, verdicts)
+        return look.found()
     raise CorruptBlob("what ingest left keeps being lost", where=lookups.store.location)
 
 
 def _expand(question: Question, shape: ModelShape | None) -> Plan:
-    source = question.source
+    setting = question.setting
+    source = setting.source
     view = SourceView(
         frozenset(source.files),
         sum(file.size for file in source.files.values()),
         source.weight_bits,
     )
     return expand(
-        question.spec,
-        targets=[target.target for target in question.targets],
+        setting.spec,
+        targets=[target.target for target in setting.targets],
         source=view,
         shape=shape,
     )
@@ -154,139 +142,176 @@ def _exact_shape(ingested: Result, lookups: Lookups) -> ModelShape:
     return shape_from_facts(ModelFacts.model_validate_json(text))
 
 
-def _advance(
-    question: Question, plan: Plan, lookups: Lookups, verdicts: Mapping[Key, Verdict]
-) -> tuple[Advice, dict[Key, Record]]:
-    records: dict[Key, Record] = {}
-    results: dict[Key, Result] = {}
-    missing: dict[Key, str] = {}
-    failed: dict[Key, GenAIError] = {}
-    running = {key for key, verdict in verdicts.items() if verdict.running}
-    known = Known(results, missing, running, failed)
-    source = {role: FileRef(Digest(f.sha256), f.size) for role, f in question.source.files.items()}
-    chains = {row: Digest(chain.id) for row, chain in question.toolchains.items()}
-    limits = Limits(question.spec.run.parallelism, _ANY_MEMORY)
-    while True:
-        advice = advance(plan, known, limits, source=source, toolchains=chains)
-        if not advice.look:
-            return advice, records
-        refs = [RecordRef(look.operation, look.key) for look in advice.look]
-        # A Job that ended may have written what was missed before.
-        for ref, answer in lookups.look(refs, anew=verdicts).items():
-            verdict = verdicts.get(ref.key)
-            if isinstance(answer, Record):
-                results[ref.key] = _result(answer)
-                records[ref.key] = answer
-            elif verdict is not None and verdict.error is not None:
-                failed[ref.key] = verdict.error
-            else:
-                why = verdict.retried if verdict else ""
-                missing[ref.key] = why or answer
-
-
-def _result(record: Record) -> Result:
+def result_of(record: Record) -> Result:
+    """A record as the planner takes it."""
     return Result(
         {p: FileRef(o.sha256, o.size, o.semantic) for p, o in record.outputs.items()},
         record.facts,
     )
 
 
-def _found(
-    question: Question,
-    plan: Plan,
-    advice: Advice,
-    records: Mapping[Key, Record],
-    verdicts: Mapping[Key, Verdict],
-) -> Survey:
-    keys = frozenset(advice.keys.values())
-    pauses = [v.pause for key, v in verdicts.items() if key in keys and v.pause > 0]
-    containers: dict[str, Record] = {}
-    for target, tasks in plan.containers.items():
-        for task in tasks:
-            key = advice.keys.get(task)
-            record = records.get(key) if key else None
-            if record is not None and target in advice.containers:
-                containers[target] = record
-    logs = {key: verdict.log for key, verdict in verdicts.items()}
-    return Survey(
-        plan=plan,
-        advice=advice,
-        start=tuple(_request(question, plan, start, verdicts) for start in advice.start),
-        keys=keys,
-        active=frozenset(key for key in keys if key in verdicts and verdicts[key].running),
-        failed=tuple(
-            (task, error, logs.get(advice.keys[task], "") if task in advice.keys else "")
-            for task, error in advice.failed.items()
-        ),
-        containers=containers,
-        after=min(pauses) if pauses else None,
-        retried={
-            start.task: verdicts[start.key].retried
-            for start in advice.start
-            if start.key in verdicts and verdicts[start.key].retried
-        },
-    )
+class _Look:
+    """One plan, looked up from its beginning as far as it has come."""
 
-
-def _request(
-    question: Question, plan: Plan, start: Start, verdicts: Mapping[Key, Verdict]
-) -> JobRequest:
-    task = plan.task(start.task)
-    row = operation_of(task.operation, task.backend)
-    target = target_rules.runs_in(task, question.targets)
-    verdict = verdicts.get(start.key, Verdict())
-    from_source = {
-        name for name, parts in task.inputs.items() if any(p.task is None for p in parts)
-    }
-    document = TaskFile(
-        id=task.id,
-        operation=task.operation,
-        backend=task.backend,
-        key=start.key,
-        code_version=row.code_version,
-        config=task.config.model_dump(mode="json"),
-        inputs={
-            name: _files(question, files, from_source=name in from_source)
-            for name, files in start.inputs.items()
-        },
-        toolchain=question.toolchains[task.operation, row.backend],
-        slug=_slug(question),
-        source=question.spec.model.source,
-    )
-    planned = max(int(task.demand.memory_bytes * _HEADROOM), _LEAST_BYTES)
-    return JobRequest(
-        namespace=question.namespace,
-        key=start.key,
-        operation=task.operation,
-        task=task.id,
-        document=document,
-        image=target.image,
-        memory_bytes=max(given_memory(question.spec.run) or planned, verdict.memory_bytes),
-        seconds=task.demand.seconds,
-        attempt=verdict.attempt,
-        node_selector=target.node_selector,
-        reads_source=bool(from_source),
-    )
-
-
-def _files(
-    question: Question, files: Mapping[str, FileRef], *, from_source: bool
-) -> dict[str, TaskFileInput]:
-    return {
-        path: TaskFileInput(
-            sha256=file.sha256,
-            size=file.size,
-            semantic=file.semantic,
-            path=(
-                file_address(question.folder, question.source.files[path].path)
-                if from_source
-                else None
-            ),
+    def __init__(self, question: Question, plan: Plan, lookups: Lookups) -> None:
+        self._question = question
+        self._plan = plan
+        self._lookups = lookups
+        self._attempts = Attempts(question.jobs, question.pods)
+        self._verdicts: dict[TaskId, Verdict] = {}
+        self._jobs: dict[TaskId, list[JobView]] = {}
+        self.records: dict[Key, Record] = {}
+        files = question.setting.source.files
+        self._source = {role: FileRef(Digest(f.sha256), f.size) for role, f in files.items()}
+        chains = question.setting.toolchains
+        self._toolchains = {row: Digest(chain.id) for row, chain in chains.items()}
+        self.advice = advance(
+            plan,
+            self._answers,
+            Limits(question.setting.spec.run.parallelism, _ANY_MEMORY),
+            source=self._source,
+            toolchains=self._toolchains,
         )
-        for path, file in files.items()
-    }
 
+    @cached_property
+    def _derivations(self) -> Mapping[TaskId, Digest]:
+        return derivations(self._plan, source=self._source, toolchains=self._toolchains)
 
-def _slug(question: Question) -> str:
-    folder = PurePosixPath(question.folder.prefix).name
-    return model_slug(question.name if folder.lower() in _SAYS_NOTHING else folder)
+    def _derivation(self, task: TaskId) -> Digest | None:
+        return self._derivations[task] if self._attempts.any_chain else None
+
+    def _answers(self, looks: Sequence[Look]) -> list[Event]:
+        """Answer from what Jobs do and from the store, asked for all that it has to be at once."""
+        wanted: list[Look] = []
+        anew: list[Key] = []
+        for look in looks:
+            verdict = self._judge(look)
+            if verdict is not None and verdict.running and not self._is_chained(look.task):
+                continue
+            wanted.append(look)
+            # A Job that ended may have written what was missed before.
+            if verdict is not None and not verdict.running:
+                anew.append(look.key)
+        refs = {look.task: RecordRef(look.operation, look.key) for look in wanted}
+        found = self._lookups.look(refs.values(), anew=anew)
+        return [
+            self._answer(look, found[refs[look.task]] if look.task in refs else "")
+            for look in looks
+        ]
+
+    def _judge(self, look: Look) -> Verdict | None:
+        derivation = self._derivation(look.task)
+        attempts = self._attempts.at(look.key, derivation)
+        if not attempts:
+            return None
+        verdict = judge(
+            attempts,
+            self._question.pods,
+            retries=self._question.setting.spec.run.retries,
+            now=self._question.now,
+            derivation=derivation,
+        )
+        self._verdicts[look.task] = verdict
+        self._jobs[look.task] = attempts
+        return verdict
+
+    def _is_chained(self, task: TaskId) -> bool:
+        """Its Job goes on with other tasks, so that its record stands before the Job ends."""
+        return any(job.chain for job in self._jobs[task] if job.state is JobState.ACTIVE)
+
+    def _answer(self, look: Look, answer: Record | str) -> Event:
+        if isinstance(answer, Record):
+            self.records[look.key] = answer
+            return Found(look.task, result_of(answer))
+        verdict = self._verdicts.get(look.task)
+        if verdict is None:
+            return Missed(look.task, answer)
+        if verdict.error is not None:
+            return Failed(look.task, verdict.error)
+        if verdict.running:
+            return Taken(look.task)
+        return Missed(look.task, verdict.retried or answer)
+
+    def has_lost(self, known: set[str]) -> bool:
+        """Whether a worker says that what was found is not there; said once for each Job."""
+        lost = {
+            self._jobs[task][-1].uid
+            for task, verdict in self._verdicts.items()
+            if verdict.inputs_lost
+        } - known
+        known |= lost
+        return bool(lost)
+
+    def found(self) -> Survey:
+        """All that is to be said."""
+        advice, plan = self.advice, self._plan
+        good = {task for task, state in advice.states.items() if state in _GOOD}
+        active: dict[str, JobView] = {}
+        for task, jobs in self._jobs.items():
+            if task not in good:
+                active |= {job.uid: job for job in jobs if job.state is JobState.ACTIVE}
+        needed, made = self._ours(good)
+        starts = {start.task: self._verdicts.get(start.task, Verdict()) for start in advice.start}
+        pauses = [v.pause for v in self._verdicts.values() if v.pause > 0]
+        if any(job.chain for job in active.values()):
+            pauses.append(_CHAIN_SECONDS)
+        return Survey(
+            plan=plan,
+            advice=advice,
+            start=tuple(
+                job_request(
+                    self._question.setting,
+                    plan,
+                    advice,
+                    start=start,
+                    verdict=starts[start.task],
+                    derivations=self._derivations,
+                )
+                for start in advice.start
+            ),
+            needed=needed,
+            active=tuple(active.values()),
+            failed=tuple(
+                (task, error, self._verdicts[task].log if task in self._verdicts else "")
+                for task, error in advice.failed.items()
+            ),
+            containers=self._containers(),
+            made=made,
+            after=min(pauses) if pauses else None,
+            retried={task: verdict for task, verdict in starts.items() if verdict.retried},
+        )
+
+    def _ours(self, good: set[TaskId]) -> tuple[frozenset[str], Counter[str]]:
+        """Jobs that have to do with this plan, and what they came to."""
+        keys = {key: task for task, key in self.advice.keys.items()}
+        by_derivation: dict[Digest, TaskId] = {}
+        if self._attempts.any_chain:
+            by_derivation = {made: task for task, made in self._derivations.items()}
+        needed: set[str] = set()
+        tasks: dict[TaskId, str] = {}
+        for job in self._question.jobs:
+            ours = [keys[job.key]] if job.key in keys else []
+            ours += [
+                by_derivation[link.derivation]
+                for link in job.chain
+                if link.derivation in by_derivation
+            ]
+            over = job.state is JobState.ACTIVE and job.chain and good.issuperset(ours)
+            if ours and not over:
+                needed.add(job.uid)
+            if self._question.owner not in job.owners:
+                continue
+            if job.chain or job.state is JobState.SUCCEEDED:
+                for task in good.intersection(ours):
+                    tasks[task] = self._plan.task(task).operation
+        return frozenset(needed), Counter(tasks.values())
+
+    def _containers(self) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for target, tasks in self._plan.containers.items():
+            for task in tasks:
+                key = self.advice.keys.get(task)
+                record = self.records.get(key) if key else None
+                if record is not None and target in self.advice.containers:
+                    found[target] = record
+        return found

@@ -10,10 +10,11 @@ from enum import StrEnum
 from typing import Any
 
 from genai_core.kinds.base import GROUP
-from genai_core.names import Key
+from genai_core.names import Digest, Key
 
 __all__ = [
     "ATTEMPT",
+    "CHAIN",
     "JOB_NAME",
     "KEY",
     "MANAGED",
@@ -25,6 +26,7 @@ __all__ = [
     "Ending",
     "JobState",
     "JobView",
+    "Link",
     "PodView",
     "job_view",
     "parse_time",
@@ -39,6 +41,7 @@ KEY = f"{GROUP}/key"
 TASK = f"{GROUP}/task"
 MEMORY = f"{GROUP}/memory"
 TTL = f"{GROUP}/ttl-seconds"
+CHAIN = f"{GROUP}/chain"
 JOB_NAME = "batch.kubernetes.io/job-name"
 
 
@@ -51,11 +54,24 @@ class JobState(StrEnum):
 
 
 @dataclass(frozen=True)
+class Link:
+    """A task that a Job goes on with after its first.
+
+    Attributes:
+        derivation: What it will make; it has a key only when those before it have ended.
+    """
+
+    task: str
+    operation: str
+    derivation: Digest
+
+
+@dataclass(frozen=True)
 class JobView:
     """A Job of ours.
 
     Attributes:
-        key: Of its task.
+        key: Of its first task.
         scope: Which store, queue and priority it serves; tasks are shared only within one.
         attempt: From 1.
         memory_bytes: What its pod may use.
@@ -82,6 +98,12 @@ class JobView:
     message: str = ""
     ttl_seconds: int = 600
     deleting: bool = False
+    chain: tuple[Link, ...] = ()
+
+    @property
+    def operations(self) -> tuple[str, ...]:
+        """Of all its tasks."""
+        return (self.operation, *(link.operation for link in self.chain))
 
 
 @dataclass(frozen=True)
@@ -95,6 +117,12 @@ class Ending:
     exit_code: int
     reason: str
     message: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def step(self) -> int | None:
+        """Which task of its chain it had come to; None where it left no word of it."""
+        found = self.message.get("step")
+        return found if isinstance(found, int) else None
 
 
 @dataclass(frozen=True)
@@ -153,7 +181,17 @@ def job_view(value: Mapping[str, Any]) -> JobView | None:
         message=message,
         ttl_seconds=int(notes.get(TTL, "600")),
         deleting="deletionTimestamp" in meta,
+        chain=_links(notes.get(CHAIN, "")),
     )
+
+
+def _links(text: str) -> tuple[Link, ...]:
+    try:
+        return tuple(
+            Link(task, name, Digest(made)) for task, name, made in json.loads(text or "[]")
+        )
+    except (ValueError, TypeError):  # written by another version; its tasks are looked up anyway
+        return ()
 
 
 def pod_view(value: Mapping[str, Any]) -> PodView | None:

@@ -25,6 +25,7 @@ class WorkQueue(Generic[K]):
     Args:
         first_pause: Seconds after a first failure; doubled with each further one.
         longest_pause: What it grows to.
+        waited: Told, of each key that is worked on, how many seconds it was due before.
         clock: Seconds; does not go back.
     """
 
@@ -33,10 +34,12 @@ class WorkQueue(Generic[K]):
         *,
         first_pause: float = 0.5,
         longest_pause: float = 60.0,
+        waited: Callable[[K, float], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._first = first_pause
         self._longest = longest_pause
+        self._waited = waited
         self._clock = clock
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
@@ -48,6 +51,11 @@ class WorkQueue(Generic[K]):
     def __len__(self) -> int:
         """Keys that are due or will be."""
         return len(self._due)
+
+    def overdue(self) -> int:
+        """Keys that could be worked on now."""
+        now = self._clock()
+        return sum(due <= now for due in self._due.values())
 
     def add(self, key: K, *, after: float = 0.0) -> None:
         """Have a key worked on, at once or in some seconds; the earlier wish wins."""
@@ -116,6 +124,8 @@ class WorkQueue(Generic[K]):
                 busy.append((due, number, key))
                 continue
             del self._due[key]
+            if self._waited is not None:
+                self._waited(key, now - due)
             found = key
             break
         for entry in busy:

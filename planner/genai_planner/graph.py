@@ -7,9 +7,8 @@ not before, the task has a key.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from genai_core.names import Backend, Digest, TaskId
@@ -24,7 +23,6 @@ __all__ = [
     "Result",
     "Selection",
     "Task",
-    "matches",
 ]
 
 
@@ -173,16 +171,3 @@ class Plan:
             if task.id == task_id:
                 return task
         raise KeyError(task_id)
-
-
-def matches(patterns: Iterable[str], paths: Collection[str]) -> list[str]:
-    """The paths that one of the patterns matches, in no order that means anything."""
-    found: set[str] = set()
-    for pattern in patterns:
-        if pattern == "*":
-            return list(paths)
-        if "*" in pattern:
-            found.update(path for path in paths if fnmatchcase(path, pattern))
-        elif pattern in paths:
-            found.add(pattern)
-    return list(found)

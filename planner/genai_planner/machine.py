@@ -25,6 +25,7 @@ from genai_core.errors import GenAIError, OverBudget
 from genai_core.keys import task_key
 from genai_core.names import Backend, Digest, Key, TaskId
 from genai_core.operations import operation_of
+from genai_core.selection import matches, unmet
 from genai_planner.events import (
     Choice,
     Crashed,
@@ -40,7 +41,7 @@ from genai_planner.events import (
     Taken,
     Wait,
 )
-from genai_planner.graph import FileRef, Plan, Result, Task, matches
+from genai_planner.graph import FileRef, Plan, Result, Task
 
 __all__ = ["ENDED", "Machine", "State"]
 
@@ -263,7 +264,7 @@ class Machine:
                     known = files.setdefault(path, offered[path])
                     if known is not offered[path] and known != offered[path]:
                         raise ValueError(f"{task}: input {name} would hold two files {path}")
-                absent = [p for p in selection.patterns if p not in offered and "*" not in p]
+                absent = unmet(selection.patterns, offered)
                 if absent:
                     maker = selection.task or "the source"
                     raise ValueError(f"{task}: {maker} has no {', '.join(absent)}")

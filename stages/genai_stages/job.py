@@ -1,12 +1,16 @@
 """A task as the container of a Job: everything from the environment, the outcome to the kubelet.
 
-    GENAI_TASK      the task file, zlib and base64 (a shell or a kubelet finds nothing to expand)
-    GENAI_STORE     address of the store; credentials from the AWS_* variables
-    GENAI_STORE_CA  certificates (PEM) that the store's is checked against, if any
-    GENAI_SCRATCH   folder for scratch
+    GENAI_TASK          the task file or the chain's, zlib and base64 (a shell or a kubelet finds
+                        nothing to expand)
+    GENAI_TASK_SECONDS  longest that one task of a chain may take
+    GENAI_STORE         address of the store; credentials from the AWS_* variables
+    GENAI_STORE_CA      certificates (PEM) that the store's is checked against, if any
+    GENAI_SCRATCH       folder for scratch
 
 Data goes to the store. What stands in the termination message is only what cannot stand in a
-record: why there is none. A failed task's log becomes a blob, so that it outlives the pod.
+record: why there is none. A failed task's log becomes a blob, so that it outlives the pod. Of a
+chain the message says before each task which one it is, so that this is known however the process
+ends.
 """
 
 from __future__ import annotations
@@ -18,19 +22,22 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
+from typing import TypeAlias
 
-from genai_core.errors import GenAIError, Interrupted, NoSpace
-from genai_core.resolved import ResolveFile
+from genai_core.chain import ChainFile
+from genai_core.errors import GenAIError, Interrupted, NoSpace, ToolFailed
+from genai_core.resolved import RESOLVE, ResolveFile
 from genai_core.store.location import open_store
 from genai_core.store.protocol import Store
 from genai_core.task import TaskFile, TaskResult, unpack
 from genai_stages import runner
-from genai_stages.resolve import resolve
+from genai_stages.chain import run_chain
 
 __all__ = ["run_job"]
 
@@ -42,15 +49,58 @@ _FULL = {28, 122}
 log = logging.getLogger("genai_stages")
 
 
-def _unpacked(text: str) -> TaskFile | ResolveFile:
+Document: TypeAlias = TaskFile | ChainFile | ResolveFile
+
+
+def _unpacked(text: str) -> Document:
     """What stands in GENAI_TASK."""
     data = unpack(text)
-    kind = ResolveFile if json.loads(data).get("kind") == "resolve" else TaskFile
-    return kind.model_validate_json(data)
+    kinds: dict[str, type[Document]] = {RESOLVE: ResolveFile, "chain": ChainFile}
+    return kinds.get(json.loads(data).get("kind", ""), TaskFile).model_validate_json(data)
+
+
+class _Place:
+    """Which task is being worked on, and how long that may take."""
+
+    def __init__(self, termination_log: Path) -> None:
+        self.name = "task"
+        self.step: int | None = None
+        self._log = termination_log
+        self._limit = float(os.environ.get("GENAI_TASK_SECONDS") or "inf")
+        self._alarm: threading.Timer | None = None
+
+    def begin(self, step: int, name: str) -> None:
+        """The next task of a chain."""
+        self.end()
+        self.step, self.name = step, name
+        self.say({"outcome": "failed"})
+        if self._limit < threading.TIMEOUT_MAX:
+            self._alarm = threading.Timer(self._limit, self._too_long)
+            self._alarm.daemon = True
+            self._alarm.start()
+
+    def end(self) -> None:
+        """No task is worked on."""
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    def say(self, message: dict[str, object]) -> None:
+        """Leave a message for the kubelet."""
+        if self.step is not None:
+            message |= {"step": self.step, "task": self.name}
+        with suppress(OSError):
+            self._log.write_text(_bounded(message), encoding="utf-8")
+
+    def _too_long(self) -> None:
+        error = ToolFailed(
+            "it ran for longer than spec.run.activeDeadlineSeconds allows", where=self.name
+        )
+        self.say({"outcome": "failed", "error": error.as_dict()})
+        os._exit(error.exit_code)  # whatever the task hangs in
 
 
 def run_job(termination_log: Path = TERMINATION_LOG) -> int:
-    """Run the task of the environment; returns the exit code."""
+    """Run what the environment holds; returns the exit code."""
     started = time.monotonic()
     signal.signal(signal.SIGTERM, _interrupt)
     root = os.environ.get("GENAI_SCRATCH") or None
@@ -60,14 +110,14 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
     store: Store | None = None
-    name = "task"
+    place = _Place(termination_log)
     try:
-        task = _unpacked(os.environ["GENAI_TASK"])
-        name = task.id if isinstance(task, TaskFile) else task.kind
+        document = _unpacked(os.environ["GENAI_TASK"])
         _trust(scratch)
         store = open_store(os.environ["GENAI_STORE"])
-        result = _guarded(name, _work(task, store, scratch), started)
+        result = _guarded(place, _work(document, store, scratch, place), started)
     finally:
+        place.end()
         logging.getLogger().removeHandler(handler)
         handler.close()
     message = _message(result)
@@ -76,8 +126,7 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
         if store is not None:
             with suppress(GenAIError):
                 message["log"] = store.put_bytes(log_file.read_bytes()).sha256
-    with suppress(OSError):
-        termination_log.write_text(_bounded(message), encoding="utf-8")
+    place.say(message)
     shutil.rmtree(scratch, ignore_errors=True)
     return result.exit_code
 
@@ -90,15 +139,23 @@ def _trust(scratch: Path) -> None:
         os.environ["AWS_CA_BUNDLE"] = str(file)
 
 
-def _work(task: TaskFile | ResolveFile, store: Store, scratch: Path) -> Callable[[], TaskResult]:
+def _work(
+    document: Document, store: Store, scratch: Path, place: _Place
+) -> Callable[[], TaskResult]:
     folder = scratch / "task"
     folder.mkdir()
-    if isinstance(task, TaskFile):
-        return lambda: runner.run_task(task, store, folder)
-    return lambda: resolve(task, store, folder)
+    if isinstance(document, ChainFile):
+        return lambda: run_chain(document, store, folder, begin=place.begin)
+    if isinstance(document, TaskFile):
+        place.name = document.id
+        return lambda: runner.run_task(document, store, folder)
+    place.name = RESOLVE
+    from genai_stages.resolve import resolve  # brings what inspects models
+
+    return lambda: resolve(document, store, folder)
 
 
-def _guarded(name: str, work: Callable[[], TaskResult], started: float) -> TaskResult:
+def _guarded(place: _Place, work: Callable[[], TaskResult], started: float) -> TaskResult:
     """Run; every error becomes a result."""
     try:
         return work()
@@ -106,10 +163,10 @@ def _guarded(name: str, work: Callable[[], TaskResult], started: float) -> TaskR
         log.error("%s", error)  # noqa: TRY400 - an expected error has no use for a traceback
         found = error
     except KeyboardInterrupt:
-        found = Interrupted("stopped before it was done", where=name)
+        found = Interrupted("stopped before it was done", where=place.name)
     except MemoryError:
         log.exception("the task failed")
-        found = GenAIError("out of memory", where=name)
+        found = GenAIError("out of memory", where=place.name)
     except OSError as error:
         log.exception("the task failed")
         found = (
@@ -119,13 +176,13 @@ def _guarded(name: str, work: Callable[[], TaskResult], started: float) -> TaskR
                 remedy="raise spec.run.scratch.size, or free some room on the node",
             )
             if error.errno in _FULL
-            else GenAIError(str(error), where=str(error.filename or name))
+            else GenAIError(str(error), where=str(error.filename or place.name))
         )
     except Exception as error:
         log.exception("the task failed")
-        found = GenAIError(f"{type(error).__name__}: {error}", where=name)
+        found = GenAIError(f"{type(error).__name__}: {error}", where=place.name)
     return TaskResult(
-        id=name,
+        id=place.name,
         outcome="failed",
         error=found.as_dict(),
         exit_code=found.exit_code,

@@ -52,36 +52,55 @@ def run_task(task: TaskFile, store: Store, scratch: Path) -> TaskResult:
     Raises:
         GenAIError: Why it could not be done; nothing was committed.
     """
+    return run_recorded(task, store, scratch, at_hand={})[0]
+
+
+def run_recorded(
+    task: TaskFile, store: Store, scratch: Path, *, at_hand: dict[str, Path]
+) -> tuple[TaskResult, Record]:
+    """The same, with the record that stands in the end.
+
+    Args:
+        task: What to do.
+        store: Where inputs come from and outputs go to.
+        scratch: A private folder, empty.
+        at_hand: Digest -> a file of that content that an earlier task left on this disk; it is
+            linked instead of fetched. What this one fetches and writes is added.
+    """
     started = time.monotonic()
     operation = _operation(task)
     found = store.lookup(operation.name, Key(task.key))
     if isinstance(found, Hit):
-        return TaskResult(id=task.id, outcome="cached", seconds=time.monotonic() - started)
+        result = TaskResult(id=task.id, outcome="cached", seconds=time.monotonic() - started)
+        return result, found.record
     log_file = scratch / "task.log"
     handler = _log_to(log_file)
     try:
-        inputs = _fetch(task, store, scratch / "inputs")
-        result, out = _compute(task, operation, inputs, scratch=scratch)
+        inputs = _fetch(task, store, scratch / "inputs", at_hand)
+        made, out = _compute(task, operation, inputs, scratch=scratch)
         if operation.name != "package":
             cost = {"seconds": round(time.monotonic() - started, 2)}
-            result = note_measurements(task.id, inputs, out, result=result, cost=cost)
-        standing = _commit(
+            made = note_measurements(task.id, inputs, out, result=made, cost=cost)
+        record, first = _commit(
             store,
             lambda: _store_outputs(
-                task, store, out, result=result, started=started, log_file=log_file
+                task, store, out, result=made, started=started, log_file=log_file
             ),
             found,
         )
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
-    return TaskResult(
+    if first:
+        at_hand |= {output.sha256: out / path for path, output in record.outputs.items()}
+    result = TaskResult(
         id=task.id,
-        outcome="cached" if standing else "run",
+        outcome="run" if first else "cached",
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
-        warnings=list(result.warnings),
+        warnings=list(made.warnings),
     )
+    return result, record
 
 
 def failed(task: TaskFile, error: GenAIError, started: float) -> TaskResult:
@@ -141,7 +160,7 @@ def _log_to(path: Path) -> logging.Handler:
     return handler
 
 
-def _fetch(task: TaskFile, store: Store, folder: Path) -> dict[str, Path]:
+def _fetch(task: TaskFile, store: Store, folder: Path, at_hand: dict[str, Path]) -> dict[str, Path]:
     inputs: dict[str, Path] = {}
     for name, files in task.inputs.items():
         inputs[name] = folder / name
@@ -150,8 +169,10 @@ def _fetch(task: TaskFile, store: Store, folder: Path) -> dict[str, Path]:
             dest = inputs[name] / path
             dest.parent.mkdir(parents=True, exist_ok=True)
             if file.path is None:
-                blob = Blob(sha256=Digest(file.sha256), size=file.size)
-                store.fetch_blob(blob, dest, shared=True)
+                if not _link(at_hand.get(file.sha256), dest):
+                    blob = Blob(sha256=Digest(file.sha256), size=file.size)
+                    store.fetch_blob(blob, dest, shared=True)
+                at_hand[file.sha256] = dest
             elif file.path.startswith("s3://"):
                 from genai_stages.source_access import fetch_source_file
 
@@ -159,6 +180,16 @@ def _fetch(task: TaskFile, store: Store, folder: Path) -> dict[str, Path]:
             else:
                 _take_local(file, dest)
     return inputs
+
+
+def _link(kept: Path | None, dest: Path) -> bool:
+    if kept is None:
+        return False
+    try:
+        os.link(kept, dest)
+    except OSError:
+        return False
+    return True
 
 
 def _take_local(file: TaskFileInput, dest: Path) -> None:
@@ -247,8 +278,8 @@ def _store_outputs(
     )
 
 
-def _commit(store: Store, stored: Callable[[], Record], found: Miss) -> bool:
-    """Store, commit, and tell whether another worker's record stands instead."""
+def _commit(store: Store, stored: Callable[[], Record], found: Miss) -> tuple[Record, bool]:
+    """Store and commit; returns the record that stands, and whether it is this worker's."""
     for _ in range(_MOST_SWEPT):
         with suppress(BlobSwept):
             outcome = publish(store, stored())
@@ -257,6 +288,6 @@ def _commit(store: Store, stored: Callable[[], Record], found: Miss) -> bool:
         outcome = publish(store, stored())
     # The very record that was unusable before: storing its blobs again has healed it.
     if isinstance(outcome, Committed) or outcome.etag == found.etag:
-        return False
+        return outcome.record, True
     log.info("another worker was first; its record stands")
-    return True
+    return outcome.record, False

@@ -15,7 +15,7 @@ import pytest
 
 from genai_core.errors import BadModel
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest, Key
+from genai_core.names import Backend, Digest, Key, TaskId
 from genai_core.operations import OPERATIONS
 from genai_core.record import Output, Record, ToolchainUsed
 from genai_core.resolved import ResolvedFile, ResolvedSource
@@ -23,6 +23,7 @@ from genai_core.store.directory import DirectoryStore
 from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile
 from genai_operator.jobs import JobRequest
+from genai_operator.requests import Setting
 from genai_operator.stores import Lookups
 from genai_operator.survey import Question, Survey, survey
 from genai_operator.targets import BuildTarget, toolchains
@@ -50,7 +51,8 @@ CPU = BuildTarget(Target("cpu", Backend.CPU), "r/stages@sha256:" + "2" * 64, VER
 class Cluster:
     """A store, and Jobs as the apiserver would have them."""
 
-    def __init__(self, folder: Path, **run: Any) -> None:
+    def __init__(self, folder: Path, *, chain_tasks: int = 1, **run: Any) -> None:
+        self.chain_tasks = chain_tasks
         self.store = DirectoryStore(folder)
         self.lookups = Lookups(self.store)
         self.lost: set[str] = set()
@@ -62,11 +64,14 @@ class Cluster:
         )
 
     def look(self) -> Survey:
-        question = Question(
+        setting = Setting(
             name="tiny", namespace="ns", spec=self.spec, source=SOURCE,
             folder=S3Location("models", "tiny"), targets=[CPU], toolchains=toolchains([CPU]),
-            jobs=list(self.jobs.values()), pods=self.pods, now=self.now,
+            chain_tasks=self.chain_tasks,
         )  # fmt: skip
+        question = Question(
+            setting=setting, owner="b", jobs=list(self.jobs.values()), pods=self.pods, now=self.now
+        )
         return survey(question, self.lookups, lost=self.lost)
 
     def start(self, request: JobRequest) -> str:
@@ -76,7 +81,7 @@ class Cluster:
             namespace="ns", name=name, uid=f"uid-{name}", key=request.key,
             operation=request.operation, task=request.task, scope="s", attempt=request.attempt,
             memory_bytes=request.memory_bytes, owners=frozenset({"b"}), state=JobState.ACTIVE,
-            created_at=self.now,
+            created_at=self.now, chain=request.chain,
         )  # fmt: skip
         return name
 
@@ -145,7 +150,9 @@ def test_a_crash_is_tried_again_after_a_pause_under_the_next_name(cluster: Clust
     cluster.now += timedelta(seconds=paused.after + 0.1)
     again = cluster.look()
     assert [request.attempt for request in again.start] == [2]
-    assert "killed" in again.retried[again.start[0].task]  # type: ignore[index]
+    verdict = again.retried[TaskId(again.start[0].task)]
+    assert "killed" in verdict.retried
+    assert verdict.retried_for == "ToolFailed"
 
 
 def test_more_memory_after_running_out_of_it(cluster: Cluster) -> None:

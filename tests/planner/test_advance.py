@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 
-from genai_core.errors import BadModel
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from genai_core.errors import BadModel, GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest, Key
 from genai_core.operations import OPERATIONS
-from genai_planner.advance import Advice, Known, advance
-from genai_planner.events import Found, Limits, Missed
+from genai_planner.advance import Advice, advance
+from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
 from genai_planner.expand import expand
 from genai_planner.graph import FileRef, Plan, Result
 from genai_planner.machine import Machine, State
@@ -56,28 +59,50 @@ def files(operation: str, key: str) -> Result:
     return Result(made, {"within": True})
 
 
+@dataclass
+class Known:
+    """A world: what is in none of these was never made."""
+
+    results: Mapping[Key, Result] = field(default_factory=dict)
+    running: Collection[Key] = ()
+    failed: Mapping[Key, GenAIError] = field(default_factory=dict)
+    asked: list[list[str]] = field(default_factory=list)
+
+    def answer(self, looks: Sequence[Look]) -> list[Event]:
+        self.asked.append([item.task for item in looks])
+        return [self._one(item) for item in looks]
+
+    def _one(self, item: Look) -> Event:
+        if item.key in self.results:
+            return Found(item.task, self.results[item.key])
+        if item.key in self.failed:
+            return Failed(item.task, self.failed[item.key])
+        if item.key in self.running:
+            return Taken(item.task)
+        return Missed(item.task, "no record")
+
+
 def look(plan: Plan, known: Known, parallelism: int = 4) -> Advice:
-    return advance(plan, known, Limits(parallelism, 1 << 50), source=SOURCE, toolchains=TOOLCHAINS)
+    return advance(
+        plan, known.answer, Limits(parallelism, 1 << 50), source=SOURCE, toolchains=TOOLCHAINS
+    )
 
 
 def test_build_advances_from_nothing_to_its_container() -> None:
     plan = make_plan()
     results: dict[Key, Result] = {}
-    missing: dict[Key, str] = {}
     running: dict[Key, str] = {}
     started: list[str] = []
     for _ in range(200):
-        known = Known(results, missing, running)
-        advice = look(plan, known)
-        assert advice == look(plan, known), "the same world, another advice"
+        advice = look(plan, Known(results, running))
+        assert advice == look(plan, Known(results, running)), "the same world, another advice"
         if advice.ended:
             break
-        missing |= {item.key: "no record" for item in advice.look}
         for start in advice.start:
             started.append(start.task)
             running[start.key] = plan.task(start.task).operation
         assert len(running) <= 4
-        if not advice.look and running:
+        if running:
             key, operation = running.popitem()
             results[key] = files(operation, key)
     assert advice.ended
@@ -87,12 +112,20 @@ def test_build_advances_from_nothing_to_its_container() -> None:
 
 def test_failure_is_final_until_its_key_changes() -> None:
     plan = make_plan()
-    (first,) = look(plan, Known()).look
+    (first,) = look(plan, Known()).start
     advice = look(plan, Known(failed={first.key: BadModel("broken")}))
     assert advice.ended
     assert set(advice.failed) == {"ingest"}
     assert advice.containers == {}
     assert advice.states["package/sm8750"] is State.STOPPED
+
+
+def test_what_can_be_asked_at_a_time_is_asked_together() -> None:
+    plan = make_plan()
+    (ingest,) = look(plan, Known()).start
+    known = Known({ingest.key: files("ingest", ingest.key)})
+    look(plan, known)
+    assert known.asked == [["ingest"], ["arcl/ar1_cl256", "arcl/ar32_cl256"]]
 
 
 def test_counts_follow_what_happens() -> None:
