@@ -1,0 +1,212 @@
+"""What is counted: by whom, under which labels, and that no series can grow without bound."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import pytest
+from prometheus_client import REGISTRY
+
+from genai_core.names import Digest
+from genai_core.store.s3 import S3Store, shared_session
+from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_operator import metrics
+from genai_operator.build import Builds
+from genai_operator.controller import Controller
+from genai_operator.observed import Observed
+from genai_operator.s3_metrics import count_requests
+from genai_operator.settings import Settings
+from genai_operator.status import Outcome, State
+from genai_operator.stores import Stores
+from genai_planner.progress import Progress, StageProgress
+
+NOTES = {"genai-operator.dev/key": "k" * 64, "genai-operator.dev/task": "convert/1"}
+LABELS = {"genai-operator.dev/operation": "convert"}
+
+
+def value(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def job(ended: str = "") -> dict[str, Any]:
+    conditions = [{"type": ended, "status": "True", "lastTransitionTime": "2026-01-01T00:01:30Z"}]
+    return {
+        "metadata": {
+            "namespace": "n", "name": "j", "uid": "u", "annotations": NOTES, "labels": LABELS,
+            "creationTimestamp": "2026-01-01T00:00:00Z", "resourceVersion": "2" if ended else "1",
+        },
+        "status": {"conditions": conditions} if ended else {},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_only_the_replica_that_works_counts_what_jobs_came_to(leads: bool) -> None:
+    async def scenario() -> None:
+        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller._leading = lambda: leads
+        controller.take("jobs", "ADDED", job())
+        controller.take("jobs", "MODIFIED", job("Failed"))
+
+    labels = {"operation": "convert", "result": "failed"}
+    before = value("genai_build_tasks_total", **labels)
+    seconds = value("genai_build_task_seconds_sum", **labels)
+    asyncio.run(scenario())
+    assert value("genai_build_tasks_total", **labels) - before == (1 if leads else 0)
+    assert value("genai_build_task_seconds_sum", **labels) - seconds == (90 if leads else 0)
+
+
+def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:
+    async def scenario() -> None:
+        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        for number, phase in enumerate(["Building", "Building", "Failed", ""]):
+            meta = {"namespace": "n", "name": str(number), "uid": str(number)}
+            build = {"metadata": meta, "spec": {}, "status": {"phase": phase}}
+            controller.observed.builds.put(build, build)
+        meta = {"namespace": "n", "name": "s", "uid": "s"}
+        ready = [{"type": "Ready", "status": "False", "reason": "SecretNotFound"}]
+        store = {"metadata": meta, "spec": {}, "status": {"conditions": ready}}
+        controller.observed.stores.put(store, store)
+        controller._count()
+
+    asyncio.run(scenario())
+    states = {state: value("genai_builds", state=state) for state in State}
+    assert states == {
+        "New": 1, "Building": 2, "Failed": 1, "Ready": 0, "Waiting": 0, "Suspended": 0,
+    }  # fmt: skip
+    assert [value("genai_stores", ready=r) for r in ("True", "False", "Unknown")] == [0, 1, 0]
+    assert value("genai_targets", ready="True") == 0
+
+
+def test_what_waits_for_its_time_is_not_in_the_queues_depth() -> None:
+    async def scenario() -> None:
+        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller.take("genaitargets", "ADDED", {"metadata": {"name": "t", "uid": "t"}})
+        controller.queue.add("later", after=300.0)  # type: ignore[arg-type]
+        controller._count()
+        assert value("genai_queue_depth") == 1
+        before = value("genai_queue_wait_seconds_count", kind="genaitargets")
+        await controller.queue.get()
+        assert value("genai_queue_wait_seconds_count", kind="genaitargets") == before + 1
+        controller._count()
+        assert value("genai_queue_depth") == 0
+
+    asyncio.run(scenario())
+
+
+class Apiserver:
+    """Takes statuses and events in."""
+
+    server = "https://127.0.0.1:6443"
+
+    def __init__(self, build: dict[str, Any]) -> None:
+        self.build = build
+        self.events: list[tuple[str, str]] = []
+
+    async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
+        self.build = copy.deepcopy(self.build) | {"status": value["status"]}
+        return self.build
+
+    async def create(self, plural: str, value: Any, **_: Any) -> Any:
+        assert plural == "events"
+        self.events.append((value["type"], value["reason"]))
+        return value
+
+
+def test_what_a_build_came_to_is_counted_and_told_once() -> None:
+    """A retry of the same state is no event; a generation that was built already is one."""
+    begun = datetime.now(UTC) - timedelta(seconds=50)
+    meta: dict[str, Any] = {
+        "namespace": "n", "name": "b", "uid": "u", "generation": 1,
+        "creationTimestamp": begun.isoformat(),
+    }  # fmt: skip
+    api = Apiserver({"metadata": meta, "spec": {}})
+    builds = Builds(api, Observed(), Stores(api, Settings()))  # type: ignore[arg-type]
+    done = Progress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
+    steps = [
+        (1, Outcome(State.BUILDING, "Progressing")),
+        (1, Outcome(State.BUILDING, "Progressing", "1/5")),
+        (1, Outcome(State.WAITING, "StoreNotReady")),
+        (1, Outcome(State.STALLED, "BadModel", "no")),
+        (2, Outcome(State.READY, "Built", progress=done, ran={"convert": 3})),
+        (3, Outcome(State.READY, "Built", progress=done)),
+        (3, Outcome(State.READY, "Built", progress=done, outdated="newer numpy")),
+    ]
+
+    async def scenario() -> None:
+        for generation, outcome in steps:
+            api.build["metadata"]["generation"] = generation
+            await builds._report(api.build, outcome)
+
+    def counted() -> dict[str, float]:
+        return {
+            "built": value("genai_builds_ended_total", reason="Built"),
+            "bad": value("genai_builds_ended_total", reason="BadModel"),
+            "ingest": value("genai_build_tasks_total", operation="ingest", result="cached"),
+            "convert": value("genai_build_tasks_total", operation="convert", result="cached"),
+            "times": value("genai_build_seconds_count"),
+        }
+
+    before = counted()
+    asyncio.run(scenario())
+    found = {name: after - before[name] for name, after in counted().items()}
+    assert found == {"built": 2, "bad": 1, "ingest": 2, "convert": 5, "times": 1}
+    assert api.events == [
+        ("Normal", "Progressing"), ("Warning", "StoreNotReady"), ("Warning", "BadModel"),
+        ("Normal", "Built"), ("Normal", "Built"), ("Normal", "NewerToolchain"),
+    ]  # fmt: skip
+
+
+class Shaky(BaseHTTPRequestHandler):
+    """An S3 server that is busy the first time."""
+
+    answers: ClassVar[list[int]] = []
+
+    def do_HEAD(self) -> None:
+        self.send_response(self.answers.pop(0))
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@contextmanager
+def shaky(*answers: int) -> Iterator[S3Store]:
+    Shaky.answers[:] = answers
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Shaky)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    count_requests(shared_session())
+    count_requests(shared_session())  # each store that is opened says so again
+    where = S3Location("bucket", "", f"http://127.0.0.1:{server.server_port}", addressing="path")
+    try:
+        yield S3Store(where, credentials=S3Credentials("a", "s", None))
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_every_attempt_at_a_store_is_counted() -> None:
+    def counted() -> list[float]:
+        codes = ("503", "404", "none")
+        return [value("genai_s3_requests_total", operation="HeadObject", code=c) for c in codes]
+
+    before = counted()
+    with shaky(503, 404, 404) as store:
+        assert store.head_blob(Digest("a" * 64)) is None
+    assert [after - was for after, was in zip(counted(), before, strict=True)] == [1, 1, 0]
+
+
+def test_no_label_can_hold_the_name_of_an_object() -> None:
+    known = {"state", "reason", "operation", "result", "kind", "ready", "verb", "code"}
+    ours = [getattr(metrics, name) for name in metrics.__all__]
+    assert {label for metric in ours for label in metric._labelnames} <= known
+    assert len({metric._name for metric in ours}) == len(metrics.__all__)
