@@ -168,13 +168,16 @@ class Controller:
                 self._wake_owners(job)
 
     def _count_task(self, job: JobView) -> None:
+        """A Job of several tasks that failed does not say here which one: it counts as `chain`."""
         if not self._leading():
             return
-        labels = {"operation": job.operation, "result": job.state.value}
-        TASKS.labels(**labels).inc()
+        result = job.state.value
+        whole = "chain" if job.chain else job.operation
+        for operation in job.operations if job.state is JobState.SUCCEEDED else (whole,):
+            TASKS.labels(operation=operation, result=result).inc()
         if job.ended_at is not None:
             seconds = (job.ended_at - job.created_at).total_seconds()
-            TASK_SECONDS.labels(**labels).observe(seconds)
+            TASK_SECONDS.labels(operation=whole, result=result).observe(seconds)
 
     def _wake_owners(self, job: JobView) -> None:
         for build in self.observed.builds:

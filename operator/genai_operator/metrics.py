@@ -55,7 +55,8 @@ TASKS = Counter(
 )
 TASK_SECONDS = Histogram(
     "genai_build_task_seconds",
-    "From a Job's creation to its end: scheduling and image pulls included",
+    "From a Job's creation to its end: scheduling and image pulls included; a Job of several "
+    "tasks is operation `chain`",
     ("operation", "result"),
     buckets=_LONG,
 )

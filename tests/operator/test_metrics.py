@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,28 @@ def test_only_the_replica_that_works_counts_what_jobs_came_to(leads: bool) -> No
     asyncio.run(scenario())
     assert value("genai_build_tasks_total", **labels) - before == (1 if leads else 0)
     assert value("genai_build_task_seconds_sum", **labels) - seconds == (90 if leads else 0)
+
+
+def test_a_chain_counts_each_task_that_it_did_and_its_time_once() -> None:
+    async def scenario() -> None:
+        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller._leading = lambda: True
+        for end in ("", "Complete"):
+            chain = job(end)
+            chain["metadata"]["annotations"] = NOTES | {
+                "genai-operator.dev/chain": json.dumps([["compile/1", "compile", "d" * 64]])
+            }
+            controller.take("jobs", "MODIFIED", chain)
+
+    names = ("convert", "compile", "chain")
+    before = [value("genai_build_tasks_total", operation=n, result="succeeded") for n in names]
+    seconds = value("genai_build_task_seconds_sum", operation="chain", result="succeeded")
+    asyncio.run(scenario())
+    after = [value("genai_build_tasks_total", operation=n, result="succeeded") for n in names]
+    assert [a - b for a, b in zip(after, before, strict=True)] == [1, 1, 0]
+    assert value("genai_build_task_seconds_sum", operation="chain", result="succeeded") == (
+        seconds + 90
+    )
 
 
 def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:
