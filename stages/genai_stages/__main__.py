@@ -24,6 +24,7 @@ from genai_core.store.location import open_store
 from genai_core.task import TaskFile, TaskResult
 from genai_core.toolchain import toolchain_of
 from genai_stages import runner
+from genai_stages.light_imports import put_off
 from genai_stages.serve import serve
 
 log = logging.getLogger("genai_stages")
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     # Sums in one order, whatever the machine's cores: laptop and Job agree to the last digit.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    put_off()
     logging.basicConfig(
         stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
