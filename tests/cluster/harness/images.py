@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -22,6 +23,10 @@ ROOMS = {
 """What an image is made of; the others may change without making it anew."""
 _PIP_FILES = ("/etc/pip.conf", "/etc/ssl/certs")
 """This machine's way to the package index, which its images use while they are built."""
+_LEFT_BY_APT = (
+    "var/cache/apt", "var/lib/apt/lists", "usr/share/doc", "usr/share/locale", "usr/share/man",
+)  # fmt: skip
+"""Half of what debootstrap leaves; nothing that runs reads it."""
 _BUILDAH = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
 
 
@@ -55,7 +60,7 @@ def pause() -> Path:
 
 def debian_python() -> str:
     """Name of a base image with Python from Debian, for where nothing can be pulled."""
-    name = "localhost/debian-python:1"
+    name = "localhost/debian-python:2"
     if _present(name):
         return name
     folder = cache() / "debian"
@@ -64,6 +69,8 @@ def debian_python() -> str:
             "debootstrap", "--variant=minbase",
             "--include=python3,python3-venv,python3-pip,ca-certificates", "bookworm", str(folder),
         )  # fmt: skip
+    for left in _LEFT_BY_APT:
+        shutil.rmtree(folder / left, ignore_errors=True)
     container = _run("buildah", "from", "scratch")
     _run("buildah", "add", container, str(folder), "/")
     _run("buildah", "config", "--env", "PATH=/usr/local/bin:/usr/bin:/bin", container)
