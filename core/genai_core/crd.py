@@ -201,7 +201,9 @@ def crd(kind: Kind) -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": _object(kind.spec),
-            "status": _object(kind.status),
+            # An object that nobody has looked at yet says so; without it kstatus, and with it Flux
+            # and helm, would take one without conditions for finished.
+            "status": _object(kind.status) | {"default": {"observedGeneration": -1}},
         },
     }
     for rule in kind.rules:
