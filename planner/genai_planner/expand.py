@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from genai_core.errors import BadEncodings
-from genai_core.kinds.build import BuildSpec
+from genai_core.errors import BadEncodings, InvalidSpec
+from genai_core.kinds.build import BuildSpec, CpuPrecision
 from genai_core.names import Backend, Gaps, TaskId
 from genai_core.operations import IngestConfig
 from genai_planner import expand_cpu, expand_htp
@@ -57,7 +57,7 @@ def expand(
         InvalidSpec: A combination that cannot work.
         BadEncodings: The model has none and the spec does not say what then.
     """
-    _check_gaps(spec, source)
+    _check_gaps(spec, source, cpu=any(target.backend is Backend.CPU for target in targets))
     ingest = _ingest(spec, source, shape)
     if shape is None:
         return Plan((ingest,), complete=False)
@@ -89,8 +89,20 @@ def _join(draft: _Draft, part: Plan) -> None:
     draft.warnings += part.warnings
 
 
-def _check_gaps(spec: BuildSpec, source: SourceView) -> None:
-    if spec.quantization.gaps is Gaps.ERROR and not source.has_encodings:
+def _check_gaps(spec: BuildSpec, source: SourceView, *, cpu: bool) -> None:
+    if source.has_encodings:
+        return
+    wanted = spec.quantization.cpu_precision
+    integers = wanted in (CpuPrecision.INT8, CpuPrecision.INT4)
+    if cpu and integers and spec.quantization.gaps is Gaps.FLOAT:
+        raise InvalidSpec(
+            f"{wanted} needs to know the ranges of tensors, the model has no encodings, and gaps: "
+            "Float leaves such tensors in floating point",
+            where="spec.quantization.cpuPrecision",
+            remedy="set gaps: Calibrate with a calibration text, add the model's .encodings, or "
+            "use cpuPrecision: Float or Auto",
+        )
+    if spec.quantization.gaps is Gaps.ERROR:
         raise BadEncodings(
             "the model has no encodings",
             where="spec.quantization.gaps",

@@ -47,7 +47,7 @@ def compare_quantized(
         source: The float graph.
         quantized: What was made of it, with its data beside it.
         facts: The model's facts.
-        grids: Float input or output -> the grid of its integers.
+        grids: Float input or output -> the grid of its integers; absent = it stays float.
         weights: The folder that the float graph's external data is relative to.
         threads: Of ONNX Runtime.
 
@@ -63,7 +63,7 @@ def compare_quantized(
     found = StaticSession(quantized.read_bytes(), quantized.parent, threads=threads).run(integers)
     ratios = {}
     for name, array in wanted.items():
-        ratios[name] = round(_ratio(array, _back(found[name], grids[name])), 2)
+        ratios[name] = round(_ratio(array, _back(found[name], grids.get(name))), 2)
     worst = min(ratios, key=lambda name: ratios[name])
     if not ratios[worst] >= FLOOR_DB:
         raise DriftError(
@@ -86,6 +86,8 @@ def _inputs(
         if name in grids:
             room = min(-float(grids[name].low), float(grids[name].high)) / _SPREAD
             floats[name] = room * random.standard_normal(shape, dtype=np.float32)
+        elif name != "input_ids":
+            floats[name] = random.standard_normal(shape, dtype=np.float32)
         else:
             feeds[name] = random.integers(0, facts.vocab_size, shape).astype(np.int32)
     masks = [shape for name, shape in shapes.items() if name.startswith("attention_mask")]
@@ -102,6 +104,8 @@ def _inputs(
         if name in grids:
             one = grids[name]
             feeds[name] = on_grid(array, one.scale, one.offset, encoding=one, signed=False)
+        else:
+            feeds[name] = array
     return feeds
 
 

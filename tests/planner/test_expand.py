@@ -172,6 +172,20 @@ def test_a_long_context_of_few_layers_is_emulated_unless_in_float16() -> None:
     assert not of(in_float, "fidelity")
 
 
+@pytest.mark.parametrize("precision", ["Int8", "Int4"])
+def test_integers_without_ranges_are_refused(precision: str) -> None:
+    bare = frozenset({"model.onnx"})
+    quantization = {"gaps": "Float", "cpuPrecision": precision}
+    with pytest.raises(InvalidSpec, match=f"{precision} needs to know .*gaps: Float") as caught:
+        plan(roles=bare, bits=None, targets=["cpu"], quantization=quantization)
+    assert caught.value.where == "spec.quantization.cpuPrecision"
+    # Nobody asked for cpu; and ranges may come from a file or from a text.
+    plan(roles=bare, bits=None, targets=["sm8750"], quantization=quantization)
+    plan(targets=["cpu"], quantization=quantization)
+    given = quantization | {"gaps": "Calibrate", "calibration": "text.txt"}
+    plan(roles=bare | {"calibration.txt"}, bits=None, targets=["cpu"], quantization=given)
+
+
 def test_cpu_tries_precisions_in_order_and_each_has_its_own_tasks() -> None:
     found = plan(targets=["cpu"])
     assert [t.id for t in of(found, "package")] == [

@@ -268,6 +268,29 @@ def test_a_deleted_entry_ends_with_tensor_and_node(
     assert "\n" not in message
 
 
+@pytest.mark.qnn
+def test_gaps_may_stay_float_alike_on_both_sides_of_a_cut(
+    tiny_llama: Parts, tmp_path: Path
+) -> None:
+    """The vendor's library takes it: float16 between integers, and a float boundary."""
+    gone = (
+        "/model/layers.2/Add_1_output_0",
+        "onnx::MatMul_1981",
+        "/model/layers.3/mlp/Mul_output_0",
+    )
+    given = encodings(tmp_path / "gap", drop=gone)
+    found = [convert(tmp_path, tiny_llama, part, gaps=Gaps.FLOAT, encodings=given)
+             for part in FOUR[1:3]]  # fmt: skip
+    for result, out in found:
+        assert set(result.notes["floatTensors"]) <= set(gone)
+        assert "no encoding for" in result.warnings[0]
+        read = dlc.listing(next(out.glob("*.dlc")), scratch=tmp_path)
+        (boundary,) = [t for t in (*read.inputs, *read.outputs) if t.name == "hidden_states_3"]
+        assert (boundary.dtype, boundary.scale) == ("float32", None)
+        ratios = result.notes["signalToNoiseDb"]
+        assert min(ratios.values()) > 10, ratios
+
+
 @pytest.mark.usefixtures("no_dlc")
 def test_calibration_closes_a_gap_alike_on_both_sides_of_a_cut(
     tiny_llama: Parts, tmp_path: Path

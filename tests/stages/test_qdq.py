@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from genai_core.errors import BadEncodings
 from genai_core.facts import TensorSource
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
+from genai_stages.backends.htp.drift import computes_in_float
 from genai_stages.passes.encoding_lookup import EncodingLookup, MissingEncoding
 from genai_stages.passes.qdq import Quantized, quantize_graph
 
@@ -193,12 +194,14 @@ def encodings(
 class Result:
     """A quantized graph on disk, read back with onnx alone."""
 
-    def __init__(self, folder: Path, ar: int, given: EncodingSet, **lookup: Any) -> None:
+    def __init__(
+        self, folder: Path, ar: int, given: EncodingSet, *, gaps_float: bool = False, **lookup: Any
+    ) -> None:
         folder.mkdir(exist_ok=True, parents=True)
         source = folder.parent / f"ar{ar}.onnx"
         source.write_bytes(Decoder(ar).build().SerializeToString())
         self.lookup = EncodingLookup(given, lookup.pop("provenance", {}), **lookup)
-        self.report: Quantized = quantize_graph(source, folder, self.lookup)
+        self.report: Quantized = quantize_graph(source, folder, self.lookup, gaps_float=gaps_float)
         self.path = folder / source.name
         self.model = onnx.load(str(self.path))  # noqa: TID251 - a few kilobytes
         self.graph = self.model.graph
@@ -215,6 +218,8 @@ class Result:
         outputs = {value.name for value in self.graph.output}
         found = {}
         for node in self.graph.node:
+            if not node.op_type.endswith("eLinear"):
+                continue
             name = node.input[0] if node.op_type == "DequantizeLinear" else node.output[0]
             if (node.op_type == "DequantizeLinear" and name in inputs) or name in outputs:
                 scale, zero = self.grid(node)
@@ -237,6 +242,8 @@ class Result:
         names = [value.name for value in session.get_outputs()]
         return {
             name: (array.astype(np.float64) - ends[name][1]) * ends[name][0]
+            if name in ends
+            else array
             for name, array in zip(names, session.run(names, integers), strict=True)
         }
 
@@ -392,6 +399,48 @@ def test_one_deleted_entry_is_a_gap_with_tensor_and_node(
     assert "quantization.gaps to Calibrate" in caught.value.remedy
 
 
+@pytest.mark.parametrize("ar", [8, 1])
+@pytest.mark.parametrize(
+    "gone",
+    [["mlp"], ["v_matmul", "k"], ["sigmoid", "logits"], ["embed"], ["norm"], ["q_conv"], ["down"],
+     ["probs", "masked", "scores"]],
+)  # fmt: skip
+def test_a_gap_may_stay_floating_point(
+    ranges: Any, tmp_path: Path, gone: list[str], ar: int
+) -> None:
+    known = dict(encodings(ranges).entries)
+    given = encodings(ranges, **dict.fromkeys(name for name in gone if name in known))
+    result = Result(tmp_path / "out", ar, given, gaps_float=True)
+    assert computes_in_float(result.path) == bool(result.report.floating)
+    inputs = feeds(ar, 5)
+    found = result.run(inputs)
+    for name, wanted in float_outputs(ar, inputs).items():
+        assert decibels(wanted, found[name]) > 25, name
+    # No integer weight meets a float tensor: the processor has no such operator.
+    operators = [n for n in result.graph.node if not n.op_type.endswith("eLinear")]
+    floats = {name for node in operators for name in node.output}
+    floats &= {name for node in operators for name in node.input}
+    floats |= {
+        value.name
+        for value in result.graph.output
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT
+    }
+    for node in operators:
+        if not floats.isdisjoint([*node.input, *node.output]):
+            makers = [result.producer[name] for name in node.input if name in result.producer]
+            integers = [n.input[0] for n in makers if n.op_type == "DequantizeLinear"]
+            assert result.types.keys().isdisjoint(integers), node.name
+
+
+def test_without_gaps_floating_point_changes_nothing(ranges: Any, tmp_path: Path) -> None:
+    one = Result(tmp_path / "one/out", 8, encodings(ranges))
+    other = Result(tmp_path / "two/out", 8, encodings(ranges), gaps_float=True)
+    assert not other.report.floating
+    assert not computes_in_float(other.path)
+    for path in (one.path, one.path.with_suffix(".data")):
+        assert path.read_bytes() == (other.path.parent / path.name).read_bytes()
+
+
 def test_an_entry_that_asks_for_floating_point_is_refused(ranges: Any, tmp_path: Path) -> None:
     empty = np.zeros((0,))
     entry = Encoding("mlp", 16, True, empty, empty, dtype="float")
@@ -408,10 +457,13 @@ def test_a_softmax_of_the_source_needs_its_entry_and_ours_does_not(
         Result(tmp_path / "source", 8, without, of_source=["probs"])
 
 
-def test_a_cache_that_no_entry_speaks_of_is_a_gap(ranges: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("gaps_float", [False, True])
+def test_a_cache_that_no_entry_speaks_of_is_a_gap(
+    ranges: Any, tmp_path: Path, gaps_float: bool
+) -> None:
     gone: dict[str, Any] = dict.fromkeys(["past_value_0_in", "v_matmul"])
     with pytest.raises(MissingEncoding, match="past_value_0_in: no entry names this cache"):
-        Result(tmp_path / "out", 8, encodings(ranges, **gone))
+        Result(tmp_path / "out", 8, encodings(ranges, **gone), gaps_float=gaps_float)
 
 
 def test_entries_are_found_by_provenance_and_the_unused_are_listed(

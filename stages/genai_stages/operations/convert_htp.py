@@ -5,7 +5,8 @@ Inputs: `model` with the part's `ar{A}_cl{C}_{k}_of_{N}.onnx` and `provenance.js
 `model.onnx`; with gaps: Calibrate also its weights, and tokens or text. Output: `<part>.onnx`,
 `<part>.data` and `<part>.dlc`.
 
-Where the model has no encodings and gaps is Float, the part stays float, to be computed in float16.
+With gaps: Float, what has no encoding stays float, to be computed in float16: the whole part where
+the model has no encodings, single tensors and what they meet where its encodings are not complete.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
             where="model.encodings",
             remedy="add AIMET's .encodings file, or set quantization.gaps to Float or Calibrate",
         )
-    part = _Part(path, read_facts(path.parent), out)
+    part = _Part(path, read_facts(path.parent), out, gaps_float=config.gaps is Gaps.FLOAT)
     given = encodings or EncodingSet("none", "calibration", {})
     added: list[str] = []
     try:
@@ -93,7 +94,9 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
     )
     return StageResult(
         facts={"graph": name, "float": False, "weightBits": _text_keys(quantized.bits)},
+        warnings=_float_warning(quantized.floating),
         notes={
+            "floatTensors": list(quantized.floating),
             "signalToNoiseDb": ratios,
             "unusedEntries": part.unused(given, quantized, find_file(inputs, MODEL_FILE)),
             "derivedEncodings": dict(quantized.derived),
@@ -109,8 +112,9 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
 class _Part:
     """The part, ready to be quantized with some encodings or, where they leave gaps, others."""
 
-    def __init__(self, path: Path, facts: ModelFacts, out: Path) -> None:
+    def __init__(self, path: Path, facts: ModelFacts, out: Path, *, gaps_float: bool) -> None:
         self.path = path
+        self.gaps_float = gaps_float
         self.facts = facts
         self.out = out
         self.provenance = read_provenance(path.parent)
@@ -125,7 +129,13 @@ class _Part:
         lookup = EncodingLookup(encodings, self.provenance, names, otherwise=boundaries)
         data = self.out / f"{self.path.stem}.data"
         data.unlink(missing_ok=True)
-        return quantize_graph(self.path, self.out, lookup, rotary_limits=_rotary_limits(facts))
+        return quantize_graph(
+            self.path,
+            self.out,
+            lookup,
+            rotary_limits=_rotary_limits(facts),
+            gaps_float=self.gaps_float,
+        )
 
     def unused(self, encodings: EncodingSet, quantized: Quantized, core: Path | None) -> list[str]:
         """Entries that nothing used; where the core graph is at hand, without other parts' own."""
@@ -139,6 +149,14 @@ class _Part:
             }
         used = quantized.used
         return [entry for entry in encodings if entry not in used and entry not in elsewhere]
+
+
+def _float_warning(floating: tuple[str, ...]) -> tuple[str, ...]:
+    if not floating:
+        return ()
+    names = ", ".join(floating[:3]) + (" ..." if len(floating) > 3 else "")
+    count = f"{len(floating)} tensor{'s' if len(floating) > 1 else ''}"
+    return (f"no encoding for {count}, which stay in float16 with what they meet: {names}",)
 
 
 def _names(graph: ir.Graph) -> set[str]:

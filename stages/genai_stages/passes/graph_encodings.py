@@ -3,7 +3,8 @@
 In this order: the file's own entry (by name or provenance); the tie to what a tensor was moved
 from; the entry of something that it is only moved to; a rule, for tensors that the source model
 does not have (a mask as an input, a rotary table, the halves of a rotation). What is still without
-an encoding is a gap, and an error names the tensor and its node.
+an encoding is a gap, and an error names the tensor and its node; or, where gaps may stay float, the
+tensor does, and whatever reads or yields it computes in floating point.
 
 Rules never replace an entry that the file should have: they apply to tensors of our own making.
 """
@@ -35,7 +36,7 @@ class Weight:
     """How an initializer is written.
 
     Attributes:
-        encoding: Its grid.
+        encoding: Its grid; None for a bias, and for what stays floating point.
         through: The file's own grid, where a device needs another one (see `device_weights`).
         channel_axis: The axis of the initializer that counts output channels.
         signed: Its integers are; tables, norms and constants are unsigned, like activations.
@@ -56,6 +57,7 @@ class GraphEncodings:
     Attributes:
         produced: Float value -> the grid that its operator (or the graph's input) puts it on.
         narrowed: Values that are converted to a cache's 8-bit grid right behind their operator.
+        floating: Float values and initializers without an encoding, which stay as they are.
         weights: Initializer -> how it is written.
         caches: The keys' and values' encodings.
         derived: Tensor -> how its encoding came about, where no entry gives it.
@@ -64,14 +66,23 @@ class GraphEncodings:
 
     produced: dict[ir.Value, Encoding] = dataclasses.field(default_factory=dict)
     narrowed: dict[ir.Value, Encoding] = dataclasses.field(default_factory=dict)
+    floating: set[ir.Value] = dataclasses.field(default_factory=set)
     weights: dict[ir.Value, Weight] = dataclasses.field(default_factory=dict)
     caches: list[KvEncoding] = dataclasses.field(default_factory=list)
     derived: dict[str, str] = dataclasses.field(default_factory=dict)
     ties: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def of(self, value: ir.Value) -> Encoding:
-        """The grid on which consumers find the value."""
-        return self.narrowed.get(value) or self.produced[value]
+    def of(self, value: ir.Value) -> Encoding | None:
+        """The grid on which consumers find the value; None where it stays floating point."""
+        return self.narrowed.get(value) or self.produced.get(value)
+
+    def computes_in_float(self, node: ir.Node) -> bool:
+        """Whether a node reads or yields a tensor that stays floating point."""
+        return any(
+            value in self.floating and (value in node.outputs or value not in self.narrowed)
+            for value in (*node.inputs, *node.outputs)
+            if value is not None
+        )
 
 
 def is_float(value: ir.Value | None) -> bool:
@@ -80,7 +91,11 @@ def is_float(value: ir.Value | None) -> bool:
 
 
 def decide(
-    graph: ir.Graph, lookup: EncodingLookup, *, rotary_limits: Mapping[str, float] | None = None
+    graph: ir.Graph,
+    lookup: EncodingLookup,
+    *,
+    rotary_limits: Mapping[str, float] | None = None,
+    gaps_float: bool = False,
 ) -> GraphEncodings:
     """Decide for a graph whose values have types.
 
@@ -88,20 +103,28 @@ def decide(
         graph: A static float graph.
         lookup: The file.
         rotary_limits: Input name -> largest absolute value of that table, where it is not 1.
+        gaps_float: A tensor without an encoding stays floating point; a cache never does.
 
     Raises:
         MissingEncoding: A tensor has none.
         BadEncodings: An entry does not fit its tensor.
     """
-    return _Decision(graph, lookup, rotary_limits or {}).run()
+    return _Decision(graph, lookup, rotary_limits or {}, gaps_float=gaps_float).run()
 
 
 class _Decision:
     def __init__(
-        self, graph: ir.Graph, lookup: EncodingLookup, rotary_limits: Mapping[str, float]
+        self,
+        graph: ir.Graph,
+        lookup: EncodingLookup,
+        rotary_limits: Mapping[str, float],
+        *,
+        gaps_float: bool,
     ) -> None:
         self.graph = graph
         self.lookup = lookup
+        self.gaps_float = gaps_float
+        self.ends = set(graph.outputs)
         self.rotary_limits = rotary_limits
         self.result = GraphEncodings(caches=kv_encodings(graph, lookup))
         self.cache_of: dict[ir.Value, Encoding] = {}
@@ -114,7 +137,7 @@ class _Decision:
     def run(self) -> GraphEncodings:
         for value in self.graph.inputs:
             if is_float(value):
-                self.result.produced[value] = self.input(value)
+                self.put(value, self.input(value))
         for node in self.graph:
             self.operands(node)
             for value in node.outputs:
@@ -122,9 +145,16 @@ class _Decision:
                     self.output(node, value)
         return self.result
 
+    def put(self, value: ir.Value, encoding: Encoding | None) -> None:
+        """What an operator or the graph's input yields: on a grid, or floating point."""
+        if encoding is None:
+            self.result.floating.add(value)
+        else:
+            self.result.produced[value] = encoding
+
     # inputs and initializers
 
-    def input(self, value: ir.Value) -> Encoding:
+    def input(self, value: ir.Value) -> Encoding | None:
         name = value.name or ""
         if value in self.cache_of:
             return self.cache_of[value]
@@ -136,7 +166,7 @@ class _Decision:
         if name.startswith("position_ids_"):
             limit = self.rotary_limits.get(name, 1.0)
             return self.derive(value, -limit, limit, "a rotary table", symmetric=True)
-        raise self.gap(value, None)
+        return self.left(value, None)
 
     def operands(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
@@ -155,7 +185,7 @@ class _Decision:
             inputs = int(np.prod(shape)) // shape[axis]
             found = self.lookup.weight(value.name or "", inputs=inputs)
             if found is None:
-                raise self.gap(value, node)
+                return Weight(self.left(value, node), axis)
             other = for_device(found, tensor, axis)
             if other is None:
                 return Weight(found, axis, signed=found.signed)
@@ -169,7 +199,7 @@ class _Decision:
             if found is None and node.op_type == "Gather":
                 found = self.lookup.activation(node.outputs[0].name or "")
             if found is None:
-                raise self.gap(value, node)
+                return Weight(self.left(value, node))
             if not found.per_tensor:
                 raise BadEncodings(
                     f"{found.scale.size} scales; {node.op_type} on htp reads one for the tensor",
@@ -199,16 +229,21 @@ class _Decision:
             if cache is not None:
                 result.produced[value] = cache
             else:
-                result.produced[value] = self.moved(node, value, moved)
-            result.ties[value.name or ""] = moved[0].name or ""
+                self.put(value, self.moved(node, value, moved))
+            if value in result.produced:
+                result.ties[value.name or ""] = moved[0].name or ""
             return
-        result.produced[value] = self.computed(node, value)
+        self.put(value, self.computed(node, value))
         if cache is not None:
             result.narrowed[value] = cache
 
-    def moved(self, node: ir.Node, value: ir.Value, inputs: tuple[ir.Value, ...]) -> Encoding:
+    def moved(
+        self, node: ir.Node, value: ir.Value, inputs: tuple[ir.Value, ...]
+    ) -> Encoding | None:
         """One grid for a data movement; several only meet in a Concat or a scatter."""
-        grids = [self.grid(one) for one in inputs]
+        grids = [grid for one in inputs if (grid := self.held(one)) is not None]
+        if len(grids) < len(inputs):
+            return None
         if all(one.same_grid(grids[0]) for one in grids):
             return grids[0]
         found = self.lookup.activation(value.name or "", bits=BITS)
@@ -218,30 +253,44 @@ class _Decision:
         high = max(float(one.high) for one in grids)
         return self.derive(value, low, high, f"what {node.op_type} joins")
 
-    def grid(self, value: ir.Value) -> Encoding:
+    def held(self, value: ir.Value) -> Encoding | None:
+        """The grid on which a node finds a value; None where that is floating point."""
         if value.is_initializer():
-            encoding = self.result.weights[value].encoding
-            assert encoding is not None
-            return encoding
+            return self.result.weights[value].encoding
         return self.result.of(value)
 
-    def computed(self, node: ir.Node, value: ir.Value) -> Encoding:
+    def grid(self, value: ir.Value) -> Encoding:
+        """The same, of a value that is known to have one."""
+        encoding = self.held(value)
+        assert encoding is not None
+        return encoding
+
+    def computed(self, node: ir.Node, value: ir.Value) -> Encoding | None:
         if node.op_type == "Gather":
             table = node.inputs[0]
             assert table is not None
-            return self.grid(table)
+            return self.held(table)
         own = self.own(value)
         if own is not None:
             return own
+        if self.gaps_float and value in self.ends and value not in self.cache_of:
+            # The next part knows nothing of what this one does behind a boundary.
+            return self.left(value, node)
         for further in moved_onward(value):
             found = self.lookup.activation(further.name or "", bits=BITS)
             if found is not None:
                 self.result.derived[value.name or ""] = f"the entry of {found.name}"
                 return found
-        found = None if self.lookup.stands_for_source(value.name or "") else self.rule(node, value)
-        if found is None:
-            raise self.gap(value, node)
-        return found
+        found = None
+        if not self.lookup.stands_for_source(value.name or "") and not self.reads_float(node):
+            found = self.rule(node, value)
+        return found or self.left(value, node)
+
+    def reads_float(self, node: ir.Node) -> bool:
+        return any(
+            value is not None and is_float(value) and self.held(value) is None
+            for value in node.inputs
+        )
 
     def own(self, value: ir.Value) -> Encoding | None:
         """The file's entry, on a grid of 16 bits whatever it has."""
@@ -316,6 +365,13 @@ class _Decision:
 
     # reporting
 
+    def left(self, value: ir.Value, node: ir.Node | None) -> Encoding | None:
+        """No encoding: the tensor stays floating point, where that is allowed."""
+        if not self.gaps_float:
+            raise self.gap(value, node)
+        self.result.floating.add(value)
+        return None
+
     def derive(
         self, value: ir.Value, low: float, high: float, reason: str, *, symmetric: bool = False
     ) -> Encoding:
@@ -334,13 +390,14 @@ class _Decision:
             return MissingEncoding(
                 f"the entry leaves the tensor in floating point ({entry.bits} bits)",
                 where=self.where(value, node),
-                remedy="quantize it, or delete the entry and set quantization.gaps to Calibrate",
+                remedy="quantize it, or set quantization.gaps to Float; or delete the entry and "
+                "set it to Calibrate",
             )
         what = "the tensor" if source == name else f"the source of tensor {name}"
         return MissingEncoding(
             f"no encoding for {what}",
             where=self.where(value, node),
-            remedy="add the entry, or set quantization.gaps to Calibrate",
+            remedy="add the entry, or set quantization.gaps to Calibrate or Float",
         )
 
 

@@ -43,7 +43,8 @@ class Quantized:
         derived: Tensor -> how its encoding came about, where no entry gives it.
         ties: Tensor -> the tensor it was moved from and whose encoding it carries.
         used: Entries of the file that this graph uses.
-        grids: Float input or output -> the grid of its integers.
+        grids: Float input or output -> the grid of its integers; absent = it stays floating point.
+        floating: Tensors that stay floating point, as nothing says how to quantize them.
         bits: Bits of a projection's weight -> how many weights have them.
     """
 
@@ -51,6 +52,7 @@ class Quantized:
     ties: Mapping[str, str]
     used: frozenset[str]
     grids: Mapping[str, Encoding]
+    floating: tuple[str, ...]
     bits: Mapping[int, int]
 
 
@@ -60,6 +62,7 @@ def quantize_graph(
     lookup: EncodingLookup,
     *,
     rotary_limits: Mapping[str, float] | None = None,
+    gaps_float: bool = False,
 ) -> Quantized:
     """Write `<stem>.onnx` and `<stem>.data` into `out` for the static graph `<stem>.onnx`.
 
@@ -70,6 +73,7 @@ def quantize_graph(
         out: An existing folder.
         lookup: The encodings with this graph's provenance.
         rotary_limits: Input name -> largest absolute value of that rotary table, where not 1.
+        gaps_float: Tensors without an encoding stay floating point, and so does what they meet.
 
     Raises:
         BadEncodings: A tensor has no encoding, or one that does not fit it.
@@ -77,7 +81,7 @@ def quantize_graph(
     """
     model = _typed(ir.load(source))
     to_device_forms(model)
-    decisions = decide(model.graph, lookup, rotary_limits=rotary_limits)
+    decisions = decide(model.graph, lookup, rotary_limits=rotary_limits, gaps_float=gaps_float)
     with TensorFile(out / f"{source.stem}.data") as data:
         graph = _Writer(model.graph, decisions, data, where=lookup.where).run()
         quantized = ir.Model(graph, ir_version=IR_VERSION, producer_name="genai-operator")
@@ -91,7 +95,8 @@ def quantize_graph(
             if lookup.source(name) != lookup.source(other)
         },
         frozenset(lookup.used),
-        {value.name or "": decisions.of(value) for value in ends},
+        {value.name or "": grid for value in ends if (grid := decisions.of(value)) is not None},
+        tuple(sorted({lookup.source(value.name or "") for value in decisions.floating})),
         Counter(
             one.encoding.bits for one in decisions.weights.values() if one.signed and one.encoding
         ),
@@ -144,8 +149,8 @@ class _Writer:
 
     def input(self, value: ir.Value) -> ir.Value:
         copy = ir.Value(name=value.name, shape=value.shape, type=value.type)
-        if is_float(value):
-            encoding = self.decisions.produced[value]
+        encoding = self.decisions.produced.get(value)
+        if encoding is not None:
             copy.type = ir.TensorType(ir.DataType.from_numpy(storage_dtype(encoding, signed=False)))
             self.integers[value, grid_key(encoding)] = copy
         else:
@@ -153,19 +158,24 @@ class _Writer:
         return copy
 
     def output(self, value: ir.Value) -> ir.Value:
-        if not is_float(value):
-            return self.plain[value]
-        return self.integers[value, grid_key(self.decisions.of(value))]
+        encoding = self.decisions.of(value)
+        return self.plain[value] if encoding is None else self.integers[value, grid_key(encoding)]
 
-    def operand(self, value: ir.Value, encoding: Encoding | None) -> ir.Value:
-        """What a new node reads for a value of the source, on the grid it asks for."""
+    def operand(self, value: ir.Value, encoding: Encoding | None, *, floating: bool) -> ir.Value:
+        """What a new node reads for a value of the source, on the grid it asks for.
+
+        Args:
+            value: Of the source.
+            encoding: What a data movement asks for; None = the value's own.
+            floating: The node computes in floating point, so its weights are no integers.
+        """
         if value.is_initializer():
             if not is_float(value):
                 return self.constant(value)
-            return self.weight(value)
-        if not is_float(value):
-            return self.plain[value]
+            return self.float_weight(value) if floating else self.weight(value)
         encoding = encoding or self.decisions.of(value)
+        if encoding is None:
+            return self.plain[value]
         key = grid_key(encoding)
         if (value, key) not in self.floats:
             if (value, key) not in self.integers:
@@ -176,7 +186,7 @@ class _Writer:
 
     def convert(self, value: ir.Value, encoding: Encoding) -> None:
         """Put a value on another grid than its operator does."""
-        produced = self.operand(value, self.decisions.produced[value])
+        produced = self.operand(value, self.decisions.produced.get(value), floating=False)
         name = f"{value.name}_to_{encoding.bits}_bits"
         suffix = sum(1 for key in self.integers if key[0] is value)
         name = name if suffix < 2 else f"{name}_{suffix}"
@@ -226,12 +236,16 @@ class _Writer:
         assert tensor is not None
         assert source is not None
         assert weight is not None
-        encoding = self.decisions.weights[weight].encoding
+        encoding, grid_of_source = (
+            self.decisions.weights[weight].encoding,
+            self.decisions.of(source),
+        )
         assert encoding is not None
+        assert grid_of_source is not None
         bias = mapped(tensor)
-        scale = np.broadcast_to(
-            float(self.decisions.of(source).scale) * encoding.scale, bias.shape
-        ).astype(np.float32)
+        scale = np.broadcast_to(float(grid_of_source.scale) * encoding.scale, bias.shape).astype(
+            np.float32
+        )
         limits = np.iinfo(np.int32)
         grid = np.rint(bias.astype(np.float64) / scale)
         if np.any(np.abs(grid) > limits.max):
@@ -246,6 +260,27 @@ class _Writer:
         scales_of = self.array(f"{name}_scale", scale)
         return self.op("DequantizeLinear", f"{name}_dq", [stored, scales_of], value, axis=0)
 
+    def float_weight(self, value: ir.Value) -> ir.Value:
+        """float32: as it is, or as it comes back from the grid that the file gives it."""
+        key = (value, "float")
+        if key not in self.floats:
+            decision, tensor = self.decisions.weights[value], value.const_value
+            assert tensor is not None
+            name, encoding = f"{value.name}_f", decision.through or decision.encoding
+            if tensor.size < 2:
+                self.floats[key] = self.array(name, mapped(tensor))
+                return self.floats[key]
+            if encoding is None:
+                stored = self.data.add(name, mapped(tensor))
+            else:
+                axis = decision.channel_axis
+                stored = self.data.add_rounded(
+                    name, tensor, encoding, channel_axis=axis, where=value.name or ""
+                )
+            self.keep(stored)
+            self.floats[key] = stored
+        return self.floats[key]
+
     def constant(self, value: ir.Value) -> ir.Value:
         if value not in self.plain:
             assert value.const_value is not None
@@ -256,17 +291,18 @@ class _Writer:
 
     def node(self, node: ir.Node) -> None:
         wanted = self.wanted(node)
+        floating = self.decisions.computes_in_float(node)
         inputs = [
-            None if value is None else self.operand(value, wanted.get(value))
+            None if value is None else self.operand(value, wanted.get(value), floating=floating)
             for value in node.inputs
         ]
         outputs = []
         for value in node.outputs:
-            quantized = is_float(value)
+            quantized = is_float(value) and self.decisions.of(value) is not None
             suffix = "_float" if quantized and value in self.outputs else ""
             outputs.append(ir.Value(name=f"{value.name}{suffix}", shape=value.shape,
                                     type=value.type))  # fmt: skip
-            if not quantized:
+            if value not in self.decisions.produced:
                 self.plain[value] = outputs[-1]
         self.nodes.append(
             ir.Node(
@@ -279,25 +315,29 @@ class _Writer:
             )
         )
         for value, output in zip(node.outputs, outputs, strict=True):
-            if is_float(value):
+            if is_float(value) and self.decisions.of(value) is not None:
                 self.store(value, output)
 
     def wanted(self, node: ir.Node) -> dict[ir.Value, Encoding]:
         """The grid that a data movement asks of its inputs: its output's."""
         moved = moved_inputs(node)
-        if not moved or not is_float(node.outputs[0]):
-            return {}
-        return dict.fromkeys(moved, self.decisions.produced[node.outputs[0]])
+        encoding = self.decisions.produced.get(node.outputs[0])
+        return {} if encoding is None else dict.fromkeys(moved, encoding)
 
     def store(self, value: ir.Value, output: ir.Value) -> None:
         """Quantize what a node yields, and once more where a cache narrows it."""
-        produced = self.decisions.produced[value]
+        produced = self.decisions.produced.get(value)
         narrowed = self.decisions.narrowed.get(value)
         is_output = value in self.outputs
+        if produced is None:
+            assert narrowed is not None
+            name = value.name if is_output else f"{value.name}_to_{narrowed.bits}_bits"
+            self.integers[value, grid_key(narrowed)] = self.quantize(name or "", output, narrowed)
+            return
         name = value.name if is_output and narrowed is None else f"{value.name}_q"
         self.integers[value, grid_key(produced)] = self.quantize(name or "", output, produced)
         if narrowed is not None and grid_key(narrowed) != grid_key(produced):
-            wide = self.operand(value, produced)
+            wide = self.operand(value, produced, floating=False)
             name = value.name if is_output else f"{value.name}_to_{narrowed.bits}_bits"
             self.integers[value, grid_key(narrowed)] = self.quantize(name or "", wide, narrowed)
 

@@ -90,6 +90,26 @@ class TensorFile:
         pieces = _quantized(values, grids[0], grids[1], signed=signed, where=where or name)
         return self._append(name, ir.DataType.from_numpy(dtype), shape, pieces)
 
+    def add_rounded(
+        self,
+        name: str,
+        weight: ir.TensorProtocol,
+        encoding: Encoding,
+        *,
+        channel_axis: int,
+        where: str = "",
+    ) -> ir.Value:
+        """Append a float weight as float32, each value as it comes back from a grid.
+
+        Raises:
+            BadEncodings: The encoding does not fit the weight's shape.
+            BadModel: The weight holds a value that is not finite.
+        """
+        values = np.atleast_1d(mapped(weight))
+        grid = _Grid(encoding, values.shape, channel_axis, where)
+        pieces = (grid.back(piece, rows) for rows, piece in _pieces(values, where or name))
+        return self._append(name, ir.DataType.FLOAT, tuple(weight.shape.numpy()), pieces)
+
     def _append(
         self,
         name: str,
@@ -145,8 +165,17 @@ def _quantized(
     signed: bool | None,
     where: str,
 ) -> Iterator[npt.NDArray[np.generic]]:
-    """The weight on its grid, some rows at a time; an even number, so that nibbles stay paired."""
+    """The weight on its grid, some rows at a time."""
     assert grid is not None
+    for rows, values_there in _pieces(values, where):
+        piece = values_there if through is None else through.back(values_there, rows)
+        yield grid.put(piece, rows, signed=signed)
+
+
+def _pieces(
+    values: npt.NDArray[np.float32], where: str
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """Some rows at a time; an even number, so that nibbles stay paired."""
     step = max(2, _PIECE // max(1, values[:1].size)) & ~1
     for start in range(0, values.shape[0], step):
         rows = slice(start, start + step)
@@ -157,9 +186,7 @@ def _quantized(
                 where=where,
                 remedy="export the model again",
             )
-        if through is not None:
-            piece = through.back(piece, rows)
-        yield grid.put(piece, rows, signed=signed)
+        yield rows, piece
 
 
 def _part(table: npt.NDArray[np.float64], rows: slice) -> npt.NDArray[np.float64]:

@@ -1,0 +1,119 @@
+"""Which tasks one worker goes on with, and how they are recognized before they have a key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Backend, Digest, TaskId
+from genai_core.operations import OPERATIONS
+from genai_planner.chains import chain_behind, derivations, is_cheaper_joined
+from genai_planner.expand import expand
+from genai_planner.graph import Demand, FileRef, Plan, Task
+from genai_planner.machine import State
+from genai_planner.shape import shape_from_config
+from genai_planner.source_view import SourceView
+from genai_planner.targets import parse_targets
+
+CONFIG = {
+    "num_hidden_layers": 6, "hidden_size": 192, "vocab_size": 2048, "max_position_embeddings": 256,
+}  # fmt: skip
+CHAINS = {(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS}
+SOURCE = {
+    name: FileRef(Digest(f"{n:064x}"), 1) for n, name in enumerate(("model.onnx", "config.json"), 1)
+}
+
+
+def plan(*targets: str, **more: Any) -> Plan:
+    document = {
+        "model": {"source": "m"}, "targets": list(targets),
+        "graphs": {"autoRegression": [1, 32]}, "splits": {"count": 3},
+    }  # fmt: skip
+    spec = BuildSpec.model_validate(document | more)
+    made = expand(
+        spec,
+        targets=parse_targets(spec.targets),
+        source=SourceView({"model.encodings"}, 1, 8),
+        shape=shape_from_config(CONFIG),
+    )
+    return replace(made, complete=True)
+
+
+def behind(made: Plan, head: str, *ended: str, **more: Any) -> tuple[str, ...]:
+    states = dict.fromkeys((task.id for task in made.tasks), State.BLOCKED)
+    states |= dict.fromkeys(map(TaskId, ended), State.CACHED)
+    states[TaskId(head)] = State.RUNNING
+    return chain_behind(
+        made, TaskId(head), states, most=more.get("most", 8), fits=more.get("fits", lambda _: True)
+    )
+
+
+def test_a_split_goes_on_to_its_conversion_and_not_to_what_waits_for_others() -> None:
+    made = plan("sm8750")
+    ready = ("ingest", "arcl/ar1_cl256", "arcl/ar32_cl256")
+    one = "transform/ar1_cl256_1_of_3"
+    assert behind(made, one, *ready) == ("convert/htp/ar1_cl256_1_of_3",)
+    other = ("transform/ar32_cl256_1_of_3", "convert/htp/ar32_cl256_1_of_3")
+    assert behind(made, one, *ready, *other) == (
+        "convert/htp/ar1_cl256_1_of_3",
+        "compile/sm8750/1_of_3",
+    ), "the other graph's part is there already"
+    parts = tuple(f"compile/sm8750/{n}_of_3" for n in (1, 2, 3))
+    assert behind(made, "fidelity/sm8750", *ready, *parts) == ("package/sm8750",)
+
+
+def test_what_fans_out_is_spread() -> None:
+    made = plan("sm8750")
+    assert behind(made, "ingest") == ()
+    assert behind(made, "arcl/ar1_cl256", "ingest") == ()
+
+
+def test_a_cpu_build_is_one_chain_that_ends_where_a_verdict_decides() -> None:
+    made = plan("cpu")
+    chain = ("compile/cpu/int8", "fidelity/cpu/int8", "package/cpu/int8")
+    assert behind(made, "convert/cpu/int8_1_of_1", "ingest") == chain
+    assert behind(made, "convert/cpu/int8_1_of_1", "ingest", most=3) == chain[:2]
+    assert behind(made, "convert/cpu/int8_1_of_1", "ingest", most=1) == ()
+
+
+def test_nothing_is_joined_that_cannot_run_there_or_is_only_foreseen() -> None:
+    made = plan("cpu")
+
+    def fits(task: Task) -> bool:
+        return task.operation != "fidelity"
+
+    assert behind(made, "convert/cpu/int8_1_of_1", "ingest", fits=fits) == ("compile/cpu/int8",)
+    forecast = replace(made, complete=False)
+    assert behind(forecast, "convert/cpu/int8_1_of_1", "ingest") == ()
+
+
+@given(st.integers(1, 64), st.floats(0, 3600), st.integers(1, 64), st.floats(0, 3600))
+def test_joining_never_holds_more_memory_for_longer(
+    one: int, seconds: float, other: int, others_seconds: float
+) -> None:
+    first, second = Demand(one, seconds), Demand(other, others_seconds)
+    joined = max(one, other) * (4 + seconds + others_seconds)
+    apart = one * (4 + seconds) + other * (4 + others_seconds)
+    if abs(joined - apart) > 1e-9 * apart:
+        assert is_cheaper_joined([first], second) == (joined < apart)
+
+
+def test_equal_work_has_an_equal_derivation_whatever_it_is_called() -> None:
+    one = derivations(plan("sm8750"), source=SOURCE, toolchains=CHAINS)
+    both = derivations(plan("sm8750", "cpu"), source=SOURCE, toolchains=CHAINS)
+    assert one.items() <= both.items()
+    assert len(set(both.values())) == len(both)
+
+    # What is made from other content, or with other libraries, is something else all the way down.
+    other = SOURCE | {"model.onnx": FileRef(Digest("f" * 64), 1)}
+    assert not set(one.values()) & set(
+        derivations(plan("sm8750"), source=other, toolchains=CHAINS).values()
+    )
+    newer = CHAINS | {("convert", Backend.HTP): Digest("1" * 64)}
+    changed = derivations(plan("sm8750"), source=SOURCE, toolchains=newer)
+    differs = {task.split("/")[0] for task in one if one[task] != changed[task]}
+    assert differs == {"convert", "compile", "fidelity", "package"}
