@@ -2,6 +2,7 @@
 
 GENAI_TEST_CLUSTER=1        brings a cluster up and takes it down again
 GENAI_TEST_CLUSTER=FOLDER   uses the one that `python -m harness up --folder FOLDER` left running
+GENAI_TEST_KUBECONFIG=FILE  uses an existing cluster, see existing.py
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import existing
 import pytest
 import tenant as tenants
 from harness import images, programs
 from harness.cluster import Cluster
+from laptop import Laptop
 from operator_process import Operator
 from tenant import Tenant
+from witness import Witness
 
 WANTED = os.environ.get("GENAI_TEST_CLUSTER", "")
 IMAGE = "localhost/genai-stages:test"
@@ -28,9 +32,12 @@ IMAGE = "localhost/genai-stages:test"
 
 def why_not() -> str:
     """Why there is no cluster for the tests; empty if there is to be one."""
-    if not WANTED:
+    if existing.wanted():
+        lacking = existing.lacking()
+    elif not WANTED:
         return "make test-cluster runs them"
-    lacking = programs.missing()
+    else:
+        lacking = programs.missing()
     return f"this machine lacks {', '.join(lacking)}" if lacking else ""
 
 
@@ -38,7 +45,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """One loud line instead of many, where there is no cluster."""
     ours = [item for item in items if item.path.parent == Path(__file__).parent]
     why = why_not()
-    if not ours or not why or (WANTED and os.environ.get("CI")):
+    if not ours or not why or ((WANTED or existing.wanted()) and os.environ.get("CI")):
         return
     text = f"{len(ours)} CLUSTER TESTS WERE NOT RUN: {why}"
     ours[0].add_marker(pytest.mark.skip(reason=text))
@@ -52,16 +59,17 @@ def cluster() -> Iterator[Cluster]:
     """A cluster with CRDs, targets, the model in S3, and the image of the stages on each node."""
     why = why_not()
     assert not why, why
+    if existing.wanted():
+        yield prepared(existing.ExistingCluster(), os.environ["GENAI_TEST_STAGES_IMAGE"])
+        return
     if WANTED != "1":
         found = attached(Path(WANTED))
-        prepare(found)
-        yield found
+        yield prepared(found, pinned(found))
         return
     found = Cluster(Path(tempfile.mkdtemp(prefix="genai-cluster-")) / "run")
     try:
         found.up(2, ("stages",))
-        prepare(found)
-        yield found
+        yield prepared(found, pinned(found))
     finally:
         found.down()
 
@@ -76,9 +84,13 @@ def attached(folder: Path) -> Cluster:
     return found
 
 
-def prepare(cluster: Cluster) -> None:
+def pinned(cluster: Cluster) -> str:
+    """Name the stages' image by its digest on every node; returns that name."""
+    return [node.pin(IMAGE) for node in cluster.nodes][-1]
+
+
+def prepared(cluster: Cluster, image: str) -> Cluster:
     """Install what all tests share."""
-    image = [node.pin(IMAGE) for node in cluster.nodes][-1]
     chain = subprocess.run(
         [sys.executable, "-m", "genai_stages", "toolchain"],
         capture_output=True,
@@ -86,6 +98,30 @@ def prepare(cluster: Cluster) -> None:
         check=True,
     )
     tenants.install(cluster, image, json.loads(chain.stdout))
+    return cluster
+
+
+@pytest.fixture
+def own_cluster(cluster: Cluster) -> Cluster:
+    """For tests that kill nodes and processes of the cluster: not somebody else's."""
+    if not cluster.nodes:
+        pytest.skip("NEEDS A CLUSTER OF ITS OWN: it kills nodes or control plane")
+    return cluster
+
+
+@pytest.fixture(scope="session")
+def witness(cluster: Cluster) -> Iterator[Witness]:
+    """Sees from outside what runs."""
+    found = Witness(cluster)
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="session")
+def laptop(tmp_path_factory: pytest.TempPathFactory) -> Laptop:
+    """What this machine builds without a cluster."""
+    return Laptop(tmp_path_factory.mktemp("laptop"))
 
 
 @pytest.fixture(scope="module")
@@ -98,9 +134,24 @@ def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture
-def tenant(cluster: Cluster) -> Iterator[Tenant]:
-    """A namespace of its own, removed with what it stored."""
-    found = Tenant(cluster, f"t-{uuid.uuid4().hex[:8]}")
-    found.create()
-    yield found
-    found.delete()
+def tenants_of(cluster: Cluster, witness: Witness) -> Iterator[Callable[..., Tenant]]:
+    """Makes namespaces; each is removed with what it stored, after a last look at what ran."""
+    made: list[Tenant] = []
+
+    def make(**options: str) -> Tenant:
+        found = Tenant(cluster, f"t-{uuid.uuid4().hex[:8]}", witness=witness)
+        made.append(found)
+        found.create(**options)
+        return found
+
+    yield make
+    for found in made:
+        found.delete()
+    for found in made:
+        found.ran_apart()
+
+
+@pytest.fixture
+def tenant(tenants_of: Callable[..., Tenant]) -> Tenant:
+    """A namespace of its own."""
+    return tenants_of()

@@ -23,13 +23,19 @@ class Operator:
         self.identity = identity
         self.log = folder / f"operator-{identity}.log"
         self.port = _free_port()
+        self.program = ["-m", "genai_operator"]
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environment: str) -> None:
         """Start it and wait until its watches have begun."""
+        self.spawn(**environment)
+        self.wait_ready()
+
+    def spawn(self, **environment: str) -> None:
+        """Start it."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "genai_operator"],
+                [sys.executable, *self.program],
                 stdout=log,
                 stderr=log,
                 env=os.environ
@@ -41,6 +47,10 @@ class Operator:
                 }
                 | environment,
             )
+
+    def wait_ready(self) -> None:
+        """Wait until its watches have begun."""
+        assert self._process is not None
         deadline = time.monotonic() + 60
         while self.ask("readyz") != "ok":
             assert self._process.poll() is None, self.text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,26 +11,21 @@ from typing import Any
 import boto3
 from botocore.config import Config
 from harness.cluster import Cluster
-from harness.services import S3_ROOT_KEYS
+from laptop import SMALL, SMALL_MODEL, TINY, TINY_MODEL
+from witness import Witness
+
+from genai_core.store.s3 import S3Store
+from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.verify import verify
 
 ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "examples" / "tiny-llama" / "model"
 BUCKET, MODELS = "genai", "models"
 GROUP = "genai-operator.dev/v1alpha1"
-LIBRARIES = (
-    "ml_dtypes",
-    "numpy",
-    "onnx",
-    "onnx-ir",
-    "onnxruntime",
-    "onnxruntime-qnn",
-    "tokenizers",
-)
 
 
 def s3_client(cluster: Cluster) -> Any:
     """The S3 server's administrator."""
-    access, secret = S3_ROOT_KEYS
+    access, secret = cluster.s3_keys
     return boto3.client(
         "s3",
         endpoint_url=cluster.s3_endpoint,
@@ -64,7 +58,8 @@ def install(cluster: Cluster, image: str, toolchain: dict[str, str]) -> None:
     for bucket in (BUCKET, MODELS):
         if bucket not in {b["Name"] for b in client.list_buckets()["Buckets"]}:
             client.create_bucket(Bucket=bucket)
-    upload(cluster, MODEL, name="tiny-llama")
+    upload(cluster, TINY_MODEL, name="tiny-llama")
+    upload(cluster, SMALL_MODEL, name="small-llama")
 
 
 def upload(cluster: Cluster, folder: Path, *, name: str) -> None:
@@ -81,11 +76,12 @@ def upload(cluster: Cluster, folder: Path, *, name: str) -> None:
 class Tenant:
     """One namespace."""
 
-    def __init__(self, cluster: Cluster, namespace: str) -> None:
+    def __init__(self, cluster: Cluster, namespace: str, *, witness: Witness) -> None:
         self.cluster = cluster
         self.namespace = namespace
+        self.witness = witness
 
-    def create(self, *, secret: str = S3_ROOT_KEYS[1]) -> None:
+    def create(self, *, secret: str = "", endpoint: str = "") -> None:
         """Namespace (Pod Security restricted), Secret and ArtifactStore `default`."""
         self.cluster.apply(
             {
@@ -105,22 +101,23 @@ class Tenant:
                 "metadata": {"name": "default", "namespace": self.namespace},
                 "spec": {
                     "bucket": BUCKET,
-                    "endpoint": self.cluster.s3_endpoint,
+                    "endpoint": endpoint or self.cluster.s3_endpoint,
                     "secretRef": {"name": "s3"},
                 },
             }
         )
 
-    def credentials(self, secret: str) -> None:
-        """Write the Secret."""
+    def credentials(self, secret: str = "") -> None:
+        """Write the Secret; with the right key unless another is given."""
+        access, right = self.cluster.s3_keys
         self.cluster.apply(
             {
                 "apiVersion": "v1",
                 "kind": "Secret",
                 "metadata": {"name": "s3", "namespace": self.namespace},
                 "stringData": {
-                    "AWS_ACCESS_KEY_ID": S3_ROOT_KEYS[0],
-                    "AWS_SECRET_ACCESS_KEY": secret,
+                    "AWS_ACCESS_KEY_ID": access,
+                    "AWS_SECRET_ACCESS_KEY": secret or right,
                 },
             }
         )
@@ -147,25 +144,19 @@ class Tenant:
 
     def build(self, name: str, **spec: Any) -> None:
         """Apply a GenAIBuild of tiny-llama; `spec` replaces members of the spec."""
-        self.cluster.apply(self.manifest(name, **spec))
+        self.cluster.apply(self.manifest(name, TINY | spec))
 
-    def manifest(self, name: str, **spec: Any) -> dict[str, Any]:
-        """The GenAIBuild of the example, for the cpu unless `targets` says otherwise."""
-        default = {
-            "model": {"source": f"s3://{MODELS}/tiny-llama"},
-            "targets": ["cpu"],
-            "graphs": {"autoRegression": [1, 32], "contextLengths": [256]},
-            "splits": {"count": 3},
-            "golden": {
-                "prompts": ["def __init__(self, ", "import os\nimport sys\n"],
-                "maxTokens": 16,
-            },
-        }
+    def small(self, name: str, **spec: Any) -> None:
+        """Apply a GenAIBuild of a model of two narrow layers, which takes a third of the time."""
+        self.cluster.apply(self.manifest(name, SMALL | spec))
+
+    def manifest(self, name: str, spec: dict[str, Any]) -> dict[str, Any]:
+        """A GenAIBuild."""
         return {
             "apiVersion": GROUP,
             "kind": "GenAIBuild",
             "metadata": {"name": name, "namespace": self.namespace},
-            "spec": default | spec,
+            "spec": spec,
         }
 
     def get(self, plural: str, name: str = "", *, labels: str = "") -> Any:
@@ -215,6 +206,33 @@ class Tenant:
         wait(done, seconds, lambda: json.dumps(self.status(name), indent=1))
         return self.status(name)
 
+    def sound(self, name: str, expected: dict[str, str], *, seconds: float = 240) -> dict[str, Any]:
+        """What must hold after every fault; returns the status.
+
+        Ready with the laptop's revision, no task ran twice at once, every record's bytes are there
+        and right.
+        """
+        status = self.wait_ready(name, seconds)
+        assert revisions(status) == expected
+        assert not status.get("failures")
+        self.ran_apart()
+        self.whole()
+        return status
+
+    def ran_apart(self) -> None:
+        """No task ran twice at once, as seen from outside."""
+        overlaps = self.witness.overlaps(self.namespace)
+        assert not overlaps, overlaps
+
+    def whole(self) -> None:
+        """Every record of the store can be read, and what it names is there as it says."""
+        where = S3Location(BUCKET, self.namespace, self.cluster.s3_endpoint, addressing="path")
+        store = S3Store(where, credentials=S3Credentials(*self.cluster.s3_keys))
+        found = verify(store)
+        assert found.records, "nothing was stored"
+        assert not found.faults, found.faults
+        assert not found.unreadable, found.unreadable
+
     def wait_condition(
         self, name: str, wanted: tuple[str, str], *, kind: str = "Ready", seconds: float = 60
     ) -> dict[str, Any]:
@@ -240,17 +258,3 @@ def wait(probe: Callable[[], bool], seconds: float, say: Callable[[], str] = str
 def revisions(status: dict[str, Any]) -> dict[str, str]:
     """Target -> revision."""
     return {entry["target"]: entry["revision"] for entry in status.get("artifacts", ())}
-
-
-def laptop_revisions(folder: Path, *targets: str) -> dict[str, str]:
-    """What `genai build` makes of the same spec on this machine."""
-    ran = subprocess.run(
-        [
-            str(ROOT / ".venv/bin/genai"), "build", "-f", str(folder / "build.yaml"),
-            "--store", str(folder / "store"), "--output", str(folder / "out"), "--json",
-        ],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stderr
-    containers = json.loads(ran.stdout)["containers"]
-    return {target: containers[target]["revision"] for target in targets or containers}

@@ -1,32 +1,40 @@
-"""What a cluster does to builds; after each fault: Ready, the same revision, no task run twice."""
+"""Processes that die: the operator, stages, Jobs, replicas. Builds that crowd.
+
+After each: Ready, the laptop's revision, no task run twice at once, nothing half-written.
+"""
 
 from __future__ import annotations
 
 import random
+import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from freezing import hold, send
 from harness.cluster import Cluster
-from harness.processes import wait_until
-from harness.services import S3_ROOT_KEYS
+from laptop import ROOT, SMALL, Laptop
 from operator_process import Operator
-from tenant import BUCKET, Tenant, revisions, s3_client, wait
+from proxies import CutProxy, through
+from tenant import Tenant, wait
+
+KILLS = 20
+BOTH: dict[str, Any] = {
+    "targets": ["sm8750", "cpu"],
+    "quantization": {"gaps": "Float"},
+}
 
 
-@pytest.fixture(scope="module")
-def expected(cluster: Cluster, operator: Operator) -> Iterator[dict[str, str]]:
-    """The revision of a build to which nothing happens."""
-    found = Tenant(cluster, f"calm-{time.monotonic_ns() % 1_000_000}")
-    found.create()
-    found.build("calm")
-    yield revisions(found.wait_ready("calm"))
-    found.delete()
+@pytest.fixture
+def expected(laptop: Laptop) -> dict[str, str]:
+    return laptop.revisions(SMALL)
 
 
-def keys(tenant: Tenant) -> Counter[str]:
+def succeeded(tenant: Tenant) -> Counter[str]:
     """How many Jobs succeeded for each key."""
     return Counter(
         job["metadata"]["annotations"]["genai-operator.dev/key"]
@@ -41,135 +49,52 @@ def running_pods(tenant: Tenant) -> list[str]:
     ]
 
 
-def records(tenant: Tenant) -> list[str]:
-    return tenant.objects("records/")
-
-
-def test_the_operator_is_killed_again_and_again(
-    tenant: Tenant, operator: Operator, expected: dict[str, str]
+def test_the_operator_is_killed_at_twenty_random_moments(
+    tenants_of: Callable[..., Tenant], operator: Operator, laptop: Laptop
 ) -> None:
-    rng = random.Random(7)
-    tenant.build("hunted")
+    """B25. Also while it starts: some lives are shorter than a start takes."""
+    expected = laptop.revisions(SMALL | BOTH)
+    seed = random.randrange(1 << 30)
+    print(f"seed {seed}")
+    rng = random.Random(seed)
     kills = 0
-    while tenant.condition("hunted")[0] != "True" and kills < 20:
-        time.sleep(rng.uniform(0.2, 6))
-        operator.kill()
-        kills += 1
-        operator.start()
-    assert revisions(tenant.wait_ready("hunted")) == expected
-    assert kills >= 3
-    assert max(keys(tenant).values()) == 1, "a task ran twice"
+    while kills < KILLS:
+        tenant = tenants_of()
+        tenant.small("hunted", **BOTH)
+        while tenant.condition("hunted")[0] != "True" and kills < KILLS:
+            time.sleep(rng.uniform(0.3, 5))
+            operator.kill()
+            kills += 1
+            operator.spawn()
+        operator.wait_ready()
+        tenant.sound("hunted", expected)
+        assert max(succeeded(tenant).values()) == 1, "a task was done twice"
+        print(f"{kills} kills so far")
 
 
-def test_a_stages_pod_is_killed_and_a_job_deleted(
-    tenant: Tenant, operator: Operator, expected: dict[str, str]
+def test_stages_are_killed_and_a_job_is_deleted_by_hand(
+    own_cluster: Cluster, tenant: Tenant, operator: Operator, expected: dict[str, str]
 ) -> None:
-    del operator
-    tenant.build("shot")
-    wait(lambda: bool(running_pods(tenant)), 60)
+    """B25."""
+    del own_cluster, operator
+    tenant.small("shot")
+    killed = hold(tenant, operation="ingest")
+    send(killed, signal.SIGKILL)
+    again = hold(tenant, operation="ingest")
+    assert again["name"] != killed["name"]
+    tenant.cluster.kubectl("-n", tenant.namespace, "delete", "pod", again["name"], "--wait=false")
+    deleted = hold(tenant, operation="convert")
+    job = next(p for p in tenant.pods() if p["metadata"]["uid"] == deleted["uid"])
     tenant.cluster.kubectl(
-        "-n", tenant.namespace, "delete", "pod", *running_pods(tenant), "--grace-period=0",
-        "--force", "--wait=false",
-    )  # fmt: skip
-    wait(lambda: any(job["status"].get("failed") for job in tenant.jobs()), 60)
-    wait(lambda: bool(running_pods(tenant)), 60)
-    unfinished = [j["metadata"]["name"] for j in tenant.jobs() if not j["status"].get("conditions")]
-    tenant.cluster.kubectl("-n", tenant.namespace, "delete", "job", *unfinished)
-    assert revisions(tenant.wait_ready("shot")) == expected
-    assert max(keys(tenant).values()) == 1
-
-
-def test_s3_is_stopped_and_started(
-    tenant: Tenant, operator: Operator, expected: dict[str, str]
-) -> None:
-    del operator
-    tenant.build("dry")
-    wait(lambda: len(records(tenant)) >= 2, 120)
-    processes = tenant.cluster.processes
-    processes.kill("s3")
-    time.sleep(10)
-    restart_s3(tenant.cluster)
-    assert revisions(tenant.wait_ready("dry", 300)) == expected
-
-
-def restart_s3(cluster: Cluster) -> None:
-    """Start the S3 server again as it was started."""
-    cluster.processes.restart("s3")
-    wait_until("S3", lambda: _answers(cluster), 30)
-
-
-def _answers(cluster: Cluster) -> bool:
-    try:
-        s3_client(cluster).list_buckets()
-    except Exception:  # noqa: BLE001 - whatever it is, it does not answer yet
-        return False
-    return True
-
-
-def test_a_record_is_deleted_and_a_blob_corrupted(
-    tenant: Tenant, operator: Operator, expected: dict[str, str]
-) -> None:
-    tenant.build("whole")
-    tenant.wait_ready("whole")
-    operator.kill()  # what it remembers to have found counts for some minutes
-    client = s3_client(tenant.cluster)
-    for key in records(tenant):
-        if "/package/" in key or "/compile/" in key:
-            client.delete_object(Bucket=BUCKET, Key=key)
-    largest = max(
-        tenant.objects("blobs/"),
-        key=lambda k: client.head_object(Bucket=BUCKET, Key=k)["ContentLength"],
+        "-n", tenant.namespace, "delete", "job", job["metadata"]["labels"]["job-name"]
     )
-    client.put_object(Bucket=BUCKET, Key=largest, Body=b"not what it was")
-    operator.start()
-    tenant.build("again")
-    assert revisions(tenant.wait_ready("again", 300)) == expected
-
-
-def test_credentials_are_wrong_then_right(
-    cluster: Cluster, operator: Operator, expected: dict[str, str]
-) -> None:
-    del operator
-    tenant = Tenant(cluster, f"locked-{time.monotonic_ns() % 1_000_000}")
-    tenant.create(secret="wrong")
-    try:
-        tenant.build("locked")
-        status = tenant.wait_condition("locked", ("Unknown", "StoreNotReady"))
-        assert {c["type"] for c in status["conditions"]} == {"Ready", "Reconciling"}
-        time.sleep(6)
-        assert not tenant.jobs()
-        tenant.credentials(S3_ROOT_KEYS[1])
-        assert revisions(tenant.wait_ready("locked", 240)) == expected
-    finally:
-        tenant.delete()
-
-
-def test_a_second_replica_takes_over(
-    cluster: Cluster, tenant: Tenant, operator: Operator, tmp_path: Path, expected: dict[str, str]
-) -> None:
-    second = Operator(cluster, tmp_path, identity="two")
-    second.start()
-    try:
-        assert second.metric("genai_lease_held") == 0
-        tenant.build("inherited")
-        wait(lambda: bool(running_pods(tenant)), 60)
-        operator.pause(on=True)  # it hangs: nothing is given up
-        took = wait(lambda: second.metric("genai_lease_held") == 1, 20)
-        print(f"taken over after {took:.1f} s")
-        assert revisions(tenant.wait_ready("inherited")) == expected
-        operator.pause(on=False)
-        wait(lambda: operator.ended() is not None, 20)
-        assert operator.ended() == 1, "it must not work on without the Lease"
-        assert max(keys(tenant).values()) == 1
-    finally:
-        second.stop()
-        if operator.ended() is not None:
-            operator.start()
+    tenant.sound("shot", expected)
+    assert max(succeeded(tenant).values()) == 1
 
 
 def test_out_of_memory_is_tried_once_more_with_more(tenant: Tenant, operator: Operator) -> None:
     del operator
-    tenant.build(
+    tenant.small(
         "large", run={"resources": {"limits": {"memory": "60Mi"}, "requests": {"memory": "60Mi"}}}
     )
     status = tenant.wait_condition("large", ("False", "OOMKilled"), seconds=120)
@@ -182,46 +107,110 @@ def test_out_of_memory_is_tried_once_more_with_more(tenant: Tenant, operator: Op
     assert sorted(limits) == ["120Mi", "60Mi"]
 
 
-def test_apiserver_and_etcd_restart(
-    tenant: Tenant, operator: Operator, expected: dict[str, str]
+def test_a_replica_that_hangs_is_replaced_and_works_no_more(
+    cluster: Cluster, tenant: Tenant, operator: Operator, tmp_path: Path, expected: dict[str, str]
 ) -> None:
-    tenant.build("shaken")
-    wait(lambda: bool(running_pods(tenant)), 60)
-    processes = tenant.cluster.processes
-    processes.stop("kube-apiserver")
-    processes.stop("etcd")
-    processes.restart("etcd")
-    processes.restart("kube-apiserver")
-    time.sleep(8)
-    if operator.ended() is not None:  # its Lease ran out: it ends, and a kubelet starts it anew
+    second = Operator(cluster, tmp_path, identity="two")
+    second.start()
+    try:
+        assert second.metric("genai_lease_held") == 0
+        tenant.small("inherited")
+        wait(lambda: bool(running_pods(tenant)), 60)
+        operator.pause(on=True)  # it hangs: nothing is given up
+        took = wait(lambda: second.metric("genai_lease_held") == 1, 20)
+        print(f"taken over after {took:.1f} s")
+        tenant.sound("inherited", expected)
+        operator.pause(on=False)
+        wait(lambda: operator.ended() is not None, 20)
+        assert operator.ended() == 1, "it must not work on without the Lease"
+        assert max(succeeded(tenant).values()) == 1
+    finally:
+        second.stop()
+        if operator.ended() is not None:
+            operator.start()
+
+
+def test_a_replica_that_is_cut_off_loses_the_lease_to_the_other(
+    cluster: Cluster, tenant: Tenant, operator: Operator, tmp_path: Path, expected: dict[str, str]
+) -> None:
+    config = yaml.safe_load(cluster.admin.read_text())
+    proxy = CutProxy(config["clusters"][0]["cluster"]["server"])
+    file = tmp_path / "kubeconfig"
+    file.write_text(yaml.safe_dump(through(config, proxy.address)))
+    second = Operator(cluster, tmp_path, identity="two")
+    operator.stop()
+    operator.start(KUBECONFIG=str(file))
+    second.start()
+    try:
+        wait(lambda: operator.metric("genai_lease_held") == 1, 20)
+        tenant.small("cut-off")
+        wait(lambda: bool(running_pods(tenant)), 60)
+        assert proxy.cut(refuse=True) > 0
+        began = time.monotonic()
+        wait(lambda: operator.ended() is not None, 20)
+        gave_up = time.monotonic() - began
+        wait(lambda: second.metric("genai_lease_held") == 1, 20)
+        print(f"ended after {gave_up:.1f} s, taken over after {time.monotonic() - began:.1f} s")
         assert operator.ended() == 1
-        operator.start()
-    assert revisions(tenant.wait_ready("shaken", 300)) == expected
-    wait(lambda: operator.ask("healthz") == "ok", 30)
-    assert max(keys(tenant).values()) == 1
+        tenant.sound("cut-off", expected)
+        assert max(succeeded(tenant).values()) == 1
+    finally:
+        second.stop()
+        proxy.close()
+        if operator.ended() is not None:
+            operator.start()
 
 
-def test_a_node_dies(tenant: Tenant, operator: Operator, expected: dict[str, str]) -> None:
-    """The last test here: the node stays dead."""
-    del operator
-    tenant.build("bereft")
-    wait(lambda: bool(running_pods(tenant)), 60)
-    victim = next(
-        pod["spec"]["nodeName"] for pod in tenant.pods() if pod["status"].get("phase") == "Running"
-    )
-    doomed = set(running_pods(tenant))
-    node = next(node for node in tenant.cluster.nodes if node.name == victim)
-    node.kill()
+def test_fifty_builds_applied_at_once_share_every_task(
+    tenant: Tenant, operator: Operator, laptop: Laptop
+) -> None:
+    """B25: nothing is cached, half of them differ from the other half in their last tasks."""
+    kinds = (SMALL, SMALL | {"quantization": {"gaps": "Float", "cpuPrecision": "Int8"}})
     began = time.monotonic()
+    tenant.cluster.apply(*(tenant.manifest(f"many-{n}", kinds[n % 2]) for n in range(50)))
 
-    def elsewhere() -> bool:
-        return any(
-            pod["spec"].get("nodeName") not in {victim, None}
-            and pod["metadata"]["name"] not in doomed
-            and pod["status"].get("phase") in {"Running", "Succeeded"}
-            for pod in tenant.pods()
+    def ready() -> int:
+        return sum(
+            any(c["type"] == "Ready" and c["status"] == "True" for c in conditions)
+            for b in tenant.get("genaibuilds")
+            if (conditions := b.get("status", {}).get("conditions", ()))
         )
 
-    wait(elsewhere, 120)
-    print(f"elsewhere after {time.monotonic() - began:.0f} s")
-    assert revisions(tenant.wait_ready("bereft", 300)) == expected
+    wait(lambda: ready() == 50, 300, lambda: str(ready()))
+    print(f"50 builds Ready after {time.monotonic() - began:.1f} s, {operator.memory_mb():.0f} MB")
+    for number, kind in enumerate(kinds):
+        tenant.sound(f"many-{number}", laptop.revisions(kind))
+    made = Counter(b["status"]["artifacts"][0]["revision"] for b in tenant.get("genaibuilds"))
+    assert list(made.values()) == [25, 25]
+    assert max(succeeded(tenant).values()) == 1, "a task was done twice"
+    assert operator.memory_mb() < 300
+
+
+def test_the_kinds_are_upgraded_under_a_running_build(
+    cluster: Cluster, tenant: Tenant, operator: Operator, expected: dict[str, str]
+) -> None:
+    """A later release's schema: one more member, one more column, one more version."""
+    file = ROOT / "crds" / "genaibuilds.yaml"
+    known = yaml.safe_load(file.read_text())
+    newer = yaml.safe_load(file.read_text())
+    version = newer["spec"]["versions"][0]
+    run = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["run"]
+    run["properties"]["shape"] = {"type": "string", "default": "round", "maxLength": 16}
+    version["additionalPrinterColumns"].append(
+        {"name": "Shape", "type": "string", "jsonPath": ".spec.run.shape", "priority": 1}
+    )
+    newer["spec"]["versions"].append({**version, "name": "v1alpha2", "storage": False})
+    tenant.small("carried")
+    wait(lambda: bool(running_pods(tenant)), 60)
+    try:
+        cluster.apply(newer)
+        tenant.sound("carried", expected)
+        assert max(succeeded(tenant).values()) == 1
+        tenant.small("after")  # the new member's default is in what the operator reads
+        tenant.sound("after", expected, seconds=30)
+        assert operator.ended() is None
+    finally:
+        cluster.apply(known)
+        tenant.cluster.kubectl(
+            "wait", "--for=condition=Established", "crd/genaibuilds.genai-operator.dev"
+        )

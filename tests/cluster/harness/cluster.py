@@ -46,6 +46,11 @@ class Cluster:
         """The S3 server, for pods and for processes of this machine alike."""
         return f"http://{self.network.address}:{services.S3_PORT}"
 
+    @property
+    def s3_keys(self) -> tuple[str, str]:
+        """Of the S3 server's administrator."""
+        return services.S3_ROOT_KEYS
+
     def up(self, nodes: int = 2, image_targets: tuple[str, ...] = ()) -> None:
         """Start everything; returns when every node is Ready."""
         lacking = programs.missing()

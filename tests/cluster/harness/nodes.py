@@ -84,6 +84,12 @@ class Node:
             self._processes.kill(name)
         self.kill_containers()
 
+    def revive(self) -> None:
+        """The node comes back, as after a loss of power: what ran on it is gone."""
+        self._processes.restart(f"containerd-{self.name}")
+        wait_until(f"containerd of {self.name}", self._containerd_answers, 30)
+        self._processes.restart(f"kubelet-{self.name}")
+
     def kill_containers(self) -> None:
         """End this node's container shims and what runs in its cgroups; nothing else's."""
         for pid in self._pids():
