@@ -44,9 +44,9 @@ from genai_core.keys import short_key
 from genai_core.names import TaskId
 from genai_core.record import Record
 from genai_core.store.directory import DirectoryStore
-from genai_core.store.layered import LayeredStore
+from genai_core.store.layered import brought
 from genai_core.store.lookup import lookup_all
-from genai_core.store.protocol import Hit, Lookup, RecordRef, Store
+from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.task import TaskFile, TaskResult
 from genai_planner.events import (
     Crashed,
@@ -100,21 +100,14 @@ def look_all(
         for look in looks:
             if machine.states[look.task] is not State.LOOKING:
                 continue
-            answer = _near(store, refs[look.task], answers[refs[look.task]])
+            ref = refs[look.task]
+            answer = brought(store, ref.operation, ref.key, answers[ref])
             if isinstance(answer, Hit):
                 on_hit(look.task, answer)
                 following += machine.handle(Found(look.task, result_of(answer.record)))
             else:
                 following += machine.handle(Missed(look.task, answer.reason))
         looks = tuple(following)
-
-
-def _near(store: Store, ref: RecordRef, answer: Lookup) -> Lookup:
-    """Bring a hit of another store into the one that workers read."""
-    if not isinstance(store, LayeredStore) or not isinstance(answer, Hit):
-        return answer
-    adopted = store.adopt(ref.operation, ref.key)
-    return adopted or store.first.lookup(ref.operation, ref.key)
 
 
 @dataclass

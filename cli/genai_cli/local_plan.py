@@ -23,6 +23,7 @@ from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import OPERATIONS, operation_of
 from genai_core.record import Blob, model_slug
 from genai_core.source import SourceFacts, inspect_source
+from genai_core.source_address import readable_name
 from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.task import TaskFile, TaskFileInput, Toolchain
 from genai_core.toolchain import toolchain_of
@@ -186,9 +187,10 @@ class LocalPlan:
     @property
     def slug(self) -> str:
         """A readable name of the model: its folder's, or the build's where that says nothing."""
-        address = self.spec.model.source.partition("?")[0].rstrip("/")
-        folder = address.rpartition("/")[2] if "://" in address else self.source.root.name
-        return model_slug(self.name if folder.lower() in _SAYS_NOTHING else folder)
+        address = self.spec.model.source
+        folder = readable_name(address) if "://" in address else self.source.root.name
+        nothing = folder.lower() in _SAYS_NOTHING or folder.startswith("sha256-")
+        return model_slug(self.name if nothing else folder)
 
     def _view(self, task: Task, records: dict[str, list[KeyParts]], *, explain: bool) -> TaskView:
         state = self.machine.states[task.id]

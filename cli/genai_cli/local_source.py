@@ -1,22 +1,28 @@
 """A model behind an address, brought to this machine.
 
 Stages on a laptop read the model from disk, so a folder in a bucket is mirrored once into the
-user's cache; later builds fetch only objects whose size or tag has changed. Keys are made of
-content, so a model built from a mirror, from a local folder or in a cluster has the same ones.
+user's cache, and an archive is downloaded and unpacked there; later builds fetch only what has
+changed, which the server's tags tell. Keys are made of content, so a model built from a mirror,
+from a local folder or in a cluster has the same ones.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from genai_core.archive import unpack_archive
 from genai_core.canonical import digest_json
+from genai_core.download import Rules, download
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.record import check_relative_path
+from genai_core.source_address import parse_https
 
 __all__ = ["bring_source"]
 
@@ -27,22 +33,74 @@ def bring_source(spec: BuildSpec, cache: Path) -> BuildSpec:
     """The spec with a folder of this machine as its source.
 
     Args:
-        spec: As written; returned as it is unless its source is an `s3://` address.
+        spec: As written; returned as it is where its source is a folder.
         cache: Folder that mirrors lie in.
 
     Raises:
-        InvalidSpec: The address cannot be read, or boto3 is not installed.
-        GenAIError: The bucket cannot be read, or there is no room.
+        InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
+        GenAIError: The bucket or archive cannot be read, or there is no room.
     """
     address = spec.model.source
-    if not address.startswith("s3://"):
+    if address.startswith("pvc://"):
+        raise InvalidSpec(
+            f"{address} is a volume of a cluster",
+            where="spec.model.source",
+            remedy="build it there with: genai build --remote, or name the folder that it holds",
+        )
+    bring = {"s3": _mirror, "https": _unpacked}.get(address.partition("://")[0])
+    if bring is None or "://" not in address:
         return spec
     root = cache / "sources" / digest_json({"source": address})[:32]
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / "lock"):
-        files = _mirror(address, root)
+        files = bring(address, root)
     model = spec.model.model_copy(update={"source": str(files)})
     return spec.model_copy(update={"model": model})
+
+
+def _unpacked(address: str, root: Path) -> Path:
+    """Make `root/<digest of the archive>` what the archive holds."""
+    archive = parse_https(address)
+    known = _read_index(root / _INDEX)
+    here = _folder_of(root, known)
+    if here is not None and archive.sha256 is not None:
+        return here
+    draft, [tag] = root / "draft", known.get("tag") or [""]
+    # Who names the address is who runs this: it may lead into one's own network.
+    found = download(
+        archive.url,
+        draft,
+        rules=Rules(checks_addresses=False),
+        token=os.environ.get("GENAI_SOURCE_TOKEN") or None,
+        tag=str(tag) if here is not None else "",
+    )
+    if found is None:
+        assert here is not None
+        return here
+    if archive.sha256 not in {None, found.sha256}:
+        draft.unlink()
+        raise BadModel(
+            f"its content is {found.sha256}, not the {archive.sha256} that the address pins",
+            where=archive.url,
+            remedy="correct spec.model.source, or restore the archive that it stands for",
+        )
+    for old in root.iterdir():
+        if old.is_dir():
+            shutil.rmtree(old)
+    aside = root / "unpacking"
+    aside.mkdir()
+    inner = unpack_archive(draft, aside, where=archive.url).relative_to(aside)
+    aside.rename(root / found.sha256)
+    draft.unlink()
+    _write_index(root / _INDEX, {"folder": [f"{found.sha256}/{inner}"], "tag": [found.tag]})
+    return root / found.sha256 / inner
+
+
+def _folder_of(root: Path, known: dict[str, list[int | str]]) -> Path | None:
+    """What was unpacked before, if it is still there."""
+    folder = known.get("folder")
+    path = root / str(folder[0]) if folder else None
+    return path if path is not None and path.is_dir() else None
 
 
 def _mirror(address: str, root: Path) -> Path:

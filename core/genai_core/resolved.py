@@ -9,13 +9,16 @@ builds, and a resolved one is known by a single look-up. The record's `facts` ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_json
-from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest, Key
+
+if TYPE_CHECKING:  # workers read answers and know no specs
+    from genai_core.kinds.build import BuildSpec
+from genai_core.source_address import parse_https
 
 __all__ = [
     "RESOLVE",
@@ -23,6 +26,8 @@ __all__ = [
     "ResolveFile",
     "ResolvedFile",
     "ResolvedSource",
+    "content_key",
+    "pinned_content",
     "resolve_file",
     "resolve_key",
 ]
@@ -54,6 +59,8 @@ class ResolveFile(BaseModel):
     """The names of files in the spec's `model`."""
     quantization: dict[str, str]
     """The names of files in the spec's `quantization`."""
+    pin: str | None = None
+    """`spec.model.digest`, of a source that cannot be listed without reading it."""
 
 
 class ResolvedFile(BaseModel):
@@ -77,12 +84,15 @@ class ResolvedSource(BaseModel):
     files: dict[str, ResolvedFile]
     config: dict[str, Any] = Field(default_factory=dict)
     weight_bits: int | None = None
+    stored: bool = False
+    """The files are blobs of the store: they came out of an archive."""
 
 
-def resolve_file(spec: BuildSpec, uri: str) -> ResolveFile:
+def resolve_file(spec: BuildSpec, uri: str, *, pin: str | None = None) -> ResolveFile:
     """The question that a build asks about its model."""
     return ResolveFile(
         uri=uri,
+        pin=pin,
         model={
             name: value
             for name in ("onnx", "encodings")
@@ -104,8 +114,27 @@ def resolve_key(question: ResolveFile, listing: Mapping[str, ListedFile]) -> Key
     digest: Digest = digest_json(
         {
             "schema": "genai.resolve/1",
-            "question": question.model_dump(mode="json"),
+            "question": question.model_dump(mode="json", exclude_none=True),
             "listing": {name: [file.size, file.tag] for name, file in listing.items()},
         }
     )
     return Key(digest)
+
+
+def content_key(question: ResolveFile, content: str) -> Key:
+    """Return the key of a resolve task whose source cannot be listed without reading it.
+
+    Args:
+        question: What is asked.
+        content: Digest of the archive, or of the model's files, whichever is pinned or was read.
+    """
+    return resolve_key(question, {"content": ListedFile(size=0, tag=content)})
+
+
+def pinned_content(question: ResolveFile) -> str | None:
+    """What `content_key` takes where it is known before anything is read."""
+    if question.uri.startswith("https://"):
+        archive = parse_https(question.uri).sha256
+        if archive is not None:
+            return f"archive:{archive}"
+    return question.pin

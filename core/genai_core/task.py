@@ -85,6 +85,8 @@ class TaskResult(BaseModel):
     seconds: float = 0.0
     peak_memory_bytes: int = 0
     warnings: list[str] = Field(default_factory=list)
+    record: str | None = None
+    """Key of the record, where who asked could not know it."""
 
 
 def pack(document: BaseModel) -> str:

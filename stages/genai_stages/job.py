@@ -3,8 +3,7 @@
     GENAI_TASK          the task file or the chain's, zlib and base64 (a shell or a kubelet finds
                         nothing to expand)
     GENAI_TASK_SECONDS  longest that one task of a chain may take
-    GENAI_STORE         address of the store; credentials from the AWS_* variables
-    GENAI_STORE_CA      certificates (PEM) that the store's is checked against, if any
+    GENAI_STORE ...     the store, see `store_access`; GENAI_SOURCE_...: the model, `source_access`
     GENAI_SCRATCH       folder for scratch
 
 Data goes to the store. What stands in the termination message is only what cannot stand in a
@@ -33,11 +32,11 @@ from typing import TypeAlias
 from genai_core.chain import ChainFile
 from genai_core.errors import GenAIError, Interrupted, NoSpace, ToolFailed
 from genai_core.resolved import RESOLVE, ResolveFile
-from genai_core.store.location import open_store
 from genai_core.store.protocol import Store
 from genai_core.task import TaskFile, TaskResult, unpack
 from genai_stages import runner
 from genai_stages.chain import run_chain
+from genai_stages.store_access import open_job_store
 
 __all__ = ["run_job"]
 
@@ -113,8 +112,7 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
     place = _Place(termination_log)
     try:
         document = _unpacked(os.environ["GENAI_TASK"])
-        _trust(scratch)
-        store = open_store(os.environ["GENAI_STORE"])
+        store = open_job_store()
         result = _guarded(place, _work(document, store, scratch, place), started)
     finally:
         place.end()
@@ -129,14 +127,6 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
     place.say(message)
     shutil.rmtree(scratch, ignore_errors=True)
     return result.exit_code
-
-
-def _trust(scratch: Path) -> None:
-    pem = os.environ.get("GENAI_STORE_CA")
-    if pem:
-        file = scratch / "ca.pem"
-        file.write_text(pem, encoding="utf-8")
-        os.environ["AWS_CA_BUNDLE"] = str(file)
 
 
 def _work(
@@ -199,6 +189,8 @@ def _message(result: TaskResult) -> dict[str, object]:
     }
     if result.error is not None:
         found["error"] = result.error
+    if result.record is not None:
+        found["record"] = result.record
     return found
 
 

@@ -1,37 +1,54 @@
 """Resolves a source behind an address: which files the model consists of, and their digests.
 
-Only what has to be read is fetched (graph, encodings, configuration); the weights are hashed as
-they stream by, or not read at all where the bucket knows their digest. In between the folder
-stands on disk with empty files of the right sizes, so that the rules for what belongs to a model
-are the same as on a laptop.
+Of a bucket only what has to be read is fetched (graph, encodings, configuration); the weights are
+hashed as they stream by, or not read at all where the bucket knows their digest. In between the
+folder stands on disk with empty files of the right sizes, so that the rules for what belongs to a
+model are the same as on a laptop.
+
+An archive cannot be looked into, so it is downloaded once, here, and its files become blobs of the
+store: whatever happens to the archive afterwards, the build uses what was resolved. A volume is
+read where it is mounted, now and again by the tasks that need it; those refuse what has changed.
 """
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from genai_core.errors import GenAIError, InvalidSpec, from_dict
+from genai_core.errors import BadModel, GenAIError, InvalidSpec, from_dict
+from genai_core.filecache import FileCache
 from genai_core.keys import toolchain_id
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Digest
-from genai_core.record import Measurements, Record, ToolchainUsed, check_relative_path, model_slug
+from genai_core.names import Digest, Key
+from genai_core.record import (
+    Measurements,
+    Output,
+    Record,
+    ToolchainUsed,
+    check_relative_path,
+    model_slug,
+)
 from genai_core.resolved import (
     RESOLVE,
     ListedFile,
     ResolvedFile,
     ResolvedSource,
     ResolveFile,
+    content_key,
+    pinned_content,
     resolve_key,
 )
-from genai_core.source import inspect_source
+from genai_core.source import SourceFacts, inspect_source
+from genai_core.source_address import PvcAddress, parse_https, parse_pvc
+from genai_core.store.layered import brought
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Existing, Hit, Store
 from genai_core.store.s3_source import S3Source
 from genai_core.task import TaskResult
-from genai_stages.source_access import open_source
+from genai_stages.source_access import fetch_archive, inside, mounted_folder, open_source
 
 __all__ = ["resolve"]
 
@@ -48,24 +65,80 @@ def resolve(question: ResolveFile, store: Store, scratch: Path) -> TaskResult:
         store: Where the answer goes.
         scratch: An empty private folder.
 
+    Returns:
+        With the key of the record that holds the answer.
+
     Raises:
         GenAIError: What is wrong with the source.
     """
     started = time.monotonic()
+    if not question.uri.startswith("s3://"):
+        return _resolve_unlisted(question, store, scratch, started)
     source = open_source(question.uri)
     listing = source.list()
     key = resolve_key(question, listing)
-    if isinstance(store.lookup(RESOLVE, key), Hit):
-        return TaskResult(id=RESOLVE, outcome="cached")
+    if _stands(store, key):
+        return TaskResult(id=RESOLVE, outcome="cached", record=key)
     folder = scratch / "source"
     folder.mkdir()
     found = _inspect(question, source, listing, folder)
+    name = PurePosixPath(source.where.prefix or source.where.bucket).name
+    return _publish(question, store, key, found=found, name=name, started=started)
+
+
+def _resolve_unlisted(
+    question: ResolveFile, store: Store, scratch: Path, started: float
+) -> TaskResult:
+    """Resolve what has to be read to be known."""
+    pinned = pinned_content(question)
+    if pinned is not None and _stands(store, key := content_key(question, pinned)):
+        return TaskResult(id=RESOLVE, outcome="cached", record=key)
+    if question.uri.startswith("https://"):
+        archive = parse_https(question.uri)
+        folder, digest = fetch_archive(archive, scratch)
+        key = content_key(question, pinned or f"archive:{digest}")
+        if _stands(store, key):
+            return TaskResult(id=RESOLVE, outcome="cached", record=key)
+        found, outputs = _read_folder(question, folder), {}
+        for role, file in found.files.items():
+            blob = store.put_blob(folder / file.path, digest=Digest(file.sha256), consume=True)
+            outputs[role] = Output(sha256=blob.sha256, size=blob.size)
+        found = found.model_copy(update={"stored": True})
+        return _publish(
+            question, store, key, found=found, name=archive.name, started=started, outputs=outputs
+        )
+    volume = parse_pvc(question.uri)
+    folder = mounted_folder(volume)
+    found = _read_folder(question, folder)
+    for file in found.files.values():
+        inside(folder / file.path, mounted_folder(PvcAddress(volume.claim)), volume.file(file.path))
+    key = content_key(question, pinned or found.digest)
+    if _stands(store, key):
+        return TaskResult(id=RESOLVE, outcome="cached", record=key)
+    return _publish(question, store, key, found=found, name=volume.name, started=started)
+
+
+def _stands(store: Store, key: Key) -> bool:
+    return isinstance(brought(store, RESOLVE, key, store.lookup(RESOLVE, key)), Hit)
+
+
+def _publish(
+    question: ResolveFile,
+    store: Store,
+    key: Key,
+    *,
+    found: ResolvedSource,
+    name: str,
+    started: float,
+    outputs: Mapping[str, Output] | None = None,
+) -> TaskResult:
     record = Record(
         operation=RESOLVE,
         key=key,
-        model=model_slug(PurePosixPath(source.where.prefix or source.where.bucket).name),
+        model=model_slug(name),
         source=question.uri,
-        config=question.model_dump(mode="json"),
+        config=question.model_dump(mode="json", exclude_none=True),
+        outputs=dict(outputs or {}),
         facts=found.model_dump(mode="json", exclude_none=True),
         toolchain=ToolchainUsed(id=toolchain_id({})),
         created_at=datetime.now(UTC),
@@ -73,8 +146,27 @@ def resolve(question: ResolveFile, store: Store, scratch: Path) -> TaskResult:
     )
     standing = isinstance(publish(store, record), Existing)
     return TaskResult(
-        id=RESOLVE, outcome="cached" if standing else "run", seconds=time.monotonic() - started
+        id=RESOLVE,
+        outcome="cached" if standing else "run",
+        seconds=time.monotonic() - started,
+        record=key,
     )
+
+
+def _read_folder(question: ResolveFile, folder: Path) -> ResolvedSource:
+    """A folder whose files are all at hand."""
+    try:
+        facts = inspect_source(_spec(question, folder), folder, FileCache(None))
+    except GenAIError as error:
+        raise _of_the_user(error, folder, question.uri) from error
+    found = _resolved(facts, folder)
+    if question.pin not in {None, found.digest}:
+        raise BadModel(
+            f"its content is {found.digest}, not the {question.pin} that spec.model.digest pins",
+            where=question.uri,
+            remedy="correct spec.model.digest, or restore the model that it stands for",
+        )
+    return found
 
 
 class _Remote:
@@ -112,6 +204,10 @@ def _inspect(
         facts = inspect_source(_spec(question, folder), folder, _Remote(source, folder, fetched))
     except GenAIError as error:
         raise _of_the_user(error, folder, question.uri) from error
+    return _resolved(facts, folder)
+
+
+def _resolved(facts: SourceFacts, folder: Path) -> ResolvedSource:
     return ResolvedSource(
         digest=facts.digest,
         files={

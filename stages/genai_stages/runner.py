@@ -20,16 +20,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
 
-from genai_core.canonical import digest_file
-from genai_core.errors import BadModel, GenAIError, ToolchainMismatch
+from genai_core.errors import GenAIError, ToolchainMismatch
 from genai_core.keys import task_key
 from genai_core.names import Digest, Key
 from genai_core.operations import Operation, operation_of
 from genai_core.record import Blob, Measurements, Output, Record, ToolchainUsed
+from genai_core.store.layered import brought
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Committed, Hit, Miss, Store
-from genai_core.task import TaskFile, TaskFileInput, TaskResult
+from genai_core.task import TaskFile, TaskResult
 from genai_core.toolchain import check_toolchain
+from genai_stages.local_file import take_local
 from genai_stages.measured import note_measurements
 from genai_stages.stage import Context, OperationModule, StageResult
 
@@ -69,7 +70,8 @@ def run_recorded(
     """
     started = time.monotonic()
     operation = _operation(task)
-    found = store.lookup(operation.name, Key(task.key))
+    key = Key(task.key)
+    found = brought(store, operation.name, key, store.lookup(operation.name, key))
     if isinstance(found, Hit):
         result = TaskResult(id=task.id, outcome="cached", seconds=time.monotonic() - started)
         return result, found.record
@@ -173,12 +175,12 @@ def _fetch(task: TaskFile, store: Store, folder: Path, at_hand: dict[str, Path])
                     blob = Blob(sha256=Digest(file.sha256), size=file.size)
                     store.fetch_blob(blob, dest, shared=True)
                 at_hand[file.sha256] = dest
-            elif file.path.startswith("s3://"):
+            elif "://" in file.path:
                 from genai_stages.source_access import fetch_source_file
 
                 fetch_source_file(file, dest)
             else:
-                _take_local(file, dest)
+                take_local(Path(file.path), file, dest)
     return inputs
 
 
@@ -190,26 +192,6 @@ def _link(kept: Path | None, dest: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def _take_local(file: TaskFileInput, dest: Path) -> None:
-    """Make a file of the user's model available, having made sure that it is still the same."""
-    source = Path(cast("str", file.path))
-    changed = BadModel(
-        "it changed while the build was running",
-        where=str(source),
-        remedy="run the same command again",
-    )
-    try:
-        if source.stat().st_size != file.size or digest_file(source) != file.sha256:
-            raise changed
-    except FileNotFoundError as error:
-        raise changed from error
-    # A link of either kind keeps gigabytes where they are; stages never write to their inputs.
-    try:
-        os.link(source.resolve(), dest)
-    except OSError:
-        dest.symlink_to(source.resolve())
 
 
 def _compute(

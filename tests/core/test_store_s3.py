@@ -23,7 +23,7 @@ from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
 from genai_core.store.s3 import S3Store
 from genai_core.store.s3_location import S3Credentials
 from genai_core.store.s3_objects import Head
-from genai_core.testing import Fault, FaultProxy, S3Server
+from genai_core.testing import Fault, FaultProxy, S3Server, certificate
 
 MakeRecord = Callable[..., Record]
 BIG = 33 * 2**20 + 5
@@ -229,10 +229,10 @@ def test_no_credentials_at_all(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3_module._session.cache_clear()
+    s3_module.shared_session.cache_clear()
     with pytest.raises(StoreUnreadable, match="AWS_ACCESS_KEY_ID"):
         S3Store(s3.where("x")).put_bytes(b"x")
-    s3_module._session.cache_clear()
+    s3_module.shared_session.cache_clear()
 
 
 def test_old_blob_is_sent_again_so_that_gc_sees_the_claim(
@@ -330,34 +330,6 @@ def test_certificates_are_checked(s3: S3Server, fresh_name: str, tmp_path: Path)
             S3Store(
                 replace(where, ca=str(tmp_path / "nowhere")), credentials=s3.credentials
             ).probe()
-
-
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate for 127.0.0.1, signed by itself, and its key."""
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
-    now = datetime.now(UTC)
-    address = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
-    made = (
-        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([address]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    (folder / "ca.pem").write_bytes(made.public_bytes(pem))
-    (folder / "key.pem").write_bytes(
-        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return folder / "ca.pem", folder / "key.pem"
 
 
 def test_full_disk_on_download(store: S3Store, tmp_path: Path) -> None:

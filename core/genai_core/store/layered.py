@@ -34,7 +34,7 @@ from genai_core.store.protocol import (
     Sweep,
 )
 
-__all__ = ["LayeredStore"]
+__all__ = ["LayeredStore", "brought"]
 
 
 class LayeredStore:
@@ -216,3 +216,10 @@ class LayeredStore:
     def probe(self) -> Capabilities:
         """Probe the first store."""
         return self.first.probe()
+
+
+def brought(store: Store, operation: str, key: Key, answer: Lookup) -> Lookup:
+    """Bring a hit of another store into the one that is written; any other answer as it is."""
+    if not isinstance(store, LayeredStore) or not isinstance(answer, Hit):
+        return answer
+    return store.adopt(operation, key) or store.first.lookup(operation, key)

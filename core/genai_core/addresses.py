@@ -1,0 +1,67 @@
+"""Which network addresses a tenant may make someone else's process connect to. Pure.
+
+An endpoint or a download is written by a tenant and called by a process that can reach more than
+the tenant: the metadata service of a cloud, the host's own services, the apiserver. A name is no
+protection, since it may lead to another address a moment later; so the rule is asked again about
+the address that was really connected to, before a byte is sent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Callable
+
+__all__ = ["check_peer", "why_refused"]
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_METADATA = frozenset(
+    ipaddress.ip_address(text)
+    for text in ("fd00:ec2::254", "fd00:ec2::23", "100.100.100.200", "192.0.0.192", "168.63.129.16")
+)
+"""Metadata services beside 169.254.0.0/16: AWS over IPv6, Alibaba, Oracle, Azure's host."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+def why_refused(address: str) -> str | None:
+    """Return why nobody may be sent to an address, or None where it is an ordinary one.
+
+    Args:
+        address: As a resolver or a socket gives it.
+    """
+    found = _plain(ipaddress.ip_address(address.partition("%")[0]))
+    if found.is_link_local or found in _METADATA:
+        return "is a metadata service's or link-local address"
+    if found.is_loopback or found.is_unspecified:
+        return "is an address of the machine itself"
+    if found.is_multicast or found.is_reserved:
+        return "is no address of one machine"
+    return None
+
+
+def _plain(address: _Address) -> _Address:
+    """The IPv4 address inside an IPv6 one, where it is only another way to write it."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    inside = address.ipv4_mapped or address.sixtofour
+    if inside is None and address in _NAT64:
+        inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return inside or address
+
+
+def check_peer(connected: socket.socket, refuse: Callable[[str, int], str | None]) -> None:
+    """Hang up where a connection leads to a refused address.
+
+    Args:
+        connected: A TCP connection over which nothing was asked yet.
+        refuse: Address and port -> why not, or None.
+
+    Raises:
+        PermissionError: Says which address, and why.
+    """
+    address, port = connected.getpeername()[:2]
+    why = refuse(str(address), int(port))
+    if why is not None:
+        connected.close()
+        raise PermissionError(f"{address} {why}")

@@ -1,0 +1,174 @@
+"""Archives from elsewhere: what comes out, and what must not."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genai_core.archive import Bounds, unpack_archive
+from genai_core.errors import BadModel
+
+FILES = {"model.onnx": b"graph" * 100, "onnx/model.onnx_data": b"w" * 3000, "config.json": b"{}"}
+Pack = Callable[[Path, dict[str, bytes]], None]
+
+
+def pack_zip(path: Path, files: dict[str, bytes]) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in files.items():
+            packed.writestr(name, data)
+
+
+def pack_tar(mode: str) -> Pack:
+    def pack(path: Path, files: dict[str, bytes]) -> None:
+        with tarfile.open(path, mode) as packed:
+            for name, data in files.items():
+                packed.addfile(member(name, data), io.BytesIO(data))
+
+    return pack
+
+
+def member(name: str, data: bytes = b"", **fields: object) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    for field, value in fields.items():
+        setattr(info, field, value)
+    return info
+
+
+PACKS: dict[str, Pack] = {
+    "zip": pack_zip,
+    "tar": pack_tar("w"),
+    "gz": pack_tar("w:gz"),
+    "bz2": pack_tar("w:bz2"),
+    "xz": pack_tar("w:xz"),
+}
+
+
+def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> Path:
+    folder.mkdir(exist_ok=True)
+    return unpack_archive(archive, folder, where="https://h/a", bounds=bounds)
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+@pytest.mark.parametrize("kind", PACKS)
+@pytest.mark.parametrize("top", ["", "tiny-llama/", "./"])
+def test_every_kind_comes_out_whatever_it_is_called(tmp_path: Path, kind: str, top: str) -> None:
+    archive = tmp_path / "download"
+    PACKS[kind](archive, {f"{top}{name}": data for name, data in FILES.items()})
+    assert tree(unpack(archive, tmp_path / "out")) == FILES
+
+
+@pytest.mark.parametrize("kind", ["zip", "gz"])
+@pytest.mark.parametrize(
+    "name", ["../evil", "/etc/evil", "a/../../evil", "a\\..\\evil", "a//b", "C:\\evil", "a\nb"]
+)
+def test_nothing_leaves_the_folder(tmp_path: Path, kind: str, name: str) -> None:
+    archive = tmp_path / "download"
+    PACKS[kind](archive, {"model.onnx": b"x", name: b"evil"})
+    with pytest.raises(BadModel, match="its member"):
+        unpack(archive, tmp_path / "out")
+    assert {p.name for p in tmp_path.rglob("*")} <= {"download", "out", "model.onnx", "a"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        member("link", type=tarfile.SYMTYPE, linkname="/etc/passwd"),
+        member("link", type=tarfile.SYMTYPE, linkname="model.onnx"),
+        member("link", type=tarfile.LNKTYPE, linkname="model.onnx"),
+        member("pipe", type=tarfile.FIFOTYPE),
+        member("disk", type=tarfile.BLKTYPE, devmajor=8),
+    ],
+    ids=["out", "inside", "hard", "pipe", "device"],
+)
+def test_only_files_and_folders_come_out(tmp_path: Path, entry: tarfile.TarInfo) -> None:
+    archive = tmp_path / "download"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.addfile(member("model.onnx", b"x"), io.BytesIO(b"x"))
+        packed.addfile(entry)
+    with pytest.raises(BadModel, match=f"its member {entry.name} is"):
+        unpack(archive, tmp_path / "out")
+    assert not os.path.lexists(tmp_path / "out" / entry.name)
+
+
+def test_a_link_in_a_zip_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "download"
+    info = zipfile.ZipInfo("link")
+    info.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with zipfile.ZipFile(archive, "w") as packed:
+        packed.writestr(info, "/etc/passwd")
+    with pytest.raises(BadModel, match="its member link is a link"):
+        unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "gz", "xz"])
+def test_a_bomb_is_stopped_while_it_goes_off(tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / "download"
+    PACKS[kind](archive, {"model.onnx": bytes(30 << 20)})
+    assert archive.stat().st_size < 100_000
+    with pytest.raises(BadModel, match="more than 1000000 bytes"):
+        unpack(archive, tmp_path / "out", Bounds(most_bytes=1_000_000))
+    assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*")) <= 1_000_000
+    PACKS[kind](archive, {f"{n}": b"" for n in range(30)})
+    with pytest.raises(BadModel, match="more than 20 files"):
+        unpack(archive, tmp_path / "many", Bounds(most_files=20))
+
+
+def test_a_size_that_lies_is_not_believed(tmp_path: Path) -> None:
+    """A zip whose directory says one byte, while three thousand come out."""
+    archive = tmp_path / "download"
+    pack_zip(archive, {"model.onnx": b"w" * 3000})
+    data = archive.read_bytes()
+    lied = data.replace((3000).to_bytes(4, "little"), (1).to_bytes(4, "little"))
+    assert lied != data
+    archive.write_bytes(lied)
+    with pytest.raises(BadModel, match="damaged"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_twice_the_same_name_is_refused(tmp_path: Path) -> None:
+    archive = tmp_path / "download"
+    with tarfile.open(archive, "w") as packed:
+        for data in (b"checked", b"swapped"):
+            packed.addfile(member("model.onnx", data), io.BytesIO(data))
+    with pytest.raises(BadModel, match=r"model\.onnx is in it twice"):
+        unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("data", [b"", b"<html>404</html>", b"\x28\xb5\x2f\xfd" + bytes(300)])
+def test_what_is_no_archive_is_said_to_be_none(tmp_path: Path, data: bytes) -> None:
+    archive = tmp_path / "download"
+    archive.write_bytes(data)
+    with pytest.raises(BadModel, match=r"it is (no archive|packed with zstd).*\.tar\.gz or \.zip"):
+        unpack(archive, tmp_path / "out")
+
+
+@given(cut=st.integers(0, 3000), kind=st.sampled_from(sorted(PACKS)), flip=st.booleans())
+def test_damage_is_an_error_or_harmless_never_a_traceback(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, kind: str, flip: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("damage")
+    archive = folder / "download"
+    PACKS[kind](archive, FILES)
+    data = bytearray(archive.read_bytes())
+    at = cut % len(data)
+    data[at:] = bytes([data[at] ^ 0xFF]) + data[at + 1 :] if flip else b""
+    archive.write_bytes(data)
+    with suppress(BadModel):
+        unpack(archive, folder / "out")
+    assert {p.name for p in folder.iterdir()} == {"download", "out"}
