@@ -18,7 +18,7 @@ from genai_core.kinds.artifact_store import ArtifactStoreSpec, ArtifactStoreStat
 from genai_core.kinds.base import GROUP, VERSION
 from genai_core.kinds.build import BuildSpec, BuildStatus
 from genai_core.kinds.deployment import DeploymentSpec, DeploymentStatus
-from genai_core.kinds.describe import describe_fields, describe_model
+from genai_core.kinds.describe import describe_fields, describe_kind
 from genai_core.kinds.target import TargetSpec, TargetStatus
 
 Schema = dict[str, Any]
@@ -194,7 +194,7 @@ def crd(kind: Kind) -> Schema:
     """The CustomResourceDefinition of a kind, as JSON values."""
     schema: Schema = {
         "type": "object",
-        "description": describe_model(kind.spec),
+        "description": describe_kind(kind.spec),
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string"},

@@ -8,11 +8,12 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
 
 from genai_core import canonical
+from genai_core.crd import KINDS, Kind, crd
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.base import KindModel
 from genai_core.kinds.build import BuildSpec, CpuPrecision, GenAIBuild
 from genai_core.kinds.deployment import GenAIDeployment
-from genai_core.kinds.describe import describe_fields, describe_model
+from genai_core.kinds.describe import describe_fields, describe_kind
 from genai_core.kinds.target import GenAITarget
 from genai_core.names import Gaps, Precision
 
@@ -146,6 +147,25 @@ def test_every_list_map_and_string_has_a_limit() -> None:
     assert set(unlimited) <= allowed
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_kubectl_explain_has_words_for_every_field(kind: Kind) -> None:
+    """Also words that stand alone: explain shows a field without its parent."""
+
+    def visit(node: dict[str, Any], path: str) -> None:
+        for name, member in node.get("properties", {}).items():
+            text = member.get("description", "")
+            assert len(text.split()) >= 2, f"{path}.{name}: {text!r}"
+            assert not text.startswith("None"), f"{path}.{name}: {text!r} is Python"
+            visit(member, f"{path}.{name}")
+            visit(member.get("items", {}), f"{path}.{name}[]")
+
+    schema = crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    assert len(schema["description"].split()) > 3
+    for part in ("spec", "status"):
+        visit(schema["properties"][part], part)
+
+
 def test_descriptions_come_from_the_source() -> None:
-    assert describe_model(GenAIBuild) == "A build as it stands in a file or in the apiserver."
+    text = "A quantized model and the targets that it is to be built for."
+    assert describe_kind(GenAIBuild) == text
     assert describe_fields(BuildSpec)["targets"].startswith("Names of GenAITargets")

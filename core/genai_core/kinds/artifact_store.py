@@ -23,31 +23,40 @@ class Retention(KindModel):
     keep: Annotated[int, Field(ge=0, le=1000)] = 3
     """Containers of each build."""
     grace_days: Annotated[int, Field(ge=0, le=3650)] = 7
+    """What is younger stays, whether or not something refers to it."""
 
 
 class ReadFrom(KindModel):
     """A further store that is looked up and never written."""
 
     name: Name
+    """Of an ArtifactStore of the same namespace."""
 
 
 class ArtifactStoreSpec(KindModel):
-    """The spec of an ArtifactStore."""
+    """Where the store is and who may use it. Ready means: it was written, and read back."""
 
     bucket: Annotated[
         str,
         StringConstraints(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$"),
     ]
+    """Name of the bucket; it must be there."""
     prefix: Annotated[str, StringConstraints(max_length=512)] = ""
     """The namespace is appended, so that tenants are kept apart by bucket policy."""
     endpoint: Uri | None = None
-    """None: AWS."""
+    """URL of the S3 server, e.g. https://s3.example.com:9000; left out: AWS."""
     region: ShortText = "us-east-1"
+    """Of the bucket."""
     secret_ref: SecretRef | None = None
+    """Holds AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if any, AWS_SESSION_TOKEN. This or
+    serviceAccountName."""
     service_account_name: Name | None = None
+    """A service account whose pods may reach the bucket (IRSA, workload identity). This or
+    secretRef."""
     ca_bundle: Annotated[str, StringConstraints(max_length=65536)] | None = None
     """PEM certificates that the endpoint's certificate is checked with."""
     read_from: Annotated[list[ReadFrom], Field(max_length=8)] = Field(default_factory=list)
+    """Stores that are looked up, in this order, before something is built anew."""
     retention: Retention = Field(default_factory=Retention)
 
     @model_validator(mode="after")
@@ -68,11 +77,14 @@ class StoreCapabilities(KindModel):
     """What the server was seen to do."""
 
     conditional_writes: bool
+    """It refuses a second writer of the same object. Without that the last of two may win."""
 
 
 class ArtifactStoreStatus(KindModel):
-    """The status of an ArtifactStore."""
+    """Whether the store can be used, and what its server is able to do."""
 
     observed_generation: int = 0
+    """The metadata.generation that this status is of; -1: not seen yet."""
     conditions: Annotated[list[Condition], Field(max_length=8)] = Field(default_factory=list)
+    """Ready, and Stalled where the user must act."""
     capabilities: StoreCapabilities | None = None

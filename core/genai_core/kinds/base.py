@@ -74,6 +74,7 @@ class SecretRef(KindModel):
     """A Secret of the same namespace."""
 
     name: Name
+    """Of the Secret."""
 
 
 class ObjectMeta(BaseModel):
@@ -90,7 +91,7 @@ class ObjectMeta(BaseModel):
 
 
 class ConditionStatus(StrEnum):
-    """Of a condition."""
+    """True, False, or Unknown: not decided yet."""
 
     TRUE = "True"
     FALSE = "False"
@@ -101,11 +102,16 @@ class Condition(KindModel):
     """A condition in the form of kstatus and metav1.Condition."""
 
     type: ShortText
+    """Ready says it all; Reconciling and Stalled stand there only while they are True."""
     status: ConditionStatus
     reason: ShortText
+    """One word of a small set, for programs."""
     message: Annotated[str, StringConstraints(max_length=1024)] = ""
+    """For people: what happened, where, and what to do."""
     observed_generation: int = 0
+    """The metadata.generation that this was said of."""
     last_transition_time: datetime
+    """When the status of this condition changed last."""
 
 
 class KindObject(BaseModel):
@@ -122,10 +128,15 @@ class Toleration(KindModel):
     """As in a pod."""
 
     key: ShortText | None = None
+    """Of the taint; left out, with operator Exists: every taint."""
     operator: Literal["Equal", "Exists"] = "Equal"
+    """Equal compares the value, Exists does not."""
     value: ShortText | None = None
+    """Of the taint."""
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Of the taint; left out: every effect."""
     toleration_seconds: int | None = None
+    """How long a NoExecute taint is borne; left out: for ever."""
 
 
 class Resources(KindModel):
@@ -134,4 +145,6 @@ class Resources(KindModel):
     requests: Annotated[dict[ShortText, Quantity], Field(max_length=16)] = Field(
         default_factory=dict
     )
+    """What the scheduler sets aside, e.g. `memory: 8Gi`."""
     limits: Annotated[dict[ShortText, Quantity], Field(max_length=16)] = Field(default_factory=dict)
+    """What the container may use at most, e.g. `memory: 8Gi`."""

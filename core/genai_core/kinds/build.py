@@ -58,14 +58,16 @@ class ModelSource(KindModel):
     source: Uri
     """s3://bucket/prefix, https:// (an archive), pvc://claim/path; on the command line a folder."""
     secret_ref: SecretRef | None = None
+    """Credentials of the source; left out: the store's."""
     digest: DigestText | None = None
-    """Pins the content; otherwise it is resolved once for each generation."""
+    """Pins the content, as status.sources shows it; left out: whatever the source holds when a
+    generation, or a new requestedAt, is first looked at."""
     onnx: ShortText | None = None
-    """File name; found when there is exactly one."""
+    """File of the model; left out: the only one."""
     encodings: ShortText | None = None
-    """File name; found when there is exactly one."""
+    """File of AIMET's encodings; left out: the only one, if any."""
     architecture: ShortText | None = None
-    """Overrides what config.json says."""
+    """e.g. llama; left out: what config.json says."""
 
 
 class Graphs(KindModel):
@@ -102,9 +104,11 @@ class Splits(KindModel):
         Annotated[int, Field(ge=1)] | Literal["auto"],
         BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value),
     ] = "auto"
-    """auto: as many as keep every part below 2 GB."""
+    """A number, or auto: as many as keep every part below 2 GB."""
     embedding: Annotated[Placement, either_case(Placement)] = Placement.AUTO
+    """Apart: the embedding is a split of its own; Joined: it goes with the first layers."""
     lm_head: Annotated[Placement, either_case(Placement)] = Placement.AUTO
+    """Apart: the head is a split of its own; Joined: it goes with the last layers."""
 
 
 class StartPointSpec(KindModel):
@@ -131,24 +135,24 @@ class Fidelity(KindModel):
     budget_nats: Annotated[float, Field(ge=0, le=100)] = 0.01
     """Allowed rise of the loss, nats a token; over it the build fails."""
     tokens: ShortText | None = None
-    """A .npy of the model's source, integers [pieces, length].
-
-    None: scored on text that the float model writes.
-    """
+    """A .npy of the model's source, integers [pieces, length]; left out: scored on text that the
+    float model writes."""
 
 
 class Quantization(KindModel):
     """How encodings become integers."""
 
     activation_bits: Literal[16] = 16
-    """Of activations on htp."""
+    """Bits of activations on htp."""
     bias_bits: Literal[32] = 32
-    """Of biases on htp."""
+    """Bits of biases on htp."""
     gaps: Annotated[Gaps, either_case(Gaps)] = Gaps.ERROR
-    """What happens to tensors without an encoding: an error, float16, or calibration."""
+    """Tensors without an encoding: Error refuses the model, Float keeps them in float16,
+    Calibrate measures them."""
     calibration: ShortText | None = None
     """With gaps: Calibrate, a .npy of tokens or a text file of the model's source."""
     cpu_precision: Annotated[CpuPrecision, either_case(CpuPrecision)] = CpuPrecision.AUTO
+    """Of a cpu container's linears; Auto: the first of Int8, Int4, Float within the budget."""
     fidelity: Fidelity = Field(default_factory=Fidelity)
 
     @model_validator(mode="after")
@@ -161,7 +165,7 @@ class Quantization(KindModel):
 
 
 class Compilation(KindModel):
-    """Of context binaries (htp)."""
+    """How context binaries are compiled (htp)."""
 
     weight_sharing: bool = True
     """One copy of the weights for all graphs of a split."""
@@ -184,13 +188,14 @@ class StoreRef(KindModel):
     """An ArtifactStore of the same namespace."""
 
     name: Name = "default"
+    """Of the ArtifactStore."""
 
 
 class Scratch(KindModel):
     """Disk that a stage works on."""
 
     size: Quantity | None = None
-    """None: sized from the model."""
+    """e.g. 20Gi; left out: sized from the model."""
     storage_class_name: ShortText = ""
     """Of the volume; empty: the cluster's default."""
 
@@ -207,7 +212,7 @@ class Run(KindModel):
     queue_name: ShortText = ""
     """Kueue's LocalQueue that admits the Jobs."""
     service_account_name: ShortText = ""
-    """Of the stages' pods."""
+    """Service account of the stages' pods; empty: the store's, else the namespace's default."""
     image_pull_secrets: Annotated[list[SecretRef], Field(max_length=16)] = Field(
         default_factory=list
     )
@@ -227,13 +232,16 @@ class Run(KindModel):
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(default_factory=list)
     """Taints that the stages' pods bear."""
     affinity: dict[str, Any] = Field(default_factory=dict)
-    """Of the stages' pods, as in a pod."""
+    """Affinity of the stages' pods, as in a pod."""
     topology_spread: bool = True
     """Spread a build's tasks over the nodes."""
 
 
 class BuildSpec(KindModel):
-    """The spec of a GenAIBuild."""
+    """What is built, for which targets, and how.
+
+    Tasks whose result is in the store already do not run again, whoever built it.
+    """
 
     model: ModelSource
     targets: Annotated[
@@ -262,26 +270,37 @@ class StageCounts(KindModel):
     """Tasks of one operation by state."""
 
     operation: ShortText
+    """e.g. ingest, convert, compile."""
     waiting: int = 0
+    """Their inputs are not there yet, or there is no room."""
     running: int = 0
+    """A Job is at them."""
     cached: int = 0
+    """Their result was in the store."""
     done: int = 0
+    """They ran for this build."""
     failed: int = 0
+    """They will not be tried again."""
 
 
 class TaskFailure(KindModel):
     """One failed task."""
 
     task: ShortText
+    """e.g. compile/sm8750/2."""
     reason: ShortText
+    """One word of a small set, e.g. BadEncodings, OOMKilled."""
     message: Annotated[str, StringConstraints(max_length=1024)]
+    """What is wrong, where, and what to do."""
     log: Uri | None = None
+    """Where the whole log lies; `genai logs` shows it."""
 
 
 class SourceStatus(KindModel):
     """What a source resolved to."""
 
     uri: Uri
+    """The address that was read."""
     digest: DigestText
     """Of the files' roles and contents: what spec.model.digest pins."""
     record: DigestText | None = None
@@ -292,31 +311,45 @@ class ArtifactStatus(KindModel):
     """A target's last good container."""
 
     target: ShortText
+    """Name of the GenAITarget."""
     revision: DigestText
+    """Of the container's manifest: equal content, equal revision, on any machine."""
     url: Uri
+    """Its record in the store; `genai pull` gets the container."""
     size_bytes: int
+    """Of all its files."""
     built_at: str
+    """When it was packaged."""
     verified: Literal["Emulator", "Cpu", "Metadata"]
     """What the container was run on before it was handed out; Metadata: nothing here can run it."""
 
 
 class BuildStatus(KindModel):
-    """The status of a GenAIBuild; small and bounded."""
+    """How far a build is and what it came to; small and bounded."""
 
     observed_generation: int = 0
+    """The metadata.generation that this status is of; -1: not seen yet."""
     conditions: Annotated[list[Condition], Field(max_length=8)] = Field(default_factory=list)
+    """Ready; Reconciling or Stalled; ArtifactAvailable; ToolchainOutdated."""
     phase: ShortText = ""
+    """Building, Ready, Failed, Waiting or Suspended; for people, derived from the conditions."""
     progress: ShortText = ""
     """Finished tasks of all, e.g. 14/19."""
     cached: int = 0
     """Tasks of this generation whose result was already in the store."""
     stages: Annotated[list[StageCounts], Field(max_length=16)] = Field(default_factory=list)
+    """Tasks by operation, in the order of the work."""
     failures: Annotated[list[TaskFailure], Field(max_length=5)] = Field(default_factory=list)
+    """The first that failed for good."""
     plan: Annotated[list[ShortText], Field(max_length=32)] = Field(default_factory=list)
+    """What was derived (splits, graphs, precisions), and from what."""
     sources: Annotated[list[SourceStatus], Field(max_length=16)] = Field(default_factory=list)
+    """What this generation was built from."""
     toolchain: ShortText = ""
-    """Of this generation: the libraries that every task computes with."""
+    """A digest of the libraries that every task of this generation computes with."""
     requested_at: ShortText = ""
     """The annotation genai-operator.dev/requestedAt that was last acted on."""
     artifacts: Annotated[list[ArtifactStatus], Field(max_length=32)] = Field(default_factory=list)
+    """The last good container of each target; they stay while a new one is built, or fails."""
     warnings: Annotated[list[Text], Field(max_length=16)] = Field(default_factory=list)
+    """What went well but should be known."""

@@ -28,6 +28,7 @@ class From(KindModel):
     build: Name
     """A GenAIBuild of the same namespace."""
     target: ShortText
+    """Which of the build's targets."""
     revision: DigestText | None = None
     """Pins a container; otherwise the target's last good one is followed."""
 
@@ -36,11 +37,15 @@ class Server(KindModel):
     """The inference server of each pod."""
 
     max_concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
+    """Requests that a pod works on at once; further ones wait."""
     context_length: Annotated[int, Field(ge=2, le=1048576)] | None = None
-    """None: the container's longest."""
+    """Longest prompt and answer together, in tokens; left out: the container's longest."""
     prefix_cache_mi_b: Annotated[int, Field(ge=0, le=1048576, alias="prefixCacheMiB")] = 256
+    """Memory in which beginnings of prompts are kept; 0: none are."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """That compute; left out: as many as the pod has cores."""
     system_prompts: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)
+    """Kept in the prefix cache from the start."""
     emulate: bool = False
     """Serve an htp container with the x86 emulator."""
 
@@ -60,15 +65,20 @@ class SpeculationRef(KindModel):
 
     method: Annotated[SpeculationMethod, either_case(SpeculationMethod)]
     num_speculative_tokens: Annotated[int, Field(ge=1, le=64)] = 3
+    """Tokens that are proposed at a time, at most."""
     adaptive: bool = True
+    """Propose fewer, or none, where proposals are rejected too often to pay."""
 
 
 class AdapterRef(KindModel):
     """A LoRA adapter: of the build, or added from a source without a restart."""
 
     name: ShortText
+    """What requests call it."""
     source: Uri | None = None
+    """Left out: the adapter of that name in the build."""
     secret_ref: SecretRef | None = None
+    """Credentials of the source."""
 
 
 class RolloutStrategy(StrEnum):
@@ -92,10 +102,14 @@ class Rollout(KindModel):
         RolloutStrategy.ROLLING_UPDATE
     )
     max_surge: Annotated[int, Field(ge=0, le=100)] = 1
+    """Pods beyond replicas during a rollout."""
     max_unavailable: Annotated[int, Field(ge=0, le=100)] = 0
+    """Pods that may be missing during a rollout."""
     progress_deadline_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
+    """A rollout without progress for so long has failed."""
     golden_tokens: Annotated[GoldenTokens, either_case(GoldenTokens)] = GoldenTokens.REQUIRED
     auto_rollback: bool = True
+    """Go back to the last good revision when a rollout fails."""
 
     @model_validator(mode="after")
     def _can_move(self) -> Self:
@@ -112,18 +126,21 @@ class Expose(KindModel):
     """The Service in front of the pods."""
 
     port: Annotated[int, Field(ge=1, le=65535)] = 8000
+    """Of the Service."""
     api_key_secret_ref: SecretRef | None = None
+    """Its values are the keys that clients may present; left out: no key is asked for."""
 
 
 class DeploymentSpec(KindModel):
-    """The spec of a GenAIDeployment."""
+    """Which container is served, by how many pods, and how they are replaced."""
 
     from_: Annotated[From, Field(alias="from")]
     replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """None: 1, or what an autoscaler sets."""
+    """Pods; left out: 1, or what an autoscaler sets."""
     server: Server = Field(default_factory=Server)
     speculation: SpeculationRef | None = None
     adapters: Annotated[list[AdapterRef], Field(max_length=64)] = Field(default_factory=list)
+    """LoRA adapters that every pod holds ready."""
     rollout: Rollout = Field(default_factory=Rollout)
     expose: Expose = Field(default_factory=Expose)
     resources: Resources = Field(default_factory=Resources)
@@ -140,43 +157,60 @@ class RevisionStatus(KindModel):
     """Which container is served, which is on its way, which was good before."""
 
     current: DigestText | None = None
+    """What serves now."""
     target: DigestText | None = None
+    """What a rollout leads to."""
     last_good: DigestText | None = None
+    """What a rollback goes back to."""
 
 
 class RejectedRevision(KindModel):
     """A revision that failed its rollout; not tried again until spec or source change."""
 
     revision: DigestText
+    """Of the container."""
     reason: Annotated[str, StringConstraints(max_length=1024)]
+    """Why it was rejected."""
 
 
 class AdapterStatus(KindModel):
     """One adapter on the pods."""
 
     name: ShortText
+    """What requests call it."""
     digest: DigestText
+    """Of its content."""
     loaded: ShortText
-    """k/n pods."""
+    """Pods that hold it, of all: k/n."""
 
 
 class SpeculationStatus(KindModel):
     """What speculation brought lately."""
 
     acceptance: float
+    """Part of the proposed tokens that were right."""
     speedup: float
+    """Tokens for each pass of the model."""
 
 
 class DeploymentStatus(KindModel):
-    """The status of a GenAIDeployment."""
+    """What serves, and how a rollout stands."""
 
     observed_generation: int = 0
+    """The metadata.generation that this status is of; -1: not seen yet."""
     conditions: Annotated[list[Condition], Field(max_length=8)] = Field(default_factory=list)
+    """Ready; Reconciling or Stalled; Available."""
     url: Uri | None = None
+    """Of the API, inside the cluster."""
     revision: RevisionStatus = Field(default_factory=RevisionStatus)
     rejected: Annotated[list[RejectedRevision], Field(max_length=8)] = Field(default_factory=list)
+    """Revisions that are not tried again until spec or source change."""
     replicas: int = 0
+    """Pods that there are."""
     ready_replicas: int = 0
+    """Pods that serve."""
     selector: ShortText = ""
+    """Labels of the pods, for autoscalers."""
     adapters: Annotated[list[AdapterStatus], Field(max_length=64)] = Field(default_factory=list)
+    """What the pods hold."""
     speculation: SpeculationStatus | None = None

@@ -26,10 +26,11 @@ def describe_fields(model: type[BaseModel]) -> dict[str, str]:
     return {name: text for name, text in found.items() if name in model.model_fields}
 
 
-def describe_model(model: type[BaseModel]) -> str:
-    """Return the first paragraph of a model's docstring, on one line."""
-    text = inspect.getdoc(model) or ""
-    return " ".join(text.split("\n\n")[0].split())
+def describe_kind(model: type[BaseModel]) -> str:
+    """What a kind is: the first paragraph of its module, without the name that stands before it."""
+    text = inspect.getdoc(inspect.getmodule(model)) or ""
+    said = " ".join(text.split("\n\n")[0].split()).split(": ", 1)[1]
+    return said[:1].upper() + said[1:]
 
 
 def _own_fields(kind: type[BaseModel]) -> dict[str, str]:

@@ -19,20 +19,23 @@ from genai_core.names import Backend
 
 
 class TargetSpec(KindModel):
-    """The spec of a GenAITarget."""
+    """A backend and chip, and the image whose stages build for them."""
 
     backend: Annotated[Backend, either_case(Backend)]
+    """Htp: Snapdragon's tensor processor. Cpu: ONNX Runtime on a host."""
     chipset: ShortText | None = None
     """The vendor's name, e.g. SM8750; or give dspArch and socModel."""
     dsp_arch: Annotated[str, StringConstraints(pattern=r"^v[0-9]{2}$")] | None = None
+    """Instruction set of the tensor processor, e.g. v79."""
     soc_model: Annotated[int, Field(ge=1, le=10000)] | None = None
+    """The vendor's number of the chip, e.g. 69."""
     compilation: Options = Field(default_factory=dict)
     """Defaults of compile options; a build's own win."""
     image: (
         Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$")]
         | None
     ) = None
-    """The image of the stages, by digest."""
+    """The image of the stages, by digest; without one nothing is built for this target."""
     toolchain: Annotated[dict[ShortText, ShortText], Field(max_length=32)] = Field(
         default_factory=dict
     )
@@ -40,6 +43,7 @@ class TargetSpec(KindModel):
     node_selector: Annotated[dict[ShortText, ShortText], Field(max_length=32)] = Field(
         default_factory=dict
     )
+    """Labels of the nodes that this target's tasks run on; a build's own are added."""
     device_resource: ShortText | None = None
     """An extended resource that a node with this device offers."""
     capabilities: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)
@@ -64,7 +68,9 @@ class GenAITarget(KindObject):
 
 
 class TargetStatus(KindModel):
-    """The status of a GenAITarget."""
+    """Whether anything can be built for the target."""
 
     observed_generation: int = 0
+    """The metadata.generation that this status is of; -1: not seen yet."""
     conditions: Annotated[list[Condition], Field(max_length=8)] = Field(default_factory=list)
+    """Ready, and Stalled where the user must act."""
