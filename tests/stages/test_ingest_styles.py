@@ -23,6 +23,7 @@ from genai_core.operations import IngestConfig
 from genai_stages.core_graph import read_facts
 from genai_stages.operations.ingest import run
 from genai_stages.passes import compare_source as comparing
+from genai_stages.passes import specialise
 from genai_stages.passes.source_inputs import read_inputs
 from genai_stages.source_model import read_config, read_source
 from genai_stages.stage import Context, StageResult
@@ -107,6 +108,52 @@ def test_fused_operators_of_onnx_runtime_are_read(changes: dict[str, Any], tmp_p
     assert facts.rope["default"].rotary_dim == 16
     for one in facts.attention:
         assert not [name for name in one.roles.values() if "lowered" in name]
+
+
+def _masks_of_their_own(path: Path) -> None:
+    """Let each layer cut the mask to as many keys as its own scores have, as some exporters do."""
+    model = onnx.load(str(path))  # noqa: TID251 - a few kilobytes
+    made = {name: node for node in model.graph.node for name in node.output}
+    nodes = []
+    for node in model.graph.node:
+        found = made.get(node.input[0]) if node.op_type == "Softmax" else None
+        if found is not None:
+            mask, scores = found.input
+            cut = f"{scores}_mask"
+            keys = helper.make_node("Shape", [scores], [f"{cut}_keys"], start=3, end=4)
+            end = helper.make_node("Slice", [mask, "cut_zero", keys.output[0], "cut_axis"], [cut])
+            # In front of the sum that is there already.
+            nodes[-1:] = [keys, end, helper.make_node("Add", [cut, scores], list(found.output))]
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    for name, value in (("cut_zero", 0), ("cut_axis", 3)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value]), name))
+    onnx.save(model, path)
+
+
+def test_masks_that_depend_on_their_layer_cost_each_layer_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Far windows show at a long past alone: each layer's mask is computed there once more."""
+    folded: list[str] = []
+    fold = specialise._Folding.node
+
+    def counted(self: Any, node: Any) -> None:
+        folded.append(node.op_type)
+        fold(self, node)
+
+    monkeypatch.setattr(specialise._Folding, "node", counted)
+    counts = []
+    for layers in (2, 4, 8):
+        folder = tmp_path / str(layers)
+        style = write_source(folder / "source", window=300, layers=layers)
+        _masks_of_their_own(folder / "source" / "model.onnx")
+        folded.clear()
+        _, facts = ingest(folder)
+        assert [one.window for one in facts.attention] == [style.window] * layers
+        counts.append(len(folded))
+    assert counts[2] - counts[1] == 2 * (counts[1] - counts[0])
 
 
 def test_a_source_that_does_not_run_is_bad_input(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@
 At the sizes at which a graph is folded, a window of 4096 looks like full causal attention. How far
 a window may reach is told by config.json and by the numbers in the arithmetic that made the mask:
 behind a past longer than all of them, it shows.
+
+Some exporters let each layer's mask depend on shapes of that layer, and so on everything before
+it. One folding serves all layers therefore: each asks for what the ones before it did not need.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from genai_stages.passes.folded_graph import StaticGraph, StaticNode
 from genai_stages.passes.lower_fused import CAUSAL, MADE
 from genai_stages.passes.recognise_attention import Sizes
 from genai_stages.passes.source_inputs import SourceInputs
-from genai_stages.passes.specialise import specialise
+from genai_stages.passes.specialise import Folding
 from genai_stages.source_model import Constant, SourceModel
 
 _LONGEST = 1 << 18
@@ -49,6 +52,7 @@ class MaskAtScale:
         self.ropes = ropes
         self.config = config
         self.graph = graph
+        self.foldings: dict[int, Folding] = {}
 
     def __call__(self, nodes: Sequence[StaticNode]) -> int | None:
         """The window that nodes from the scores' product to before the softmax hide by."""
@@ -63,10 +67,11 @@ class MaskAtScale:
         if longest <= self.inputs.sizes.past:
             return 0
         sizes = Sizes(2, longest, longest)
-        feeds = self.inputs.feeds(sizes, self.ropes)
-        shapes = self.inputs.open_shapes(sizes)
+        if longest not in self.foldings:
+            feeds = self.inputs.feeds(sizes, self.ropes)
+            self.foldings[longest] = Folding(self.source, feeds, self.inputs.open_shapes(sizes))
         made = [name for name in wanted if name.startswith(MADE)]
-        graph = specialise(self.source, feeds, shapes, wanted=set(wanted).difference(made))
+        graph = self.foldings[longest].upto(sorted(set(wanted).difference(made)))
         for name in made:
             graph.constants[name] = self.graph.constants[name]
             if name.startswith(CAUSAL):

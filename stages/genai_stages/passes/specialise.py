@@ -58,7 +58,28 @@ def specialise(
         UnsupportedOperator: A node that is needed has no known meaning.
         BadModel: Shapes that do not fit together.
     """
-    return _Folding(source, known, open_shapes).run(None if wanted is None else sorted(wanted))
+    names = [str(value.name) for value in source.model.graph.outputs]
+    return _Folding(source, known, open_shapes).upto(names if wanted is None else sorted(wanted))
+
+
+class Folding:
+    """A source graph that is folded piece by piece, each node once; arguments as `specialise`."""
+
+    def __init__(
+        self,
+        source: SourceModel,
+        known: Mapping[str, Array],
+        open_shapes: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        self._folding = _Folding(source, known, open_shapes)
+
+    def upto(self, wanted: Iterable[str]) -> StaticGraph:
+        """Fold what some tensors need; the graph so far, with them as its outputs.
+
+        Raises:
+            GenAIError: As `specialise`.
+        """
+        return self._folding.upto(wanted)
 
 
 class _Folding:
@@ -71,6 +92,13 @@ class _Folding:
         self.source = source
         self.graph = StaticGraph(source.opset)
         self.alias: dict[str, str] = {}
+        self.nodes_of_source = list(source.model.graph)
+        self.makers = {
+            str(value.name): index
+            for index, node in enumerate(self.nodes_of_source)
+            for value in node.outputs
+        }
+        self.done: set[int] = set()
         for name, array in known.items():
             self.graph.constants[name] = Constant.of(name, array)
         for value in source.model.graph.inputs:
@@ -84,18 +112,39 @@ class _Folding:
                 )
                 self.graph.inputs.append(name)
 
-    def run(self, wanted: list[str] | None) -> StaticGraph:
-        graph = self.source.model.graph
-        names = wanted if wanted is not None else [str(value.name) for value in graph.outputs]
-        nodes, used = _needed(graph, set(names))
+    def upto(self, wanted: Iterable[str]) -> StaticGraph:
+        names = list(wanted)
+        fresh, used = self.needed(names)
+        initializers = self.source.model.graph.initializers
         for name in used:
-            value = graph.initializers.get(name)
+            value = initializers.get(name)
             if value is not None and value.const_value is not None:
                 constant = constant_of(self.source.path, name, value.const_value)
                 self.graph.constants.setdefault(name, constant)
-        self.nodes(nodes)
+        self.done.update(fresh)
+        self.nodes([self.nodes_of_source[index] for index in fresh])
         self.graph.outputs = {name: self.resolve(name) for name in names}
         return self.graph
+
+    def needed(self, names: Iterable[str]) -> tuple[list[int], set[str]]:
+        """Nodes that are needed and not folded yet, in order, and all tensors that they read.
+
+        What a subgraph captures counts.
+        """
+        queue, seen, fresh = list(names), set(names), set[int]()
+        while queue:
+            index = self.makers.get(queue.pop())
+            if index is None or index in self.done or index in fresh:
+                continue
+            fresh.add(index)
+            node = self.nodes_of_source[index]
+            read = {str(value.name) for value in node.inputs if value is not None}
+            for attribute in node.attributes.values():
+                if attribute.type == ir.AttributeType.GRAPH:
+                    read |= _captured(attribute.as_graph())
+            queue += read - seen
+            seen |= read
+        return sorted(fresh), seen
 
     def nodes(self, nodes: Sequence[ir.Node]) -> None:
         for node in nodes:
@@ -226,24 +275,6 @@ class _Folding:
             where=f"node {node.name or node.outputs[0].name}",
             remedy="export the model without it",
         )
-
-
-def _needed(graph: ir.Graph, names: set[str]) -> tuple[list[ir.Node], set[str]]:
-    """Nodes that the named tensors need, and all tensors that those read.
-
-    What a subgraph captures counts.
-    """
-    wanted = set(names)
-    kept: list[ir.Node] = []
-    for node in reversed(list(graph)):
-        if not any(value.name in wanted for value in node.outputs):
-            continue
-        kept.append(node)
-        wanted.update(str(value.name) for value in node.inputs if value is not None)
-        for attribute in node.attributes.values():
-            if attribute.type == ir.AttributeType.GRAPH:
-                wanted.update(_captured(attribute.as_graph()))
-    return kept[::-1], wanted
 
 
 def _captured(graph: ir.Graph) -> set[str]:
