@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-from genai_cli.commands import build, cache, evaluation, graph, inspection, replay, running
+from genai_cli.commands import (
+    build,
+    cache,
+    evaluation,
+    graph,
+    inspection,
+    remote,
+    replay,
+    running,
+)
 from genai_cli.settings import Settings
 
 __all__ = ["app"]
@@ -52,3 +61,7 @@ app.add_typer(cache.app, name="cache")
 app.command("inspect")(inspection.inspect)
 app.command("run", epilog=running.EXAMPLES)(running.run)
 app.command("evaluate")(evaluation.evaluate)
+app.command("status", epilog=remote.EXAMPLES_STATUS)(remote.status)
+app.command("logs", epilog=remote.EXAMPLES_LOGS)(remote.logs)
+app.command("top")(remote.top)
+app.command("pull", epilog=remote.EXAMPLES_PULL)(remote.pull)

@@ -42,12 +42,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Running:
-    """A task that runs, or one that could but has to wait."""
+    """A task that runs, or one that could but has to wait; `node` where it is not this machine."""
 
     id: str
     seconds: float
     attempt: int
     waiting: str = ""
+    node: str = ""
 
 
 @dataclass

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from genai_cli.cluster.connection import Access
 
 File = Annotated[
     str | None,
@@ -74,6 +77,37 @@ ContextLength = Annotated[
 ]
 Threads = Annotated[int, typer.Option(min=0, metavar="N", help="On the CPU; 0 is one a core.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Namespace = Annotated[
+    str | None,
+    typer.Option("-n", "--namespace", metavar="NAME", help="Else the context's."),
+]
+AllNamespaces = Annotated[
+    bool, typer.Option("-A", "--all-namespaces", help="Those of all namespaces.")
+]
+Kubeconfig = Annotated[
+    Path | None,
+    typer.Option("--kubeconfig", metavar="FILE", help="Else KUBECONFIG, else ~/.kube/config."),
+]
+Context = Annotated[
+    str | None, typer.Option("--context", metavar="NAME", help="Of the kubeconfig.")
+]
+StoreInstead = Annotated[
+    str | None,
+    typer.Option(
+        "--store", metavar="s3://...", help="Instead of what the ArtifactStore says; own keys."
+    ),
+]
+Endpoint = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="Where this machine reaches the store's server."),
+]
+
+
+def access(kubeconfig: Path | None, context: str | None, namespace: str | None) -> Access:
+    """Which cluster these options mean; imported late, since few commands ask."""
+    from genai_cli.cluster.connection import Access
+
+    return Access(kubeconfig, context, namespace)
 
 
 @dataclass(frozen=True)

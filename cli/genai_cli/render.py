@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from genai_cli.board import Board, Row
+from genai_cli.board import Board, Row, Running
 from genai_cli.events import (
     BuildWarning,
     Event,
@@ -33,7 +33,7 @@ from genai_cli.events import (
 )
 from genai_cli.words import counted, duration, size
 
-__all__ = ["LiveProgress", "PlainProgress", "Progress", "busy", "progress"]
+__all__ = ["LiveProgress", "PlainProgress", "Progress", "Shown", "board_view", "busy", "progress"]
 
 _MOST_RUNNING = 8
 _BAR_WIDTH = 28
@@ -193,7 +193,38 @@ class LiveProgress:
             yield board_view(self._title, self._board, now)
 
 
-def board_view(title: str, board: Board, now: float) -> RenderableType:
+class Shown(Protocol):
+    """What a picture of a build is made of: a `Board`, or a build in a cluster."""
+
+    @property
+    def started(self) -> float:
+        """When it began, seconds of the clock that the picture is drawn by."""
+        ...
+
+    @property
+    def complete(self) -> bool:
+        """No further tasks can appear."""
+        ...
+
+    @property
+    def memory(self) -> int:
+        """Resident memory of the running tasks, bytes; 0 where nobody knows."""
+        ...
+
+    def rows(self) -> list[Row]:
+        """One row for each operation."""
+        ...
+
+    def totals(self) -> Row:
+        """All tasks in one row."""
+        ...
+
+    def running(self, now: float) -> list[Running]:
+        """Running tasks."""
+        ...
+
+
+def board_view(title: str, board: Shown, now: float) -> RenderableType:
     """A picture of the board.
 
     Args:
@@ -221,12 +252,14 @@ def board_view(title: str, board: Board, now: float) -> RenderableType:
     tasks = board.running(now)
     for task in tasks[:_MOST_RUNNING]:
         if task.waiting:
-            running.add_row("[yellow]…[/]", escape(task.id), f"[yellow]{escape(task.waiting)}[/]")
+            why = f"[yellow]{escape(task.waiting)}[/]"
+            running.add_row("[yellow]…[/]", escape(task.id), why, escape(task.node))
         else:
             again = f" [yellow]attempt {task.attempt}[/]" if task.attempt > 1 else ""
-            running.add_row("[cyan]▸[/]", escape(task.id), f"{duration(task.seconds)}{again}")
+            seconds = f"{duration(task.seconds)}{again}"
+            running.add_row("[cyan]▸[/]", escape(task.id), seconds, escape(task.node))
     if len(tasks) > _MOST_RUNNING:
-        running.add_row("", f"[dim]and {len(tasks) - _MOST_RUNNING} more[/]", "")
+        running.add_row("", f"[dim]and {len(tasks) - _MOST_RUNNING} more[/]", "", "")
     parts: list[RenderableType] = [head, Padding(stages, (0, 0, 0, 2))]
     if tasks:
         parts.append(Padding(running, (0, 0, 0, 2)))

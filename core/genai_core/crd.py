@@ -105,8 +105,8 @@ KINDS: tuple[Kind, ...] = (
                 "spec.model",
                 "self.source.startsWith('s3://') || self.source.startsWith('https://') "
                 "|| self.source.startsWith('pvc://')",
-                "a cluster reads models from s3://, https:// or pvc://; upload the "
-                "folder, or build it where it lies with: genai build",
+                "a cluster reads models from s3://, https:// or pvc://; genai build --remote "
+                "uploads a folder and applies the build",
             ),
             Rule(
                 "spec.quantization",

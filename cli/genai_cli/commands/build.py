@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ EXAMPLES = """\b
 Examples:
   genai build -f build.yaml
   genai build MODEL_DIR --target sm8750 --target cpu
+  genai build -f build.yaml --remote -n team
 """
 
 
@@ -43,6 +45,20 @@ def build(
     print_spec: Annotated[
         bool, typer.Option("--print-spec", help="Print the YAML that would do it, and stop.")
     ] = False,
+    remote: Annotated[
+        bool,
+        typer.Option("--remote", help="In a cluster: upload the model, apply, follow."),
+    ] = False,
+    namespace: options.Namespace = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="With --remote: do not wait for the end.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="With --remote: take over what another tool applied.")
+    ] = False,
+    endpoint: options.Endpoint = None,
+    kubeconfig: options.Kubeconfig = None,
+    context_name: options.Context = None,
 ) -> int:
     """Build containers from a quantized model.
 
@@ -61,8 +77,39 @@ def build(
     if print_spec:
         typer.echo(as_yaml(wanted, folder=Path.cwd()), nl=False)
         return 0
+    if remote:
+        from genai_cli.cluster.building import build_remotely
+        from genai_cli.cluster.stores import StoreOptions
+
+        return build_remotely(
+            wanted,
+            options.access(kubeconfig, context_name, namespace),
+            settings,
+            options=StoreOptions(store, endpoint),
+            detach=detach,
+            force=force,
+        )
+    _refuse_cluster_options(
+        {
+            "-n": namespace,
+            "--detach": detach,
+            "--force": force,
+            "--endpoint": endpoint,
+            "--kubeconfig": kubeconfig,
+            "--context": context_name,
+        }
+    )
     from genai_cli.building import run_build
 
     return run_build(
         wanted, settings, store=store, read_from=read_from or [], output=output, jobs=jobs
     )
+
+
+def _refuse_cluster_options(given: Mapping[str, object]) -> None:
+    """What only a cluster has means that one was meant."""
+    for option, value in given.items():
+        if value:
+            from genai_core.errors import BadInput
+
+            raise BadInput("it is of builds in a cluster", where=option, remedy="add --remote")

@@ -1,0 +1,233 @@
+"""`genai logs`: what tasks said, from their pods while there are any, else from the store.
+
+A failed task's log lies in the store as a blob, a finished one's with its record; a running one's
+is its pod's.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import queue
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+from genai_cli.cluster.builds import read_build, read_object
+from genai_cli.cluster.connection import Access, Cluster, connect
+from genai_cli.cluster.problems import NotThere
+from genai_cli.cluster.stores import StoreOptions, blob_of, opened_store
+from genai_cli.cluster.tasks import build_records
+from genai_cli.cluster.views import BuildView, Failure, TaskView
+from genai_core.errors import GenAIError
+from genai_core.kinds.problems import nearest
+from genai_core.names import Digest, Key
+from genai_core.record import Blob, Record
+from genai_core.store.protocol import Store
+
+__all__ = ["show_logs"]
+
+_COLORS = ("36", "33", "35", "32", "34", "96", "93", "95")
+_EVERY = 1.0
+_T = TypeVar("_T")
+
+
+def show_logs(
+    access: Access, *, name: str, task: str | None, follow: bool, options: StoreOptions
+) -> int:
+    """Print logs; returns the exit code.
+
+    Raises:
+        NotThere: No such build or task, or no log of it any more.
+    """
+    cluster = connect(access)
+    view = read_build(cluster, name, cluster.namespace)
+    if follow and not view.settled:
+        try:
+            _follow(cluster, view, task)
+        except KeyboardInterrupt:
+            return 0
+        return 0
+    return _Reader(cluster, view, options).show(task)
+
+
+class _Reader:
+    """The logs that are there now."""
+
+    def __init__(self, cluster: Cluster, view: BuildView, options: StoreOptions) -> None:
+        self._cluster = cluster
+        self._view = view
+        self._options = options
+
+    def show(self, task: str | None) -> int:
+        """Print one task's log; without a name those of all that run, else of all that failed."""
+        view = self._view
+        if task is not None:
+            self._print(task)
+            return 0
+        names = [t.id for t in view.running if t.state == "running"]
+        names = names or [failure.task for failure in view.failures]
+        if not names:
+            return self._choose()
+        for name in dict.fromkeys(names):
+            if len(names) > 1:
+                _write(f"==> {name} <==\n")
+            self._print(name)
+        return 0
+
+    def _choose(self) -> int:
+        """Nothing runs and nothing failed: whose log is wanted?"""
+        view = self._view
+        with self._store() as store:
+            value = read_object(self._cluster, view.name, view.namespace)
+            known = build_records(self._cluster, value, store)
+        _write(f"nothing of {view.name} runs and nothing failed; logs are kept of these tasks:\n")
+        for name, record in known.items():
+            if record is not None and record.measurements.log is not None:
+                _write(f"  genai logs {view.name} {name} -n {view.namespace}\n")
+        return 0
+
+    def _print(self, wanted: str) -> None:
+        jobs = _matching(wanted, self._view.tasks, lambda task: task.id)
+        failures = _matching(wanted, self._view.failures, lambda failure: failure.task)
+        job = max(jobs, key=lambda task: task.since, default=None)
+        if job is not None and job.pod and self._of_pod(job):
+            return
+        if failures and self._of_failure(failures[0]):
+            return
+        with self._store() as store:
+            if job is not None and job.said.get("log") and _of_blob(store, str(job.said["log"])):
+                return
+            if job is not None and job.state == "done" and self._of_job(store, job):
+                return
+            value = read_object(self._cluster, self._view.name, self._view.namespace)
+            known = build_records(self._cluster, value, store)
+            names = _matching(wanted, list(known), str)
+            record = next((known[name] for name in names if known[name] is not None), None)
+            if record is not None and _of_record(store, record):
+                return
+        self._refuse(wanted, names, list(known), job)
+
+    def _refuse(
+        self, wanted: str, names: Sequence[str], known: Sequence[str], job: TaskView | None
+    ) -> None:
+        where = f"{self._view.namespace}/{self._view.name}"
+        if not names and job is None:
+            near = nearest(wanted, known)
+            raise NotThere(
+                f"it has no task {wanted}",
+                where=where,
+                remedy=f"did you mean {near}?" if near else f"see genai logs {self._view.name}",
+            )
+        why = "it has not begun" if job is None or job.active else "it left no log"
+        raise NotThere(f"there is no log of {wanted}: {why}", where=where)
+
+    def _of_pod(self, task: TaskView) -> bool:
+        """Print a pod's log; False where it has none (any more)."""
+        try:
+            for line in self._cluster.log(task.pod, namespace=task.namespace):
+                _write(f"{line}\n")
+        except GenAIError:
+            return False
+        return task.state != "waiting"
+
+    def _of_failure(self, failure: Failure) -> bool:
+        if not failure.log:
+            return False
+        with self._store(failure.log) as store:
+            return _of_blob(store, blob_of(failure.log))
+
+    def _of_job(self, store: Store, task: TaskView) -> bool:
+        stored = store.get_record(task.operation, Key(task.key))
+        return stored is not None and _of_record(store, stored.record)
+
+    def _store(self, near: str = "") -> AbstractContextManager[Store]:
+        return opened_store(
+            self._cluster,
+            self._view.namespace,
+            self._view.store,
+            options=self._options,
+            near=near or next((str(item.url) for item in self._view.artifacts), ""),
+        )
+
+
+def _matching(wanted: str, items: Iterable[_T], name: Callable[[_T], str]) -> list[_T]:
+    """Those of that name; else those that the pattern or the beginning of a name fits."""
+    items = list(items)
+    exact = [item for item in items if name(item) == wanted]
+    return exact or [
+        item
+        for item in items
+        if fnmatch.fnmatchcase(name(item), wanted) or name(item).startswith(f"{wanted}/")
+    ]
+
+
+def _of_blob(store: Store, digest: str) -> bool:
+    found = store.head_blob(Digest(digest))
+    if found is None:
+        return False
+    _write(store.read_blob(Blob(sha256=found.sha256, size=found.size)).decode(errors="replace"))
+    return True
+
+
+def _of_record(store: Store, record: Record) -> bool:
+    kept = record.measurements.log
+    if kept is None:
+        return False
+    _write(store.read_blob(kept).decode(errors="replace"))
+    return True
+
+
+def _follow(cluster: Cluster, view: BuildView, task: str | None) -> None:
+    """Print the lines of every pod as they come, until the build rests."""
+    lines: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
+    readers: dict[str, threading.Thread] = {}
+    prefixed = task is None
+    ended = {one.pod for one in view.tasks if not one.active}  # before anybody asked
+    while True:
+        for one in view.tasks:
+            wanted = task is None or bool(_matching(task, [one.id], str))
+            if wanted and one.state != "waiting" and one.pod and one.pod not in {*readers, *ended}:
+                readers[one.pod] = _reader(cluster, one, lines)
+        until = time.monotonic() + _EVERY
+        while (left := until - time.monotonic()) > 0:
+            try:
+                name, line = lines.get(timeout=left)
+            except queue.Empty:
+                break
+            _write(f"{_prefix(name) if prefixed else ''}{line}\n")
+        if view.settled and not any(reader.is_alive() for reader in readers.values()):
+            if lines.empty():
+                return
+            continue
+        view = read_build(cluster, view.name, view.namespace)
+
+
+def _reader(
+    cluster: Cluster, task: TaskView, lines: queue.SimpleQueue[tuple[str, str]]
+) -> threading.Thread:
+    def read() -> None:
+        try:
+            for line in cluster.log(task.pod, namespace=task.namespace, follow=True):
+                lines.put((task.id, line))
+        except GenAIError as error:
+            lines.put((task.id, f"(its log broke off: {error.message})"))
+
+    thread = threading.Thread(target=read, daemon=True, name=f"log of {task.id}")
+    thread.start()
+    return thread
+
+
+def _prefix(task: str) -> str:
+    if not sys.stdout.isatty():
+        return f"[{task}] "
+    color = _COLORS[zlib.crc32(task.encode()) % len(_COLORS)]  # the same task, the same color
+    return f"\x1b[{color}m[{task}]\x1b[0m "
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()

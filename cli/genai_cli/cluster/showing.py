@@ -1,0 +1,256 @@
+"""`genai status`: builds of a cluster as a table, one build in full."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from genai_cli.cluster.builds import age, read_build, read_builds
+from genai_cli.cluster.connection import Access, Cluster, connect
+from genai_cli.cluster.views import BuildView, Stage, TaskView
+from genai_cli.output import emit
+from genai_cli.settings import Settings
+from genai_cli.words import counted, duration, size
+from genai_core.kinds.base import REQUESTED_AT
+
+__all__ = ["as_json", "details", "show_status", "watched"]
+
+_STYLES = {
+    "Ready": "green",
+    "Stalled": "red",
+    "Building": "cyan",
+    "Waiting": "yellow",
+    "Pending": "yellow",
+    "Suspended": "dim",
+}
+_BAR_WIDTH = 20
+_PATIENCE = 10.0
+_EVERY = 1.0
+
+
+def show_status(
+    access: Access,
+    settings: Settings,
+    *,
+    name: str | None,
+    everywhere: bool,
+    watch: bool,
+) -> int:
+    """Print what is built and what became of it; returns the exit code."""
+    cluster = connect(access)
+    if name is not None:
+        wanted = name
+
+        def one() -> BuildView:
+            return read_build(cluster, wanted, cluster.namespace)
+
+        if settings.json:
+            emit(as_json(one()))
+            return 0
+        return watched(lambda: details(one()), watch=watch)
+    namespace = None if everywhere else cluster.namespace
+    if settings.json:
+        emit({"builds": [as_json(view) for view in read_builds(cluster, namespace)]})
+        return 0
+    return watched(lambda: _listed(cluster, namespace), watch=watch)
+
+
+def watched(picture: Callable[[], RenderableType], *, watch: bool, every: float = _EVERY) -> int:
+    """Print a picture once, or again and again until Ctrl-C; in a pipe only where it changes."""
+    console = Console(highlight=False)
+    if not watch:
+        console.print(picture(), soft_wrap=not console.is_terminal)
+        return 0
+    try:
+        if console.is_terminal:
+            with Live(picture(), console=console, auto_refresh=False) as live:
+                while True:
+                    live.update(picture(), refresh=True)
+                    time.sleep(every)
+        last = ""
+        while True:
+            with console.capture() as captured:
+                console.print(picture(), soft_wrap=True)
+            if captured.get() != last:
+                last = captured.get()
+                sys.stdout.write(last)
+                sys.stdout.flush()
+            time.sleep(every)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _listed(cluster: Cluster, namespace: str | None) -> RenderableType:
+    builds = read_builds(cluster, namespace)
+    if not builds:
+        where = f"in namespace {namespace}" if namespace else "in this cluster"
+        return Text(f"no builds {where}")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    heads = ["name", "phase", "progress", "cached", "running", "targets", "age"]
+    for head in [*(["namespace"] if namespace is None else []), *heads]:
+        table.add_column(head, no_wrap=True)
+    table.add_column("message", no_wrap=True, overflow="ellipsis")
+    for view in builds:
+        place = [view.namespace] if namespace is None else []
+        table.add_row(
+            *place,
+            Text(view.name, style="bold"),
+            _phase(view),
+            f"{view.done}/{view.total}" if view.total else "-",
+            str(view.cached) if view.total else "-",
+            str(len(view.running) or "-"),
+            ",".join(view.targets),
+            age(view.created_at),
+            Text(_message(view)),
+        )
+    return table
+
+
+def _phase(view: BuildView) -> Text:
+    return Text(view.phase, style=_STYLES.get(view.phase, ""))
+
+
+def _message(view: BuildView) -> str:
+    """One line: what a user should know about a build now."""
+    if not view.taken_up:
+        return _untaken(view) or "not taken up yet"
+    if view.ready[0] == "True":
+        return "a newer toolchain is there" if view.outdated else ""
+    if view.failures:
+        first = view.failures[0]
+        return f"{first.reason}: {first.message}"
+    _, reason, message = view.ready
+    return message if reason == "Progressing" else f"{reason}: {message}".strip(": ")
+
+
+def _untaken(view: BuildView) -> str:
+    seconds = (datetime.now(UTC) - view.created_at).total_seconds()
+    if seconds < _PATIENCE:
+        return ""
+    return "the operator has not taken it up: does it run, and does it watch this namespace?"
+
+
+def details(view: BuildView) -> RenderableType:
+    """One build in full."""
+    head = Text.assemble((view.name, "bold"), "  ", _phase(view))
+    if view.total:
+        head.append(f"  {view.done}/{counted(view.total, 'task')}, {view.cached} cached")
+    head.append(f"  namespace {view.namespace}, {age(view.created_at)} old", style="dim")
+    rows = Table.grid(padding=(0, 2))
+    rows.add_column(style="dim", no_wrap=True)
+    rows.add_column(overflow="fold")
+    if message := _message(view):
+        rows.add_row("now", Text(message))
+    rows.add_row("source", Text("  ".join(filter(None, view.source))))
+    for number, note in enumerate(view.plan):
+        rows.add_row("" if number else "plan", Text(note))
+    if view.stages:
+        rows.add_row("stages", _stages(view.stages))
+    if view.running:
+        rows.add_row("running", _running(view.running))
+    for failure in view.failures:
+        log = f"genai logs {view.name} {failure.task} -n {view.namespace}"
+        text = Text.assemble((failure.task, "bold"), f"  {failure.reason}\n{failure.message}")
+        rows.add_row(Text("failed", style="red"), text.append(f"\nlog: {log}", style="dim"))
+    for item in view.artifacts:
+        text = Text(f"{item.revision}  {size(item.size_bytes)}  verified: {item.verified}")
+        rows.add_row(Text(item.target, style="green"), text.append(f"  {item.built_at}", "dim"))
+    for warning in view.warnings:
+        rows.add_row(Text("warning", style="yellow"), Text(warning))
+    if view.outdated:
+        command = f"kubectl annotate -n {view.namespace} genaibuild {view.name} --overwrite "
+        text = Text(f"{view.outdated.partition(';')[0]}; to rebuild: {command}")
+        rows.add_row(Text("outdated", "yellow"), text.append(f'{REQUESTED_AT}="$(date)"'))
+    return Group(head, Padding(rows, (0, 0, 0, 2)))
+
+
+def _stages(stages: Sequence[Stage]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(width=_BAR_WIDTH)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(no_wrap=True)
+    for stage in stages:
+        ended = stage.cached + stage.done + stage.failed
+        style = "red" if stage.failed else "green" if ended == stage.total else "cyan"
+        bar = ProgressBar(
+            total=stage.total or 1,
+            completed=ended,
+            width=_BAR_WIDTH,
+            complete_style=style,
+            finished_style=style,
+        )
+        counts = (
+            (stage.failed, "failed"),
+            (stage.running, "running"),
+            (stage.waiting, "waiting"),
+            (stage.cached, "cached"),
+        )
+        said = ", ".join(f"{count} {word}" for count, word in counts if count)
+        table.add_row(stage.operation, bar, f"{ended}/{stage.total}", said)
+    return table
+
+
+def _running(tasks: Sequence[TaskView]) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    now = datetime.now(UTC)
+    for task in tasks:
+        seconds = duration(max((now - task.since).total_seconds(), 0.0))
+        again = f"attempt {task.attempt}" if task.attempt > 1 else ""
+        if task.state == "waiting":
+            table.add_row(task.id, task.node or "-", seconds, Text(task.waits, style="yellow"))
+        else:
+            table.add_row(Text(task.id, style="cyan"), task.node, seconds, again)
+    return table
+
+
+def as_json(view: BuildView) -> dict[str, Any]:
+    """A build as `--json` shows it; camelCase, as in the status."""
+    return {
+        "namespace": view.namespace,
+        "name": view.name,
+        "phase": view.phase,
+        "ready": view.ready[0],
+        "reason": view.ready[1],
+        "message": _message(view),
+        "createdAt": view.created_at.isoformat(),
+        "takenUp": view.taken_up,
+        "tasks": {"total": view.total, "done": view.done, "cached": view.cached},
+        "stages": [vars(stage) for stage in view.stages],
+        "running": [
+            {
+                "task": task.id,
+                "state": task.state,
+                "node": task.node,
+                "pod": task.pod,
+                "attempt": task.attempt,
+                "since": task.since.isoformat(),
+                "waits": task.waits,
+            }
+            for task in view.running
+        ],
+        "failures": [vars(failure) for failure in view.failures],
+        "source": {"uri": view.source[0], "digest": view.source[1]},
+        "containers": {
+            item.target: {
+                "revision": item.revision,
+                "sizeBytes": item.size_bytes,
+                "url": item.url,
+                "builtAt": item.built_at,
+                "verified": item.verified,
+            }
+            for item in view.artifacts
+        },
+        "warnings": list(view.warnings),
+        "toolchainOutdated": bool(view.outdated),
+    }

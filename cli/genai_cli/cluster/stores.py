@@ -1,0 +1,194 @@
+"""The store of a namespace, opened from this machine with the right credentials.
+
+Who may read the ArtifactStore's Secret uses what stands there, else the AWS_* variables, ~/.aws or
+whatever boto3 finds; `--store` names the place outright.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+
+from genai_cli.cluster.connection import Cluster, Json
+from genai_cli.cluster.forwarding import reachable
+from genai_cli.cluster.problems import NotAllowed, NotThere
+from genai_core.errors import InvalidSpec
+from genai_core.kinds.artifact_store import ArtifactStoreSpec
+from genai_core.kinds.reading import read_model
+from genai_core.store.protocol import Store
+from genai_core.store.s3_location import S3Credentials, S3Location, parse_s3
+
+__all__ = ["Place", "StoreOptions", "blob_of", "named_by", "opened_store", "place_of", "read_from"]
+
+_RECORDS, _BLOBS = "/records/", "/blobs/"
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """What the user says about the store.
+
+    Attributes:
+        store: Address that replaces the cluster's word for it.
+        endpoint: How this machine reaches the server.
+    """
+
+    store: str | None = None
+    endpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A store as this machine reaches it.
+
+    Attributes:
+        where: With the endpoint that works from here.
+        public: With the endpoint that the cluster uses.
+        credentials: None = boto3's usual places.
+    """
+
+    where: S3Location
+    public: S3Location
+    credentials: S3Credentials | None = None
+
+
+@contextmanager
+def read_from(
+    cluster: Cluster, namespace: str, store: str, *, options: StoreOptions, near: str = ""
+) -> Iterator[Place]:
+    """Where a namespace's store is, with credentials, as long as the context lasts.
+
+    Args:
+        cluster: The cluster.
+        namespace: The namespace.
+        store: Name of the ArtifactStore.
+        options: Of the user.
+        near: An address in that store that a status gives; needed where the user may not read the
+            ArtifactStore.
+
+    Raises:
+        BadInput: The store, or how to reach it, is not known.
+    """
+    with ExitStack() as stack:
+        if options.store is not None:
+            where = parse_s3(options.store)
+            if options.endpoint:
+                where = replace(where, endpoint=options.endpoint, addressing="path")
+            yield Place(where, where)
+            return
+        spec = _spec(cluster, namespace, store, needed=not near)
+        if near:
+            public = named_by(near)
+        else:
+            assert spec is not None
+            public = place_of(spec, namespace)
+        credentials = _credentials(cluster, namespace, spec)
+        where = public
+        if spec is not None and spec.ca_bundle:
+            file = stack.enter_context(tempfile.NamedTemporaryFile("w", suffix=".pem"))
+            file.write(spec.ca_bundle)
+            file.flush()
+            where = replace(where, ca=file.name)
+        endpoint = options.endpoint or stack.enter_context(
+            reachable(cluster, where.endpoint, namespace)
+        )
+        if endpoint != where.endpoint:
+            where = replace(where, endpoint=endpoint, addressing="path")
+        yield Place(where, public, credentials)
+
+
+@contextmanager
+def opened_store(
+    cluster: Cluster, namespace: str, store: str, *, options: StoreOptions, near: str = ""
+) -> Iterator[Store]:
+    """The same, opened for reading; see `read_from`."""
+    from genai_core.store.location import open_store
+
+    with read_from(cluster, namespace, store, options=options, near=near) as place:
+        yield open_store(str(place.where), credentials=place.credentials)
+
+
+def place_of(spec: ArtifactStoreSpec, namespace: str) -> S3Location:
+    """The part of a bucket that a namespace's builds use."""
+    return S3Location(
+        bucket=spec.bucket,
+        prefix="/".join(part for part in (spec.prefix.strip("/"), namespace) if part),
+        endpoint=spec.endpoint,
+        region=spec.region,
+        addressing="path" if spec.endpoint else "auto",
+    )
+
+
+def named_by(address: str) -> S3Location:
+    """The store that a record's or blob's address in a status lies in.
+
+    Raises:
+        InvalidSpec: It is no such address.
+    """
+    where = parse_s3(address)
+    for folder in (_RECORDS, _BLOBS):
+        head, found, _ = f"/{where.prefix}".rpartition(folder)
+        if found:
+            return replace(where, prefix=head.strip("/"))
+    raise InvalidSpec("it is no address of a record or blob", where=address)
+
+
+def blob_of(address: str) -> str:
+    """The digest of a blob by its address."""
+    return parse_s3(address).prefix.rpartition("/")[2]
+
+
+def _spec(
+    cluster: Cluster, namespace: str, store: str, *, needed: bool
+) -> ArtifactStoreSpec | None:
+    try:
+        value = cluster.get("artifactstores", store, namespace=namespace)
+    except NotThere as error:
+        if not needed:
+            return None
+        raise NotThere(
+            "there is no such ArtifactStore",
+            where=f"{namespace}/{store}",
+            remedy="make it (see charts/genai-operator/README.md), or name one in spec.store.name",
+        ) from error
+    except NotAllowed:
+        if needed:
+            raise
+        return None
+    return read_model(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {store}")
+
+
+def _credentials(
+    cluster: Cluster, namespace: str, spec: ArtifactStoreSpec | None
+) -> S3Credentials | None:
+    """The Secret's, where there is one that the user may read."""
+    if spec is None or spec.secret_ref is None:
+        return None
+    name = spec.secret_ref.name
+    try:
+        secret = cluster.get("secrets", name, namespace=namespace)
+    except (NotAllowed, NotThere):
+        sys.stderr.write(
+            f"note: the Secret {namespace}/{name} cannot be read; using your own AWS credentials\n"
+        )
+        return None
+    return _of_secret(secret)
+
+
+def _of_secret(secret: Json) -> S3Credentials | None:
+    try:
+        found = {
+            key: base64.b64decode(value).decode()
+            for key, value in (secret.get("data") or {}).items()
+            if key in _KEYS
+        }
+    except (binascii.Error, UnicodeDecodeError):
+        return None
+    if not found.get(_KEYS[0]) or not found.get(_KEYS[1]):
+        return None
+    return S3Credentials(found[_KEYS[0]], found[_KEYS[1]], found.get(_KEYS[2]) or None)

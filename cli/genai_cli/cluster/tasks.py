@@ -1,0 +1,143 @@
+"""The tasks of a build that has run in a cluster, each with its record in the store.
+
+A status stays small and finished Jobs go after a while, so which record a task left follows from
+what stays: the source's record, and the store. The plan is made again as the operator made it, and
+a task's record is the one with its operation, its config and inputs that are outputs of its
+predecessors. Nothing depends on today's toolchain, so logs of an outdated build are found too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from genai_cli.cluster.connection import Cluster, Json
+from genai_cli.cluster.problems import NotAllowed, NotThere
+from genai_core import chips
+from genai_core.errors import BadInput, CorruptBlob
+from genai_core.facts import ModelFacts
+from genai_core.kinds.build import BuildSpec
+from genai_core.kinds.reading import read_model
+from genai_core.kinds.target import TargetSpec
+from genai_core.names import Backend, Digest, Key, TaskId
+from genai_core.operations import ChipConfig
+from genai_core.record import Blob, Record
+from genai_core.resolved import RESOLVE, ResolvedSource
+from genai_core.store.protocol import RecordRef, Store
+from genai_planner.expand import expand
+from genai_planner.graph import Plan
+from genai_planner.inputs import INGEST
+from genai_planner.shape import shape_from_config, shape_from_facts
+from genai_planner.source_view import SourceView
+from genai_planner.targets import Target, parse_target
+
+__all__ = ["build_records", "match_records"]
+
+_AT_ONCE = 16
+_FACTS_FILE = "facts.json"
+
+
+def build_records(cluster: Cluster, value: Json, store: Store) -> dict[TaskId, Record | None]:
+    """The tasks of a build in the plan's order, and what they left; None: nothing that is known.
+
+    Raises:
+        BadInput: Its source was never resolved, so that it has no plan.
+    """
+    spec = read_model(BuildSpec, value["spec"], where="spec")
+    resolved = next(iter((value.get("status") or {}).get("sources") or ()), None)
+    key = (resolved or {}).get("record")
+    stored = store.get_record(RESOLVE, Key(key.removeprefix("sha256:"))) if key else None
+    if stored is None:
+        raise BadInput(
+            "its source was not resolved, so it has no tasks yet",
+            where=f"{value['metadata']['namespace']}/{value['metadata']['name']}",
+            remedy="see genai status",
+        )
+    source = ResolvedSource.model_validate(stored.record.facts)
+    targets = [_target(cluster, name) for name in spec.targets]
+    view = SourceView(
+        frozenset(source.files),
+        sum(file.size for file in source.files.values()),
+        source.weight_bits,
+    )
+    plan = expand(spec, targets=targets, source=view, shape=shape_from_config(source.config))
+    given = frozenset(Digest(file.sha256) for file in source.files.values())
+    ingested = match_records(
+        Plan(plan.tasks[:1], complete=False), _records(store, {plan.tasks[0].operation}), given
+    )[INGEST]
+    if ingested is None:
+        return {task.id: None for task in plan.tasks}
+    facts = ingested.outputs[_FACTS_FILE]
+    text = store.read_blob(Blob(sha256=facts.sha256, size=facts.size))
+    shape = shape_from_facts(ModelFacts.model_validate_json(text))
+    plan = expand(spec, targets=targets, source=view, shape=shape)
+    records = _records(store, {task.operation for task in plan.tasks})
+    return match_records(plan, records, given)
+
+
+def match_records(
+    plan: Plan, records: list[Record], source: frozenset[Digest]
+) -> dict[TaskId, Record | None]:
+    """Each task's record: its operation, its config, and inputs from where it reads.
+
+    Args:
+        plan: The tasks.
+        records: To choose from; of several that fit the newest counts.
+        source: Digests of the model's files.
+    """
+    by_operation: dict[str, list[Record]] = {}
+    for record in sorted(records, key=lambda record: record.created_at, reverse=True):
+        by_operation.setdefault(record.operation, []).append(record)
+    found: dict[TaskId, Record | None] = {}
+    for task in plan.tasks:
+        allowed = set(source)
+        for other in task.after():
+            before = found.get(other)
+            allowed |= set(before.identities().values()) if before is not None else set()
+        config: Mapping[str, Any] = task.config.model_dump(mode="json")
+        found[task.id] = next(
+            (
+                record
+                for record in by_operation.get(task.operation, ())
+                if record.config == config
+                and all(
+                    digest in allowed
+                    for files in record.inputs.values()
+                    for digest in files.values()
+                )
+            ),
+            None,
+        )
+    return found
+
+
+def _records(store: Store, operations: set[str]) -> list[Record]:
+    refs = [ref for operation in sorted(operations) for ref in store.list_records(operation)]
+
+    def read(ref: RecordRef) -> Record | None:
+        try:
+            stored = store.get_record(ref.operation, ref.key)
+        except CorruptBlob:
+            return None
+        return stored.record if stored else None
+
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="records") as pool:
+        return [record for record in pool.map(read, refs) if record is not None]
+
+
+def _target(cluster: Cluster, name: str) -> Target:
+    """A GenAITarget as the planner wants it; where it cannot be read, the chip of that name."""
+    try:
+        value = cluster.get("genaitargets", name)
+    except (NotAllowed, NotThere):
+        return parse_target(name)
+    spec = read_model(TargetSpec, value["spec"], where=f"GenAITarget {name}")
+    if spec.backend is Backend.CPU:
+        return Target(name, spec.backend, None, dict(spec.compilation))
+    if spec.chipset is not None:
+        chip = chips.by_name(spec.chipset)
+    else:
+        chip = chips.by_number(spec.soc_model or 0, int((spec.dsp_arch or "v0").lstrip("v")))
+    config = ChipConfig(soc_model=chip.soc_model, dsp_arch=chip.dsp_arch)
+    return Target(name, spec.backend, config, dict(spec.compilation))

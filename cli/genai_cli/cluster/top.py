@@ -1,0 +1,304 @@
+"""`genai top`: what every build of a cluster does now, and on which nodes.
+
+Requests are what the scheduler counts; what nodes offer is shown where the user may look at them.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from genai_cli.cluster.builds import age, read_builds
+from genai_cli.cluster.connection import Access, Cluster, Json, connect
+from genai_cli.cluster.problems import ClusterUnavailable, NotAllowed
+from genai_cli.cluster.views import BuildView, TaskView, quantity
+from genai_cli.output import emit
+from genai_cli.settings import Settings
+from genai_cli.words import counted, duration
+
+__all__ = ["Node", "Rates", "Snapshot", "show_top", "snapshot"]
+
+_EVERY = 2.0
+_WINDOW = 60.0
+_MOST_TASKS = 20
+_GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node: what builds ask of it, and what it offers (0: not known)."""
+
+    name: str
+    tasks: int
+    cpu: int
+    memory: int
+    cpu_offered: int = 0
+    memory_offered: int = 0
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The cluster at one moment.
+
+    Attributes:
+        builds: Those that are not at rest, then those that rest.
+        tasks: That run or wait, the oldest first.
+        nodes: By name.
+        resting: How many builds have nothing to do, by phase.
+    """
+
+    builds: tuple[BuildView, ...]
+    tasks: tuple[tuple[TaskView, str], ...]
+    nodes: tuple[Node, ...]
+    resting: Mapping[str, int]
+
+    @property
+    def running(self) -> int:
+        """Tasks whose process runs."""
+        return sum(task.state == "running" for task, _ in self.tasks)
+
+
+@dataclass
+class Rates:
+    """Tasks ended in the last minute, from what Jobs say and from what was seen."""
+
+    _seen: dict[str, datetime] = field(default_factory=dict)
+
+    def per_minute(self, builds: Iterable[BuildView], now: datetime) -> int:
+        """Take a look into account and return the rate."""
+        for view in builds:
+            for task in view.tasks:
+                if task.state == "done" and task.ended_at is not None:
+                    self._seen[task.job] = task.ended_at
+        self._seen = {
+            job: at for job, at in self._seen.items() if (now - at).total_seconds() <= _WINDOW
+        }
+        return len(self._seen)
+
+
+def show_top(access: Access, settings: Settings, *, everywhere: bool, once: bool) -> int:
+    """Show it once, or live on a terminal, or a line every two seconds in a pipe."""
+    cluster = connect(access)
+    namespace = None if everywhere else cluster.namespace
+    rates = Rates()
+    if settings.json or once:
+        now = datetime.now(UTC)
+        found = snapshot(cluster, namespace)
+        rate = rates.per_minute(found.builds, now)
+        if settings.json:
+            emit(_as_json(found, rate))
+        else:
+            console = Console(highlight=False)
+            console.print(_picture(cluster, found, rate), soft_wrap=not console.is_terminal)
+        return 0
+    try:
+        return _live(cluster, namespace, rates)
+    except KeyboardInterrupt:
+        return 0
+
+
+def _live(cluster: Cluster, namespace: str | None, rates: Rates) -> int:
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        while True:
+            found = _patiently(cluster, namespace)
+            now = datetime.now(UTC)
+            sys.stdout.write(_line(found, rates.per_minute(found.builds, now), now) + "\n")
+            sys.stdout.flush()
+            time.sleep(_EVERY)
+    found = snapshot(cluster, namespace)
+    with Live(console=console, auto_refresh=False, screen=True) as live:
+        while True:
+            rate = rates.per_minute(found.builds, datetime.now(UTC))
+            live.update(_picture(cluster, found, rate), refresh=True)
+            time.sleep(_EVERY)
+            found = _patiently(cluster, namespace, found)
+
+
+def _patiently(cluster: Cluster, namespace: str | None, last: Snapshot | None = None) -> Snapshot:
+    """What is there now; while an apiserver restarts, what was there."""
+    try:
+        return snapshot(cluster, namespace)
+    except ClusterUnavailable:
+        if last is None:
+            raise
+        return last
+
+
+def snapshot(cluster: Cluster, namespace: str | None) -> Snapshot:
+    """Look once: builds, Jobs, pods, and nodes where that is allowed."""
+    builds = read_builds(cluster, namespace)
+    tasks: dict[str, tuple[TaskView, list[str]]] = {}
+    for view in builds:
+        for task in view.running:
+            place = f"{task.namespace}/{task.job}"
+            tasks.setdefault(place, (task, []))[1].append(view.name)
+    try:
+        nodes = cluster.list("nodes")
+    except NotAllowed:
+        nodes = []
+    found = sorted(tasks.values(), key=lambda entry: (entry[0].state != "running", entry[0].since))
+    busy = [view for view in builds if not view.settled]
+    rest = [view for view in builds if view.settled]
+    resting: dict[str, int] = {}
+    for view in rest:
+        resting[view.phase] = resting.get(view.phase, 0) + 1
+    return Snapshot(
+        builds=(*busy, *rest),
+        tasks=tuple((task, ",".join(names)) for task, names in found),
+        nodes=tuple(_nodes([task for task, _ in found], nodes)),
+        resting=resting,
+    )
+
+
+def _nodes(tasks: Sequence[TaskView], known: Sequence[Json]) -> list[Node]:
+    offered: dict[str, Mapping[str, Any]] = {
+        node["metadata"]["name"]: (node.get("status") or {}).get("allocatable") or {}
+        for node in known
+    }
+    names = sorted({*offered, *(task.node for task in tasks if task.node)})
+    found = []
+    for name in names:
+        here = [task for task in tasks if task.node == name]
+        room = offered.get(name, {})
+        found.append(
+            Node(
+                name=name,
+                tasks=len(here),
+                cpu=sum(task.cpu for task in here),
+                memory=sum(task.memory for task in here),
+                cpu_offered=quantity(str(room.get("cpu", "0")), scale=1000),
+                memory_offered=quantity(str(room.get("memory", "0"))),
+            )
+        )
+    return found
+
+
+def _picture(cluster: Cluster, found: Snapshot, rate: int) -> RenderableType:
+    waiting = len(found.tasks) - found.running
+    busy = [view for view in found.builds if not view.settled]
+    rest = ", ".join(f"{count} {phase}" for phase, count in sorted(found.resting.items()))
+    head = Text.assemble(
+        (cluster.name, "bold"),
+        f"  {counted(len(busy), 'build')} at work" + (f" ({rest})" if rest else ""),
+        f"  {counted(found.running, 'task')} running",
+        f", {waiting} waiting" if waiting else "",
+        f"  {rate} done in the last minute",
+    )
+    parts: list[RenderableType] = [head]
+    nodes = _table("node", "tasks", "cpu asked", "memory asked")
+    for node in found.nodes:
+        nodes.add_row(
+            node.name,
+            str(node.tasks),
+            _share(node.cpu / 1000, node.cpu_offered / 1000, ""),
+            _share(node.memory / _GIB, node.memory_offered / _GIB, " GiB"),
+        )
+    if found.nodes:
+        parts.append(Padding(nodes, (1, 0, 0, 0)))
+    builds = _table("namespace", "build", "phase", "progress", "cached", "running", "age")
+    for view in busy:
+        progress = f"{view.done}/{view.total}" if view.total else "-"
+        running = sum(task.state == "running" for task in view.tasks)
+        builds.add_row(
+            view.namespace,
+            view.name,
+            view.phase,
+            progress,
+            str(view.cached),
+            str(running),
+            age(view.created_at),
+        )
+    if busy:
+        parts.append(Padding(builds, (1, 0, 0, 0)))
+    tasks = _table("task", "build", "node", "for", "cpu", "memory", "")
+    now = datetime.now(UTC)
+    for task, names in found.tasks[:_MOST_TASKS]:
+        tasks.add_row(
+            Text(task.id, style="cyan" if task.state == "running" else "yellow"),
+            f"{task.namespace}/{names}",
+            task.node or "-",
+            duration(max((now - task.since).total_seconds(), 0.0)),
+            f"{task.cpu / 1000:g}",
+            f"{task.memory / _GIB:.1f} GiB",
+            Text(task.waits, style="yellow"),
+        )
+    if found.tasks:
+        parts.append(Padding(tasks, (1, 0, 0, 0)))
+    if len(found.tasks) > _MOST_TASKS:
+        parts.append(Text(f"and {len(found.tasks) - _MOST_TASKS} more", style="dim"))
+    return Group(*parts)
+
+
+def _table(*heads: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for head in heads:
+        table.add_column(head, no_wrap=True, overflow="ellipsis")
+    return table
+
+
+def _share(used: float, offered: float, unit: str) -> str:
+    if not offered:
+        return f"{used:.1f}{unit}"
+    return f"{used:.1f} of {offered:.1f}{unit} ({used / offered:.0%})"
+
+
+def _line(found: Snapshot, rate: int, now: datetime) -> str:
+    """One look as a line for logs and pipes."""
+    busy = [view for view in found.builds if not view.settled]
+    nodes = " ".join(f"{node.name}={node.tasks}" for node in found.nodes)
+    progress = " ".join(f"{v.namespace}/{v.name}={v.done}/{v.total}" for v in busy[:8])
+    return (
+        f"{now.strftime('%H:%M:%S')} builds={len(busy)} running={found.running} "
+        f"waiting={len(found.tasks) - found.running} done/min={rate} {nodes} {progress}"
+    ).rstrip()
+
+
+def _as_json(found: Snapshot, rate: int) -> dict[str, Any]:
+    return {
+        "builds": [
+            {
+                "namespace": view.namespace,
+                "name": view.name,
+                "phase": view.phase,
+                "tasks": {"total": view.total, "done": view.done, "cached": view.cached},
+                "running": sum(task.state == "running" for task in view.tasks),
+            }
+            for view in found.builds
+        ],
+        "tasks": [
+            {
+                "task": task.id,
+                "namespace": task.namespace,
+                "builds": names.split(","),
+                "state": task.state,
+                "node": task.node,
+                "since": task.since.isoformat(),
+                "cpuMillis": task.cpu,
+                "memoryBytes": task.memory,
+                "waits": task.waits,
+            }
+            for task, names in found.tasks
+        ],
+        "nodes": [
+            {
+                "name": node.name,
+                "tasks": node.tasks,
+                "cpuMillis": node.cpu,
+                "memoryBytes": node.memory,
+                "allocatable": {"cpuMillis": node.cpu_offered, "memoryBytes": node.memory_offered},
+            }
+            for node in found.nodes
+        ],
+        "donePerMinute": rate,
+    }

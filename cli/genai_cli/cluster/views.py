@@ -1,0 +1,332 @@
+"""A build, its Jobs and their pods as people see them. Pure: objects of the apiserver in.
+
+What a status does not hold, since it stays small, comes from the Jobs: which task runs where and
+since when, and why one does not start.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, TypeAlias
+
+from genai_core.kinds.base import GROUP
+
+__all__ = [
+    "JOB_NAME",
+    "OURS",
+    "Artifact",
+    "BuildView",
+    "Failure",
+    "Stage",
+    "TaskView",
+    "build_view",
+    "parse_time",
+    "quantity",
+    "task_views",
+]
+
+OURS = "app.kubernetes.io/managed-by=genai-operator"
+"""Selects the operator's Jobs and their pods."""
+JOB_NAME = "batch.kubernetes.io/job-name"
+
+_KEY, _TASK = f"{GROUP}/key", f"{GROUP}/task"
+_OPERATION, _ATTEMPT, _SCOPE = f"{GROUP}/operation", f"{GROUP}/attempt", f"{GROUP}/scope"
+_USUAL = {"", "ContainerCreating", "PodInitializing"}
+
+TaskState: TypeAlias = Literal["waiting", "running", "done", "failed"]
+
+
+@dataclass(frozen=True)
+class TaskView:
+    """The latest Job of one task.
+
+    Attributes:
+        id: Of the task in its plan.
+        key: Of its record.
+        owners: UIDs of the builds that need it.
+        since: When its pod began to run, else when its Job was made.
+        seconds: It took so long, once it has ended.
+        pod: Name of the latest pod; empty where it is gone.
+        waits: Why it does not start, as far as anybody says.
+        said: What its process left: outcome, error, peak memory, the log's digest.
+        cpu: Millicores that it asks for.
+        memory: Bytes that it asks for.
+    """
+
+    namespace: str
+    id: str
+    key: str
+    operation: str
+    attempt: int
+    state: TaskState
+    owners: frozenset[str]
+    job: str
+    since: datetime
+    ended_at: datetime | None = None
+    pod: str = ""
+    node: str = ""
+    waits: str = ""
+    said: Mapping[str, Any] = field(default_factory=dict)
+    cpu: int = 0
+    memory: int = 0
+
+    @property
+    def active(self) -> bool:
+        """It runs, or its pod is about to."""
+        return self.state in {"waiting", "running"}
+
+    @property
+    def seconds(self) -> float:
+        """See the class."""
+        if self.ended_at is None:
+            return 0.0
+        return max((self.ended_at - self.since).total_seconds(), 0.0)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Tasks of one operation by state, as the status counts them."""
+
+    operation: str
+    waiting: int = 0
+    running: int = 0
+    cached: int = 0
+    done: int = 0
+    failed: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.waiting + self.running + self.cached + self.done + self.failed
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One failed task; the log's address is empty where it left none."""
+
+    task: str
+    reason: str
+    message: str
+    log: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A target's last good container."""
+
+    target: str
+    revision: str
+    url: str
+    size_bytes: int
+    built_at: str
+    verified: str
+
+
+@dataclass(frozen=True)
+class BuildView:
+    """A GenAIBuild.
+
+    Attributes:
+        taken_up: The operator has seen this generation, and this request.
+        ready: Status, reason and message of the condition.
+        done: Tasks that ended well, of `total`.
+        outdated: What ToolchainOutdated says; empty where it does not stand.
+        source: As resolved: address and digest; else as written.
+        tasks: Its Jobs' tasks, the oldest first.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    created_at: datetime
+    taken_up: bool
+    phase: str
+    ready: tuple[str, str, str]
+    targets: tuple[str, ...]
+    store: str
+    source: tuple[str, str]
+    done: int = 0
+    total: int = 0
+    cached: int = 0
+    stages: tuple[Stage, ...] = ()
+    failures: tuple[Failure, ...] = ()
+    plan: tuple[str, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    warnings: tuple[str, ...] = ()
+    outdated: str = ""
+    tasks: tuple[TaskView, ...] = ()
+
+    @property
+    def settled(self) -> bool:
+        """Nothing more happens before somebody changes something."""
+        return self.taken_up and (self.ready[0] in {"True", "False"} or self.phase == "Suspended")
+
+    @property
+    def running(self) -> tuple[TaskView, ...]:
+        """Tasks that run or are about to."""
+        return tuple(task for task in self.tasks if task.active)
+
+
+def parse_time(text: str) -> datetime:
+    """A time as an apiserver writes it."""
+    return datetime.fromisoformat(text)
+
+
+def build_view(value: Mapping[str, Any], tasks: Sequence[TaskView] = ()) -> BuildView:
+    """Read a GenAIBuild.
+
+    Args:
+        value: As the apiserver sends it; its status may be missing.
+        tasks: Of its namespace; its own are picked out.
+    """
+    meta, spec, status = value["metadata"], value["spec"], value.get("status") or {}
+    conditions = {entry["type"]: entry for entry in status.get("conditions") or ()}
+    ready = conditions.get("Ready", {})
+    requested = (meta.get("annotations") or {}).get(f"{GROUP}/requestedAt", "")
+    taken_up = (
+        status.get("observedGeneration", 0) == meta.get("generation", 0)
+        and status.get("requestedAt", "") == requested
+    )
+    done, _, total = str(status.get("progress", "")).partition("/")
+    resolved = next(iter(status.get("sources") or ()), None)
+    return BuildView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        created_at=parse_time(meta["creationTimestamp"]),
+        taken_up=taken_up,
+        phase=str(status.get("phase") or "Pending") if taken_up else "Pending",
+        ready=(
+            str(ready.get("status", "Unknown")),
+            str(ready.get("reason", "")),
+            str(ready.get("message", "")),
+        ),
+        targets=tuple(spec["targets"]),
+        store=str((spec.get("store") or {}).get("name") or "default"),
+        source=(resolved["uri"], resolved["digest"]) if resolved else (spec["model"]["source"], ""),
+        done=int(done) if done.isdigit() else 0,
+        total=int(total) if total.isdigit() else 0,
+        cached=int(status.get("cached", 0)),
+        stages=tuple(Stage(**entry) for entry in status.get("stages") or ()),
+        failures=tuple(Failure(**entry) for entry in status.get("failures") or ()),
+        plan=tuple(status.get("plan") or ()),
+        artifacts=tuple(
+            Artifact(
+                target=entry["target"],
+                revision=entry["revision"],
+                url=entry["url"],
+                size_bytes=entry["sizeBytes"],
+                built_at=entry["builtAt"],
+                verified=entry["verified"],
+            )
+            for entry in status.get("artifacts") or ()
+        ),
+        warnings=tuple(status.get("warnings") or ()),
+        outdated=str(conditions.get("ToolchainOutdated", {}).get("message", "")),
+        tasks=tuple(task for task in tasks if meta["uid"] in task.owners),
+    )
+
+
+def task_views(
+    jobs: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]
+) -> list[TaskView]:
+    """The latest attempt of every task that has a Job, the oldest first."""
+    by_job: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for pod in pods:
+        meta = pod["metadata"]
+        name = (meta.get("labels") or {}).get(JOB_NAME)
+        if name:
+            by_job.setdefault((meta["namespace"], name), []).append(pod)
+    latest: dict[tuple[str, str, str], TaskView] = {}
+    for job in jobs:
+        meta = job["metadata"]
+        if _TASK not in (meta.get("annotations") or {}):
+            continue
+        view = _task(job, by_job.get((meta["namespace"], meta["name"]), ()))
+        place = (view.namespace, view.key, (meta.get("labels") or {}).get(_SCOPE, ""))
+        known = latest.get(place)
+        if known is None or known.attempt < view.attempt:
+            latest[place] = view
+    return sorted(latest.values(), key=lambda view: view.since)
+
+
+def _task(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> TaskView:
+    meta, status = job["metadata"], job.get("status") or {}
+    notes, labels = meta["annotations"], meta.get("labels") or {}
+    pod = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+    container = _container(pod)
+    ran = container.get("running") or container.get("terminated") or {}
+    state: TaskState = "running" if "running" in container else "waiting"
+    ended_at = None
+    for condition in status.get("conditions") or ():
+        if condition["status"] == "True" and condition["type"] in {"Complete", "Failed"}:
+            state = "done" if condition["type"] == "Complete" else "failed"
+            ended_at = ran.get("finishedAt") or condition["lastTransitionTime"]
+    requests = _requests(job)
+    return TaskView(
+        namespace=meta["namespace"],
+        id=notes[_TASK],
+        key=notes.get(_KEY, ""),
+        operation=labels.get(_OPERATION, ""),
+        attempt=int(labels.get(_ATTEMPT, "1")),
+        state=state,
+        owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+        job=meta["name"],
+        since=parse_time(ran.get("startedAt") or meta["creationTimestamp"]),
+        ended_at=parse_time(ended_at) if ended_at else None,
+        pod=pod["metadata"]["name"] if pod else "",
+        node=((pod or {}).get("spec") or {}).get("nodeName", ""),
+        waits=_waits(pod, container) if state == "waiting" else "",
+        said=_said(container.get("terminated") or {}),
+        cpu=quantity(requests.get("cpu", "0"), scale=1000),
+        memory=quantity(requests.get("memory", "0")),
+    )
+
+
+def _container(pod: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    """The state of the pod's only container."""
+    for entry in ((pod or {}).get("status") or {}).get("containerStatuses") or ():
+        found: Mapping[str, Any] = entry.get("state") or {}
+        return found
+    return {}
+
+
+def _waits(pod: Mapping[str, Any] | None, container: Mapping[str, Any]) -> str:
+    waiting = container.get("waiting") or {}
+    reason = str(waiting.get("reason", ""))
+    if reason not in _USUAL:
+        return f"{reason}: {waiting.get('message', '')}".strip(": ")
+    for entry in ((pod or {}).get("status") or {}).get("conditions") or ():
+        if entry["type"] == "PodScheduled" and entry["status"] == "False":
+            return str(entry.get("message") or entry.get("reason") or "not scheduled")
+    return "its pod starts" if pod else "no pod yet"
+
+
+def _said(ended: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        found = json.loads(ended.get("message") or "{}")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _requests(job: Mapping[str, Any]) -> Mapping[str, str]:
+    containers = job["spec"]["template"]["spec"]["containers"]
+    found: Mapping[str, str] = (containers[0].get("resources") or {}).get("requests") or {}
+    return found
+
+
+_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3} | {
+    f"{unit}{i}": base**power
+    for power, unit in enumerate("KMGTPE", start=1)
+    for i, base in (("i", 1024.0), ("", 1000.0))
+}
+
+
+def quantity(text: str, *, scale: int = 1) -> int:
+    """A Kubernetes quantity as a whole number."""
+    number = text.rstrip("EPTGMKkim")
+    return round(float(number or 0) * _UNITS.get(text[len(number) :], 1.0) * scale)
