@@ -43,7 +43,7 @@ from genai_operator.status import (
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.survey import Question, Survey, survey
 from genai_operator.targets import BuildTarget, build_target, toolchain_digest, toolchains
-from genai_operator.views import JobState, JobView, parse_time
+from genai_operator.views import JobState, JobView, PodView, parse_time
 from genai_planner.machine import State as TaskState
 
 __all__ = ["BuildPass", "Builds"]
@@ -102,8 +102,7 @@ class Builds:
             await self._release(value["metadata"]["uid"], keep=())
             await self._report(value, one)
             return None
-        if not one.fresh and ready_of(one.status)[0] == "True" and not one.spec.run.suspend:
-            await self._at_rest(one)
+        if not one.fresh and not one.spec.run.suspend and await self._rests(one):
             return None
         outcome = await self._outcome(one)
         await self._report(value, replace(outcome, requested_at=one.requested, source=one.source))
@@ -126,29 +125,37 @@ class Builds:
         await self._release(one.owner.uid, keep=())
         return Outcome(State.STALLED, problem.reason, problem.message)
 
-    async def _at_rest(self, one: BuildPass) -> None:
-        """A Ready build: only whether its toolchain is still the current one is looked at."""
+    async def _rests(self, one: BuildPass) -> bool:
+        """Whether nothing is to be done unasked; shows a toolchain that is not the current one.
+
+        A build that is Ready rests. So does one whose tasks failed when the toolchain, or the
+        operator itself, has changed since: with other keys all of it would begin anew.
+        """
+        ready = condition_of(one.status, "Ready")
+        if ready is None:
+            return False
+        good: bool = ready["status"] == "True"
+        if not good and not (ready["status"] == "False" and one.status.get("failures")):
+            return False
         try:
             now = toolchain_digest(self._targets(one))
         except (Stalled, Waiting, GenAIError):
-            return
+            return good
         outdated = one.status.get("toolchain", now) != now
-        shown = condition_of(one.status, "ToolchainOutdated") is not None
-        if outdated == shown:
-            return
-        text = "the targets' images compute with other versions by now" if outdated else ""
-        ready = condition_of(one.status, "Ready")
-        assert ready is not None
-        outcome = Outcome(
-            State.READY,
-            ready["reason"],
-            ready["message"],
-            outdated=text,
-            notes=one.status.get("plan", ()),
-            warnings=one.status.get("warnings", ()),
-            requested_at=one.requested,
-        )
-        await self._report(one.value, outcome)
+        if not good and not outdated:
+            return False
+        if outdated != (condition_of(one.status, "ToolchainOutdated") is not None):
+            outcome = Outcome(
+                State.READY if good else State.STALLED,
+                ready["reason"],
+                ready["message"],
+                outdated="operations or libraries have other versions by now" if outdated else "",
+                notes=one.status.get("plan", ()),
+                warnings=one.status.get("warnings", ()),
+                requested_at=one.requested,
+            )
+            await self._report(one.value, outcome)
+        return True
 
     # The steps
 
@@ -301,7 +308,9 @@ class Builds:
         elif attempts[-1].state is JobState.ACTIVE:
             await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or _WATCHED_SECONDS
-        return Outcome(State.BUILDING, "Progressing", f"resolving {one.spec.model.source}")
+        held_up = _held_up(attempts, self._observed.pods_of(one.namespace))
+        message = f"resolving {one.spec.model.source}{held_up}"
+        return Outcome(State.BUILDING, "Progressing", message)
 
     async def _apply(self, one: BuildPass, seen: Survey, access: StoreAccess) -> None:
         # First of all, so that none of what is made below can be taken for something unneeded.
@@ -321,10 +330,11 @@ class Builds:
         where: S3Location,
         targets: list[BuildTarget],
     ) -> Outcome:
+        pods = self._observed.pods_of(one.namespace)
         outcome = Outcome(
             State.BUILDING,
             "Progressing",
-            _doing(seen),
+            _doing(seen) + _held_up(seen.active, pods),
             progress=seen.advice.progress,
             ran=seen.made,
             failed=seen.failed,
@@ -459,3 +469,12 @@ def _doing(seen: Survey) -> str:
     running = [t for t, s in seen.advice.states.items() if s is TaskState.RUNNING]
     shown = ", ".join(running[:3]) + (f" and {len(running) - 3} more" if len(running) > 3 else "")
     return f"{seen.advice.progress}" + (f": {shown}" if shown else "")
+
+
+def _held_up(jobs: Iterable[JobView], pods: Mapping[str, list[PodView]]) -> str:
+    """Why a task does not begin though it has a Job: the first such reason."""
+    for job in jobs:
+        for pod in pods.get(job.name, ()):
+            if job.state is JobState.ACTIVE and pod.waiting:
+                return f"; {job.task} waits: {pod.waiting}"
+    return ""

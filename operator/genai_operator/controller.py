@@ -50,7 +50,6 @@ log = logging.getLogger("genai_operator")
 SELECTOR = f"{MANAGED}=genai-operator"
 _UPKEEP_SECONDS = 5.0
 _SETTLE_SECONDS = 5.0
-_LOST_POD_SECONDS = 5.0
 _DEAF_AFTER = 3
 """So many comparisons in a row found something that a watch had not delivered."""
 
@@ -74,9 +73,7 @@ class Controller:
         self.queue: WorkQueue[Ref] = WorkQueue(waited=_waited)
         self._leading: Callable[[], bool] = lambda: False
         stores = Stores(api, settings)
-        self._builds = Builds(
-            api, self.observed, stores, chain_tasks=settings.chain_tasks
-        )
+        self._builds = Builds(api, self.observed, stores, chain_tasks=settings.chain_tasks)
         self._references = References(api, self.observed, stores)
         self._deaf: dict[str, int] = {}
         self.compared_at = time.monotonic()
@@ -161,10 +158,15 @@ class Controller:
         if deleted:
             self.observed.pods.drop(view.namespace, view.name, view.uid)
         else:
-            self.observed.pods.put(value, view)
+            before = self.observed.pods.get(view.namespace, view.name)
+            if not self.observed.pods.put(value, view):
+                return
             job = self.observed.jobs.get(view.namespace, view.job)
+            if job is None:
+                return
             # The Job may have been seen to fail before the pod's own words arrived.
-            if job is not None and view.ending is not None and job.state is JobState.FAILED:
+            late = view.ending is not None and job.state is JobState.FAILED
+            if late or view.waiting != (before.waiting if before else ""):
                 self._wake_owners(job)
 
     def _count_task(self, job: JobView) -> None:
@@ -289,13 +291,12 @@ class Controller:
                 await self._delete_job(job)
 
     async def _give_up_lost_pods(self) -> None:
-        """A pod whose node is gone never ends by itself: its Job is made anew elsewhere."""
-        now = datetime.now(UTC)
+        """A pod whose node is gone never ends by itself: its Job is made anew elsewhere.
+
+        Its grace period is not waited for: nobody is there who would keep it.
+        """
         for pod in self.observed.pods:
-            since = pod.deleting_since
-            if since is None or pod.phase in {"Succeeded", "Failed"} or not pod.node:
-                continue
-            if now < since + timedelta(seconds=_LOST_POD_SECONDS):
+            if not pod.deleting or pod.phase in {"Succeeded", "Failed"} or not pod.node:
                 continue
             if await self._may_still_run(pod.node):
                 continue

@@ -255,12 +255,21 @@ def _failure(job: JobView, pods: Iterable[PodView], place: int) -> _Failure:
             "it ran for longer than spec.run.activeDeadlineSeconds allows", where=task
         )
         return _Failure(error)
+    if pod is not None and pod.reason == "Evicted":
+        # For its own fault: what a node under pressure evicts is a disruption, and no failure.
+        return _Failure(
+            NoSpace(
+                pod.message or "it was evicted",
+                where=task,
+                remedy="raise spec.run.scratch.size, or give more room in spec.run.resources",
+            )
+        )
     return _Failure(ToolFailed(_words(job, ending), where=task))
 
 
 def _words(job: JobView, ending: Ending | None) -> str:
-    if ending is not None and ending.exit_code == _KILLED:
-        return "its process was killed"
     if ending is not None:
-        return f"its process ended with exit code {ending.exit_code}"
+        killed = ending.exit_code == _KILLED
+        how = "was killed" if killed else f"ended with exit code {ending.exit_code}"
+        return f"its process {how}" + (f"; its log ends: {ending.words}" if ending.words else "")
     return job.message or job.reason or "its pod is gone"

@@ -155,6 +155,8 @@ def build_status(
         found["warnings"] = [text[:4096] for text in outcome.warnings[:_MOST_WARNINGS]]
     if outcome.failed:
         found["failures"] = [_failure(outcome, *entry) for entry in outcome.failed[:_MOST_FAILURES]]
+    elif outcome.outdated and "failures" in previous:
+        found["failures"] = previous["failures"]
     return _said(found)
 
 

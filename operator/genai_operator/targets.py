@@ -131,13 +131,21 @@ def toolchains(targets: Sequence[BuildTarget]) -> dict[tuple[str, Backend | None
 
 
 def toolchain_digest(targets: Sequence[BuildTarget]) -> str:
-    """One short name for all that a build's targets compute with."""
+    """One short name for all that a build's results depend on beside its spec and its model."""
+    backends = {target.target.backend for target in targets}
     return digest_json(
         {
-            target.target.name: {
-                name: target.versions[name] for name in needed_libraries(target.target.backend)
-            }
-            for target in targets
+            "libraries": {
+                target.target.name: {
+                    name: target.versions[name] for name in needed_libraries(target.target.backend)
+                }
+                for target in targets
+            },
+            "operations": {
+                f"{row.name}/{row.backend or 'any'}": row.code_version
+                for row in OPERATIONS
+                if row.backend is None or row.backend in backends
+            },
         }
     )[:16]
 

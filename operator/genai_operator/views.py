@@ -44,6 +44,9 @@ TTL = f"{GROUP}/ttl-seconds"
 CHAIN = f"{GROUP}/chain"
 JOB_NAME = "batch.kubernetes.io/job-name"
 
+_MOST_WORDS = 300
+_STARTING = {"", "ContainerCreating", "PodInitializing"}
+
 
 class JobState(StrEnum):
     """Of a Job."""
@@ -112,11 +115,13 @@ class Ending:
 
     Attributes:
         message: The termination message as JSON values; empty where it left none.
+        words: The end of its log, where it left no message.
     """
 
     exit_code: int
     reason: str
     message: Mapping[str, Any] = field(default_factory=dict)
+    words: str = ""
 
     @property
     def step(self) -> int | None:
@@ -136,12 +141,14 @@ class PodView:
     node: str
     phase: str
     created_at: datetime
-    deleting_since: datetime | None = None
+    deleting: bool = False
     ending: Ending | None = None
     reason: str = ""
     """Of the pod: `DeadlineExceeded`, `Evicted` ..."""
+    message: str = ""
+    """What that means, in words."""
     waiting: str = ""
-    """Why its container does not start: `ImagePullBackOff` ..."""
+    """Why its container does not start, in words: no room on any node, `ImagePullBackOff` ..."""
 
 
 def parse_time(text: str) -> datetime:
@@ -200,14 +207,14 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
     job = (meta.get("labels") or {}).get(JOB_NAME)
     if not job:
         return None
-    ending, waiting = None, ""
+    ending, waiting = None, _unscheduled(status)
     for container in status.get("containerStatuses") or ():
         state = container.get("state") or {}
         ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
         if ended:
-            ending = Ending(int(ended.get("exitCode", 0)), ended.get("reason", ""), _message(ended))
+            ending = _ending(ended)
         elif "waiting" in state:
-            waiting = state["waiting"].get("reason", "")
+            waiting = _not_started(state["waiting"])
     return PodView(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -216,12 +223,35 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
         node=(value.get("spec") or {}).get("nodeName", ""),
         phase=status.get("phase", ""),
         created_at=parse_time(meta["creationTimestamp"]),
-        deleting_since=(
-            parse_time(meta["deletionTimestamp"]) if "deletionTimestamp" in meta else None
-        ),
+        deleting="deletionTimestamp" in meta,
         ending=ending,
         reason=status.get("reason", ""),
+        message=status.get("message", "")[:_MOST_WORDS],
         waiting=waiting,
+    )
+
+
+def _unscheduled(status: Mapping[str, Any]) -> str:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition.get("status") == "False":
+            # What the scheduler adds about preemption is nothing that a user could act on.
+            words = str(condition.get("message", "")).partition(" preemption:")[0]
+            return words[:_MOST_WORDS] or str(condition.get("reason", ""))
+    return ""
+
+
+def _not_started(waiting: Mapping[str, Any]) -> str:
+    reason = waiting.get("reason", "")
+    if reason in _STARTING:
+        return ""
+    return ": ".join(part for part in (reason, waiting.get("message", "")) if part)[:_MOST_WORDS]
+
+
+def _ending(ended: Mapping[str, Any]) -> Ending:
+    message = _message(ended)
+    words = "" if message else " ".join(str(ended.get("message") or "").split())
+    return Ending(
+        int(ended.get("exitCode", 0)), ended.get("reason", ""), message, words[-_MOST_WORDS:]
     )
 
 

@@ -1,4 +1,4 @@
-"""Builds on a real cluster: the laptop's revisions, shared tasks, suspension, deletion, refusals."""
+"""Builds on a real cluster: the laptop's revisions, shared tasks, suspension, refusals."""
 
 from __future__ import annotations
 

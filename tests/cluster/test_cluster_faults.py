@@ -165,7 +165,7 @@ def test_fifty_builds_applied_at_once_share_every_task(
     tenant: Tenant, operator: Operator, laptop: Laptop
 ) -> None:
     """B25: nothing is cached, half of them differ from the other half in their last tasks."""
-    kinds = (SMALL, SMALL | {"quantization": {"gaps": "Float", "cpuPrecision": "Int8"}})
+    kinds = (SMALL, SMALL | {"graphs": {"autoRegression": [1, 32], "contextLengths": [64]}})
     began = time.monotonic()
     tenant.cluster.apply(*(tenant.manifest(f"many-{n}", kinds[n % 2]) for n in range(50)))
 

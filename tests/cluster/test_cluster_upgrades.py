@@ -64,12 +64,12 @@ def ask(tenant: Tenant, build: str, when: str) -> None:
 def test_an_edit_keeps_what_fits_and_the_last_good_artifact_stays(
     tenant: Tenant, operator: Operator, laptop: Laptop
 ) -> None:
-    """B19: another precision leaves what came before it as it was."""
+    """B19: another context length of the cpu's container leaves all but the package as it was."""
     del operator
     tenant.small("edited")
     first = tenant.sound("edited", laptop.revisions(SMALL))
     before = tenant.witness.jobs(tenant.namespace)
-    other = {"quantization": {"gaps": "Float", "cpuPrecision": "Int8"}}
+    other = {"graphs": {"autoRegression": [1, 32], "contextLengths": [64]}}
     tenant.small("edited", **other)
     wait(lambda: tenant.status("edited")["observedGeneration"] == 2, 20)
     during = tenant.status("edited")
@@ -79,8 +79,7 @@ def test_an_edit_keeps_what_fits_and_the_last_good_artifact_stays(
     second = tenant.sound("edited", laptop.revisions(SMALL | other))
     assert revisions(second) != revisions(first)
     added = operations(tenant.witness.jobs(tenant.namespace) - before)
-    assert "convert" in added
-    assert not {"resolve", "ingest"} & added
+    assert added == {"package"}
 
     # Back again: everything is there already.
     before = tenant.witness.jobs(tenant.namespace)
@@ -93,7 +92,7 @@ def test_an_edit_keeps_what_fits_and_the_last_good_artifact_stays(
 def test_names_and_order_build_nothing(
     tenant: Tenant, operator: Operator, laptop: Laptop, tmp_path: Path
 ) -> None:
-    """B18: another build's name, another folder, other file names, another order, other run settings.
+    """B18: another name, another folder, other file names, another order, other run settings.
 
     The new folder has to be looked into once; no stage runs.
     """

@@ -136,3 +136,16 @@ def test_without_a_pod_the_job_controllers_words_are_used() -> None:
 
 def test_attempts_are_put_in_order() -> None:
     assert [j.attempt for j in group([job(3), job(1), job(2)])[Key("k" * 64)]] == [1, 2, 3]
+
+
+def test_a_pod_evicted_for_its_own_fault_ran_out_of_space() -> None:
+    evicted = pod(1, KILLED, reason="Evicted", message='Usage of volume "scratch" exceeds 64Ki')
+    verdict = judge([job()], {"j-1": [evicted]}, retries=0, now=NOW)
+    assert isinstance(verdict.error, NoSpace)
+    assert 'volume "scratch"' in str(verdict.error)
+    assert "spec.run.scratch.size" in str(verdict.error)
+
+
+def test_the_end_of_a_killed_stages_log_is_not_lost() -> None:
+    verdict = judged([Ending(137, "Error", words="loading 3 of 7")], retries=0)
+    assert str(verdict.error) == "convert/1: its process was killed; its log ends: loading 3 of 7"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -67,6 +68,40 @@ def kube() -> Path:
         )  # fmt: skip
         aside.replace(program)
     return program
+
+
+def pinned(name: str, source: Path, package: str = ".", *, tags: str = "") -> Path | None:
+    """A program of a module in this repository; None where it is not built and may not be now.
+
+    Args:
+        name: Of the program.
+        source: Folder with go.mod, go.sum and, where the program is ours, its source.
+        package: What is built.
+        tags: Of the build.
+    """
+    digest = hashlib.sha256(f"{package} {tags}".encode())
+    for file in sorted([*source.glob("go.*"), *source.glob("*.go")]):
+        digest.update(file.read_bytes())
+    program = cache() / f"{name}-{digest.hexdigest()[:16]}"
+    if not program.exists():
+        if not may_build():
+            return None
+        with (cache() / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not program.exists():
+                aside = program.with_suffix(".tmp")
+                _go(
+                    "build", "-tags", tags, "-ldflags", "-s -w", "-o", str(aside), package,
+                    cwd=source, environment={"GOFLAGS": "-mod=readonly"},
+                )  # fmt: skip
+                aside.replace(program)
+    return program
+
+
+def may_build() -> bool:
+    """Whether tests that need no cluster may take minutes to compile what they ask."""
+    asked = os.environ.get("GENAI_TEST_GO") or os.environ.get("CI")
+    return bool(asked) and shutil.which("go") is not None
 
 
 def module(name: str) -> Path:
