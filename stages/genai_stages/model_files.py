@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from genai_core.errors import BadEncodings, BadInput, BadModel
 from genai_core.source import ASSETS as OTHER_ASSETS
 from genai_core.source import CONFIG_ROLE
 from genai_stages.aimet.checks import refuse_foreign, refuse_infinite_masks
+from genai_stages.aimet.model import EncodingSet
 from genai_stages.aimet.read import read_encodings
 from genai_stages.source_model import SourceModel
 
@@ -63,32 +64,40 @@ def copy_assets(folder: Path, out: Path) -> list[str]:
     return copied
 
 
-def copy_encodings(path: Path, source: SourceModel, out: Path, *, masked: Collection[str]) -> int:
-    """Check that encodings belong to the model, and copy them.
-
-    Args:
-        path: The file.
-        source: The model.
-        out: Its copy goes to `encodings/` there.
-        masked: Tensors of the source that are masked scores.
-
-    Returns:
-        How many of their entries name a tensor of the model.
+def read_beside(folder: Path) -> EncodingSet | None:
+    """The encodings beside a model; None where there are none.
 
     Raises:
-        BadEncodings: They are unreadable, or made with an infinite mask.
-        BadInput: They name tensors of another model.
+        BadEncodings: They are unreadable, several, or made with an infinite mask.
     """
+    path = only_file(folder, ".encodings")
+    if path is None:
+        return None
     encodings = read_encodings(path)
+    refuse_infinite_masks(encodings)
+    return encodings
+
+
+def own_entries(encodings: EncodingSet, source: SourceModel) -> int:
+    """How many entries name a tensor of the model.
+
+    Raises:
+        BadInput: Most name tensors of another model.
+    """
     graph = source.model.graph
     names = {str(value.name) for value in graph.inputs} | set(graph.initializers)
     names.update(str(value.name) for node in graph for value in node.outputs)
     refuse_foreign(encodings, names, model=source.path.name)
-    refuse_infinite_masks(encodings, masked)
+    return sum(name in names for name in encodings)
+
+
+def copy_encodings(folder: Path, out: Path) -> None:
+    """Copy the encodings beside a model to `encodings/`."""
+    path = only_file(folder, ".encodings")
+    assert path is not None
     target = out / ENCODINGS_FILE
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, target)
-    return sum(name in names for name in encodings)
 
 
 def check_tokens(folder: Path, vocab_size: int) -> None:

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from genai_core.errors import BadEncodings, BadInput, BadModel, UnsupportedOperator
 from genai_core.operations import IngestConfig
+from genai_stages.operations import ingest
 from genai_stages.operations.ingest import run
 from genai_stages.stage import Context
 from genai_stages.testing_sources import write_source
@@ -350,6 +351,34 @@ def test_foreign_tokenizer(source: Path) -> None:
     assert error.where == "tokenizer.json"
     assert "2047" in error.message
     assert "64" in error.message
+
+
+def _of_another_version(source: Path) -> None:
+    content = json.loads((EXAMPLE / "model.encodings").read_text())
+    (source / "model.encodings").write_text(json.dumps(content | {"version": "9.9"}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (_of_another_version, "version 9.9 is not known"),
+        (lambda source: (source / "model.encodings").write_text("[1]"), "an object was expected"),
+        (lambda source: (source / "model.encodings").write_text("{"), "not complete JSON"),
+        (lambda source: (source / "model.encodings").write_bytes(b"\xff\xd8"), "not UTF-8"),
+        (lambda source: shutil.copy(EXAMPLE / "model.encodings", source), "does not have"),
+        (lambda source: shutil.copy(EXAMPLE / "tokenizer.json", source), "knows 64 tokens"),
+        (lambda source: np.save(source / "tokens.npy", np.array([[64]])), "the id 64"),
+    ],
+)
+def test_small_files_are_read_before_the_model_is_taken_apart(
+    source: Path, monkeypatch: pytest.MonkeyPatch, spoil: Callable[[Path], object], message: str
+) -> None:
+    def too_early(*_: object, **__: object) -> None:
+        raise AssertionError("minutes of work on a large model")
+
+    monkeypatch.setattr(ingest, "source_to_core", too_early)
+    spoil(source)
+    assert message in failure(source).message
 
 
 def test_tokens_out_of_range(source: Path) -> None:

@@ -11,10 +11,18 @@ from pathlib import Path
 
 from genai_core.errors import BadModel
 from genai_core.operations import IngestConfig
+from genai_stages.aimet.checks import refuse_infinite_masks
 from genai_stages.architectures.detect import detect
-from genai_stages.model_files import check_tokens, copy_assets, copy_encodings, only_file
+from genai_stages.model_files import (
+    check_tokens,
+    copy_assets,
+    copy_encodings,
+    only_file,
+    own_entries,
+    read_beside,
+)
 from genai_stages.passes.compare_source import compare_source
-from genai_stages.passes.source_to_core import source_to_core
+from genai_stages.passes.source_to_core import source_to_core, stated_vocabulary
 from genai_stages.source_model import read_config, read_source
 from genai_stages.stage import Context, Inputs, StageResult
 
@@ -35,12 +43,21 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         )
     settings = read_config(folder)
     family, warning = detect(settings, config.architecture)
+    # Whatever can be told from small files comes before what takes minutes on a large model.
+    encodings = read_beside(folder)
     source = read_source(path, settings)
-    encodings = only_file(folder, ".encodings")
+    entries = None if encodings is None else own_entries(encodings, source)
+    stated = stated_vocabulary(source)
+    if stated is not None:
+        check_tokens(folder, stated)
     found = source_to_core(source, family, out, warnings=() if warning is None else (warning,))
-    check_tokens(folder, found.facts.vocab_size)
-    masked = [one.roles["masked"] for one in found.facts.attention if "masked" in one.roles]
-    entries = None if encodings is None else copy_encodings(encodings, source, out, masked=masked)
+    if found.facts.vocab_size != stated:
+        check_tokens(folder, found.facts.vocab_size)
+    if encodings is not None:
+        masked = [one.roles["masked"] for one in found.facts.attention if "masked" in one.roles]
+        refuse_infinite_masks(encodings, masked)
+        copy_encodings(folder, out)
+        del encodings
     assets = copy_assets(folder, out)
     compared = compare_source(found.source, found.inputs, found.ropes, out, threads=context.threads)
     facts = found.facts

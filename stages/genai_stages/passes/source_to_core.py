@@ -150,6 +150,14 @@ def logits_name(source: SourceModel) -> str:
     return plain[0]
 
 
+def stated_vocabulary(source: SourceModel) -> int | None:
+    """The last dimension of the logits, where the graph states it."""
+    name = logits_name(source)
+    shape = next(value.shape for value in source.model.graph.outputs if value.name == name)
+    last = shape[-1] if shape is not None and len(shape) else None
+    return last if isinstance(last, int) else None
+
+
 def _logits(walk: Walk, output: str, sizes: Sizes) -> Data:
     held = walk.graph.outputs[output]
     shape = walk.graph.shapes.get(held, ())
