@@ -101,6 +101,7 @@ class _Place:
 def run_job(termination_log: Path = TERMINATION_LOG) -> int:
     """Run what the environment holds; returns the exit code."""
     started = time.monotonic()
+    age = _process_age()
     signal.signal(signal.SIGTERM, _interrupt)
     root = os.environ.get("GENAI_SCRATCH") or None
     scratch = Path(tempfile.mkdtemp(prefix="genai-task-", dir=root))
@@ -119,6 +120,7 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
         logging.getLogger().removeHandler(handler)
         handler.close()
     message = _message(result)
+    message["startSeconds"] = round(age, 3)
     if result.error is not None:
         print(f"{result.error['code']}: {result.error['message']}", file=sys.stderr)  # noqa: T201
         if store is not None:
@@ -179,6 +181,16 @@ def _guarded(place: _Place, work: Callable[[], TaskResult], started: float) -> T
         seconds=time.monotonic() - started,
         peak_memory_bytes=runner.peak_memory_bytes(),
     )
+
+
+def _process_age() -> float:
+    """Seconds since this process began: the interpreter's start and the imports."""
+    try:
+        ticks = float(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        uptime = float(Path("/proc/uptime").read_text().split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return uptime - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _message(result: TaskResult) -> dict[str, object]:
