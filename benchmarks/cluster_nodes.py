@@ -8,8 +8,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from harness import programs
-from harness.cluster import Cluster
+from cluster_room import Cluster, programs
 
 __all__ = ["LABEL", "SimulatedNodes"]
 

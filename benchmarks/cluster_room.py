@@ -21,13 +21,13 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "cluster"))
 
 import tenant as tenants  # noqa: E402
-from harness import images  # noqa: E402
+from harness import images, programs  # noqa: E402
 from harness.cluster import Cluster  # noqa: E402
 from operator_process import Operator  # noqa: E402
 from tenant import Tenant  # noqa: E402
 from witness import Witness  # noqa: E402
 
-__all__ = ["Room", "Usage", "Watch", "load", "table"]
+__all__ = ["Cluster", "Room", "Usage", "Watch", "load", "programs", "table"]
 
 IMAGE = "localhost/genai-stages:test"
 LABEL = "app.kubernetes.io%2Fmanaged-by%3Dgenai-operator"
