@@ -30,24 +30,28 @@ def processes_of(pod_uid: str) -> list[int]:
     return found
 
 
-def hold(tenant: Tenant, *, operation: str = "", seconds: float = 90) -> dict[str, str]:
+def hold(tenant: Tenant, *, task: str = "", seconds: float = 90) -> dict[str, str]:
     """Wait for a stage that works, and stop it with SIGSTOP.
 
     Args:
         tenant: Whose.
-        operation: Of the task; empty: any.
+        task: That its Job began with, or the beginning of its name; empty: any.
         seconds: How long to wait for one.
 
     Returns:
-        Name, uid and node of the pod.
+        Name, uid, node and Job of the pod.
     """
     found: dict[str, str] = {}
 
     def caught() -> bool:
-        labels = "app.kubernetes.io/managed-by=genai-operator"
-        if operation:
-            labels += f",genai-operator.dev/operation={operation}"
-        for pod in tenant.get("pods", labels=labels):
+        jobs = {
+            job["metadata"]["name"]
+            for job in tenant.jobs()
+            if job["metadata"]["annotations"]["genai-operator.dev/task"].startswith(task)
+        }
+        for pod in tenant.pods():
+            if pod["metadata"]["labels"]["job-name"] not in jobs:
+                continue
             for process in processes_of(pod["metadata"]["uid"]):
                 try:
                     os.kill(process, signal.SIGSTOP)
@@ -57,6 +61,7 @@ def hold(tenant: Tenant, *, operation: str = "", seconds: float = 90) -> dict[st
                     name=pod["metadata"]["name"],
                     uid=pod["metadata"]["uid"],
                     node=pod["spec"]["nodeName"],
+                    job=pod["metadata"]["labels"]["job-name"],
                 )
         return bool(found)
 

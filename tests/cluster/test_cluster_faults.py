@@ -78,23 +78,21 @@ def test_stages_are_killed_and_a_job_is_deleted_by_hand(
     """B25."""
     del own_cluster, operator
     tenant.small("shot")
-    killed = hold(tenant, operation="ingest")
+    killed = hold(tenant, task="ingest")
     send(killed, signal.SIGKILL)
-    again = hold(tenant, operation="ingest")
-    assert again["name"] != killed["name"]
+    again = hold(tenant, task="ingest")
+    assert again["job"] != killed["job"], "another attempt is another Job"
     tenant.cluster.kubectl("-n", tenant.namespace, "delete", "pod", again["name"], "--wait=false")
-    deleted = hold(tenant, operation="convert")
-    job = next(p for p in tenant.pods() if p["metadata"]["uid"] == deleted["uid"])
-    tenant.cluster.kubectl(
-        "-n", tenant.namespace, "delete", "job", job["metadata"]["labels"]["job-name"]
-    )
+    wait(lambda: again["name"] not in running_pods(tenant), 30)
+    deleted = hold(tenant)
+    tenant.cluster.kubectl("-n", tenant.namespace, "delete", "job", deleted["job"])
     tenant.sound("shot", expected)
     assert max(succeeded(tenant).values()) == 1
 
 
 def test_out_of_memory_is_tried_once_more_with_more(tenant: Tenant, operator: Operator) -> None:
     del operator
-    tenant.small(
+    tenant.build(
         "large", run={"resources": {"limits": {"memory": "60Mi"}, "requests": {"memory": "60Mi"}}}
     )
     status = tenant.wait_condition("large", ("False", "OOMKilled"), seconds=120)
