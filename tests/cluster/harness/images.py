@@ -110,10 +110,12 @@ def _build(target: str, archive: Path) -> None:
 
 
 def _forget(target: str, *, keep: Path) -> None:
-    """Old archives go: each is hundreds of megabytes."""
+    """Old archives and the layers of old images go: each is hundreds of megabytes."""
     others = [path for path in cache().glob(f"genai-{target}-*.tar") if path != keep]
     for path in sorted(others, key=lambda path: path.stat().st_mtime)[:-2]:
         path.unlink()
+    # Layers that the newest image stands on stay, so the next build begins from them.
+    _run("buildah", "rmi", "--prune")
 
 
 def _present(name: str) -> bool:
