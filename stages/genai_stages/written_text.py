@@ -9,6 +9,7 @@ not once for each token.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from genai_core.facts import ModelFacts
 from genai_core.names import Precision
 from genai_core.operations import ConvertCpuConfig
+from genai_runtime.evaluate import losses
 from genai_runtime.generate import Sampling, choose
 from genai_runtime.rope import cos_sin
 from genai_stages.backends.cpu.graph import (
@@ -34,9 +36,22 @@ from genai_stages.backends.cpu.quantize import convert_group
 from genai_stages.core_graph import read_core
 
 
+@dataclass(frozen=True)
+class Written:
+    """What the float model wrote.
+
+    Attributes:
+        tokens: [pieces, length].
+        nats: Its own loss on them, a token, known from the logits that they were drawn from.
+    """
+
+    tokens: NDArray[np.int64]
+    nats: float
+
+
 def write_pieces(
     core: Path, scratch: Path, *, pieces: int, length: int, threads: int = 1, seed: int = 0
-) -> NDArray[np.int64]:
+) -> Written:
     """Sample token ids [pieces, length]; the first token of each piece is drawn uniformly.
 
     The whole float model is on disk once more, and mapped: for a model of many gigabytes, giving
@@ -48,11 +63,13 @@ def write_pieces(
     random = np.random.default_rng(seed)
     written = np.zeros((pieces, length), dtype=np.int64)
     written[:, 0] = random.integers(facts.vocab_size, size=pieces)
+    total = 0.0
     for position in range(length - 1):
         logits = writer.forward(written[:, position], position)
         for piece, row in enumerate(logits):
             written[piece, position + 1] = choose(row, Sampling(temperature=1.0), random)
-    return written
+        total += float(losses(logits, written[:, position + 1]).sum())
+    return Written(written, total / (pieces * (length - 1)))
 
 
 class _Writer:
