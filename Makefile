@@ -27,7 +27,7 @@ demo: $(READY) ## Build tiny-llama for sm8750 and cpu, run a prompt through both
 
 test: $(READY) ## Every test that this machine can run (ROOM=planner for one room, CLUSTER=no for none)
 	@if [ -z "$(ROOM)" ] && [ "$(CLUSTER)" != no ] && (cd tests/cluster && $(abspath $(BIN))/python -m harness check); then \
-	  $(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/cluster \
+	  GENAI_TEST_GO=1 $(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/cluster \
 	  && GENAI_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster; \
 	else \
 	  $(BIN)/python -m pytest -n auto --dist loadfile $(TESTS); \
@@ -50,6 +50,9 @@ generate: $(READY) ## Write the reference pages that come from the code
 bench: $(READY) ## Run the benchmarks (minutes); figures go into docs/benchmarks.md
 	@echo "see benchmarks/README.md: each script prints a table and its peers, measured in one run"
 
+test-health: $(READY) ## What Argo CD, Flux and promtool say of what is shipped for them (Go; about 5 minutes once)
+	@GENAI_TEST_GO=1 $(BIN)/python -m pytest tests/health
+
 test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults included (root; about 30 minutes)
 	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest tests/cluster
 
@@ -68,4 +71,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate manifests bench test-cluster image-htp cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate manifests bench test-health test-cluster image-htp cluster-up cluster-down clean

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import delivery
+import observing
 import yaml
 from reference import page
 
@@ -51,7 +52,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="change nothing")
     check = parser.parse_args().check
     differing = []
-    for path, text in {**crds(), **pages(), **delivery.files(_dump)}.items():
+    for path, text in {**crds(), **pages(), **delivery.files(_dump), **observing.files()}.items():
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         differing.append(path.relative_to(ROOT))

@@ -16,6 +16,7 @@ from genai_operator.controller import Controller
 from genai_operator.handlers import registry_of
 from genai_operator.json_log import set_up
 from genai_operator.lease import LeaseHolder
+from genai_operator.metrics import LEASE_HELD
 from genai_operator.settings import Settings, read_settings
 
 log = logging.getLogger("genai_operator")
@@ -60,6 +61,8 @@ async def run(settings: Settings) -> int:
         tasks = [watch, work, asyncio.create_task(stop.wait(), name="stop")]
         if settings.lease:
             tasks.append(asyncio.create_task(lease.run(), name="lease"))
+        else:
+            LEASE_HELD.set(1)  # alone, and at work
         ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         asked = stop.is_set()
         for task in ended:

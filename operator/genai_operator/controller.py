@@ -70,8 +70,9 @@ class Controller:
         self._api = api
         self._settings = settings
         self.observed = Observed()
-        self.queue: WorkQueue[Ref] = WorkQueue(waited=_waited)
+        self.queue: WorkQueue[Ref] = WorkQueue(waited=self._waited)
         self._leading: Callable[[], bool] = lambda: False
+        self._working_since = time.monotonic()
         stores = Stores(api, settings)
         self._builds = Builds(api, self.observed, stores, chain_tasks=settings.chain_tasks)
         self._references = References(api, self.observed, stores)
@@ -204,6 +205,7 @@ class Controller:
     async def _worker(self, leading: Callable[[], bool]) -> None:
         while True:
             if not leading():
+                self._working_since = time.monotonic()
                 await asyncio.sleep(0.2)
                 continue
             ref = await self.queue.get()
@@ -255,9 +257,14 @@ class Controller:
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
                 log.warning("upkeep failed", extra={"why": str(error)})
 
+    def _waited(self, ref: Ref, seconds: float) -> None:
+        """What a replica holds without working on it, another one has long been at."""
+        working = time.monotonic() - self._working_since
+        QUEUE_SECONDS.labels(kind=ref.plural).observe(min(seconds, working))
+
     def _count(self) -> None:
         """Every series stands from the start: what is absent cannot be told from an outage."""
-        QUEUE_DEPTH.set(self.queue.overdue())
+        QUEUE_DEPTH.set(self.queue.overdue() if self._leading() else 0)
         JOBS_ACTIVE.set(sum(job.state is JobState.ACTIVE for job in self.observed.jobs))
         states = Counter(
             (build.get("status") or {}).get("phase") or State.NEW for build in self.observed.builds
@@ -397,10 +404,6 @@ class Controller:
             return
         meta = {"namespace": namespace, "name": name, "uid": uid}
         self.take(plural, "DELETED", {"metadata": meta, "spec": {}})
-
-
-def _waited(ref: Ref, seconds: float) -> None:
-    QUEUE_SECONDS.labels(kind=ref.plural).observe(seconds)
 
 
 def _ref_of(build: Mapping[str, Any]) -> Ref:

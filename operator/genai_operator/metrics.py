@@ -73,9 +73,14 @@ TARGETS = Gauge("genai_targets", "GenAITargets by status of Ready", ("ready",))
 RECONCILE_SECONDS = Histogram(
     "genai_reconcile_seconds", "One pass over an object", ("kind", "result"), buckets=_QUICK
 )
-QUEUE_DEPTH = Gauge("genai_queue_depth", "Objects that are due and wait for a worker")
+QUEUE_DEPTH = Gauge(
+    "genai_queue_depth", "Objects that are due and wait for a worker, on the replica that works"
+)
 QUEUE_SECONDS = Histogram(
-    "genai_queue_wait_seconds", "How long a due object waited", ("kind",), buckets=_QUICK
+    "genai_queue_wait_seconds",
+    "How long a due object waited for a worker",
+    ("kind",),
+    buckets=(*_QUICK, 60, 120, 300),
 )
 WATCH_EVENT = Gauge(
     "genai_watch_event_timestamp_seconds", "When a watch delivered something last", ("kind",)

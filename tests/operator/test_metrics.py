@@ -107,11 +107,16 @@ def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:
     assert value("genai_targets", ready="True") == 0
 
 
-def test_what_waits_for_its_time_is_not_in_the_queues_depth() -> None:
+def test_what_waits_for_its_time_or_for_another_replica_is_not_in_the_queues_depth() -> None:
     async def scenario() -> None:
         controller = Controller(None, Settings())  # type: ignore[arg-type]
+        leads = False
+        controller._leading = lambda: leads
         controller.take("genaitargets", "ADDED", {"metadata": {"name": "t", "uid": "t"}})
         controller.queue.add("later", after=300.0)  # type: ignore[arg-type]
+        controller._count()
+        assert value("genai_queue_depth") == 0
+        leads = True
         controller._count()
         assert value("genai_queue_depth") == 1
         before = value("genai_queue_wait_seconds_count", kind="genaitargets")

@@ -1,0 +1,190 @@
+"""Alerts and dashboard: promtool proves the rules, and every name that is read is written."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from harness import programs
+from prometheus_client import REGISTRY
+from prometheus_client.metrics import MetricWrapperBase
+
+from genai_operator import metrics
+from genai_operator.status import State
+
+ROOT = Path(__file__).parents[2]
+RULES = ROOT / "deploy" / "rules" / "genai-operator.rules.yaml"
+DASHBOARD = ROOT / "deploy" / "dashboards" / "genai-operator.json"
+HERE = Path(__file__).parent
+ADDED_BY_PROMETHEUS = {"job", "instance", "le"}
+
+
+@pytest.fixture(scope="module")
+def promtool() -> str:
+    found = programs.pinned(
+        "promtool",
+        HERE / "promtool",
+        "github.com/prometheus/prometheus/cmd/promtool",
+        tags="remove_all_sd",
+    )
+    if found is None:
+        pytest.skip("PROMTOOL WAS NOT RUN: `make test-health` compiles it")
+    return str(found)
+
+
+def run(*command: str) -> None:
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def alerts() -> dict[str, str]:
+    groups = yaml.safe_load(RULES.read_text())["groups"]
+    return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
+
+
+def panels() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+    return found
+
+
+def queries() -> dict[str, str]:
+    return {
+        f"{panel['title']} {target['refId']}": target["expr"]
+        for panel in panels()
+        for target in panel.get("targets", ())
+    }
+
+
+EXPRESSIONS = alerts() | queries()
+
+
+def written() -> dict[str, set[str]]:
+    """Name of each series of the operator -> its labels."""
+    found: dict[str, set[str]] = {}
+    for metric in (getattr(metrics, name) for name in metrics.__all__):
+        assert isinstance(metric, MetricWrapperBase)
+        name, labels = metric._name, set(metric._labelnames)
+        ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
+        for end in ends.get(metric._type, [""]):
+            found[name + end] = labels
+    for family in REGISTRY.collect():
+        if family.name.startswith("process_"):
+            found |= {sample.name: set(sample.labels) for sample in family.samples}
+    return found
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_every_name_and_label_that_is_read_is_written(where: str) -> None:
+    expression, known = EXPRESSIONS[where], written()
+    read = re.findall(r"\b((?:genai|process|up)_?\w*)\b(?:\{([^}]*)\})?", expression)
+    assert read
+    allowed = set(ADDED_BY_PROMETHEUS)
+    for name, matchers in read:
+        assert name in known, f"{name} is no metric of the operator"
+        labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
+        assert labels <= known[name] | ADDED_BY_PROMETHEUS, f"{name} has no label {labels}"
+        allowed |= known[name]
+    for grouped in re.findall(r"\bby\s*\(([^)]*)\)", expression):
+        assert {label.strip() for label in grouped.split(",")} <= allowed, grouped
+
+
+@pytest.mark.parametrize("where", EXPRESSIONS)
+def test_counters_are_summed_and_what_every_replica_sees_is_not(where: str) -> None:
+    """Two replicas must not show twice as many builds."""
+    seen = "builds|stores|targets|jobs_active|queue_depth|watch_deaf"
+    assert not re.search(rf"\bsum\b[^(]*\((?:\w+\()?genai_({seen})\b", EXPRESSIONS[where])
+    for counter in re.finditer(r"(\w+)\(genai_\w+_(total|bucket|count)\b", EXPRESSIONS[where]):
+        assert counter[1] in {"rate", "increase"}, counter[0]
+
+
+def test_enum_values_that_are_read_are_ones_that_are_written() -> None:
+    text = " ".join(EXPRESSIONS.values())
+    assert set(re.findall(r'genai_builds\{state="(\w+)"', text)) <= set(State)
+    results = re.findall(r'result=~?"([\w|]+)"', text)
+    assert {word for one in results for word in one.split("|")} <= {
+        "succeeded",
+        "failed",
+        "cached",
+    }
+
+
+def test_promtool_accepts_the_rules_and_each_alert_fires_when_it_should(promtool: str) -> None:
+    run(promtool, "check", "rules", "--lint=all", "--lint-fatal", str(RULES))
+    tests = HERE / "genai-operator.rules.test.yaml"
+    run(promtool, "test", "rules", str(tests))
+    for name in alerts():
+        entries = [
+            entry
+            for test in yaml.safe_load(tests.read_text())["tests"]
+            for entry in test["alert_rule_test"]
+            if entry["alertname"] == name
+        ]
+        assert any(entry["exp_alerts"] for entry in entries), f"{name} was never seen to fire"
+        assert any(not entry["exp_alerts"] for entry in entries), f"{name} was never seen silent"
+
+
+def test_promtool_parses_every_query_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
+    variables = {"$__rate_interval": "5m", "$__range": "1h", "$job": ".+"}
+    rules = []
+    for number, query in enumerate(queries().values()):
+        expression = query
+        for name, value in variables.items():
+            expression = expression.replace(name, value)
+        assert "$" not in expression
+        rules.append({"record": f"dashboard:query{number}", "expr": expression})
+    file = tmp_path / "dashboard.yaml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
+    run(promtool, "check", "rules", "--lint=all", "--lint-fatal", str(file))
+
+
+def test_the_dashboard_is_one_that_grafana_imports() -> None:
+    board = json.loads(DASHBOARD.read_text())
+    assert board["uid"] == "genai-operator"
+    assert board["schemaVersion"] >= 36
+    variables = {entry["name"] for entry in board["templating"]["list"]}
+    assert variables == {"datasource", "job"}
+    ids = [panel["id"] for panel in panels()]
+    assert len(set(ids)) == len(ids)
+    for panel in panels():
+        assert panel["title"]
+        if panel["type"] == "row":
+            continue
+        assert panel["type"] in {"stat", "timeseries"}
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+        assert panel["fieldConfig"]["defaults"]["unit"]
+        references = [target["refId"] for target in panel["targets"]]
+        assert len(set(references)) == len(references) > 0
+        assert all('job=~"$job"' in target["expr"] for target in panel["targets"])
+
+
+def test_no_two_panels_lie_on_one_another() -> None:
+    places = [panel["gridPos"] for panel in panels()]
+    for one, other in itertools.combinations(places, 2):
+        beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
+        below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
+        assert beside or below, (one, other)
+    assert all(place["x"] + place["w"] <= 24 for place in places)
+
+
+def test_the_objects_for_kubernetes_hold_the_same() -> None:
+    config = yaml.safe_load((DASHBOARD.with_name("configmap.yaml")).read_text())
+    assert json.loads(config["data"][DASHBOARD.name]) == json.loads(DASHBOARD.read_text())
+    assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
+    rule = yaml.safe_load((RULES.with_name("prometheusrule.yaml")).read_text())
+    assert rule["spec"] == yaml.safe_load(RULES.read_text())
+
+
+def test_every_metric_is_on_the_dashboard() -> None:
+    """What nobody looks at need not be counted; targets without an image are normal."""
+    text = " ".join(EXPRESSIONS.values())
+    unread = {
+        metric._name for metric in (getattr(metrics, name) for name in metrics.__all__)
+        if metric._name not in text
+    }  # fmt: skip
+    assert unread <= {"genai_targets"}
