@@ -50,6 +50,8 @@ class _Ended:
     seconds: float
     before: Mapping[str, str]
     """Target -> revision, when it was applied."""
+    stood: bool
+    """It was built already: nothing happened."""
 
 
 def build_remotely(
@@ -100,7 +102,8 @@ def build_remotely(
             where=f"{namespace}/{first.name}",
             remedy="the same command follows it again",
         ) from None
-    ended = _Ended(found, time.monotonic() - began, before if standing else {})
+    stood = first.settled and first.ready[0] == "True"
+    ended = _Ended(found, time.monotonic() - began, before if standing else {}, stood)
     return _report(settings, ended)
 
 
@@ -265,6 +268,8 @@ def _of_ready(view: BuildView) -> GenAIError:
 
 def _ran(ended: _Ended) -> tuple[int, int]:
     view = ended.found.view
+    if ended.stood:
+        return 0, view.total
     return sum(stage.done for stage in view.stages), view.cached
 
 

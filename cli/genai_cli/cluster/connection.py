@@ -74,6 +74,7 @@ def connect(access: Access) -> Cluster:
     from kubernetes import client
     from kubernetes import config as untyped
     from kubernetes.config.config_exception import ConfigException
+    from yaml import YAMLError
 
     config: Any = untyped
     given = access.kubeconfig or os.environ.get("KUBECONFIG")
@@ -97,7 +98,7 @@ def connect(access: Access) -> Cluster:
         config.load_kube_config(path, context=access.context, client_configuration=settings)
     except ConfigException as error:
         raise _unconfigured(path, str(error), given=bool(given)) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (YAMLError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise NoCluster(
             f"it cannot be read: {' '.join(str(error).split())[:200]}",
             where=path,

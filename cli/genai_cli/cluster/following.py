@@ -87,19 +87,19 @@ def _of_task(task: TaskView, earlier: TaskView | None) -> Iterator[News]:
     began = task.state == "running" or (task.node and not task.active)
     if began and (earlier is None or earlier.state == "waiting"):
         again = f", attempt {task.attempt}" if task.attempt > 1 else ""
-        yield News(f"start    {task.id} ({task.node}{again})")
+        yield News(f"start    {task.label} ({task.node}{again})")
     if earlier is not None and earlier.state == task.state:
         if task.waits != earlier.waits and task.waits not in {"", "its pod starts", "no pod yet"}:
-            yield News(f"waiting  {task.id}: {task.waits}", odd=True)
+            yield News(f"waiting  {task.label}: {task.waits}", odd=True)
         return
     if task.state == "done":
         peak = task.said.get("peakMemoryBytes")
         cost = f", {size(peak)}" if isinstance(peak, int) and peak else ""
-        yield News(f"done     {task.id} ({duration(task.seconds)}{cost})")
+        yield News(f"done     {task.label} ({duration(task.seconds)}{cost})")
     elif task.state == "failed":
         error = task.said.get("error")
         why = error.get("code", "") if isinstance(error, dict) else "its process ended badly"
-        yield News(f"failed   {task.id}: {why} after {duration(task.seconds)}", bad=True)
+        yield News(f"failed   {task.ended_in}: {why} after {duration(task.seconds)}", bad=True)
 
 
 def follow(title: str, first: BuildView, look: Callable[[], BuildView]) -> Followed:
@@ -202,7 +202,7 @@ class _Board:
         clock = datetime.now(UTC)
         return [
             Running(
-                id=task.id,
+                id=task.label,
                 seconds=max((clock - task.since).total_seconds(), 0.0),
                 attempt=task.attempt,
                 waiting=task.waits if task.state == "waiting" else "",

@@ -22,6 +22,7 @@ from genai_cli.cluster.problems import NotThere
 from genai_cli.cluster.stores import StoreOptions, blob_of, opened_store
 from genai_cli.cluster.tasks import build_records
 from genai_cli.cluster.views import BuildView, Failure, TaskView
+from genai_cli.words import duration, size
 from genai_core.errors import GenAIError
 from genai_core.kinds.problems import nearest
 from genai_core.names import Digest, Key
@@ -68,7 +69,7 @@ class _Reader:
         if task is not None:
             self._print(task)
             return 0
-        names = [t.id for t in view.running if t.state == "running"]
+        names = [t.id for t in view.running if t.state == "running"]  # a chain by its first
         names = names or [failure.task for failure in view.failures]
         if not names:
             return self._choose()
@@ -84,14 +85,14 @@ class _Reader:
         with self._store() as store:
             value = read_object(self._cluster, view.name, view.namespace)
             known = build_records(self._cluster, value, store)
-        _write(f"nothing of {view.name} runs and nothing failed; logs are kept of these tasks:\n")
+        _write(f"nothing of {view.name} runs and nothing failed; name one of its tasks:\n")
         for name, record in known.items():
-            if record is not None and record.measurements.log is not None:
-                _write(f"  genai logs {view.name} {name} -n {view.namespace}\n")
+            if record is not None:
+                _write(f"  {name:<32}  {_cost(record)}\n")
         return 0
 
     def _print(self, wanted: str) -> None:
-        jobs = _matching(wanted, self._view.tasks, lambda task: task.id)
+        jobs = _with_task(wanted, self._view.tasks)
         failures = _matching(wanted, self._view.failures, lambda failure: failure.task)
         job = max(jobs, key=lambda task: task.since, default=None)
         if job is not None and job.pod and self._of_pod(job):
@@ -101,13 +102,14 @@ class _Reader:
         with self._store() as store:
             if job is not None and job.said.get("log") and _of_blob(store, str(job.said["log"])):
                 return
-            if job is not None and job.state == "done" and self._of_job(store, job):
+            if job is not None and job.id == wanted and self._of_job(store, job):
                 return
             value = read_object(self._cluster, self._view.name, self._view.namespace)
             known = build_records(self._cluster, value, store)
             names = _matching(wanted, list(known), str)
             record = next((known[name] for name in names if known[name] is not None), None)
-            if record is not None and _of_record(store, record):
+            if record is not None:
+                _of_record(store, record)
                 return
         self._refuse(wanted, names, list(known), job)
 
@@ -142,7 +144,10 @@ class _Reader:
 
     def _of_job(self, store: Store, task: TaskView) -> bool:
         stored = store.get_record(task.operation, Key(task.key))
-        return stored is not None and _of_record(store, stored.record)
+        if stored is None:
+            return False
+        _of_record(store, stored.record)
+        return True
 
     def _store(self, near: str = "") -> AbstractContextManager[Store]:
         return opened_store(
@@ -165,6 +170,13 @@ def _matching(wanted: str, items: Iterable[_T], name: Callable[[_T], str]) -> li
     ]
 
 
+def _with_task(wanted: str, jobs: Iterable[TaskView]) -> list[TaskView]:
+    """Jobs that have such a task among theirs."""
+    jobs = list(jobs)
+    names = set(_matching(wanted, [name for job in jobs for name in job.ids], str))
+    return [job for job in jobs if names.intersection(job.ids)]
+
+
 def _of_blob(store: Store, digest: str) -> bool:
     found = store.head_blob(Digest(digest))
     if found is None:
@@ -173,12 +185,22 @@ def _of_blob(store: Store, digest: str) -> bool:
     return True
 
 
-def _of_record(store: Store, record: Record) -> bool:
+def _of_record(store: Store, record: Record) -> None:
+    """Print a finished task's log, and what it cost where it had nothing to say."""
     kept = record.measurements.log
-    if kept is None:
-        return False
-    _write(store.read_blob(kept).decode(errors="replace"))
-    return True
+    if kept is not None:
+        _write(store.read_blob(kept).decode(errors="replace"))
+        return
+    _write(f"it said nothing: {_cost(record)}\n")
+    for warning in record.measurements.warnings:
+        _write(f"warning: {warning}\n")
+
+
+def _cost(record: Record) -> str:
+    spent = record.measurements
+    made = record.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    memory = f", {size(spent.peak_memory_bytes)}" if spent.peak_memory_bytes else ""
+    return f"ended {made}, took {duration(spent.seconds)}{memory}, key {record.key[:12]}"
 
 
 def _follow(cluster: Cluster, view: BuildView, task: str | None) -> None:
@@ -189,7 +211,7 @@ def _follow(cluster: Cluster, view: BuildView, task: str | None) -> None:
     ended = {one.pod for one in view.tasks if not one.active}  # before anybody asked
     while True:
         for one in view.tasks:
-            wanted = task is None or bool(_matching(task, [one.id], str))
+            wanted = task is None or bool(_with_task(task, [one]))
             if wanted and one.state != "waiting" and one.pod and one.pod not in {*readers, *ended}:
                 readers[one.pod] = _reader(cluster, one, lines)
         until = time.monotonic() + _EVERY
@@ -212,9 +234,9 @@ def _reader(
     def read() -> None:
         try:
             for line in cluster.log(task.pod, namespace=task.namespace, follow=True):
-                lines.put((task.id, line))
+                lines.put((task.label, line))
         except GenAIError as error:
-            lines.put((task.id, f"(its log broke off: {error.message})"))
+            lines.put((task.label, f"(its log broke off: {error.message})"))
 
     thread = threading.Thread(target=read, daemon=True, name=f"log of {task.id}")
     thread.start()

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.live import Live
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -23,7 +24,7 @@ from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
 from genai_core.kinds.base import REQUESTED_AT
 
-__all__ = ["as_json", "details", "show_status", "watched"]
+__all__ = ["as_json", "details", "put", "show_status", "watched"]
 
 _STYLES = {
     "Ready": "green",
@@ -36,6 +37,7 @@ _STYLES = {
 _BAR_WIDTH = 20
 _PATIENCE = 10.0
 _EVERY = 1.0
+_WIDE = 4000
 
 
 def show_status(
@@ -69,7 +71,7 @@ def watched(picture: Callable[[], RenderableType], *, watch: bool, every: float 
     """Print a picture once, or again and again until Ctrl-C; in a pipe only where it changes."""
     console = Console(highlight=False)
     if not watch:
-        console.print(picture(), soft_wrap=not console.is_terminal)
+        put(picture())
         return 0
     try:
         if console.is_terminal:
@@ -79,15 +81,29 @@ def watched(picture: Callable[[], RenderableType], *, watch: bool, every: float 
                     time.sleep(every)
         last = ""
         while True:
-            with console.capture() as captured:
-                console.print(picture(), soft_wrap=True)
-            if captured.get() != last:
-                last = captured.get()
-                sys.stdout.write(last)
+            if (text := _plain(picture())) != last:
+                last = text
+                sys.stdout.write(text)
                 sys.stdout.flush()
             time.sleep(every)
     except KeyboardInterrupt:
         return 0
+
+
+def put(picture: RenderableType) -> None:
+    """Print a picture: fitted to a terminal, as wide as it needs in a pipe."""
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(picture)
+    else:
+        sys.stdout.write(_plain(picture))
+
+
+def _plain(picture: RenderableType) -> str:
+    console = Console(highlight=False, width=_WIDE, color_system=None)
+    with console.capture() as captured:
+        console.print(picture)
+    return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
 
 
 def _listed(cluster: Cluster, namespace: str | None) -> RenderableType:
@@ -177,7 +193,7 @@ def details(view: BuildView) -> RenderableType:
 def _stages(stages: Sequence[Stage]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
-    table.add_column(width=_BAR_WIDTH)
+    table.add_column()
     table.add_column(justify="right", no_wrap=True)
     table.add_column(no_wrap=True)
     for stage in stages:
@@ -197,8 +213,23 @@ def _stages(stages: Sequence[Stage]) -> RenderableType:
             (stage.cached, "cached"),
         )
         said = ", ".join(f"{count} {word}" for count, word in counts if count)
-        table.add_row(stage.operation, bar, f"{ended}/{stage.total}", said)
+        table.add_row(stage.operation, _OnTerminal(bar), f"{ended}/{stage.total}", said)
     return table
+
+
+class _OnTerminal:
+    """What colors alone can say is left out of a pipe."""
+
+    def __init__(self, picture: RenderableType) -> None:
+        self._picture = picture
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if console.color_system:
+            yield self._picture
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        width = _BAR_WIDTH if console.color_system else 0
+        return Measurement(width, width)
 
 
 def _running(tasks: Sequence[TaskView]) -> RenderableType:
@@ -208,9 +239,9 @@ def _running(tasks: Sequence[TaskView]) -> RenderableType:
         seconds = duration(max((now - task.since).total_seconds(), 0.0))
         again = f"attempt {task.attempt}" if task.attempt > 1 else ""
         if task.state == "waiting":
-            table.add_row(task.id, task.node or "-", seconds, Text(task.waits, style="yellow"))
+            table.add_row(task.label, task.node or "-", seconds, Text(task.waits, style="yellow"))
         else:
-            table.add_row(Text(task.id, style="cyan"), task.node, seconds, again)
+            table.add_row(Text(task.label, style="cyan"), task.node, seconds, again)
     return table
 
 
@@ -230,6 +261,7 @@ def as_json(view: BuildView) -> dict[str, Any]:
         "running": [
             {
                 "task": task.id,
+                "then": list(task.then),
                 "state": task.state,
                 "node": task.node,
                 "pod": task.pod,

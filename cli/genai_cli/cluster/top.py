@@ -21,6 +21,7 @@ from rich.text import Text
 from genai_cli.cluster.builds import age, read_builds
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_cli.cluster.problems import ClusterUnavailable, NotAllowed
+from genai_cli.cluster.showing import put
 from genai_cli.cluster.views import BuildView, TaskView, quantity
 from genai_cli.output import emit
 from genai_cli.settings import Settings
@@ -98,8 +99,7 @@ def show_top(access: Access, settings: Settings, *, everywhere: bool, once: bool
         if settings.json:
             emit(_as_json(found, rate))
         else:
-            console = Console(highlight=False)
-            console.print(_picture(cluster, found, rate), soft_wrap=not console.is_terminal)
+            put(_picture(cluster, found, rate))
         return 0
     try:
         return _live(cluster, namespace, rates)
@@ -225,7 +225,7 @@ def _picture(cluster: Cluster, found: Snapshot, rate: int) -> RenderableType:
     now = datetime.now(UTC)
     for task, names in found.tasks[:_MOST_TASKS]:
         tasks.add_row(
-            Text(task.id, style="cyan" if task.state == "running" else "yellow"),
+            Text(task.label, style="cyan" if task.state == "running" else "yellow"),
             f"{task.namespace}/{names}",
             task.node or "-",
             duration(max((now - task.since).total_seconds(), 0.0)),
@@ -279,6 +279,7 @@ def _as_json(found: Snapshot, rate: int) -> dict[str, Any]:
         "tasks": [
             {
                 "task": task.id,
+                "then": list(task.then),
                 "namespace": task.namespace,
                 "builds": names.split(","),
                 "state": task.state,

@@ -33,6 +33,7 @@ OURS = "app.kubernetes.io/managed-by=genai-operator"
 JOB_NAME = "batch.kubernetes.io/job-name"
 
 _KEY, _TASK = f"{GROUP}/key", f"{GROUP}/task"
+_CHAIN = f"{GROUP}/chain"
 _OPERATION, _ATTEMPT, _SCOPE = f"{GROUP}/operation", f"{GROUP}/attempt", f"{GROUP}/scope"
 _USUAL = {"", "ContainerCreating", "PodInitializing"}
 
@@ -41,10 +42,11 @@ TaskState: TypeAlias = Literal["waiting", "running", "done", "failed"]
 
 @dataclass(frozen=True)
 class TaskView:
-    """The latest Job of one task.
+    """The latest Job of one task, or of several that follow one another in one pod.
 
     Attributes:
-        id: Of the task in its plan.
+        id: Of the task in its plan; the first one's.
+        then: Ids of those that follow in the same pod.
         key: Of its record.
         owners: UIDs of the builds that need it.
         since: When its pod began to run, else when its Job was made.
@@ -72,6 +74,22 @@ class TaskView:
     said: Mapping[str, Any] = field(default_factory=dict)
     cpu: int = 0
     memory: int = 0
+    then: tuple[str, ...] = ()
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of all its tasks."""
+        return (self.id, *self.then)
+
+    @property
+    def label(self) -> str:
+        """What people read: the task, and how many follow in its pod."""
+        return f"{self.id} and {len(self.then)} more" if self.then else self.id
+
+    @property
+    def ended_in(self) -> str:
+        """The task that it came to; as far as it said."""
+        return str(self.said.get("task") or self.label)
 
     @property
     def active(self) -> bool:
@@ -259,7 +277,8 @@ def _task(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> TaskView
     pod = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
     container = _container(pod)
     ran = container.get("running") or container.get("terminated") or {}
-    state: TaskState = "running" if "running" in container else "waiting"
+    # A process that has ended runs, as long as the Job does not say how it went.
+    state: TaskState = "running" if ran else "waiting"
     ended_at = None
     for condition in status.get("conditions") or ():
         if condition["status"] == "True" and condition["type"] in {"Complete", "Failed"}:
@@ -283,7 +302,16 @@ def _task(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> TaskView
         said=_said(container.get("terminated") or {}),
         cpu=quantity(requests.get("cpu", "0"), scale=1000),
         memory=quantity(requests.get("memory", "0")),
+        then=_chained(notes.get(_CHAIN, "")),
     )
+
+
+def _chained(text: str) -> tuple[str, ...]:
+    """Ids of the tasks that a Job goes on with: `[[id, operation, derivation], ...]`."""
+    try:
+        return tuple(str(link[0]) for link in json.loads(text or "[]"))
+    except (ValueError, TypeError, LookupError):
+        return ()
 
 
 def _container(pod: Mapping[str, Any] | None) -> Mapping[str, Any]:

@@ -1,0 +1,120 @@
+"""A build, its Jobs and pods as people see them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from genai_cli.cluster.following import News, news
+from genai_cli.cluster.testing import build, job, pod
+from genai_cli.cluster.views import build_view, quantity, task_views
+
+RUNNING = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "number"),
+    [
+        ("250m", 1000, 250),
+        ("2", 1000, 2000),
+        ("1.5", 1000, 1500),
+        ("512Mi", 1, 512 << 20),
+        ("1Gi", 1, 1 << 30),
+        ("3k", 1, 3000),
+        ("2G", 1, 2 * 10**9),
+        ("24545264Ki", 1, 24545264 << 10),
+        ("0", 1, 0),
+    ],
+)
+def test_quantities_are_kubernetes_own(text: str, scale: int, number: int) -> None:
+    assert quantity(text, scale=scale) == number
+
+
+def test_a_build_that_nobody_took_up_is_pending() -> None:
+    view = build_view(build("a"))
+    assert (view.phase, view.taken_up, view.settled) == ("Pending", False, False)
+    edited = build("a", phase="Ready", conditions=[{"type": "Ready", "status": "True"}])
+    assert build_view(edited).settled
+    edited["metadata"]["generation"] = 2
+    assert not build_view(edited).settled, "an edit that nobody saw counts as finished"
+    asked = build("a", phase="Ready", conditions=[{"type": "Ready", "status": "True"}])
+    asked["metadata"]["annotations"] = {"genai-operator.dev/requestedAt": "now"}
+    assert not build_view(asked).settled, "a request that nobody saw counts as finished"
+
+
+def test_a_suspended_build_rests_and_a_waiting_one_does_not() -> None:
+    ready = {"type": "Ready", "status": "Unknown", "reason": "Suspended", "message": "..."}
+    assert build_view(build("a", phase="Suspended", conditions=[ready])).settled
+    assert not build_view(build("a", phase="Waiting", conditions=[ready])).settled
+
+
+def test_tasks_are_those_of_the_build_with_their_latest_attempt() -> None:
+    first = job("convert/cpu/a", "a", "b", state="Failed")
+    second = job("convert/cpu/a", "a", "b", attempt=2)
+    other = job("ingest", "b")
+    tasks = task_views([first, second, other], [pod(second, node="node2", **RUNNING)])
+    view = build_view(build("a"), tasks)
+    assert [(t.id, t.attempt, t.state, t.node) for t in view.tasks] == [
+        ("convert/cpu/a", 2, "running", "node2")
+    ]
+    assert (view.tasks[0].cpu, view.tasks[0].memory) == (250, 512 << 20)
+
+
+def test_a_task_says_why_it_does_not_start() -> None:
+    one = job("ingest", "a")
+    starting = pod(one, waiting={"reason": "ContainerCreating"})
+    assert task_views([one], [starting])[0].waits == "its pod starts"
+    pulling = pod(one, waiting={"reason": "ErrImagePull", "message": "not found"})
+    assert task_views([one], [pulling])[0].waits == "ErrImagePull: not found"
+    full = pod(one, node="")
+    full["status"] = {
+        "conditions": [{"type": "PodScheduled", "status": "False", "message": "0/2 nodes: cpu"}]
+    }
+    assert task_views([one], [full])[0].waits == "0/2 nodes: cpu"
+    assert task_views([one], [])[0].waits == "no pod yet"
+
+
+def test_a_chain_is_one_job_with_several_tasks_and_says_where_it_stopped() -> None:
+    one = job("convert/cpu/a", "a", state="Failed", then=("compile/cpu/a", "package/cpu"))
+    said = json.dumps({"outcome": "failed", "task": "compile/cpu/a", "step": 1})
+    ended = {"message": said, "startedAt": "2026-01-01T12:00:01Z"}
+    ended["finishedAt"] = "2026-01-01T12:00:21Z"
+    (task,) = task_views([one], [pod(one, terminated=ended)])
+    assert task.ids == ("convert/cpu/a", "compile/cpu/a", "package/cpu")
+    assert task.label == "convert/cpu/a and 2 more"
+    assert task.ended_in == "compile/cpu/a"
+    assert task.seconds == 20
+
+
+@pytest.mark.parametrize("text", ["{", "7", "[[]]", "[3]", ""])
+def test_what_others_wrote_into_a_chain_is_no_reason_to_fail(text: str) -> None:
+    one = job("ingest", "a")
+    one["metadata"]["annotations"]["genai-operator.dev/chain"] = text
+    assert task_views([one], [])[0].then == ()
+
+
+def test_news_are_what_changed_between_two_looks() -> None:
+    one = job("ingest", "a")
+
+    def look(*pods: dict, **changes: str) -> object:  # type: ignore[type-arg]
+        done = job("ingest", "a", **changes)
+        return build_view(build("a"), task_views([done], list(pods)))
+
+    def texts(before: object, now: object) -> list[str]:
+        return [item.text for item in news(before, now)]  # type: ignore[arg-type]
+
+    nothing = build_view(build("a"))
+    starting, running = look(), look(pod(one, **RUNNING))
+    said = json.dumps({"outcome": "run", "peakMemoryBytes": 178 * 10**6})
+    ended = {"startedAt": "2026-01-01T12:00:10Z", "finishedAt": "2026-01-01T12:00:14Z"}
+    done = look(pod(one, terminated=ended | {"message": said}), state="Complete")
+    assert texts(nothing, starting) == []
+    assert texts(starting, running) == ["start    ingest (node1)"]
+    assert texts(running, running) == []
+    assert texts(running, done) == ["done     ingest (4.0 s, 178 MB)"]
+    assert texts(nothing, done) == ["start    ingest (node1)", "done     ingest (4.0 s, 178 MB)"]
+    failed = look(pod(one, terminated=ended), state="Failed")
+    assert list(news(running, failed)) == [  # type: ignore[arg-type]
+        News("failed   ingest: its process ended badly after 4.0 s", bad=True)
+    ]
