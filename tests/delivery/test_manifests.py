@@ -186,4 +186,16 @@ def test_flux_waits_for_what_it_depends_on() -> None:
     checked = {(c["kind"], c["name"]) for c in tenant["healthChecks"]}
     assert checked
     assert checked <= applied
-    assert {e["kind"] for e in tenant["healthCheckExprs"]} == {kind for kind, _ in checked}
+
+
+def test_flux_judges_our_kinds_as_the_shipped_health_checks_do() -> None:
+    patch = load(ROOT / "deploy/health/flux/kustomization-patch.yaml")[0]
+    proven = {e["kind"]: e for e in patch["spec"]["healthCheckExprs"]}
+    used = [
+        expression
+        for file in GITOPS.glob("flux/**/*.yaml")
+        for value in load(file)
+        for expression in value.get("spec", {}).get("healthCheckExprs", ())
+    ]
+    assert {e["kind"] for e in used} == {"GenAIBuild", "GenAITarget"}
+    assert all(e == proven[e["kind"]] for e in used)
