@@ -7,8 +7,8 @@ the store and the mirror. Runs in a thread, since stores are asked synchronously
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -19,8 +19,8 @@ from genai_core.record import Blob, Record
 from genai_core.store.protocol import RecordRef
 from genai_operator.decide import Attempts, Verdict, judge
 from genai_operator.jobs import JobRequest
+from genai_operator.lookups import Answers
 from genai_operator.requests import Setting, job_request
-from genai_operator.stores import Lookups
 from genai_operator.views import JobState, JobView, PodView
 from genai_planner.advance import Advice, advance
 from genai_planner.chains import derivations
@@ -33,6 +33,8 @@ from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts
 from genai_planner.source_view import SourceView
 
 __all__ = ["Question", "Survey", "survey"]
+
+Claim = Callable[[Iterable[RecordRef]], None]
 
 _ANY_MEMORY = 1 << 62
 """The scheduler knows what nodes have left."""
@@ -71,6 +73,7 @@ class Survey:
         active: Jobs that are at a task of this build.
         failed: (task, error, digest of the log) in the plan's order.
         containers: Target -> the record of its package.
+        refs: The records of all tasks that have a key.
         made: Operation -> tasks whose result stands and that a Job of this build was for.
         after: Seconds until it has to be looked at again, whatever happens.
         retried: What is known of the earlier attempts at tasks that start again.
@@ -83,38 +86,46 @@ class Survey:
     active: tuple[JobView, ...]
     failed: tuple[tuple[TaskId, GenAIError, str], ...]
     containers: Mapping[str, Record]
+    refs: frozenset[RecordRef] = frozenset()
     made: Mapping[str, int] = field(default_factory=dict)
     after: float | None = None
     retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
 
 
-def survey(question: Question, lookups: Lookups, *, lost: set[str]) -> Survey:
+def survey(
+    question: Question, lookups: Answers, *, lost: set[str], claim: Claim = lambda _refs: None
+) -> Survey:
     """Look at a build.
 
     Args:
         question: The build.
         lookups: Of its store.
         lost: UIDs of Jobs whose lost inputs were taken note of; added to.
+        claim: Called with what is about to be looked up, so that no gc takes it meanwhile.
 
     Raises:
         GenAIError: The spec cannot work, or the store does not answer.
+        Unanswered: A Job has to look first.
     """
     for _ in range(_MOST_LOOKS):
         forecast = _expand(question, shape_from_config(question.setting.source.config))
-        look = _Look(question, forecast, lookups)
+        # What ingest left says what the plan is; only without it is the forecast gone through.
+        begin = replace(forecast, tasks=(forecast.task(INGEST),), containers={})
+        look = _Look(question, begin, lookups)
         ingested = look.records.get(look.advice.keys[INGEST])
+        plan = forecast
         if ingested is not None:
             try:
                 plan = _expand(question, _exact_shape(result_of(ingested), lookups))
             except CorruptBlob:
                 lookups.forget()  # reading took the wrong bytes away: now ingest is a miss
                 continue
-            look = _Look(question, plan, lookups)
+        look = _Look(question, plan, lookups, claim)
         if look.has_lost(lost):
             lookups.forget()
             continue
         return look.found()
-    raise CorruptBlob("what ingest left keeps being lost", where=lookups.store.location)
+    raise CorruptBlob("what ingest left keeps being lost", where=lookups.location)
 
 
 def _expand(question: Question, shape: ModelShape | None) -> Plan:
@@ -133,12 +144,9 @@ def _expand(question: Question, shape: ModelShape | None) -> Plan:
     )
 
 
-def _exact_shape(ingested: Result, lookups: Lookups) -> ModelShape:
+def _exact_shape(ingested: Result, lookups: Answers) -> ModelShape:
     file = ingested.outputs[_FACTS_FILE]
-    text = lookups.blobs.get(file.sha256)
-    if text is None:
-        text = lookups.store.read_blob(Blob(sha256=file.sha256, size=file.size))
-        lookups.blobs[file.sha256] = text
+    text = lookups.read_blob(Blob(sha256=file.sha256, size=file.size))
     return shape_from_facts(ModelFacts.model_validate_json(text))
 
 
@@ -153,7 +161,8 @@ def result_of(record: Record) -> Result:
 class _Look:
     """One plan, looked up from its beginning as far as it has come."""
 
-    def __init__(self, question: Question, plan: Plan, lookups: Lookups) -> None:
+    def __init__(self, question: Question, plan: Plan, lookups: Answers, claim: Claim) -> None:
+        self._claim = claim
         self._question = question
         self._plan = plan
         self._lookups = lookups
@@ -193,6 +202,7 @@ class _Look:
             if verdict is not None and not verdict.running:
                 anew.append(look.key)
         refs = {look.task: RecordRef(look.operation, look.key) for look in wanted}
+        self._claim(refs.values())
         found = self._lookups.look(refs.values(), anew=anew)
         return [
             self._answer(look, found[refs[look.task]] if look.task in refs else "")
@@ -276,6 +286,9 @@ class _Look:
                 for task, error in advice.failed.items()
             ),
             containers=self._containers(),
+            refs=frozenset(
+                RecordRef(plan.task(task).operation, key) for task, key in advice.keys.items()
+            ),
             made=made,
             after=min(pauses) if pauses else None,
             retried={task: verdict for task, verdict in starts.items() if verdict.retried},

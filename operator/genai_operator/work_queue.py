@@ -2,7 +2,8 @@
 
 A key that is added while it is being worked on is worked on once more afterwards, so nothing that
 happened meanwhile is missed. Failures come back after growing pauses; `add(after=...)` comes back
-at the earliest time asked for.
+at the earliest time asked for, but not before a rest that `done` gave the key is over: what happens
+meanwhile is then worked on together.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class WorkQueue(Generic[K]):
         self._count = 0
         self._working: set[K] = set()
         self._failures: dict[K, int] = {}
+        self._rests: dict[K, float] = {}
         self._changed = asyncio.Event()
 
     def __len__(self) -> int:
@@ -59,7 +61,7 @@ class WorkQueue(Generic[K]):
 
     def add(self, key: K, *, after: float = 0.0) -> None:
         """Have a key worked on, at once or in some seconds; the earlier wish wins."""
-        due = self._clock() + after
+        due = max(self._clock() + after, self._rests.get(key, 0.0))
         known = self._due.get(key)
         if known is not None and known <= due:
             return
@@ -81,9 +83,19 @@ class WorkQueue(Generic[K]):
             except TimeoutError:
                 continue
 
-    def done(self, key: K) -> None:
-        """It went well."""
+    def done(self, key: K, *, rest: float = 0.0) -> None:
+        """It went well.
+
+        Args:
+            key: What was worked on.
+            rest: Seconds for which it is let alone.
+        """
         self._failures.pop(key, None)
+        if rest > 0:
+            self._rests[key] = self._clock() + rest
+            if key in self._due:  # added meanwhile: not before then
+                del self._due[key]
+                self.add(key)
         self._release(key)
 
     def failed(self, key: K) -> float:
@@ -99,6 +111,7 @@ class WorkQueue(Generic[K]):
     def forget(self, key: K) -> None:
         """It is gone: no failure is remembered, nothing is due."""
         self._failures.pop(key, None)
+        self._rests.pop(key, None)
         self._due.pop(key, None)
 
     def _release(self, key: K) -> None:
@@ -124,6 +137,7 @@ class WorkQueue(Generic[K]):
                 busy.append((due, number, key))
                 continue
             del self._due[key]
+            self._rests.pop(key, None)
             if self._waited is not None:
                 self._waited(key, now - due)
             found = key
