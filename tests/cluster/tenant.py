@@ -39,7 +39,7 @@ def s3_client(cluster: Cluster) -> Any:
 def install(cluster: Cluster, image: str, toolchain: dict[str, str]) -> None:
     """CRDs, targets, buckets and the model: what the cluster's tests share."""
     for path in sorted((ROOT / "crds").glob("*.yaml")):
-        cluster.kubectl("apply", "--server-side", "-f", str(path))
+        cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
     for name in ("genaibuilds", "genaitargets", "artifactstores"):
         cluster.kubectl(
             "wait", "--for=condition=Established", f"crd/{name}.genai-operator.dev", "--timeout=30s"
@@ -221,6 +221,7 @@ class Tenant:
 
     def ran_apart(self) -> None:
         """No task ran twice at once, as seen from outside."""
+        wait(lambda: not self.witness.missed(self.pods()), 15, lambda: "the witness is blind")
         overlaps = self.witness.overlaps(self.namespace)
         assert not overlaps, overlaps
 

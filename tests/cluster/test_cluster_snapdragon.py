@@ -67,7 +67,7 @@ def test_the_example_fans_out_and_gives_the_laptops_revision(
     try:
         tenant.build("numbers", **(spec | {"targets": [name]}))
         tenant.wait_ready("numbers", 120)
-        made = {job.split("-")[1] for job in tenant.witness.jobs(tenant.namespace) - jobs}
+        made = tenant.witness.operations(tenant.namespace, but=jobs)
         assert made <= {"package"}, "the binaries are the same"
     finally:
         tenant.cluster.kubectl("delete", "genaitarget", name)
@@ -110,7 +110,7 @@ def test_a_split_that_fails_keeps_the_others_and_is_cured_alone(
     )
     wait(lambda: tenant.condition("halved")[0] == "Unknown", 20)
     tenant.sound("halved", expected)
-    made = {name.split("-")[1] for name in tenant.witness.jobs(tenant.namespace) - before}
+    made = tenant.witness.operations(tenant.namespace, but=before)
     assert made <= {"compile", "fidelity", "package"}
     assert len(tenant.objects("records/compile/")) == 2
 

@@ -96,7 +96,7 @@ def test_a_record_is_deleted_and_a_blob_corrupted(
     operator.start()
     tenant.small("again")
     tenant.sound("again", expected, seconds=300)
-    made = {name.split("-")[1] for name in tenant.witness.jobs(tenant.namespace) - before}
+    made = tenant.witness.operations(tenant.namespace, but=before)
     assert {"compile", "package"} <= made
     assert "resolve" not in made
 

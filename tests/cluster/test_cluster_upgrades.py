@@ -27,11 +27,6 @@ runpy.run_module("genai_operator", run_name="__main__")
 """A later release of the operator, all of whose operations were changed."""
 
 
-def operations(names: set[str]) -> set[str]:
-    """Of Jobs, by their names."""
-    return {name.split("-")[1] for name in names}
-
-
 @pytest.fixture
 def own_target(cluster: Cluster, tenant: Tenant) -> Iterator[str]:
     """Name of a target that the test may change."""
@@ -78,7 +73,7 @@ def test_an_edit_keeps_what_fits_and_the_last_good_artifact_stays(
     assert tenant.condition("edited", "ArtifactAvailable") == ("True", "Built")
     second = tenant.sound("edited", laptop.revisions(SMALL | other))
     assert revisions(second) != revisions(first)
-    added = operations(tenant.witness.jobs(tenant.namespace) - before)
+    added = tenant.witness.operations(tenant.namespace, but=before)
     assert added == {"package"}
 
     # Back again: everything is there already.
@@ -111,7 +106,7 @@ def test_names_and_order_build_nothing(
     }
     tenant.small("second", **dict(reversed(spec.items())))
     tenant.sound("second", laptop.revisions(SMALL), seconds=60)
-    assert operations(tenant.witness.jobs(tenant.namespace) - before) <= {"resolve"}
+    assert tenant.witness.operations(tenant.namespace, but=before) <= {"resolve"}
 
 
 def test_a_new_toolchain_starts_nothing_unasked(

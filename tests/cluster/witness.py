@@ -7,14 +7,14 @@ where the cluster is the harness's own. A container whose node was killed ended 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import re
 import subprocess
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -22,9 +22,7 @@ from typing import Any
 from harness.cluster import Cluster
 
 SELECTOR = "app.kubernetes.io/managed-by=genai-operator"
-_NOTES = ("genai-operator.dev/key", "genai-operator.dev/chain")
-"""Annotations of a Job that name its tasks: the first one's key, the others' derivations."""
-_HEX = re.compile(r"[0-9a-f]{64}")
+KEY, TASK, CHAIN = (f"genai-operator.dev/{name}" for name in ("key", "task", "chain"))
 _EVENT = re.compile(r"^(\S+ \S+) \+0000 UTC \S+ (/tasks/(?:start|exit)) (\{.*\})$")
 
 
@@ -48,7 +46,7 @@ class Witness:
 
     cluster: Cluster
     _keys: dict[tuple[str, str], list[str]] = field(default_factory=dict)
-    _operations: dict[tuple[str, str], str] = field(default_factory=dict)
+    _tasks: dict[tuple[str, str], list[str]] = field(default_factory=dict)
     _runs: dict[str, Run] = field(default_factory=dict)
     _started: dict[str, float] = field(default_factory=dict)
     _exited: dict[str, float] = field(default_factory=dict)
@@ -94,10 +92,22 @@ class Witness:
                 assert after.began is not None
                 if before.ended is None or before.ended > after.began:
                     found.append(
-                        f"{key[:12]} of {self._operations.get((namespace, before.job))}: {before} "
+                        f"{key[:12]} of {self._tasks.get((namespace, before.job))}: {before} "
                         f"and {after}"
                     )
         return found
+
+    def missed(self, pods: Iterable[Mapping[str, Any]]) -> set[str]:
+        """Which of these pods ran and were not seen, or seen without the tasks of their Job."""
+        return {
+            pod["metadata"]["name"]
+            for pod in pods
+            if pod["status"].get("phase") in {"Running", "Succeeded", "Failed"}
+            and (
+                (run := self._runs.get(pod["metadata"]["uid"])) is None
+                or not self._keys.get((run.namespace, run.job))
+            )
+        }
 
     def most_at_once(self, namespace: str) -> int:
         """How many containers of stages ran at the same time, at the most."""
@@ -112,13 +122,18 @@ class Witness:
             most = max(most, now)
         return most
 
-    def created(self, namespace: str) -> Counter[str]:
-        """Operation -> Jobs that were ever there, by key and attempt."""
-        return Counter(op for (space, _), op in self._operations.items() if space == namespace)
-
     def jobs(self, namespace: str) -> set[str]:
         """Names of all Jobs that were ever there."""
-        return {name for space, name in self._operations if space == namespace}
+        return {name for space, name in self._tasks if space == namespace}
+
+    def operations(self, namespace: str, *, but: Collection[str] = ()) -> set[str]:
+        """Of all tasks that Jobs were made for, those of some Jobs left out."""
+        return {
+            task.partition("/")[0]
+            for (space, name), tasks in self._tasks.items()
+            if space == namespace and name not in but
+            for task in tasks
+        }
 
     def _exact(self, namespace: str) -> Iterator[Run]:
         for run in list(self._runs.values()):
@@ -132,7 +147,6 @@ class Witness:
     # What is watched
 
     def _watch(self, kind: str, take: Any) -> None:
-        decoder = json.JSONDecoder()
         while not self._stopping:
             child = subprocess.Popen(
                 [
@@ -143,22 +157,20 @@ class Witness:
             )  # fmt: skip
             self._children.append(child)
             assert child.stdout is not None
-            text = ""
             with child:
                 for line in child.stdout:
-                    text += line
-                    if line == "}\n":  # the end of one event
-                        take(**decoder.decode(text))
-                        text = ""
+                    with contextlib.suppress(ValueError):  # cut off with its stream
+                        take(**json.loads(line))
             time.sleep(0.2)  # an apiserver that is restarted: the next listing says what is there
 
     def _take_job(self, *, type: str, object: dict[str, Any]) -> None:  # noqa: A002
         del type
         meta = object["metadata"]
         place = (meta["namespace"], meta["name"])
-        self._operations[place] = meta["labels"].get("genai-operator.dev/operation", "")
         notes = meta.get("annotations", {})
-        self._keys[place] = [name for note in _NOTES for name in _HEX.findall(notes.get(note, ""))]
+        chain = json.loads(notes.get(CHAIN, "[]"))
+        self._tasks[place] = [notes.get(TASK, ""), *(link[0] for link in chain)]
+        self._keys[place] = [notes.get(KEY, ""), *(link[2] for link in chain)]
 
     def _take_pod(self, *, type: str, object: dict[str, Any]) -> None:  # noqa: A002
         meta, status = object["metadata"], object.get("status") or {}
