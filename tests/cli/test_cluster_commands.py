@@ -159,7 +159,7 @@ def test_top_counts_tasks_and_requests_by_node_and_shows_what_waits(
     assert by_task["ingest"]["waits"] == "0/2 nodes: cpu"
     out = genai("top", "--once").out
     assert "2 tasks running, 1 waiting" in out
-    assert "0.5 of 2.0 (25%)" in out
+    assert "0.5 of 2 (25%)" in out
     server.forbidden = {"nodes"}
     assert genai("top", "--json").json["nodes"][0]["allocatable"] == {
         "cpuMillis": 0,

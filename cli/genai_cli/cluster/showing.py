@@ -28,7 +28,7 @@ __all__ = ["as_json", "details", "put", "show_status", "watched"]
 
 _STYLES = {
     "Ready": "green",
-    "Stalled": "red",
+    "Failed": "red",
     "Building": "cyan",
     "Waiting": "yellow",
     "Pending": "yellow",
@@ -111,11 +111,11 @@ def _listed(cluster: Cluster, namespace: str | None) -> RenderableType:
     if not builds:
         where = f"in namespace {namespace}" if namespace else "in this cluster"
         return Text(f"no builds {where}")
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=True)
     heads = ["name", "phase", "progress", "cached", "running", "targets", "age"]
     for head in [*(["namespace"] if namespace is None else []), *heads]:
         table.add_column(head, no_wrap=True)
-    table.add_column("message", no_wrap=True, overflow="ellipsis")
+    table.add_column("message", no_wrap=True, overflow="ellipsis", ratio=1)  # takes what is left
     for view in builds:
         place = [view.namespace] if namespace is None else []
         table.add_row(

@@ -94,9 +94,8 @@ def read_from(
             file.write(spec.ca_bundle)
             file.flush()
             where = replace(where, ca=file.name)
-        endpoint = options.endpoint or stack.enter_context(
-            reachable(cluster, where.endpoint, namespace)
-        )
+        wanted = options.endpoint or where.endpoint
+        endpoint = stack.enter_context(reachable(cluster, wanted, namespace))
         if endpoint != where.endpoint:
             where = replace(where, endpoint=endpoint, addressing="path")
         yield Place(where, public, credentials)

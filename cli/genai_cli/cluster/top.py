@@ -249,8 +249,8 @@ def _table(*heads: str) -> Table:
 
 def _share(used: float, offered: float, unit: str) -> str:
     if not offered:
-        return f"{used:.1f}{unit}"
-    return f"{used:.1f} of {offered:.1f}{unit} ({used / offered:.0%})"
+        return f"{used:.3g}{unit}"
+    return f"{used:.3g} of {offered:.3g}{unit} ({used / offered:.0%})"
 
 
 def _line(found: Snapshot, rate: int, now: datetime) -> str:

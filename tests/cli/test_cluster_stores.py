@@ -1,0 +1,482 @@
+"""A namespace's store from a laptop: where it is, with whose keys, and what comes out of it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genai_cli.cluster import forwarding
+from genai_cli.cluster.connection import Access, Cluster, connect
+from genai_cli.cluster.forwarding import reachable, service_of
+from genai_cli.cluster.stores import StoreOptions, blob_of, named_by, place_of, read_from
+from genai_cli.cluster.testing import Apiserver, apiserver, build, job
+from genai_cli.testing import InProcess, Ran
+from genai_core.canonical import digest_bytes
+from genai_core.errors import InvalidSpec
+from genai_core.kinds.artifact_store import ArtifactStoreSpec
+from genai_core.kinds.base import SecretRef
+from genai_core.manifest import Manifest
+from genai_core.names import Digest, Key
+from genai_core.record import Measurements, Output, Record, ToolchainUsed
+from genai_core.store.location import open_store
+from genai_core.store.protocol import Store
+from genai_core.store.s3_location import S3Credentials
+from genai_core.testing import S3Server, s3_server
+
+KEYS = {"AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key"}
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with s3_server(tmp_path_factory.mktemp("s3"), prefer_moto=True) as found:
+        yield found
+
+
+@pytest.fixture
+def server() -> Iterator[Apiserver]:
+    with apiserver() as found:
+        found.add("namespaces", {"metadata": {"name": "team"}})
+        yield found
+
+
+@pytest.fixture
+def cluster(server: Apiserver, tmp_path: Path) -> Cluster:
+    return connect(Access(server.kubeconfig(tmp_path / "config")))
+
+
+def secret(**data: str) -> dict[str, Any]:
+    coded = {name: base64.b64encode(text.encode()).decode() for name, text in data.items()}
+    return {"metadata": {"name": "s3", "namespace": "team"}, "data": coded}
+
+
+def artifact_store(**spec: Any) -> dict[str, Any]:
+    value = {"bucket": "genai", "prefix": "cache", "secretRef": {"name": "s3"}} | spec
+    return {"metadata": {"name": "default", "namespace": "team"}, "spec": value}
+
+
+# Where
+
+
+def test_a_store_is_named_by_what_a_status_says() -> None:
+    spec = ArtifactStoreSpec(
+        bucket="genai", prefix="/cache/", endpoint="http://s3:1", secret_ref=SecretRef(name="s3")
+    )
+    place = place_of(spec, "team")
+    assert str(place) == "s3://genai/cache/team?endpoint=http://s3:1&region=us-east-1"
+    query = "?endpoint=http://s3:1&region=us-east-1"
+    digest = "ab" * 32
+    for name in ("records/package/00.json", f"blobs/ab/{digest}"):
+        assert named_by(f"s3://genai/cache/team/{name}{query}") == place
+    assert blob_of(f"s3://genai/cache/team/blobs/ab/{digest}{query}") == digest
+    assert named_by("s3://genai/blobs/ab/00").prefix == ""
+    assert named_by("s3://genai/records/blobs/x/records/package/00.json").prefix == "records/blobs/x"
+    with pytest.raises(InvalidSpec, match="no address of a record"):
+        named_by("s3://genai/cache/team")
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "found"),
+    [
+        ("http://minio.storage.svc:9000", ("storage", "minio")),
+        ("http://minio.storage.svc.cluster.local", ("storage", "minio")),
+        ("http://minio.storage.svc.cluster.local.", ("storage", "minio")),
+        ("http://minio.storage:9000", ("storage", "minio")),
+        ("http://minio:9000", ("team", "minio")),
+        ("http://localhost:9000", None),
+        ("http://10.0.0.7:9000", None),
+        ("http://[::1]:9000", None),
+        ("https://s3.eu-central-1.amazonaws.com", None),
+    ],
+)
+def test_an_endpoint_may_be_a_services_name(endpoint: str, found: tuple[str, str] | None) -> None:
+    assert service_of(endpoint, "team") == found
+
+
+# With whose keys
+
+
+def test_the_secrets_keys_are_used_where_it_may_be_read(
+    server: Apiserver, cluster: Cluster, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("artifactstores", artifact_store())
+    server.add("secrets", secret(**KEYS))
+    with read_from(cluster, "team", "default", options=StoreOptions()) as place:
+        assert place.credentials == S3Credentials(*KEYS.values())
+    server.forbidden = {"secrets"}
+    with read_from(cluster, "team", "default", options=StoreOptions()) as place:
+        assert place.credentials is None
+    assert "team/s3 cannot be read" in capsys.readouterr().err
+    server.forbidden = {"secrets", "artifactstores"}
+    near = "s3://other/team/records/package/00.json"
+    with read_from(cluster, "team", "default", options=StoreOptions(), near=near) as place:
+        assert (place.where.bucket, place.credentials) == ("other", None)
+
+
+def test_an_incomplete_secret_is_none(server: Apiserver, cluster: Cluster) -> None:
+    server.add("artifactstores", artifact_store())
+    server.add("secrets", secret(AWS_ACCESS_KEY_ID="half"))
+    with read_from(cluster, "team", "default", options=StoreOptions()) as place:
+        assert place.credentials is None
+
+
+def test_a_stores_own_certificates_are_trusted_while_it_is_read(
+    server: Apiserver, cluster: Cluster
+) -> None:
+    server.add("artifactstores", artifact_store(caBundle="-----BEGIN CERTIFICATE-----"))
+    server.add("secrets", secret(**KEYS))
+    with read_from(cluster, "team", "default", options=StoreOptions()) as place:
+        file = Path(str(place.where.ca))
+        assert file.read_text() == "-----BEGIN CERTIFICATE-----"
+        assert place.public.ca is None
+    assert not file.exists()
+
+
+def test_what_the_user_says_comes_first(server: Apiserver, cluster: Cluster) -> None:
+    server.add("artifactstores", artifact_store(endpoint="http://10.0.0.7:9000"))
+    server.add("secrets", secret(**KEYS))
+    options = StoreOptions(endpoint="http://127.0.0.1:9")
+    with read_from(cluster, "team", "default", options=options) as place:
+        assert place.where.endpoint == "http://127.0.0.1:9"
+        assert place.public.endpoint == "http://10.0.0.7:9000"
+    with read_from(cluster, "team", "x", options=StoreOptions("s3://mine/team")) as place:
+        assert (place.where.bucket, place.credentials) == ("mine", None)
+
+
+# Through a pod
+
+
+@pytest.fixture
+def unresolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Service's name means nothing here, whatever this machine's resolver says."""
+    monkeypatch.setattr(forwarding, "_resolves", lambda _: False)
+
+
+def service(**spec: Any) -> dict[str, Any]:
+    return {"metadata": {"name": "minio", "namespace": "storage"}, "spec": spec}
+
+
+PODS = {
+    "metadata": {"name": "minio-0", "namespace": "storage", "labels": {"app": "minio"}},
+    "spec": {"containers": [{"ports": [{"name": "s3", "containerPort": 9000}]}]},
+    "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+}
+
+
+@pytest.mark.usefixtures("unresolved")
+def test_bytes_go_through_a_pods_port_both_ways(
+    server: Apiserver, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[tuple[str, int, str]] = []
+
+    def forward(pod: str, port: int, *, namespace: str) -> socket.socket:
+        opened.append((pod, port, namespace))
+        near, far = socket.socketpair()
+
+        def echo() -> None:
+            while data := far.recv(65536):
+                far.sendall(data.upper())
+            far.close()
+
+        threading.Thread(target=echo, daemon=True).start()
+        return near
+
+    monkeypatch.setattr(cluster, "forward", forward)
+    ports = [{"port": 80, "targetPort": "s3"}]
+    server.add("services", service(selector={"app": "minio"}, ports=ports))
+    server.add("pods", PODS)
+    with reachable(cluster, "http://minio.storage.svc", "team") as url:
+        port = int(str(url).rpartition(":")[2])
+        data = b"abc" * 500_000
+        for _ in range(2):  # every connection has a way of its own
+            with socket.create_connection(("127.0.0.1", port)) as stream:
+                threading.Thread(target=stream.sendall, args=(data,), daemon=True).start()
+                got = b""
+                while len(got) < len(data):
+                    got += stream.recv(1 << 20)
+                assert got == data.upper()
+    assert opened == [("minio-0", 9000, "storage")] * 2
+
+
+@pytest.mark.usefixtures("unresolved")
+@pytest.mark.parametrize(
+    ("value", "endpoint", "says"),
+    [
+        (None, "http://minio.storage.svc", "no such Service"),
+        ({"ports": [{"port": 80}]}, "http://minio.storage.svc", "no pods of its own"),
+        ({"selector": {"a": "b"}, "ports": []}, "http://minio.storage.svc", "no port 80"),
+        (
+            {"selector": {"a": "b"}, "ports": [{"port": 80}]},
+            "http://minio.storage.svc",
+            "none of its pods is ready",
+        ),
+        ({}, "https://minio.storage.svc", "its certificate does not stand for this machine"),
+    ],
+)
+def test_a_service_without_a_way_in_is_named(
+    server: Apiserver, cluster: Cluster, value: Any, endpoint: str, says: str
+) -> None:
+    if value is not None:
+        server.add("services", service(**value))
+    with pytest.raises(Exception, match=says) as caught, reachable(cluster, endpoint, "team"):
+        pass
+    assert "--endpoint" in str(caught.value) or "try again" in str(caught.value)
+
+
+# What comes out
+
+
+@pytest.fixture
+def genai(server: Apiserver, tmp_path: Path) -> Callable[..., Ran]:
+    run = InProcess(tmp_path)
+    config = str(tmp_path / "config")
+    server.kubeconfig(tmp_path / "config")
+    return lambda *arguments: run(*arguments, env={"KUBECONFIG": config})
+
+
+@pytest.fixture
+def store(s3: S3Server, server: Apiserver, tmp_path: Path) -> Store:
+    """The store of namespace `team`, as its ArtifactStore says."""
+    location = s3.location(tmp_path.name.replace("_", "-"))
+    server.add(
+        "artifactstores",
+        artifact_store(bucket=location.bucket, prefix=location.prefix, endpoint=location.endpoint),
+    )
+    server.add("secrets", secret(**KEYS))
+    place = f"{location.prefix}/team".strip("/")
+    address = f"s3://{location.bucket}/{place}?endpoint={location.endpoint}"
+    return open_store(address, credentials=S3Credentials(*KEYS.values()))
+
+
+def committed(store: Store, operation: str, files: dict[str, bytes], log: str = "") -> Record:
+    outputs = {}
+    for name, data in files.items():
+        blob = store.put_bytes(data)
+        outputs[name] = Output(sha256=blob.sha256, size=blob.size)
+    record = Record(
+        operation=operation,
+        key=Key(digest_bytes(operation.encode() + b"".join(files.values()))),
+        outputs=outputs,
+        toolchain=ToolchainUsed(id=Digest("0" * 64)),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        measurements=Measurements(seconds=2.0, log=store.put_bytes(log.encode()) if log else None),
+    )
+    store.commit(record)
+    return record
+
+
+def container(store: Store, target: dict[str, Any]) -> tuple[Record, str]:
+    data = b"weights" * 1000
+    manifest = {
+        "model": {},
+        "architecture": "llama",
+        "target": target,
+        "context_length": 256,
+        "files": {"model.data": {"sha256": digest_bytes(data), "size": len(data)}},
+    }
+    text = json.dumps(manifest).encode()
+    files = {
+        "manifest.json": text,
+        "model.data": data,
+        "tokenizer.json": b"{}",
+        "genie_config.json": b"{}",
+        "report.json": b"{}",
+        "emulation/part.onnx": b"twin",
+    }
+    return committed(store, "package", files), Manifest.model_validate_json(text).revision()
+
+
+def ready(store: Store, record: Record, revision: str, target: str = "cpu") -> dict[str, Any]:
+    head, _, query = store.location.partition("?")
+    artifact = {
+        "target": target,
+        "revision": revision,
+        "url": f"{head}/records/package/{record.key}.json?{query}",
+        "sizeBytes": 7000,
+        "builtAt": "2026-01-01T12:00:30Z",
+        "verified": "Cpu",
+    }
+    condition = {"type": "Ready", "status": "True", "reason": "Built", "message": ""}
+    return build("tiny", phase="Ready", conditions=[condition], artifacts=[artifact])
+
+
+CPU = {"name": "cpu", "backend": "Cpu"}
+HTP = {
+    "name": "sm8750",
+    "backend": "Htp",
+    "soc_model": 69,
+    "dsp_arch": 79,
+    "library": {"buildId": "v2.51.0.260929"},
+}
+
+
+def test_a_container_is_pulled_verified_and_healed(
+    server: Apiserver, store: Store, genai: Callable[..., Ran], tmp_path: Path
+) -> None:
+    record, revision = container(store, CPU)
+    server.add("genaibuilds", ready(store, record, revision))
+    pulled = genai("pull", "tiny", "--json")
+    assert pulled.code == 0, pulled.err
+    path = tmp_path / "containers" / "tiny" / "cpu"
+    assert pulled.json["path"] == str(path)
+    assert (pulled.json["revision"], pulled.json["changed"]) == (revision, True)
+    assert pulled.json["steps"][0]["commands"][0].startswith(f"genai run {path}")
+    assert genai("pull", "tiny", "--json").json["changed"] is False
+    (path / "model.data").write_bytes(b"weightz" * 1000)
+    assert genai("pull", "tiny", "--json").json["changed"] is True
+    assert (path / "model.data").read_bytes() == b"weights" * 1000
+    assert sorted(p.name for p in path.parent.iterdir()) == ["cpu"], "a draft was left"
+
+
+def test_a_wrong_byte_in_the_store_never_becomes_a_container(
+    server: Apiserver, store: Store, s3: S3Server, genai: Callable[..., Ran], tmp_path: Path
+) -> None:
+    record, revision = container(store, CPU)
+    server.add("genaibuilds", ready(store, record, revision))
+    digest = record.outputs["model.data"].sha256
+    where = store.location.partition("?")[0].removeprefix("s3://")
+    bucket, _, prefix = where.partition("/")
+    s3.client().put_object(
+        Bucket=bucket, Key=f"{prefix}/blobs/{digest[:2]}/{digest}", Body=b"weightz" * 1000
+    )
+    ran = genai("pull", "tiny", "-o", "out")
+    assert ran.code == 1
+    assert digest[:12] in ran.errors[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_snapdragon_container_comes_with_the_commands_for_its_device(
+    server: Apiserver, store: Store, genai: Callable[..., Ran]
+) -> None:
+    record, revision = container(store, HTP)
+    server.add("genaibuilds", ready(store, record, revision, "sm8750"))
+    out = genai("pull", "tiny", "--target", "SM8750", "-o", "a folder").out
+    commands = [line for line in out.splitlines() if "adb" in line]
+    assert "adb shell mkdir -p /data/local/tmp/genai/tiny-sm8750" in commands
+    push = next(line for line in commands if "genie_config.json" in line)
+    assert "a folder' && adb push genie_config.json manifest.json model.data tokenizer.json" in push
+    assert "emulation" not in push
+    assert "hexagon-v79/unsigned/libQnnHtpV79Skel.so" in out
+    assert "2.51 or later" in out
+    start = next(line for line in commands if "genie-t2t-run -c" in line)
+    assert "LD_LIBRARY_PATH=. ADSP_LIBRARY_PATH=. ./genie-t2t-run -c genie_config.json -p" in start
+
+
+def test_a_container_that_is_not_there(server: Apiserver, genai: Callable[..., Ran]) -> None:
+    server.add("genaibuilds", build("tiny", phase="Building"))
+    ran = genai("pull", "tiny")
+    assert ran.code == 2
+    assert "no container yet: it is Building" in ran.errors[0]
+    assert "did you mean tiny?" in genai("pull", "tinny").errors[0]
+
+
+def test_a_failed_tasks_log_is_read_without_its_pod(
+    server: Apiserver, store: Store, genai: Callable[..., Ran]
+) -> None:
+    blob = store.put_bytes(b"ERROR it is not a model\n")
+    head, _, query = store.location.partition("?")
+    failure = {
+        "task": "ingest",
+        "reason": "BadModel",
+        "message": "it is not a model",
+        "log": f"{head}/blobs/{blob.sha256[:2]}/{blob.sha256}?{query}",
+    }
+    server.add("genaibuilds", build("bad", phase="Failed", failures=[failure]))
+    assert genai("logs", "bad").out == "ERROR it is not a model\n"
+    assert genai("logs", "bad", "ingest").out == "ERROR it is not a model\n"
+
+
+def test_a_finished_tasks_log_comes_with_its_record(
+    server: Apiserver, store: Store, genai: Callable[..., Ran]
+) -> None:
+    spoke = committed(store, "ingest", {"a": b"1"}, "it was read\n")
+    silent = committed(store, "convert", {"a": b"2"})
+    server.add("genaibuilds", build("tiny", phase="Building"))
+    server.add(
+        "jobs",
+        job("ingest", "tiny", state="Complete", key=spoke.key),
+        job("convert", "tiny", state="Complete", key=silent.key),
+    )
+    assert genai("logs", "tiny", "ingest").out == "it was read\n"
+    assert "it said nothing: ended 2026-01-01" in genai("logs", "tiny", "convert").out
+
+
+# What goes in
+
+
+MODEL = Path(__file__).parents[2] / "tests" / "fixtures" / "architectures" / "llama"
+
+
+def test_a_model_is_uploaded_once_under_its_digest_and_applied_by_its_address(
+    server: Apiserver, store: Store, s3: S3Server, genai: Callable[..., Ran], tmp_path: Path
+) -> None:
+    server.add("genaitargets", {"metadata": {"name": "cpu"}})
+    shutil.copytree(MODEL, tmp_path / "m")
+    (tmp_path / "m" / next((tmp_path / "m").glob("*.onnx")).name).rename(tmp_path / "m/mine.onnx")
+    spec = {"model": {"source": "./m", "onnx": "mine.onnx"}, "targets": ["cpu"]}
+    document = {
+        "apiVersion": "genai-operator.dev/v1alpha1",
+        "kind": "GenAIBuild",
+        "metadata": {"name": "up", "labels": {"team": "a"}},
+        "spec": spec,
+    }
+    (tmp_path / "build.yaml").write_text(json.dumps(document))
+    first = genai("build", "-f", "build.yaml", "--remote", "--detach", "--json")
+    assert first.code == 0, first.err
+    assert "upload   mine.onnx" in first.err
+    ((body, query),) = server.applied
+    assert query == {"fieldManager": "genai-cli", "force": "false"}
+    assert body["metadata"]["labels"] == {"team": "a"}
+    model = body["spec"]["model"]
+    digest = model["digest"].removeprefix("sha256:")
+    assert model["onnx"] == "model.onnx", "files are called by their roles there"
+    assert model["source"].endswith(f"/team/sources/sha256-{digest}")
+    bucket, _, folder = model["source"].removeprefix("s3://").partition("/")
+    client = s3.client()
+    data = client.get_object(Bucket=bucket, Key=f"{folder}/model.onnx")["Body"].read()
+    assert data == (tmp_path / "m/mine.onnx").read_bytes()
+
+    # Only what is missing is sent, and another name of a file is the same model.
+    client.delete_object(Bucket=bucket, Key=f"{folder}/config.json")
+    (tmp_path / "m/mine.onnx").rename(tmp_path / "m/yours.onnx")
+    document["spec"] = {"model": {"source": "./m"}, "targets": ["cpu"]}
+    (tmp_path / "build.yaml").write_text(json.dumps(document))
+    second = genai("build", "-f", "build.yaml", "--remote", "--detach")
+    sent = [line.split()[1] for line in second.err.splitlines() if line.startswith("upload ")]
+    assert "config.json" in sent
+    assert not any(name.endswith(".onnx") for name in sent)
+    assert server.applied[-1][0]["spec"]["model"]["source"] == model["source"]
+
+
+def test_a_file_that_changes_while_it_is_sent_is_not_stored(
+    server: Apiserver,
+    store: Store,
+    genai: Callable[..., Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from genai_core.store import s3_upload
+
+    server.add("genaitargets", {"metadata": {"name": "cpu"}})
+    shutil.copytree(MODEL, tmp_path / "m")
+    right = s3_upload.SourceUpload.missing
+
+    def changing(self: s3_upload.SourceUpload) -> list[str]:
+        found = right(self)
+        path = self.files["config.json"].path
+        path.write_text(path.read_text() + " ")
+        return found
+
+    monkeypatch.setattr(s3_upload.SourceUpload, "missing", changing)
+    ran = genai("build", "m", "--target", "cpu", "--remote", "--detach")
+    assert ran.code == 2
+    assert "changed while it was sent" in ran.errors[0]
+    assert server.applied == []
