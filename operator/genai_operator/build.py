@@ -202,7 +202,9 @@ class Builds:
             try:
                 found.append(build_target(name, value))
             except Stalled as error:  # mended in the target, not in the build
-                raise Waiting(error.reason, error.message, after=60.0) from error
+                raise Waiting(
+                    "TargetNotReady", f"{error.message} ({error.reason})", after=60.0
+                ) from error
         return found
 
     async def _store(self, one: BuildPass) -> OpenStore:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from datetime import UTC, datetime
 
-from genai_core.errors import GenAIError
+from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.reading import read_model
 from genai_core.kinds.target import TargetSpec
@@ -41,20 +41,28 @@ class References:
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None
         extra: Json = {}
+        waits = False
         try:
             opened = await self._stores.open(value)
             able = await asyncio.to_thread(opened.store.probe)
         except (Stalled, Waiting) as error:
             ready, reason, message = "False", error.reason, error.message
+            waits = isinstance(error, Waiting)
         except GenAIError as error:
             ready, reason, message = "False", error.code, str(error)
+            waits = not isinstance(error, BadInput)
         else:
             ready, reason, message = "True", "Ready", f"{opened.access.address} can be written"
             extra = {"capabilities": {"conditionalWrites": able.conditional_create}}
             if not able.conditional_create:
                 message += "; it has no conditional writes: of two writers the last may win"
         await self._report(
-            "artifactstores", "ArtifactStore", value, verdict=(ready, reason, message), extra=extra
+            "artifactstores",
+            "ArtifactStore",
+            value,
+            verdict=(ready, reason, message),
+            waits=waits,
+            extra=extra,
         )
         return _AGAIN_READY if ready == "True" else _AGAIN_UNREADY
 
@@ -78,15 +86,27 @@ class References:
         value: Json,
         *,
         verdict: tuple[str, str, str],
+        waits: bool = False,
         extra: Json,
     ) -> None:
+        """Write the status if it changed, and an event if Ready did.
+
+        Args:
+            plural: Of the kind.
+            kind: Of the object.
+            value: The object.
+            verdict: Status, reason and message of Ready.
+            waits: What is not ready may become so by itself: a Secret that is to come, a server
+                that does not answer for a while. Otherwise the user must act.
+            extra: Further members of the status.
+        """
         meta, previous = value["metadata"], value.get("status") or {}
         ready, reason, message = verdict
         generation = meta.get("generation", 0)
         wanted = [condition("Ready", ready, reason, message=message, generation=generation)]
         if ready == "False":
-            stalled = condition("Stalled", "True", reason, message=message, generation=generation)
-            wanted.append(stalled)
+            why = "Reconciling" if waits else "Stalled"
+            wanted.append(condition(why, "True", reason, message=message, generation=generation))
         status: Json = {
             "observedGeneration": generation,
             "conditions": conditions(wanted, previous.get("conditions") or (), datetime.now(UTC)),

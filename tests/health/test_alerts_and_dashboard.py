@@ -188,3 +188,14 @@ def test_every_metric_is_on_the_dashboard() -> None:
         if metric._name not in text
     }  # fmt: skip
     assert unread <= {"genai_targets"}
+
+
+def test_the_page_on_health_names_every_metric_and_alert() -> None:
+    text = (ROOT / "docs" / "health.md").read_text()
+    for metric in (getattr(metrics, name) for name in metrics.__all__):
+        name = metric._name + ("_total" if metric._type == "counter" else "")
+        rows = [line for line in text.splitlines() if re.match(rf"\|.*\b{name}\b", line)]
+        assert rows, f"{name} is not in docs/health.md"
+        assert all(label in rows[0] for label in metric._labelnames), rows[0]
+    for alert in alerts():
+        assert f"| {alert} |" in text

@@ -21,7 +21,7 @@ import yaml
 from harness import programs
 
 from genai_core.crd import KINDS, crd
-from genai_core.errors import StoreUnreadable
+from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.names import Digest, Key
 from genai_core.record import Record, ToolchainUsed
 from genai_core.store.s3_location import S3Location
@@ -186,9 +186,12 @@ def other_rows() -> list[Row]:
             "Degraded", "Failed", "Failed"),
         Row("store that works", thing("ArtifactStore", store_status(None)),
             "Healthy", "Current", says="s3://bucket/n can be written"),
-        Row("store without its Secret",
+        Row("store whose Secret is to come",
             thing("ArtifactStore", store_status(Waiting("SecretNotFound", "there is no Secret s"))),
-            "Degraded", "Failed", says="there is no Secret s"),
+            *going, says="there is no Secret s"),
+        Row("store that does not answer",
+            thing("ArtifactStore", store_status(StoreUnavailable("no route"))), *going,
+            says="no route"),
         Row("store that refuses", thing("ArtifactStore", store_status(StoreUnreadable("denied"))),
             "Degraded", "Failed", says="denied"),
         Row("store that works, edited since", thing("ArtifactStore", store_status(None), 2),
