@@ -32,6 +32,8 @@ MANAGER = "genai-operator"
 
 _ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TOKEN_SECONDS = 60.0
+_JSON = "application/json"
+_METADATA = f"{_JSON};as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 _PLURALS = {
     "genaibuilds": "/apis/genai-operator.dev/v1alpha1",
     "genaitargets": "/apis/genai-operator.dev/v1alpha1",
@@ -163,8 +165,25 @@ class Api:
         answer = await self._call("GET", _PLURALS["genaibuilds"])
         return {str(entry["name"]) for entry in answer.get("resources") or ()}
 
+    async def log(self, pod: str, *, namespace: str, most_bytes: int) -> str | None:
+        """The end of what a pod's container wrote; None where the pod is gone."""
+        path = f"{_path('pods', pod, namespace)}/log"
+        query = {"container": "stage", "limitBytes": str(most_bytes)}
+        try:
+            return await self._text("GET", path, query=query)
+        except ApiError as error:
+            if error.code in {400, 404}:  # not started, or gone
+                return None
+            raise
+
     async def list(
-        self, plural: str, *, namespace: str = "", labels: str = "", fresh: bool = False
+        self,
+        plural: str,
+        *,
+        namespace: str = "",
+        labels: str = "",
+        fresh: bool = False,
+        names_only: bool = False,
     ) -> tuple[list[Json], int]:
         """All objects, and the version of the whole listing.
 
@@ -173,11 +192,13 @@ class Api:
             namespace: Empty = all.
             labels: Selector.
             fresh: Ask etcd, not the apiserver's cache.
+            names_only: Their metadata alone.
         """
         query: dict[str, str] = {} if fresh else {"resourceVersion": "0"}
         if labels:
             query["labelSelector"] = labels
-        answer = await self._call("GET", _path(plural, "", namespace), query=query)
+        accept = _METADATA if names_only else _JSON
+        answer = await self._call("GET", _path(plural, "", namespace), query=query, accept=accept)
         return answer.get("items") or [], int(answer["metadata"].get("resourceVersion") or 0)
 
     async def create(self, plural: str, value: Json, *, namespace: str) -> Json:
@@ -238,10 +259,26 @@ class Api:
         *,
         body: Json | None = None,
         query: Mapping[str, str] | None = None,
-        media: str = "application/json",
+        media: str = _JSON,
+        accept: str = _JSON,
     ) -> Json:
+        found: Json = json.loads(
+            await self._text(verb, path, body=body, query=query, media=media, accept=accept)
+        )
+        return found
+
+    async def _text(
+        self,
+        verb: str,
+        path: str,
+        *,
+        body: Json | None = None,
+        query: Mapping[str, str] | None = None,
+        media: str = _JSON,
+        accept: str = _JSON,
+    ) -> str:
         assert self._session is not None
-        headers = {"Content-Type": media, "User-Agent": MANAGER}
+        headers = {"Content-Type": media, "Accept": accept, "User-Agent": MANAGER}
         if token := self._current_token():
             headers["Authorization"] = f"Bearer {token}"
         for _ in range(5):
@@ -260,8 +297,7 @@ class Api:
                     continue
                 text = await answer.text()
                 if answer.status < 400:
-                    found: Json = json.loads(text)
-                    return found
+                    return text
                 raise _refusal(answer.status, text)
         raise ApiError(429, "TooManyRequests", path)
 

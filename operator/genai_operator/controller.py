@@ -363,26 +363,32 @@ class Controller:
             oldest = None
             spaces = ("",) if plural == "genaitargets" else self._settings.namespaces or ("",)
             for namespace in spaces:
-                items, version = await self._api.list(plural, namespace=namespace, labels=labels)
+                items, version = await self._api.list(
+                    plural, namespace=namespace, labels=labels, names_only=settle > 0
+                )
                 values += items
                 oldest = version if oldest is None else min(oldest, version)
             listings.append((plural, kept, values, oldest or 0))
         if settle:
             await asyncio.sleep(settle)
         for plural, kept, values, version in listings:
-            self._mend(plural, kept, values, version=version, counts=settle > 0)
+            await self._mend(plural, kept, values, version=version, counts=settle > 0)
         self.compared_at = time.monotonic()
         WATCH_COMPARED.set_to_current_time()
 
-    def _mend(
+    async def _mend(
         self, plural: str, kept: Kept[Any], values: list[Json], *, version: int, counts: bool
     ) -> None:
         newer, gone = kept.missed(values)
         listed = {(v["metadata"].get("namespace", ""), v["metadata"]["name"]): v for v in values}
         missed = 0
-        for place in newer:
+        for namespace, name in newer:
             missed += 1
-            self.take(plural, None, listed[place])
+            value: Json | None = listed[namespace, name]
+            if counts:  # then its metadata alone was listed
+                value = await self._api.get(plural, name, namespace=namespace)
+            if value is not None:
+                self.take(plural, None, value)
         for namespace, name, uid in gone:
             entry = kept.entry(namespace, name)
             # What was made after the listing is not in it.

@@ -53,6 +53,7 @@ class LeaseHolder:
         self._clock = clock
         self._renewed = float("-inf")
         self._seen: tuple[str, float] = ("", clock())
+        self._ours: Json | None = None
 
     @property
     def held(self) -> bool:
@@ -89,7 +90,9 @@ class LeaseHolder:
         self._renewed = float("-inf")
 
     async def _try(self) -> bool:
-        lease = await self._api.get("leases", NAME, namespace=self._namespace)
+        lease, self._ours = self._ours, None  # as we wrote it last; refused if it changed since
+        if lease is None:
+            lease = await self._api.get("leases", NAME, namespace=self._namespace)
         if lease is None:
             await self._api.create("leases", self._new(), namespace=self._namespace)
             return True
@@ -110,7 +113,7 @@ class LeaseHolder:
             "leaseDurationSeconds": math.ceil(self._seconds),
         }
         try:
-            await self._api.replace("leases", lease, namespace=self._namespace)
+            self._ours = await self._api.replace("leases", lease, namespace=self._namespace)
         except ApiError as error:
             if error.code == 409:  # another one was quicker
                 return False

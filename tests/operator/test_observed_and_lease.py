@@ -70,8 +70,15 @@ class Lists:
     def __init__(self) -> None:
         self.builds: list[dict[str, Any]] = []
 
-    async def list(self, plural: str, **_: Any) -> tuple[list[dict[str, Any]], int]:
-        return copy.deepcopy(self.builds) if plural == "genaibuilds" else [], 50
+    async def list(
+        self, plural: str, *, names_only: bool = False, **_: Any
+    ) -> tuple[list[dict[str, Any]], int]:
+        found = copy.deepcopy(self.builds) if plural == "genaibuilds" else []
+        return [{"metadata": v["metadata"]} if names_only else v for v in found], 50
+
+    async def get(self, plural: str, name: str, **_: Any) -> dict[str, Any]:
+        assert plural == "genaibuilds"
+        return next(copy.deepcopy(v) for v in self.builds if v["metadata"]["name"] == name)
 
 
 def test_a_watch_that_keeps_missing_things_is_called_deaf_and_mended_all_the_same() -> None:
@@ -143,6 +150,7 @@ class Leases:
                 if value["metadata"]["resourceVersion"] != before:
                     raise ApiError(409, "Conflict", "")
                 leases._store(value)
+                return copy.deepcopy(leases.lease)
 
         return Client()
 
