@@ -78,7 +78,8 @@ class Schedule:
 def schedule(ar: int, cl: int, *, large: bool) -> Schedule:
     """Some 96 tokens in passes of AR, the last of them incomplete where AR does not divide them.
 
-    At least one pass has a past, unless CL = AR leaves none.
+    At least one pass has a past, unless CL = AR leaves none. Of a large model and a large AR it is
+    the only one: the graph is the same in every pass, its masks are inputs.
 
     Args:
         ar: Tokens of a pass.
@@ -87,7 +88,8 @@ def schedule(ar: int, cl: int, *, large: bool) -> Schedule:
     """
     wanted = TOKENS if ar <= TOKENS else ar + ar // 4
     starts = [start for start in range(0, wanted, ar) if start <= cl - ar]
-    if len(starts) == 1 and cl > ar:
+    alone = len(starts) == 1 or (large and ar > TOKENS)
+    if alone and cl > ar:
         starts = [min(cl - ar, max(1, ar // 4))]
         wanted = starts[0] + ar
     stop = min(wanted, starts[-1] + ar)
