@@ -27,8 +27,8 @@ from genai_core.kinds.base import SecretRef
 from genai_core.manifest import Manifest
 from genai_core.names import Digest, Key
 from genai_core.record import Measurements, Output, Record, ToolchainUsed
-from genai_core.store.location import open_store
 from genai_core.store.protocol import Store
+from genai_core.store.s3 import new_client
 from genai_core.store.s3_location import S3Credentials
 from genai_core.testing import S3Server, s3_server
 
@@ -78,7 +78,9 @@ def test_a_store_is_named_by_what_a_status_says() -> None:
         assert named_by(f"s3://genai/cache/team/{name}{query}") == place
     assert blob_of(f"s3://genai/cache/team/blobs/ab/{digest}{query}") == digest
     assert named_by("s3://genai/blobs/ab/00").prefix == ""
-    assert named_by("s3://genai/records/blobs/x/records/package/00.json").prefix == "records/blobs/x"
+    assert (
+        named_by("s3://genai/records/blobs/x/records/package/00.json").prefix == "records/blobs/x"
+    )
     with pytest.raises(InvalidSpec, match="no address of a record"):
         named_by("s3://genai/cache/team")
 
@@ -245,15 +247,21 @@ def genai(server: Apiserver, tmp_path: Path) -> Callable[..., Ran]:
 @pytest.fixture
 def store(s3: S3Server, server: Apiserver, tmp_path: Path) -> Store:
     """The store of namespace `team`, as its ArtifactStore says."""
-    location = s3.location(tmp_path.name.replace("_", "-"))
+    prefix = tmp_path.name.replace("_", "-")
     server.add(
         "artifactstores",
-        artifact_store(bucket=location.bucket, prefix=location.prefix, endpoint=location.endpoint),
+        artifact_store(bucket=s3.bucket, prefix=prefix, endpoint=s3.endpoint),
     )
-    server.add("secrets", secret(**KEYS))
-    place = f"{location.prefix}/team".strip("/")
-    address = f"s3://{location.bucket}/{place}?endpoint={location.endpoint}"
-    return open_store(address, credentials=S3Credentials(*KEYS.values()))
+    keys = s3.credentials
+    server.add(
+        "secrets",
+        secret(AWS_ACCESS_KEY_ID=keys.access_key_id, AWS_SECRET_ACCESS_KEY=keys.secret_access_key),
+    )
+    return s3.store(f"{prefix}/team")
+
+
+def client(s3: S3Server) -> Any:
+    return new_client(s3.where(""), s3.credentials)
 
 
 def committed(store: Store, operation: str, files: dict[str, bytes], log: str = "") -> Record:
@@ -344,7 +352,7 @@ def test_a_wrong_byte_in_the_store_never_becomes_a_container(
     digest = record.outputs["model.data"].sha256
     where = store.location.partition("?")[0].removeprefix("s3://")
     bucket, _, prefix = where.partition("/")
-    s3.client().put_object(
+    client(s3).put_object(
         Bucket=bucket, Key=f"{prefix}/blobs/{digest[:2]}/{digest}", Body=b"weightz" * 1000
     )
     ran = genai("pull", "tiny", "-o", "out")
@@ -440,12 +448,12 @@ def test_a_model_is_uploaded_once_under_its_digest_and_applied_by_its_address(
     assert model["onnx"] == "model.onnx", "files are called by their roles there"
     assert model["source"].endswith(f"/team/sources/sha256-{digest}")
     bucket, _, folder = model["source"].removeprefix("s3://").partition("/")
-    client = s3.client()
-    data = client.get_object(Bucket=bucket, Key=f"{folder}/model.onnx")["Body"].read()
+    bucket_client = client(s3)
+    data = bucket_client.get_object(Bucket=bucket, Key=f"{folder}/model.onnx")["Body"].read()
     assert data == (tmp_path / "m/mine.onnx").read_bytes()
 
     # Only what is missing is sent, and another name of a file is the same model.
-    client.delete_object(Bucket=bucket, Key=f"{folder}/config.json")
+    bucket_client.delete_object(Bucket=bucket, Key=f"{folder}/config.json")
     (tmp_path / "m/mine.onnx").rename(tmp_path / "m/yours.onnx")
     document["spec"] = {"model": {"source": "./m"}, "targets": ["cpu"]}
     (tmp_path / "build.yaml").write_text(json.dumps(document))
