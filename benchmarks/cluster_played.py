@@ -33,7 +33,7 @@ __all__ = ["LAYERS", "Player"]
 
 LAYERS = 32
 _GROUPS = ("embed", *(f"layer_{n:03d}" for n in range(LAYERS)), "head")
-_PARAMETERS = 4_000_000
+_PARAMETERS = 1_000_000
 _CONFIG = {
     "model_type": "llama", "num_hidden_layers": LAYERS, "hidden_size": 1024, "vocab_size": 4096,
     "num_attention_heads": 8, "intermediate_size": 4096, "max_position_embeddings": 131072,
