@@ -185,6 +185,11 @@ KINDS: tuple[Kind, ...] = (
                 "has(self.secretRef) != has(self.serviceAccountName)",
                 "give secretRef or serviceAccountName, and not both",
             ),
+            Rule(
+                "spec",
+                "!has(self.webIdentity) || has(self.serviceAccountName)",
+                "webIdentity goes with serviceAccountName",
+            ),
         ),
     ),
 )

@@ -87,6 +87,8 @@ class TaskResult(BaseModel):
     warnings: list[str] = Field(default_factory=list)
     record: str | None = None
     """Key of the record, where who asked could not know it."""
+    facts: dict[str, int | bool] = Field(default_factory=dict)
+    """What an errand found out."""
 
 
 def pack(document: BaseModel) -> str:

@@ -7,9 +7,10 @@ from datetime import UTC, datetime
 
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
+from genai_operator.access import StoreAccess
 from genai_operator.api import MANAGER, Api, ApiError, Json
-from genai_operator.errors import Stalled, Waiting
-from genai_operator.jobs import JobRequest, Owner, StoreAccess, owner_reference, render
+from genai_operator.errors import Stalled, Waiting, not_enabled
+from genai_operator.jobs import JobRequest, Owner, owner_reference, render
 from genai_operator.observed import Observed
 from genai_operator.status import rfc3339
 from genai_operator.views import JobView, job_view
@@ -34,7 +35,8 @@ class Applier:
         """Create a Job, or claim the one of that name.
 
         Raises:
-            Waiting: The namespace's quota is used up, or the name is not free yet.
+            Waiting: The namespace's quota is used up, it is not enabled, or the name is not free
+                yet.
             Stalled: The apiserver refuses the Job as it is.
         """
         manifest = render(request, owner, run=run, access=access)
@@ -59,6 +61,8 @@ class Applier:
             return
         if error.code == 403 and "quota" in error.message:
             raise Waiting("QuotaExceeded", error.message, after=15.0) from error
+        if error.code == 403 and "cannot create resource" in error.message:  # RBAC's words
+            raise not_enabled("run Jobs", meta["namespace"]) from error
         if error.code in {400, 403, 422}:
             raise Stalled("JobRefused", error.message) from error
         raise error

@@ -10,28 +10,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
+from genai_core.errands import LeaseFile, LookFile
 from genai_core.errors import GenAIError
 from genai_core.kinds.base import API_VERSION, REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_model
 from genai_core.names import Key, TaskId
-from genai_core.record import Record
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
 from genai_core.store.s3_location import S3Location
+from genai_operator.access import StoreAccess
 from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
-from genai_operator.decide import Verdict, group, judge
+from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, count_retry, held_up, standing
+from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting, of_error
-from genai_operator.jobs import JobRequest, Owner, StoreAccess, given_memory, scope_of
-from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASK_RETRIES, TASKS
+from genai_operator.jobs import JobRequest, Owner, scope_of
+from genai_operator.leases import Leases
+from genai_operator.lookups import Unanswered
+from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS
 from genai_operator.observed import Observed, lean
 from genai_operator.requests import Setting
-from genai_operator.sources import list_source, source_location
+from genai_operator.resolving import Resolver
+from genai_operator.sources import SourcePlace, source_place
 from genai_operator.status import (
     Outcome,
     State,
@@ -41,42 +47,19 @@ from genai_operator.status import (
     same_status,
 )
 from genai_operator.stores import OpenStore, Stores
-from genai_operator.survey import Question, Survey, survey
+from genai_operator.survey import PLANS_READ, Question, Survey, survey
 from genai_operator.targets import BuildTarget, build_target, toolchain_digest, toolchains
-from genai_operator.views import JobState, JobView, PodView, parse_time
+from genai_operator.views import JobState, parse_time
 from genai_planner.machine import State as TaskState
 
-__all__ = ["BuildPass", "Builds"]
+__all__ = ["Builds"]
 
 log = logging.getLogger("genai_operator.build")
 
-_RESOLVE_BYTES = 512 << 20
-_WATCHED_SECONDS = 60.0
-"""A build in progress is looked at that often even if nothing seems to happen."""
+_MOST_QUESTIONS = 4
+"""How often one pass goes on with what a Job has told."""
 
-
-@dataclass
-class BuildPass:
-    """What one pass works on."""
-
-    value: Json
-    spec: BuildSpec
-    owner: Owner
-    namespace: str
-    generation: int
-    requested: str
-    status: Mapping[str, Any]
-    after: float | None = None
-    source: tuple[str, str, str] | None = None
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def fresh(self) -> bool:
-        """Nothing was decided yet for this generation and request."""
-        return (
-            self.status.get("observedGeneration") != self.generation
-            or self.status.get("requestedAt", "") != self.requested
-        )
+_CREATED_AT_ONCE = 8
 
 
 class Builds:
@@ -90,12 +73,17 @@ class Builds:
         self._stores = stores
         self._chain_tasks = chain_tasks
         self._applier = Applier(api, observed)
+        self._errands = Errands(api, observed, self._applier)
+        self._leases = Leases(stores.cluster_name, self._errands)
+        self._resolver = Resolver(observed, stores, self._applier, self._errands)
         self._lost: set[str] = set()
 
     async def work(self, namespace: str, name: str) -> float | None:
         """One pass; returns after how many seconds another one is wanted anyway."""
         value = self._observed.builds.get(namespace, name)
         if value is None or "deletionTimestamp" in value["metadata"]:
+            if value is not None:
+                self._leases.forget(value["metadata"]["uid"])
             return None  # its Jobs end with their last claim: the apiserver's garbage collector
         one = _begin(value)
         if isinstance(one, Outcome):
@@ -103,7 +91,7 @@ class Builds:
             await self._report(value, one)
             return None
         if not one.fresh and not one.spec.run.suspend and await self._rests(one):
-            return None
+            return await self._renewed(one)
         outcome = await self._outcome(one)
         await self._report(value, replace(outcome, requested_at=one.requested, source=one.source))
         return one.after
@@ -161,37 +149,120 @@ class Builds:
 
     async def _progress(self, one: BuildPass) -> Outcome:
         targets = self._targets(one)
-        chains = toolchains(targets)
         opened = await self._store(one)
-        folder = source_location(one.spec, opened.where)
-        access = opened.access
-        if one.spec.model.secret_ref is not None:
-            access = replace(access, source_secret=one.spec.model.secret_ref.name)
+        place = source_place(one.spec, opened.where)
+        access = _access(one, opened, place)
         if one.fresh:
             await self._forget_failures(one)
-        scope = scope_of(access.address, one.spec.run)
-        found = await self._resolved(one, opened, folder, access=access, targets=targets)
-        if isinstance(found, Outcome):
-            return found
-        question = Question(
+        for _ in range(_MOST_QUESTIONS):
+            try:
+                found = await self._resolver.resolved(
+                    one, opened, place, access=access, target=targets[0]
+                )
+                if isinstance(found, Outcome):
+                    return found
+                question = self._question(one, found, place, access=access, targets=targets)
+                await self._listen(opened, question)
+                seen = await asyncio.to_thread(
+                    survey,
+                    question,
+                    opened.lookups,
+                    lost=self._lost,
+                    claim=partial(self._leases.claim, one, opened),
+                )
+                break
+            except Unanswered as asked:
+                waits = await self._look(one, opened, asked, access=access, target=targets[0])
+                if waits is not None:
+                    return waits
+        else:
+            raise Waiting("Progressing", "its records are still being looked up", after=5.0)
+        await self._apply(one, seen, access)
+        outcome = self._judged(one, seen, opened.where, targets)
+        if outcome.state is State.READY and one.source is not None:
+            refs = seen.refs | {RecordRef(RESOLVE, Key(one.source[2]))}
+            await self._leases.settle(
+                one, opened, refs, containers=seen.containers, access=access, target=targets[0]
+            )
+        return outcome
+
+    def _question(
+        self,
+        one: BuildPass,
+        found: ResolvedSource,
+        place: SourcePlace,
+        *,
+        access: StoreAccess,
+        targets: list[BuildTarget],
+    ) -> Question:
+        return Question(
             setting=Setting(
                 name=one.owner.name,
                 namespace=one.namespace,
                 spec=one.spec,
                 source=found,
-                folder=folder,
+                folder=place,
                 targets=targets,
-                toolchains=chains,
-                chain_tasks=self._chain_tasks,
+                toolchains=toolchains(targets),
+                # What a chain made is told when its Job ends; until then it would be asked for.
+                chain_tasks=self._chain_tasks if access.secret else 1,
             ),
             owner=one.owner.uid,
-            jobs=self._observed.jobs_of(one.namespace, scope),
+            jobs=self._observed.jobs_of(one.namespace, scope_of(access.address, one.spec.run)),
             pods=self._observed.pods_of(one.namespace),
             now=datetime.now(UTC),
         )
-        seen = await asyncio.to_thread(survey, question, opened.lookups, lost=self._lost)
-        await self._apply(one, seen, access)
-        return self._judged(one, seen, opened.where, targets)
+
+    async def _listen(self, opened: OpenStore, question: Question) -> None:
+        """Take in what Jobs told of the records that they left."""
+        if opened.told is None:
+            return
+        for job in self._errands.unheard(question.jobs):
+            answer = await self._errands.hear(job)
+            if answer is not None:
+                opened.told.take(answer)
+            else:
+                opened.told.doubt(RecordRef(job.operation, job.key))
+
+    async def _look(
+        self,
+        one: BuildPass,
+        opened: OpenStore,
+        asked: Unanswered,
+        *,
+        access: StoreAccess,
+        target: BuildTarget,
+    ) -> Outcome | None:
+        """Have records looked up by a Job; None when it has told."""
+        refs = tuple(sorted(map(str, asked.refs)))
+        document = LookFile(
+            refs=refs,
+            known=tuple(sorted(asked.known)),
+            read=PLANS_READ,
+            lease=LeaseFile(name=self._leases.name_of(one), holder=self._leases.holder_name(one)),
+        )
+        key = errand_key("look", one.owner.uid, *refs)
+        answer = await self._errands.of_build(one, document, key, access=access, target=target)
+        if isinstance(answer, str):
+            message = f"looking {len(refs)} records up in the store{answer}"
+            return Outcome(State.BUILDING, "Progressing", message)
+        assert opened.told is not None
+        opened.told.take(answer)
+        return None
+
+    async def _renewed(self, one: BuildPass) -> float:
+        """Look after a build at rest: only its lease has to be kept alive."""
+        wait = self._leases.rest(one.owner.uid)
+        if wait > 0:
+            return wait
+        try:
+            targets, opened = self._targets(one), await self._store(one)
+            place = source_place(one.spec, opened.where)
+            access = _access(one, opened, place)
+            await self._leases.at_rest(one, opened, access=access, target=targets[0])
+        except (Stalled, Waiting, GenAIError) as error:
+            log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})
+        return self._leases.rest(one.owner.uid)
 
     def _targets(self, one: BuildPass) -> list[BuildTarget]:
         found = []
@@ -230,98 +301,21 @@ class Builds:
             )
         return opened
 
-    async def _resolved(
-        self,
-        one: BuildPass,
-        opened: OpenStore,
-        folder: S3Location,
-        *,
-        access: StoreAccess,
-        targets: list[BuildTarget],
-    ) -> ResolvedSource | Outcome:
-        """What the source consists of, once for each generation; an outcome while it is asked."""
-        await self._stores.check_endpoint(folder.endpoint)
-        ref = self._known_source(one, folder)
-        record = await asyncio.to_thread(_look, opened, ref) if ref else None
-        if ref is None or record is None:
-            keys = opened.credentials
-            if one.spec.model.secret_ref is not None:
-                keys = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
-            key, asked = await asyncio.to_thread(
-                list_source, one.spec, folder, keys, ca=opened.where.ca
-            )
-            ref = RecordRef(RESOLVE, key)
-            scope = scope_of(access.address, one.spec.run)
-            attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
-            record = await asyncio.to_thread(_look, opened, ref, anew=bool(attempts))
-            if record is None:
-                request = JobRequest(
-                    namespace=one.namespace,
-                    key=key,
-                    operation=RESOLVE,
-                    task=RESOLVE,
-                    document=asked,
-                    image=targets[0].image,
-                    memory_bytes=given_memory(one.spec.run) or _RESOLVE_BYTES,
-                    node_selector=targets[0].node_selector,
-                    reads_source=True,
-                )
-                return await self._resolving(one, request, attempts, access)
-        found = ResolvedSource.model_validate(record.facts)
-        pinned = one.spec.model.digest
-        if pinned is not None and pinned != found.digest:
-            raise Stalled(
-                "BadModel",
-                f"the content of {folder} is {found.digest}, not the {pinned} that "
-                "spec.model.digest pins",
-            )
-        one.source = (str(folder), found.digest, ref.key)
-        return found
-
-    def _known_source(self, one: BuildPass, folder: S3Location) -> RecordRef | None:
-        if one.fresh:
-            return None
-        for entry in one.status.get("sources") or ():
-            if entry["uri"] == str(folder) and "record" in entry:
-                one.source = (entry["uri"], entry["digest"], entry["record"][7:])
-                return RecordRef(RESOLVE, Key(entry["record"].removeprefix("sha256:")))
-        return None
-
-    async def _resolving(
-        self, one: BuildPass, request: JobRequest, attempts: list[JobView], access: StoreAccess
-    ) -> Outcome:
-        verdict = Verdict()
-        if attempts:
-            pods = self._observed.pods_of(one.namespace)
-            verdict = judge(attempts, pods, retries=one.spec.run.retries, now=datetime.now(UTC))
-        if verdict.error is not None:
-            problem = of_error(verdict.error)
-            reason = problem.reason if isinstance(problem, Stalled) else verdict.error.code
-            raise Stalled(reason, str(verdict.error))
-        if not verdict.running:
-            request = replace(
-                request,
-                attempt=verdict.attempt,
-                memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
-            )
-            await self._applier.create(request, one.owner, run=one.spec.run, access=access)
-            if attempts:
-                _count_retry(request, verdict)
-        elif attempts[-1].state is JobState.ACTIVE:
-            await self._applier.claim(attempts[-1], one.owner)
-        one.after = verdict.pause or _WATCHED_SECONDS
-        held_up = _held_up(attempts, self._observed.pods_of(one.namespace))
-        message = f"resolving {one.spec.model.source}{held_up}"
-        return Outcome(State.BUILDING, "Progressing", message)
-
     async def _apply(self, one: BuildPass, seen: Survey, access: StoreAccess) -> None:
         # First of all, so that none of what is made below can be taken for something unneeded.
         await self._release(one.owner.uid, keep=seen.needed)
-        for request in seen.start:
-            await self._applier.create(request, one.owner, run=one.spec.run, access=access)
+        free = asyncio.Semaphore(_CREATED_AT_ONCE)
+
+        async def create(request: JobRequest) -> None:
+            async with free:
+                await self._applier.create(request, one.owner, run=one.spec.run, access=access)
             verdict = seen.retried.get(TaskId(request.task))
             if verdict is not None:
-                _count_retry(request, verdict)
+                count_retry(request, verdict)
+
+        for problem in await asyncio.gather(*map(create, seen.start), return_exceptions=True):
+            if problem is not None:
+                raise problem
         for job in seen.active:
             await self._applier.claim(job, one.owner)
 
@@ -334,9 +328,8 @@ class Builds:
     ) -> Outcome:
         pods = self._observed.pods_of(one.namespace)
         outcome = Outcome(
-            State.BUILDING,
-            "Progressing",
-            _doing(seen) + _held_up(seen.active, pods),
+            *standing(seen.active, queued=bool(seen.start and one.spec.run.queue_name)),
+            _doing(seen) + held_up(seen.active, pods),
             progress=seen.advice.progress,
             ran=seen.made,
             failed=seen.failed,
@@ -348,7 +341,7 @@ class Builds:
             toolchain=toolchain_digest(targets),
         )
         if not seen.advice.ended:
-            one.after = min(seen.after or _WATCHED_SECONDS, _WATCHED_SECONDS)
+            one.after = min(seen.after or WATCHED_SECONDS, WATCHED_SECONDS)
             return outcome
         if seen.failed:
             task, error, _ = seen.failed[0]
@@ -433,6 +426,16 @@ def _begin(value: Json) -> BuildPass | Outcome:
     )
 
 
+def _access(one: BuildPass, opened: OpenStore, place: SourcePlace) -> StoreAccess:
+    secret = one.spec.model.secret_ref
+    return replace(
+        opened.access,
+        source=place.uri,
+        source_claim=place.claim,
+        source_secret=secret.name if secret is not None else "",
+    )
+
+
 def _stands(status: Mapping[str, Any]) -> tuple[object, ...]:
     """What an event tells of: Ready, its reason, and of which generation and request."""
     return (*ready_of(status), status.get("observedGeneration"), status.get("requestedAt", ""))
@@ -457,26 +460,7 @@ def _count_end(
         BUILD_SECONDS.observe((datetime.now(UTC) - parse_time(since)).total_seconds())
 
 
-def _count_retry(request: JobRequest, verdict: Verdict) -> None:
-    log.info("task tried again", extra={"task": request.task, "why": verdict.retried})
-    TASK_RETRIES.labels(operation=request.operation, reason=verdict.retried_for).inc()
-
-
-def _look(opened: OpenStore, ref: RecordRef, *, anew: bool = False) -> Record | None:
-    answer = opened.lookups.look([ref], anew=[ref.key] if anew else [])[ref]
-    return answer if isinstance(answer, Record) else None
-
-
 def _doing(seen: Survey) -> str:
     running = [t for t, s in seen.advice.states.items() if s is TaskState.RUNNING]
     shown = ", ".join(running[:3]) + (f" and {len(running) - 3} more" if len(running) > 3 else "")
     return f"{seen.advice.progress}" + (f": {shown}" if shown else "")
-
-
-def _held_up(jobs: Iterable[JobView], pods: Mapping[str, list[PodView]]) -> str:
-    """Why a task does not begin though it has a Job: the first such reason."""
-    for job in jobs:
-        for pod in pods.get(job.name, ()):
-            if job.state is JobState.ACTIVE and pod.waiting:
-                return f"; {job.task} waits: {pod.waiting}"
-    return ""

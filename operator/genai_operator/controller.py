@@ -48,6 +48,7 @@ __all__ = ["SELECTOR", "Controller", "Ref"]
 log = logging.getLogger("genai_operator")
 
 SELECTOR = f"{MANAGED}=genai-operator"
+_ERRANDS_OF_STORES = frozenset({"probe", "collect"})
 _UPKEEP_SECONDS = 5.0
 _SETTLE_SECONDS = 5.0
 _QUICK_PASS = 0.5
@@ -75,9 +76,11 @@ class Controller:
         self.queue: WorkQueue[Ref] = WorkQueue(waited=self._waited)
         self._leading: Callable[[], bool] = lambda: False
         self._working_since = time.monotonic()
-        stores = Stores(api, settings)
+        stores = Stores(api, settings, self.observed.stores.get)
         self._builds = Builds(api, self.observed, stores, chain_tasks=settings.chain_tasks)
-        self._references = References(api, self.observed, stores)
+        self._references = References(
+            api, self.observed, stores, collect_seconds=settings.collect_hours * 3600
+        )
         self._deaf: dict[str, int] = {}
         self.compared_at = time.monotonic()
 
@@ -188,6 +191,10 @@ class Controller:
         for build in self.observed.builds:
             if build["metadata"]["uid"] in job.owners:
                 self.queue.add(_ref_of(build))
+        for store in self.observed.stores if job.operation in _ERRANDS_OF_STORES else ():
+            meta = store["metadata"]
+            if meta["uid"] in job.owners:
+                self.queue.add(Ref("artifactstores", meta["namespace"], meta["name"]))
 
     # Work
 

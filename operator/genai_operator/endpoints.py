@@ -2,28 +2,52 @@
 
 A store's endpoint is written by a tenant and called by the operator, so it must not lead to what
 only the operator can reach: the metadata service of a cloud, the apiserver, the operator's host.
+The name is resolved and judged before a store is opened; since a name may lead elsewhere a moment
+later, the client asks again about the address that it was really connected to (`Peers`), also
+after a redirect.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import socket
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
+from genai_core.addresses import why_refused
 from genai_operator.errors import Stalled
 
-__all__ = ["check_endpoint"]
+__all__ = ["Peers", "check_endpoint"]
 
 Resolver = Callable[[str], Iterable[str]]
+_PORTS = {"http": 80, "https": 443}
 
 
 def _resolve(host: str) -> Iterable[str]:
     try:
         return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    except OSError:
+    except (OSError, UnicodeError):
         return ()
+
+
+class Peers:
+    """Judges the addresses that a client was connected to.
+
+    Args:
+        apiserver: Its URL; it is no S3 server.
+        resolve: Host -> addresses.
+    """
+
+    def __init__(self, apiserver: str, resolve: Resolver = _resolve) -> None:
+        own = urlsplit(apiserver)
+        self._port = _port(own)
+        self._addresses = frozenset(resolve(own.hostname)) if own.hostname else frozenset()
+
+    def refuse(self, address: str, port: int) -> str | None:
+        """Why not, or None."""
+        if address in self._addresses and port == self._port:
+            return "is the apiserver"
+        return why_refused(address)
 
 
 def check_endpoint(
@@ -46,19 +70,25 @@ def check_endpoint(
     """
     if endpoint is None:
         return
-    host = urlsplit(endpoint).hostname or ""
+    try:
+        parts = urlsplit(endpoint)
+        host, port = parts.hostname or "", _port(parts)
+    except ValueError as error:
+        raise Stalled("EndpointNotAllowed", f"{endpoint} is no URL: {error}") from error
+    if parts.scheme not in _PORTS or not host or parts.username is not None:
+        raise Stalled("EndpointNotAllowed", f"{endpoint} is not an http:// or https:// URL")
     if not any(fnmatchcase(endpoint, p) or fnmatchcase(host, p) for p in allowed):
         raise Stalled(
             "EndpointNotAllowed",
             f"{endpoint} is not among the endpoints that the operator may use "
             f"({', '.join(allowed)})",
         )
-    own = urlsplit(apiserver)
-    refused = set(resolve(own.hostname or "")) if own.hostname else set()
+    peers = Peers(apiserver, resolve)
     for address in resolve(host):
-        found = ipaddress.ip_address(address.partition("%")[0])
-        port = urlsplit(endpoint).port
-        if found.is_link_local or found.is_loopback or found.is_unspecified or found.is_multicast:
-            raise Stalled("EndpointNotAllowed", f"{endpoint} is an address of the node itself")
-        if address in refused and port in {own.port, None}:
-            raise Stalled("EndpointNotAllowed", f"{endpoint} is the apiserver")
+        why = peers.refuse(address, port)
+        if why is not None:
+            raise Stalled("EndpointNotAllowed", f"{endpoint} {why}")
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or _PORTS.get(parts.scheme, 0)

@@ -19,6 +19,7 @@ from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
 from genai_core.names import Key
 from genai_core.task import pack
+from genai_operator.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.api import Json
 from genai_operator.views import (
     ATTEMPT,
@@ -37,7 +38,6 @@ __all__ = [
     "MOST_TASK_BYTES",
     "JobRequest",
     "Owner",
-    "StoreAccess",
     "given_memory",
     "job_name",
     "owner_reference",
@@ -61,29 +61,11 @@ _UNREACHABLE_SECONDS = 30
 
 @dataclass(frozen=True)
 class Owner:
-    """The build that claims a Job."""
+    """The build, or the store, that claims a Job."""
 
     name: str
     uid: str
-
-
-@dataclass(frozen=True)
-class StoreAccess:
-    """How a stage's pod reaches the store and the source.
-
-    Attributes:
-        address: Of the store, without credentials.
-        secret: Name of the Secret with its credentials; empty: the service account's.
-        service_account: Of the pod; empty: the namespace's default.
-        ca: Certificates (PEM), or empty.
-        source_secret: Name of the Secret for the source, where it has its own.
-    """
-
-    address: str
-    secret: str = ""
-    service_account: str = ""
-    ca: str = ""
-    source_secret: str = ""
+    kind: str = "GenAIBuild"
 
 
 @dataclass(frozen=True)
@@ -138,7 +120,7 @@ def owner_reference(owner: Owner) -> Json:
     """A claim: several builds may hold one, and none of them controls the Job."""
     return {
         "apiVersion": API_VERSION,
-        "kind": "GenAIBuild",
+        "kind": owner.kind,
         "name": owner.name,
         "uid": owner.uid,
     }
@@ -185,6 +167,9 @@ def render(request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess) 
         "spec": {
             "backoffLimit": 0,  # attempts are counted by who knows why they failed
             "podReplacementPolicy": "Failed",
+            # Kueue starts it when there is quota, and may take its turn back: from now on the
+            # field is Kueue's.
+            **({"suspend": True} if run.queue_name else {}),
             "podFailurePolicy": {
                 "rules": [
                     {  # a drained node, a taint, preemption: costs nothing
@@ -238,13 +223,18 @@ def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         },
         "tolerations": tolerations,
         "containers": [_container(request, run, access)],
-        "volumes": [{"name": "tmp", "emptyDir": {}}, _scratch(run)],
+        "volumes": [
+            {"name": "tmp", "emptyDir": {}},
+            _scratch(run),
+            *volumes_of(access, reads_source=request.reads_source),
+        ],
     }
     if selector:
         pod["nodeSelector"] = selector
     if account:
+        # Its token for the apiserver stays out: stages never call it. What a cloud gives an account
+        # for (IRSA, pod identity) comes by a volume or an address of its own.
         pod["serviceAccountName"] = account
-        pod["automountServiceAccountToken"] = not access.secret
     if run.priority_class_name:
         pod["priorityClassName"] = run.priority_class_name
     if run.image_pull_secrets:
@@ -266,18 +256,12 @@ def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
 def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
     environment: list[Json] = [
         {"name": "GENAI_TASK", "value": pack(request.document)},
-        {"name": "GENAI_STORE", "value": access.address},
         {"name": "GENAI_SCRATCH", "value": "/scratch"},
+        *environment_of(access, reads_source=request.reads_source),
     ]
     if request.chain:
         limit = str(run.active_deadline_seconds)
         environment.append({"name": "GENAI_TASK_SECONDS", "value": limit})
-    if access.ca:
-        environment.append({"name": "GENAI_STORE_CA", "value": access.ca})
-    if access.secret:
-        environment += _from_secret(access.secret, "AWS_")
-    if request.reads_source and access.source_secret:
-        environment += _from_secret(access.source_secret, "GENAI_SOURCE_")
     requests = {"cpu": "1" if request.seconds > 60 else "250m"}
     memory = f"{-(-request.memory_bytes // _MIB)}Mi"
     requests |= run.resources.requests
@@ -300,24 +284,9 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
             {"name": "scratch", "mountPath": "/scratch"},
+            *mounts_of(access, reads_source=request.reads_source),
         ],
     }
-
-
-def _from_secret(name: str, prefix: str) -> list[Json]:
-    return [
-        {
-            "name": f"{prefix}{key}",
-            "valueFrom": {
-                "secretKeyRef": {
-                    "name": name,
-                    "key": f"AWS_{key}",
-                    "optional": key == "SESSION_TOKEN",
-                }
-            },
-        }
-        for key in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
-    ]
 
 
 def _scratch(run: Run) -> Json:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
 
+from genai_core.errands import CollectFile, ProbeFile
 from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.reading import read_model
 from genai_core.kinds.target import TargetSpec
 from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
+from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting
+from genai_operator.jobs import Owner
 from genai_operator.observed import Observed
-from genai_operator.status import condition, conditions, ready_of, same_status
-from genai_operator.stores import Stores
-from genai_operator.targets import target_problem
+from genai_operator.status import condition, conditions, ready_of, rfc3339, same_status
+from genai_operator.stores import OpenStore, Stores
+from genai_operator.targets import BuildTarget, build_target, target_problem
+from genai_operator.views import parse_time
 
 __all__ = ["References"]
 
@@ -24,27 +29,40 @@ log = logging.getLogger("genai_operator.references")
 
 _AGAIN_READY = 300.0
 _AGAIN_UNREADY = 5.0
+_AGAIN_TOLD = 3600.0
+"""Where each look takes a Job."""
+_COUNTS = ("recordsDeleted", "recordsKept", "bytesDeleted", "bytesKept")
 
 
 class References:
     """Works on ArtifactStores and GenAITargets."""
 
-    def __init__(self, api: Api, observed: Observed, stores: Stores) -> None:
+    def __init__(
+        self, api: Api, observed: Observed, stores: Stores, *, collect_seconds: float = 0.0
+    ) -> None:
         self._api = api
         self._observed = observed
         self._stores = stores
         self._applier = Applier(api, observed)
+        self._errands = Errands(api, observed, self._applier)
+        self._collect_seconds = collect_seconds
 
     async def store(self, namespace: str, name: str) -> float | None:
-        """Try a store: write, write twice under a condition, read."""
+        """Try a store (write, write twice under a condition, read) and have it cleaned."""
         value = self._observed.stores.get(namespace, name)
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None
         extra: Json = {}
-        waits = False
+        able: bool | None = None
+        waits, again = False, _AGAIN_READY
         try:
             opened = await self._stores.open(value)
-            able = await asyncio.to_thread(opened.store.probe)
+            if opened.store is not None:
+                found = await asyncio.to_thread(opened.store.probe)
+                able = found.conditional_create
+            else:
+                able = await self._probed(value, opened)
+                again = _AGAIN_TOLD
         except (Stalled, Waiting) as error:
             ready, reason, message = "False", error.reason, error.message
             waits = isinstance(error, Waiting)
@@ -52,10 +70,14 @@ class References:
             ready, reason, message = "False", error.code, str(error)
             waits = not isinstance(error, BadInput)
         else:
+            if able is None:
+                return await self._being_tried(value)
             ready, reason, message = "True", "Ready", f"{opened.access.address} can be written"
-            extra = {"capabilities": {"conditionalWrites": able.conditional_create}}
-            if not able.conditional_create:
+            extra = {"capabilities": {"conditionalWrites": able}}
+            if not able:
                 message += "; it has no conditional writes: of two writers the last may win"
+            if collected := await self._collected(value, opened):
+                extra["collected"] = collected
         await self._report(
             "artifactstores",
             "ArtifactStore",
@@ -63,8 +85,83 @@ class References:
             verdict=(ready, reason, message),
             waits=waits,
             extra=extra,
+            warning=ready == "False" or able is False,
         )
-        return _AGAIN_READY if ready == "True" else _AGAIN_UNREADY
+        return min(again, self._collect_seconds or again) if ready == "True" else _AGAIN_UNREADY
+
+    async def _probed(self, value: Json, opened: OpenStore) -> bool | None:
+        """What a Job under the store's service account found; None while it is at it."""
+        meta = value["metadata"]
+        ending = await self._errands.of_store(
+            meta["namespace"],
+            ProbeFile(),
+            errand_key("probe", meta["uid"], meta["generation"], opened.access),
+            owner=Owner(meta["name"], meta["uid"], "ArtifactStore"),
+            access=opened.access,
+            target=self._any_target(),
+        )
+        if ending is None:
+            return None
+        facts = ending.message.get("facts")
+        return bool(isinstance(facts, dict) and facts.get("conditionalWrites"))
+
+    async def _being_tried(self, value: Json) -> float:
+        """A Job is at it: what is known of this generation stays."""
+        meta = value["metadata"]
+        status = value.get("status") or {}
+        if status.get("observedGeneration") != meta["generation"] or ready_of(status)[0] != "True":
+            why = self._errands.waiting(meta["namespace"])
+            message = f"a Job tries it{f' ({why})' if why else ''}"
+            await self._report(
+                "artifactstores",
+                "ArtifactStore",
+                value,
+                verdict=("Unknown", "Progressing", message),
+                waits=True,
+                extra={},
+            )
+        return _AGAIN_UNREADY
+
+    def _any_target(self) -> BuildTarget:
+        """A target whose image can run errands.
+
+        Raises:
+            Waiting: There is none.
+        """
+        for value in self._observed.targets:
+            try:
+                return build_target(value["metadata"]["name"], value)
+            except (Stalled, GenAIError):
+                continue
+        raise Waiting("NoImage", "there is no GenAITarget with an image of the stages")
+
+    async def _collected(self, value: Json, opened: OpenStore) -> Json | None:
+        """Have the store cleaned once a day by a Job in its namespace; returns the last outcome."""
+        meta, status = value["metadata"], value.get("status") or {}
+        last: Json | None = status.get("collected")
+        if not self._collect_seconds:
+            return last
+        now = datetime.now(UTC)
+        since = parse_time(last["at"] if last else meta["creationTimestamp"])
+        if (now - since).total_seconds() < self._collect_seconds:
+            return last
+        try:
+            ending = await self._errands.of_store(
+                meta["namespace"],
+                CollectFile(grace_days=opened.spec.retention.grace_days),
+                errand_key("collect", meta["uid"], last["at"] if last else ""),
+                owner=Owner(meta["name"], meta["uid"], "ArtifactStore"),
+                access=replace(opened.access, read_from=()),
+                target=self._any_target(),
+            )
+        except (Stalled, Waiting) as error:
+            log.warning("not cleaned", extra={"store": meta["name"], "why": error.message})
+            return last
+        facts = ending.message.get("facts") if ending is not None else None
+        if not isinstance(facts, dict):
+            return last
+        counts = {name: int(facts.get(name, 0)) for name in _COUNTS}
+        return {"at": rfc3339(now), **counts}
 
     async def target(self, name: str) -> float | None:
         """Say whether anything can be built for a target."""
@@ -76,7 +173,13 @@ class References:
         except GenAIError as error:
             problem = (error.code, str(error))
         verdict = ("False", *problem) if problem else ("True", "Ready", "its image is declared")
-        await self._report("genaitargets", "GenAITarget", value, verdict=verdict, extra={})
+        await self._report(
+            "genaitargets",
+            "GenAITarget",
+            value,
+            verdict=verdict,
+            extra={},
+        )
         return None
 
     async def _report(
@@ -88,6 +191,7 @@ class References:
         verdict: tuple[str, str, str],
         waits: bool = False,
         extra: Json,
+        warning: bool | None = None,
     ) -> None:
         """Write the status if it changed, and an event if Ready did.
 
@@ -99,12 +203,13 @@ class References:
             waits: What is not ready may become so by itself: a Secret that is to come, a server
                 that does not answer for a while. Otherwise the user must act.
             extra: Further members of the status.
+            warning: Whether people must be told; None: where it is not ready.
         """
         meta, previous = value["metadata"], value.get("status") or {}
         ready, reason, message = verdict
         generation = meta.get("generation", 0)
         wanted = [condition("Ready", ready, reason, message=message, generation=generation)]
-        if ready == "False":
+        if ready != "True":
             why = "Reconciling" if waits else "Stalled"
             wanted.append(condition(why, "True", reason, message=message, generation=generation))
         status: Json = {
@@ -123,6 +228,5 @@ class References:
             namespace=namespace,
         )
         if ready_of(previous) != (ready, reason):
-            await self._applier.event(
-                value, kind, reason=reason, message=message, warning=ready == "False"
-            )
+            loud = ready == "False" if warning is None else warning
+            await self._applier.event(value, kind, reason=reason, message=message, warning=loud)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 from genai_core.chain import ChainFile, ChainStep, MadeFiles, StepCondition
 from genai_core.kinds.build import BuildSpec
@@ -13,12 +12,11 @@ from genai_core.operations import operation_of
 from genai_core.record import model_slug
 from genai_core.resolved import ResolvedSource
 from genai_core.selection import matches, unmet
-from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile, TaskFileInput, Toolchain, pack
 from genai_operator import targets as target_rules
 from genai_operator.decide import Verdict
 from genai_operator.jobs import MOST_TASK_BYTES, JobRequest, given_memory
-from genai_operator.sources import file_address
+from genai_operator.sources import SourcePlace
 from genai_operator.targets import BuildTarget
 from genai_operator.views import Link
 from genai_planner.advance import Advice
@@ -46,7 +44,7 @@ class Setting:
     namespace: str
     spec: BuildSpec
     source: ResolvedSource
-    folder: S3Location
+    folder: SourcePlace
     targets: Sequence[BuildTarget]
     toolchains: Mapping[tuple[str, Backend | None], Toolchain]
     chain_tasks: int = 1
@@ -189,8 +187,8 @@ def _files(
             size=file.size,
             semantic=file.semantic,
             path=(
-                file_address(setting.folder, setting.source.files[path].path)
-                if from_source
+                setting.folder.file(setting.source.files[path].path)
+                if from_source and not setting.source.stored
                 else None
             ),
         )
@@ -199,5 +197,5 @@ def _files(
 
 
 def _slug(setting: Setting) -> str:
-    folder = PurePosixPath(setting.folder.prefix).name
-    return model_slug(setting.name if folder.lower() in _SAYS_NOTHING else folder)
+    name = setting.folder.name
+    return model_slug(setting.name if name.lower() in _SAYS_NOTHING else name)

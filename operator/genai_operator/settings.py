@@ -27,6 +27,9 @@ class Settings:
     chain_tasks: int = 8
     compare_seconds: float = 30.0
     allowed_endpoints: tuple[str, ...] = ("*",)
+    allowed_sources: tuple[str, ...] = ("*",)
+    cluster_name: str = "cluster"
+    collect_hours: float = 24.0
     log_level: str = "INFO"
 
 
@@ -50,6 +53,9 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         workers=int(environment.get("GENAI_WORKERS", "4")),
         chain_tasks=int(environment.get("GENAI_CHAIN_TASKS", "8")),
         allowed_endpoints=_listed(environment.get("GENAI_ALLOWED_ENDPOINTS", "")) or ("*",),
+        allowed_sources=_listed(environment.get("GENAI_ALLOWED_SOURCES", "")) or ("*",),
+        cluster_name=environment.get("GENAI_CLUSTER_NAME", "") or "cluster",
+        collect_hours=float(environment.get("GENAI_COLLECT_HOURS", "24")),
         log_level=environment.get("GENAI_LOG_LEVEL", "INFO"),
     )
 

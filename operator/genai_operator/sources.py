@@ -1,55 +1,102 @@
-"""Where a build's model lies, as an address that says everything, and what its bucket lists."""
+"""Where a build's model lies, as an address that says everything, and what its bucket lists.
+
+s3://     listed by the operator where it has the credentials, read by the tenant's pods
+https://  downloaded and unpacked into the store by a pod of the tenant, never by the operator
+pvc://    mounted, read-only, into the pods that resolve it and read it
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from genai_core.errors import GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
 from genai_core.resolved import ResolveFile, resolve_file, resolve_key
+from genai_core.source_address import parse_https, parse_pvc, readable_name
+from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location, parse_s3
 from genai_core.store.s3_source import S3Source
 from genai_operator.errors import Stalled
 
-__all__ = ["file_address", "list_source", "source_location"]
+__all__ = ["SourcePlace", "list_source", "source_place"]
 
 
-def source_location(spec: BuildSpec, store: S3Location) -> S3Location:
-    """The model's folder; without an endpoint of its own it lies beside the store.
+@dataclass(frozen=True)
+class SourcePlace:
+    """A model's folder.
+
+    Attributes:
+        uri: Address that says everything, endpoint included.
+        bucket: Where it lies behind S3, if it does.
+        claim: The PersistentVolumeClaim that it lies in, if it does.
+    """
+
+    uri: str
+    bucket: S3Location | None = None
+    claim: str = ""
+
+    @property
+    def name(self) -> str:
+        """What people would call the model."""
+        return readable_name(self.uri)
+
+    def file(self, path: str) -> str:
+        """The address of one file; of an archive there is none, since its files are the store's."""
+        if self.bucket is not None:
+            return str(replace(self.bucket, prefix=f"{self.bucket.prefix}/{path}".strip("/")))
+        return parse_pvc(self.uri).file(path)
+
+
+def source_place(spec: BuildSpec, store: S3Location) -> SourcePlace:
+    """Where the model is; a bucket without an endpoint of its own lies beside the store.
 
     Raises:
         Stalled: It is no address that can be read from a cluster.
     """
     text = spec.model.source
-    if not text.startswith("s3://"):
-        raise Stalled(
-            "UnsupportedSource",
-            f"spec.model.source: {text} cannot be read from a cluster; upload the model and "
-            "write s3://bucket/folder",
-        )
     try:
-        where = parse_s3(text)
+        if text.startswith("https://"):
+            return SourcePlace(str(parse_https(text)))
+        if text.startswith("pvc://"):
+            volume = parse_pvc(text)
+            return SourcePlace(str(volume), claim=volume.claim)
+        if text.startswith("s3://"):
+            where = parse_s3(text)
+            if where.endpoint is None and store.endpoint is not None:
+                where = replace(where, endpoint=store.endpoint, addressing=store.addressing)
+            where = replace(where, region=where.region or store.region, ca=None)
+            return SourcePlace(str(where), bucket=where)
     except GenAIError as error:
-        raise Stalled(error.code, str(error)) from error
-    if where.endpoint is None and store.endpoint is not None:
-        where = replace(where, endpoint=store.endpoint, addressing=store.addressing)
-    return replace(where, region=where.region or store.region, ca=None)
+        raise Stalled(error.code, f"spec.model.source: {error}") from error
+    raise Stalled(
+        "UnsupportedSource",
+        f"spec.model.source: {text} cannot be read from a cluster; upload the model and "
+        "write s3://bucket/folder",
+    )
 
 
 def list_source(
-    spec: BuildSpec, where: S3Location, credentials: S3Credentials, *, ca: str | None
+    spec: BuildSpec,
+    where: S3Location,
+    credentials: S3Credentials,
+    *,
+    store: S3Location,
+    refuse: Refuse,
 ) -> tuple[Key, ResolveFile]:
     """List the folder; returns the key of what is to be resolved, and the question.
+
+    Args:
+        spec: The build's.
+        where: The folder.
+        credentials: That it is read with.
+        store: A folder on its endpoint is checked with its certificates.
+        refuse: Addresses that nobody may be sent to.
 
     Raises:
         GenAIError: It cannot be listed, or there is nothing.
     """
     question = resolve_file(spec, str(where))
-    listing = S3Source(replace(where, ca=ca), credentials).list()
+    ca = store.ca if where.endpoint == store.endpoint else None
+    listing = S3Source(replace(where, ca=ca), credentials, refuse=refuse).list()
     return resolve_key(question, listing), question
-
-
-def file_address(folder: S3Location, path: str) -> str:
-    """The address of one file."""
-    return str(replace(folder, prefix=f"{folder.prefix}/{path}".strip("/")))

@@ -1,7 +1,8 @@
-"""ArtifactStores: opened with the tenant's own credentials, and what was looked up in them.
+"""ArtifactStores: opened with the tenant's own credentials, or known by what its Jobs tell.
 
-A record that was found stands for a while: builds look at the same keys at every step. What is
-forgotten, is looked up again; a worker finds out for itself if something was wrong after all.
+A store with a Secret is read by the operator: it looks records up, writes leases, lists sources. Of
+a store with a service account it sees no credentials; Jobs under that account do all of this and
+say what they found. Stores in readFrom are looked into after the store itself and never written.
 """
 
 from __future__ import annotations
@@ -11,32 +12,28 @@ import base64
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_model
-from genai_core.names import Key
-from genai_core.record import Record
-from genai_core.store.lookup import lookup_all
-from genai_core.store.protocol import Hit, RecordRef, Store
+from genai_core.store.layered import LayeredStore
+from genai_core.store.protocol import Store
 from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_operator.access import ReadAccess, StoreAccess
 from genai_operator.api import Api, ApiError
-from genai_operator.endpoints import check_endpoint
-from genai_operator.errors import Stalled, Waiting
-from genai_operator.jobs import StoreAccess
+from genai_operator.endpoints import Peers, check_endpoint
+from genai_operator.errors import Stalled, Waiting, not_enabled
+from genai_operator.lookups import Answers, Lookups, ToldLookups
 from genai_operator.s3_metrics import count_requests
 from genai_operator.settings import Settings
 
-__all__ = ["Credentials", "Lookups", "OpenStore", "Stores", "credentials_of"]
+__all__ = ["Credentials", "OpenStore", "Stores", "credentials_of"]
 
-_FOUND_SECONDS = 300.0
-_MISSED_SECONDS = 15.0
 _SECRET_SECONDS = 5.0
-_THREADS = 16
-_MOST_RECORDS = 20_000
 
 ACCESS_KEY, SECRET_KEY, TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 
@@ -57,78 +54,67 @@ def credentials_of(secret: Mapping[str, Any]) -> S3Credentials:
     return S3Credentials(data[ACCESS_KEY], data[SECRET_KEY], data.get(TOKEN) or None)
 
 
-class Lookups:
-    """What was found and missed in one store; builds on several threads share it."""
-
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
-        self.store = store
-        self._clock = clock
-        self._found: dict[RecordRef, tuple[Record, float]] = {}
-        self._missed: dict[RecordRef, tuple[str, float]] = {}
-        self.blobs: dict[str, bytes] = {}
-        """Small blobs that were read, by digest."""
-
-    def look(
-        self, refs: Collection[RecordRef], *, anew: Iterable[Key] = ()
-    ) -> dict[RecordRef, Record | str]:
-        """Return a record, or why there is none, for each; from the store where none is remembered.
-
-        Args:
-            refs: What to look up.
-            anew: Keys whose misses do not count any more.
-        """
-        now, again = self._clock(), set(anew)
-        answers: dict[RecordRef, Record | str] = {}
-        for ref in refs:
-            found = self._found.get(ref)
-            missed = None if ref.key in again else self._missed.get(ref)
-            entry = found if found and found[1] > now else missed
-            if entry is not None and entry[1] > now:
-                answers[ref] = entry[0]
-        wanted = [ref for ref in refs if ref not in answers]
-        if len(self._found) > _MOST_RECORDS:
-            self._found.clear()
-        for ref, answer in lookup_all(self.store, wanted, threads=_THREADS).items():
-            if isinstance(answer, Hit):
-                self._missed.pop(ref, None)
-                self._found[ref] = (answer.record, now + _FOUND_SECONDS)
-                answers[ref] = answer.record
-            else:
-                self._found.pop(ref, None)
-                self._missed[ref] = (answer.reason, now + _MISSED_SECONDS)
-                answers[ref] = answer.reason
-        return answers
-
-    def forget(self) -> None:
-        """Nothing found so far is to be relied on."""
-        self._found.clear()
-        self._missed.clear()
-
-
 @dataclass
 class OpenStore:
-    """A store that a build uses."""
+    """A store that a build uses.
+
+    Attributes:
+        where: Its place; with the file of its certificates.
+        credentials: None where only Jobs of a service account may use it.
+        store: Likewise.
+        access: What a pod is given.
+        told: Holds what Jobs tell, where the operator may not look itself.
+    """
 
     spec: ArtifactStoreSpec
     where: S3Location
-    credentials: S3Credentials
-    store: Store
+    credentials: S3Credentials | None
+    store: Store | None
     access: StoreAccess
-    lookups: Lookups = field(init=False)
+    lookups: Answers = field(init=False)
+    told: ToldLookups | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
-        self.lookups = Lookups(self.store)
+        if self.store is not None:
+            self.lookups = Lookups(self.store)
+        else:
+            self.lookups = self.told = ToldLookups(self.access.address)
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """A store of readFrom."""
+
+    spec: ArtifactStoreSpec
+    keys: S3Credentials | None
+
+
+FindStore = Callable[[str, str], Mapping[str, Any] | None]
+"""Namespace and name -> the ArtifactStore."""
 
 
 class Stores:
     """Opens stores, and keeps them open while spec and credentials stay the same."""
 
-    def __init__(self, api: Api, settings: Settings) -> None:
+    def __init__(
+        self, api: Api, settings: Settings, find: FindStore = lambda _space, _name: None
+    ) -> None:
         self._api = api
         self._settings = settings
+        self._find = find
         self._open: dict[tuple[str, str], tuple[object, OpenStore]] = {}
         self._secrets: dict[tuple[str, str], tuple[float, S3Credentials]] = {}
         self._certificates = Path(tempfile.mkdtemp(prefix="genai-operator-"))
+
+    @property
+    def cluster_name(self) -> str:
+        """How leases name this cluster."""
+        return self._settings.cluster_name
+
+    @cached_property
+    def peers(self) -> Peers:
+        """Judges where clients were connected to."""
+        return Peers(self._api.server)
 
     async def credentials(self, namespace: str, name: str) -> S3Credentials:
         """Read a Secret of the namespace.
@@ -144,12 +130,7 @@ class Stores:
         except ApiError as error:
             if error.code != 403:
                 raise
-            raise Waiting(
-                "NamespaceNotEnabled",
-                f"the operator may not read Secret {name} of namespace {namespace}; enable the "
-                "namespace by a RoleBinding to the operator's tenant role (chart: "
-                "enabledNamespaces)",
-            ) from error
+            raise not_enabled(f"read Secret {name}", namespace) from error
         if secret is None:
             raise Waiting("SecretNotFound", f"there is no Secret {name}")
         found = credentials_of(secret)
@@ -173,52 +154,102 @@ class Stores:
         """Open the store of an ArtifactStore; nothing is read from it yet.
 
         Raises:
-            Waiting: Its Secret is not there.
+            Waiting: A Secret, or a store of readFrom, is not there.
             Stalled: Its spec cannot be used.
         """
         name, namespace = value["metadata"]["name"], value["metadata"]["namespace"]
-        spec = read_model(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {name}")
-        if spec.secret_ref is None:
-            raise Stalled(
-                "ServiceAccountNotSupported",
-                "stores are opened with a secretRef; serviceAccountName needs a probe Job, which "
-                "this version does not have",
-            )
-        if spec.read_from:
-            raise Stalled(
-                "ReadFromNotSupported",
-                "spec.readFrom is read on the command line only; in a cluster this version looks "
-                "into one store",
-            )
-        await self.check_endpoint(spec.endpoint)
-        keys = await self.credentials(namespace, spec.secret_ref.name)
-        stamp = (value["spec"], keys)
+        spec, keys = await self._spec(value)
+        readers = [await self._reader(namespace, spec, ref.name) for ref in spec.read_from]
+        stamp = (spec, keys, readers)
         known = self._open.get((namespace, name))
         if known is not None and known[0] == stamp:
             return known[1]
-        opened = await asyncio.to_thread(self._make, namespace, spec, keys)
+        opened = await asyncio.to_thread(self._make, namespace, spec, keys, readers=readers)
         self._open[namespace, name] = (stamp, opened)
         return opened
 
-    def _make(self, namespace: str, spec: ArtifactStoreSpec, keys: S3Credentials) -> OpenStore:
+    async def _spec(
+        self, value: Mapping[str, Any]
+    ) -> tuple[ArtifactStoreSpec, S3Credentials | None]:
+        name, namespace = value["metadata"]["name"], value["metadata"]["namespace"]
+        spec = read_model(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {name}")
+        await self.check_endpoint(spec.endpoint)
+        if spec.secret_ref is None:
+            return spec, None
+        return spec, await self.credentials(namespace, spec.secret_ref.name)
+
+    async def _reader(self, namespace: str, first: ArtifactStoreSpec, name: str) -> _Reader:
+        """A store that is looked into besides; its own readFrom counts for nothing here."""
+        value = self._find(namespace, name)
+        if value is None:
+            raise Waiting("ReadFromNotFound", f"spec.readFrom: there is no ArtifactStore {name}")
+        try:
+            spec, keys = await self._spec(value)
+        except Stalled as error:
+            raise Stalled(error.reason, f"spec.readFrom: {name}: {error.message}") from error
+        except Waiting as error:
+            raise Waiting(error.reason, f"spec.readFrom: {name}: {error.message}") from error
+        if keys is None and spec.service_account_name != first.service_account_name:
+            raise Stalled(
+                "ReadFromNotReadable",
+                f"spec.readFrom: {name} is read by the service account "
+                f"{spec.service_account_name}, and a pod has one: use that here too, or a Secret",
+            )
+        return _Reader(spec, keys)
+
+    def _make(
+        self,
+        namespace: str,
+        spec: ArtifactStoreSpec,
+        keys: S3Credentials | None,
+        *,
+        readers: Sequence[_Reader],
+    ) -> OpenStore:
+        where = self._place(namespace, spec)
+        access = StoreAccess(
+            address=str(replace(where, ca=None)),
+            secret=spec.secret_ref.name if spec.secret_ref else "",
+            service_account=spec.service_account_name or "",
+            ca=spec.ca_bundle or "",
+            web_identity=spec.web_identity,
+            read_from=tuple(
+                ReadAccess(
+                    address=str(replace(self._place(namespace, reader.spec), ca=None)),
+                    secret=reader.spec.secret_ref.name if reader.spec.secret_ref else "",
+                    ca=reader.spec.ca_bundle or "",
+                )
+                for reader in readers
+            ),
+            source_hosts=self._settings.allowed_sources,
+        )
+        store: Store | None = None
+        if keys is not None:
+            others = [
+                self._s3(self._place(namespace, reader.spec), reader.keys, read_only=True)
+                for reader in readers
+            ]
+            first = self._s3(where, keys)
+            store = LayeredStore(first, others) if others else first
+        return OpenStore(spec, where, keys, store, access)
+
+    def _s3(
+        self, where: S3Location, keys: S3Credentials | None, *, read_only: bool = False
+    ) -> Store:
         from genai_core.store.s3 import S3Store, shared_session
 
         count_requests(shared_session())
-        prefix = "/".join(part for part in (spec.prefix.strip("/"), namespace) if part)
-        where = S3Location(
+        assert keys is not None  # _reader saw to it
+        return S3Store(where, credentials=keys, read_only=read_only, refuse=self.peers.refuse)
+
+    def _place(self, namespace: str, spec: ArtifactStoreSpec) -> S3Location:
+        return S3Location(
             bucket=spec.bucket,
-            prefix=prefix,
+            prefix="/".join(part for part in (spec.prefix.strip("/"), namespace) if part),
             endpoint=spec.endpoint,
             region=spec.region,
             ca=self._certificate(spec.ca_bundle),
             addressing="path" if spec.endpoint else "auto",
         )
-        public = S3Location(spec.bucket, prefix, spec.endpoint, spec.region, None, where.addressing)
-        assert spec.secret_ref is not None
-        access = StoreAccess(
-            address=str(public), secret=spec.secret_ref.name, ca=spec.ca_bundle or ""
-        )
-        return OpenStore(spec, where, keys, S3Store(where, credentials=keys), access)
 
     def _certificate(self, pem: str | None) -> str | None:
         """boto3 reads certificates from files only."""

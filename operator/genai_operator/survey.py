@@ -19,7 +19,7 @@ from genai_core.record import Blob, Record
 from genai_core.store.protocol import RecordRef
 from genai_operator.decide import Attempts, Verdict, judge
 from genai_operator.jobs import JobRequest
-from genai_operator.lookups import Answers
+from genai_operator.lookups import Answers, Unanswered
 from genai_operator.requests import Setting, job_request
 from genai_operator.views import JobState, JobView, PodView
 from genai_planner.advance import Advice, advance
@@ -32,13 +32,15 @@ from genai_planner.machine import State
 from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts
 from genai_planner.source_view import SourceView
 
-__all__ = ["Question", "Survey", "survey"]
+__all__ = ["PLANS_READ", "Question", "Survey", "survey"]
 
 Claim = Callable[[Iterable[RecordRef]], None]
 
 _ANY_MEMORY = 1 << 62
 """The scheduler knows what nodes have left."""
 _FACTS_FILE = "facts.json"
+PLANS_READ = (_FACTS_FILE,)
+"""Outputs that a plan is made from."""
 _MOST_LOOKS = 3
 _CHAIN_SECONDS = 15.0
 """How often it is looked how far the chains have come: another build may wait for a part."""
@@ -111,7 +113,7 @@ def survey(
         forecast = _expand(question, shape_from_config(question.setting.source.config))
         # What ingest left says what the plan is; only without it is the forecast gone through.
         begin = replace(forecast, tasks=(forecast.task(INGEST),), containers={})
-        look = _Look(question, begin, lookups)
+        look = _Look(question, begin, lookups, claim)
         ingested = look.records.get(look.advice.keys[INGEST])
         plan = forecast
         if ingested is not None:
@@ -203,7 +205,10 @@ class _Look:
                 anew.append(look.key)
         refs = {look.task: RecordRef(look.operation, look.key) for look in wanted}
         self._claim(refs.values())
-        found = self._lookups.look(refs.values(), anew=anew)
+        try:
+            found = self._lookups.look(refs.values(), anew=anew)
+        except Unanswered as asked:
+            raise Unanswered(asked.refs, [file.sha256 for file in self._source.values()]) from None
         return [
             self._answer(look, found[refs[look.task]] if look.task in refs else "")
             for look in looks

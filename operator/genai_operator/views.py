@@ -101,6 +101,8 @@ class JobView:
     message: str = ""
     ttl_seconds: int = 600
     deleting: bool = False
+    suspended: bool = False
+    """A queue has not admitted it yet, or has taken its turn back."""
     chain: tuple[Link, ...] = ()
 
     @property
@@ -188,6 +190,7 @@ def job_view(value: Mapping[str, Any]) -> JobView | None:
         message=message,
         ttl_seconds=int(notes.get(TTL, "600")),
         deleting="deletionTimestamp" in meta,
+        suspended=(value.get("spec") or {}).get("suspend") is True,
         chain=_links(notes.get(CHAIN, "")),
     )
 

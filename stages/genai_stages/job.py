@@ -5,6 +5,7 @@
     GENAI_TASK_SECONDS  longest that one task of a chain may take
     GENAI_STORE ...     the store, see `store_access`; GENAI_SOURCE_...: the model, `source_access`
     GENAI_SCRATCH       folder for scratch
+    GENAI_TELL          1: the record goes into the log, for an operator without credentials
 
 Data goes to the store. What stands in the termination message is only what cannot stand in a
 record: why there is none. A failed task's log becomes a blob, so that it outlives the pod. Of a
@@ -30,12 +31,15 @@ from types import FrameType
 from typing import TypeAlias
 
 from genai_core.chain import ChainFile
+from genai_core.errands import CollectFile, LeaseFile, LookFile, ProbeFile
 from genai_core.errors import GenAIError, Interrupted, NoSpace, ToolFailed
+from genai_core.names import Key
 from genai_core.resolved import RESOLVE, ResolveFile
 from genai_core.store.protocol import Store
 from genai_core.task import TaskFile, TaskResult, unpack
 from genai_stages import runner
 from genai_stages.chain import run_chain
+from genai_stages.errands import Errand, run_errand, show_record, tell
 from genai_stages.store_access import open_job_store
 
 __all__ = ["run_job"]
@@ -48,13 +52,19 @@ _FULL = {28, 122}
 log = logging.getLogger("genai_stages")
 
 
-Document: TypeAlias = TaskFile | ChainFile | ResolveFile
+Document: TypeAlias = TaskFile | ChainFile | ResolveFile | Errand
+_ERRANDS: dict[str, type[Document]] = {
+    "look": LookFile,
+    "lease": LeaseFile,
+    "probe": ProbeFile,
+    "collect": CollectFile,
+}
 
 
 def _unpacked(text: str) -> Document:
     """What stands in GENAI_TASK."""
     data = unpack(text)
-    kinds: dict[str, type[Document]] = {RESOLVE: ResolveFile, "chain": ChainFile}
+    kinds = _ERRANDS | {RESOLVE: ResolveFile, "chain": ChainFile}
     return kinds.get(json.loads(data).get("kind", ""), TaskFile).model_validate_json(data)
 
 
@@ -115,6 +125,8 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
         document = _unpacked(os.environ["GENAI_TASK"])
         store = open_job_store()
         result = _guarded(place, _work(document, store, scratch, place), started)
+        if result.error is None and os.environ.get("GENAI_TELL"):
+            _tell_record(document, result, store)
     finally:
         place.end()
         logging.getLogger().removeHandler(handler)
@@ -131,6 +143,18 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
     return result.exit_code
 
 
+def _tell_record(document: Document, result: TaskResult, store: Store) -> None:
+    """Show the record to an asker who cannot read the store."""
+    if isinstance(document, TaskFile):
+        operation, key = document.operation, Key(document.key)
+    elif isinstance(document, ResolveFile) and result.record is not None:
+        operation, key = RESOLVE, Key(result.record)
+    else:
+        return
+    with suppress(GenAIError):  # then it is looked up by another Job
+        tell(show_record(store, operation, key))
+
+
 def _work(
     document: Document, store: Store, scratch: Path, place: _Place
 ) -> Callable[[], TaskResult]:
@@ -141,6 +165,9 @@ def _work(
     if isinstance(document, TaskFile):
         place.name = document.id
         return lambda: runner.run_task(document, store, folder)
+    if not isinstance(document, ResolveFile):
+        place.name = document.kind
+        return lambda: run_errand(document, store)
     place.name = RESOLVE
     from genai_stages.resolve import resolve  # brings what inspects models
 
@@ -203,6 +230,8 @@ def _message(result: TaskResult) -> dict[str, object]:
         found["error"] = result.error
     if result.record is not None:
         found["record"] = result.record
+    if result.facts:
+        found["facts"] = result.facts
     return found
 
 

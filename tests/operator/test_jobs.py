@@ -15,10 +15,10 @@ from genai_core.kinds.build import Run
 from genai_core.names import Key
 from genai_core.resolved import ResolveFile
 from genai_core.task import unpack
+from genai_operator.access import StoreAccess
 from genai_operator.jobs import (
     JobRequest,
     Owner,
-    StoreAccess,
     given_memory,
     job_name,
     render,
@@ -124,7 +124,8 @@ def test_what_a_user_asks_for_stands_in_the_pod() -> None:
     job = rendered(run, node_selector={"arch": "x"}, memory_bytes=given_memory(run))
     pod = job["spec"]["template"]["spec"]
     assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
-    assert "suspend" not in job["spec"], "that field is Kueue's"
+    assert job["spec"]["suspend"] is True, "Kueue starts it"
+    assert "suspend" not in rendered()["spec"]
     assert pod["priorityClassName"] == "high"
     assert pod["serviceAccountName"] == "builder"
     assert pod["imagePullSecrets"] == [{"name": "pull"}]

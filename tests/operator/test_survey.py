@@ -23,8 +23,9 @@ from genai_core.store.directory import DirectoryStore
 from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile
 from genai_operator.jobs import JobRequest
+from genai_operator.lookups import Lookups
 from genai_operator.requests import Setting
-from genai_operator.stores import Lookups
+from genai_operator.sources import SourcePlace
 from genai_operator.survey import Question, Survey, survey
 from genai_operator.targets import BuildTarget, toolchains
 from genai_operator.views import Ending, JobState, JobView, PodView
@@ -66,7 +67,8 @@ class Cluster:
     def look(self) -> Survey:
         setting = Setting(
             name="tiny", namespace="ns", spec=self.spec, source=SOURCE,
-            folder=S3Location("models", "tiny"), targets=[CPU], toolchains=toolchains([CPU]),
+            folder=SourcePlace("s3://models/tiny", S3Location("models", "tiny")),
+            targets=[CPU], toolchains=toolchains([CPU]),
             chain_tasks=self.chain_tasks,
         )  # fmt: skip
         question = Question(

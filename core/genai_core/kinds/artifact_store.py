@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
@@ -33,6 +34,17 @@ class ReadFrom(KindModel):
     """Of an ArtifactStore of the same namespace."""
 
 
+class WebIdentity(KindModel):
+    """How a pod trades its service account's token for credentials, where no webhook does it."""
+
+    role_arn: Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+    """The role to take, e.g. arn:aws:iam::123456789012:role/genai-team-a."""
+    audience: Annotated[str, StringConstraints(min_length=1, max_length=256)] = "sts.amazonaws.com"
+    """Whom the token is for: what the STS server expects to read in it."""
+    sts_endpoint: Uri | None = None
+    """URL of the STS server (MinIO, Ceph); left out: AWS."""
+
+
 class ArtifactStoreSpec(KindModel):
     """Where the store is and who may use it. Ready means: it was written, and read back."""
 
@@ -53,6 +65,8 @@ class ArtifactStoreSpec(KindModel):
     service_account_name: Name | None = None
     """A service account whose pods may reach the bucket (IRSA, workload identity). This or
     secretRef."""
+    web_identity: WebIdentity | None = None
+    """With serviceAccountName, where the cluster gives its pods no credentials by itself."""
     ca_bundle: Annotated[str, StringConstraints(max_length=65536)] | None = None
     """PEM certificates that the endpoint's certificate is checked with."""
     read_from: Annotated[list[ReadFrom], Field(max_length=8)] = Field(default_factory=list)
@@ -63,6 +77,8 @@ class ArtifactStoreSpec(KindModel):
     def _one_identity(self) -> Self:
         if (self.secret_ref is None) == (self.service_account_name is None):
             raise ValueError("give secretRef or serviceAccountName, and not both")
+        if self.web_identity is not None and self.service_account_name is None:
+            raise ValueError("webIdentity goes with serviceAccountName")
         return self
 
 
@@ -80,6 +96,21 @@ class StoreCapabilities(KindModel):
     """It refuses a second writer of the same object. Without that the last of two may win."""
 
 
+class Collected(KindModel):
+    """What the last cleaning of the store came to."""
+
+    at: datetime
+    """When it had ended."""
+    records_deleted: int = 0
+    """Results that nothing needs any more."""
+    records_kept: int = 0
+    """Results that stay."""
+    bytes_deleted: int = 0
+    """Of the files that nothing needs any more."""
+    bytes_kept: int = 0
+    """Of the files that stay."""
+
+
 class ArtifactStoreStatus(KindModel):
     """Whether the store can be used, and what its server is able to do."""
 
@@ -88,3 +119,6 @@ class ArtifactStoreStatus(KindModel):
     conditions: Annotated[list[Condition], Field(max_length=8)] = Field(default_factory=list)
     """Ready, and Stalled where the user must act."""
     capabilities: StoreCapabilities | None = None
+    """What the server was seen to do; absent until it was tried."""
+    collected: Collected | None = None
+    """The last cleaning, as spec.retention wants it; absent until the first."""

@@ -59,6 +59,7 @@ from genai_core.store.protocol import (
     Sweep,
 )
 from genai_core.store.s3_errors import code_of, explained, is_absent
+from genai_core.store.s3_guard import Refuse, guard
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.s3_objects import Head, Objects
 
@@ -84,12 +85,18 @@ def shared_session() -> boto3.session.Session:
     return boto3.session.Session()
 
 
-def new_client(where: S3Location, credentials: S3Credentials | None = None) -> S3Client:
+def new_client(
+    where: S3Location,
+    credentials: S3Credentials | None = None,
+    *,
+    refuse: Refuse | None = None,
+) -> S3Client:
     """Make boto3's client for a place.
 
     Args:
         where: Endpoint, region, CA and addressing count.
         credentials: None = boto3's usual places.
+        refuse: Address and port that it was connected to -> why it must hang up, or None.
 
     Raises:
         StoreUnreadable: An address or certificate that cannot be used.
@@ -97,7 +104,7 @@ def new_client(where: S3Location, credentials: S3Credentials | None = None) -> S
     with explained(str(where)):
         session = shared_session()
         region = where.region or session.region_name
-        return session.client(
+        client = session.client(
             "s3",
             endpoint_url=where.endpoint,
             region_name=region or ("us-east-1" if where.endpoint else None),
@@ -119,6 +126,9 @@ def new_client(where: S3Location, credentials: S3Credentials | None = None) -> S
                 tcp_keepalive=True,
             ),
         )
+        if refuse is not None:
+            guard(client, refuse)
+        return client
 
 
 class S3Store:
@@ -129,6 +139,7 @@ class S3Store:
         credentials: None = boto3's usual places.
         read_only: Never write, not even to remove a wrong blob.
         capabilities: What an earlier probe found; None = probed before the first commit.
+        refuse: As for `new_client`.
     """
 
     def __init__(
@@ -138,11 +149,13 @@ class S3Store:
         credentials: S3Credentials | None = None,
         read_only: bool = False,
         capabilities: Capabilities | None = None,
+        refuse: Refuse | None = None,
     ) -> None:
         self.where = where
         self.read_only = read_only
         self._credentials = credentials
         self._capabilities = capabilities
+        self._refuse = refuse
         self._made: S3Client | None = None
         self._objects = Objects(
             self._client, where.bucket, prefix=where.prefix, location=self.location
@@ -161,7 +174,7 @@ class S3Store:
     def _client(self) -> S3Client:
         with _making:
             if self._made is None:
-                self._made = new_client(self.where, self._credentials)
+                self._made = new_client(self.where, self._credentials, refuse=self._refuse)
             return self._made
 
     @cached_property

@@ -89,6 +89,13 @@ def explained(where: str) -> Iterator[None]:
             str(error), where=where, remedy="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
         ) from error
     except _PASSING_CONNECTIONS as error:
+        inner = error.kwargs.get("error")
+        if isinstance(inner, PermissionError):
+            raise StoreUnreadable(
+                f"its endpoint must not be used: {inner}",
+                where=where,
+                remedy="name an S3 server's own address",
+            ) from error
         raise StoreUnavailable(f"it does not answer ({error})", where=where) from error
     except boto.BotoCoreError as error:
         raise StoreUnreadable(

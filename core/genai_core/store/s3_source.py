@@ -20,6 +20,7 @@ from genai_core.store import s3_transfer as transfer
 from genai_core.store.files import explain
 from genai_core.store.s3 import new_client
 from genai_core.store.s3_errors import explained, is_absent
+from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.s3_objects import Objects
 
@@ -35,9 +36,17 @@ class S3Source:
     Args:
         where: Its prefix is the model's folder.
         credentials: None = from the environment.
+        refuse: As for `new_client`.
     """
 
-    def __init__(self, where: S3Location, credentials: S3Credentials | None = None) -> None:
+    def __init__(
+        self,
+        where: S3Location,
+        credentials: S3Credentials | None = None,
+        *,
+        refuse: Refuse | None = None,
+    ) -> None:
+        self._refuse = refuse
         self.where = where
         self._credentials = credentials
         self._objects = Objects(
@@ -46,7 +55,7 @@ class S3Source:
 
     @cached_property
     def _client(self) -> S3Client:
-        return new_client(self.where, self._credentials)
+        return new_client(self.where, self._credentials, refuse=self._refuse)
 
     def list(self) -> dict[str, ListedFile]:
         """Relative path -> size and tag of every object in the folder.

@@ -1,0 +1,211 @@
+"""Jobs that the operator sends where it has no credentials itself, and what they tell.
+
+A Job's answer is read from its pod's log once; whoever asks again after that, or after the log is
+gone, sends another Job. Errands of a build are its Jobs like any other; those of a store belong to
+the ArtifactStore.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC, datetime, timedelta
+
+from genai_core.canonical import digest_json
+from genai_core.errands import Answer, CollectFile, LeaseFile, LookFile, ProbeFile, read_answer
+from genai_core.errors import GenAIError, ToolFailed, from_dict
+from genai_core.kinds.build import Run
+from genai_core.names import Key
+from genai_operator.access import StoreAccess
+from genai_operator.api import Api
+from genai_operator.apply import Applier
+from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, count_retry, held_up
+from genai_operator.decide import Verdict, group, judge
+from genai_operator.errors import Stalled, Waiting, of_error
+from genai_operator.jobs import JobRequest, Owner, given_memory, scope_of
+from genai_operator.observed import Observed
+from genai_operator.targets import BuildTarget
+from genai_operator.views import Ending, JobState, JobView
+
+__all__ = ["Errands", "errand_key"]
+
+_BYTES = 384 << 20
+_MOST_LOG_BYTES = 16 << 20
+_WORDS = timedelta(seconds=5)
+_AGAIN = timedelta(seconds=30)
+
+Errand = LookFile | LeaseFile | ProbeFile | CollectFile
+
+
+def errand_key(*parts: object) -> Key:
+    """A key that is the same for the same question."""
+    return Key(digest_json({"schema": "genai.errand/1", "parts": [str(part) for part in parts]}))
+
+
+class Errands:
+    """See the module's docstring."""
+
+    def __init__(self, api: Api, observed: Observed, applier: Applier) -> None:
+        self._api = api
+        self._observed = observed
+        self._applier = applier
+        self._heard: set[str] = set()
+
+    # What Jobs told
+
+    def unheard(self, jobs: Iterable[JobView]) -> list[JobView]:
+        """Jobs that ended well and were not listened to yet."""
+        return [
+            job for job in jobs if job.state is JobState.SUCCEEDED and job.uid not in self._heard
+        ]
+
+    def ending(self, job: JobView) -> Ending | None:
+        """How its pod ended."""
+        pods = self._observed.pods_of(job.namespace).get(job.name, ())
+        return next((pod.ending for pod in pods if pod.ending is not None), None)
+
+    async def hear(self, job: JobView) -> Answer | None:
+        """Read a Job's log, once; None where it holds no answer.
+
+        Raises:
+            Waiting: Its pod was not seen yet.
+        """
+        pods = self._observed.pods_of(job.namespace).get(job.name, [])
+        ended = [pod for pod in pods if pod.ending is not None and pod.ending.exit_code == 0]
+        if not ended and job.ended_at and datetime.now(UTC) < job.ended_at + _WORDS:
+            raise Waiting("Progressing", f"{job.task} has ended", after=0.5)
+        self._heard.add(job.uid)
+        for pod in ended:
+            log = await self._api.log(pod.name, namespace=pod.namespace, most_bytes=_MOST_LOG_BYTES)
+            answer = read_answer(log) if log else None
+            if answer is not None:
+                return answer
+        return None
+
+    # Of a build
+
+    async def of_build(
+        self,
+        one: BuildPass,
+        document: Errand,
+        key: Key,
+        *,
+        access: StoreAccess,
+        target: BuildTarget,
+    ) -> Answer | str:
+        """Send a Job, or listen to the one that was sent.
+
+        Returns:
+            What it told; while it is under way, what to show.
+
+        Raises:
+            Stalled: It failed for good.
+            Waiting: The store cannot be used now.
+        """
+        scope = scope_of(access.address, one.spec.run)
+        attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
+        verdict = Verdict()
+        if attempts:
+            for job in self.unheard(attempts[-1:]):
+                answer = await self.hear(job)
+                if answer is not None:
+                    return answer
+            pods = self._observed.pods_of(one.namespace)
+            verdict = judge(attempts, pods, retries=one.spec.run.retries, now=datetime.now(UTC))
+        if verdict.error is not None:
+            raise of_error(verdict.error)
+        if not verdict.running:
+            request = JobRequest(
+                namespace=one.namespace,
+                key=key,
+                operation=document.kind,
+                task=document.kind,
+                document=document,
+                image=target.image,
+                memory_bytes=max(given_memory(one.spec.run) or _BYTES, verdict.memory_bytes),
+                attempt=verdict.attempt,
+                node_selector=target.node_selector,
+            )
+            await self._applier.create(request, one.owner, run=one.spec.run, access=access)
+            if attempts:
+                count_retry(request, verdict)
+        elif attempts[-1].state is JobState.ACTIVE:
+            await self._applier.claim(attempts[-1], one.owner)
+        one.after = verdict.pause or WATCHED_SECONDS
+        return held_up(attempts, self._observed.pods_of(one.namespace))
+
+    # Of a store
+
+    async def of_store(
+        self,
+        namespace: str,
+        document: Errand,
+        key: Key,
+        *,
+        owner: Owner,
+        access: StoreAccess,
+        target: BuildTarget,
+    ) -> Ending | None:
+        """Send a Job, or see how the one that was sent ended; None while it is under way.
+
+        Args:
+            namespace: Of the store.
+            document: What is asked.
+            key: The same for the same question.
+            owner: The ArtifactStore.
+            access: To it.
+            target: Whose image is used.
+
+        Raises:
+            Stalled: It says what the user must do.
+            Waiting: It says what stands in its way.
+        """
+        run = Run(retries=0, active_deadline_seconds=1800)
+        scope = scope_of(access.address, run)
+        attempts = group(self._observed.jobs_of(namespace, scope)).get(key, [])
+        attempt = 1
+        if attempts:
+            last = attempts[-1]
+            attempt = last.attempt + 1
+            for old in attempts[:-1]:
+                await self._applier.delete(old)
+            if last.deleting or last.state is JobState.ACTIVE:
+                return None
+            ending = self.ending(last)
+            now = datetime.now(UTC)
+            if ending is None and last.ended_at and now < last.ended_at + _WORDS:
+                return None
+            if last.state is JobState.SUCCEEDED and ending is not None:
+                return ending
+            if last.state is JobState.FAILED and (
+                not last.ended_at or now < last.ended_at + _AGAIN
+            ):
+                raise _problem(last, ending)
+        request = JobRequest(
+            namespace=namespace,
+            key=key,
+            operation=document.kind,
+            task=document.kind,
+            document=document,
+            image=target.image,
+            memory_bytes=_BYTES,
+            attempt=attempt,
+            node_selector=target.node_selector,
+        )
+        await self._applier.create(request, owner, run=run, access=access)
+        return None
+
+    def waiting(self, namespace: str) -> str:
+        """Why a store's Job does not begin."""
+        jobs = [
+            job
+            for job in self._observed.jobs
+            if job.namespace == namespace and job.operation == "probe"
+        ]
+        return held_up(jobs, self._observed.pods_of(namespace)).removeprefix("; ")
+
+
+def _problem(job: JobView, ending: Ending | None) -> Stalled | Waiting:
+    error: GenAIError = ToolFailed(job.message or "its pod is gone", where=job.task)
+    if ending is not None and isinstance(ending.message.get("error"), dict):
+        error = from_dict(ending.message["error"])
+    return of_error(error)

@@ -1,0 +1,134 @@
+"""What builds of this cluster need stays in their stores: one lease for each build.
+
+It is written before anything is looked up, settled when a build is Ready (the plan's records and
+the last few revisions of its containers), and renewed at rest. A build that is deleted, or whose
+cluster is gone, lets it end by itself. Stores that the operator may not write get theirs by a Job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime, timedelta
+
+from genai_core.errands import LeaseFile
+from genai_core.errors import GenAIError
+from genai_core.record import Record
+from genai_core.store.claiming import Holder
+from genai_core.store.protocol import RecordRef
+from genai_operator.access import StoreAccess
+from genai_operator.build_pass import BuildPass
+from genai_operator.errands import Errands, errand_key
+from genai_operator.errors import Stalled, Waiting
+from genai_operator.stores import OpenStore
+from genai_operator.targets import BuildTarget
+
+__all__ = ["Leases"]
+
+log = logging.getLogger("genai_operator.leases")
+
+_LOOK_SECONDS = timedelta(days=1).total_seconds()
+_FIRST_SECONDS = (3600.0, 6 * 3600.0)
+"""Builds at rest are not all asked about when the operator starts."""
+_TOLD_DAYS = 7
+"""How often a Job renews a lease."""
+
+
+class Leases:
+    """See the module's docstring."""
+
+    def __init__(self, cluster: str, errands: Errands) -> None:
+        self._cluster = cluster
+        self._errands = errands
+        self._holders: dict[str, tuple[OpenStore, Holder]] = {}
+        self._due: dict[str, float] = {}
+
+    def name_of(self, one: BuildPass) -> str:
+        """Of the build's lease: UIDs are unique over clusters."""
+        return f"build-{one.owner.uid}"
+
+    def holder_name(self, one: BuildPass) -> str:
+        """Whom to ask."""
+        return f"{self._cluster} {one.namespace}/{one.owner.name}"
+
+    def forget(self, uid: str) -> None:
+        """The build is gone; its lease ends by itself."""
+        self._holders.pop(uid, None)
+        self._due.pop(uid, None)
+
+    def claim(self, one: BuildPass, opened: OpenStore, refs: Iterable[RecordRef]) -> None:
+        """Claim records before they are looked up; in a thread. Jobs that look claim themselves."""
+        holder = self._holder(one, opened)
+        if holder is not None:
+            holder.claim(refs)
+
+    async def settle(
+        self,
+        one: BuildPass,
+        opened: OpenStore,
+        refs: Iterable[RecordRef],
+        *,
+        containers: Mapping[str, Record],
+        access: StoreAccess,
+        target: BuildTarget,
+    ) -> None:
+        """The build is Ready."""
+        built = {name: RecordRef(r.operation, r.key) for name, r in containers.items()}
+        keep = opened.spec.retention.keep
+        holder = self._holder(one, opened)
+        if holder is not None:
+            await asyncio.to_thread(holder.settle, refs, built, keep=keep)
+            if holder.problem:
+                log.warning("no lease", extra={"build": one.owner.name, "why": holder.problem})
+            return
+        document = LeaseFile(
+            name=self.name_of(one),
+            holder=self.holder_name(one),
+            records=tuple(sorted(map(str, refs))),
+            containers={name: str(ref) for name, ref in built.items()},
+            keep=keep,
+        )
+        await self._send(one, document, access=access, target=target)
+
+    async def at_rest(
+        self, one: BuildPass, opened: OpenStore, *, access: StoreAccess, target: BuildTarget
+    ) -> None:
+        """Renew the lease of a build that is Ready."""
+        holder = self._holder(one, opened)
+        if holder is None:
+            document = LeaseFile(name=self.name_of(one), holder=self.holder_name(one))
+            await self._send(one, document, access=access, target=target)
+        elif not await asyncio.to_thread(holder.renew):
+            log.warning("its lease is gone", extra={"build": one.owner.name})
+
+    def rest(self, uid: str) -> float:
+        """Seconds until a build at rest is to be looked after; 0: now."""
+        now = time.monotonic()
+        due = self._due.setdefault(uid, now + random.uniform(*_FIRST_SECONDS))  # noqa: S311
+        if due > now:
+            return due - now
+        self._due[uid] = now + _LOOK_SECONDS
+        return 0.0
+
+    def _holder(self, one: BuildPass, opened: OpenStore) -> Holder | None:
+        if opened.store is None:
+            return None
+        known = self._holders.get(one.owner.uid)
+        if known is not None and known[0] is opened:
+            return known[1]
+        holder = Holder(opened.store, self.name_of(one), holder=self.holder_name(one))
+        self._holders[one.owner.uid] = (opened, holder)
+        return holder
+
+    async def _send(
+        self, one: BuildPass, document: LeaseFile, *, access: StoreAccess, target: BuildTarget
+    ) -> None:
+        week = datetime.now(UTC).toordinal() // _TOLD_DAYS
+        key = errand_key("lease", document.model_dump_json(), week)
+        try:
+            await self._errands.of_build(one, document, key, access=access, target=target)
+        except (Stalled, Waiting, GenAIError) as error:
+            log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})

@@ -1,0 +1,222 @@
+"""What a build's source consists of: found out once for each generation or request.
+
+A bucket whose credentials the operator has is listed by it, and the key follows from sizes and
+tags: a source that did not change needs no Job. Everything else is read by a pod of the tenant to
+be known, unless its content is pinned; then too a record that stands is enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from genai_core.names import Key
+from genai_core.record import Record
+from genai_core.resolved import (
+    RESOLVE,
+    ResolvedSource,
+    ResolveFile,
+    content_key,
+    pinned_content,
+    resolve_file,
+)
+from genai_core.store.protocol import RecordRef
+from genai_operator.access import StoreAccess
+from genai_operator.apply import Applier
+from genai_operator.build_pass import (
+    WATCHED_SECONDS,
+    BuildPass,
+    count_retry,
+    held_up,
+    standing,
+)
+from genai_operator.decide import Verdict, group, judge
+from genai_operator.errands import Errands, errand_key
+from genai_operator.errors import Stalled, of_error
+from genai_operator.jobs import JobRequest, given_memory, scope_of
+from genai_operator.lookups import Unanswered
+from genai_operator.observed import Observed
+from genai_operator.sources import SourcePlace, list_source
+from genai_operator.status import Outcome
+from genai_operator.stores import OpenStore, Stores
+from genai_operator.targets import BuildTarget
+from genai_operator.views import JobState, JobView
+
+__all__ = ["Resolver"]
+
+_RESOLVE_BYTES = 512 << 20
+
+
+class Resolver:
+    """See the module's docstring."""
+
+    def __init__(
+        self, observed: Observed, stores: Stores, applier: Applier, errands: Errands
+    ) -> None:
+        self._observed = observed
+        self._stores = stores
+        self._applier = applier
+        self._errands = errands
+
+    async def resolved(
+        self,
+        one: BuildPass,
+        opened: OpenStore,
+        place: SourcePlace,
+        *,
+        access: StoreAccess,
+        target: BuildTarget,
+    ) -> ResolvedSource | Outcome:
+        """The answer; an outcome while it is asked.
+
+        Raises:
+            Stalled: The source cannot be used.
+            Unanswered: A Job has to look a record up.
+        """
+        if place.bucket is not None:
+            await self._stores.check_endpoint(place.bucket.endpoint)
+        ref = _known_source(one, place)
+        record = await _look(opened, ref) if ref is not None else None
+        if ref is None or record is None:
+            asked = await self._asked(one, opened, place, access=access, target=target)
+            if isinstance(asked, Outcome):
+                return asked
+            ref, record = asked
+        found = ResolvedSource.model_validate(record.facts)
+        pinned = one.spec.model.digest
+        if pinned is not None and pinned != found.digest:
+            raise Stalled(
+                "BadModel",
+                f"the content of {place.uri} is {found.digest}, not the {pinned} that "
+                "spec.model.digest pins",
+            )
+        one.source = (place.uri, found.digest, ref.key)
+        return found
+
+    async def _asked(
+        self,
+        one: BuildPass,
+        opened: OpenStore,
+        place: SourcePlace,
+        *,
+        access: StoreAccess,
+        target: BuildTarget,
+    ) -> tuple[RecordRef, Record] | Outcome:
+        key, question, exact = await self._question(one, opened, place)
+        scope = scope_of(access.address, one.spec.run)
+        attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
+        ref = RecordRef(RESOLVE, key) if exact else self._told_ref(attempts)
+        if ref is not None:
+            record = await self._record(opened, ref, attempts)
+            if record is not None:
+                return ref, record
+        request = JobRequest(
+            namespace=one.namespace,
+            key=key,
+            operation=RESOLVE,
+            task=RESOLVE,
+            document=question,
+            image=target.image,
+            memory_bytes=given_memory(one.spec.run) or _RESOLVE_BYTES,
+            node_selector=target.node_selector,
+            reads_source=True,
+        )
+        return await self._send(one, request, attempts, access)
+
+    async def _question(
+        self, one: BuildPass, opened: OpenStore, place: SourcePlace
+    ) -> tuple[Key, ResolveFile, bool]:
+        """Key and question, and whether the key is the record's: else its Job will tell that."""
+        if place.bucket is not None and opened.credentials is not None:
+            keys = opened.credentials
+            if one.spec.model.secret_ref is not None:
+                keys = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
+            listed = await asyncio.to_thread(
+                list_source,
+                one.spec,
+                place.bucket,
+                keys,
+                store=opened.where,
+                refuse=self._stores.peers.refuse,
+            )
+            return *listed, True
+        pin = one.spec.model.digest if place.bucket is None else None
+        question = resolve_file(one.spec, place.uri, pin=pin)
+        pinned = pinned_content(question) if place.bucket is None else None
+        if pinned is not None:
+            return content_key(question, pinned), question, True
+        asked = question.model_dump_json(exclude_none=True)
+        return (
+            errand_key(RESOLVE, asked, one.owner.uid, one.generation, one.requested),
+            question,
+            False,
+        )
+
+    def _told_ref(self, attempts: list[JobView]) -> RecordRef | None:
+        """The record that the last Job left, by its own word."""
+        if not attempts or attempts[-1].state is not JobState.SUCCEEDED:
+            return None
+        ending = self._errands.ending(attempts[-1])
+        key = ending.message.get("record") if ending is not None else None
+        return RecordRef(RESOLVE, Key(key)) if isinstance(key, str) else None
+
+    async def _record(
+        self, opened: OpenStore, ref: RecordRef, attempts: list[JobView]
+    ) -> Record | None:
+        if opened.told is None:
+            return await _look(opened, ref, anew=bool(attempts))
+        for job in self._errands.unheard(attempts[-1:]):
+            answer = await self._errands.hear(job)
+            if answer is not None:
+                opened.told.take(answer)
+        try:
+            return await _look(opened, ref)
+        except Unanswered:
+            if attempts and attempts[-1].state is JobState.SUCCEEDED:
+                raise  # its log is gone; another Job reads the record
+            return None  # the Job that resolves finds it where it stands
+
+    async def _send(
+        self, one: BuildPass, request: JobRequest, attempts: list[JobView], access: StoreAccess
+    ) -> Outcome:
+        verdict = Verdict()
+        if attempts:
+            pods = self._observed.pods_of(one.namespace)
+            verdict = judge(attempts, pods, retries=one.spec.run.retries, now=datetime.now(UTC))
+        if verdict.error is not None:
+            problem = of_error(verdict.error)
+            reason = problem.reason if isinstance(problem, Stalled) else verdict.error.code
+            raise Stalled(reason, str(verdict.error))
+        if not verdict.running:
+            request = replace(
+                request,
+                attempt=verdict.attempt,
+                memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
+            )
+            await self._applier.create(request, one.owner, run=one.spec.run, access=access)
+            if attempts:
+                count_retry(request, verdict)
+        elif attempts[-1].state is JobState.ACTIVE:
+            await self._applier.claim(attempts[-1], one.owner)
+        one.after = verdict.pause or WATCHED_SECONDS
+        waits = held_up(attempts, self._observed.pods_of(one.namespace))
+        message = f"resolving {one.spec.model.source}{waits}"
+        queued = not verdict.running and bool(one.spec.run.queue_name)
+        return Outcome(*standing(attempts, queued=queued), message)
+
+
+def _known_source(one: BuildPass, place: SourcePlace) -> RecordRef | None:
+    if one.fresh:
+        return None
+    for entry in one.status.get("sources") or ():
+        if entry["uri"] == place.uri and "record" in entry:
+            one.source = (entry["uri"], entry["digest"], entry["record"][7:])
+            return RecordRef(RESOLVE, Key(entry["record"].removeprefix("sha256:")))
+    return None
+
+
+async def _look(opened: OpenStore, ref: RecordRef, *, anew: bool = False) -> Record | None:
+    found = await asyncio.to_thread(opened.lookups.look, [ref], anew=[ref.key] if anew else [])
+    answer = found[ref]
+    return answer if isinstance(answer, Record) else None
