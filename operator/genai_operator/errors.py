@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from genai_core.errors import BadInput, GenAIError, StoreUnreadable
 
-__all__ = ["Stalled", "Waiting", "of_error"]
+__all__ = ["Stalled", "Waiting", "not_enabled", "of_error"]
 
 
 class Stalled(Exception):
@@ -40,6 +40,15 @@ class Waiting(Exception):
         self.reason = reason
         self.message = message
         self.after = after
+
+
+def not_enabled(what: str, namespace: str) -> Waiting:
+    """The namespace does not let the operator do that yet."""
+    return Waiting(
+        "NamespaceNotEnabled",
+        f"the operator may not {what} in namespace {namespace}; enable the namespace by a "
+        "RoleBinding to the operator's tenant role (chart: enabledNamespaces)",
+    )
 
 
 def of_error(error: GenAIError) -> Stalled | Waiting:
