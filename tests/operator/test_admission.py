@@ -1,0 +1,51 @@
+"""Jobs that a queue admits: made suspended, and said to be waited for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+from genai_core.names import Key
+from genai_operator.build_pass import held_up, standing
+from genai_operator.decide import judge
+from genai_operator.status import State
+from genai_operator.views import JobState, JobView, job_view
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+JOB = JobView(
+    namespace="ns", name="job", uid="u", key=Key("a" * 64), operation="convert", task="convert/x",
+    scope="s", attempt=1, memory_bytes=1, owners=frozenset({"b"}), state=JobState.ACTIVE,
+    created_at=NOW, suspended=True,
+)  # fmt: skip
+RUNNING = replace(JOB, suspended=False)
+WAITING = (State.WAITING, "WaitingForAdmission")
+BUILDING = (State.BUILDING, "Progressing")
+
+
+def seen(**spec: Any) -> JobView | None:
+    meta = {
+        "namespace": "ns", "name": "job", "uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z",
+        "annotations": {"genai-operator.dev/key": "a" * 64},
+    }  # fmt: skip
+    return job_view({"metadata": meta, "spec": spec})
+
+
+def test_a_build_waits_while_nothing_of_it_is_admitted() -> None:
+    assert standing([JOB, JOB], queued=False) == WAITING
+    assert standing([JOB, RUNNING], queued=False) == BUILDING
+    assert standing([], queued=True) == WAITING
+    assert standing([RUNNING], queued=True) == BUILDING
+    assert standing([], queued=False) == BUILDING
+    assert standing([replace(JOB, state=JobState.SUCCEEDED)], queued=False) == BUILDING
+    assert held_up([JOB], {}) == "; convert/x waits to be admitted by its queue"
+    assert held_up([RUNNING], {}) == ""
+
+
+def test_a_job_that_lost_its_turn_is_no_failed_attempt() -> None:
+    view = seen(suspend=True)
+    assert view is not None
+    assert view.suspended
+    verdict = judge([view], {}, retries=0, now=NOW)
+    assert (verdict.running, verdict.error) == (True, None)
+    assert not seen(suspend=False).suspended  # type: ignore[union-attr]
