@@ -6,6 +6,7 @@ the store did not answer         once more after a pause, as often as it takes
 bytes of an input were lost      what made them is looked up again, then once more
 anything else                    `retries` times more, after growing pauses
 a node died, was drained ...     the Job controller replaces the pod; no attempt is spent
+a node refused the pod           once more, as often as it takes: the Job controller calls it failed
 """
 
 from __future__ import annotations
@@ -33,6 +34,16 @@ __all__ = ["Attempts", "OutOfMemory", "Verdict", "group", "judge"]
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
 _WORDS_SECONDS = 5.0
 _KILLED = 137
+_REFUSALS = {
+    "NodeAffinity",
+    "NodeShutdown",
+    "OutOfcpu",
+    "OutOfmemory",
+    "OutOfpods",
+    "OutOfephemeral-storage",
+    "Terminated",
+    "UnexpectedAdmissionError",
+}
 _STORE = (StoreUnavailable, StoreUnreadable)
 
 
@@ -74,6 +85,7 @@ class _Failure:
     error: GenAIError
     oom: bool = False
     log: str = ""
+    free: bool = False
 
 
 def group(jobs: Iterable[JobView]) -> dict[Key, list[JobView]]:
@@ -181,9 +193,9 @@ def judge(
         return Verdict(error=error, attempt=following, log=failure.log)
     if failure.oom:
         return _out_of_memory(failures, last, following, _name(last, _place(last, derivation)))
-    if isinstance(error, _STORE):
+    if isinstance(error, _STORE) or failure.free:
         return _again(last, len(failures), failure, attempt=following, now=now)
-    counted = [f for f in failures if not f.oom and not isinstance(f.error, _STORE)]
+    counted = [f for f in failures if not f.oom and not f.free and not isinstance(f.error, _STORE)]
     if len(counted) > retries:
         return Verdict(error=error, attempt=following, log=failure.log)
     return _again(last, len(counted), failure, attempt=following, now=now)
@@ -246,17 +258,12 @@ def _failure(job: JobView, pods: Iterable[PodView], place: int) -> _Failure:
     ended = [pod for pod in ordered if pod.ending is not None]
     pod = ended[-1] if ended else (ordered[-1] if ordered else None)
     ending = pod.ending if pod else None
+    if pod is not None and _refused(pod):
+        return _Failure(ToolFailed(pod.message or pod.reason, where=task), free=True)
     if ending is not None and ending.reason == "OOMKilled":
         return _Failure(OutOfMemory("it was out of memory", where=task), oom=True)
-    if ending is not None and isinstance(ending.message.get("error"), dict):
-        return _Failure(from_dict(ending.message["error"]), log=str(ending.message.get("log", "")))
-    if pod is not None and pod.reason == "DeadlineExceeded":
-        error = ToolFailed(
-            "it ran for longer than spec.run.activeDeadlineSeconds allows", where=task
-        )
-        return _Failure(error)
     if pod is not None and pod.reason == "Evicted":
-        # For its own fault: what a node under pressure evicts is a disruption, and no failure.
+        # For its own fault, and it was told to stop: that is not what it failed of.
         return _Failure(
             NoSpace(
                 pod.message or "it was evicted",
@@ -264,7 +271,25 @@ def _failure(job: JobView, pods: Iterable[PodView], place: int) -> _Failure:
                 remedy="raise spec.run.scratch.size, or give more room in spec.run.resources",
             )
         )
+    if ending is not None and isinstance(ending.message.get("error"), dict):
+        return _Failure(from_dict(ending.message["error"]), log=str(ending.message.get("log", "")))
+    if pod is not None and pod.reason == "DeadlineExceeded":
+        error = ToolFailed(
+            "it ran for longer than spec.run.activeDeadlineSeconds allows", where=task
+        )
+        return _Failure(error)
     return _Failure(ToolFailed(_words(job, ending), where=task))
+
+
+def _refused(pod: PodView) -> bool:
+    """A node would not have the pod, or not any more; nothing that the task did.
+
+    The kubelet marks what it evicts for want of room as disrupted, which costs nothing; but not
+    what it refuses when it starts, even of pods that ran.
+    """
+    return pod.reason in _REFUSALS or (
+        pod.reason == "Evicted" and pod.message.startswith("The node ")
+    )
 
 
 def _words(job: JobView, ending: Ending | None) -> str:

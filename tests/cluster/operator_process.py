@@ -89,6 +89,15 @@ class Operator:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             return ""
 
+    def sickness(self) -> str:
+        """Why its liveness probe fails; empty where it does not."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5):
+                return ""
+        except urllib.error.HTTPError as error:
+            text: str = error.read().decode()
+            return text
+
     def metric(self, name: str) -> float:
         """The sum of a metric's series."""
         return sum(

@@ -99,9 +99,12 @@ def test_no_node_has_room_until_one_has(
 def test_a_node_under_disk_pressure_gives_its_stages_up(
     own_cluster: Cluster, tenant: Tenant, operator: Operator, expected: dict[str, str]
 ) -> None:
-    """The kubelet evicts; the Job controller begins anew on the other node, free of charge."""
+    """Its kubelet comes up, finds no room and evicts; the task begins anew on the other node.
+
+    It costs no attempt: there are none to spend.
+    """
     del operator
-    tenant.small("evicted")
+    tenant.small("evicted", run={"retries": 0})
     held = hold(tenant)
     node = node_called(own_cluster, held["node"])
     file = node.folder / "kubelet.json"
@@ -112,13 +115,7 @@ def test_a_node_under_disk_pressure_gives_its_stages_up(
         file.write_text(json.dumps(config))
         restart_kubelet(own_cluster, node)
         tenant.sound("evicted", expected)
-        phases = {
-            p["metadata"]["name"]: p["status"].get("reason", "")
-            for p in tenant.pods()
-            if p["metadata"]["uid"] == held["uid"]
-        }
-        assert phases in ({held["name"]: "Evicted"}, {}), phases
-        assert attempts(tenant) == {"1"}
+        assert nodes_of(tenant) == {each.name for each in own_cluster.nodes}
     finally:
         file.write_text(before)
         restart_kubelet(own_cluster, node)

@@ -149,3 +149,22 @@ def test_a_pod_evicted_for_its_own_fault_ran_out_of_space() -> None:
 def test_the_end_of_a_killed_stages_log_is_not_lost() -> None:
     verdict = judged([Ending(137, "Error", words="loading 3 of 7")], retries=0)
     assert str(verdict.error) == "convert/1: its process was killed; its log ends: loading 3 of 7"
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        ("Evicted", "The node had condition: [DiskPressure]. "),
+        ("Evicted", "The node was low on resource: ephemeral-storage."),
+        ("OutOfcpu", "Node didn't have enough resource: cpu"),
+    ],
+)
+def test_what_a_node_refuses_costs_no_attempt(reason: str, message: str) -> None:
+    told = said(ToolFailed("stopped before it was done"), 130)
+    pods = {f"j-{n}": [pod(n, told, reason=reason, message=message)] for n in (1, 2, 3)}
+    verdict = judge([job(n) for n in (1, 2, 3)], pods, retries=0, now=NOW)
+    assert (verdict.error, verdict.attempt) == (None, 4)
+    # What fails by itself is counted as if the others had not been.
+    pods["j-3"] = [pod(3, said(ToolFailed("it broke")))]
+    assert judge([job(n) for n in (1, 2, 3)], pods, retries=1, now=NOW).error is None
+    assert judge([job(n) for n in (1, 2, 3)], pods, retries=0, now=NOW).error is not None
