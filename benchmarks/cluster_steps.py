@@ -5,7 +5,6 @@
     scheduled    it has a node             (the scheduler)
     running      its container runs        (kubelet, containerd, network)
     ended        its container ended       (seen by the kubelet, which looks once a second)
-    complete     the Job says so           (the Job controller again)
     next         the next Job is there     (this operator)
 
 What the process itself says of its time parts `ended - running` into start, work and the rest.
@@ -25,7 +24,6 @@ __all__ = ["PHASES", "Steps", "critical_path"]
 
 PHASES = (
     "operator", "pod made", "scheduled", "container up", "start, imports", "work", "seen to end",
-    "Job complete",
 )  # fmt: skip
 
 
@@ -41,7 +39,6 @@ class Job:
     scheduled: float = 0.0
     running: float = 0.0
     ended: float = 0.0
-    complete: float = 0.0
     words: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -56,7 +53,6 @@ class Job:
             start,
             work,
             self.ended - self.running - start - work,
-            self.complete - self.ended,
         )
 
 
@@ -70,14 +66,14 @@ class Steps:
         self._watches = [Watch(cluster, JOBS, self._job), Watch(cluster, PODS, self._pod)]
 
     def stop(self) -> list[Job]:
-        """Watch no more; returns the Jobs that completed, in the order in which they were made."""
+        """Watch no more; returns the Jobs that ended, in the order in which they were made."""
         for watch in self._watches:
             watch.stop()
         for name, seen in self._pods.items():
             if name in self.jobs:
                 for what, value in seen.items():
                     setattr(self.jobs[name], what, value)
-        return sorted((j for j in self.jobs.values() if j.complete), key=lambda job: job.asked)
+        return sorted((j for j in self.jobs.values() if j.ended), key=lambda job: job.asked)
 
     def _job(self, _kind: str, value: dict[str, Any], at: float) -> None:
         meta = value["metadata"]
@@ -85,13 +81,8 @@ class Steps:
             return
         notes = meta["annotations"]
         chain = json.loads(notes.get("genai-operator.dev/chain", "[]"))
-        job = self.jobs.setdefault(
-            meta["name"],
-            Job(meta["name"], notes["genai-operator.dev/task"], 1 + len(chain), at),
-        )
-        for condition in value.get("status", {}).get("conditions", ()):
-            if condition["type"] == "Complete" and condition["status"] == "True":
-                job.complete = job.complete or at
+        job = Job(meta["name"], notes["genai-operator.dev/task"], 1 + len(chain), at)
+        self.jobs.setdefault(meta["name"], job)
 
     def _pod(self, _kind: str, value: dict[str, Any], at: float) -> None:
         meta = value["metadata"]
@@ -113,14 +104,14 @@ class Steps:
 def critical_path(jobs: Sequence[Job], began: float) -> list[tuple[Job, tuple[float, ...]]]:
     """The Jobs that each began when the one before ended, back from the last; with their phases."""
     path: list[Job] = []
-    last: Job | None = max(jobs, key=lambda job: job.complete, default=None)
+    last: Job | None = max(jobs, key=lambda job: job.ended, default=None)
     while last is not None:
         path.append(last)
-        before = [job for job in jobs if job.complete <= last.asked]
-        last = max(before, key=lambda job: job.complete, default=None)
+        before = [job for job in jobs if job.ended <= last.asked]
+        last = max(before, key=lambda job: job.ended, default=None)
     path.reverse()
     found = []
     for job in path:
         found.append((job, (job.asked - began, *job.phases)))
-        began = job.complete
+        began = job.ended
     return found

@@ -172,7 +172,9 @@ class Controller:
                 return
             # The Job may have been seen to fail before the pod's own words arrived.
             late = view.ending is not None and job.state is JobState.FAILED
-            if late or view.waiting != (before.waiting if before else ""):
+            # And that it succeeded is known seconds before the Job says so.
+            done = view.succeeded and not (before and before.succeeded)
+            if late or done or view.waiting != (before.waiting if before else ""):
                 self._wake_owners(job)
 
     def _count_task(self, job: JobView) -> None:

@@ -197,11 +197,14 @@ class _Look:
         anew: list[Key] = []
         for look in looks:
             verdict = self._judge(look)
-            if verdict is not None and verdict.running and not self._is_chained(look.task):
+            if verdict is None:
+                wanted.append(look)
+                continue
+            if verdict.running and not self._may_stand(look.task):
                 continue
             wanted.append(look)
-            # A Job that ended may have written what was missed before.
-            if verdict is not None and not verdict.running:
+            # A worker that ended may have written what was missed before.
+            if not verdict.running or any(map(self._has_ended_well, self._jobs[look.task])):
                 anew.append(look.key)
         refs = {look.task: RecordRef(look.operation, look.key) for look in wanted}
         self._claim(refs.values())
@@ -230,9 +233,17 @@ class _Look:
         self._jobs[look.task] = attempts
         return verdict
 
-    def _is_chained(self, task: TaskId) -> bool:
-        """Its Job goes on with other tasks, so that its record stands before the Job ends."""
-        return any(job.chain for job in self._jobs[task] if job.state is JobState.ACTIVE)
+    def _may_stand(self, task: TaskId) -> bool:
+        """Its record may be there though its Job has not ended.
+
+        The Job goes on with other tasks; or its pod has ended well, which the Job controller takes
+        seconds to say of the Job.
+        """
+        active = [job for job in self._jobs[task] if job.state is JobState.ACTIVE]
+        return any(job.chain or self._has_ended_well(job) for job in active)
+
+    def _has_ended_well(self, job: JobView) -> bool:
+        return any(pod.succeeded for pod in self._question.pods.get(job.name, ()))
 
     def _answer(self, look: Look, answer: Record | str) -> Event:
         if isinstance(answer, Record):
@@ -314,12 +325,14 @@ class _Look:
                 for link in job.chain
                 if link.derivation in by_derivation
             ]
-            over = job.state is JobState.ACTIVE and job.chain and good.issuperset(ours)
+            # What it goes on with is others' alone.
+            over = job.state is JobState.ACTIVE and good.issuperset(ours)
+            over &= any(link.derivation not in by_derivation for link in job.chain)
             if ours and not over:
                 needed.add(job.uid)
             if self._question.owner not in job.owners:
                 continue
-            if job.chain or job.state is JobState.SUCCEEDED:
+            if job.chain or job.state is JobState.SUCCEEDED or self._has_ended_well(job):
                 for task in good.intersection(ours):
                     tasks[task] = self._plan.task(task).operation
         return frozenset(needed), Counter(tasks.values())

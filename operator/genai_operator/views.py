@@ -152,6 +152,11 @@ class PodView:
     waiting: str = ""
     """Why its container does not start, in words: no room on any node, `ImagePullBackOff` ..."""
 
+    @property
+    def succeeded(self) -> bool:
+        """Its container did what it was to do."""
+        return self.ending is not None and self.ending.exit_code == 0
+
 
 def parse_time(text: str) -> datetime:
     """A time as the apiserver writes it."""

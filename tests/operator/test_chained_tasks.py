@@ -189,6 +189,20 @@ def test_while_it_runs_nothing_starts_and_every_record_counts_as_it_comes(world:
     assert sum(seen.made.values()) == 5
 
 
+def test_a_pod_that_succeeded_is_enough_to_go_on(world: World) -> None:
+    world.chain_tasks = 1
+    name = world.create(world.look().start[0])
+    world.run(name)
+    assert world.look().start == (), "nothing says yet that it is done"
+    pod = PodView("ns", f"pod-{name}", "p", name, "node1", "Running", world.now)
+    world.pods[name] = [replace(pod, ending=Ending(0, "Completed", {"outcome": "run"}))]
+    seen = world.look()
+    assert world.jobs[name].state is JobState.ACTIVE
+    assert operations(seen.start) == [["compile"]]
+    assert seen.made == {"ingest": 1, "convert": 1}
+    assert world.jobs[name].uid in seen.needed
+
+
 def test_the_keys_are_those_of_tasks_run_one_by_one(world: World, tmp_path: Path) -> None:
     world.run(world.create(world.look().start[0]))
     other = World(tmp_path / "other")
