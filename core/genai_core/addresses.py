@@ -12,7 +12,7 @@ import ipaddress
 import socket
 from collections.abc import Callable
 
-__all__ = ["check_peer", "why_refused"]
+__all__ = ["AddressRefused", "check_peer", "why_refused"]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -22,6 +22,10 @@ _METADATA = frozenset(
 )
 """Metadata services beside 169.254.0.0/16: AWS over IPv6, Alibaba, Oracle, Azure's host."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class AddressRefused(Exception):
+    """A connection led where it must not; no OSError, so that no library tries again."""
 
 
 def why_refused(address: str) -> str | None:
@@ -58,10 +62,10 @@ def check_peer(connected: socket.socket, refuse: Callable[[str, int], str | None
         refuse: Address and port -> why not, or None.
 
     Raises:
-        PermissionError: Says which address, and why.
+        AddressRefused: Says which address, and why.
     """
     address, port = connected.getpeername()[:2]
     why = refuse(str(address), int(port))
     if why is not None:
         connected.close()
-        raise PermissionError(f"{address} {why}")
+        raise AddressRefused(f"{address} {why}")

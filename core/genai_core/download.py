@@ -22,7 +22,7 @@ from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urljoin, urlsplit
 
-from genai_core.addresses import check_peer, why_refused
+from genai_core.addresses import AddressRefused, check_peer, why_refused
 from genai_core.errors import BadModel, InvalidSpec, NoSpace, StoreUnavailable
 from genai_core.names import Digest
 from genai_core.store.files import explain
@@ -163,6 +163,10 @@ def _fetch(
                 if error.code not in _REDIRECTS or "Location" not in error.headers:
                     raise _refusal(error, url) from error
                 here = urljoin(here, error.headers["Location"])
+        except AddressRefused as error:
+            raise InvalidSpec(
+                f"it leads to {error}", where=url, remedy="name an address outside the cluster"
+            ) from error
         except URLError as error:
             raise _unreached(error.reason, url) from error
         except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
@@ -242,10 +246,6 @@ def _refusal(error: HTTPError, url: str) -> Exception:
 
 
 def _unreached(reason: object, url: str) -> Exception:
-    if isinstance(reason, PermissionError):
-        return InvalidSpec(
-            f"it leads to {reason}", where=url, remedy="name an address outside the cluster"
-        )
     if isinstance(reason, ssl.SSLCertVerificationError):
         return BadModel(
             f"its certificate is not accepted ({reason.verify_message})",

@@ -49,6 +49,22 @@ class S3Server:
     folder: Path | None
     bucket: str = "artifacts"
     credentials: S3Credentials = _CREDENTIALS
+    program: Path | None = None
+
+    def add_user(self, access: str, secret: str) -> S3Credentials:
+        """Make an account that may do nothing until a bucket's policy says so."""
+        assert self.program is not None
+        admin = self.credentials
+        subprocess.run(  # noqa: S603
+            [
+                *(str(self.program), "admin", "--endpoint-url", self.endpoint),
+                *("--access", admin.access_key_id, "--secret", admin.secret_access_key),
+                *("create-user", "--access", access, "--secret", secret, "--role", "user"),
+            ],
+            check=True,
+            capture_output=True,
+        )
+        return S3Credentials(access, secret)
 
     @property
     def checks_signatures(self) -> bool:
@@ -106,10 +122,15 @@ def _versitygw() -> Path | None:
 def _run_versitygw(program: Path, folder: Path) -> Iterator[S3Server]:
     root = folder / "s3"
     root.mkdir(parents=True, exist_ok=True)
+    accounts = folder / "s3-accounts"
+    accounts.mkdir(exist_ok=True)
     port = _free_port()
     with (folder / "versitygw.log").open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
-            [str(program), "--port", f"127.0.0.1:{port}", "posix", str(root)],
+            [
+                *(str(program), "--port", f"127.0.0.1:{port}"),
+                *("--iam-dir", str(accounts), "posix", str(root)),
+            ],
             env={
                 **os.environ,
                 "ROOT_ACCESS_KEY": _CREDENTIALS.access_key_id,
@@ -121,7 +142,10 @@ def _run_versitygw(program: Path, folder: Path) -> Iterator[S3Server]:
         try:
             _wait_for(port)
             yield S3Server(
-                f"versitygw {_VERSITYGW}", f"http://127.0.0.1:{port}", root / "artifacts"
+                f"versitygw {_VERSITYGW}",
+                f"http://127.0.0.1:{port}",
+                root / "artifacts",
+                program=program,
             )
         finally:
             process.terminate()

@@ -8,9 +8,18 @@ from typing import Any
 
 from botocore import exceptions as boto
 
+from genai_core.addresses import AddressRefused
 from genai_core.errors import CorruptBlob, GenAIError, NoSpace, StoreUnavailable, StoreUnreadable
 
-__all__ = ["code_of", "explained", "is_absent", "is_conflict", "is_precondition", "is_unsupported"]
+__all__ = [
+    "code_of",
+    "explained",
+    "is_absent",
+    "is_conflict",
+    "is_precondition",
+    "is_unsupported",
+    "suppress_denied",
+]
 
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "EntityTooLarge"}
@@ -65,6 +74,16 @@ def is_unsupported(error: boto.ClientError) -> bool:
 
 
 @contextmanager
+def suppress_denied() -> Iterator[None]:
+    """Leave undone what the user may not do."""
+    try:
+        yield
+    except boto.ClientError as error:
+        if _status(error) != 403:
+            raise
+
+
+@contextmanager
 def explained(where: str) -> Iterator[None]:
     """Turn botocore's errors into ours.
 
@@ -90,7 +109,7 @@ def explained(where: str) -> Iterator[None]:
         ) from error
     except _PASSING_CONNECTIONS as error:
         inner = error.kwargs.get("error")
-        if isinstance(inner, PermissionError):
+        if isinstance(inner, AddressRefused):
             raise StoreUnreadable(
                 f"its endpoint must not be used: {inner}",
                 where=where,

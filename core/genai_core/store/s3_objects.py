@@ -27,6 +27,7 @@ from genai_core.store.s3_errors import (
     is_conflict,
     is_precondition,
     is_unsupported,
+    suppress_denied,
 )
 
 if TYPE_CHECKING:
@@ -174,10 +175,14 @@ class Objects:
                     yield item["Key"].removeprefix(start), item["Size"], modified
 
     def abort_uploads(self, folder: str, before: datetime, *, dry_run: bool) -> int:
-        """Abort the uploads in parts that began before a time; return how many."""
+        """Abort the uploads in parts that began before a time; return how many.
+
+        Where tenants share a bucket they may not list them, since S3 cannot limit that to a prefix:
+        then the bucket's own lifecycle rule has to clear them away, and this is 0.
+        """
         count = 0
         pages = self.client.get_paginator("list_multipart_uploads")
-        with explained(self.location):
+        with explained(self.location), suppress_denied():
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.key(f"{folder}/")):
                 for upload in page.get("Uploads", ()):
                     if upload["Initiated"].astimezone(UTC) >= before:
