@@ -26,8 +26,8 @@ WATCHED = ("genaibuilds", "artifactstores", "genaitargets", "jobs", "pods")
 
 
 def documented() -> dict[str, Rights]:
-    """Place -> rights, from the table in the operator's README."""
-    text = (OPERATOR / "README.md").read_text(encoding="utf-8")
+    """Place -> rights, from the table in the chart's README."""
+    text = (ROOT / "charts" / "genai-operator" / "README.md").read_text(encoding="utf-8")
     rows = text.partition("| where | what | verbs |\n|---|---|---|\n")[2].partition("\n\n")[0]
     found: dict[str, Rights] = {}
     for row in rows.splitlines():
