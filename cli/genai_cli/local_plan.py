@@ -189,8 +189,7 @@ class LocalPlan:
         """A readable name of the model: its folder's, or the build's where that says nothing."""
         address = self.spec.model.source
         folder = readable_name(address) if "://" in address else self.source.root.name
-        nothing = folder.lower() in _SAYS_NOTHING or folder.startswith("sha256-")
-        return model_slug(self.name if nothing else folder)
+        return model_slug(self.name if folder.lower() in _SAYS_NOTHING else folder)
 
     def _view(self, task: Task, records: dict[str, list[KeyParts]], *, explain: bool) -> TaskView:
         state = self.machine.states[task.id]

@@ -130,6 +130,8 @@ def parse_pvc(address: str) -> PvcAddress:
 def readable_name(address: str) -> str:
     """What people would call the model behind an address: its folder's or archive's name.
 
+    Empty where the folder is named by its content, as `genai build --remote` uploads it.
+
     Raises:
         InvalidSpec: It cannot be read.
     """
@@ -137,4 +139,5 @@ def readable_name(address: str) -> str:
         return parse_https(address).name
     if address.startswith("pvc://"):
         return parse_pvc(address).name
-    return address.partition("?")[0].rstrip("/").rpartition("/")[2]
+    name = address.partition("?")[0].rstrip("/").rpartition("/")[2]
+    return "" if name.startswith("sha256-") else name

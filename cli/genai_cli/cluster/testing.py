@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,6 +35,7 @@ class Apiserver:
         applied: Bodies and queries of what was applied, in order.
         owner: Another tool that owns every field: an apply without force is refused.
         down: Answers 503 so many times.
+        acts: What happens, one thing before each time that somebody reads a build.
     """
 
     port: int = 0
@@ -45,6 +46,7 @@ class Apiserver:
     applied: list[tuple[dict[str, Any], dict[str, str]]] = field(default_factory=list)
     owner: str = ""
     down: int = 0
+    acts: list[Callable[[], None]] = field(default_factory=list)
 
     def add(self, plural: str, *values: dict[str, Any]) -> None:
         """Put objects in."""
@@ -91,8 +93,10 @@ class Apiserver:
         if verb == "PATCH":
             return self._apply(plural, namespace, json.loads(body), query)
         if name.endswith("/log"):
-            text = self.logs.get(name.removesuffix("/log"))
-            return (404, b"") if text is None else (200, text.encode())
+            said = self.logs.get(name.removesuffix("/log"))
+            return (404, b"") if said is None else (200, said.encode())
+        if name and plural == "genaibuilds" and self.acts:
+            self.acts.pop(0)()
         if name:
             found = self.objects.get((plural, namespace, name))
             if found is None:
