@@ -53,6 +53,9 @@ bench: $(READY) ## Run the benchmarks (minutes); figures go into docs/benchmarks
 test-health: $(READY) ## What Argo CD, Flux and promtool say of what is shipped for them (Go; about 5 minutes once)
 	@GENAI_TEST_GO=1 $(BIN)/python -m pytest tests/health
 
+bench-cluster: $(READY) ## The operator on a real cluster: what tasks and builds cost (root; about 30 minutes)
+	@$(BIN)/python benchmarks/cluster.py
+
 test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults included (root; about 30 minutes)
 	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest tests/cluster
 
@@ -71,4 +74,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate manifests bench test-health test-cluster image-htp cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate manifests bench bench-cluster test-health test-cluster image-htp cluster-up cluster-down clean
