@@ -206,9 +206,7 @@ def crd(kind: Kind) -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": _object(kind.spec),
-            # An object that nobody has looked at yet says so; without it kstatus, and with it Flux
-            # and helm, would take one without conditions for finished.
-            "status": _object(kind.status) | {"default": {"observedGeneration": -1}},
+            "status": _status(kind.status),
         },
     }
     for rule in kind.rules:
@@ -256,6 +254,20 @@ def _at(schema: Schema, path: str) -> Schema:
     for part in path.split("."):
         found = found["properties"][part]
     return found
+
+
+def _status(model: type[BaseModel]) -> Schema:
+    """The schema of a status.
+
+    An object that nobody has looked at yet says so: without that kstatus, and with it Flux and
+    Helm, would take one without conditions for finished. What is empty is not filled in, so that
+    `kubectl describe` shows what there is to see.
+    """
+    found = _object(model)
+    for member in found["properties"].values():
+        if member.get("default") in ("", []):
+            del member["default"]
+    return found | {"default": {"observedGeneration": -1}}
 
 
 def _object(model: type[BaseModel]) -> Schema:

@@ -290,14 +290,14 @@ class Builds:
         except Waiting as error:
             raise Waiting("StoreNotReady", f"ArtifactStore {name}: {error.message}") from error
         status = value.get("status") or {}
-        ready, reason = ready_of(status)
-        if ready != "True" or status.get("observedGeneration") != value["metadata"]["generation"]:
-            why = next(
-                (c["message"] for c in status.get("conditions") or () if c["type"] == "Ready"),
-                "it was not tried yet",
-            )
+        tried = condition_of(status, "Ready")
+        if tried is None or status.get("observedGeneration") != value["metadata"]["generation"]:
+            raise Waiting("StoreNotReady", f"ArtifactStore {name} was not tried yet", after=30.0)
+        if tried["status"] != "True":
             raise Waiting(
-                "StoreNotReady", f"ArtifactStore {name} is not ready ({reason}): {why}", after=30.0
+                "StoreNotReady",
+                f"ArtifactStore {name} is not ready ({tried['reason']}): {tried['message']}",
+                after=30.0,
             )
         return opened
 
