@@ -82,7 +82,7 @@ class _Checked(ssl.SSLContext):
         return super().wrap_socket(sock, *arguments, **options)
 
 
-def _context(rules: Rules) -> ssl.SSLContext:
+def _context(rules: Rules, authorities_beside: str) -> ssl.SSLContext:
     kind = _Checked if rules.checks_addresses else ssl.SSLContext
     context = kind(ssl.PROTOCOL_TLS_CLIENT)
     authorities = os.environ.get("SSL_CERT_FILE")
@@ -90,6 +90,8 @@ def _context(rules: Rules) -> ssl.SSLContext:
         context.load_verify_locations(authorities)
     else:
         context.load_default_certs()
+    if authorities_beside:
+        context.load_verify_locations(cadata=authorities_beside)
     return context
 
 
@@ -100,6 +102,7 @@ def download(
     rules: Rules,
     token: str | None = None,
     tag: str = "",
+    authorities: str = "",
     sleep: Callable[[float], None] = time.sleep,
 ) -> Downloaded | None:
     """Fetch a file; tried again where that may help.
@@ -110,6 +113,7 @@ def download(
         rules: Where it may go.
         token: Sent to the first host as `Authorization: Bearer`.
         tag: Of what the caller has: nothing is fetched where the server's is the same.
+        authorities: Certificates (PEM) that count beside the usual ones.
         sleep: Waits between attempts.
 
     Returns:
@@ -121,7 +125,7 @@ def download(
         StoreUnavailable: The server does not answer.
         NoSpace: There is no room for it.
     """
-    tls = urllib.request.HTTPSHandler(context=_context(rules))
+    tls = urllib.request.HTTPSHandler(context=_context(rules, authorities))
     opener = urllib.request.build_opener(_Stay, tls)
     for attempt in range(_ATTEMPTS):
         try:

@@ -165,9 +165,10 @@ class Api:
         answer = await self._call("GET", _PLURALS["genaibuilds"])
         return {str(entry["name"]) for entry in answer.get("resources") or ()}
 
-    async def log(self, pod: str, *, namespace: str, most_bytes: int) -> str | None:
-        """The end of what a pod's container wrote; None where the pod is gone."""
-        path = f"{_path('pods', pod, namespace)}/log"
+    async def read(self, plural: str, pod: str, *, namespace: str, most_bytes: int) -> str | None:
+        """What a pod's container wrote (`pods/log`); None where the pod is gone."""
+        kind, _, part = plural.partition("/")
+        path = f"{_path(kind, pod, namespace)}/{part}"
         query = {"container": "stage", "limitBytes": str(most_bytes)}
         try:
             return await self._text("GET", path, query=query)

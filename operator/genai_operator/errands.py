@@ -75,7 +75,9 @@ class Errands:
             raise Waiting("Progressing", f"{job.task} has ended", after=0.5)
         self._heard.add(job.uid)
         for pod in ended:
-            log = await self._api.log(pod.name, namespace=pod.namespace, most_bytes=_MOST_LOG_BYTES)
+            log = await self._api.read(
+                "pods/log", pod.name, namespace=pod.namespace, most_bytes=_MOST_LOG_BYTES
+            )
             answer = read_answer(log) if log else None
             if answer is not None:
                 return answer

@@ -5,6 +5,7 @@
     GENAI_SOURCE_HOSTS    https://  comma-separated patterns of the hosts that models come from
     GENAI_SOURCE_ROOT     pvc://    where the claim is mounted
 
+A server of archives may be known by the store's certificates (GENAI_STORE_CA) or by the usual ones.
 Without credentials of its own a bucket is read with the store's (AWS_* variables, the pod's service
 account), and where it lies on the store's endpoint its certificate is checked as the store's is.
 """
@@ -70,7 +71,13 @@ def fetch_archive(address: HttpsAddress, scratch: Path) -> tuple[Path, Digest]:
     rules = Rules(hosts=[part for part in hosts if part] or ["*"])
     file = scratch / "archive"
     token = os.environ.get(f"{_PREFIX}TOKEN") or None
-    found = download(address.url, file, rules=rules, token=token)
+    found = download(
+        address.url,
+        file,
+        rules=rules,
+        token=token,
+        authorities=os.environ.get("GENAI_STORE_CA", ""),
+    )
     assert found is not None
     if address.sha256 not in {None, found.sha256}:
         raise BadModel(

@@ -13,9 +13,12 @@ import struct
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
+
+Rewrite = Callable[[str, str, dict[str, str], bytes], dict[str, str]]
 
 _PIECE = 1 << 16
 _REFUSAL = (
@@ -43,6 +46,8 @@ class S3Proxy:
         """Share of the requests that are answered 503."""
         self.broken = 0.0
         """Share of the answers with a body that break off in the middle."""
+        self.rewrite: Rewrite = lambda _command, _path, headers, _body: headers
+        """Makes the headers that the server sees."""
         self.answers: Counter[str] = Counter()
         self.random = random.Random(seed)
         handler = type("Handler", (_Forward,), {"proxy": self})
@@ -78,7 +83,8 @@ class _Forward(BaseHTTPRequestHandler):
             connection.putrequest(
                 self.command, self.path, skip_host=True, skip_accept_encoding=True
             )
-            for name, value in self.headers.items():
+            headers = proxy.rewrite(self.command, self.path, dict(self.headers), body)
+            for name, value in headers.items():
                 if name.lower() not in {"connection", "expect"}:
                     connection.putheader(name, value)
             connection.endheaders(body or None)

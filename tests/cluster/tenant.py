@@ -142,6 +142,16 @@ class Tenant:
             for item in page.get("Contents", ())
         ]
 
+    def keys_at(self, prefix: str) -> list[str]:
+        """Keys of results in a store of another prefix; leases come and go."""
+        pages = s3_client(self.cluster).get_paginator("list_objects_v2")
+        found = [
+            item["Key"].removeprefix(f"{prefix}/")
+            for page in pages.paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+            for item in page.get("Contents", ())
+        ]
+        return [key for key in found if key.startswith(("blobs/", "records/"))]
+
     def build(self, name: str, **spec: Any) -> None:
         """Apply a GenAIBuild of tiny-llama; `spec` replaces members of the spec."""
         self.cluster.apply(self.manifest(name, TINY | spec))

@@ -20,6 +20,7 @@ VERB_OF_CALL = {
     "replace": "update",
     "merge_lists": "patch",
     "delete": "delete",
+    "read": "get",
 }
 WATCHED = ("genaibuilds", "artifactstores", "genaitargets", "jobs", "pods")
 """Kinds that kopf watches and `controller.compare` lists; they stand in variables there."""
