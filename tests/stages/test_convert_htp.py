@@ -23,7 +23,7 @@ from genai_core.operations import (
     SplitConfig,
     TransformConfig,
 )
-from genai_stages.backends.htp import dlc
+from genai_stages.backends.htp import dlc, drift
 from genai_stages.operations import arcl, convert_htp, ingest, transform
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import assemble_step1, random_core_model
@@ -367,6 +367,17 @@ def test_a_model_without_encodings_stays_float_where_asked(
     np.testing.assert_array_equal(
         onnx.numpy_helper.to_array(weight), onnx.numpy_helper.to_array(wanted).T
     )
+
+
+@pytest.mark.usefixtures("no_dlc")
+@pytest.mark.parametrize("gaps", [Gaps.ERROR, Gaps.FLOAT])
+def test_the_emulator_s_check_can_draw_from_all_tokens(
+    tiny_llama: Parts, tmp_path: Path, gaps: Gaps
+) -> None:
+    given = {} if gaps is Gaps.FLOAT else {"encodings": encodings(tmp_path / "given")}
+    for part, rows in ((FOUR[0], 2048), (FOUR[1], 1)):
+        _, out = convert(tmp_path, tiny_llama, part, gaps=gaps, **given)
+        assert drift.vocabulary_of(next(out.glob("*.onnx"))) == rows
 
 
 @pytest.mark.usefixtures("no_dlc")

@@ -19,7 +19,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from genai_core.errors import DriftError
+from genai_core.errors import BadModel, DriftError
 from genai_runtime import masks
 from genai_runtime.htp.client import Emulator
 from genai_runtime.htp.emulation import graph_key
@@ -55,7 +55,7 @@ def emulator_drift(
     found: dict[str, dict[str, float]] = {}
     with Emulator(wrappers, soc_model=twin.metadata.soc_model) as emulator:
         for graph in twin.metadata.graphs:
-            vocabulary = _vocabulary(models[graph.name])
+            vocabulary = vocabulary_of(models[graph.name])
             feeds = sample_inputs(graph, vocab_size=vocabulary, seed=seed)
             there = emulator.run(graph.name, feeds)
             session = ort.InferenceSession(
@@ -152,18 +152,29 @@ def decibels(reference: NDArray[np.float32], other: NDArray[np.float32]) -> floa
     return float(10 * np.log10(float((wanted**2).sum()) / noise)) if noise else float("inf")
 
 
-def _vocabulary(model: Path) -> int:
-    """Rows of the table that the tokens index; 1 for a part without one."""
+def vocabulary_of(model: Path) -> int:
+    """Rows of the table that the tokens index; 1 for a part that reads no tokens.
+
+    Raises:
+        BadModel: It reads tokens and no table is found.
+    """
     graph = onnx.load(str(model), load_external_data=False).graph  # noqa: TID251 - structure only
     made_by = {node.output[0]: node for node in graph.node}
     rows = {tensor.name: int(tensor.dims[0]) for tensor in graph.initializer if tensor.dims}
+    tokens = {value.name for value in graph.input if value.name == "input_ids"}
+    if not tokens:
+        return 1
     for node in graph.node:
-        if node.op_type == "Gather" and node.input[1] == "input_ids":
+        if node.op_type == "Gather" and node.input[1] in tokens:
             table = node.input[0]
             while table in made_by:
                 table = made_by[table].input[0]
-            return rows.get(table, 1)
-    return 1
+            if table in rows:
+                return rows[table]
+        elif node.input and node.input[0] in tokens:
+            # Moved: the processor wants the tokens as a vector.
+            tokens.update(node.output)
+    raise BadModel("no table is indexed by the tokens", where=model.name)
 
 
 def _spread(tensor: TensorMetadata) -> float:
