@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -19,7 +19,7 @@ import aiohttp
 from genai_core.kinds.base import REQUESTED_AT
 from genai_operator.api import Api, ApiError, Json
 from genai_operator.build import Builds
-from genai_operator.decide import group
+from genai_operator.decide import outlived
 from genai_operator.metrics import (
     BUILDS,
     JOBS_ACTIVE,
@@ -289,24 +289,13 @@ class Controller:
             gauge.labels(ready="Unknown").set(ready["Unknown"] + ready[""])
 
     async def _remove_ended(self) -> None:
-        """Remove what succeeded, with its failed attempts, when its time is over.
-
-        Failures stay for people to look at; they go when no build needs them.
-        """
-        now = datetime.now(UTC)
-        busy = {
-            build["metadata"]["uid"]
+        """Remove Jobs whose time is over."""
+        phases = {
+            build["metadata"]["uid"]: (build.get("status") or {}).get("phase", "")
             for build in self.observed.builds
-            if (build.get("status") or {}).get("phase") in {"Building", "Waiting"}
         }
-        for attempts in group(self.observed.jobs).values():
-            last = attempts[-1]
-            if last.state is not JobState.SUCCEEDED or last.ended_at is None:
-                continue
-            if now < last.ended_at + timedelta(seconds=last.ttl_seconds) or busy & last.owners:
-                continue
-            for job in attempts:
-                await self._delete_job(job)
+        for job in outlived(self.observed.jobs, phases, datetime.now(UTC)):
+            await self._delete_job(job)
 
     async def _give_up_lost_pods(self) -> None:
         """A pod whose node is gone never ends by itself: its Job is made anew elsewhere.

@@ -29,7 +29,7 @@ from genai_core.errors import (
 from genai_core.names import Digest, Key
 from genai_operator.views import Ending, JobState, JobView, PodView
 
-__all__ = ["Attempts", "OutOfMemory", "Verdict", "group", "judge"]
+__all__ = ["Attempts", "OutOfMemory", "Verdict", "group", "judge", "outlived"]
 
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
 _WORDS_SECONDS = 5.0
@@ -93,6 +93,32 @@ def group(jobs: Iterable[JobView]) -> dict[Key, list[JobView]]:
     found: dict[Key, list[JobView]] = {}
     for job in sorted(jobs, key=lambda job: job.attempt):
         found.setdefault(job.key, []).append(job)
+    return found
+
+
+def outlived(jobs: Iterable[JobView], phases: Mapping[str, str], now: datetime) -> list[JobView]:
+    """Jobs that go: those that succeeded, with their failed attempts, when their time is over.
+
+    A failure stays for people to look at, unless all builds that claim it came to a good end all
+    the same: a chain that failed half way was gone on with under the next task's name.
+
+    Args:
+        jobs: All.
+        phases: UID of a build -> its phase.
+        now: The time.
+    """
+    places: dict[tuple[str, str, Key], list[JobView]] = {}
+    for job in sorted(jobs, key=lambda job: job.attempt):
+        places.setdefault((job.namespace, job.scope, job.key), []).append(job)
+    found: list[JobView] = []
+    for attempts in places.values():
+        last = attempts[-1]
+        if last.ended_at is None or now < last.ended_at + timedelta(seconds=last.ttl_seconds):
+            continue
+        owners = {phases.get(uid, "") for uid in last.owners}
+        succeeded = last.state is JobState.SUCCEEDED
+        if owners.isdisjoint({"Building", "Waiting"}) if succeeded else owners == {"Ready"}:
+            found += attempts
     return found
 
 

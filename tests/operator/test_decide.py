@@ -9,7 +9,7 @@ import pytest
 
 from genai_core.errors import BadModel, CorruptBlob, NoSpace, StoreUnavailable, ToolFailed
 from genai_core.names import Key
-from genai_operator.decide import Verdict, group, judge
+from genai_operator.decide import Verdict, group, judge, outlived
 from genai_operator.views import Ending, JobState, JobView, PodView
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -168,3 +168,27 @@ def test_what_a_node_refuses_costs_no_attempt(reason: str, message: str) -> None
     pods["j-3"] = [pod(3, said(ToolFailed("it broke")))]
     assert judge([job(n) for n in (1, 2, 3)], pods, retries=1, now=NOW).error is None
     assert judge([job(n) for n in (1, 2, 3)], pods, retries=0, now=NOW).error is not None
+
+
+def test_a_job_goes_when_its_time_is_over_and_nobody_builds_with_it() -> None:
+    done = job(2, JobState.SUCCEEDED)
+    both = [job(1), done]
+    assert outlived(both, {"b": "Ready"}, NOW) == both, "with its failed attempt"
+    assert outlived(both, {}, NOW) == both
+    assert outlived(both, {"b": "Building"}, NOW) == []
+    assert outlived(both, {"b": "Ready"}, LONG_AGO + timedelta(seconds=599)) == []
+    assert outlived([*both, job(3, JobState.ACTIVE)], {"b": "Ready"}, NOW) == []
+
+
+def test_a_failure_stays_to_be_looked_at_unless_all_came_to_a_good_end() -> None:
+    failed = job(1)
+    assert outlived([failed], {"b": "Failed"}, NOW) == []
+    assert outlived([failed], {"b": "Ready"}, NOW) == [failed]
+    shared = job(1, owners=frozenset({"b", "c"}))
+    assert outlived([shared], {"b": "Ready", "c": "Building"}, NOW) == []
+
+
+def test_one_tenants_task_is_not_another_tenants_attempt() -> None:
+    mine = job(1, JobState.SUCCEEDED)
+    theirs = job(1, JobState.ACTIVE, namespace="other", owners=frozenset({"x"}))
+    assert outlived([theirs, mine], {"b": "Ready", "x": "Building"}, NOW) == [mine]
