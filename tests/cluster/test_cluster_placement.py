@@ -1,0 +1,141 @@
+"""Where Jobs run and when: nodes, taints, priority, parallelism, time to live, a queue's admission.
+
+Read from pods on a real cluster. Kueue itself is not there; what it does to a Job is done by hand:
+it takes `suspend` off when there is quota, and puts it on again to take the turn back.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from harness.cluster import Cluster
+from tenant import Tenant, wait
+from witness import Witness
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+QUEUE = {"queueName": "team-a"}
+NOTE = "genai-operator.dev/task"
+
+
+def nodes_of(tenant: Tenant) -> set[str]:
+    return {pod["spec"]["nodeName"] for pod in tenant.pods() if pod["spec"].get("nodeName")}
+
+
+def ended(job: dict[str, Any]) -> bool:
+    return any(c["type"] in {"Complete", "Failed"} for c in job["status"].get("conditions", ()))
+
+
+def suspend(tenant: Tenant, job: dict[str, Any], *, on: bool) -> None:
+    patch = json.dumps({"spec": {"suspend": on}})
+    name = job["metadata"]["name"]
+    tenant.cluster.kubectl("-n", tenant.namespace, "patch", "job", name, "-p", patch)
+
+
+def test_tasks_are_spread_over_the_nodes_and_kept_to_the_parallelism(
+    tenant: Tenant, witness: Witness
+) -> None:
+    htp = {"targets": ["cpu"], "quantization": {"gaps": "Float", "cpuPrecision": "Float"}}
+    for number in range(3):  # three builds whose packages differ, so that there is much to spread
+        golden = {"prompts": ["a" * (1 + number)], "maxTokens": 1}
+        tenant.small(f"spread-{number}", **htp, golden=golden, run={"parallelism": 1})
+    for number in range(3):
+        tenant.wait_ready(f"spread-{number}")
+    pods = tenant.pods()
+    spread = pods[0]["spec"]["topologySpreadConstraints"][0]
+    assert (spread["topologyKey"], spread["maxSkew"]) == ("kubernetes.io/hostname", 1)
+    assert nodes_of(tenant) == {"node1", "node2"}
+    assert witness.most_at_once(tenant.namespace) <= 3, "one at a time of each build"
+
+
+def test_a_build_runs_where_and_as_its_user_says(cluster: Cluster, tenant: Tenant) -> None:
+    name = f"urgent-{tenant.namespace}"
+    cluster.apply(
+        {
+            "apiVersion": "scheduling.k8s.io/v1",
+            "kind": "PriorityClass",
+            "metadata": {"name": name},
+            "value": 1000,
+        }
+    )
+    run = {
+        "nodeSelector": {"kubernetes.io/hostname": "node2"},
+        "tolerations": [{"key": "npu", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": name,
+        "imagePullSecrets": [{"name": "registry"}],
+        "topologySpread": False,
+        "ttlSecondsAfterFinished": 5,
+        "scratch": {"size": "1Gi"},
+        "resources": {"requests": {"cpu": "100m"}, "limits": {"memory": "1500Mi"}},
+    }
+    tenant.small("placed", run=run)
+    wait(lambda: bool(tenant.pods()), 60)
+    pod = tenant.pods()[0]["spec"]
+    assert pod["priority"] == 1000
+    assert {"name": "registry"} in pod["imagePullSecrets"]
+    assert "npu" in {t.get("key") for t in pod["tolerations"]}
+    assert "topologySpreadConstraints" not in pod
+    (stage,) = pod["containers"]
+    assert stage["resources"] == {
+        "requests": {"cpu": "100m", "memory": "1500Mi"},
+        "limits": {"memory": "1500Mi"},
+    }
+    scratch = next(v for v in pod["volumes"] if v["name"] == "scratch")
+    assert scratch["emptyDir"] == {"sizeLimit": "1Gi"}
+    tenant.wait_ready("placed")
+    assert nodes_of(tenant) <= {"node2"}
+    wait(lambda: not tenant.jobs(), 60, lambda: str(len(tenant.jobs())))
+    cluster.kubectl("delete", "priorityclass", name)
+
+
+def test_a_build_that_fits_nowhere_says_what_it_waits_for(tenant: Tenant) -> None:
+    tenant.small("homeless", run={"nodeSelector": {"disk": "none-such"}})
+
+    def told() -> bool:
+        conditions = tenant.status("homeless").get("conditions", ())
+        return any("node" in c["message"] and "waits" in c["message"] for c in conditions)
+
+    wait(told, 60, lambda: json.dumps(tenant.status("homeless"), indent=1))
+    assert tenant.condition("homeless") == ("Unknown", "Progressing")
+
+
+def test_a_queue_admits_evicts_and_admits_again(tenant: Tenant) -> None:
+    tenant.small("queued", run=QUEUE)
+    tenant.wait_condition("queued", ("Unknown", "WaitingForAdmission"), seconds=60)
+    (first,) = tenant.jobs()
+    assert first["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "team-a"
+    assert first["spec"]["suspend"] is True
+    assert not tenant.pods()
+    message = tenant.status("queued")["conditions"][0]["message"]
+    assert "waits to be admitted by its queue" in message
+
+    suspend(tenant, first, on=False)
+    evicted = False
+
+    def admitted() -> bool:
+        nonlocal evicted
+        for job in tenant.jobs():
+            name, task = job["metadata"]["name"], job["metadata"]["annotations"][NOTE]
+            if job["spec"].get("suspend") and not ended(job):
+                suspend(tenant, job, on=False)
+            elif not evicted and task == "ingest" and job["status"].get("ready"):
+                evicted = True
+                suspend(tenant, job, on=True)
+                wait(lambda name=name: not running(name), 40)  # type: ignore[misc]
+                tenant.wait_condition("queued", ("Unknown", "WaitingForAdmission"))
+        return tenant.condition("queued") == ("True", "Built")
+
+    def running(job: str) -> bool:
+        return any(
+            pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] == job
+            and pod["status"]["phase"] in {"Pending", "Running"}
+            for pod in tenant.pods()
+        )
+
+    wait(admitted, 240, lambda: json.dumps(tenant.status("queued"), indent=1))
+    assert evicted, "no task ran long enough to be evicted"
+    attempts = {j["metadata"]["labels"]["genai-operator.dev/attempt"] for j in tenant.jobs()}
+    assert attempts == {"1"}, "losing a turn is no failure"
+    tenant.whole()
