@@ -205,6 +205,49 @@ def test_an_unknown_context_names_those_there_are(genai: Any) -> None:
     refused(genai("status", "--context", "nope"), "no such context", "use test")
 
 
+def test_a_credential_plugin_is_asked_for_the_token(
+    server: Apiserver, genai: Any, tmp_path: Path
+) -> None:
+    server.add("genaibuilds", building())
+    credential = {
+        "apiVersion": "client.authentication.k8s.io/v1",
+        "kind": "ExecCredential",
+        "status": {"token": "secret"},
+    }
+    plugin = tmp_path / "plugin"
+    plugin.write_text(f"#!/bin/sh\necho '{json.dumps(credential)}'\n")
+    plugin.chmod(0o755)
+    config = json.loads((tmp_path / "config").read_text())
+    config["users"][0]["user"] = {
+        "exec": {
+            "apiVersion": "client.authentication.k8s.io/v1",
+            "command": str(plugin),
+            "interactiveMode": "Never",
+        }
+    }
+    (tmp_path / "config").write_text(json.dumps(config))
+    assert "4/7" in genai("status").out
+    plugin.write_text("#!/bin/sh\nexit 1\n")
+    ran = genai("status")
+    assert ran.code == 2, ran.err
+    assert len(ran.errors) == 1
+
+
+def test_several_kubeconfigs_are_merged_as_kubectl_does(server: Apiserver, tmp_path: Path) -> None:
+    server.add("genaibuilds", building())
+    whole = json.loads(server.kubeconfig(tmp_path / "config").read_text())
+    parts = [
+        {"clusters": whole["clusters"], "contexts": whole["contexts"], "current-context": "test"},
+        {"users": whole["users"]},
+    ]
+    for number, part in enumerate(parts):
+        text = json.dumps({"apiVersion": "v1", "kind": "Config", **part})
+        (tmp_path / f"part{number}").write_text(text)
+    path = f"{tmp_path}/part0:{tmp_path}/part1:{tmp_path}/nothing"
+    ran = InProcess(tmp_path)("status", env={"KUBECONFIG": path})
+    assert "4/7" in ran.out, ran.err
+
+
 def test_the_kinds_are_not_installed(server: Apiserver, genai: Any) -> None:
     server.installed = False
     refused(genai("status"), "not installed", "helm install")

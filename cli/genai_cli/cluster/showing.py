@@ -18,6 +18,7 @@ from rich.text import Text
 
 from genai_cli.cluster.builds import age, read_build, read_builds
 from genai_cli.cluster.connection import Access, Cluster, connect
+from genai_cli.cluster.problems import ClusterUnavailable
 from genai_cli.cluster.views import BuildView, Stage, TaskView
 from genai_cli.output import emit
 from genai_cli.settings import Settings
@@ -70,24 +71,33 @@ def show_status(
 def watched(picture: Callable[[], RenderableType], *, watch: bool, every: float = _EVERY) -> int:
     """Print a picture once, or again and again until Ctrl-C; in a pipe only where it changes."""
     console = Console(highlight=False)
+    first = picture()
     if not watch:
-        put(picture())
+        put(first)
         return 0
     try:
         if console.is_terminal:
-            with Live(picture(), console=console, auto_refresh=False) as live:
+            with Live(first, console=console, auto_refresh=False) as live:
                 while True:
-                    live.update(picture(), refresh=True)
+                    live.update(_patiently(picture), refresh=True)
                     time.sleep(every)
         last = ""
         while True:
-            if (text := _plain(picture())) != last:
+            if (text := _plain(_patiently(picture))) != last:
                 last = text
                 sys.stdout.write(text)
                 sys.stdout.flush()
             time.sleep(every)
     except KeyboardInterrupt:
         return 0
+
+
+def _patiently(picture: Callable[[], RenderableType]) -> RenderableType:
+    """What is there now, or that an apiserver does not answer now: no reason to stop watching."""
+    try:
+        return picture()
+    except ClusterUnavailable as error:
+        return Text(str(error), style="yellow")
 
 
 def put(picture: RenderableType) -> None:
