@@ -60,8 +60,13 @@ def needed_libraries(backend: Backend) -> tuple[str, ...]:
 def target_problem(spec: TargetSpec) -> tuple[str, str] | None:
     """Reason and message why nothing can be built for it; None where something can."""
     if spec.image is None:
-        what = "make image-htp builds it" if spec.backend is Backend.HTP else "set spec.image"
-        return "ImageNotConfigured", f"it has no image of the stages, by digest; {what}"
+        htp = spec.backend is Backend.HTP
+        value = "stages.htpImage" if htp else "stages.image"
+        build = "build one with make image-htp and " if htp else ""
+        return (
+            "ImageNotConfigured",
+            f"it has no image of the stages; {build}set spec.image by digest (chart: {value})",
+        )
     lacking = [name for name in needed_libraries(spec.backend) if name not in spec.toolchain]
     if lacking:
         return (

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from harness import images, programs
+from harness import images, programs, services
 from harness.cluster import Cluster
 
 ROOT = Path(__file__).parents[2]
@@ -80,6 +80,8 @@ class Charts:
             "image": {"repository": operator[0], "digest": operator[1]},
             "stages": {"image": stages, "htpImage": stages},
             "operator": {"leaseSeconds": 6},
+            # Not enforced by the tests' own network, but the apiserver reads the policies.
+            "networkPolicy": {"enabled": True, "storePorts": [443, services.S3_PORT]},
         } | values
         return self.helm(
             "install", RELEASE, str(ROOT / f"charts/{RELEASE}"), "-f", self._file(),

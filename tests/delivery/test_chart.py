@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from genai_core import chips
+from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.target import TargetSpec
 from genai_operator.settings import read_settings
 from genai_operator.targets import target_problem
@@ -169,8 +170,10 @@ def test_the_targets_are_the_contracts_and_say_what_they_lack(base: Objects) -> 
         assert problem is not None
         reason, message = problem
         assert reason == "ImageNotConfigured"
+        assert ("make image-htp" in message) is (name != "cpu")
+        value = message.partition("(chart: ")[2].rstrip(")")
+        assert value.split(".")[1] in VALUES["stages"]
         if name != "cpu":
-            assert "make image-htp" in message
             assert chips.by_name(spec["chipset"]).name == name.upper()
 
 
@@ -219,6 +222,15 @@ def test_the_declared_toolchain_is_what_these_constraints_install() -> None:
                 continue
             compared += 1
     assert compared >= 10
+
+
+def test_stores_can_be_made_with_the_chart(rendered: Callable[..., Objects]) -> None:
+    spec = {"bucket": "genai", "endpoint": "https://s3.example", "secretRef": {"name": "s3"}}
+    value = json.dumps([{"name": "default", "namespace": "team-a", "spec": spec}])
+    found = [o for o in rendered(f"stores={value}") if o["kind"] == "ArtifactStore"]
+    assert [o["metadata"]["namespace"] for o in found] == ["team-a"]
+    assert ArtifactStoreSpec.model_validate(found[0]["spec"]).bucket == "genai"
+    assert not [o for o in rendered() if o["kind"] == "ArtifactStore"]
 
 
 def test_network_policies_open_dns_apiserver_and_store_only(
