@@ -12,7 +12,7 @@ a node refused the pod           once more, as often as it takes: the Job contro
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from genai_core.errors import (
@@ -31,6 +31,7 @@ from genai_operator.views import Ending, JobState, JobView, PodView
 
 __all__ = ["Attempts", "OutOfMemory", "Verdict", "group", "judge", "outlived"]
 
+_MOST_IN_VAIN = 3
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
 _WORDS_SECONDS = 5.0
 _KILLED = 137
@@ -45,6 +46,12 @@ _REFUSALS = {
     "UnexpectedAdmissionError",
 }
 _STORE = (StoreUnavailable, StoreUnreadable)
+
+
+class RecordLost(GenAIError):
+    """A task succeeds again and again, and what it records does not stay."""
+
+    code = "RecordLost"
 
 
 class OutOfMemory(GenAIError):
@@ -200,7 +207,7 @@ def judge(
     gone = Verdict(attempt=following, retried="its record is gone", retried_for="RecordGone")
     # Its record was looked up in vain: it was taken away since, so this is no failure.
     if last.state is JobState.SUCCEEDED:
-        return gone
+        return _in_vain(attempts, gone, _name(last, _place(last, derivation)), now)
     left = _until(last, _WORDS_SECONDS, now)
     if left > 0 and not any(pod.ending for pod in pods.get(last.name, ())):
         # Jobs and pods come by different watches: the pod's own words are worth a moment.
@@ -225,6 +232,24 @@ def judge(
     if len(counted) > retries:
         return Verdict(error=error, attempt=following, log=failure.log)
     return _again(last, len(counted), failure, attempt=following, now=now)
+
+
+def _in_vain(attempts: list[JobView], gone: Verdict, task: str, now: datetime) -> Verdict:
+    """It succeeded and its record is not there: once may be an accident, always is a fault."""
+    times = 0
+    for job in reversed(attempts):
+        if job.state is not JobState.SUCCEEDED:
+            break
+        times += 1
+    if times > _MOST_IN_VAIN:
+        error = RecordLost(
+            f"it ran {times} times and each time its record was gone from the store afterwards",
+            where=task,
+            remedy="look for what deletes under the store's prefix, then request the build anew",
+        )
+        return replace(gone, error=error, retried="", retried_for="")
+    left = _until(attempts[-1], _PAUSES[times - 2], now) if times > 1 else 0.0
+    return replace(gone, running=left > 0, pause=max(left, 0.0))
 
 
 def _is_final(error: GenAIError) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from genai_core.errors import BadModel, CorruptBlob, NoSpace, StoreUnavailable, ToolFailed
 from genai_core.names import Key
-from genai_operator.decide import Verdict, group, judge, outlived
+from genai_operator.decide import RecordLost, Verdict, group, judge, outlived
 from genai_operator.views import Ending, JobState, JobView, PodView
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -118,6 +118,21 @@ def test_a_record_that_vanished_is_no_failure() -> None:
     verdict = judge([job(state=JobState.SUCCEEDED)], {}, retries=0, now=NOW)
     assert (verdict.error, verdict.running, verdict.attempt) == (None, False, 2)
     assert "gone" in verdict.retried
+
+
+def test_records_that_never_stay_end_the_build_after_growing_pauses() -> None:
+    def after(times: int, seconds: float) -> Verdict:
+        ended = NOW - timedelta(seconds=seconds)
+        jobs = [job(n, JobState.SUCCEEDED, ended_at=ended) for n in range(1, times + 1)]
+        return judge(jobs, {}, retries=0, now=NOW)
+
+    assert after(2, 0.5).running
+    assert not after(2, 1.5).running
+    assert after(3, 9).pause == pytest.approx(1)
+    error = after(4, 0).error
+    assert isinstance(error, RecordLost)
+    assert "4 times" in str(error)
+    assert error.where == "convert/1"
 
 
 def test_a_job_on_its_way_out_still_holds_its_name() -> None:
