@@ -328,11 +328,12 @@ def main() -> int:
     """Run; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cluster", type=Path, help="folder of a cluster that is up already")
+    parser.add_argument("--keep-image", action="store_true", help="use the one it has")
     parser.add_argument("--targets", default="cpu", help="of tiny, e.g. sm8750,cpu")
     parser.add_argument("what", nargs="*", default=["tiny", "cached", "chain", "idle", "scale"])
     given = parser.parse_args()
     folder = given.cluster or Path(tempfile.mkdtemp(prefix="genai-bench-")) / "run"
-    room = Room(folder)
+    room = Room(folder, keep_image=given.keep_image)
     print(f"load at the start: {load()}", flush=True)
     benches: dict[str, Callable[[], bool]] = {
         "tiny": lambda: tiny(room, given.targets.split(",")),

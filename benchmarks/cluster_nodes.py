@@ -1,8 +1,8 @@
-"""Nodes that kwok simulates beside the real ones: pods on them start and end at once."""
+"""Nodes that kwok simulates beside the real ones: pods on them start at once and run a second."""
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -16,6 +16,67 @@ LABEL = {"genai-benchmarks/node": "simulated"}
 SELECTOR = "genai-benchmarks/node=simulated"
 
 
+_READY = '.status.conditions.[] | select( .type == "Ready" ) | .status'
+_CONTAINERS = """
+containerStatuses:
+{{ range .spec.containers }}
+- name: {{ .name | Quote }}
+  image: {{ .image | Quote }}
+  ready: %s
+  restartCount: 0
+  state: %s
+{{ end }}
+"""
+_NODE = """
+{{ $now := Now | Quote }}
+conditions:
+- {type: Ready, status: "True", reason: Simulated, message: "",
+   lastHeartbeatTime: {{ $now }}, lastTransitionTime: {{ $now }}}
+"""
+_RUNS = "phase: Running\nstartTime: {{ Now | Quote }}\n" + _CONTAINERS % (
+    "true",
+    "{running: {startedAt: {{ Now | Quote }}}}",
+)
+_ENDED = "{terminated: {exitCode: 0, reason: Completed, finishedAt: {{ Now | Quote }}}}"
+_SUCCEEDS = "phase: Succeeded\n" + _CONTAINERS % ("false", _ENDED)
+_MILLISECONDS = 1000
+"""That a pod runs."""
+
+
+def _stage(
+    name: str, kind: str, rules: dict[str, tuple[str, ...]], does: dict[str, object], after: int = 0
+) -> dict[str, object]:
+    """A rule of kwok's: what becomes of an object that looks like this."""
+    matches: list[dict[str, object]] = [
+        {"key": key, "operator": rule[0]} | ({"values": list(rule[1:])} if rule[1:] else {})
+        for key, rule in rules.items()
+    ]
+    spec: dict[str, object] = {
+        "resourceRef": {"apiGroup": "v1", "kind": kind},
+        "selector": {"matchExpressions": matches},
+        "next": does,
+    }
+    if after:
+        spec["delay"] = {"durationMilliseconds": after}
+    meta = {"name": name}
+    return {"apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": "Stage", "metadata": meta, "spec": spec}
+
+
+_DELETED = ".metadata.deletionTimestamp"
+_STAGES = (
+    _stage("node-ready", "Node", {_READY: ("NotIn", "True")}, {"statusTemplate": _NODE}),
+    _stage(
+        "pod-runs", "Pod", {_DELETED: ("DoesNotExist",), ".status.phase": ("In", "Pending")},
+        {"statusTemplate": _RUNS},
+    ),
+    _stage(
+        "pod-succeeds", "Pod", {_DELETED: ("DoesNotExist",), ".status.phase": ("In", "Running")},
+        {"statusTemplate": _SUCCEEDS}, _MILLISECONDS,
+    ),
+    _stage("pod-goes", "Pod", {_DELETED: ("Exists",)}, {"delete": True}),
+)  # fmt: skip
+
+
 class SimulatedNodes:
     """kwok and its nodes, for as long as the context lasts."""
 
@@ -27,12 +88,14 @@ class SimulatedNodes:
 
     def __enter__(self) -> Self:
         """Start kwok, make the nodes, wait until they are Ready."""
+        config = self._folder / "kwok.yaml"
+        config.write_text("\n---\n".join(json.dumps(stage) for stage in _STAGES))
         with (self._folder / "kwok.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     str(programs.module("kwok")), "--kubeconfig", str(self._cluster.admin),
                     "--manage-nodes-with-label-selector", SELECTOR,
-                    "--node-lease-duration-seconds", "40", "--config", os.devnull,
+                    "--node-lease-duration-seconds", "40", "--config", str(config),
                     "--server-address", "127.0.0.1:0",
                 ],
                 stdout=log, stderr=log,

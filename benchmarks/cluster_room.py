@@ -119,7 +119,7 @@ class MeasuredOperator(Operator):
 class Room:
     """See the module's docstring."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, keep_image: bool = False) -> None:
         self.folder = folder
         self._brought_up = not (folder / "cluster.json").exists()
         if self._brought_up:
@@ -127,12 +127,8 @@ class Room:
             self.cluster.up(2, ("stages",))
         else:
             self.cluster = Cluster.attach(folder)
-            archive = images.project("stages")
-            stamp = folder / "benchmarks-image"
-            if not stamp.exists() or stamp.read_text() != archive.name:
-                for node in self.cluster.nodes:
-                    node.load(archive)
-                stamp.write_text(archive.name)
+            if not keep_image:
+                self._load()
         self.image = [node.pin(IMAGE) for node in self.cluster.nodes][-1]
         chain = subprocess.run(
             [sys.executable, "-m", "genai_stages", "toolchain"],
@@ -140,6 +136,15 @@ class Room:
         )  # fmt: skip
         tenants.install(self.cluster, self.image, json.loads(chain.stdout))
         self._names = 0
+
+    def _load(self) -> None:
+        """Give the nodes the image of the stages as they are now."""
+        archive = images.project("stages")
+        stamp = self.folder / "benchmarks-image"
+        if not stamp.exists() or stamp.read_text() != archive.name:
+            for node in self.cluster.nodes:
+                node.load(archive)
+            stamp.write_text(archive.name)
 
     def close(self) -> None:
         """Take the cluster down if this process brought it up."""
