@@ -53,10 +53,13 @@ class Errands:
     # What Jobs told
 
     def unheard(self, jobs: Iterable[JobView]) -> list[JobView]:
-        """Jobs that ended well and were not listened to yet."""
-        return [
-            job for job in jobs if job.state is JobState.SUCCEEDED and job.uid not in self._heard
-        ]
+        """Jobs that did their work and were not listened to yet."""
+        return [job for job in jobs if job.uid not in self._heard and self._has_ended_well(job)]
+
+    def _has_ended_well(self, job: JobView) -> bool:
+        """The pod says so seconds before the Job does."""
+        pods = self._observed.pods_of(job.namespace).get(job.name, ())
+        return job.state is JobState.SUCCEEDED or any(pod.succeeded for pod in pods)
 
     def ending(self, job: JobView) -> Ending | None:
         """How its pod ended."""

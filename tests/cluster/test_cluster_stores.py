@@ -159,6 +159,7 @@ def test_a_store_of_a_service_account_is_never_the_operators_to_read(
     sts = Sts(own, own.network.gateway, AUDIENCE)
     try:
         keys = tls.add_user(tenant.namespace)
+        tls.add_user(other.namespace)
         tls.client().put_bucket_policy(
             Bucket=BUCKET, Policy=policy_for(tenant.namespace, other.namespace)
         )
@@ -311,11 +312,12 @@ def test_a_volume_is_resolved_and_read_by_pods_and_its_changes_are_refused(
         config = folder / "config.json"
         config.write_text(config.read_text() + " ")
         pinned = {"source": "pvc://models/models/small", "digest": source["digest"]}
-        tenant.small("pinned", model=pinned, targets=["cpu"], golden={"maxTokens": 4})
-        tenant.wait_condition("pinned", ("True", "Built"), seconds=90)
+        tenant.small("pinned", model=pinned)
+        tenant.wait_condition("pinned", ("False", "BadModel"), seconds=120)
+        assert f"not the {source['digest']}" in json.dumps(tenant.status("pinned")["conditions"])
         missing = {"source": "pvc://models/models/none"}
         tenant.small("missing", model=missing)
-        tenant.wait_condition("missing", ("False", "BadModel"), seconds=90)
+        tenant.wait_condition("missing", ("False", "BadModel"), seconds=120)
     finally:
         own.kubectl("delete", "pv", f"models-{tenant.namespace}", "--wait=false", check=False)
 
