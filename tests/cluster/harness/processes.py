@@ -12,6 +12,10 @@ from pathlib import Path
 
 from harness.network import Network
 
+_OUTLIVING: list[subprocess.Popen[bytes]] = []
+"""What was restarted in a cluster that was only visited runs on when this process ends: kept, so
+that Python does not warn of it."""
+
 
 class Processes:
     """The processes of one run; their ids are on disk, so that another process can end them."""
@@ -43,6 +47,7 @@ class Processes:
                 start_new_session=True,
             )
         self._children[name] = child
+        _OUTLIVING.append(child)
         self._ids[name] = child.pid
         self._save()
         return child.pid
