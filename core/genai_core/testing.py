@@ -320,8 +320,8 @@ class FaultProxy:
             request.wfile.write(data)
 
 
-def certificate(folder: Path) -> tuple[Path, Path]:
-    """Write a certificate for 127.0.0.1 and localhost, signed by itself, and its key."""
+def certificate(folder: Path, *hosts: str) -> tuple[Path, Path]:
+    """Write a certificate for these hosts, 127.0.0.1 and localhost, signed by itself; its key."""
     import ipaddress
 
     from cryptography import x509
@@ -331,7 +331,10 @@ def certificate(folder: Path) -> tuple[Path, Path]:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
     now = datetime.now(UTC)
-    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+    names = [
+        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
+        *(x509.DNSName(host) for host in ("localhost", *hosts)),
+    ]
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
         .not_valid_before(now - timedelta(days=1))

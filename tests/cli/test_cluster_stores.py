@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import shutil
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -30,7 +33,7 @@ from genai_core.record import Measurements, Output, Record, ToolchainUsed
 from genai_core.store.protocol import Store
 from genai_core.store.s3 import new_client
 from genai_core.store.s3_location import S3Credentials
-from genai_core.testing import S3Server, s3_server
+from genai_core.testing import S3Server, certificate, s3_server
 
 KEYS = {"AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key"}
 
@@ -162,6 +165,9 @@ def unresolved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(forwarding, "_resolves", lambda _: False)
 
 
+HOST = "minio.storage.svc.cluster.local"
+
+
 def service(**spec: Any) -> dict[str, Any]:
     return {"metadata": {"name": "minio", "namespace": "storage"}, "spec": spec}
 
@@ -192,20 +198,70 @@ def test_bytes_go_through_a_pods_port_both_ways(
         return near
 
     monkeypatch.setattr(cluster, "forward", forward)
+    resolve = socket.getaddrinfo
     ports = [{"port": 80, "targetPort": "s3"}]
     server.add("services", service(selector={"app": "minio"}, ports=ports))
     server.add("pods", PODS)
     with reachable(cluster, "http://minio.storage.svc", "team") as url:
-        port = int(str(url).rpartition(":")[2])
+        host, _, number = str(url).removeprefix("http://").rpartition(":")
+        assert host == "minio.storage.svc"
+        port = int(number)
         data = b"abc" * 500_000
         for _ in range(2):  # every connection has a way of its own
-            with socket.create_connection(("127.0.0.1", port)) as stream:
+            with socket.create_connection((host, port)) as stream:
                 threading.Thread(target=stream.sendall, args=(data,), daemon=True).start()
                 got = b""
                 while len(got) < len(data):
                     got += stream.recv(1 << 20)
                 assert got == data.upper()
     assert opened == [("minio-0", 9000, "storage")] * 2
+    assert socket.getaddrinfo is resolve, "the name still means this machine"
+
+
+@pytest.mark.usefixtures("unresolved")
+def test_a_servers_certificate_is_checked_through_a_pod_as_without_one(
+    server: Apiserver,
+    store: Store,
+    s3: S3Server,
+    genai: Callable[..., Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record, revision = container(store, CPU)
+    server.add("genaibuilds", ready(store, record, revision))
+    ports = [{"port": 443, "targetPort": 9000}]
+    server.add("services", service(selector={"app": "minio"}, ports=ports))
+    server.add("pods", PODS)
+    pem, key = certificate(tmp_path, HOST)
+    at = urlsplit(s3.endpoint)
+
+    def forward(_cluster: Cluster, _pod: str, _port: int, *, namespace: str) -> socket.socket:
+        """What a pod's port is: TLS, and S3 behind it."""
+        near, far = socket.socketpair()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(pem, key)
+
+        def serve() -> None:
+            with contextlib.suppress(OSError):
+                plain = context.wrap_socket(far, server_side=True)
+                behind = socket.create_connection((at.hostname, at.port))
+                back = threading.Thread(target=forwarding._copy, args=(behind, plain), daemon=True)
+                back.start()
+                forwarding._copy(plain, behind)
+
+        threading.Thread(target=serve, daemon=True).start()
+        return near
+
+    monkeypatch.setattr(Cluster, "forward", forward)
+    spec = server.objects["artifactstores", "team", "default"]["spec"]
+    spec["caBundle"] = pem.read_text()
+    way = ("--endpoint", f"https://{HOST}", "--json")
+    pulled = genai("pull", "tiny", "-o", "out", *way)
+    assert pulled.code == 0, pulled.err
+    assert pulled.json["revision"] == revision
+    (tmp_path / "other").mkdir()
+    spec["caBundle"] = certificate(tmp_path / "other", HOST)[0].read_text()
+    assert "certificate" in genai("pull", "tiny", "-o", "no", *way).errors[0]
 
 
 @pytest.mark.usefixtures("unresolved")
@@ -220,7 +276,7 @@ def test_bytes_go_through_a_pods_port_both_ways(
             "http://minio.storage.svc",
             "none of its pods is ready",
         ),
-        ({}, "https://minio.storage.svc", "its certificate does not stand for this machine"),
+        ({"ports": [{"port": 80}]}, "https://minio.storage.svc", "no port 443"),
     ],
 )
 def test_a_service_without_a_way_in_is_named(

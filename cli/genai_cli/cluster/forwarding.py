@@ -23,6 +23,7 @@ from genai_core.errors import BadInput, GenAIError
 __all__ = ["reachable", "service_of"]
 
 _CHUNK = 256 << 10
+_PORTS = {"http": 80, "https": 443}
 
 
 @contextmanager
@@ -42,15 +43,13 @@ def reachable(cluster: Cluster, endpoint: str | None, namespace: str) -> Iterato
         yield endpoint
         return
     parts = urlsplit(endpoint)
-    if parts.scheme != "http":
-        raise BadInput(
-            "it is a Service of the cluster, and its certificate does not stand for this machine",
-            where=endpoint,
-            remedy="give an address that this machine reaches with --endpoint",
-        )
-    pod, port = _pod_behind(cluster, place, parts.port or 80)
-    with _listening(lambda: cluster.forward(pod, port, namespace=place[0])) as local:
-        yield f"http://127.0.0.1:{local}"
+    host = str(parts.hostname)
+    pod, port = _pod_behind(cluster, place, parts.port or _PORTS.get(parts.scheme, 80))
+    with (
+        _listening(lambda: cluster.forward(pod, port, namespace=place[0])) as local,
+        _standing_for(host),
+    ):
+        yield f"{parts.scheme}://{host}:{local}"
 
 
 def service_of(endpoint: str, namespace: str) -> tuple[str, str] | None:
@@ -75,6 +74,21 @@ def _resolves(endpoint: str) -> bool:
         return bool(socket.getaddrinfo(urlsplit(endpoint).hostname, None))
     except OSError:
         return False
+
+
+@contextmanager
+def _standing_for(host: str) -> Iterator[None]:
+    """Let a name mean this machine, for this process: certificates are checked against names."""
+    resolve = socket.getaddrinfo
+
+    def here(name: Any, *rest: Any, **more: Any) -> Any:
+        return resolve("127.0.0.1" if name == host else name, *rest, **more)
+
+    socket.getaddrinfo = here  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        socket.getaddrinfo = resolve
 
 
 def _pod_behind(cluster: Cluster, place: tuple[str, str], port: int) -> tuple[str, int]:
