@@ -56,7 +56,7 @@ __all__ = ["Builds"]
 
 log = logging.getLogger("genai_operator.build")
 
-_MOST_QUESTIONS = 4
+_MOST_QUESTIONS = 8
 """How often one pass goes on with what a Job has told."""
 
 _CREATED_AT_ONCE = 8
@@ -234,6 +234,9 @@ class Builds:
         target: BuildTarget,
     ) -> Outcome | None:
         """Have records looked up by a Job; None when it has told."""
+        assert opened.told is not None
+        if opened.told.assume_missing(asked):
+            return None
         refs = tuple(sorted(map(str, asked.refs)))
         document = LookFile(
             refs=refs,
@@ -246,8 +249,7 @@ class Builds:
         if isinstance(answer, str):
             message = f"looking {len(refs)} records up in the store{answer}"
             return Outcome(State.BUILDING, "Progressing", message)
-        assert opened.told is not None
-        opened.told.take(answer)
+        opened.told.take(answer, asked.known)
         return None
 
     async def _renewed(self, one: BuildPass) -> float:

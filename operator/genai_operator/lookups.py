@@ -150,14 +150,21 @@ class ToldLookups:
         self._found: dict[RecordRef, Record] = {}
         self._missed: set[RecordRef] = set()
         self._blobs: dict[str, bytes] = {}
+        self._gone_through: set[str] = set()
 
     @property
     def location(self) -> str:
         """Where it is."""
         return self._location
 
-    def take(self, answer: Answer) -> None:
-        """Remember what a Job told."""
+    def take(self, answer: Answer, known: Collection[str] = ()) -> None:
+        """Remember what a Job told.
+
+        Args:
+            answer: Its words.
+            known: Digests of a source whose whole offspring it was asked for.
+        """
+        self._gone_through |= set(known)
         if len(self._found) > _MOST_RECORDS:
             self.forget()
         for digest, text in answer.blobs.items():
@@ -166,6 +173,17 @@ class ToldLookups:
         self._found |= found
         self._missed -= found.keys()
         self._missed |= {ref for text in answer.asked if (ref := ref_of(text)) not in found}
+
+    def assume_missing(self, asked: Unanswered) -> bool:
+        """Spare another question where all that was made of a source has been told.
+
+        What is asked for now follows from a result that came since. Should it stand all the same,
+        the Job that is to make it finds it.
+        """
+        if not asked.known or not self._gone_through.issuperset(asked.known):
+            return False
+        self._missed |= set(asked.refs)
+        return True
 
     def doubt(self, ref: RecordRef) -> None:
         """A Job was there since: that it was missing says nothing any more."""
@@ -192,3 +210,4 @@ class ToldLookups:
         """See `Answers`."""
         self._found.clear()
         self._missed.clear()
+        self._gone_through.clear()

@@ -234,9 +234,17 @@ def test_a_look_tells_what_was_made_of_what_was_asked_for(
     assert told.read_blob(Blob(sha256=facts.sha256, size=facts.size)) == b"{}"
     with pytest.raises(CorruptBlob):
         told.read_blob(Blob(sha256=Digest("0" * 64), size=1))
+    later = RecordRef("compile", Key("8" * 64))
+    assert not told.assume_missing(Unanswered([later], ["5" * 64]))
+    told.take(answer, ["5" * 64])
+    assert not told.assume_missing(Unanswered([later]))
+    assert told.assume_missing(Unanswered([later], ["5" * 64])), "all that was made of it is told"
+    assert told.look([later]) == {later: "no record"}
+    told.doubt(later)
     told.forget()
     with pytest.raises(Unanswered):
         told.look(refs(records[0]))
+    assert not told.assume_missing(Unanswered([later], ["5" * 64]))
 
 
 def test_an_answer_survives_a_log_and_damage_is_no_answer() -> None:
