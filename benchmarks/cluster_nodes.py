@@ -39,6 +39,7 @@ _RUNS = "phase: Running\nstartTime: {{ Now | Quote }}\n" + _CONTAINERS % (
 )
 _ENDED = "{terminated: {exitCode: 0, reason: Completed, finishedAt: {{ Now | Quote }}}}"
 _SUCCEEDS = "phase: Succeeded\n" + _CONTAINERS % ("false", _ENDED)
+_UNHINDERED = ("--kube-api-qps=1000", "--kube-api-burst=2000")
 _MILLISECONDS = 1000
 """That a pod runs."""
 
@@ -88,6 +89,7 @@ class SimulatedNodes:
 
     def __enter__(self) -> Self:
         """Start kwok, make the nodes, wait until they are Ready."""
+        self._loosen(*_UNHINDERED)
         config = self._folder / "kwok.yaml"
         config.write_text("\n---\n".join(json.dumps(stage) for stage in _STAGES))
         with (self._folder / "kwok.log").open("ab") as log:
@@ -129,3 +131,12 @@ class SimulatedNodes:
         assert self._process is not None
         self._process.terminate()
         self._process.wait(20)
+        self._loosen()
+
+    def _loosen(self, *flags: str) -> None:
+        """Start controllers and scheduler anew; by default they ask 20 times a second at most."""
+        processes = self._cluster.processes
+        for name in ("kube-controller-manager", "kube-scheduler"):
+            processes.kill(name)
+            jobs = ("--concurrent-job-syncs=32",) if flags and "controller" in name else ()
+            processes.restart(name, *flags, *jobs)

@@ -52,10 +52,18 @@ class Processes:
         self._save()
         return child.pid
 
-    def restart(self, name: str) -> int:
-        """Start a command of this run again after it was killed."""
+    def restart(self, name: str, *further: str) -> int:
+        """Start a command of this run again after it was killed.
+
+        Args:
+            name: Of the process.
+            further: Flags for this time only.
+        """
         command, environment = self._commands[name]
-        return self.start(name, *command, environment=environment)
+        pid = self.start(name, *command, *further, environment=environment)
+        self._commands[name] = (command, environment)
+        self._save()
+        return pid
 
     def kill(self, name: str) -> None:
         """kill -9, at once."""
