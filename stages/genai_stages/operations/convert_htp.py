@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 
 from genai_core.errors import BadEncodings, BadInput, BadModel
@@ -143,9 +144,8 @@ class _Part:
         if core is not None:
             roles = {role for one in self.facts.attention for role in one.roles.values()}
             sources = {one.source for one in self.facts.provenance.values()}
-            here = ir.load(self.path).graph
-            elsewhere = (_names(ir.load(core).graph) | roles | sources) - {
-                source_of(name, self.provenance).source for name in _names(here)
+            elsewhere = (_names(core) | roles | sources) - {
+                source_of(name, self.provenance).source for name in _names(self.path)
             }
         used = quantized.used
         return [entry for entry in encodings if entry not in used and entry not in elsewhere]
@@ -159,10 +159,11 @@ def _float_warning(floating: tuple[str, ...]) -> tuple[str, ...]:
     return (f"no encoding for {count}, which stay in float16 with what they meet: {names}",)
 
 
-def _names(graph: ir.Graph) -> set[str]:
-    values = [*graph.inputs, *graph.initializers.values()]
-    values += [value for node in graph for value in node.outputs]
-    return {value.name or "" for value in values}
+def _names(model: Path) -> set[str]:
+    """All tensors of a graph."""
+    graph = onnx.load(str(model), load_external_data=False).graph  # noqa: TID251 - structure only
+    names = {one.name for one in (*graph.input, *graph.initializer)}
+    return names | {name for node in graph.node for name in node.output}
 
 
 def _rotary_limits(facts: ModelFacts) -> dict[str, float]:
