@@ -239,7 +239,7 @@ def test_refusals_of_the_apiserver(server: Apiserver, remote: Callable[..., Ran]
     assert server.applied[-1][1]["force"] == "true"
 
 
-def test_options_of_a_cluster_alone_are_refused(tmp_path: Path) -> None:
+def test_options_of_the_other_kind_of_build_are_refused(tmp_path: Path) -> None:
     run = InProcess(tmp_path)
     (tmp_path / "build.yaml").write_text(
         json.dumps(
@@ -254,6 +254,9 @@ def test_options_of_a_cluster_alone_are_refused(tmp_path: Path) -> None:
     for option in (["--detach"], ["-n", "team"], ["--force"], ["--context", "x"]):
         ran = run("build", "-f", "build.yaml", *option)
         assert (ran.code, "add --remote" in ran.errors[0]) == (2, True), option
+    for option in (["--jobs", "2"], ["-o", "x"], ["--read-from", "y"]):
+        ran = run("build", "-f", "build.yaml", "--remote", *option)
+        assert (ran.code, "does not have it" in ran.errors[0]) == (2, True), option
 
 
 # What is applied, without any server

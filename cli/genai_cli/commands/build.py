@@ -78,6 +78,16 @@ def build(
         typer.echo(as_yaml(wanted, folder=Path.cwd()), nl=False)
         return 0
     if remote:
+        written = context.get_parameter_source("output")
+        _refuse(
+            {
+                "--output": written is not None and written.name == "COMMANDLINE",
+                "--jobs": jobs,
+                "--read-from": read_from,
+            },
+            "a build in a cluster does not have it",
+            remedy="leave it out; see spec.run and the ArtifactStore, and genai pull",
+        )
         from genai_cli.cluster.building import build_remotely
         from genai_cli.cluster.stores import StoreOptions
 
@@ -89,7 +99,7 @@ def build(
             detach=detach,
             force=force,
         )
-    _refuse_cluster_options(
+    _refuse(
         {
             "-n": namespace,
             "--detach": detach,
@@ -97,7 +107,9 @@ def build(
             "--endpoint": endpoint,
             "--kubeconfig": kubeconfig,
             "--context": context_name,
-        }
+        },
+        "it is of builds in a cluster",
+        remedy="add --remote",
     )
     from genai_cli.building import run_build
 
@@ -106,10 +118,10 @@ def build(
     )
 
 
-def _refuse_cluster_options(given: Mapping[str, object]) -> None:
-    """What only a cluster has means that one was meant."""
+def _refuse(given: Mapping[str, object], why: str, *, remedy: str) -> None:
+    """What only the other kind of build has means that the other kind was meant."""
     for option, value in given.items():
         if value:
             from genai_core.errors import BadInput
 
-            raise BadInput("it is of builds in a cluster", where=option, remedy="add --remote")
+            raise BadInput(why, where=option, remedy=remedy)
