@@ -50,6 +50,7 @@ class Task:
         stage: Operation and, where there are two, backend.
         ar: Of its graph; 0 where it has none.
         seconds: Wall time.
+        cpu_seconds: User and system time of its processes.
         peak_bytes: Largest resident set of a process of it.
         library_bytes: Of the process in which only the vendor's library works; 0 = none.
         bound_bytes: What it may take; 0 = no bound.
@@ -58,6 +59,7 @@ class Task:
     stage: str
     ar: int
     seconds: float
+    cpu_seconds: float
     peak_bytes: int
     library_bytes: int
     bound_bytes: int
@@ -112,6 +114,7 @@ def _task(record: Record, facts: ModelFacts, largest: int) -> Task:
         stage,
         (config.get("graph") or {}).get("ar", 0),
         record.measurements.seconds,
+        float(str(notes.get("cpuSeconds", 0.0))),
         record.measurements.peak_memory_bytes,
         int(str(library)),
         int(1.5 * weights) + FLOOR if stage in OURS else 0,
@@ -123,8 +126,11 @@ def print_stages(tasks: Sequence[Task]) -> bool:
     stages: dict[str, list[Task]] = defaultdict(list)
     for task in tasks:
         stages[task.stage].append(task)
-    print("| stage | tasks | seconds in all | slowest | peak MB | the library's MB | bound MB | |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(
+        "| stage | tasks | seconds in all | slowest | CPU s in all | peak MB | the library's MB "
+        "| bound MB | |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|")
     held = True
     for stage, members in stages.items():
         worst = max(members, key=lambda task: task.peak_bytes / (task.bound_bytes or 1))
@@ -134,7 +140,8 @@ def print_stages(tasks: Sequence[Task]) -> bool:
         library = max(task.library_bytes for task in members)
         print(
             f"| {stage} | {len(members)} | {sum(task.seconds for task in members):.1f} "
-            f"| {max(task.seconds for task in members):.1f} | {worst.peak_bytes / 1e6:.0f} "
+            f"| {max(task.seconds for task in members):.1f} "
+            f"| {sum(task.cpu_seconds for task in members):.1f} | {worst.peak_bytes / 1e6:.0f} "
             f"| {f'{library / 1e6:.0f}' if library else ''} "
             f"| {f'{worst.bound_bytes / 1e6:.0f}' if worst.bound_bytes else ''} | {verdict} |"
         )
@@ -151,21 +158,29 @@ def print_peer(tasks: Sequence[Task], olive: Cost, written: int) -> bool:
     """Ours beside Olive's; returns whether the aims are reached."""
     chosen = comparable(tasks)
     converts = [task for task in chosen if task.stage == "convert htp"]
-    print("| from the source to QDQ, AR 128 | seconds | of Olive's | peak MB | of Olive's |")
-    print("|---|---|---|---|---|")
+    print(
+        "| from the source to QDQ, AR 128 | seconds | of Olive's | CPU s | of Olive's | peak MB "
+        "| of Olive's |"
+    )
+    print("|---|---|---|---|---|---|---|")
     rows = {
         "ingest, arcl, transform, convert, one after the other": chosen,
         "convert alone (QDQ and DLC)": converts,
     }
     for what, members in rows.items():
         seconds = sum(task.seconds for task in members)
+        cpu = sum(task.cpu_seconds for task in members)
         peak = max(task.peak_bytes for task in members)
         print(
             f"| {what} | {seconds:.1f} | {seconds / olive.seconds:.2f} "
+            f"| {cpu:.1f} | {cpu / olive.cpu_seconds:.2f} "
             f"| {peak / 1e6:.0f} | {peak / olive.peak_bytes:.3f} |"
         )
-    print(f"| Olive | {olive.seconds:.1f} | 1 | {olive.peak_bytes / 1e6:.0f} | 1 |")
-    print(f"\nOlive took {olive.cpu_seconds:.1f} s of CPU and wrote {written / 1e6:.0f} MB.")
+    print(
+        f"| Olive | {olive.seconds:.1f} | 1 | {olive.cpu_seconds:.1f} | 1 "
+        f"| {olive.peak_bytes / 1e6:.0f} | 1 |"
+    )
+    print(f"\nOlive wrote {written / 1e6:.0f} MB.")
     seconds = sum(task.seconds for task in chosen)
     peak = max(task.peak_bytes for task in chosen)
     quick = seconds <= AIM_SECONDS * olive.seconds

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -77,9 +78,13 @@ def run_recorded(
         return result, found.record
     log_file = scratch / "task.log"
     handler = _log_to(log_file)
+    before = cpu_seconds()
     try:
         inputs = _fetch(task, store, scratch / "inputs", at_hand)
         made, out = _compute(task, operation, inputs, scratch=scratch)
+        # Other than wall time it says the same on a busy machine.
+        spent = round(cpu_seconds() - before, 2)
+        made = replace(made, notes={**made.notes, "cpuSeconds": spent})
         if operation.name != "package":
             cost = {"seconds": round(time.monotonic() - started, 2)}
             made = note_measurements(task.id, inputs, out, result=made, cost=cost)
@@ -124,6 +129,11 @@ def peak_memory_bytes() -> int:
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
         resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
     )
+
+
+def cpu_seconds() -> float:
+    """User and system time so far of this process and of its ended children."""
+    return sum(os.times()[:4])
 
 
 def _operation(task: TaskFile) -> Operation:

@@ -79,6 +79,8 @@ def test_both_containers_keep_their_source_s_loss(built: Built) -> None:
         report = json.loads((built.container(target) / "report.json").read_bytes())
         assert report["fidelity"]["within"] is True
         assert report["stages"]["ingest"]["drift"] < 1e-4
+        assert all(one["cpuSeconds"] > 0 for name, one in report["stages"].items()
+                   if name != "package")  # fmt: skip
     assert report["stages"]["package"]["genieTokens"] == 4
     drifts = {name: noted.get("drift") for name, noted in report["stages"].items()}
     assert all(
