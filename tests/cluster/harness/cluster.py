@@ -75,7 +75,7 @@ class Cluster:
             node.start(kube, self.plane)
             for archive in archives:
                 node.load(archive)
-        wait_until("all nodes Ready", lambda: self.ready_nodes() == nodes, 90)
+        wait_until("all nodes Ready", lambda: self.ready_nodes() == nodes, 240)
         print(f"{nodes} nodes Ready after {time.monotonic() - started:.1f} s", flush=True)
 
     def down(self) -> None:
