@@ -56,6 +56,7 @@ __all__ = ["Builds"]
 
 log = logging.getLogger("genai_operator.build")
 
+_GOING_WELL = {"Progressing", "Built", "Suspended"}
 _MOST_QUESTIONS = 8
 """How often one pass goes on with what a Job has told."""
 
@@ -294,7 +295,7 @@ class Builds:
         status = value.get("status") or {}
         tried = condition_of(status, "Ready")
         if tried is None or status.get("observedGeneration") != value["metadata"]["generation"]:
-            raise Waiting("StoreNotReady", f"ArtifactStore {name} was not tried yet", after=30.0)
+            raise Waiting("Progressing", f"ArtifactStore {name} is being tried", after=30.0)
         if tried["status"] != "True":
             raise Waiting(
                 "StoreNotReady",
@@ -402,7 +403,7 @@ class Builds:
                 "GenAIBuild",
                 reason=reason,
                 message=outcome.message,
-                warning=outcome.state in {State.STALLED, State.WAITING},
+                warning=reason not in _GOING_WELL,
             )
         newer = condition_of(status, "ToolchainOutdated")
         if newer is not None and condition_of(previous, "ToolchainOutdated") is None:

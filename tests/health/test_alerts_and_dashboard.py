@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from harness import programs
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
 from genai_operator import metrics
@@ -127,6 +127,18 @@ def test_promtool_accepts_the_rules_and_each_alert_fires_when_it_should(promtool
         ]
         assert any(entry["exp_alerts"] for entry in entries), f"{name} was never seen to fire"
         assert any(not entry["exp_alerts"] for entry in entries), f"{name} was never seen silent"
+
+
+def test_promtool_accepts_the_metrics_themselves(promtool: str) -> None:
+    for metric in (getattr(metrics, name) for name in metrics.__all__):
+        if metric._labelnames:
+            metric.labels(*("any" for _ in metric._labelnames))
+    shown = generate_latest().decode()
+    ran = subprocess.run(
+        [promtool, "check", "metrics"], input=shown, capture_output=True, text=True, check=False
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "genai_s3_requests_total{" in shown
 
 
 def test_promtool_parses_every_query_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
