@@ -111,7 +111,13 @@ class Builds:
             one.after = problem.after
             return Outcome(State.WAITING, problem.reason, problem.message)
         assert isinstance(problem, Stalled)
-        await self._release(one.owner.uid, keep=())
+        # What failed stays: without it the next pass would begin anew.
+        failed = [
+            job.uid
+            for job in self._observed.claimed_by(one.owner.uid)
+            if job.state is JobState.FAILED
+        ]
+        await self._release(one.owner.uid, keep=failed)
         return Outcome(State.STALLED, problem.reason, problem.message)
 
     async def _rests(self, one: BuildPass) -> bool:
