@@ -205,7 +205,7 @@ class Tenant:
         )
         return found
 
-    def wait_ready(self, name: str, seconds: float = 240) -> dict[str, Any]:
+    def wait_ready(self, name: str, seconds: float = 420) -> dict[str, Any]:
         """Wait until a build is Ready; fails at once where it stalls."""
 
         def done() -> bool:
@@ -216,7 +216,7 @@ class Tenant:
         wait(done, seconds, lambda: json.dumps(self.status(name), indent=1))
         return self.status(name)
 
-    def sound(self, name: str, expected: dict[str, str], *, seconds: float = 240) -> dict[str, Any]:
+    def sound(self, name: str, expected: dict[str, str], *, seconds: float = 420) -> dict[str, Any]:
         """What must hold after every fault; returns the status.
 
         Ready with the laptop's revision, no task ran twice at once, every record's bytes are there

@@ -46,7 +46,7 @@ def test_the_example_fans_out_and_gives_the_laptops_revision(
     """B2; B17: a chip by its numbers; B18: another name, nothing to do."""
     spec = TINY | {"targets": ["sm8750"], "run": {"parallelism": 4}}
     tenant.build("example", **spec)
-    status = tenant.sound("example", laptop.revisions(spec), seconds=600)
+    status = tenant.sound("example", laptop.revisions(spec), seconds=900)
     done = counts(status)
     assert done.pop("fidelity", 1) == 1
     assert done == {
@@ -66,7 +66,7 @@ def test_the_example_fans_out_and_gives_the_laptops_revision(
     declare(tenant.cluster, name, dspArch="v79", socModel=69)
     try:
         tenant.build("numbers", **(spec | {"targets": [name]}))
-        tenant.wait_ready("numbers", 120)
+        tenant.wait_ready("numbers")
         made = tenant.witness.operations(tenant.namespace, but=jobs)
         assert made <= {"package"}, "the binaries are the same"
     finally:
@@ -96,8 +96,8 @@ def test_a_split_that_fails_keeps_the_others_and_is_cured_alone(
     once = HTP | {"run": {"retries": 0}}
     tenant.small("halved", **once)
     task = "compile/sm8750/2_of_2"
-    send(hold(tenant, task=task, seconds=240), signal.SIGTERM)
-    status = tenant.wait_condition("halved", ("False", "Interrupted"), seconds=120)
+    send(hold(tenant, task=task, seconds=420), signal.SIGTERM)
+    status = tenant.wait_condition("halved", ("False", "Interrupted"), seconds=240)
     assert [failure["task"] for failure in status["failures"]] == [task]
     assert status["failures"][0]["reason"] == "Interrupted"
     assert status["failures"][0]["log"].startswith("s3://")
