@@ -110,3 +110,21 @@ def test_defaults_of_the_apiserver_are_no_difference() -> None:
     echoed = found | {"cached": 0, "artifacts": [], "progress": ""}
     assert same_status(found, echoed)
     assert not same_status(found, echoed | {"cached": 1})
+
+
+def test_a_failed_build_whose_toolchain_is_outdated_keeps_what_failed() -> None:
+    error = BadModel("no such node", where="model.onnx")
+    before = build_status(
+        Outcome(State.STALLED, error.code, failed=[(TaskId("ingest"), error, "")], toolchain="old"),
+        {},
+        generation=1,
+        now=NOW,
+    )
+    resting = Outcome(State.STALLED, error.code, outdated="versions changed")
+    after = build_status(resting, before, generation=1, now=NOW)
+    assert after["failures"] == before["failures"]
+    assert after["toolchain"] == "old"
+    assert shown(after)["ToolchainOutdated"] == "True"
+    # Looked at anew, it says what it finds.
+    again = build_status(Outcome(State.BUILDING, "Progressing"), after, generation=1, now=NOW)
+    assert "failures" not in again
