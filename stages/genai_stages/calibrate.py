@@ -72,7 +72,8 @@ def calibrate(
 
 def missing_in(encodings: EncodingSet, filled: EncodingSet) -> list[str]:
     """Names that calibration added."""
-    return [name for name in filled if name not in encodings]
+    known = set(encodings.listed)
+    return [name for name in filled if name not in known]
 
 
 def role_name(roles: Mapping[Role, str], layer: int, role: Role) -> str:

@@ -7,6 +7,7 @@ has `facts.json`, encodings end in `.encodings`, fragments bring `fragment.json`
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,14 @@ def find_file(inputs: Inputs, *names: str) -> Path | None:
     return None
 
 
-def encodings_of(inputs: Inputs) -> EncodingSet | None:
-    """The source's encodings; None where it has none.
+def encodings_of(inputs: Inputs, *, of: Collection[str] | None = None) -> EncodingSet | None:
+    """The source's encodings; None where it has none. `of` as in `read_encodings`.
 
     Raises:
         BadEncodings: The file is unreadable.
     """
     path = find_file(inputs, "*.encodings")
-    return None if path is None else read_encodings(path)
+    return None if path is None else read_encodings(path, of=of)
 
 
 def token_pieces(inputs: Inputs, name: str) -> NDArray[np.integer] | None:

@@ -73,7 +73,8 @@ def read_beside(folder: Path) -> EncodingSet | None:
     path = only_file(folder, ".encodings")
     if path is None:
         return None
-    encodings = read_encodings(path)
+    # Grids of weights are checked and not kept: names and activations are what ingest needs.
+    encodings = read_encodings(path, of=())
     refuse_infinite_masks(encodings)
     return encodings
 
@@ -88,7 +89,7 @@ def own_entries(encodings: EncodingSet, source: SourceModel) -> int:
     names = {str(value.name) for value in graph.inputs} | set(graph.initializers)
     names.update(str(value.name) for node in graph for value in node.outputs)
     refuse_foreign(encodings, names, model=source.path.name)
-    return sum(name in names for name in encodings)
+    return sum(name in names for name in encodings.listed)
 
 
 def copy_encodings(folder: Path, out: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,50 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     binary.write_bytes(b"\x80\x81\xff")
     with pytest.raises(BadEncodings, match="not UTF-8"):
         read_encodings(binary)
+
+
+@pytest.mark.parametrize("version", ["0.6.1", "1.0.0", "2.0.0"])
+def test_grids_of_weights_are_kept_where_they_are_wanted(version: str, tmp_path: Path) -> None:
+    text = (FIXTURES / "w4a16.encodings").read_text()
+    if version == "2.0.0":
+        text = (FIXTURES / "w4a16-2.0.0.encodings").read_text()
+    elif version == "0.6.1":
+        text = gzip.decompress((FIXTURES / "w4a16-0.6.1.encodings.gz").read_bytes()).decode()
+    every = parse_encodings(text, "f")
+    (tmp_path / "some.encodings").write_text(text)
+    some = read_encodings(tmp_path / "some.encodings", of={"onnx::MatMul_2090", "none"})
+    assert some.listed == every.listed == tuple(every)
+    assert set(every) - set(some) == {
+        name for name, one in every.items() if one.scale.size > 1 and name != "onnx::MatMul_2090"
+    }
+    assert len(set(every) - set(some)) > 30
+    for name, encoding in some.items():
+        assert encoding.same_grid(every[name]), name
+
+
+def test_a_bad_grid_is_refused_by_those_too_who_do_not_want_it() -> None:
+    with pytest.raises(BadEncodings, match="a scale is above 0"):
+        parse_encodings(json.dumps(blocks_1_0(scale=[0.0] * 6)), "f", of=())
+
+
+def test_block_scales_of_a_large_model_do_not_pile_up() -> None:
+    """A part of a model needs the grids of its own weights, and a file has those of all."""
+    channels, blocks = 64, 512
+    entry = {"enc_type": "LPBQ", "dtype": "INT", "bw": 8, "compressed_bw": 4, "is_sym": True,
+             "block_size": 64, "offset": [-128] * channels, "scale": [0.01] * channels,
+             "per_block_int_scale": [1 + at % 15 for at in range(channels * blocks)]}  # fmt: skip
+    entries = [entry | {"name": f"w{at}"} for at in range(24)]
+    text = json.dumps({"version": "1.0.0", "activation_encodings": [], "param_encodings": entries})
+    peaks = {}
+    for name, of in (("all", None), ("one", {"w7"})):
+        tracemalloc.start()
+        found = parse_encodings(text, "f", of=of)
+        peaks[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert len(found.listed) == 24
+    # A byte a block for what is read and not kept; 16 and more for what is.
+    assert peaks["one"] < 24 * channels * blocks * 4
+    assert peaks["all"] > 4 * peaks["one"]
 
 
 @pytest.mark.parametrize("cut", range(1, 40))

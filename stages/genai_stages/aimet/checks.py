@@ -74,12 +74,13 @@ def refuse_foreign(encodings: EncodingSet, names: Iterable[str], *, model: str) 
         BadInput: Most entries name tensors that the model does not have.
     """
     known = set(names)
-    foreign = [name for name in encodings if name not in known]
-    if len(foreign) * 2 <= len(encodings):
+    listed = encodings.listed
+    foreign = [name for name in listed if name not in known]
+    if len(foreign) * 2 <= len(listed):
         return
     shown = ", ".join(foreign[:3])
     raise BadInput(
-        f"{len(foreign)} of {len(encodings)} encodings name tensors that {model} does not have, "
+        f"{len(foreign)} of {len(listed)} encodings name tensors that {model} does not have, "
         f"for example {shown}",
         where=encodings.where,
         remedy="give the encodings that AIMET exported together with this ONNX file",

@@ -142,7 +142,7 @@ def kind(value: object) -> str:
         return str(value).lower()
     if isinstance(value, Mapping):
         return "an object"
-    if isinstance(value, list):
+    if isinstance(value, list | np.ndarray):
         return "a list"
     return repr(value) if len(repr(value)) < 40 else f"a {type(value).__name__}"
 

@@ -156,12 +156,19 @@ class EncodingSet(Mapping[str, Encoding]):
         where: The file, for messages.
         entries: Name -> encoding, in the file's order.
         parameters: Names that the file lists as parameters; empty for 2.x, which does not tell.
+        all_names: Of all entries of the file, where some were not kept; else empty.
     """
 
     version: str
     where: str
     entries: Mapping[str, Encoding]
     parameters: frozenset[str] = field(default_factory=frozenset)
+    all_names: tuple[str, ...] = ()
+
+    @property
+    def listed(self) -> tuple[str, ...]:
+        """Every tensor that the file has an entry for, in its order."""
+        return self.all_names or tuple(self.entries)
 
     def __getitem__(self, name: str) -> Encoding:
         return self.entries[name]

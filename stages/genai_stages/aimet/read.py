@@ -2,14 +2,19 @@
 
 The version is what the file says; the shape of its sections must agree, so that a file whose
 version line was edited is refused rather than misread.
+
+Block encodings of a large model hold a hundred million numbers. Lists become arrays as soon as
+their entry is read, and who needs the grids of some weights only names those.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 from genai_core.errors import BadEncodings
 from genai_stages.aimet import fields, v0_6_1, v1_0_0, v2_0_0
@@ -31,8 +36,17 @@ _READERS = {
 VERSIONS = tuple(_READERS)
 
 
-def read_encodings(path: Path) -> EncodingSet:
+_LONG = 64
+"""Numbers from which on a list is kept as an array."""
+
+
+def read_encodings(path: Path, *, of: Collection[str] | None = None) -> EncodingSet:
     """Read a `.encodings` file.
+
+    Args:
+        path: The file.
+        of: Keep entries of several scales for these tensors alone; the others are checked and
+            known by name. None = all.
 
     Raises:
         BadEncodings: Not JSON, an unknown version, a shape that is not the version's, an entry
@@ -48,10 +62,10 @@ def read_encodings(path: Path) -> EncodingSet:
         raise BadEncodings(
             "is not UTF-8 text", where=path.name, remedy="name AIMET's .encodings file"
         ) from None
-    return parse_encodings(text, path.name)
+    return parse_encodings(text, path.name, of=of)
 
 
-def parse_encodings(text: str, where: str) -> EncodingSet:
+def parse_encodings(text: str, where: str, *, of: Collection[str] | None = None) -> EncodingSet:
     """The same from the file's text; `where` is the file's name for messages."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -61,7 +75,10 @@ def parse_encodings(text: str, where: str) -> EncodingSet:
             twice = next(name for name in names if names.count(name) > 1)
             raise BadEncodings("stands there twice", where=f"{where}: {twice}",
                                remedy=fields.REMEDY)  # fmt: skip
-        return found
+        return {
+            name: _compact(value) if isinstance(value, list) and len(value) >= _LONG else value
+            for name, value in found.items()
+        }
 
     try:
         document = json.loads(text, object_pairs_hook=unique)
@@ -73,10 +90,26 @@ def parse_encodings(text: str, where: str) -> EncodingSet:
         ) from None
     except RecursionError:
         raise BadEncodings("is nested too deeply", where=where, remedy=fields.REMEDY) from None
-    return _assemble(document, where)
+    return _assemble(document, where, of)
 
 
-def _assemble(document: object, where: str) -> EncodingSet:
+def _compact(values: list[object]) -> object:
+    """A list of numbers as an array, integers as narrow as they are; anything else as it is."""
+    if not isinstance(values[0], int | float | list):
+        return values
+    try:
+        found = np.asarray(values)
+    except (ValueError, OverflowError):
+        return values
+    if found.dtype.kind == "f":
+        return found
+    if found.dtype.kind != "i":
+        return values
+    return found.astype(np.promote_types(np.min_scalar_type(found.min()),
+                                         np.min_scalar_type(found.max())))  # fmt: skip
+
+
+def _assemble(document: object, where: str, of: Collection[str] | None) -> EncodingSet:
     if not isinstance(document, Mapping):
         raise BadEncodings(
             f"an object was expected, not {fields.kind(document)}", where=where,
@@ -91,6 +124,7 @@ def _assemble(document: object, where: str) -> EncodingSet:
             remedy=f"export as one of {', '.join(VERSIONS)}",
         )
     entries: dict[str, Encoding] = {}
+    names: dict[str, None] = {}
     parameters: set[str] = set()
     for section in reader.sections:
         content = document.get(section, reader.container() if len(reader.sections) > 1 else None)
@@ -102,12 +136,14 @@ def _assemble(document: object, where: str) -> EncodingSet:
                 remedy="state the version that the file was written in",
             )
         for encoding in reader.entries(content, where):
-            if encoding.name in entries:
+            if encoding.name in names:
                 raise BadEncodings("stands there twice", where=f"{where}: {encoding.name}",
                                    remedy=fields.REMEDY)  # fmt: skip
-            entries[encoding.name] = encoding
+            names[encoding.name] = None
+            if of is None or encoding.scale.size < 2 or encoding.name in of:
+                entries[encoding.name] = encoding
             if section == "param_encodings":
                 parameters.add(encoding.name)
-    if not entries:
+    if not names:
         raise BadEncodings("holds no encodings", where=where, remedy=fields.REMEDY)
-    return EncodingSet(str(version), where, entries, frozenset(parameters))
+    return EncodingSet(str(version), where, entries, frozenset(parameters), tuple(names))

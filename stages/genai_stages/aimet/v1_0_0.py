@@ -76,7 +76,7 @@ def _lpbq(entry: Entry, scale: Floats) -> Encoding:
     return entry.encoding(
         bits,
         factors * scale[:, None],
-        np.full(factors.shape, -(2.0 ** (bits - 1))),
+        np.broadcast_to(-(2.0 ** (bits - 1)), factors.shape),
         symmetric=True,
         block_size=block,
         block_int_scale=factors.astype(np.int64),

@@ -93,7 +93,8 @@ def _grids(
     context: Context,
 ) -> tuple[dict[str, ActivationGrid], int]:
     """Grids of the int8 linears' inputs, and how many had to be calibrated."""
-    lookup = SourceEncodings(encodings_of(inputs), facts)
+    # The weights are in the fragments already; what has one scale is read in any case.
+    lookup = SourceEncodings(encodings_of(inputs, of=()), facts)
     grids: dict[str, ActivationGrid] = {}
     missing: list[str] = []
     for site in linear_sites(model):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genai_core.operations import ConvertCpuConfig
-from genai_stages.backends.cpu.quantize import convert_group, summary
+from genai_stages.backends.cpu.quantize import convert_group, names_read, summary
 from genai_stages.core_graph import read_core
 from genai_stages.input_folders import core_folder, encodings_of
 from genai_stages.stage import Context, Inputs, StageResult
@@ -19,5 +19,6 @@ def run(inputs: Inputs, config: ConvertCpuConfig, out: Path, context: Context) -
     """Write `weights.data` and `fragment.json`."""
     del context
     model, facts = read_core(core_folder(inputs))
-    fragment = convert_group(model, facts, encodings_of(inputs), config=config, out=out)
+    encodings = encodings_of(inputs, of=names_read(model, facts, config))
+    fragment = convert_group(model, facts, encodings, config=config, out=out)
     return StageResult(notes={"linears": summary(fragment)})

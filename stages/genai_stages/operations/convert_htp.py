@@ -58,7 +58,10 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
     path = find_file(inputs, f"{name}.onnx")
     if path is None:
         raise BadModel("the part is missing", where=f"{name}.onnx", remedy="run transform first")
-    encodings = encodings_of(inputs)
+    provenance = read_provenance(path.parent)
+    known = _names(path)
+    of = known | {source_of(name, provenance).source for name in known}
+    encodings = encodings_of(inputs, of=of)
     if encodings is None and config.gaps is Gaps.FLOAT:
         return _float(path, name, out, context)
     if encodings is None and config.gaps is Gaps.ERROR:
@@ -75,7 +78,7 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
     except MissingEncoding:
         if config.gaps is not Gaps.CALIBRATE:
             raise
-        filled = _calibrated(inputs, encodings, context)
+        filled = _calibrated(inputs, encodings_of(inputs), context)
         added = missing_in(given, filled)
         quantized = part.quantize(filled)
     ratios = compare_quantized(
@@ -148,7 +151,7 @@ class _Part:
                 source_of(name, self.provenance).source for name in _names(self.path)
             }
         used = quantized.used
-        return [entry for entry in encodings if entry not in used and entry not in elsewhere]
+        return [one for one in encodings.listed if one not in used and one not in elsewhere]
 
 
 def _float_warning(floating: tuple[str, ...]) -> tuple[str, ...]:

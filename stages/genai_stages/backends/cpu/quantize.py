@@ -95,6 +95,16 @@ def convert_group(
     return fragment
 
 
+def names_read(model: ir.Model, facts: ModelFacts, config: ConvertCpuConfig) -> set[str]:
+    """Source tensors whose encodings `convert_group` asks for: its weights, and all activations."""
+    names = {role for one in facts.attention for role in one.roles.values()}
+    names |= {str(value.name) for node in model.graph for value in node.outputs}
+    for use in _uses(model):
+        if _chosen(use.group, config):
+            names.add(str(use.tensor.name) if use.linear is None else use.linear.weight)
+    return names | {facts.provenance[name].source for name in names if name in facts.provenance}
+
+
 def summary(fragment: Fragment) -> dict[str, int]:
     """How many linears have which form, and how many keep the source's integers."""
     forms = Counter(linear.form for linear in fragment.linears.values())
