@@ -1,0 +1,64 @@
+"""A build that stalled stays so: what failed is kept, what runs is ended."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Key
+from genai_core.resolved import RESOLVE
+from genai_operator.build import Builds
+from genai_operator.build_pass import BuildPass
+from genai_operator.errors import Stalled
+from genai_operator.jobs import Owner
+from genai_operator.observed import Observed
+from genai_operator.settings import Settings
+from genai_operator.status import State
+from genai_operator.stores import Stores
+from genai_operator.views import JobState, JobView
+
+
+class NoApi:
+    server = "https://10.96.0.1"
+
+
+def job(name: str, state: JobState, operation: str = "convert") -> JobView:
+    return JobView(
+        namespace="n", name=name, uid=f"uid-{name}", key=Key("a" * 64), operation=operation,
+        task=operation, scope="s", attempt=1, memory_bytes=1, owners=frozenset({"build"}),
+        state=state, created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+
+
+def test_the_next_pass_over_a_stalled_build_finds_what_failed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    observed, api = Observed(), NoApi()
+    builds = Builds(api, observed, Stores(api, Settings()))  # type: ignore[arg-type]
+    released: list[str] = []
+
+    async def release(ended: JobView, _uid: str) -> None:
+        released.append(ended.name)
+
+    async def progress(_: BuildPass) -> Any:
+        raise Stalled("BadModel", "there is nothing")
+
+    monkeypatch.setattr(builds._applier, "release", release)
+    monkeypatch.setattr(builds, "_progress", progress)
+    jobs = {
+        "failed": job("failed", JobState.FAILED, RESOLVE),
+        "running": job("running", JobState.ACTIVE),
+        "done": job("done", JobState.SUCCEEDED),
+    }
+    for name, view in jobs.items():
+        meta = {"namespace": "n", "name": name, "uid": view.uid, "resourceVersion": "1"}
+        observed.jobs.put({"metadata": meta}, view)
+    spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
+    one = BuildPass({}, spec, Owner("b", "build"), "n", 1, "", {})
+    outcome = asyncio.run(builds._outcome(one))
+    assert (outcome.state, outcome.reason) == (State.STALLED, "BadModel")
+    assert released == ["running"]
