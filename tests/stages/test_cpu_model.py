@@ -301,7 +301,7 @@ def test_integers_of_the_encodings_are_kept(bits, tmp_path, monkeypatch):
     random_core_model(core)
     encodings = encode_everything(core, weight_bits=bits)
     for module in (convert_cpu, compile_cpu):
-        monkeypatch.setattr(module, "encodings_of", lambda _: encodings)
+        monkeypatch.setattr(module, "encodings_of", lambda _, **__: encodings)
     model, _ = compiled(core, tmp_path, Precision.INT8, gaps=Gaps.ERROR)
     name = "model.layers.0.mlp.up_proj.weight"
     source, _ = read_core(core)
