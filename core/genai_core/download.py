@@ -35,6 +35,7 @@ _REDIRECTS = {301, 302, 303, 307, 308}
 _MOST_REDIRECTS = 5
 _ATTEMPTS = 4
 _PASSING = {408, 425, 429}
+_OUTSIDE = "name an address outside the cluster"
 
 
 @dataclass(frozen=True)
@@ -168,9 +169,7 @@ def _fetch(
                     raise _refusal(error, url) from error
                 here = urljoin(here, error.headers["Location"])
         except AddressRefused as error:
-            raise InvalidSpec(
-                f"it leads to {error}", where=url, remedy="name an address outside the cluster"
-            ) from error
+            raise InvalidSpec(str(error), where=url, remedy=_OUTSIDE) from error
         except URLError as error:
             raise _unreached(error.reason, url) from error
         except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
@@ -200,6 +199,18 @@ def check_host(here: str, url: str, rules: Rules) -> None:
             where=url,
             remedy="upload the model to a bucket, or have the host allowed",
         )
+    for address in _addresses(host) if rules.checks_addresses else ():
+        why = why_refused(address)
+        if why is not None:
+            raise InvalidSpec(f"{led}{address} {why}", where=url, remedy=_OUTSIDE)
+
+
+def _addresses(host: str) -> set[str]:
+    """Where a name leads just now; what is really connected to is judged again."""
+    try:
+        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        return set()
 
 
 def _save(answer: Any, dest: Path, *, url: str, rules: Rules) -> Downloaded:

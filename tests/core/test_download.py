@@ -111,6 +111,20 @@ def test_the_machine_itself_is_refused_before_anything_is_asked(site: Site, tmp_
     assert site.seen == []
 
 
+def test_a_metadata_service_is_refused_without_a_connection(tmp_path: Path) -> None:
+    with pytest.raises(InvalidSpec, match=r"169\.254\.169\.254 is a metadata service's"):
+        fetch("https://169.254.169.254/latest", tmp_path, rules=Rules())
+
+
+def test_a_name_that_leads_elsewhere_later_is_refused_when_it_is_connected_to(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genai_core.download._addresses", lambda _host: {"192.0.2.1"})
+    with pytest.raises(InvalidSpec, match="an address of the machine itself"):
+        fetch(f"{site.url}/m.zip", tmp_path, rules=Rules())
+    assert site.seen == []
+
+
 @pytest.mark.parametrize(
     ("to", "why"),
     [
