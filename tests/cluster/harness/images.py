@@ -114,8 +114,10 @@ def _forget(target: str, *, keep: Path) -> None:
     others = [path for path in cache().glob(f"genai-{target}-*.tar") if path != keep]
     for path in sorted(others, key=lambda path: path.stat().st_mtime)[:-2]:
         path.unlink()
-    # Layers that the newest image stands on stay, so the next build begins from them.
-    _run("buildah", "rmi", "--prune")
+    # Layers that the newest image stands on stay, so the next build begins from them; so do those
+    # that another build stands on at this moment, which buildah says with an error.
+    command = ["buildah", "rmi", "--prune"]
+    subprocess.run(command, env=os.environ | _BUILDAH, capture_output=True, check=False)
 
 
 def _present(name: str) -> bool:
