@@ -11,6 +11,7 @@ Where everything lies in one folder, as archives usually have it, that folder is
 from __future__ import annotations
 
 import shutil
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -22,6 +23,7 @@ from typing import BinaryIO, cast
 
 from genai_core.errors import BadModel, NoSpace
 from genai_core.record import check_relative_path
+from genai_core.store.files import explain
 
 __all__ = ["Bounds", "unpack_archive"]
 
@@ -36,7 +38,17 @@ _MAGIC = {
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _TAR_MARK, _TAR_AT = b"ustar", 257
 _IGNORED = "__MACOSX"
-_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, LZMAError, EOFError)
+_DAMAGED = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    zlib.error,
+    LZMAError,
+    EOFError,
+    ValueError,
+    struct.error,
+    NotImplementedError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)
@@ -115,11 +127,19 @@ def unpack_archive(archive: Path, dest: Path, *, where: str, bounds: Bounds | No
     except (NotADirectoryError, IsADirectoryError) as error:
         raise _refused(where, str(error.filename), "is a file and a folder") from error
     except _DAMAGED as error:
-        raise BadModel(
-            f"the archive is damaged: {error}", where=where, remedy="pack or upload it again"
-        ) from error
+        raise _damaged(error, where) from error
+    except OSError as error:
+        if error.errno is None:  # gzip's and bz2's word for it
+            raise _damaged(error, where) from error
+        raise explain(error, dest) from error
     entries = [path for path in dest.iterdir() if path.name != _IGNORED]
     return entries[0] if len(entries) == 1 and entries[0].is_dir() else dest
+
+
+def _damaged(error: Exception, where: str) -> BadModel:
+    return BadModel(
+        f"the archive is damaged: {error}", where=where, remedy="pack or upload it again"
+    )
 
 
 def _members(archive: Path, where: str) -> Iterator[tuple[str, BinaryIO]]:
