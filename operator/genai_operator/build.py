@@ -336,9 +336,10 @@ class Builds:
         targets: list[BuildTarget],
     ) -> Outcome:
         pods = self._observed.pods_of(one.namespace)
+        queued = bool(seen.start and one.spec.run.queue_name)
         outcome = Outcome(
-            *standing(seen.active, queued=bool(seen.start and one.spec.run.queue_name)),
-            _doing(seen) + held_up(seen.active, pods),
+            *standing(seen.active, queued=queued),
+            _doing(seen) + held_up(seen.active, pods, queued=queued),
             progress=seen.advice.progress,
             ran=seen.made,
             failed=seen.failed,

@@ -66,12 +66,20 @@ def standing(jobs: Iterable[JobView], *, queued: bool) -> tuple[State, str]:
     return State.BUILDING, "Progressing"
 
 
-def held_up(jobs: Iterable[JobView], pods: Mapping[str, list[PodView]]) -> str:
-    """Why a task does not begin though it has a Job: the first such reason."""
+def held_up(
+    jobs: Iterable[JobView], pods: Mapping[str, list[PodView]], *, queued: bool = False
+) -> str:
+    """Why a task does not begin though it has a Job: the first such reason.
+
+    Args:
+        jobs: At whose end the build goes on.
+        pods: Job's name -> pods.
+        queued: Further Jobs were made, for a queue to admit.
+    """
     for job in jobs:
         if job.state is JobState.ACTIVE and job.suspended:
             return f"; {job.task} waits to be admitted by its queue"
         for pod in pods.get(job.name, ()):
             if job.state is JobState.ACTIVE and pod.waiting:
                 return f"; {job.task} waits: {pod.waiting}"
-    return ""
+    return "; it waits to be admitted by its queue" if queued else ""

@@ -200,9 +200,9 @@ class Resolver:
         elif attempts[-1].state is JobState.ACTIVE:
             await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
-        waits = held_up(attempts, self._observed.pods_of(one.namespace))
-        message = f"resolving {one.spec.model.source}{waits}"
         queued = not verdict.running and bool(one.spec.run.queue_name)
+        waits = held_up(attempts, self._observed.pods_of(one.namespace), queued=queued)
+        message = f"resolving {one.spec.model.source}{waits}"
         return Outcome(*standing(attempts, queued=queued), message)
 
 
