@@ -54,7 +54,7 @@ _SETTLE_SECONDS = 5.0
 _QUICK_PASS = 0.5
 _LONGEST_REST = 5.0
 _DEAF_AFTER = 3
-"""So many comparisons in a row found something that a watch had not delivered."""
+"""So many comparisons found something missing since a watch delivered anything."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Controller:
         """Take one event in; `kind` is ADDED, MODIFIED, DELETED or None for a first listing."""
         if kind is not None:
             WATCH_EVENT.labels(kind=plural).set_to_current_time()
+            self._deaf.pop(plural, None)
+            WATCH_DEAF.labels(kind=plural).set(0)
         getattr(self, f"_take_{plural}")(value, deleted=kind == "DELETED")
 
     def _take_genaibuilds(self, value: Mapping[str, Any], *, deleted: bool) -> None:
@@ -396,7 +398,9 @@ class Controller:
             self._vanished(plural, namespace, name, uid)
         if counts:
             WATCH_MISSED.labels(kind=plural).inc(missed)
-            self._deaf[plural] = self._deaf.get(plural, 0) + 1 if missed else 0
+            # Nothing missed proves nothing: our own writes are known without any watch, and where
+            # nothing happens there is nothing to miss. Only what a watch delivers clears it.
+            self._deaf[plural] = self._deaf.get(plural, 0) + bool(missed)
             WATCH_DEAF.labels(kind=plural).set(plural in self.deaf)
 
     def _vanished(self, plural: str, namespace: str, name: str, uid: str) -> None:
