@@ -225,7 +225,7 @@ def test_changed_library_runs_everything_again(copy: Path, monkeypatch: pytest.M
         ({"quantization": {}}, BadEncodings, "gaps: Float"),
         ({"targets": ["sm8750"], "splits": {"count": 40}}, InvalidSpec, "the maximum is"),
         ({"model": {"source": "nowhere"}}, GenAIError, "no such folder"),
-        ({"model": {"source": "https://host/model.tgz"}}, InvalidSpec, "folder"),
+        ({"model": {"source": "pvc://claim/model"}}, InvalidSpec, "claim"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_runs(
