@@ -93,7 +93,9 @@ WATCH_MISSED = Counter(
     "genai_watch_missed", "Changes that a listing showed and the watch had not delivered", ("kind",)
 )
 WATCH_DEAF = Gauge(
-    "genai_watch_deaf", "1 where several comparisons found changes and the watch delivered nothing", ("kind",)
+    "genai_watch_deaf",
+    "1 where several comparisons found changes and the watch delivered nothing",
+    ("kind",),
 )
 LEASE_HELD = Gauge("genai_lease_held", "1 on the replica that works")
 
