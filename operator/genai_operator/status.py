@@ -139,7 +139,11 @@ def build_status(
         ),
         "artifacts": artifacts,
     }
-    same = previous.get("observedGeneration") == generation
+    # What was found out counts for one generation, and until the user asks for it anew.
+    same = (previous.get("observedGeneration"), previous.get("requestedAt", "")) == (
+        generation,
+        outcome.requested_at,
+    )
     found |= _counts(outcome, previous if same else {})
     if outcome.source is not None:
         uri, digest, key = outcome.source

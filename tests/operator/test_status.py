@@ -88,6 +88,9 @@ def test_counts_and_sources_belong_to_a_generation() -> None:
     other = status(State.WAITING, previous=found, generation=2)
     assert "sources" not in other
     assert "toolchain" not in other
+    asked_anew = status(State.BUILDING, previous=found, requested_at="now")
+    assert "sources" not in asked_anew, "the source may have been mended meanwhile"
+    assert status(State.BUILDING, previous=asked_anew, requested_at="now", source=source)["sources"]
 
 
 def test_it_stays_small_whatever_happens() -> None:
