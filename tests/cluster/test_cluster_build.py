@@ -147,8 +147,10 @@ def _its_log_outlives_its_pod(tenant: Tenant, failure: dict[str, str]) -> None:
 def test_a_wrong_spec_is_refused_by_the_apiserver_or_named_in_the_status(tenant: Tenant) -> None:
     with pytest.raises(Exception, match="returned non-zero"):
         tenant.build("none", targets=[])
-    tenant.build("pvc", model={"source": "pvc://claim/model"})
-    status = tenant.wait_condition("pvc", ("False", "UnsupportedSource"), seconds=20)
-    assert "s3://" in status["conditions"][0]["message"]
+    with pytest.raises(Exception, match="returned non-zero"):
+        tenant.build("folder", model={"source": "model"})
+    tenant.build("many", targets=["sm8750"], splits={"count": 40})
+    status = tenant.wait_condition("many", ("False", "InvalidSpec"), seconds=60)
+    assert "spec.splits" in status["conditions"][0]["message"]
     tenant.build("unknown", targets=["sm0000"])
     tenant.wait_condition("unknown", ("Unknown", "TargetNotFound"), seconds=20)
