@@ -326,7 +326,8 @@ class Builds:
             if problem is not None:
                 raise problem
         for job in seen.active:
-            await self._applier.claim(job, one.owner)
+            if not job.deleting:
+                await self._applier.claim(job, one.owner)
 
     def _judged(
         self,

@@ -40,7 +40,7 @@ from genai_operator.references import References
 from genai_operator.settings import Settings
 from genai_operator.status import State, ready_of
 from genai_operator.stores import Stores
-from genai_operator.views import MANAGED, JobState, JobView, job_view, pod_view
+from genai_operator.views import MANAGED, JobState, JobView, PodView, job_view, pod_view
 from genai_operator.work_queue import WorkQueue
 
 __all__ = ["SELECTOR", "Controller", "Ref"]
@@ -148,6 +148,7 @@ class Controller:
             return
         if deleted:
             self.observed.jobs.drop(view.namespace, view.name, view.uid)
+            self.observed.leave(view)
         else:
             before = self.observed.jobs.get(view.namespace, view.name)
             if not self.observed.jobs.put(value, view):
@@ -165,10 +166,12 @@ class Controller:
             return
         if deleted:
             self.observed.pods.drop(view.namespace, view.name, view.uid)
+            self._wake_left(view)
         else:
             before = self.observed.pods.get(view.namespace, view.name)
             if not self.observed.pods.put(value, view):
                 return
+            self._wake_left(view)
             job = self.observed.jobs.get(view.namespace, view.job)
             if job is None:
                 return
@@ -178,6 +181,10 @@ class Controller:
             done = view.succeeded and not (before and before.succeeded)
             if late or done or view.waiting != (before.waiting if before else ""):
                 self._wake_owners(job)
+
+    def _wake_left(self, pod: PodView) -> None:
+        for job in self.observed.left(pod):
+            self._wake_owners(job)
 
     def _count_task(self, job: JobView) -> None:
         """A Job of several tasks that failed does not say here which one: it counts as `chain`."""
@@ -407,10 +414,13 @@ class Controller:
         if plural == "jobs":
             job = self.observed.jobs.drop(namespace, name, uid)
             if job is not None:
+                self.observed.leave(job)
                 self._wake_owners(job)
             return
         if plural == "pods":
-            self.observed.pods.drop(namespace, name, uid)
+            pod = self.observed.pods.drop(namespace, name, uid)
+            if pod is not None:
+                self._wake_left(pod)
             return
         meta = {"namespace": namespace, "name": name, "uid": uid}
         self.take(plural, "DELETED", {"metadata": meta, "spec": {}})

@@ -8,10 +8,10 @@ fetched, and a watch that keeps missing things is called deaf.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-from genai_operator.views import JobView, PodView
+from genai_operator.views import JobState, JobView, PodView
 
 __all__ = ["Entry", "Kept", "Observed", "lean", "version_of"]
 
@@ -130,10 +130,38 @@ class Observed:
     targets: Kept[dict[str, Any]] = field(default_factory=Kept)
     jobs: Kept[JobView] = field(default_factory=Kept)
     pods: Kept[PodView] = field(default_factory=Kept)
+    leaving: dict[str, JobView] = field(default_factory=dict)
+    """UID -> a Job that is deleted and whose pods still run: its tasks must not begin again yet."""
 
     def jobs_of(self, namespace: str, scope: str) -> list[JobView]:
-        """Jobs that a build of this namespace and scope may use."""
-        return [job for job in self.jobs if job.namespace == namespace and job.scope == scope]
+        """Jobs that a build of this namespace and scope may use, or must wait for."""
+        return [
+            job
+            for job in (*self.jobs, *self.leaving.values())
+            if job.namespace == namespace and job.scope == scope
+        ]
+
+    def leave(self, job: JobView) -> None:
+        """A Job is deleted: remember it while a pod of it runs."""
+        if self._runs(job):
+            self.leaving[job.uid] = replace(job, state=JobState.ACTIVE, deleting=True)
+
+    def left(self, pod: PodView) -> list[JobView]:
+        """Deleted Jobs that ended with this pod; they are forgotten."""
+        gone = [
+            job
+            for job in self.leaving.values()
+            if (job.namespace, job.name) == (pod.namespace, pod.job) and not self._runs(job)
+        ]
+        for job in gone:
+            del self.leaving[job.uid]
+        return gone
+
+    def _runs(self, job: JobView) -> bool:
+        return any(
+            (pod.namespace, pod.job) == (job.namespace, job.name) and not pod.ended
+            for pod in self.pods
+        )
 
     def claimed_by(self, uid: str) -> list[JobView]:
         """Jobs that a build claims."""

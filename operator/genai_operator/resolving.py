@@ -197,7 +197,7 @@ class Resolver:
             await self._applier.create(request, one.owner, run=one.spec.run, access=access)
             if attempts:
                 count_retry(request, verdict)
-        elif attempts[-1].state is JobState.ACTIVE:
+        elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
             await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
         queued = not verdict.running and bool(one.spec.run.queue_name)

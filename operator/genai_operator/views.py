@@ -153,6 +153,11 @@ class PodView:
     """Why its container does not start, in words: no room on any node, `ImagePullBackOff` ..."""
 
     @property
+    def ended(self) -> bool:
+        """Nothing of it runs any more, nor will."""
+        return self.ending is not None or self.phase in {"Succeeded", "Failed"}
+
+    @property
     def succeeded(self) -> bool:
         """Its container did what it was to do."""
         return self.ending is not None and self.ending.exit_code == 0

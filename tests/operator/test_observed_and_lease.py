@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from genai_operator.api import ApiError
 from genai_operator.controller import Controller, Ref
+from genai_operator.decide import judge
 from genai_operator.endpoints import check_endpoint
 from genai_operator.errors import Stalled
 from genai_operator.health import sick
@@ -98,6 +100,40 @@ def test_a_watch_that_keeps_missing_things_is_called_deaf_and_mended_all_the_sam
         assert controller.deaf == [], "it delivers again"
         await controller.compare()
         assert controller.observed.builds.places() == [("n", "late")], "made after the listing"
+
+    asyncio.run(scenario())
+
+
+def test_a_deleted_job_is_waited_for_until_its_pod_has_ended() -> None:
+    """kubectl delete job: the Job is gone at once, its pod has seconds left."""
+    note, made = {"genai-operator.dev/key": "k" * 64}, "2026-01-01T00:00:00Z"
+    owner = {"uid": "b-uid"}
+
+    def object_(name: str, version: int, **more: Any) -> dict[str, Any]:
+        found = thing(name, version)
+        found["metadata"] |= {"creationTimestamp": made} | more
+        return found
+
+    def pod(version: int, **status: Any) -> dict[str, Any]:
+        labels = {"batch.kubernetes.io/job-name": "j"}
+        return object_("p", version, labels=labels) | {"status": status}
+
+    async def scenario() -> None:
+        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        build = thing("b", 1)
+        build["metadata"]["uid"] = "b-uid"
+        controller.take("genaibuilds", "ADDED", build)
+        job = object_("j", 2, annotations=note, ownerReferences=[owner])
+        controller.take("jobs", "ADDED", job)
+        controller.take("pods", "ADDED", pod(3, phase="Running"))
+        controller.take("jobs", "DELETED", job)
+        controller.queue.done(await controller.queue.get())
+        (left,) = controller.observed.jobs_of("n", "")
+        assert judge([left], {}, retries=2, now=datetime.now(UTC)).running
+        assert len(controller.queue) == 0
+        controller.take("pods", "MODIFIED", pod(4, phase="Failed"))
+        assert controller.observed.jobs_of("n", "") == []
+        assert len(controller.queue) == 1, "the build is looked at again"
 
     asyncio.run(scenario())
 
