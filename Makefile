@@ -10,7 +10,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 ROOM ?=
 CLUSTER ?=
+AGAIN ?=
 TESTS := tests$(if $(ROOM),/$(ROOM))
+# What `make test` tries on a real cluster; `make test-cluster` tries the faults too.
+CLUSTER_CORE := $(foreach name,build cli delivery deployment gitops placement,tests/cluster/test_cluster_$(name).py)
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -28,7 +31,8 @@ demo: $(READY) ## Build tiny-llama for sm8750 and cpu, run a prompt through both
 test: $(READY) ## Every test that this machine can run (ROOM=planner for one room, CLUSTER=no for none)
 	@if [ -z "$(ROOM)" ] && [ "$(CLUSTER)" != no ] && (cd tests/cluster && $(abspath $(BIN))/python -m harness check); then \
 	  GENAI_TEST_GO=1 $(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/cluster \
-	  && GENAI_TEST_CLUSTER=1 $(BIN)/python -m pytest tests/cluster; \
+	  && GENAI_TEST_CLUSTER=1 $(BIN)/python -m pytest $(CLUSTER_CORE) \
+	  && echo "FAULTS, STORES AND UPGRADES ON THE CLUSTER WERE NOT RUN: make test-cluster runs them (30 minutes)"; \
 	else \
 	  $(BIN)/python -m pytest -n auto --dist loadfile $(TESTS); \
 	fi
@@ -56,6 +60,9 @@ test-health: $(READY) ## What Argo CD, Flux and promtool say of what is shipped 
 bench-cluster: $(READY) ## The operator on a real cluster: what tasks and builds cost (root; about 30 minutes)
 	@$(BIN)/python benchmarks/cluster.py
 
+test-cluster-core: $(READY) ## Builds, command line, Helm, GitOps and placement on it (about 12 minutes)
+	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest $(AGAIN) $(CLUSTER_CORE)
+
 test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults included (root; about 30 minutes)
 	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest tests/cluster
 
@@ -74,4 +81,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate manifests bench bench-cluster test-health test-cluster image-htp cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate manifests bench bench-cluster test-health test-cluster test-cluster-core image-htp cluster-up cluster-down clean
