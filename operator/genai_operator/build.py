@@ -19,7 +19,7 @@ from genai_core.errands import LeaseFile, LookFile
 from genai_core.errors import GenAIError
 from genai_core.kinds.base import API_VERSION, REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.reading import read_served
 from genai_core.names import Key, TaskId
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
@@ -423,7 +423,7 @@ class Builds:
 def _begin(value: Json) -> BuildPass | Outcome:
     meta = value["metadata"]
     try:
-        spec = read_model(BuildSpec, value["spec"], where="spec")
+        spec = read_served(BuildSpec, value["spec"], where="spec")
     except GenAIError as error:
         return Outcome(State.STALLED, error.code, str(error))
     return BuildPass(

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from genai_core.errands import CollectFile, ProbeFile
 from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.base import API_VERSION
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
@@ -169,7 +169,7 @@ class References:
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None
         try:
-            problem = target_problem(read_model(TargetSpec, value["spec"], where="spec"))
+            problem = target_problem(read_served(TargetSpec, value["spec"], where="spec"))
         except GenAIError as error:
             problem = (error.code, str(error))
         verdict = ("False", *problem) if problem else ("True", "Ready", "its image is declared")

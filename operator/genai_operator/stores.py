@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.reading import read_served
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 from genai_core.store.s3_location import S3Credentials, S3Location
@@ -172,7 +172,7 @@ class Stores:
         self, value: Mapping[str, Any]
     ) -> tuple[ArtifactStoreSpec, S3Credentials | None]:
         name, namespace = value["metadata"]["name"], value["metadata"]["namespace"]
-        spec = read_model(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {name}")
+        spec = read_served(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {name}")
         await self.check_endpoint(spec.endpoint)
         if spec.secret_ref is None:
             return spec, None

@@ -15,7 +15,7 @@ from genai_core import chips
 from genai_core.canonical import digest_json
 from genai_core.errors import GenAIError
 from genai_core.keys import toolchain_id
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import Backend
 from genai_core.operations import OPERATIONS, ChipConfig
@@ -87,7 +87,7 @@ def build_target(name: str, value: Mapping[str, Any]) -> BuildTarget:
     Raises:
         Stalled: It cannot be used; says why.
     """
-    spec = read_model(TargetSpec, value["spec"], where=f"GenAITarget {name}")
+    spec = read_served(TargetSpec, value["spec"], where=f"GenAITarget {name}")
     problem = target_problem(spec)
     if problem is not None:
         raise Stalled(problem[0], f"GenAITarget {name}: {problem[1]}")

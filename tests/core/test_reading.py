@@ -14,7 +14,13 @@ from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.problems import distance, field_names, nearest, show_path
-from genai_core.kinds.reading import read_build, read_model, read_object, read_objects
+from genai_core.kinds.reading import (
+    read_build,
+    read_model,
+    read_object,
+    read_objects,
+    read_served,
+)
 
 HEAD = """\
 apiVersion: genai-operator.dev/v1alpha1
@@ -406,3 +412,19 @@ def test_any_field_misspelt_by_one_edit_is_recognised(case: tuple[tuple[str, ...
 def test_nearest_stays_silent_where_nothing_is_near() -> None:
     assert nearest("vision", field_names(BuildSpec)) is None
     assert nearest("PROMPTS", ["prompts", "maxTokens"]) == "prompts"
+
+
+def test_fields_of_a_newer_version_are_no_fault_of_what_an_apiserver_serves() -> None:
+    spec = {
+        "model": {"source": "s3://m/x", "colour": "red"},
+        "targets": ["cpu"],
+        "run": {"shape": "round", "tolerations": [{"key": "a", "operator": "Exists", "new": 1}]},
+        "further": {"a": {"b": 1}},
+    }
+    read = read_served(BuildSpec, spec, where="spec")
+    assert read.run.tolerations[0].key == "a"
+    assert spec["run"]["shape"] == "round", "the object itself is left as it was"
+    with pytest.raises(InvalidSpec):
+        read_model(BuildSpec, spec, where="spec")
+    with pytest.raises(InvalidSpec, match="targets"):
+        read_served(BuildSpec, spec | {"targets": 5}, where="spec")

@@ -7,6 +7,7 @@ turning of text into numbers, a field without a value counts as left out.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ __all__ = [
     "read_model",
     "read_object",
     "read_objects",
+    "read_served",
     "with_local_source",
 ]
 
@@ -151,6 +153,31 @@ def read_model(model: type[_Model], value: Mapping[str, Any], *, where: str = ""
         InvalidSpec: Names the field.
     """
     return _validated(model, Document(dict(value)), prefix=where)
+
+
+def read_served(model: type[_Model], value: Mapping[str, Any], *, where: str = "") -> _Model:
+    """The same for what an apiserver serves, which a newer version's schema may have added to.
+
+    The apiserver itself refuses or prunes what its schema does not know: a field that only we do
+    not know is a newer version's, and no fault of the object's.
+
+    Raises:
+        InvalidSpec: Names the field.
+    """
+    known = copy.deepcopy(dict(value))
+    try:
+        model.model_validate(known)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            if problem["type"] == "extra_forbidden":
+                _drop(known, problem["loc"])
+    return read_model(model, known, where=where)
+
+
+def _drop(value: Any, path: tuple[int | str, ...]) -> None:
+    for step in path[:-1]:
+        value = value[step]
+    value.pop(path[-1])
 
 
 def _flattened(documents: Sequence[Document]) -> list[Document]:
