@@ -339,7 +339,7 @@ def _refused(pod: PodView) -> bool:
     what it refuses when it starts, even of pods that ran.
     """
     return pod.reason in _REFUSALS or (
-        pod.reason == "Evicted" and pod.message.startswith("The node ")
+        pod.reason == "Evicted" and pod.message.startswith(("The node ", "Pod was rejected"))
     )
 
 

@@ -170,6 +170,7 @@ def test_the_end_of_a_killed_stages_log_is_not_lost() -> None:
     ("reason", "message"),
     [
         ("Evicted", "The node had condition: [DiskPressure]. "),
+        ("Evicted", "Pod was rejected: The node had condition: [DiskPressure]. "),
         ("Evicted", "The node was low on resource: ephemeral-storage."),
         ("OutOfcpu", "Node didn't have enough resource: cpu"),
     ],
