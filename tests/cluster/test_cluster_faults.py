@@ -97,16 +97,16 @@ def test_stages_are_killed_and_a_job_is_deleted_by_hand(
 def test_out_of_memory_is_tried_once_more_with_more(tenant: Tenant, operator: Operator) -> None:
     del operator
     tenant.build(
-        "large", run={"resources": {"limits": {"memory": "60Mi"}, "requests": {"memory": "60Mi"}}}
+        "large", run={"resources": {"limits": {"memory": "24Mi"}, "requests": {"memory": "24Mi"}}}
     )
     status = tenant.wait_condition("large", ("False", "OOMKilled"), seconds=120)
     assert "memory" in status["conditions"][0]["message"]
     limits = [
         job["spec"]["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
         for job in tenant.jobs()
-        if job["metadata"]["annotations"]["genai-operator.dev/task"] == "ingest"
+        if job["metadata"]["annotations"]["genai-operator.dev/task"] == "resolve"
     ]
-    assert sorted(limits) == ["120Mi", "60Mi"]
+    assert sorted(limits) == ["24Mi", "48Mi"]
 
 
 def test_a_replica_that_hangs_is_replaced_and_works_no_more(
