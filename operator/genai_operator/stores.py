@@ -235,7 +235,8 @@ class Stores:
     def _s3(
         self, where: S3Location, keys: S3Credentials | None, *, read_only: bool = False
     ) -> Store:
-        from genai_core.store.s3 import S3Store, shared_session
+        from genai_core.store.s3 import S3Store
+        from genai_core.store.s3_client import shared_session
 
         count_requests(shared_session())
         assert keys is not None  # _reader saw to it

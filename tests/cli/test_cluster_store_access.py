@@ -31,7 +31,7 @@ from genai_core.manifest import Manifest
 from genai_core.names import Digest, Key
 from genai_core.record import Measurements, Output, Record, ToolchainUsed
 from genai_core.store.protocol import Store
-from genai_core.store.s3 import new_client
+from genai_core.store.s3_client import new_client
 from genai_core.store.s3_location import S3Credentials
 from genai_core.testing import S3Server, certificate, s3_server
 

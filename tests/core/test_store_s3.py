@@ -16,7 +16,7 @@ import pytest
 
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
 from genai_core.record import Blob, Record
-from genai_core.store import s3 as s3_module
+from genai_core.store import s3_client
 from genai_core.store.collect import collect
 from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
@@ -76,7 +76,7 @@ def test_throttling_is_waited_out(
 def test_server_that_stays_away_is_unavailable(
     store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(s3_module, "_ATTEMPTS", 2)
+    monkeypatch.setattr(s3_client, "_ATTEMPTS", 2)
     proxy.rule = lambda *_: Fault(status=503)
     with pytest.raises(StoreUnavailable, match="503"):
         store.put_bytes(b"x")
@@ -88,7 +88,7 @@ def test_server_that_stays_away_is_unavailable(
 
 
 def test_nobody_listens(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(s3_module, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "_ATTEMPTS", 1)
     with pytest.raises(StoreUnavailable, match="does not answer"):
         s3.store("x", endpoint="http://127.0.0.1:9").put_bytes(b"x")
 
@@ -229,10 +229,10 @@ def test_no_credentials_at_all(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3_module.shared_session.cache_clear()
+    s3_client.shared_session.cache_clear()
     with pytest.raises(StoreUnreadable, match="AWS_ACCESS_KEY_ID"):
         S3Store(s3.where("x")).put_bytes(b"x")
-    s3_module.shared_session.cache_clear()
+    s3_client.shared_session.cache_clear()
 
 
 def test_old_blob_is_sent_again_so_that_gc_sees_the_claim(
@@ -263,7 +263,7 @@ def test_failed_upload_is_aborted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(s3_module, "_ATTEMPTS", 1)
+    monkeypatch.setattr(s3_client, "_ATTEMPTS", 1)
     path = whole(tmp_path / "a")
     proxy.rule = first(100, Fault(status=503), "PUT", "partNumber=2")
     with pytest.raises(StoreUnavailable):

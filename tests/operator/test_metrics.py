@@ -16,7 +16,8 @@ import pytest
 from prometheus_client import REGISTRY
 
 from genai_core.names import Digest
-from genai_core.store.s3 import S3Store, shared_session
+from genai_core.store.s3 import S3Store
+from genai_core.store.s3_client import shared_session
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_operator import metrics
 from genai_operator.build import Builds

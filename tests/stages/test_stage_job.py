@@ -15,7 +15,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.resolved import RESOLVE, ResolvedSource, ResolveFile, resolve_file, resolve_key
 from genai_core.source import inspect_source
 from genai_core.store.protocol import Hit
-from genai_core.store.s3 import new_client
+from genai_core.store.s3_client import new_client
 from genai_core.store.s3_source import S3Source
 from genai_core.task import TaskFileInput, pack
 from genai_core.testing import S3Server, s3_server

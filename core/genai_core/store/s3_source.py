@@ -18,7 +18,7 @@ from genai_core.names import Digest
 from genai_core.resolved import ListedFile
 from genai_core.store import s3_transfer as transfer
 from genai_core.store.files import explain
-from genai_core.store.s3 import new_client
+from genai_core.store.s3_client import new_client
 from genai_core.store.s3_errors import explained, is_absent
 from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location

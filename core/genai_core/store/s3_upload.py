@@ -21,7 +21,7 @@ from genai_core.record import Blob
 from genai_core.source import SourceFacts, SourceFile
 from genai_core.store import s3_transfer as transfer
 from genai_core.store.files import explain
-from genai_core.store.s3 import new_client
+from genai_core.store.s3_client import new_client
 from genai_core.store.s3_errors import explained
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.s3_objects import Objects
