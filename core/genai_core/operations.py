@@ -205,14 +205,14 @@ class Operation:
 _GRAPH = ("onnx", "onnx-ir", "numpy")
 
 OPERATIONS: tuple[Operation, ...] = (
-    Operation("ingest", "ingest", IngestConfig, 1, _GRAPH),
+    Operation("ingest", "ingest", IngestConfig, 2, _GRAPH),
     Operation("arcl", "arcl", ArclConfig, 1, _GRAPH),
     Operation("transform", "transform", TransformConfig, 1, _GRAPH),
     Operation(
         "convert",
         "convert_htp",
         ConvertHtpConfig,
-        2,
+        3,
         (*_GRAPH, "onnxruntime", "onnxruntime-qnn"),
         Backend.HTP,
     ),

@@ -35,10 +35,14 @@ class Style:
         vocab: Tokens.
         rotary: Pairs of channels: halves, neighbours, or none at all.
         rotary_dim: Rotated channels, None = all.
+        waves: Cosines and sines computed from frequencies, or ready for 512 positions.
+        theta: Base of the frequencies; config.json says 10000 whatever it is.
+        wave_factor: On cosines and sines.
         norm: How 1 / sqrt is spelled.
         projection: Operator of the projections.
         bias: Biases on query, key and value.
         scale: Where scores are scaled.
+        score_scale: By what, None = the root of a head's width.
         mask: How keys are hidden.
         repeat: How key heads are repeated for grouped queries.
         fused: One projection for query, key and value.
@@ -63,10 +67,14 @@ class Style:
     vocab: int = 64
     rotary: Literal["halves", "neighbours", "none"] = "halves"
     rotary_dim: int | None = None
+    waves: Literal["computed", "ready"] = "computed"
+    theta: float = 10000.0
+    wave_factor: float = 1.0
     norm: Literal["div", "reciprocal", "power", "quotient"] = "div"
     projection: Literal["matmul", "gemm", "transposed", "conv"] = "matmul"
     bias: bool = False
     scale: Literal["query", "key", "multiply", "divide", "both"] = "divide"
+    score_scale: float | None = None
     mask: Literal["infinite", "lowest", "where"] = "lowest"
     repeat: Literal["expand", "broadcast"] = "expand"
     fused: bool = False
@@ -198,11 +206,20 @@ class _Writer:
         style = self.style
         rotary = style.rotary_dim or style.head_dim
         exponent = np.arange(0, rotary, 2, dtype=np.float32) / np.float32(rotary)
-        inv_freq = (1.0 / np.float32(10000.0) ** exponent).astype(np.float32)
+        inv_freq = (1.0 / np.float32(style.theta) ** exponent).astype(np.float32)
+        if style.waves == "ready":
+            angles = np.arange(512)[:, None] * inv_freq.astype(np.float64)
+            tables = [self.constant(f(angles).astype(np.float32)) for f in (np.cos, np.sin)]
+            rows = [self.op("Gather", table, self.position()) for table in tables]
+            self.cos, self.sin = (self.op("Unsqueeze", row, self.ints(1)) for row in rows)
+            return
         position = self.op("Cast", self.position(), to=TensorProto.FLOAT)
         position = self.op("Unsqueeze", position, self.ints(1, 3))
         angle = self.op("Mul", position, self.constant(inv_freq))
         self.cos, self.sin = self.op("Cos", angle), self.op("Sin", angle)
+        if style.wave_factor != 1.0:
+            factor = self.number(style.wave_factor)
+            self.cos, self.sin = (self.op("Mul", wave, factor) for wave in (self.cos, self.sin))
 
     def hidden_keys(self) -> None:
         """Bool [1, 1, T, K], true = visible."""
@@ -402,7 +419,7 @@ class _Writer:
             query = self.op("Reshape", query, shape)
         perm = [0, 1, 2, 4, 3] if grouped else [0, 1, 3, 2]
         key = self.op("Transpose", key, perm=perm)
-        root = math.sqrt(style.head_dim)
+        root = 1 / style.score_scale if style.score_scale else math.sqrt(style.head_dim)
         if style.scale in ("query", "both"):
             factor = root if style.scale == "query" else math.sqrt(root)
             query = self.op("Mul", query, self.number(1 / factor))

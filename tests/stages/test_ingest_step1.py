@@ -134,6 +134,20 @@ def test_large_static_sources_are_read_at_smaller_sizes(
             ).read_bytes()
 
 
+@pytest.mark.parametrize("form", ["left-pad", "right-pad"])
+def test_a_past_as_long_as_a_head_is_wide_is_read(form: str, tmp_path: Path) -> None:
+    """Then the shape of the cache does not tell whether its keys are turned."""
+    source = assemble_step1(STEP1 / form, EXAMPLE, tmp_path / "source")
+    path = source / "model.onnx"
+    model = onnx.load(path, load_external_data=False)  # noqa: TID251 - the graph alone
+    resize(model, {173: 105, 100: 32})
+    path.write_bytes(model.SerializeToString())
+    out = tmp_path / "out"
+    out.mkdir()
+    result = run({"source": source}, IngestConfig(), out, Context(tmp_path / "scratch"))
+    assert result.notes["drift"] < 2e-6
+
+
 def test_sizes_that_are_widths_too_are_left_alone(tmp_path: Path) -> None:
     model = onnx.load(STEP1 / "left-pad" / "model.onnx", load_external_data=False)  # noqa: TID251
     assert resized_sizes(model, (211, 463), large=100) == {211: 31, 463: 83, 252: 52}

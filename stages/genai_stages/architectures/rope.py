@@ -56,9 +56,8 @@ def ropes_of(config: Config, family: Family) -> dict[str, RopeTable]:
 
 
 def plain_frequencies(theta: float, rotary: int) -> Frequencies:
-    """Theta ** (-2 i / rotary), computed in float32 as exporters do."""
-    exponent = np.arange(0, rotary, 2, dtype=np.int64).astype(np.float32) / np.float32(rotary)
-    return (np.float32(1.0) / np.float32(theta) ** exponent).astype(np.float32)
+    """Theta ** (-2 i / rotary), rounded once: float32 powers differ from processor to processor."""
+    return (theta ** (-np.arange(0, rotary, 2, dtype=np.float64) / rotary)).astype(np.float32)
 
 
 def scaled_table(theta: float, rotary: int, scaling: dict[str, Any], config: Config) -> RopeTable:
@@ -87,7 +86,7 @@ def scaled_table(theta: float, rotary: int, scaling: dict[str, Any], config: Con
     return RopeTable(
         rotary_dim=rotary,
         inv_freq=inv_freq.tolist(),
-        attention_factor=factor,
+        attention_factor=float(np.float32(factor)),
         theta=theta,
         scaling=kept,
     )

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from genai_stages.architectures.rope import plain_frequencies
+
 FloatArray = npt.NDArray[np.floating]
 TOLERANCE = 2e-4
 """Relative; float32 angles of large positions are off by 1e-5."""
@@ -131,8 +133,17 @@ def _measured(
             table = np.abs(fine).astype(np.float32)
             error, rotation = _fit(before, after, positions, table, interleaved=interleaved)
             if error < 10 * TOLERANCE:
-                return rotation
+                plain = _fit(before, after, positions, _plain(table), interleaved=interleaved)
+                return plain[1] if plain[0] < max(2 * error, TOLERANCE / 10) else rotation
     return None
+
+
+def _plain(table: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The table of the base that measured frequencies suggest, without their noise."""
+    if len(table) < 2 or not table[1]:
+        return table
+    theta = float(f"{float(table[1]) ** -len(table):.5g}")
+    return plain_frequencies(theta, 2 * len(table))
 
 
 def _pairs(count: int, *, interleaved: bool) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
@@ -140,8 +151,14 @@ def _pairs(count: int, *, interleaved: bool) -> tuple[npt.NDArray[np.int64], npt
     return (2 * index, 2 * index + 1) if interleaved else (index, index + count)
 
 
-def attention_factor(tables: Sequence[npt.NDArray[np.floating]]) -> float:
-    """The common magnitude of cosine and sine tables: sqrt(cos^2 + sin^2), 1.0 if unknown."""
+def attention_factor(
+    tables: Sequence[npt.NDArray[np.floating]], *, known: Iterable[float] = ()
+) -> float:
+    """The common magnitude of cosine and sine tables: sqrt(cos^2 + sin^2), 1.0 if unknown.
+
+    A processor's cosines differ from another's in the last digit, so a factor near one of the known
+    ones is that one, and any other is told to seven digits.
+    """
     for index, one in enumerate(tables):
         for other in tables[index + 1 :]:
             if one.shape == other.shape:
@@ -149,5 +166,6 @@ def attention_factor(tables: Sequence[npt.NDArray[np.floating]]) -> float:
                 mean = float(square.mean())
                 if mean > 0 and np.abs(square - mean).max() < 1e-4 * mean:
                     factor = float(np.sqrt(mean))
-                    return 1.0 if abs(factor - 1.0) < 1e-5 else factor
+                    near = [one for one in (1.0, *known) if abs(factor - one) < 1e-5 * one]
+                    return near[0] if near else float(f"{factor:.7g}")
     return 1.0

@@ -217,8 +217,8 @@ def _as_source(values: Array, shape: Sequence[int], sizes: Sizes, *, is_key: boo
     _, heads, _, width = values.shape
     full = np.zeros((heads, sizes.length, width), np.float32)
     full[:, : sizes.past] = values[0]
-    turned = tuple(shape[-2:]) == (width, sizes.length) and (width != sizes.length or is_key)
-    if turned and tuple(shape[-2:]) != (sizes.length, width):
+    # Where both are one number, keys are turned, as in the vendor's form; the recognizer agrees.
+    if tuple(shape[-2:]) == (width, sizes.length) and (width != sizes.length or is_key):
         full = full.swapaxes(1, 2)
     return np.ascontiguousarray(full.reshape(shape))
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_core.errors import UnsupportedOperator
-from genai_core.facts import Role
+from genai_core.facts import Role, RopeTable
 from genai_stages.passes import classify_mask, classify_rotary
 from genai_stages.passes.drafts import Data, Draft, Weight
 from genai_stages.passes.evaluate_region import region_of, run_region
@@ -115,7 +115,7 @@ class AttentionSolver:
         walk: The walk that asks.
         sizes: Of the graph.
         past_inputs: Names of the cache inputs.
-        tables: Frequencies to try first, from config.json.
+        ropes: Tables to try, from config.json.
         mask_at_scale: Computes a window behind a long past; None = the mask is an input.
     """
 
@@ -125,14 +125,16 @@ class AttentionSolver:
         sizes: Sizes,
         past_inputs: Iterable[str],
         *,
-        tables: Sequence[npt.NDArray[np.float32]],
+        ropes: Sequence[RopeTable],
         mask_at_scale: MaskAtScale | None,
     ) -> None:
         self.walk = walk
         self.graph = walk.graph
         self.sizes = sizes
         self.past_inputs = set(past_inputs)
-        self.tables = tables
+        self.factors = [table.attention_factor for table in ropes]
+        self.tables = [np.array(table.inv_freq, np.float32) for table in ropes]
+        """To try: config.json's, then those of layers before."""
         self.mask_at_scale = mask_at_scale
         self.ends = find_ends(walk.graph, sizes)
         self.producers = walk.graph.producers()
@@ -280,14 +282,19 @@ class _Attention:
             raise self.refuse("queries and keys are rotated differently")
         if not len(turn_q.inv_freq):
             factor = 1.0
+        elif not any(np.array_equal(turn_q.inv_freq, one) for one in self.solver.tables):
+            # Two layers that were measured differ in noise: they are to have one table.
+            self.solver.tables.append(turn_q.inv_freq)
         rotated_q = turn_q.apply(heads_of["query"], positions)
         rotated_k = turn_k.apply(heads_of["key"], positions)
         rotated_q[..., : turn_q.rotary_dim] *= factor
         rotated_k[..., : turn_k.rotary_dim] *= factor
         if factor != 1.0 and turn_q.rotary_dim != width:
             raise self.refuse("a part of each head is rotated and scaled")
-        all_k = np.concatenate([self.past(k_past, kv_heads, width), rotated_k], axis=1)
-        all_v = np.concatenate([self.past(v_past, kv_heads, width), heads_of["value"]], axis=1)
+        past_k = self.past(k_past, kv_heads, width, is_key=True)
+        past_v = self.past(v_past, kv_heads, width, is_key=False)
+        all_k = np.concatenate([past_k, rotated_k], axis=1)
+        all_v = np.concatenate([past_v, heads_of["value"]], axis=1)
         repeats = heads // kv_heads
         raw = rotated_q @ np.repeat(all_k, repeats, axis=0).transpose(0, 2, 1)
         roles: dict[Role, str] = {}
@@ -424,7 +431,7 @@ class _Attention:
                     table = constant.array().reshape(-1).astype(np.float32)
                     if (table > 0).all():
                         tables[table.tobytes()] = table
-        factor = classify_rotary.attention_factor(list(waves.values()))
+        factor = classify_rotary.attention_factor(list(waves.values()), known=self.solver.factors)
         return factor, [*tables.values(), *self.solver.tables]
 
     def rotation(
@@ -439,7 +446,9 @@ class _Attention:
             raise self.refuse("heads are neither rotated by position nor left alone")
         return found
 
-    def past(self, names: list[str], kv_heads: int, width: int) -> npt.NDArray[np.float64]:
+    def past(
+        self, names: list[str], kv_heads: int, width: int, *, is_key: bool
+    ) -> npt.NDArray[np.float64]:
         """The past of a cache input as [KV, P, D]."""
         if not names:
             if self.sizes.past:
@@ -448,7 +457,7 @@ class _Attention:
         array = self.tensors[names[0]].astype(np.float64)
         length = self.sizes.length
         if array.shape in ((1, kv_heads, width, length), (kv_heads, 1, width, length)):
-            turned = length != width or "key" in names[0]
+            turned = length != width or is_key
             array = np.swapaxes(array, -1, -2) if turned else array
         elif array.shape not in ((1, kv_heads, length, width), (kv_heads, 1, length, width)):
             raise self.refuse(f"the cache input {names[0]} has the shape {list(array.shape)}")
@@ -462,7 +471,7 @@ class _Attention:
         error = np.abs(have - factor * raw).max() / max(np.abs(have).max(), 1e-30)
         if not error < AGREEMENT:
             raise self.refuse(f"its scores depart by {error:.1e} from query times key")
-        factor = _snapped(factor, raw_width=self.graph.shapes[self.scores.inputs[0]][-1])
+        factor = _meant(factor) or float(f"{factor:.6g}")
         steps = [(name, factor)]
         cap_factor: float | None = None
         for node in self.chain:
@@ -481,7 +490,7 @@ class _Attention:
                     roles["capped"] = node.outputs[0]
         softcap = cap_factor or 0.0
         scale = factor * softcap if softcap else factor
-        scale = _snapped(scale, raw_width=self.graph.shapes[self.scores.inputs[0]][-1])
+        scale = _meant(scale) or scale
         for tensor, reached in steps:
             if math.isclose(reached, 1.0, rel_tol=1e-6):
                 roles.setdefault("scores", tensor)
@@ -541,10 +550,14 @@ class _Attention:
         return layout.reshaped(self.graph.shapes[self.product.outputs[0]])
 
 
-def _snapped(value: float, *, raw_width: int) -> float:
-    """A measured factor as the number that was meant, where one is near."""
-    candidates: list[float] = [1.0, raw_width**-0.5, raw_width**-0.25]
-    for candidate in candidates:
-        if math.isclose(value, candidate, rel_tol=2e-6):
-            return candidate
-    return value
+def _meant(value: float) -> float | None:
+    """The number that a measured factor stands for: a root of a whole number, or of such a root.
+
+    What is measured differs from machine to machine in its last digits, and must not do so in what
+    is written.
+    """
+    for power in (2, 4):
+        whole = round(value**-power) if value > 0 else 0
+        if whole and math.isclose(value, whole ** (-1 / power), rel_tol=2e-6):
+            return float(whole ** (-1 / power))
+    return None

@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from genai_core.errors import BadModel
 from genai_core.facts import ModelFacts, RopeTable
 from genai_stages.architectures.family import Family
@@ -93,7 +91,7 @@ def source_to_core(
         walk,
         sizes,
         [one.name for one in inputs.named("past")],
-        tables=[np.array(table.inv_freq, np.float32) for table in ropes.values()],
+        ropes=list(ropes.values()),
         mask_at_scale=scale,
     )
     if not solver.ends:
