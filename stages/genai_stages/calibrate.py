@@ -5,7 +5,8 @@ tensor, inside attentions as well, become a 16-bit encoding (min-max). Weights n
 symmetric, one scale for each output channel. An entry that the file has is never replaced.
 
 What comes out depends on the model and the tokens alone, so every task that calibrates, for any
-graph and split, arrives at the same encodings.
+graph and split and on any machine, arrives at the same encodings: measured ends are rounded
+outwards, and the scales of weights are exact.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import onnx_ir as ir
 
 from genai_core.errors import BadModel
 from genai_core.facts import ModelFacts, Role
+from genai_stages.aimet.arithmetic import outwards
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.core_graph import DOMAIN, mapped, read_core, write_proto
 from genai_stages.passes.encoding_lookup import EncodingLookup
@@ -64,7 +66,8 @@ def calibrate(
                               threads=threads).items():  # fmt: skip
         source = lookup.source(name)
         if source not in given:
-            found[source] = _activation(source, span)
+            low, high = span
+            found[source] = _activation(source, (outwards(low), outwards(high)))
     for encoding in _weights(model, lookup):
         found.setdefault(encoding.name, encoding)
     return EncodingSet(given.version, where, found, given.parameters)

@@ -7,7 +7,9 @@ empty cache) on eval.npy[:12, :96]: W8A16 3.8030, W4A16 3.8189, float 3.8022.
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +17,8 @@ import pytest
 
 from genai_core.errors import BadEncodings
 from genai_core.operations import IngestConfig
+from genai_stages import calibrate as calibrating
+from genai_stages.aimet.arithmetic import outwards
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.aimet.read import read_encodings
 from genai_stages.calibrate import calibrate
@@ -122,6 +126,33 @@ def test_weights_are_those_of_the_formula_and_the_rest_stays_float(tmp_path: Pat
     assert "logits" in found.missing
 
 
+def test_weights_of_an_unusual_grid_are_rounded_in_pieces(tmp_path: Path) -> None:
+    """A table of a vocabulary is gigabytes: as float64, twice, it was all of a small machine."""
+    core, out = tmp_path / "core", tmp_path / "out"
+    random_core_model(core, layers=1, hidden=64, vocab=1 << 16, tied=True)
+    model, _ = read_core(core)
+    name = next(node.inputs[0].name for node in model.graph if node.op_type == "Gather")
+    table = np.array(mapped(model.graph.initializers[name].const_value))
+    scale = np.abs(table).max(axis=1) / 100.0
+    uneven = Encoding(name, 8, symmetric=False, scale=scale, offset=np.full(scale.shape, -120.0))
+    out.mkdir()
+    tracemalloc.start()
+    simulate(
+        core,
+        EncodingSet("1.0.0", "f", {name: uneven}),
+        out,
+        end="/model/embed_tokens/Gather_output_0",
+    )
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * table.nbytes
+    written = ort.InferenceSession(str(out / "model.onnx"))
+    tokens = np.array([0, 5, 65535])
+    (rows,) = written.run(None, {"input_ids": tokens[None]})
+    grid = np.clip(np.rint(table[tokens] / scale[tokens, None].astype(np.float32)) + 120, 0, 255)
+    np.testing.assert_allclose(rows[0], (grid - 120) * scale[tokens, None], rtol=1e-6)
+
+
 def test_activations_go_through_their_grids(tmp_path: Path) -> None:
     """An 8-bit encoding of the logits shows: whole steps, and many of them."""
     core = tmp_path / "core"
@@ -187,6 +218,29 @@ def test_calibration_fills_what_is_missing_and_nothing_else(core: Path, tmp_path
     np.testing.assert_allclose(filled[gone[4]].scale, given[gone[4]].scale, rtol=0.01)
     simulate(core, filled, tmp_path)
     assert loss(tmp_path) == pytest.approx(3.8030, abs=0.003)
+
+
+def test_calibration_on_another_processor_gives_the_same_grids(
+    core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tasks of one build calibrate on different nodes, whose kernels differ in the last bits."""
+    pieces = np.load(FIXTURES / "tokens" / "calibration.npy")[:4, :24]
+    joined, found = calibrating._joined, []
+    for ulps in (-4, 0, 4):
+
+        def elsewhere(before: Any, low: float, high: float, *, name: str, off: int = ulps) -> Any:
+            # What is exact (a probability of one, a weight as it is) is so everywhere.
+            factor = 1 + off * 2.0**-24
+            low, high = (one if one == outwards(one) else one * factor for one in (low, high))
+            return joined(before, low, high, name=name)
+
+        monkeypatch.setattr(calibrating, "_joined", elsewhere)
+        scratch = tmp_path / f"scratch{ulps}"
+        scratch.mkdir()
+        found.append(calibrate(core, None, pieces, scratch=scratch))
+    for other in found[1:]:
+        assert other.keys() == found[0].keys()
+        assert all(one.same_grid(found[0][name]) for name, one in other.items())
 
 
 def test_calibration_alone_makes_a_sound_model(core: Path, tmp_path: Path) -> None:

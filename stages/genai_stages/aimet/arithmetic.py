@@ -6,6 +6,8 @@ Arrays are float32 and so is the division, as in the kernels that run the result
 
 from __future__ import annotations
 
+import math
+
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
@@ -149,3 +151,12 @@ def storage_dtype(encoding: Encoding, *, signed: bool | None = None) -> np.dtype
         where=encoding.name,
         remedy="quantize at 2, 4, 8, 16 or 32 bits",
     )
+
+
+def outwards(value: float) -> float:
+    """The end of a measured range, moved away from zero to 8 significant bits.
+
+    Two machines measure ranges that differ in their last bits; this way they agree on the grid.
+    """
+    mantissa, exponent = math.frexp(value)
+    return math.ldexp(math.copysign(math.ceil(abs(mantissa) * 256), mantissa) / 256, exponent)

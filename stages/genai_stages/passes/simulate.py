@@ -12,12 +12,11 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
 from genai_core.errors import BadEncodings
 from genai_core.facts import ModelFacts, Role
-from genai_stages.aimet.arithmetic import fake_quantize, storage_dtype
+from genai_stages.aimet.arithmetic import storage_dtype
 from genai_stages.aimet.model import Encoding, EncodingSet
 from genai_stages.core_graph import mapped, read_core, write_proto
 from genai_stages.passes.encoding_lookup import EncodingLookup, core_lookup
@@ -193,17 +192,15 @@ class _Simulation(Expansion):
         return value
 
     def vector(self, core: ir.Value, encoding: Encoding | None = None) -> ir.Value:
-        """A weight that is small or has an unusual grid, as float values that lie on its grid."""
+        """A vector, or a weight of an unusual grid, as float values that lie on its grid."""
         assert core.name is not None
         assert core.const_value is not None
-        array = mapped(core.const_value)
-        if encoding is None and array.ndim:
-            encoding = self.lookup.weight(core.name, inputs=array.shape[-1])
+        shape = core.const_value.shape.numpy()
+        if encoding is None and shape:
+            encoding = self.lookup.weight(core.name, inputs=shape[-1])
         if encoding is None:
             return super().mapped(core)
-        values: npt.NDArray[np.float32] = array.astype(np.float32)
-        value = self.data.add(core.name, fake_quantize(values, encoding))
-        value.type = core.type
+        value = self.data.add_rounded(core.name, core.const_value, encoding, channel_axis=0)
         self.initializers.append(value)
         return value
 

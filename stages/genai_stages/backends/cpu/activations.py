@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from genai_stages.aimet.arithmetic import outwards
 from genai_stages.aimet.model import Encoding
 
 _LEVELS = 255
@@ -29,11 +29,8 @@ def grid_of_range(low: float, high: float) -> ActivationGrid:
 
 
 def grid_of_measured(low: float, high: float) -> ActivationGrid:
-    """256 levels over a measured range, its ends moved outwards to 8 significant bits.
-
-    Two machines measure ranges that differ in their last bits; this way they agree on the grid.
-    """
-    return grid_of_range(_outwards(low), _outwards(high))
+    """256 levels over a measured range, whose ends are moved outwards."""
+    return grid_of_range(outwards(low), outwards(high))
 
 
 def grid_of_encoding(encoding: Encoding) -> ActivationGrid:
@@ -42,8 +39,3 @@ def grid_of_encoding(encoding: Encoding) -> ActivationGrid:
     if encoding.bits == 8 and offset == round(offset) and -_LEVELS <= offset <= 0:
         return ActivationGrid(float(np.float32(encoding.scale)), int(-offset))
     return grid_of_range(float(encoding.low), float(encoding.high))
-
-
-def _outwards(value: float) -> float:
-    mantissa, exponent = math.frexp(value)
-    return math.ldexp(math.copysign(math.ceil(abs(mantissa) * 256), mantissa) / 256, exponent)
