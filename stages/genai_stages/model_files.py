@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -101,14 +100,21 @@ def copy_encodings(folder: Path, out: Path) -> None:
     shutil.copyfile(path, target)
 
 
-def check_tokens(folder: Path, vocab_size: int) -> None:
+def check_tokens(folder: Path, vocab_size: int) -> list[str]:
     """Check that tokenizer and token files belong to a vocabulary of this size.
 
+    Tokens that were added behind the vocabulary may be foreign to a model: the tokenizer of a
+    family has the images' tokens, and its smallest member reads no images.
+
+    Returns:
+        Warnings.
+
     Raises:
-        BadModel: The tokenizer, or config.json, has ids that the model does not know.
+        BadModel: The tokenizer's vocabulary has ids that the model does not know.
         BadInput: A token file has.
     """
-    highest = max(_tokenizer_ids(folder / "tokenizer.json"), default=-1)
+    ids, added = _tokenizer_ids(folder / "tokenizer.json")
+    highest = max(ids, default=-1)
     if highest >= vocab_size:
         raise BadModel(
             f"its highest id is {highest}, the model knows {vocab_size} tokens",
@@ -118,6 +124,12 @@ def check_tokens(folder: Path, vocab_size: int) -> None:
     for path in [folder / "tokens.npy", folder / "calibration.npy"]:
         if path.is_file():
             _check_token_file(path, vocab_size)
+    foreign = [text for text, index in added.items() if index >= vocab_size]
+    if not foreign:
+        return []
+    more = f" and {len(foreign) - 1} more" if len(foreign) > 1 else ""
+    said = f"tokenizer.json has the added token {foreign[0]}{more}, the model knows {vocab_size}"
+    return [f"{said} tokens: text with it is refused"]
 
 
 def _check_token_file(path: Path, vocab_size: int) -> None:
@@ -142,21 +154,25 @@ def _check_token_file(path: Path, vocab_size: int) -> None:
         )
 
 
-def _tokenizer_ids(path: Path) -> Iterable[int]:
+def _tokenizer_ids(path: Path) -> tuple[list[int], dict[str, int]]:
+    """Ids of the vocabulary, and those of the tokens that were added to it."""
     if not path.is_file():
-        return
+        return [], {}
     try:
         content: Any = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise BadModel(
             "it is not JSON", where="tokenizer.json", remedy="copy the file again"
         ) from error
-    model = content.get("model", {}) if isinstance(content, dict) else {}
-    vocab = model.get("vocab", {})
+    model = content.get("model") if isinstance(content, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    ids = [len(vocab) - 1] if isinstance(vocab, list) else []
     if isinstance(vocab, dict):
-        yield from (index for index in vocab.values() if isinstance(index, int))
-    elif isinstance(vocab, list):
-        yield len(vocab) - 1
-    for added in content.get("added_tokens", []) if isinstance(content, dict) else []:
-        if isinstance(added, dict) and isinstance(added.get("id"), int):
-            yield added["id"]
+        ids = [index for index in vocab.values() if isinstance(index, int)]
+    listed = content.get("added_tokens") if isinstance(content, dict) else None
+    added = {
+        str(one.get("content")): one["id"]
+        for one in (listed if isinstance(listed, list) else [])
+        if isinstance(one, dict) and isinstance(one.get("id"), int)
+    }
+    return ids, added

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from genai_core.errors import BadEncodings, BadInput, BadModel, UnsupportedOperator
 from genai_core.operations import IngestConfig
+from genai_stages.model_files import check_tokens
 from genai_stages.operations import ingest
 from genai_stages.operations.ingest import run
 from genai_stages.stage import Context
@@ -351,6 +352,29 @@ def test_foreign_tokenizer(source: Path) -> None:
     assert error.where == "tokenizer.json"
     assert "2047" in error.message
     assert "64" in error.message
+
+
+def test_tokens_added_for_other_members_of_a_family_are_a_warning(
+    source: Path, tmp_path: Path
+) -> None:
+    """Gemma 3's tokenizer has a token of images behind the 262144 that its 1B model knows."""
+    added = [{"id": 63, "content": "</s>"}, {"id": 64, "content": "<image_soft_token>"}]
+    content = {"model": {"vocab": {"a": 0, "b": 62}}, "added_tokens": added}
+    (source / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "out").mkdir()
+    result = run({"source": source}, IngestConfig(), tmp_path / "out", Context(tmp_path / "s"))
+    (warning,) = [one for one in result.warnings if "tokenizer.json" in one]
+    assert "<image_soft_token>, the model knows 64 tokens" in warning
+    assert (tmp_path / "out" / "assets" / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("content", ["[]", '{"model": [], "added_tokens": null}', "{"])
+def test_a_tokenizer_of_another_form_is_no_traceback(source: Path, content: str) -> None:
+    (source / "tokenizer.json").write_text(content)
+    if content == "{":
+        assert failure(source).where == "tokenizer.json"
+    else:
+        assert check_tokens(source, 64) == []
 
 
 def _of_another_version(source: Path) -> None:

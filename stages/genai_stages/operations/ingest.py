@@ -48,11 +48,10 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
     source = read_source(path, settings)
     entries = None if encodings is None else own_entries(encodings, source)
     stated = stated_vocabulary(source)
-    if stated is not None:
-        check_tokens(folder, stated)
+    foreign = [] if stated is None else check_tokens(folder, stated)
     found = source_to_core(source, family, out, warnings=() if warning is None else (warning,))
     if found.facts.vocab_size != stated:
-        check_tokens(folder, found.facts.vocab_size)
+        foreign = check_tokens(folder, found.facts.vocab_size)
     if encodings is not None:
         masked = [one.roles["masked"] for one in found.facts.attention if "masked" in one.roles]
         refuse_infinite_masks(encodings, masked)
@@ -76,5 +75,5 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
             "encodings": entries,
             "assets": assets,
         },
-        warnings=tuple(facts.warnings),
+        warnings=(*facts.warnings, *foreign),
     )
