@@ -52,7 +52,7 @@ class Entry:
     def whole(self, field: str, *, low: int, high: int) -> int:
         """An integer in [low, high]."""
         value = self.data.get(field)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
             self.fail(f"{field} must be a whole number, not {kind(value)}")
         if not low <= value <= high:
             self.fail(f"{field} is {value}, not between {low} and {high}")
@@ -117,8 +117,8 @@ class Entry:
             offset = np.full(scale.shape, offset.reshape(()))
         if bits != 2 and np.any(offset != np.rint(offset)):
             self.fail(f"offset holds {_first(offset, offset != np.rint(offset))}, a fraction")
-        # The zero point must lie on the grid, with one step of slack for the symmetric forms.
-        beyond = (offset > 1) | (offset < -(2.0**bits))
+        # A zero point beside the grid would wrap around in the integers that hold it.
+        beyond = (offset > 0) | (offset < 1 - 2.0**bits)
         if np.any(beyond):
             self.fail(f"offset {_first(offset, beyond)} is not on a grid of {bits} bits")
         return Encoding(
