@@ -69,7 +69,11 @@ class Weight:
         return array[self.rows]
 
     def cut(self, rows: IndexArray) -> Weight:
-        """The same with a selection of output channels."""
+        """The same with a selection of the output channels that it has."""
+        if isinstance(self.rows, tuple):
+            rows = rows + self.rows[0]
+        elif self.rows is not None:
+            rows = self.rows[rows]
         contiguous = bool(np.all(np.diff(rows) == 1))
         chosen = (int(rows[0]), int(rows[-1]) + 1) if contiguous else rows
         return dataclasses.replace(self, rows=chosen)

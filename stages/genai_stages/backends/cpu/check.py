@@ -76,7 +76,7 @@ def verify(
     """
     tokens = np.random.default_rng(0).integers(0, vocab, _TOKENS)
     found = compare(core, model, scratch, tokens=tokens, threads=threads)
-    if not math.isfinite(found.largest):
+    if not (math.isfinite(found.largest) and math.isfinite(found.chunked)):
         raise DriftError("the model yields NaN or infinity", where=model.name)
     allowed = TOLERANCE * max(1.0, found.magnitude)
     if precision is Precision.FLOAT and max(found.largest, found.chunked) > allowed:

@@ -104,7 +104,7 @@ def require_small(
         for name, value in named.items():
             cache = name.startswith(("past_key_", "past_value_"))
             bound = min(least, LEAST_CACHE_DECIBELS) if cache else least
-            if value < bound:
+            if not value >= bound:  # nor is a ratio that is no number
                 raise DriftError(
                     f"the emulator's {name} is {value:.1f} dB from the quantized graph's, "
                     f"{bound:g} dB are required",
