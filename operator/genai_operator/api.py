@@ -182,6 +182,7 @@ class Api:
         plural: str,
         *,
         namespace: str = "",
+        name: str = "",
         labels: str = "",
         fresh: bool = False,
         names_only: bool = False,
@@ -191,11 +192,14 @@ class Api:
         Args:
             plural: Of the kind.
             namespace: Empty = all.
+            name: Only the one of that name.
             labels: Selector.
             fresh: Ask etcd, not the apiserver's cache.
             names_only: Their metadata alone.
         """
         query: dict[str, str] = {} if fresh else {"resourceVersion": "0"}
+        if name:
+            query["fieldSelector"] = f"metadata.name={name}"
         if labels:
             query["labelSelector"] = labels
         accept = _METADATA if names_only else _JSON

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from datetime import UTC, datetime
+
+import aiohttp
 
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
@@ -13,7 +16,7 @@ from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.jobs import JobRequest, Owner, owner_reference, render
 from genai_operator.observed import Observed
 from genai_operator.status import rfc3339
-from genai_operator.views import JobView, job_view
+from genai_operator.views import ENDING, JobState, JobView, PodView, ending_note, job_view
 
 __all__ = ["Applier"]
 
@@ -58,6 +61,8 @@ class Applier:
             view = job_view(there)
             if view is not None:
                 await self.claim(view, owner)
+                if view.state is not JobState.ACTIVE:  # before the watch told of it
+                    raise Waiting("Progressing", "an earlier Job has ended", after=1.0)
             return
         if error.code == 403 and "quota" in error.message:
             raise Waiting("QuotaExceeded", error.message, after=15.0) from error
@@ -80,8 +85,15 @@ class Applier:
             return
         await self._patch_owners(job, {"$patch": "delete", "uid": uid})
 
+    async def note_ending(self, job: JobView, pod: PodView) -> None:
+        """Write on a failed Job how its pod ended: that must be known when the pod is gone."""
+        await self._patch(job, {"annotations": {ENDING: ending_note(pod)}})
+
     async def _patch_owners(self, job: JobView, entry: Json) -> None:
-        patch = {"metadata": {"uid": job.uid, "ownerReferences": [entry]}}
+        await self._patch(job, {"ownerReferences": [entry]})
+
+    async def _patch(self, job: JobView, meta: Json) -> None:
+        patch = {"metadata": {"uid": job.uid, **meta}}
         try:
             changed = await self._api.merge_lists("jobs", job.name, patch, namespace=job.namespace)
         except ApiError as error:
@@ -93,13 +105,20 @@ class Applier:
     async def delete(self, job: JobView) -> None:
         """End a Job and its pods."""
         await self._api.delete("jobs", job.name, namespace=job.namespace, uid=job.uid)
-        self._observed.jobs.drop(job.namespace, job.name, job.uid)
+        self._observed.delete(job)
         log.info("job deleted", extra={"job": job.name, "task": job.task})
 
     def _keep(self, value: Json) -> None:
         view = job_view(value)
-        if view is not None:
+        if view is None:
+            return
+        known = self._observed.jobs.get(view.namespace, view.name)
+        if known is None or known.uid != view.uid:
             self._observed.jobs.put(value, view)
+            return
+        # Whatever else changed meanwhile is the watch's to tell: that wakes who waits for it.
+        ours = replace(known, owners=view.owners, noted=view.noted)
+        self._observed.jobs.amend(view.namespace, view.name, ours)
 
     async def event(
         self, value: Json, kind: str, *, reason: str, message: str, warning: bool = False
@@ -132,5 +151,5 @@ class Applier:
         }
         try:
             await self._api.create("events", body, namespace=namespace)
-        except ApiError as error:
-            log.warning("an event was refused: %s", error)
+        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+            log.warning("an event was not posted", extra={"reason": reason, "why": str(error)})

@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
-from genai_core.errands import LeaseFile, LookFile
+from genai_core.errands import LookFile
 from genai_core.errors import GenAIError
 from genai_core.kinds.base import API_VERSION, REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
@@ -27,17 +27,19 @@ from genai_core.store.s3_location import S3Location
 from genai_operator.access import StoreAccess
 from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
-from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, count_retry, held_up, standing
+from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, held_up, standing
+from genai_operator.decide import Verdict
 from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting, of_error
 from genai_operator.jobs import JobRequest, Owner, scope_of
 from genai_operator.leases import Leases
 from genai_operator.lookups import Unanswered
 from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS
-from genai_operator.observed import Observed, lean
+from genai_operator.observed import Observed, asked_of, lean
 from genai_operator.requests import Setting
 from genai_operator.resolving import Resolver
 from genai_operator.sources import SourcePlace, source_place
+from genai_operator.starting import Starter
 from genai_operator.status import (
     Outcome,
     State,
@@ -74,18 +76,29 @@ class Builds:
         self._stores = stores
         self._chain_tasks = chain_tasks
         self._applier = Applier(api, observed)
-        self._errands = Errands(api, observed, self._applier)
+        self._starter = Starter(self._applier)
+        self._errands = Errands(api, observed, self._applier, starter=self._starter)
         self._leases = Leases(stores.cluster_name, self._errands)
-        self._resolver = Resolver(observed, stores, self._applier, self._errands)
+        self._resolver = Resolver(
+            observed,
+            stores,
+            applier=self._applier,
+            errands=self._errands,
+            starter=self._starter,
+        )
         self._lost: set[str] = set()
 
     async def work(self, namespace: str, name: str) -> float | None:
         """One pass; returns after how many seconds another one is wanted anyway."""
         value = self._observed.builds.get(namespace, name)
         if value is None or "deletionTimestamp" in value["metadata"]:
-            if value is not None:
-                self._leases.forget(value["metadata"]["uid"])
             return None  # its Jobs end with their last claim: the apiserver's garbage collector
+        after = await self._pass(value)
+        now = self._observed.builds.get(namespace, name)
+        # The answer to our own write may be the first to tell of an edit: its event is no news.
+        return 0.0 if now is not None and asked_of(now) != asked_of(value) else after
+
+    async def _pass(self, value: Json) -> float | None:
         one = _begin(value)
         if isinstance(one, Outcome):
             await self._release(value["metadata"]["uid"], keep=())
@@ -95,7 +108,19 @@ class Builds:
             return await self._renewed(one)
         outcome = await self._outcome(one)
         await self._report(value, replace(outcome, requested_at=one.requested, source=one.source))
+        if outcome.state in {State.SUSPENDED, State.STALLED}:
+            return await self._renewed(one)  # what it has, and its model, stay until it goes on
         return one.after
+
+    def tidy(self) -> None:
+        """Forget what is known of builds, stores and Jobs that are gone."""
+        builds = {build["metadata"]["uid"] for build in self._observed.builds}
+        jobs = {job.uid for job in self._observed.jobs}
+        self._leases.keep(builds)
+        self._starter.keep(builds)
+        self._errands.keep(jobs)
+        self._lost.intersection_update(jobs)
+        self._stores.keep(self._observed.stores.places())
 
     async def _outcome(self, one: BuildPass) -> Outcome:
         try:
@@ -155,10 +180,13 @@ class Builds:
     # The steps
 
     async def _progress(self, one: BuildPass) -> Outcome:
+        for job, pod in self._observed.unnoted(one.owner.uid):
+            await self._applier.note_ending(job, pod)
         targets = self._targets(one)
         opened = await self._store(one)
         place = source_place(one.spec, opened.where)
         access = _access(one, opened, place)
+        await self._leases.claim_upload(one, opened)
         if one.fresh:
             await self._forget_failures(one)
         for _ in range(_MOST_QUESTIONS):
@@ -249,7 +277,7 @@ class Builds:
             refs=refs,
             known=tuple(sorted(asked.known)),
             read=PLANS_READ,
-            lease=LeaseFile(name=self._leases.name_of(one), holder=self._leases.holder_name(one)),
+            lease=self._leases.document(one, opened),
         )
         key = errand_key("look", one.owner.uid, *refs)
         answer = await self._errands.of_build(one, document, key, access=access, target=target)
@@ -316,11 +344,9 @@ class Builds:
         free = asyncio.Semaphore(_CREATED_AT_ONCE)
 
         async def create(request: JobRequest) -> None:
+            verdict = seen.retried.get(TaskId(request.task), Verdict())
             async with free:
-                await self._applier.create(request, one.owner, run=one.spec.run, access=access)
-            verdict = seen.retried.get(TaskId(request.task))
-            if verdict is not None:
-                count_retry(request, verdict)
+                await self._starter.start(one, request, verdict, access=access)
 
         for problem in await asyncio.gather(*map(create, seen.start), return_exceptions=True):
             if problem is not None:
@@ -340,7 +366,7 @@ class Builds:
         queued = bool(seen.start and one.spec.run.queue_name)
         outcome = Outcome(
             *standing(seen.active, queued=queued),
-            _doing(seen) + held_up(seen.active, pods, queued=queued),
+            _doing(seen) + held_up(seen.active, pods, now=datetime.now(UTC), queued=queued),
             progress=seen.advice.progress,
             ran=seen.made,
             failed=seen.failed,
@@ -367,10 +393,13 @@ class Builds:
     # What is written
 
     async def _forget_failures(self, one: BuildPass) -> None:
-        """A new generation, or the user's request, tries again what failed before."""
+        """A new generation, or the user's request, tries again what failed before.
+
+        What other builds claim too stays theirs, and is no failure of this one any more.
+        """
         for job in self._observed.claimed_by(one.owner.uid):
-            if job.state is JobState.FAILED and job.owners == {one.owner.uid}:
-                await self._applier.delete(job)
+            if job.state is JobState.FAILED:
+                await self._applier.release(job, one.owner.uid)
 
     async def _release(self, uid: str, *, keep: Iterable[str]) -> None:
         """Drop claims on Jobs that are not needed; a Job ends with its last claim."""
@@ -393,7 +422,8 @@ class Builds:
             {
                 "apiVersion": API_VERSION,
                 "kind": "GenAIBuild",
-                "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
+                # Another build of that name, made meanwhile, is not the one that this is about.
+                "metadata": {name: meta[name] for name in ("name", "namespace", "uid")},
                 "status": status,
             },
             namespace=meta["namespace"],

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from genai_core.kinds.build import BuildSpec
 from genai_operator.api import Json
-from genai_operator.decide import Verdict
-from genai_operator.jobs import JobRequest, Owner
-from genai_operator.metrics import TASK_RETRIES
+from genai_operator.jobs import Owner
 from genai_operator.status import State
 from genai_operator.views import JobState, JobView, PodView
 
-__all__ = ["WATCHED_SECONDS", "BuildPass", "count_retry", "held_up", "standing"]
-
-log = logging.getLogger("genai_operator.build")
+__all__ = ["WATCHED_SECONDS", "BuildPass", "held_up", "standing"]
 
 WATCHED_SECONDS = 60.0
 """A build in progress is looked at that often even if nothing seems to happen."""
+_PODLESS = timedelta(seconds=20)
 
 
 @dataclass
@@ -47,12 +44,6 @@ class BuildPass:
         )
 
 
-def count_retry(request: JobRequest, verdict: Verdict) -> None:
-    """Say that a task is tried again."""
-    log.info("task tried again", extra={"task": request.task, "why": verdict.retried})
-    TASK_RETRIES.labels(operation=request.operation, reason=verdict.retried_for).inc()
-
-
 def standing(jobs: Iterable[JobView], *, queued: bool) -> tuple[State, str]:
     """State and reason of a build whose tasks have these Jobs.
 
@@ -67,19 +58,31 @@ def standing(jobs: Iterable[JobView], *, queued: bool) -> tuple[State, str]:
 
 
 def held_up(
-    jobs: Iterable[JobView], pods: Mapping[str, list[PodView]], *, queued: bool = False
+    jobs: Iterable[JobView],
+    pods: Mapping[str, list[PodView]],
+    *,
+    now: datetime,
+    queued: bool = False,
 ) -> str:
     """Why a task does not begin though it has a Job: the first such reason.
 
     Args:
         jobs: At whose end the build goes on.
         pods: Job's name -> pods.
+        now: The time.
         queued: Further Jobs were made, for a queue to admit.
     """
     for job in jobs:
-        if job.state is JobState.ACTIVE and job.suspended:
+        if job.state is not JobState.ACTIVE or job.deleting:
+            continue
+        if job.suspended:
             return f"; {job.task} waits to be admitted by its queue"
-        for pod in pods.get(job.name, ()):
-            if job.state is JobState.ACTIVE and pod.waiting:
+        seen = pods.get(job.name, ())
+        for pod in seen:
+            if pod.waiting:
                 return f"; {job.task} waits: {pod.waiting}"
+        # A quota, a missing service account, pod security: only Events of the Job tell which.
+        if not seen and job.started_at is not None and now - job.started_at > _PODLESS:
+            ask = f"kubectl -n {job.namespace} describe job {job.name}"
+            return f"; {job.task} gets no pod: see {ask}"
     return "; it waits to be admitted by its queue" if queued else ""

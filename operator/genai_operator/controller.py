@@ -16,7 +16,6 @@ from typing import Any
 
 import aiohttp
 
-from genai_core.kinds.base import REQUESTED_AT
 from genai_operator.api import Api, ApiError, Json
 from genai_operator.build import Builds
 from genai_operator.decide import outlived
@@ -35,7 +34,7 @@ from genai_operator.metrics import (
     WATCH_EVENT,
     WATCH_MISSED,
 )
-from genai_operator.observed import Kept, Observed, lean
+from genai_operator.observed import Kept, Observed, asked_of, lean
 from genai_operator.references import References
 from genai_operator.settings import Settings
 from genai_operator.status import State, ready_of
@@ -109,7 +108,7 @@ class Controller:
         before = self.observed.builds.get(ref.namespace, ref.name)
         self.observed.builds.put(value, lean(value))
         # Our own status comes back as an event: nothing to do.
-        if before is None or _asked(before) != _asked(value):
+        if before is None or asked_of(before) != asked_of(value):
             self.queue.add(ref)
 
     def _take_artifactstores(self, value: Mapping[str, Any], *, deleted: bool) -> None:
@@ -120,7 +119,7 @@ class Controller:
             self.observed.stores.drop(ref.namespace, ref.name, meta["uid"])
         else:
             self.observed.stores.put(value, lean(value))
-            if before is None or _asked(before) != _asked(value):
+            if before is None or asked_of(before) != asked_of(value):
                 self.queue.add(ref)
         if before is None or deleted or _readiness(before) != _readiness(value):
             for build in self.observed.builds:
@@ -135,7 +134,7 @@ class Controller:
             self.observed.targets.drop("", name, value["metadata"]["uid"])
         else:
             self.observed.targets.put(value, lean(value))
-            if before is not None and _asked(before) == _asked(value):
+            if before is not None and asked_of(before) == asked_of(value):
                 return
             self.queue.add(Ref("genaitargets", "", name))
         for build in self.observed.builds:
@@ -156,7 +155,7 @@ class Controller:
             if before is not None and before.uid == view.uid:
                 if before.state is JobState.ACTIVE and view.state is not JobState.ACTIVE:
                     self._count_task(view)
-                if replace(before, owners=view.owners) == view:
+                if replace(before, owners=view.owners, started_at=view.started_at) == view:
                     return
         self._wake_owners(view)
 
@@ -268,14 +267,17 @@ class Controller:
     async def _upkeep(self, leading: Callable[[], bool]) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
-            self._count()
-            if not leading():
-                continue
             try:
-                await self._remove_ended()
-                await self._give_up_lost_pods()
+                self._count()
+                self._builds.tidy()
+                self._references.tidy()
+                if leading():
+                    await self._remove_ended()
+                    await self._give_up_lost_pods()
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
                 log.warning("upkeep failed", extra={"why": str(error)})
+            except Exception:
+                log.exception("upkeep failed")
 
     def _waited(self, ref: Ref, seconds: float) -> None:
         """What a replica holds without working on it, another one has long been at."""
@@ -311,10 +313,13 @@ class Controller:
 
         Its grace period is not waited for: nobody is there who would keep it.
         """
+        works: dict[str, bool] = {}
         for pod in self.observed.pods:
             if not pod.deleting or pod.phase in {"Succeeded", "Failed"} or not pod.node:
                 continue
-            if await self._may_still_run(pod.node):
+            if pod.node not in works:
+                works[pod.node] = await self._may_still_run(pod.node)
+            if works[pod.node]:
                 continue
             job = self.observed.jobs.get(pod.namespace, pod.job)
             log.warning("a node is gone", extra={"node": pod.node, "pod": pod.name})
@@ -338,7 +343,7 @@ class Controller:
 
     async def _delete_job(self, job: JobView) -> None:
         await self._api.delete("jobs", job.name, namespace=job.namespace, uid=job.uid)
-        self.observed.jobs.drop(job.namespace, job.name, job.uid)
+        self.observed.delete(job)
 
     # Does the watch deliver?
 
@@ -349,6 +354,8 @@ class Controller:
                 await self.compare(settle=_SETTLE_SECONDS)
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
                 log.warning("comparing failed", extra={"why": str(error)})
+            except Exception:
+                log.exception("comparing failed")
 
     async def compare(self, *, settle: float = 0.0) -> None:
         """Compare the mirror with a listing, and mend it.
@@ -391,10 +398,10 @@ class Controller:
         missed = 0
         for namespace, name in newer:
             missed += 1
-            value: Json | None = listed[namespace, name]
-            if counts:  # then its metadata alone was listed
-                value = await self._api.get(plural, name, namespace=namespace)
-            if value is not None:
+            found = [listed[namespace, name]]
+            if counts:  # then its metadata alone was listed; the right to list is all there is
+                found, _ = await self._api.list(plural, namespace=namespace, name=name, fresh=True)
+            for value in found:
                 self.take(plural, None, value)
         for namespace, name, uid in gone:
             entry = kept.entry(namespace, name)
@@ -433,17 +440,6 @@ def _rest(seconds: float) -> float:
 
 def _ref_of(build: Mapping[str, Any]) -> Ref:
     return Ref("genaibuilds", build["metadata"]["namespace"], build["metadata"]["name"])
-
-
-def _asked(value: Mapping[str, Any]) -> tuple[object, ...]:
-    """What a user can change about an object."""
-    meta = value["metadata"]
-    return (
-        meta["uid"],
-        meta.get("generation", 0),
-        (meta.get("annotations") or {}).get(REQUESTED_AT, ""),
-        "deletionTimestamp" in meta,
-    )
 
 
 def _readiness(value: Mapping[str, Any]) -> object:

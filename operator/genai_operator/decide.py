@@ -7,6 +7,9 @@ bytes of an input were lost      what made them is looked up again, then once mo
 anything else                    `retries` times more, after growing pauses
 a node died, was drained ...     the Job controller replaces the pod; no attempt is spent
 a node refused the pod           once more, as often as it takes: the Job controller calls it failed
+
+A build answers for the Jobs that it claims: what others tried with less memory or less time, before
+it asked, is no failure of its own.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ __all__ = ["Attempts", "OutOfMemory", "Verdict", "group", "judge", "outlived"]
 _MOST_IN_VAIN = 3
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
 _WORDS_SECONDS = 5.0
+_FREE_KEPT = 4
+"""Of attempts that cost nothing, and so may be any number, the last few stay to be looked at."""
 _KILLED = 137
 _REFUSALS = {
     "NodeAffinity",
@@ -74,6 +79,8 @@ class Verdict:
         log: Digest of the last failed attempt's log in the store.
         retried: Why there is to be another attempt; empty for the first.
         retried_for: The same in one word of a small set, for counting.
+        tries: Attempts so far.
+        spent: Jobs of attempts that nobody needs to know of any more.
     """
 
     running: bool = False
@@ -85,14 +92,22 @@ class Verdict:
     log: str = ""
     retried: str = ""
     retried_for: str = ""
+    tries: int = 0
+    spent: tuple[JobView, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Failure:
+    job: JobView
     error: GenAIError
     oom: bool = False
     log: str = ""
-    free: bool = False
+    refused: bool = False
+
+    @property
+    def free(self) -> bool:
+        """It costs no attempt."""
+        return self.refused or isinstance(self.error, _STORE)
 
 
 def group(jobs: Iterable[JobView]) -> dict[Key, list[JobView]]:
@@ -124,7 +139,8 @@ def outlived(jobs: Iterable[JobView], phases: Mapping[str, str], now: datetime) 
             continue
         owners = {phases.get(uid, "") for uid in last.owners}
         succeeded = last.state is JobState.SUCCEEDED
-        if owners.isdisjoint({"Building", "Waiting"}) if succeeded else owners == {"Ready"}:
+        # One that nobody claims was left behind by `kubectl delete --cascade=orphan`.
+        if owners.isdisjoint({"Building", "Waiting"}) if succeeded else owners <= {"Ready"}:
             found += attempts
     return found
 
@@ -188,6 +204,7 @@ def judge(
     *,
     retries: int,
     now: datetime,
+    owner: str = "",
     derivation: Digest | None = None,
 ) -> Verdict:
     """Judge the attempts of one task.
@@ -197,21 +214,41 @@ def judge(
         pods: Job's name -> pods.
         retries: Of the build.
         now: The time.
+        owner: The build's UID; empty: all attempts are its own.
         derivation: Of the task, where it may stand further back in a chain.
     """
-    last = attempts[-1]
     own = [job.attempt for job in attempts if _place(job, derivation) == 0]
     following = 1 + max(own, default=0)
+    counted = [
+        job
+        for job in attempts
+        if job.deleting or job.state is not JobState.FAILED or not owner or owner in job.owners
+    ]
+    if not counted:
+        return Verdict(attempt=following)
+    verdict = _judged(counted, pods, retries=retries, now=now, derivation=derivation)
+    return replace(verdict, attempt=following, tries=len(counted))
+
+
+def _judged(
+    attempts: list[JobView],
+    pods: Mapping[str, list[PodView]],
+    *,
+    retries: int,
+    now: datetime,
+    derivation: Digest | None,
+) -> Verdict:
+    last = attempts[-1]
     if any(job.deleting or job.state is JobState.ACTIVE for job in attempts):
-        return Verdict(running=True, attempt=following)  # or its name is free when it is gone
-    gone = Verdict(attempt=following, retried="its record is gone", retried_for="RecordGone")
+        return Verdict(running=True)  # or its name is free when it is gone
+    gone = Verdict(retried="its record is gone", retried_for="RecordGone")
     # Its record was looked up in vain: it was taken away since, so this is no failure.
     if last.state is JobState.SUCCEEDED:
         return _in_vain(attempts, gone, _name(last, _place(last, derivation)), now)
     left = _until(last, _WORDS_SECONDS, now)
     if left > 0 and not any(pod.ending for pod in pods.get(last.name, ())):
         # Jobs and pods come by different watches: the pod's own words are worth a moment.
-        return Verdict(running=True, attempt=following, pause=left)
+        return Verdict(running=True, pause=left)
     failures = []
     for job in attempts:
         seen = pods.get(job.name, ())
@@ -223,15 +260,15 @@ def judge(
     failure = failures[-1]
     error = failure.error
     if _is_final(error):
-        return Verdict(error=error, attempt=following, log=failure.log)
+        return Verdict(error=error, log=failure.log)
     if failure.oom:
-        return _out_of_memory(failures, last, following, _name(last, _place(last, derivation)))
-    if isinstance(error, _STORE) or failure.free:
-        return _again(last, len(failures), failure, attempt=following, now=now)
-    counted = [f for f in failures if not f.oom and not f.free and not isinstance(f.error, _STORE)]
-    if len(counted) > retries:
-        return Verdict(error=error, attempt=following, log=failure.log)
-    return _again(last, len(counted), failure, attempt=following, now=now)
+        return _out_of_memory(failures, _name(last, _place(last, derivation)))
+    if failure.free:
+        return _again(failures, len(failures), now)
+    costly = sum(not f.oom and not f.free for f in failures)
+    if costly > retries:
+        return Verdict(error=error, log=failure.log)
+    return _again(failures, costly, now)
 
 
 def _in_vain(attempts: list[JobView], gone: Verdict, task: str, now: datetime) -> Verdict:
@@ -259,19 +296,18 @@ def _is_final(error: GenAIError) -> bool:
     return isinstance(error, (BadInput, ToolchainMismatch))
 
 
-def _again(
-    last: JobView, failures: int, failure: _Failure, *, attempt: int, now: datetime
-) -> Verdict:
-    left = _until(last, _PAUSES[min(failures, len(_PAUSES)) - 1], now)
+def _again(failures: list[_Failure], times: int, now: datetime) -> Verdict:
+    failure = failures[-1]
+    left = _until(failure.job, _PAUSES[min(times, len(_PAUSES)) - 1], now)
     return Verdict(
         running=left > 0,
-        attempt=attempt,
-        memory_bytes=last.memory_bytes,
+        memory_bytes=failure.job.memory_bytes,
         inputs_lost=isinstance(failure.error, CorruptBlob),
         pause=max(left, 0.0),
         log=failure.log,
         retried=str(failure.error),
         retried_for=failure.error.code,
+        spent=tuple(f.job for f in failures if f.free)[:-_FREE_KEPT],
     )
 
 
@@ -282,18 +318,18 @@ def _until(job: JobView, seconds: float, now: datetime) -> float:
     return (job.ended_at + timedelta(seconds=seconds) - now).total_seconds()
 
 
-def _out_of_memory(failures: list[_Failure], last: JobView, following: int, task: str) -> Verdict:
+def _out_of_memory(failures: list[_Failure], task: str) -> Verdict:
+    given = failures[-1].job.memory_bytes
     if sum(f.oom for f in failures) > 1:
         error = OutOfMemory(
-            f"it needs more than {last.memory_bytes >> 20} MiB of memory",
+            f"it needs more than {given >> 20} MiB of memory",
             where=task,
             remedy="give more in spec.run.resources, or split the model into more parts",
         )
-        return Verdict(error=error, attempt=following, log=failures[-1].log)
+        return Verdict(error=error, log=failures[-1].log)
     return Verdict(
-        attempt=following,
-        memory_bytes=2 * last.memory_bytes,
-        retried=f"it was out of memory with {last.memory_bytes >> 20} MiB",
+        memory_bytes=2 * given,
+        retried=f"it was out of memory with {given >> 20} MiB",
         retried_for=OutOfMemory.code,
     )
 
@@ -310,26 +346,28 @@ def _failure(job: JobView, pods: Iterable[PodView], place: int) -> _Failure:
     pod = ended[-1] if ended else (ordered[-1] if ordered else None)
     ending = pod.ending if pod else None
     if pod is not None and _refused(pod):
-        return _Failure(ToolFailed(pod.message or pod.reason, where=task), free=True)
+        return _Failure(job, ToolFailed(pod.message or pod.reason, where=task), refused=True)
     if ending is not None and ending.reason == "OOMKilled":
-        return _Failure(OutOfMemory("it was out of memory", where=task), oom=True)
+        return _Failure(job, OutOfMemory("it was out of memory", where=task), oom=True)
     if pod is not None and pod.reason == "Evicted":
         # For its own fault, and it was told to stop: that is not what it failed of.
         return _Failure(
+            job,
             NoSpace(
                 pod.message or "it was evicted",
                 where=task,
                 remedy="raise spec.run.scratch.size, or give more room in spec.run.resources",
-            )
+            ),
         )
     if ending is not None and isinstance(ending.message.get("error"), dict):
-        return _Failure(from_dict(ending.message["error"]), log=str(ending.message.get("log", "")))
+        said = from_dict(ending.message["error"])
+        return _Failure(job, said, log=str(ending.message.get("log", "")))
     if pod is not None and pod.reason == "DeadlineExceeded":
         error = ToolFailed(
             "it ran for longer than spec.run.activeDeadlineSeconds allows", where=task
         )
-        return _Failure(error)
-    return _Failure(ToolFailed(_words(job, ending), where=task))
+        return _Failure(job, error)
+    return _Failure(job, ToolFailed(_words(job, ending), where=task))
 
 
 def _refused(pod: PodView) -> bool:

@@ -7,7 +7,7 @@ the ArtifactStore.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 
 from genai_core.canonical import digest_json
@@ -16,13 +16,14 @@ from genai_core.errors import GenAIError, ToolFailed, from_dict
 from genai_core.kinds.build import Run
 from genai_core.names import Key
 from genai_operator.access import StoreAccess
-from genai_operator.api import Api
+from genai_operator.api import Api, ApiError
 from genai_operator.apply import Applier
-from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, count_retry, held_up
+from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, held_up
 from genai_operator.decide import Verdict, group, judge
-from genai_operator.errors import Stalled, Waiting, of_error
+from genai_operator.errors import Stalled, Waiting, not_enabled, of_error
 from genai_operator.jobs import JobRequest, Owner, given_memory, scope_of
 from genai_operator.observed import Observed
+from genai_operator.starting import Starter
 from genai_operator.targets import BuildTarget
 from genai_operator.views import Ending, JobState, JobView
 
@@ -44,22 +45,32 @@ def errand_key(*parts: object) -> Key:
 class Errands:
     """See the module's docstring."""
 
-    def __init__(self, api: Api, observed: Observed, applier: Applier) -> None:
+    def __init__(
+        self, api: Api, observed: Observed, applier: Applier, *, starter: Starter | None = None
+    ) -> None:
         self._api = api
         self._observed = observed
         self._applier = applier
+        self._starter = starter or Starter(applier)
         self._heard: set[str] = set()
+
+    def keep(self, uids: Collection[str]) -> None:
+        """Forget Jobs that are gone."""
+        self._heard.intersection_update(uids)
 
     # What Jobs told
 
     def unheard(self, jobs: Iterable[JobView]) -> list[JobView]:
         """Jobs that did their work and were not listened to yet."""
-        return [job for job in jobs if job.uid not in self._heard and self._has_ended_well(job)]
-
-    def _has_ended_well(self, job: JobView) -> bool:
-        """The pod says so seconds before the Job does."""
-        pods = self._observed.pods_of(job.namespace).get(job.name, ())
-        return job.state is JobState.SUCCEEDED or any(pod.succeeded for pod in pods)
+        left = [job for job in jobs if job.uid not in self._heard]
+        pods = {space: self._observed.pods_of(space) for space in {job.namespace for job in left}}
+        return [
+            job
+            for job in left
+            # The pod says so seconds before the Job does.
+            if job.state is JobState.SUCCEEDED
+            or any(pod.succeeded for pod in pods[job.namespace].get(job.name, ()))
+        ]
 
     def ending(self, job: JobView) -> Ending | None:
         """How its pod ended."""
@@ -70,7 +81,7 @@ class Errands:
         """Read a Job's log, once; None where it holds no answer.
 
         Raises:
-            Waiting: Its pod was not seen yet.
+            Waiting: Its pod was not seen yet, or logs may not be read.
         """
         pods = self._observed.pods_of(job.namespace).get(job.name, [])
         ended = [pod for pod in pods if pod.ending is not None and pod.ending.exit_code == 0]
@@ -78,9 +89,15 @@ class Errands:
             raise Waiting("Progressing", f"{job.task} has ended", after=0.5)
         self._heard.add(job.uid)
         for pod in ended:
-            log = await self._api.read(
-                "pods/log", pod.name, namespace=pod.namespace, most_bytes=_MOST_LOG_BYTES
-            )
+            try:
+                log = await self._api.read(
+                    "pods/log", pod.name, namespace=pod.namespace, most_bytes=_MOST_LOG_BYTES
+                )
+            except ApiError as error:
+                if error.code != 403:
+                    raise
+                self._heard.discard(job.uid)
+                raise not_enabled("read logs of pods", pod.namespace) from error
             answer = read_answer(log) if log else None
             if answer is not None:
                 return answer
@@ -115,7 +132,13 @@ class Errands:
                 if answer is not None:
                     return answer
             pods = self._observed.pods_of(one.namespace)
-            verdict = judge(attempts, pods, retries=one.spec.run.retries, now=datetime.now(UTC))
+            verdict = judge(
+                attempts,
+                pods,
+                retries=one.spec.run.retries,
+                now=datetime.now(UTC),
+                owner=one.owner.uid,
+            )
         if verdict.error is not None:
             raise of_error(verdict.error)
         if not verdict.running:
@@ -130,13 +153,11 @@ class Errands:
                 attempt=verdict.attempt,
                 node_selector=target.node_selector,
             )
-            await self._applier.create(request, one.owner, run=one.spec.run, access=access)
-            if attempts:
-                count_retry(request, verdict)
+            await self._starter.start(one, request, verdict, access=access)
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
             await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
-        return held_up(attempts, self._observed.pods_of(one.namespace))
+        return held_up(attempts, self._observed.pods_of(one.namespace), now=datetime.now(UTC))
 
     # Of a store
 
@@ -206,7 +227,9 @@ class Errands:
             for job in self._observed.jobs
             if job.namespace == namespace and job.operation == "probe"
         ]
-        return held_up(jobs, self._observed.pods_of(namespace)).removeprefix("; ")
+        return held_up(jobs, self._observed.pods_of(namespace), now=datetime.now(UTC)).removeprefix(
+            "; "
+        )
 
 
 def _problem(job: JobView, ending: Ending | None) -> Stalled | Waiting:

@@ -1,7 +1,9 @@
 """What builds of this cluster need stays in their stores: one lease for each build.
 
 It is written before anything is looked up, settled when a build is Ready (the plan's records and
-the last few revisions of its containers), and renewed at rest. A build that is deleted, or whose
+the last few revisions of its containers), and renewed at rest, also where a build is suspended or
+its user must act. A model that was uploaded beside the store stays as long as a build names it,
+since it may be asked to be resolved anew on any day. A build that is deleted, or whose
 cluster is gone, lets it end by itself. Stores that the operator may not write get theirs by a Job.
 """
 
@@ -11,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
 from genai_core.errands import LeaseFile
@@ -19,6 +21,7 @@ from genai_core.errors import GenAIError
 from genai_core.record import Record
 from genai_core.store.claiming import Holder
 from genai_core.store.protocol import RecordRef
+from genai_core.store.uploads import uploads_among
 from genai_operator.access import StoreAccess
 from genai_operator.build_pass import BuildPass
 from genai_operator.errands import Errands, errand_key
@@ -54,16 +57,31 @@ class Leases:
         """Whom to ask."""
         return f"{self._cluster} {one.namespace}/{one.owner.name}"
 
-    def forget(self, uid: str) -> None:
-        """The build is gone; its lease ends by itself."""
-        self._holders.pop(uid, None)
-        self._due.pop(uid, None)
+    def keep(self, uids: Collection[str]) -> None:
+        """Forget builds that are gone; their leases end by themselves."""
+        for uid in self._holders.keys() - set(uids):
+            del self._holders[uid]
+        for uid in self._due.keys() - set(uids):
+            del self._due[uid]
 
     def claim(self, one: BuildPass, opened: OpenStore, refs: Iterable[RecordRef]) -> None:
         """Claim records before they are looked up; in a thread. Jobs that look claim themselves."""
         holder = self._holder(one, opened)
         if holder is not None:
-            holder.claim(refs)
+            holder.claim(refs, _uploads(one, opened))
+
+    async def claim_upload(self, one: BuildPass, opened: OpenStore) -> None:
+        """Claim the build's model, where it was uploaded beside the store, before it is listed."""
+        if _uploads(one, opened):
+            await asyncio.to_thread(self.claim, one, opened, ())
+
+    def document(self, one: BuildPass, opened: OpenStore) -> LeaseFile:
+        """What a Job has to know that writes the lease."""
+        return LeaseFile(
+            name=self.name_of(one),
+            holder=self.holder_name(one),
+            uploads=tuple(sorted(_uploads(one, opened))) or None,
+        )
 
     async def settle(
         self,
@@ -80,29 +98,32 @@ class Leases:
         keep = opened.spec.retention.keep
         holder = self._holder(one, opened)
         if holder is not None:
-            await asyncio.to_thread(holder.settle, refs, built, keep=keep)
+            uploads = _uploads(one, opened)
+            await asyncio.to_thread(holder.settle, refs, built, keep=keep, uploads=uploads)
             if holder.problem:
                 log.warning("no lease", extra={"build": one.owner.name, "why": holder.problem})
             return
-        document = LeaseFile(
-            name=self.name_of(one),
-            holder=self.holder_name(one),
-            records=tuple(sorted(map(str, refs))),
-            containers={name: str(ref) for name, ref in built.items()},
-            keep=keep,
-        )
+        settled = {
+            "records": tuple(sorted(map(str, refs))),
+            "containers": {name: str(ref) for name, ref in built.items()},
+            "keep": keep,
+        }
+        document = self.document(one, opened).model_copy(update=settled)
         await self._send(one, document, access=access, target=target)
 
     async def at_rest(
         self, one: BuildPass, opened: OpenStore, *, access: StoreAccess, target: BuildTarget
     ) -> None:
-        """Renew the lease of a build that is Ready."""
+        """Renew the lease of a build that has nothing to do."""
         holder = self._holder(one, opened)
         if holder is None:
-            document = LeaseFile(name=self.name_of(one), holder=self.holder_name(one))
-            await self._send(one, document, access=access, target=target)
-        elif not await asyncio.to_thread(holder.renew):
+            await self._send(one, self.document(one, opened), access=access, target=target)
+            return
+        stands = await asyncio.to_thread(holder.renew)
+        if not stands and one.status.get("artifacts"):
             log.warning("its lease is gone", extra={"build": one.owner.name})
+        if stands or _uploads(one, opened):
+            await asyncio.to_thread(self.claim, one, opened, ())
 
     def rest(self, uid: str) -> float:
         """Seconds until a build at rest is to be looked after; 0: now."""
@@ -132,3 +153,8 @@ class Leases:
             await self._errands.of_build(one, document, key, access=access, target=target)
         except (Stalled, Waiting, GenAIError) as error:
             log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})
+
+
+def _uploads(one: BuildPass, opened: OpenStore) -> frozenset[str]:
+    """Models beside the build's store that its spec reads."""
+    return uploads_among([one.spec.model.source], opened.where)

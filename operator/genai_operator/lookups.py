@@ -27,6 +27,8 @@ _FOUND_SECONDS = 300.0
 _MISSED_SECONDS = 15.0
 _THREADS = 16
 _MOST_RECORDS = 20_000
+_MOST_BLOBS = 1000
+"""Small ones: what a plan is made from."""
 _CONTAINER = "package"
 """The one task whose record must stand in the build's own store, and all that it names."""
 
@@ -80,6 +82,13 @@ class Answers(Protocol):
         ...
 
 
+def _keep(blobs: dict[str, bytes], digest: str, data: bytes) -> None:
+    """Remember a blob instead of the oldest; of several threads none minds what another drops."""
+    blobs[digest] = data
+    if len(blobs) > _MOST_BLOBS:
+        blobs.pop(next(iter(list(blobs))), None)
+
+
 class Lookups:
     """Of a store that the operator may read."""
 
@@ -108,8 +117,8 @@ class Lookups:
             if entry is not None and entry[1] > now:
                 answers[ref] = entry[0]
         wanted = [ref for ref in refs if ref not in answers]
-        if len(self._found) > _MOST_RECORDS:
-            self._found.clear()
+        if len(self._found) + len(self._missed) > _MOST_RECORDS:
+            self.forget()
         for ref, answer in lookup_all(self._store, wanted, threads=_THREADS).items():
             record = self._usable(ref, answer)
             if isinstance(record, Record):
@@ -133,7 +142,8 @@ class Lookups:
         """See `Answers`."""
         data = self._blobs.get(blob.sha256)
         if data is None:
-            data = self._blobs[blob.sha256] = self._store.read_blob(blob)
+            data = self._store.read_blob(blob)
+            _keep(self._blobs, blob.sha256, data)
         return data
 
     def forget(self) -> None:
@@ -165,10 +175,10 @@ class ToldLookups:
             known: Digests of a source whose whole offspring it was asked for.
         """
         self._gone_through |= set(known)
-        if len(self._found) > _MOST_RECORDS:
+        if len(self._found) + len(self._missed) > _MOST_RECORDS:
             self.forget()
         for digest, text in answer.blobs.items():
-            self._blobs[digest] = base64.b64decode(text)
+            _keep(self._blobs, digest, base64.b64decode(text))
         found = {RecordRef(r.operation, r.key): r for r in answer.records}
         self._found |= found
         self._missed -= found.keys()

@@ -11,9 +11,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
+from genai_core.kinds.base import REQUESTED_AT
 from genai_operator.views import JobState, JobView, PodView
 
-__all__ = ["Entry", "Kept", "Observed", "lean", "version_of"]
+__all__ = ["Entry", "Kept", "Observed", "asked_of", "lean", "version_of"]
 
 V = TypeVar("V")
 
@@ -55,6 +56,11 @@ class Kept(Generic[V]):
             return False
         self._entries[place] = Entry(meta["uid"], version, view)
         return True
+
+    def amend(self, namespace: str, name: str, view: V) -> None:
+        """Change what is known of an object, as of the version that it was seen in."""
+        known = self._entries[namespace, name]
+        self._entries[namespace, name] = replace(known, value=view)
 
     def drop(self, namespace: str, name: str, uid: str) -> V | None:
         """Forget exactly that object, for good; returns what was known of it."""
@@ -121,6 +127,17 @@ def lean(value: Mapping[str, Any]) -> dict[str, Any]:
     return {**value, "metadata": meta}
 
 
+def asked_of(value: Mapping[str, Any]) -> tuple[object, ...]:
+    """What a user can change about an object."""
+    meta = value["metadata"]
+    return (
+        meta["uid"],
+        meta.get("generation", 0),
+        (meta.get("annotations") or {}).get(REQUESTED_AT, ""),
+        "deletionTimestamp" in meta,
+    )
+
+
 @dataclass
 class Observed:
     """The mirror."""
@@ -168,9 +185,34 @@ class Observed:
         return [job for job in self.jobs if uid in job.owners]
 
     def pods_of(self, namespace: str) -> dict[str, list[PodView]]:
-        """Job's name -> pods."""
+        """Job's name -> pods; where those of a failed one are gone, what was noted of them."""
         found: dict[str, list[PodView]] = {}
         for pod in self.pods:
             if pod.namespace == namespace:
                 found.setdefault(pod.job, []).append(pod)
+        for job in self.jobs:
+            if job.noted is not None and job.namespace == namespace:
+                pods = found.setdefault(job.name, [])
+                if not any(pod.ended for pod in pods):
+                    pods.append(job.noted)
         return found
+
+    def unnoted(self, uid: str) -> list[tuple[JobView, PodView]]:
+        """Failed Jobs of a build, with their last pods, where that is not noted on them yet."""
+        found = []
+        for job in self.claimed_by(uid):
+            if job.state is not JobState.FAILED or job.noted is not None or job.deleting:
+                continue
+            pods = [
+                pod
+                for pod in self.pods
+                if (pod.namespace, pod.job) == (job.namespace, job.name) and pod.ended
+            ]
+            if pods:
+                found.append((job, max(pods, key=lambda pod: pod.created_at)))
+        return found
+
+    def delete(self, job: JobView) -> None:
+        """It was deleted by us; the watch will say so a moment later."""
+        self.jobs.drop(job.namespace, job.name, job.uid)
+        self.leave(job)

@@ -31,7 +31,10 @@ _AGAIN_READY = 300.0
 _AGAIN_UNREADY = 5.0
 _AGAIN_TOLD = 3600.0
 """Where each look takes a Job."""
-_COUNTS = ("recordsDeleted", "recordsKept", "bytesDeleted", "bytesKept")
+_COUNTS = (
+    *("recordsDeleted", "recordsKept", "uploadsDeleted", "uploadsKept"),
+    *("bytesDeleted", "bytesKept"),
+)
 
 
 class References:
@@ -163,6 +166,10 @@ class References:
         counts = {name: int(facts.get(name, 0)) for name in _COUNTS}
         return {"at": rfc3339(now), **counts}
 
+    def tidy(self) -> None:
+        """Forget what is known of Jobs that are gone."""
+        self._errands.keep({job.uid for job in self._observed.jobs})
+
     async def target(self, name: str) -> float | None:
         """Say whether anything can be built for a target."""
         value = self._observed.targets.get("", name)
@@ -220,7 +227,8 @@ class References:
         if same_status(status, previous):
             return
         namespace = meta.get("namespace", "")
-        place = {"name": meta["name"]} | ({"namespace": namespace} if namespace else {})
+        place = {"name": meta["name"], "uid": meta["uid"]}
+        place |= {"namespace": namespace} if namespace else {}
         # It comes back as an event, and that wakes the builds that wait for it.
         await self._api.apply_status(
             plural,

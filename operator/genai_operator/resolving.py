@@ -27,7 +27,6 @@ from genai_operator.apply import Applier
 from genai_operator.build_pass import (
     WATCHED_SECONDS,
     BuildPass,
-    count_retry,
     held_up,
     standing,
 )
@@ -38,6 +37,7 @@ from genai_operator.jobs import JobRequest, given_memory, scope_of
 from genai_operator.lookups import Unanswered
 from genai_operator.observed import Observed
 from genai_operator.sources import SourcePlace, list_source
+from genai_operator.starting import Starter
 from genai_operator.status import Outcome
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.targets import BuildTarget
@@ -52,12 +52,19 @@ class Resolver:
     """See the module's docstring."""
 
     def __init__(
-        self, observed: Observed, stores: Stores, applier: Applier, errands: Errands
+        self,
+        observed: Observed,
+        stores: Stores,
+        *,
+        applier: Applier,
+        errands: Errands,
+        starter: Starter,
     ) -> None:
         self._observed = observed
         self._stores = stores
         self._applier = applier
         self._errands = errands
+        self._starter = starter
 
     async def resolved(
         self,
@@ -183,7 +190,13 @@ class Resolver:
         verdict = Verdict()
         if attempts:
             pods = self._observed.pods_of(one.namespace)
-            verdict = judge(attempts, pods, retries=one.spec.run.retries, now=datetime.now(UTC))
+            verdict = judge(
+                attempts,
+                pods,
+                retries=one.spec.run.retries,
+                now=datetime.now(UTC),
+                owner=one.owner.uid,
+            )
         if verdict.error is not None:
             problem = of_error(verdict.error)
             reason = problem.reason if isinstance(problem, Stalled) else verdict.error.code
@@ -194,14 +207,17 @@ class Resolver:
                 attempt=verdict.attempt,
                 memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
-            await self._applier.create(request, one.owner, run=one.spec.run, access=access)
-            if attempts:
-                count_retry(request, verdict)
+            await self._starter.start(one, request, verdict, access=access)
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
             await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
         queued = not verdict.running and bool(one.spec.run.queue_name)
-        waits = held_up(attempts, self._observed.pods_of(one.namespace), queued=queued)
+        waits = held_up(
+            attempts,
+            self._observed.pods_of(one.namespace),
+            now=datetime.now(UTC),
+            queued=queued,
+        )
         message = f"resolving {one.spec.model.source}{waits}"
         return Outcome(*standing(attempts, queued=queued), message)
 

@@ -12,7 +12,7 @@ import base64
 import hashlib
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -136,6 +136,13 @@ class Stores:
         found = credentials_of(secret)
         self._secrets[namespace, name] = (time.monotonic() + _SECRET_SECONDS, found)
         return found
+
+    def keep(self, places: Collection[tuple[str, str]]) -> None:
+        """Forget stores that are gone, by (namespace, name), and what Secrets said a while ago."""
+        for place in self._open.keys() - set(places):
+            del self._open[place]
+        now = time.monotonic()
+        self._secrets = {name: kept for name, kept in self._secrets.items() if kept[0] > now}
 
     async def check_endpoint(self, endpoint: str | None) -> None:
         """Refuse what is not allowed.

@@ -227,6 +227,7 @@ class _Look:
             self._question.pods,
             retries=self._question.setting.spec.run.retries,
             now=self._question.now,
+            owner=self._question.owner,
             derivation=derivation,
         )
         self._verdicts[look.task] = verdict

@@ -15,6 +15,7 @@ from genai_core.names import Digest, Key
 __all__ = [
     "ATTEMPT",
     "CHAIN",
+    "ENDING",
     "JOB_NAME",
     "KEY",
     "MANAGED",
@@ -28,6 +29,7 @@ __all__ = [
     "JobView",
     "Link",
     "PodView",
+    "ending_note",
     "job_view",
     "parse_time",
     "pod_view",
@@ -42,9 +44,14 @@ TASK = f"{GROUP}/task"
 MEMORY = f"{GROUP}/memory"
 TTL = f"{GROUP}/ttl-seconds"
 CHAIN = f"{GROUP}/chain"
+ENDING = f"{GROUP}/ending"
+"""How a failed Job's pod ended: the pod may go long before the Job does."""
 JOB_NAME = "batch.kubernetes.io/job-name"
 
 _MOST_WORDS = 300
+_MOST_DIGITS = 20
+_LONGEST_TTL = 10 * 365 * 86400
+"""A time that far away can still be reckoned with."""
 _STARTING = {"", "ContainerCreating", "PodInitializing"}
 
 
@@ -79,6 +86,7 @@ class JobView:
         attempt: From 1.
         memory_bytes: What its pod may use.
         owners: UIDs of the builds that claim it.
+        started_at: When the Job controller took it up, or a queue let it go on.
         ended_at: When it succeeded or failed.
         reason: Of the failure, the Job controller's word.
         deleting: It is on its way out.
@@ -104,6 +112,9 @@ class JobView:
     suspended: bool = False
     """A queue has not admitted it yet, or has taken its turn back."""
     chain: tuple[Link, ...] = ()
+    started_at: datetime | None = None
+    noted: PodView | None = None
+    """Its last pod, as noted on it when it failed."""
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -169,12 +180,23 @@ def parse_time(text: str) -> datetime:
 
 
 def job_view(value: Mapping[str, Any]) -> JobView | None:
-    """What decisions need; None where the Job is none of ours."""
+    """What decisions need; None where the Job is none of ours.
+
+    Whoever may create Jobs may write our notes on them, so what cannot be read is none of ours.
+    """
+    if KEY not in (value["metadata"].get("annotations") or {}):
+        return None
+    try:
+        return _job_view(value)
+    except ValueError:
+        return None
+
+
+def _job_view(value: Mapping[str, Any]) -> JobView:
     meta = value["metadata"]
     notes, labels = meta.get("annotations") or {}, meta.get("labels") or {}
-    if KEY not in notes:
-        return None
     state, ended, reason, message = JobState.ACTIVE, None, "", ""
+    started = (value.get("status") or {}).get("startTime")
     for condition in value.get("status", {}).get("conditions") or ():
         if condition.get("status") != "True" or condition["type"] not in {"Complete", "Failed"}:
             continue
@@ -190,25 +212,75 @@ def job_view(value: Mapping[str, Any]) -> JobView | None:
         operation=labels.get(OPERATION, ""),
         task=notes.get(TASK, ""),
         scope=labels.get(SCOPE, ""),
-        attempt=int(labels.get(ATTEMPT, "1")),
-        memory_bytes=int(notes.get(MEMORY, "0")),
+        attempt=_number(labels.get(ATTEMPT, "1")),
+        memory_bytes=_number(notes.get(MEMORY, "0")),
         owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
         state=state,
         created_at=parse_time(meta["creationTimestamp"]),
         ended_at=ended,
         reason=reason,
         message=message,
-        ttl_seconds=int(notes.get(TTL, "600")),
+        ttl_seconds=min(_number(notes.get(TTL, "600")), _LONGEST_TTL),
         deleting="deletionTimestamp" in meta,
         suspended=(value.get("spec") or {}).get("suspend") is True,
         chain=_links(notes.get(CHAIN, "")),
+        started_at=parse_time(started) if started else None,
+        noted=_noted(meta),
     )
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < _MOST_DIGITS):
+        raise ValueError(f"{text[:32]} is no number")
+    return int(text)
+
+
+def ending_note(pod: PodView) -> str:
+    """How a failed Job's last pod ended, as `ENDING` holds it."""
+    found: dict[str, Any] = {
+        "pod": pod.name,
+        "node": pod.node,
+        "reason": pod.reason,
+        "message": pod.message,
+    }
+    if pod.ending is not None:
+        found["ending"] = {
+            "exitCode": pod.ending.exit_code,
+            "reason": pod.ending.reason,
+            "message": dict(pod.ending.message),
+            "words": pod.ending.words,
+        }
+    return json.dumps(found)
+
+
+def _noted(meta: Mapping[str, Any]) -> PodView | None:
+    try:
+        found = json.loads((meta.get("annotations") or {}).get(ENDING, ""))
+        told = found.get("ending")
+        ending = told and Ending(
+            int(told["exitCode"]), str(told["reason"]), dict(told["message"]), str(told["words"])
+        )
+        return PodView(
+            namespace=meta["namespace"],
+            name=str(found["pod"]),
+            uid="",
+            job=meta["name"],
+            node=str(found["node"]),
+            phase="Failed",
+            created_at=parse_time(meta["creationTimestamp"]),
+            ending=ending or None,
+            reason=str(found["reason"]),
+            message=str(found["message"]),
+        )
+    except (ValueError, TypeError, KeyError, AttributeError):  # none, or another version's
+        return None
 
 
 def _links(text: str) -> tuple[Link, ...]:
     try:
         return tuple(
-            Link(task, name, Digest(made)) for task, name, made in json.loads(text or "[]")
+            Link(str(task), str(name), Digest(str(made)))
+            for task, name, made in json.loads(text or "[]")
         )
     except (ValueError, TypeError):  # written by another version; its tasks are looked up anyway
         return ()

@@ -23,7 +23,7 @@ VERB_OF_CALL = {
     "read": "get",
 }
 WATCHED = ("genaibuilds", "artifactstores", "genaitargets", "jobs", "pods")
-"""Kinds that kopf watches and `controller.compare` lists; they stand in variables there."""
+"""Kinds that kopf watches; compared with listings, they stand in a variable."""
 
 
 def documented() -> dict[str, Rights]:
@@ -78,6 +78,8 @@ def called() -> Rights:
             if name not in {"api", "_api"} or not node.args:
                 continue
             plural = node.args[0]
+            if not isinstance(plural, ast.Constant) and node.func.attr in VERB_OF_CALL:
+                found |= {(kind, VERB_OF_CALL[node.func.attr]) for kind in WATCHED}
             if isinstance(plural, ast.Constant) and isinstance(plural.value, str):
                 if node.func.attr == "apply_status":
                     found.add((f"{plural.value}/status", "patch"))

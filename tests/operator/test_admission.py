@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from genai_core.names import Key
 from genai_operator.build_pass import held_up, standing
 from genai_operator.decide import judge
 from genai_operator.status import State
-from genai_operator.views import JobState, JobView, job_view
+from genai_operator.views import JobState, JobView, PodView, job_view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = JobView(
@@ -38,8 +38,20 @@ def test_a_build_waits_while_nothing_of_it_is_admitted() -> None:
     assert standing([RUNNING], queued=True) == BUILDING
     assert standing([], queued=False) == BUILDING
     assert standing([replace(JOB, state=JobState.SUCCEEDED)], queued=False) == BUILDING
-    assert held_up([JOB], {}) == "; convert/x waits to be admitted by its queue"
-    assert held_up([RUNNING], {}) == ""
+    assert held_up([JOB], {}, now=NOW) == "; convert/x waits to be admitted by its queue"
+    assert held_up([RUNNING], {}, now=NOW) == ""
+
+
+def test_a_job_without_a_pod_is_said_and_where_the_reason_stands() -> None:
+    begun = replace(RUNNING, started_at=NOW)
+    later = NOW + timedelta(seconds=30)
+    assert held_up([begun], {}, now=NOW + timedelta(seconds=10)) == ""
+    assert held_up([begun], {}, now=later) == (
+        "; convert/x gets no pod: see kubectl -n ns describe job job"
+    )
+    pod = PodView("ns", "p", "u", "job", "", "Pending", NOW)
+    assert held_up([begun], {"job": [pod]}, now=later) == ""
+    assert held_up([replace(begun, deleting=True)], {}, now=later) == ""
 
 
 def test_a_job_that_lost_its_turn_is_no_failed_attempt() -> None:

@@ -204,6 +204,34 @@ def test_a_failure_stays_to_be_looked_at_unless_all_came_to_a_good_end() -> None
     assert outlived([shared], {"b": "Ready", "c": "Building"}, NOW) == []
 
 
+def test_what_nobody_claims_any_more_goes_whatever_it_came_to() -> None:
+    left = job(1, owners=frozenset())
+    assert outlived([left], {}, NOW) == [left]
+    assert outlived([left], {}, LONG_AGO) == []
+
+
+def test_what_others_failed_at_is_no_attempt_of_ones_own() -> None:
+    theirs = [job(n, owners=frozenset({"x"})) for n in (1, 2)]
+    pods = {f"j-{n}": [pod(n, OOM)] for n in (1, 2)}
+    assert judge(theirs, pods, retries=2, now=NOW, owner="x").error is not None
+    verdict = judge(theirs, pods, retries=2, now=NOW, owner="b")
+    assert verdict == Verdict(attempt=3), "it starts, under a name that is free"
+    joined = [*theirs, job(3, state=JobState.ACTIVE, owners=frozenset({"x"}))]
+    assert judge(joined, pods, retries=2, now=NOW, owner="b").running
+    shared = [theirs[0], job(2, owners=frozenset({"x", "b"}))]
+    verdict = judge(shared, pods, retries=2, now=NOW, owner="b")
+    assert (verdict.error, verdict.memory_bytes, verdict.tries) == (None, 1024 * MIB, 1)
+
+
+def test_of_attempts_that_cost_nothing_the_last_few_stay() -> None:
+    away = said(StoreUnavailable("connection refused"))
+    verdict = judged([KILLED, *[away] * 9], retries=1)
+    assert [old.attempt for old in verdict.spent] == [2, 3, 4, 5, 6]
+    assert verdict.attempt == 11
+    assert judged([away] * 4).spent == ()
+    assert judged([KILLED] * 2).spent == (), "what counts is not forgotten"
+
+
 def test_one_tenants_task_is_not_another_tenants_attempt() -> None:
     mine = job(1, JobState.SUCCEEDED)
     theirs = job(1, JobState.ACTIVE, namespace="other", owners=frozenset({"x"}))

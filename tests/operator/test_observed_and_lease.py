@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from genai_operator import controller as controller_module
 from genai_operator.api import ApiError
 from genai_operator.controller import Controller, Ref
 from genai_operator.decide import judge
@@ -65,7 +66,7 @@ def test_a_listing_from_before_does_not_revive_what_was_deleted() -> None:
 
 
 class Lists:
-    """An apiserver that only lists."""
+    """An apiserver that only lists: no more is the operator's right."""
 
     server = "https://127.0.0.1:6443"
 
@@ -73,14 +74,11 @@ class Lists:
         self.builds: list[dict[str, Any]] = []
 
     async def list(
-        self, plural: str, *, names_only: bool = False, **_: Any
+        self, plural: str, *, name: str = "", names_only: bool = False, **_: Any
     ) -> tuple[list[dict[str, Any]], int]:
         found = copy.deepcopy(self.builds) if plural == "genaibuilds" else []
+        found = [value for value in found if name in {"", value["metadata"]["name"]}]
         return [{"metadata": v["metadata"]} if names_only else v for v in found], 50
-
-    async def get(self, plural: str, name: str, **_: Any) -> dict[str, Any]:
-        assert plural == "genaibuilds"
-        return next(copy.deepcopy(v) for v in self.builds if v["metadata"]["name"] == name)
 
 
 def test_a_watch_that_keeps_missing_things_is_called_deaf_and_mended_all_the_same() -> None:
@@ -134,6 +132,30 @@ def test_a_deleted_job_is_waited_for_until_its_pod_has_ended() -> None:
         controller.take("pods", "MODIFIED", pod(4, phase="Failed"))
         assert controller.observed.jobs_of("n", "") == []
         assert len(controller.queue) == 1, "the build is looked at again"
+
+    asyncio.run(scenario())
+
+
+def test_what_upkeep_cannot_do_once_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one odd object would end the process, again and again."""
+    monkeypatch.setattr(controller_module, "_UPKEEP_SECONDS", 0.001)
+
+    async def scenario() -> None:
+        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        tried = asyncio.Event()
+        times = 0
+
+        async def fails() -> None:
+            nonlocal times
+            times += 1
+            if times == 3:
+                tried.set()
+            raise OverflowError("date value out of range")
+
+        monkeypatch.setattr(controller, "_remove_ended", fails)
+        upkeep = asyncio.create_task(controller._upkeep(lambda: True))
+        await asyncio.wait_for(tried.wait(), 5)
+        upkeep.cancel()
 
     asyncio.run(scenario())
 

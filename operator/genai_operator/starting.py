@@ -1,0 +1,95 @@
+"""Jobs of a build are started here; one that is another attempt is counted, logged and told of.
+
+An Event names task, attempt and reason. A build posts a burst of them, then one a minute: a node
+that refuses a thousand pods is one fault and not a thousand. The next says how many were left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection
+
+from genai_operator.access import StoreAccess
+from genai_operator.apply import Applier
+from genai_operator.build_pass import BuildPass
+from genai_operator.decide import Verdict
+from genai_operator.jobs import JobRequest
+from genai_operator.metrics import TASK_RETRIES
+
+__all__ = ["Starter"]
+
+log = logging.getLogger("genai_operator.starting")
+
+_BURST = 10.0
+_SECONDS_A_PIECE = 60.0
+
+
+class Starter:
+    """See the module's docstring."""
+
+    def __init__(self, applier: Applier, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._applier = applier
+        self._clock = clock
+        self._allowances: dict[str, _Allowance] = {}
+
+    async def start(
+        self, one: BuildPass, request: JobRequest, verdict: Verdict, *, access: StoreAccess
+    ) -> None:
+        """Create a Job, or claim the one of that name.
+
+        Args:
+            one: The build.
+            request: The Job.
+            verdict: Of the attempts before it.
+            access: To store and source.
+
+        Raises:
+            Waiting: See `Applier.create`.
+            Stalled: Likewise.
+        """
+        await self._applier.create(request, one.owner, run=one.spec.run, access=access)
+        for job in verdict.spent:
+            await self._applier.release(job, one.owner.uid)
+        if verdict.retried:
+            await self._tell(one, request, verdict)
+
+    def keep(self, uids: Collection[str]) -> None:
+        """Forget builds that are gone."""
+        for uid in self._allowances.keys() - set(uids):
+            del self._allowances[uid]
+
+    async def _tell(self, one: BuildPass, request: JobRequest, verdict: Verdict) -> None:
+        log.info("task tried again", extra={"task": request.task, "why": verdict.retried})
+        TASK_RETRIES.labels(operation=request.operation, reason=verdict.retried_for).inc()
+        allowance = self._allowances.setdefault(one.owner.uid, _Allowance(self._clock()))
+        if not allowance.take(self._clock()):
+            return
+        why = verdict.retried.removeprefix(f"{request.task}: ")
+        more = f" ({allowance.left_out} more since the last)" if allowance.left_out else ""
+        allowance.left_out = 0
+        await self._applier.event(
+            one.value,
+            "GenAIBuild",
+            reason="TaskRetried",
+            message=f"attempt {verdict.tries + 1} at {request.task}: {why}{more}",
+            warning=True,
+        )
+
+
+class _Allowance:
+    """How many Events a build may still post."""
+
+    def __init__(self, now: float) -> None:
+        self._tokens = _BURST
+        self._at = now
+        self.left_out = 0
+
+    def take(self, now: float) -> bool:
+        self._tokens = min(self._tokens + (now - self._at) / _SECONDS_A_PIECE, _BURST)
+        self._at = now
+        if self._tokens < 1:
+            self.left_out += 1
+            return False
+        self._tokens -= 1
+        return True

@@ -1,0 +1,252 @@
+"""Passes that something overtakes: an edit, another object of that name, a pod that is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from genai_core.kinds.base import REQUESTED_AT
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Key
+from genai_operator.access import StoreAccess
+from genai_operator.api import ApiError
+from genai_operator.apply import Applier
+from genai_operator.build import Builds
+from genai_operator.build_pass import BuildPass
+from genai_operator.decide import judge
+from genai_operator.errors import Waiting
+from genai_operator.jobs import JobRequest, Owner, render
+from genai_operator.observed import Observed
+from genai_operator.settings import Settings
+from genai_operator.stores import Stores
+from genai_operator.views import Ending, JobState, JobView, PodView, job_view, pod_view
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SPEC = {"model": {"source": "s3://models/x"}, "targets": ["nowhere"]}
+GROUP = "genai-operator.dev"
+
+
+class Apiserver:
+    """Answers with what it has, and with what a user did a moment ago."""
+
+    server = "https://10.96.0.1"
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self.edit: dict[str, Any] = {}
+        self.statuses: list[dict[str, Any]] = []
+        self.deleted: list[str] = []
+        self.version = 100
+
+    async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
+        self.statuses.append(value)
+        meta = {"generation": 1, **value["metadata"], **self.edit, "resourceVersion": "9"}
+        return {"metadata": meta, "spec": SPEC, "status": value["status"]}
+
+    async def create(self, plural: str, value: Any, **_: Any) -> Any:
+        if plural == "jobs" and value["metadata"]["name"] in self.jobs:
+            raise ApiError(409, "AlreadyExists", "")
+        return value
+
+    async def get(self, _plural: str, name: str, **_: Any) -> Any:
+        return copy.deepcopy(self.jobs.get(name))
+
+    async def merge_lists(self, _plural: str, name: str, patch: Any, **_: Any) -> Any:
+        meta = self.jobs[name]["metadata"]
+        assert patch["metadata"]["uid"] == meta["uid"]
+        meta.setdefault("annotations", {}).update(patch["metadata"].get("annotations", {}))
+        for entry in patch["metadata"].get("ownerReferences", ()):
+            meta["ownerReferences"] = [
+                o for o in meta["ownerReferences"] if o["uid"] != entry["uid"]
+            ] + ([] if "$patch" in entry else [entry])
+        self.version += 1
+        meta["resourceVersion"] = str(self.version)
+        return copy.deepcopy(self.jobs[name])
+
+    async def delete(self, _plural: str, name: str, **_: Any) -> bool:
+        self.deleted.append(name)
+        return True
+
+
+def build(**meta: Any) -> dict[str, Any]:
+    known = {"namespace": "n", "name": "b", "uid": "build", "generation": 1, "resourceVersion": "1"}
+    return {"metadata": known | meta, "spec": SPEC}
+
+
+def a_job(name: str, *owners: str, ended: str = "", version: int = 5) -> dict[str, Any]:
+    condition = {"type": ended, "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    return {
+        "metadata": {
+            "namespace": "n", "name": name, "uid": f"uid-{name}", "resourceVersion": str(version),
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "annotations": {f"{GROUP}/key": "a" * 64, f"{GROUP}/task": "convert/1"},
+            "ownerReferences": [{"uid": uid} for uid in owners],
+        },
+        "status": {"conditions": [condition] if ended else []},
+    }  # fmt: skip
+
+
+def a_pod(job: str, *, message: str = "", version: int = 6) -> dict[str, Any]:
+    ended = {"exitCode": 2, "reason": "Error", "message": message}
+    return {
+        "metadata": {
+            "namespace": "n", "name": f"{job}-pod", "uid": f"{job}-pod",
+            "resourceVersion": str(version), "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {"batch.kubernetes.io/job-name": job},
+        },
+        "status": {
+            "phase": "Failed" if message else "Running",
+            "containerStatuses": [{"state": {"terminated": ended} if message else {}}],
+        },
+    }  # fmt: skip
+
+
+class Room:
+    def __init__(self, *jobs: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> None:
+        self.api, self.observed = Apiserver(), Observed()
+        stores = Stores(self.api, Settings())  # type: ignore[arg-type]
+        self.builds = Builds(self.api, self.observed, stores)  # type: ignore[arg-type]
+        for job in jobs:
+            self.api.jobs[job["metadata"]["name"]] = copy.deepcopy(job)
+            view = job_view(job)
+            assert view is not None
+            self.observed.jobs.put(job, view)
+        for pod in pods:
+            seen = pod_view(pod)
+            assert seen is not None
+            self.observed.pods.put(pod, seen)
+        self.observed.builds.put(build(), build())
+
+    def work(self) -> float | None:
+        return asyncio.run(self.builds.work("n", "b"))
+
+    def job(self, name: str) -> JobView:
+        found = self.observed.jobs.get("n", name)
+        assert found is not None
+        return found
+
+
+@pytest.mark.parametrize(
+    ("edit", "after"),
+    [
+        ({}, 60.0),
+        ({"labels": {"a": "b"}}, 60.0),
+        ({"generation": 2}, 0.0),
+        ({"annotations": {REQUESTED_AT: "now"}}, 0.0),
+    ],
+)
+def test_an_edit_that_our_own_write_tells_of_is_worked_on_at_once(
+    edit: dict[str, Any], after: float
+) -> None:
+    """Its event comes later and shows nothing that is not known by then."""
+    room = Room()
+    room.api.edit = edit
+    assert room.work() == after
+
+
+def test_a_status_is_of_one_object_and_not_of_the_next_one_of_that_name() -> None:
+    room = Room()
+    room.work()
+    assert [status["metadata"]["uid"] for status in room.api.statuses] == ["build"]
+
+
+def test_what_a_failed_task_said_is_known_when_its_pod_is_gone() -> None:
+    said = '{"error": {"code": "BadModel", "message": "no such node"}, "log": "d1"}'
+    room = Room(a_job("j", "build", ended="Failed"), pods=(a_pod("j", message=said),))
+    room.work()
+    assert room.job("j").noted is not None
+    writes = room.api.version
+    room.work()
+    assert room.api.version == writes, "once"
+    room.observed.pods.drop("n", "j-pod", "j-pod")
+    later = NOW + timedelta(hours=1)
+    verdict = judge([room.job("j")], room.observed.pods_of("n"), retries=2, now=later)
+    assert (str(verdict.error), verdict.log) == ("no such node", "d1")
+    anew = Room(room.api.jobs["j"])  # another process
+    verdict = judge([anew.job("j")], anew.observed.pods_of("n"), retries=2, now=later)
+    assert (str(verdict.error), verdict.log) == ("no such node", "d1")
+
+
+def test_a_request_tries_again_what_failed_though_another_build_claims_it_too() -> None:
+    room = Room(a_job("own", "build", ended="Failed"), a_job("both", "build", "x", ended="Failed"))
+    spec = BuildSpec.model_validate(SPEC)
+    one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
+    asyncio.run(room.builds._forget_failures(one))
+    assert room.api.deleted == ["own"]
+    assert room.job("both").owners == {"x"}
+    later = NOW + timedelta(hours=1)
+    verdict = judge([room.job("both")], {}, retries=0, now=later, owner="build")
+    assert (verdict.error, verdict.running, verdict.attempt) == (None, False, 2)
+
+
+def test_a_job_that_was_deleted_by_us_is_waited_for_like_any_other() -> None:
+    room = Room(a_job("j", "build"), pods=(a_pod("j"),))
+    job = room.job("j")
+    asyncio.run(room.builds._applier.delete(job))
+    (left,) = room.observed.jobs_of("n", "")
+    assert judge([left], {}, retries=2, now=NOW).running, "its pod has seconds left"
+    pod = pod_view(a_pod("j", message="{}", version=7))
+    assert pod is not None
+    room.observed.pods.put(a_pod("j", message="{}", version=7), pod)
+    assert [gone.uid for gone in room.observed.left(pod)] == [job.uid]
+    assert room.observed.jobs_of("n", "") == []
+
+
+def test_what_a_claim_tells_beside_the_claim_is_left_to_the_watch() -> None:
+    """Else its event would be no news and wake nobody."""
+    room = Room(a_job("j", "x"))
+    room.api.jobs["j"] = a_job("j", "x", ended="Complete", version=8)
+    asyncio.run(room.builds._applier.claim(room.job("j"), Owner("b", "build")))
+    assert room.job("j").owners == {"x", "build"}
+    assert room.job("j").state is JobState.ACTIVE
+    entry = room.observed.jobs.entry("n", "j")
+    assert entry is not None
+    assert entry.version == 5, "so that a comparison finds what the watch never tells"
+
+
+def test_a_job_of_that_name_that_has_ended_already_is_looked_at_at_once() -> None:
+    room = Room()
+    request = JobRequest(
+        namespace="n", key=Key("a" * 64), operation="convert", task="convert/1",
+        document=BuildSpec.model_validate(SPEC), image="i@sha256:" + "0" * 64, memory_bytes=1,
+    )  # fmt: skip
+    applier = Applier(room.api, room.observed)  # type: ignore[arg-type]
+    access = StoreAccess(address="s3://b/p", secret="s")
+    run = BuildSpec.model_validate(SPEC).run
+    name = render(request, Owner("b", "build"), run=run, access=access)["metadata"]["name"]
+    room.api.jobs[name] = a_job(name, "build", ended="Failed")
+    with pytest.raises(Waiting) as raised:
+        asyncio.run(applier.create(request, Owner("b", "build"), run=run, access=access))
+    assert raised.value.after <= 1
+    assert room.job(name).state is JobState.FAILED
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    room = Room(a_job("j", "build"))
+    room.builds._lost |= {"uid-j", "long-gone"}
+    room.builds._errands._heard |= {"uid-j", "long-gone"}
+    room.builds._leases.rest("build")
+    room.builds._leases.rest("deleted")
+    room.builds.tidy()
+    assert room.builds._lost == {"uid-j"}
+    assert room.builds._errands._heard == {"uid-j"}
+    assert set(room.builds._leases._due) == {"build"}
+
+
+def test_a_noted_pod_stands_beside_no_real_one() -> None:
+    observed = Observed()
+    noted = PodView("n", "p", "", "j", "node", "Failed", NOW, ending=Ending(1, "Error"))
+    job = job_view(a_job("j", "build", ended="Failed"))
+    assert job is not None
+    observed.jobs.put(a_job("j"), replace(job, noted=noted))
+    assert observed.pods_of("n") == {"j": [noted]}
+    assert observed.pods_of("other") == {}
+    real = pod_view(a_pod("j", message="{}"))
+    assert real is not None
+    observed.pods.put(a_pod("j"), real)
+    assert observed.pods_of("n") == {"j": [real]}
