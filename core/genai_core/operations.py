@@ -227,7 +227,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("compile", "compile_cpu", CompileCpuConfig, 1, _GRAPH, Backend.CPU),
     Operation("fidelity", "fidelity", FidelityConfig, 3, (*_GRAPH, "onnxruntime")),
-    Operation("package", "package", PackageConfig, 2, (*_GRAPH, "onnxruntime", "tokenizers")),
+    Operation("package", "package", PackageConfig, 3, (*_GRAPH, "onnxruntime", "tokenizers")),
 )
 
 

@@ -162,6 +162,7 @@ class Container:
                 self.folder / CPU_MODEL_FILE,
                 context_length=context_length or longest,
                 threads=threads,
+                rope=self.metadata.rope,
             )
         if not self.runnable:
             raise NotRunnableHere(

@@ -8,6 +8,7 @@ written over by the next pass.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,21 @@ class CpuSession:
         context_length: Slots of the cache; its memory is layers x 2 x KV x D x 4 bytes a slot,
             touched as tokens come in.
         threads: Of ONNX Runtime; 0 = as many as there are cores.
+        rope: Rotary tables; None = those that the model itself states.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
         BadInput: The context length is below 1.
     """
 
-    def __init__(self, model: Path, *, context_length: int, threads: int = 0) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        context_length: int,
+        threads: int = 0,
+        rope: Mapping[str, RopeTable] | None = None,
+    ) -> None:
         if context_length < 1:
             raise BadInput("must be at least 1", where="context length")
         options = ort.SessionOptions()
@@ -73,7 +82,7 @@ class CpuSession:
             raise BadModel("not a dynamic model with GroupQueryAttention", where=str(model))
         self._vocab_size = int(self._session.get_outputs()[0].shape[2])
         self._binding: Any = self._session.io_binding()
-        self._bind_tables(model, set(inputs))
+        self._bind_tables(self._stated_tables(model) if rope is None else rope, set(inputs))
         self._bind_cache(inputs, outputs)
 
     @property
@@ -120,13 +129,15 @@ class CpuSession:
         self._session = None
         self._buffers: list[Any] = []
 
-    def _bind_tables(self, model: Path, inputs: set[str]) -> None:
-        """Rotary tables for every position of the context, bound once."""
+    def _stated_tables(self, model: Path) -> dict[str, RopeTable]:
         metadata = self._session.get_modelmeta().custom_metadata_map
         try:
-            tables = _TABLES.validate_python(json.loads(metadata.get(ROPE_KEY, "{}")))
+            return _TABLES.validate_python(json.loads(metadata.get(ROPE_KEY, "{}")))
         except (ValueError, ValidationError) as error:
             raise BadModel(f"its metadata {ROPE_KEY} is not readable", where=str(model)) from error
+
+    def _bind_tables(self, tables: Mapping[str, RopeTable], inputs: set[str]) -> None:
+        """Rotary tables for every position of the context, bound once."""
         positions = np.arange(self._context_length)
         for name, table in tables.items():
             suffix = "" if name == "default" else f"_{name}"

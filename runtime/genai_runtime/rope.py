@@ -34,6 +34,28 @@ def cos_sin(
     )
 
 
+def for_context(table: RopeTable, context_length: int) -> RopeTable:
+    """The table for contexts of up to so many tokens.
+
+    LongRoPE (Ding et al., arXiv 2402.13753) has other factors beyond the length that a model was
+    first made for. The cache holds rotated keys, so a sequence cannot change them on its way: the
+    longest context decides for all.
+
+    Args:
+        table: With the short factors in its frequencies, and both in its scaling.
+        context_length: The most tokens of a sequence.
+    """
+    short, long = table.scaling.get("short_factor"), table.scaling.get("long_factor")
+    original = table.scaling.get("original_max_position_embeddings")
+    if not (isinstance(short, list) and isinstance(long, list) and isinstance(original, int)):
+        return table
+    if context_length <= original or not len(short) == len(long) == len(table.inv_freq):
+        return table
+    ratio = np.asarray(short, dtype=np.float64) / np.asarray(long, dtype=np.float64)
+    frequencies = (np.asarray(table.inv_freq, dtype=np.float64) * ratio).astype(np.float32)
+    return table.model_copy(update={"inv_freq": frequencies.tolist()})
+
+
 def rotate(
     heads: NDArray[np.float32],
     cos: NDArray[np.float32],

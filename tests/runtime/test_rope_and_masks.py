@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from genai_core.facts import RopeTable
 from genai_runtime.masks import EMPTY, HIDDEN, additive_mask
-from genai_runtime.rope import cos_sin, rotate
+from genai_runtime.rope import cos_sin, for_context, rotate
 
 
 def table(dim: int, factor: float = 1.0) -> RopeTable:
@@ -48,6 +48,23 @@ def test_rotation_turns_each_pair_by_its_angle_and_leaves_the_rest(interleaved, 
             np.testing.assert_allclose(found[:, position, first], turned.real, atol=1e-5)
             np.testing.assert_allclose(found[:, position, second], turned.imag, atol=1e-5)
     np.testing.assert_array_equal(found[..., rotary_dim:], heads[..., rotary_dim:])
+
+
+def test_factors_for_long_contexts_hold_where_the_context_is_long():
+    """Phi-3's: 1 / (factor * theta ** (2 i / dim)), by the context's length."""
+    short, long = [1.0, 1.1, 1.25, 2.0], [1.03, 4.0, 20.5, 64.0]
+    plain = 10000.0 ** (-np.arange(4) / 4)
+    scaling = {"short_factor": short, "long_factor": long, "original_max_position_embeddings": 64}
+    given = table(8, factor=1.19).model_copy(
+        update={"inv_freq": (plain / short).astype(np.float32).tolist(), "scaling": scaling}
+    )
+    assert for_context(given, 64) is given
+    found = for_context(given, 65)
+    np.testing.assert_allclose(found.inv_freq, plain / long, rtol=1e-6)
+    assert (found.attention_factor, found.scaling) == (1.19, scaling)
+    assert for_context(table(8), 1 << 20) == table(8)
+    other = given.model_copy(update={"scaling": scaling | {"long_factor": long[:3]}})
+    assert for_context(other, 65) is other
 
 
 @given(

@@ -77,6 +77,20 @@ def test_linear_scaling_divides_the_frequencies() -> None:
     assert scaled["default"].scaling == {"type": "linear", "factor": 4.0}
 
 
+@pytest.mark.parametrize("beside", [True, False])
+def test_longrope_says_how_far_its_short_factors_hold(beside: bool) -> None:
+    """Phi-3 has the original length beside rope_scaling, others inside."""
+    original = {"original_max_position_embeddings": 4096}
+    scaling = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 9.0]}
+    config: dict[str, Any] = {"head_dim": 4, "max_position_embeddings": 131072}
+    config["rope_scaling"] = scaling if beside else scaling | original
+    table = ropes_of(config | (original if beside else {}), detect({"model_type": "phi3"})[0])
+    (found,) = table.values()
+    assert found.scaling == scaling | original
+    np.testing.assert_allclose(found.inv_freq, [1.0, 10000.0**-0.5 / 1.5], rtol=1e-6)
+    assert found.attention_factor == pytest.approx(1.190238, rel=1e-6)
+
+
 def test_incomplete_scaling_names_the_key() -> None:
     config = {"head_dim": 16, "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
     with pytest.raises(BadModel, match="low_freq_factor"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,33 @@ def packaged(built, out, *, source=True, **changes):
         inputs["source"] = built / "source"
     scratch = out.with_name(f"{out.name}-scratch")
     return package.run(inputs, config, out, Context(scratch=scratch, threads=1))
+
+
+def test_a_long_context_takes_the_factors_made_for_it(built, tmp_path):
+    """As the model would be, had its table the long factors from the start."""
+    random = np.random.default_rng(0)
+    long = random.uniform(1.0, 40.0, 8)
+    source = shutil.copytree(built, tmp_path / "short")
+    facts = json.loads((source / "core" / "facts.json").read_text())
+    table = facts["rope"]["default"]
+    table["scaling"] = {
+        "type": "longrope",
+        "short_factor": [1.0] * 8,
+        "long_factor": long.tolist(),
+        "original_max_position_embeddings": 40,
+    }
+    (source / "core" / "facts.json").write_text(json.dumps(facts))
+    other = shutil.copytree(source / "core", tmp_path / "long")
+    table["inv_freq"] = (np.array(table["inv_freq"]) / long).astype(np.float32).tolist()
+    (other / "facts.json").write_text(json.dumps(facts))
+    tokens = random.integers(0, 2048, 36)
+    for length, core in ((40, source / "core"), (41, other)):
+        result = packaged(source, tmp_path / str(length), context_length=length, golden_prompts=())
+        assert any("long factors" in one for one in result.warnings) == (length == 41)
+        with closing(container.load(tmp_path / str(length)).open_session(threads=1)) as session:
+            found = session.forward(tokens)
+        (wanted,) = SegmentedModel(core, tmp_path / f"scratch{length}").logits([tokens])
+        np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
 def tokens_input(tmp_path, array):

@@ -82,7 +82,10 @@ def scaled_table(theta: float, rotary: int, scaling: dict[str, Any], config: Con
             where="config.json: rope_scaling",
             remedy="copy config.json from the model again",
         ) from error
-    kept = {} if kind == "default" else scaling
+    kept = {} if kind == "default" else dict(scaling)
+    if rule is _longrope:
+        # Where config.json has it beside rope_scaling: a table tells how far its factors hold.
+        kept["original_max_position_embeddings"] = _original(scaling, config)
     return RopeTable(
         rotary_dim=rotary,
         inv_freq=inv_freq.tolist(),
@@ -145,17 +148,22 @@ def _longrope(
     theta: float, rotary: int, scaling: dict[str, Any], config: Config
 ) -> tuple[Frequencies, float]:
     """The short factors: they hold up to the original context length."""
-    original = (
-        config.get("original_max_position_embeddings")
-        or scaling.get("original_max_position_embeddings")
-        or config["max_position_embeddings"]
-    )
+    original = _original(scaling, config)
     factor = float(config["max_position_embeddings"]) / float(original)
     given = scaling.get("attention_factor")
     if given is None:
         given = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
     short = np.array(scaling["short_factor"], np.float32)
     return plain_frequencies(theta, rotary) / short, float(given)
+
+
+def _original(scaling: dict[str, Any], config: Config) -> int:
+    """The context length that a model was made for before it was extended."""
+    return int(
+        config.get("original_max_position_embeddings")
+        or scaling.get("original_max_position_embeddings")
+        or config["max_position_embeddings"]
+    )
 
 
 _RULES: dict[str, Callable[[float, int, dict[str, Any], Config], tuple[Frequencies, float]]] = {

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from genai_core.canonical import digest_bytes, digest_file, digest_json
 from genai_core.errors import BadModel, DriftError, NotRunnableHere
-from genai_core.facts import ModelFacts
+from genai_core.facts import ModelFacts, RopeTable
 from genai_core.manifest import (
     EMULATION_FOLDER,
     MANIFEST_FILE,
@@ -40,6 +40,7 @@ from genai_runtime import container, golden
 from genai_runtime.container import CPU_MODEL_FILE, GraphInfo, Metadata
 from genai_runtime.generate import Generation
 from genai_runtime.inspection import onnx_graph
+from genai_runtime.rope import for_context
 from genai_runtime.session import Session
 from genai_runtime.tokenizing import TextTokenizer
 from genai_stages.backends.cpu.graph import MODEL_DATA_FILE, precision_of
@@ -73,6 +74,7 @@ Prompt = tuple[str, NDArray[np.int64]]
 class _Draft:
     """What is known about a container while it is put together."""
 
+    rope: dict[str, RopeTable]
     files: dict[str, dict[str, GraphInfo]] = field(default_factory=dict)
     graphs: list[ManifestGraph] = field(default_factory=list)
     precision: Precision | None = None
@@ -85,7 +87,12 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     """Write the container's folder; run it once where that is possible here."""
     core = core_folder(inputs)
     facts = read_facts(core)
-    draft = _Draft()
+    draft = _Draft(rope=_tables(facts, config))
+    if draft.rope != facts.rope:
+        draft.warnings.append(
+            f"a context of {config.context_length} tokens takes the long factors of this model's "
+            "rotary table, for shorter text too: shorter contextLengths keep the short ones"
+        )
     for name in ASSETS:
         source = find_file(inputs, name)
         if source is not None:
@@ -103,7 +110,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
             architecture=facts.architecture,
             context_length=config.context_length,
             vocab_size=facts.vocab_size,
-            rope=facts.rope,
+            rope=draft.rope,
             model_files=draft.files,
         ).model_dump(mode="json", exclude_none=True),
     )
@@ -133,6 +140,10 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     )
 
 
+def _tables(facts: ModelFacts, config: PackageConfig) -> dict[str, RopeTable]:
+    return {name: for_context(one, config.context_length) for name, one in facts.rope.items()}
+
+
 def _cpu(inputs: Inputs, out: Path, draft: _Draft) -> None:
     folders = [f for f in folders_with(inputs, MODEL_DATA_FILE) if (f / CPU_MODEL_FILE).is_file()]
     # A source may bring files of the same names; a model of ours says its precision.
@@ -155,7 +166,7 @@ def _htp(
     draft.library = parts.library
     draft.native_kv = parts.native_kv
     draft.warnings += parts.warnings
-    gather_twin(inputs, out / EMULATION_FOLDER, facts.rope)
+    gather_twin(inputs, out / EMULATION_FOLDER, draft.rope)
 
 
 def _manifest(
