@@ -25,6 +25,8 @@ from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
+from genai_core.store.s3_location import parse_s3
+from genai_core.store.uploads import uploads_among
 
 __all__ = ["run_build"]
 
@@ -55,10 +57,13 @@ def run_build(
     name = build.metadata.name
     folder = _writable(output / name)
     artifacts = open_store(store or settings.store, read_from=read_from)
+    uploads = _uploads(build, store or settings.store)
     with working(artifacts, name) as held:
+        if uploads:
+            held.claim((), uploads)
         planned, result, containers = _built(build, artifacts, folder, claim=held.claim, jobs=jobs)
         tasks = planned.local.ready().tasks
-        problem = Claim(artifacts, name, folder).renew(tasks, result.containers)
+        problem = Claim(artifacts, name, folder, uploads).renew(tasks, result.containers)
     if problem:
         sys.stderr.write(f"warning: {problem}\n")
     result = replace(result, seconds=time.monotonic() - began)
@@ -114,6 +119,13 @@ def _delivered(result: BuildResult, artifacts: Store, folder: Path) -> dict[str,
         with busy(f"writing {path}"):
             containers[target] = deliver(record, artifacts, path, target=target)
     return containers
+
+
+def _uploads(build: GenAIBuild, address: str) -> frozenset[str]:
+    """Uploaded models beside the store that the build reads."""
+    if not address.startswith("s3://"):
+        return frozenset()
+    return uploads_among([build.spec.model.source], parse_s3(address))
 
 
 def _writable(folder: Path) -> Path:

@@ -3,7 +3,8 @@
 While a build runs it holds a lease of its own, written before anything is looked up, so that no gc
 takes what it is about to use. At the end another one names the records of the whole plan and the
 last few revisions of the containers: gc, here or in a cluster that shares the store, keeps what
-builds were made of. A build of the same name into the same folder takes it over.
+builds were made of. A build of the same name into the same folder takes it over. A model that is
+sent to a cluster is claimed before it is looked for there, until the cluster's own lease names it.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from genai_core.record import Record
 from genai_core.store.claiming import Holder
 from genai_core.store.protocol import RecordRef, Store
 
-__all__ = ["Claim", "working"]
+__all__ = ["Claim", "claim_upload", "working"]
 
 _WORK_LASTS = timedelta(days=2)
 """The lease of a build that was killed ends by itself."""
+_UPLOAD_LASTS = timedelta(days=7)
+"""How long a cluster may take to see a build that was applied."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +43,13 @@ class Claim:
         store: Where it is written.
         build: Name of the build.
         folder: Of its containers.
+        uploads: Names of uploaded models in the store that it was made from.
     """
 
     store: Store
     build: str
     folder: Path
+    uploads: frozenset[str] = frozenset()
 
     @property
     def lease_name(self) -> str:
@@ -65,7 +70,7 @@ class Claim:
             target: RecordRef(record.operation, record.key) for target, record in containers.items()
         }
         try:
-            holder.settle(refs, built)
+            holder.settle(refs, built, uploads=self.uploads)
         except StoreUnavailable as error:
             return _unclaimed(str(error))
         return _unclaimed(holder.problem) if holder.problem else ""
@@ -78,6 +83,17 @@ def working(store: Store, build: str) -> Iterator[Holder]:
     held = Holder(store, name, holder=_holder(build), lasts=_WORK_LASTS)
     yield held
     held.release()
+
+
+def claim_upload(store: Store, name: str, build: str) -> str:
+    """Keep an uploaded model from gc until a cluster keeps it; before it is looked for.
+
+    Returns:
+        Why it could not be claimed, empty where it was.
+    """
+    holder = Holder(store, f"upload-{name}", holder=_holder(build), lasts=_UPLOAD_LASTS)
+    holder.claim((), [name])
+    return f"gc may take the model: {holder.problem}" if holder.problem else ""
 
 
 def _unclaimed(why: str) -> str:

@@ -67,19 +67,23 @@ def collect_garbage(
                 "dryRun": dry_run,
                 "records": {"kept": done.records_kept, "deleted": done.records_deleted},
                 "blobs": {"kept": done.blobs_kept, "deleted": done.blobs_deleted},
+                "uploads": {"kept": done.uploads_kept, "deleted": done.uploads_deleted},
                 "bytes": {"kept": done.bytes_kept, "deleted": done.bytes_deleted},
                 "holders": done.holders,
             }
         )
         return 0
     verb = "would go" if dry_run else "removed"
-    say(
-        f"{counted(done.records_deleted, 'entry')} and {size(done.bytes_deleted)} {verb}; "
-        f"{counted(done.records_kept, 'entry')} and {size(done.bytes_kept)} stay"
-    )
+    went = _counts(done.records_deleted, done.uploads_deleted, done.bytes_deleted)
+    say(f"{went} {verb}; {_counts(done.records_kept, done.uploads_kept, done.bytes_kept)} stay")
     for holder in done.holders:
         say(f"  kept for {holder}")
     return 0
+
+
+def _counts(entries: int, uploads: int, held: int) -> str:
+    models = f", {counted(uploads, 'uploaded model')}" if uploads else ""
+    return f"{counted(entries, 'entry')}{models} and {size(held)}"
 
 
 def _tell(line: str) -> None:

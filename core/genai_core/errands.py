@@ -48,6 +48,8 @@ class LeaseFile(BaseModel):
         records: What is claimed beside what the lease claims already.
         containers: Target -> record of what was built: the build is done, and only this and the
             last revisions stay claimed. None: it is at work, or, without records, at rest.
+        uploads: Names of uploaded models that the build reads; left out where there are none, so
+            that images which do not know the field go on working.
     """
 
     model_config = _FROZEN
@@ -58,6 +60,7 @@ class LeaseFile(BaseModel):
     records: tuple[RefText, ...] = ()
     containers: dict[str, RefText] | None = None
     keep: int = 3
+    uploads: tuple[str, ...] | None = None
 
 
 class LookFile(BaseModel):

@@ -308,7 +308,8 @@ class FaultProxy:
 
     @staticmethod
     def _refuse(request: BaseHTTPRequestHandler, status: int) -> None:
-        code = {503: "SlowDown", 501: "NotImplemented", 507: "InsufficientStorage"}.get(status, "")
+        codes = {404: "NoSuchUpload", 501: "NotImplemented", 503: "SlowDown"}
+        code = {**codes, 507: "InsufficientStorage"}.get(status, "")
         data = (
             f"<Error><Code>{code or status}</Code><Message>by the proxy</Message></Error>".encode()
         )

@@ -54,6 +54,8 @@ def run_errand(errand: Errand, store: Store) -> TaskResult:
         facts = {
             "recordsDeleted": done.records_deleted,
             "recordsKept": done.records_kept,
+            "uploadsDeleted": done.uploads_deleted,
+            "uploadsKept": done.uploads_kept,
             "bytesDeleted": done.bytes_deleted,
             "bytesKept": done.bytes_kept,
         }
@@ -81,13 +83,14 @@ def show_record(store: Store, operation: str, key: Key) -> Answer:
 def _lease(errand: LeaseFile, store: Store, refs: Iterable[RecordRef] = ()) -> Holder:
     holder = Holder(store, errand.name, holder=errand.holder)
     records = [*map(ref_of, errand.records), *refs]
+    uploads = errand.uploads or ()
     if errand.containers is not None:
         built = {target: ref_of(text) for target, text in errand.containers.items()}
-        holder.settle(records, built, keep=errand.keep)
+        holder.settle(records, built, keep=errand.keep, uploads=uploads)
     elif records:
-        holder.claim(records)
-    else:
-        holder.renew()
+        holder.claim(records, uploads)
+    elif holder.renew() or uploads:
+        holder.claim((), uploads)
     return holder
 
 

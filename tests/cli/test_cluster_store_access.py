@@ -10,7 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -508,6 +508,11 @@ def test_a_model_is_uploaded_once_under_its_digest_and_applied_by_its_address(
     data = bucket_client.get_object(Bucket=bucket, Key=f"{folder}/model.onnx")["Body"].read()
     assert data == (tmp_path / "m/mine.onnx").read_bytes()
 
+    # Until the cluster's own lease names it, the sender's does.
+    (lease,) = store.list_leases()
+    assert lease.uploads == (f"sha256-{digest}",)
+    assert lease.expires_at > datetime.now(UTC) + timedelta(days=6)
+
     # Only what is missing is sent, and another name of a file is the same model.
     bucket_client.delete_object(Bucket=bucket, Key=f"{folder}/config.json")
     (tmp_path / "m/mine.onnx").rename(tmp_path / "m/yours.onnx")
@@ -518,6 +523,39 @@ def test_a_model_is_uploaded_once_under_its_digest_and_applied_by_its_address(
     assert "config.json" in sent
     assert not any(name.endswith(".onnx") for name in sent)
     assert server.applied[-1][0]["spec"]["model"]["source"] == model["source"]
+
+
+def test_a_model_is_claimed_before_it_is_looked_for(
+    server: Apiserver,
+    store: Store,
+    genai: Callable[..., Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What stands already is as old as it is: a gc must not take it after we have seen it."""
+    from genai_core.store import s3_upload
+
+    server.add("genaitargets", {"metadata": {"name": "cpu"}})
+    shutil.copytree(MODEL, tmp_path / "m")
+    right = s3_upload.SourceUpload.missing
+    held: list[list[str]] = []
+
+    def looking(self: s3_upload.SourceUpload) -> list[str]:
+        held.append([name for lease in store.list_leases() for name in lease.uploads or ()])
+        assert held[-1] == [self.name]
+        return right(self)
+
+    monkeypatch.setattr(s3_upload.SourceUpload, "missing", looking)
+    ran = genai("build", "m", "--target", "cpu", "--remote", "--detach")
+    assert ran.code == 0, ran.err
+    assert len(held) == 1
+    collected = genai("cache", "gc", "--store", store.location, "--keep-days", "0", "--json").json
+    assert collected["uploads"] == {"kept": 1, "deleted": 0}
+    for lease in store.list_leases():
+        store.delete_lease(lease.name)
+    ran = genai("cache", "gc", "--store", store.location, "--keep-days", "0")
+    assert ran.out.startswith("0 entries, 1 uploaded model and ")
+    assert store.list_uploads() == []
 
 
 def test_a_file_that_changes_while_it_is_sent_is_not_stored(

@@ -231,3 +231,14 @@ def test_gc_keeps_what_is_leased_or_young(cache: Any, store: DirectoryStore) -> 
     assert done["holders"] == ["laptop"]
     assert store.get_record("convert", gone.key) is None
     assert store.get_record("convert", kept.key) is not None
+
+
+@pytest.mark.parametrize("days", ["1e300", "nan", "inf", "99999999"])
+def test_gc_names_a_number_of_days_that_is_none(
+    cache: Any, store: DirectoryStore, days: str
+) -> None:
+    entry(store, "a")
+    ran = cache("gc", "--keep-days", days)
+    assert ran.code == 2
+    assert "--keep-days" in ran.errors[0]
+    assert "defect" not in ran.err

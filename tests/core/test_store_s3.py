@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
 from genai_core.record import Blob, Record
-from genai_core.store import s3_client
+from genai_core.store import s3_client, s3_transfer
 from genai_core.store.collect import collect
 from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
@@ -271,6 +272,88 @@ def test_failed_upload_is_aborted(
     client = store._client()
     assert "Uploads" not in client.list_multipart_uploads(Bucket=s3.bucket)
     assert list(store.list_blobs()) == []
+
+
+def test_the_lost_answer_to_an_uploads_end_is_no_failure(
+    store: S3Store, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    """The server has put the parts together; asked again, it knows no such upload any more."""
+    path = whole(tmp_path / "a")
+    faults = [Fault(lose_answer=True), Fault(status=404)]
+
+    def rule(verb: str, asked: str, _: Mapping[str, str]) -> Fault | None:
+        return faults.pop(0) if verb == "POST" and "uploadId=" in asked else None
+
+    proxy.rule = rule
+    blob = store.put_blob(path)
+    assert sum("POST" in line and "uploadId=" in line for line in proxy.seen) == 2
+    assert store.check_blob(blob) is None
+
+
+def test_an_upload_that_somebody_aborted_may_be_tried_again(
+    store: S3Store, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gc takes what was begun a day ago for left behind."""
+    monkeypatch.setattr(s3_transfer, "_THREADS", 1)
+    path = whole(tmp_path / "a")
+
+    def rule(verb: str, asked: str, _: Mapping[str, str]) -> Fault | None:
+        if verb == "PUT" and "partNumber=3" in asked:
+            proxy.rule = lambda *_: None
+            store.delete_drafts(datetime.now(UTC) + timedelta(days=1))
+        return None
+
+    proxy.rule = rule
+    with pytest.raises(StoreUnavailable, match="NoSuchUpload"):
+        store.put_blob(path)
+    assert store.check_blob(store.put_blob(path)) is None
+
+
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_after_an_interruption_no_further_part_is_moved(
+    store: S3Store,
+    proxy: FaultProxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    way: str,
+) -> None:
+    monkeypatch.setattr(s3_transfer, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(s3_transfer, "_THREADS", 1)
+    path = whole(tmp_path / "a", 60 << 20)
+    blob = store.put_blob(path) if way == "down" else None
+    proxy.seen.clear()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    proxy.rule = lambda *_: Fault(seconds=0.1)
+    if blob is not None:
+        monkeypatch.setattr("os.preadv", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.fetch_blob(blob, tmp_path / "b")
+        moved = [line for line in proxy.seen if line.startswith("GET")]
+    else:
+        monkeypatch.setattr(s3_transfer, "hash_file", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            store.put_blob(path, digest=digest_bytes(path.read_bytes()))
+        moved = [line for line in proxy.seen if "partNumber=" in line]
+    assert len(moved) <= 3, "those that were on their way, of twelve"
+
+
+def test_a_clock_that_is_wrong_is_named(store: S3Store) -> None:
+    from botocore.exceptions import ClientError
+
+    from genai_core.store.s3_errors import explained
+
+    answer = {
+        "Error": {"Code": "RequestTimeTooSkewed", "Message": "The difference is too large."},
+        "ResponseMetadata": {"HTTPStatusCode": 403},
+    }
+    with (
+        pytest.raises(StoreUnreadable, match="set this machine's clock"),
+        explained(store.location),
+    ):
+        raise ClientError(answer, "PutObject")  # type: ignore[arg-type]
 
 
 _KILLED = """

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from genai_cli.claims import claim_upload
 from genai_cli.cluster.builds import read_build
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_cli.cluster.following import Followed, follow
@@ -36,6 +37,7 @@ from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.problems import nearest
 from genai_core.kinds.reading import is_local
 from genai_core.source import inspect_source
+from genai_core.store.s3_location import S3Location
 
 __all__ = ["build_remotely", "manifest", "uploaded"]
 
@@ -166,6 +168,7 @@ def manifest(build: GenAIBuild, namespace: str, standing: Json | None) -> Json:
 
 def _upload(cluster: Cluster, build: GenAIBuild, body: Json, *, options: StoreOptions) -> None:
     """Put the model beside the store and let the spec say where it is."""
+    from genai_core.store.s3 import S3Store
     from genai_core.store.s3_upload import SourceUpload
 
     spec = build.spec
@@ -175,7 +178,11 @@ def _upload(cluster: Cluster, build: GenAIBuild, body: Json, *, options: StoreOp
     with read_from(cluster, namespace, spec.store.name, options=options) as place:
         upload = SourceUpload(place.where, facts, credentials=place.credentials)
         with busy("looking up which files are there"):
+            store = S3Store(place.where, credentials=place.credentials)
+            problem = claim_upload(store, upload.name, build.metadata.name)
             missing = upload.missing()
+        if problem:
+            sys.stderr.write(f"warning: {problem}\n")
         for role in missing:
             file = upload.files[role]
             sys.stderr.write(f"upload   {file.path.name} ({size(file.size)})\n")
@@ -184,8 +191,7 @@ def _upload(cluster: Cluster, build: GenAIBuild, body: Json, *, options: StoreOp
         kept = len(upload.files) - len(missing)
         if kept:
             sys.stderr.write(f"upload   {counted(kept, 'file')} there already\n")
-        folder = upload.where.prefix
-        address = f"s3://{place.public.bucket}/{folder}"
+        address = str(S3Location(place.public.bucket, upload.where.prefix))
     body["spec"] = uploaded(spec, body["spec"], address, facts.digest)
 
 

@@ -130,13 +130,15 @@ def gc(
     *,
     keep_days: Annotated[
         float,
-        typer.Option("--keep-days", min=0, metavar="N", help="Keep everything written since."),
+        typer.Option(
+            "--keep-days", min=0, max=36500, metavar="N", help="Keep everything written since."
+        ),
     ] = 7.0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
     store: options.Store = None,
     json: options.Json = False,
 ) -> int:
-    """Remove what no lease needs and what is older than --keep-days."""
+    """Remove what no lease needs and what is older than --keep-days, uploaded models too."""
     from genai_cli import store_upkeep
 
     settings = _settings(context, json=json)

@@ -105,6 +105,10 @@ class Collected(KindModel):
     """Results that nothing needs any more."""
     records_kept: int = 0
     """Results that stay."""
+    uploads_deleted: int = 0
+    """Models sent by `genai build --remote` that no build names any more."""
+    uploads_kept: int = 0
+    """Models sent so that stay."""
     bytes_deleted: int = 0
     """Of the files that nothing needs any more."""
     bytes_kept: int = 0

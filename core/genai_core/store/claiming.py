@@ -91,26 +91,33 @@ class Holder:
         lease = self._standing()
         return lease is None or lease.expires_at - self._now() < self._lasts * 2 / 3
 
-    def claim(self, refs: Iterable[RecordRef]) -> None:
-        """Claim records, before they are looked up; what is claimed already costs nothing.
+    def claim(self, refs: Iterable[RecordRef], uploads: Iterable[str] = ()) -> None:
+        """Claim records and uploads before they are looked up; what is claimed costs nothing.
 
         Raises:
             StoreUnavailable: The store does not answer.
         """
         lease = self._standing()
         claimed = lease.claimed if lease is not None else frozenset[RecordRef]()
+        known = lease.uploads if lease is not None else ()
         new = frozenset(refs) - claimed
-        if not new and not self.due:
+        models = frozenset(uploads) - frozenset(known or ())
+        if not new and not models and known is not None and not self.due:
             return
         kept = lease.containers if lease is not None else ()
-        self._write((*sorted(claimed | new),), kept)
-        if new:
-            await_sweeps(self.store, records=new, now=self._now, sleep=self._sleep)
+        self._write(claimed | new, kept, uploads=models.union(known or ()))
+        if new or models:
+            await_sweeps(self.store, records=new, uploads=models, now=self._now, sleep=self._sleep)
 
     def settle(
-        self, refs: Iterable[RecordRef], containers: Mapping[str, RecordRef], *, keep: int = KEEP
+        self,
+        refs: Iterable[RecordRef],
+        containers: Mapping[str, RecordRef],
+        *,
+        keep: int = KEEP,
+        uploads: Iterable[str] = (),
     ) -> None:
-        """The build is done: claim just its plan's records and its last containers.
+        """The build is done: claim just its plan's records, its last containers and its model.
 
         Raises:
             StoreUnavailable: The store does not answer.
@@ -119,8 +126,16 @@ class Holder:
         standing = lease.containers if lease is not None else ()
         kept = with_containers(standing, containers, keep=keep, now=self._now())
         wanted = frozenset(refs) | {one.ref for one in kept}
-        if lease is None or lease.claimed != wanted or lease.containers != kept or self.due:
-            self._write(tuple(sorted(wanted)), kept)
+        models = frozenset(uploads)
+        if (
+            lease is None
+            or lease.claimed != wanted
+            or lease.containers != kept
+            or lease.uploads is None
+            or frozenset(lease.uploads) != models
+            or self.due
+        ):
+            self._write(wanted, kept, uploads=models)
 
     def renew(self) -> bool:
         """Write the lease anew as it stands; False where it is gone."""
@@ -129,7 +144,7 @@ class Holder:
         if lease is None:
             return False
         if self.due:
-            self._write(lease.records, lease.containers)
+            self._write(lease.records, lease.containers, uploads=lease.uploads)
         return True
 
     def release(self) -> None:
@@ -147,8 +162,21 @@ class Holder:
         lease = self._lease
         return lease if lease is not None and lease.expires_at > self._now() else None
 
-    def _write(self, refs: tuple[RecordRef, ...], kept: tuple[KeptContainer, ...]) -> None:
-        lease = Lease(self.name, self.holder, refs, self._now() + self._lasts, kept)
+    def _write(
+        self,
+        refs: Iterable[RecordRef],
+        kept: tuple[KeptContainer, ...],
+        *,
+        uploads: Iterable[str] | None,
+    ) -> None:
+        lease = Lease(
+            self.name,
+            self.holder,
+            tuple(sorted(refs)),
+            self._now() + self._lasts,
+            kept,
+            tuple(sorted(uploads)) if uploads is not None else None,
+        )
         try:
             self.store.put_lease(lease)
         except StoreUnreadable as error:

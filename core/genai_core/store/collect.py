@@ -2,7 +2,8 @@
 
 A record is kept where a live lease or a root names it, or where it is younger than the grace
 period. A blob is kept where a kept record names it, or where it is younger than the grace period
-(its writer may be about to commit). Leases belong to whoever wrote them: those of other clusters
+(its writer may be about to commit). An uploaded model is kept where a live lease names it, or where
+its newest file is younger than that. Leases belong to whoever wrote them: those of other clusters
 and laptops count as much as one's own, and a lease that cannot be read stops gc.
 
 Writers and builds go on meanwhile. Records go before blobs, so that no lookup hits a record whose
@@ -18,11 +19,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from genai_core.errors import CorruptBlob
 from genai_core.names import Digest
-from genai_core.store.protocol import BlobStat, RecordRef, Store, Sweep
+from genai_core.store.protocol import BlobStat, RecordRef, Store, Sweep, Upload
 from genai_core.store.sweeps import SWEEP_LASTS
 
 __all__ = ["DEFAULT_GRACE", "LEAST_GRACE", "Collected", "collect"]
@@ -42,8 +43,10 @@ class Collected:
     """What gc did, or would do.
 
     Attributes:
-        bytes_kept: Of the blobs that stay.
-        bytes_deleted: Of the blobs that go.
+        uploads_kept: Models that `genai build --remote` sent, and that stay.
+        uploads_deleted: Those that go.
+        bytes_kept: Of the blobs and uploads that stay.
+        bytes_deleted: Of the blobs and uploads that go.
         deleted: The records that go.
         drafts_deleted: What killed writers left half-written, older than a day.
         holders: Who holds live leases.
@@ -54,6 +57,8 @@ class Collected:
     records_deleted: int = 0
     blobs_kept: int = 0
     blobs_deleted: int = 0
+    uploads_kept: int = 0
+    uploads_deleted: int = 0
     bytes_kept: int = 0
     bytes_deleted: int = 0
     leases_expired: int = 0
@@ -76,7 +81,7 @@ def collect(
     Args:
         store: The store; of a layered one, the first.
         now: The time, with a zone.
-        grace: How long records and blobs stay untouched after they were written. Below 12 hours
+        grace: How long things stay untouched after they were written. Below 12 hours
             only where nobody writes: a writer relies on a blob that it found younger than that.
         roots: Records that are kept beside those that leases name.
         dry_run: Only report.
@@ -89,11 +94,11 @@ def collect(
     before = now - grace
     began = time.monotonic()
     wanted = set(roots)
-    doomed, kept_blobs = _mark(store, wanted | _leased(store, now, done), before, done)
+    doomed, kept_blobs = _mark(store, wanted | _leased(store, now, done).records, before, done)
     for batch in _batches(sorted(doomed)):
         with _sweeping(store, now, began, done, records=batch) as lasts:
             # A build that began meanwhile wrote its lease before it looked anything up.
-            late = _leased(store, now, Collected(dry_run=True))
+            late = _leased(store, now, Collected(dry_run=True)).records
             for ref in batch:
                 if ref in late or not lasts():
                     done.records_kept += 1
@@ -110,6 +115,7 @@ def collect(
         with _sweeping(store, now, began, done, blobs=digests) as lasts:
             for stat in stats:
                 _remove_blob(store, stat, before, done=done, lasts=lasts, progress=progress)
+    _collect_uploads(store, now, began, before=before, done=done, progress=progress)
     done.drafts_deleted = store.delete_drafts(now - _DRAFTS_LAST, dry_run=dry_run)
     return done
 
@@ -128,6 +134,7 @@ def _sweeping(
     *,
     records: Iterable[RecordRef] = (),
     blobs: Iterable[Digest] = (),
+    uploads: Iterable[str] = (),
 ) -> Iterator[Callable[[], bool]]:
     """Tell builds what goes; yields whether there is still time to remove it."""
     if done.dry_run:
@@ -136,25 +143,36 @@ def _sweeping(
     passed = timedelta(seconds=time.monotonic() - began)
     until = time.monotonic() + SWEEP_LASTS.total_seconds() / 2
     name = f"gc-{secrets.token_hex(8)}"
-    store.put_sweep(Sweep(name, frozenset(records), frozenset(blobs), now + passed + SWEEP_LASTS))
+    ends = now + passed + SWEEP_LASTS
+    store.put_sweep(Sweep(name, frozenset(records), frozenset(blobs), ends, frozenset(uploads)))
     try:
         yield lambda: time.monotonic() < until
     finally:
         store.delete_sweep(name)
 
 
-def _leased(store: Store, now: datetime, done: Collected) -> set[RecordRef]:
+class _Leased(NamedTuple):
+    """What live leases name; `uploads` is None where one of them cannot say."""
+
+    records: set[RecordRef]
+    uploads: set[str] | None
+
+
+def _leased(store: Store, now: datetime, done: Collected) -> _Leased:
     """Return what live leases name and remove expired ones."""
-    found: set[RecordRef] = set()
+    records: set[RecordRef] = set()
+    uploads: set[str] | None = set()
     for lease in store.list_leases():
         if lease.expires_at > now:
-            found.update(lease.claimed)
+            records.update(lease.claimed)
+            known = lease.uploads
+            uploads = None if uploads is None or known is None else uploads.union(known)
             done.holders.append(lease.holder)
             continue
         done.leases_expired += 1
         if not done.dry_run:
             store.delete_lease(lease.name)
-    return found
+    return _Leased(records, uploads)
 
 
 def _mark(
@@ -205,3 +223,36 @@ def _remove_blob(
     done.blobs_deleted += 1
     done.bytes_deleted += stat.size
     progress(f"blob {stat.sha256} {stat.size} bytes")
+
+
+def _collect_uploads(
+    store: Store,
+    now: datetime,
+    began: float,
+    *,
+    before: datetime,
+    done: Collected,
+    progress: Callable[[str], None],
+) -> None:
+    """Remove uploaded models that no lease names and that are old."""
+    leased = _leased(store, now, Collected(dry_run=True)).uploads
+    doomed: list[Upload] = []
+    for upload in store.list_uploads():
+        if leased is None or upload.name in leased or upload.modified > before:
+            done.uploads_kept += 1
+            done.bytes_kept += upload.size
+        else:
+            doomed.append(upload)
+    for upload in doomed:  # one at a time: a model may take long
+        with _sweeping(store, now, began, done, uploads=[upload.name]) as lasts:
+            # Whoever sends it again claimed it before looking which of its files are there.
+            late = _leased(store, now, Collected(dry_run=True)).uploads
+            if late is None or upload.name in late or not lasts():
+                done.uploads_kept += 1
+                done.bytes_kept += upload.size
+                continue
+            progress(f"upload {upload.name} {upload.size} bytes")
+            done.uploads_deleted += 1
+            done.bytes_deleted += upload.size
+            if not done.dry_run:
+                store.delete_upload(upload.name)

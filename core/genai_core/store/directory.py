@@ -48,6 +48,7 @@ from genai_core.store.protocol import (
     RecordRef,
     StoredRecord,
     Sweep,
+    Upload,
 )
 
 __all__ = ["DirectoryStore"]
@@ -182,6 +183,15 @@ class DirectoryStore(BlobFolder):
                     with suppress(FileNotFoundError):
                         modified = datetime.fromtimestamp(path.stat().st_mtime, UTC)
                         yield RecordRef(folder.name, Key(path.stem), modified)
+
+    # Uploaded models: they go to buckets, which clusters reach
+
+    def list_uploads(self) -> Sequence[Upload]:
+        """There are none."""
+        return ()
+
+    def delete_upload(self, name: str) -> None:
+        """There are none."""
 
     # Leases, sweeps and the store itself
 

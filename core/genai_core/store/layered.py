@@ -32,6 +32,7 @@ from genai_core.store.protocol import (
     Store,
     StoredRecord,
     Sweep,
+    Upload,
 )
 
 __all__ = ["LayeredStore", "brought"]
@@ -184,6 +185,14 @@ class LayeredStore:
     def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
         """Clean the first store."""
         return self.first.delete_drafts(before, dry_run=dry_run)
+
+    def list_uploads(self) -> Sequence[Upload]:
+        """Those beside the first store."""
+        return self.first.list_uploads()
+
+    def delete_upload(self, name: str) -> None:
+        """Remove it beside the first store."""
+        self.first.delete_upload(name)
 
     def put_lease(self, lease: Lease) -> None:
         """Claim in the first store; the others are only read."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,6 +52,8 @@ def lease_to_bytes(lease: Lease) -> bytes:
             {"target": kept.target, "record": str(kept.ref), "built_at": _time(kept.built_at)}
             for kept in lease.containers
         ]
+    if lease.uploads is not None:
+        value["uploads"] = sorted(lease.uploads)
     return canonical_json(value)
 
 
@@ -59,9 +63,9 @@ def lease_from_bytes(data: bytes, name: str) -> Lease:
     Raises:
         StoreUnreadable: It is no lease. Never skipped: gc would then delete what it claims.
     """
-    try:
-        value = json.loads(data)
-        _expect_schema(value["schema"], _SCHEMA)
+    remedy = "use the newest genai for gc, or delete that file"
+    with _read_as(_SCHEMA, data, f"leases/{name}.json", remedy) as value:
+        uploads = value.get("uploads")
         return Lease(
             name,
             str(value["holder"]),
@@ -73,13 +77,8 @@ def lease_from_bytes(data: bytes, name: str) -> Lease:
                 )
                 for kept in value.get("containers", ())
             ),
+            tuple(map(str, uploads)) if uploads is not None else None,
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreUnreadable(
-            f"not a lease of a version known here ({error})",
-            where=f"leases/{name}.json",
-            remedy="use the newest genai for gc, or delete that file",
-        ) from error
 
 
 def sweep_to_bytes(sweep: Sweep) -> bytes:
@@ -89,6 +88,7 @@ def sweep_to_bytes(sweep: Sweep) -> bytes:
             "schema": _SWEEP_SCHEMA,
             "records": sorted(map(str, sweep.records)),
             "blobs": sorted(sweep.blobs),
+            "uploads": sorted(sweep.uploads),
             "expires_at": _time(sweep.expires_at),
         }
     )
@@ -100,21 +100,36 @@ def sweep_from_bytes(data: bytes, name: str) -> Sweep:
     Raises:
         StoreUnreadable: It is no sweep. Never skipped: a builder would then use what goes.
     """
-    try:
-        value = json.loads(data)
-        _expect_schema(value["schema"], _SWEEP_SCHEMA)
+    remedy = "use the newest genai, or delete that file where no gc runs"
+    with _read_as(_SWEEP_SCHEMA, data, f"sweeps/{name}.json", remedy) as value:
         return Sweep(
             name,
             frozenset(map(_ref, value["records"])),
             frozenset(map(Digest, value["blobs"])),
             _read_time(value["expires_at"]),
+            frozenset(map(str, value.get("uploads", ()))),
         )
-    except (ValueError, KeyError, TypeError) as error:
+
+
+@contextmanager
+def _read_as(schema: str, data: bytes, where: str, remedy: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON object; whatever it is not becomes an error that names the file."""
+    try:
+        value = json.loads(data)
+        _expect_schema(value["schema"], schema)
+        yield value
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        kind = schema.partition("/")[0].removeprefix("genai.")
         raise StoreUnreadable(
-            f"not a sweep of a version known here ({error})",
-            where=f"sweeps/{name}.json",
-            remedy="use the newest genai, or delete that file where no gc runs",
+            f"not a {kind} of a version known here ({error})",
+            where=where,
+            remedy=remedy,
         ) from error
+
+
+def _expect_schema(found: object, wanted: str) -> None:
+    if found != wanted:
+        raise ValueError(f"schema {found}")
 
 
 def _time(value: datetime) -> str:
@@ -132,8 +147,3 @@ def _ref(text: str) -> RecordRef:
     if not operation or not is_digest(key):
         raise ValueError(text)
     return RecordRef(operation, Key(key))
-
-
-def _expect_schema(found: object, wanted: str) -> None:
-    if found != wanted:
-        raise ValueError(f"schema {found}")

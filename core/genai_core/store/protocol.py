@@ -1,4 +1,4 @@
-"""What a store is: blobs by digest, records by operation and key, leases and sweeps.
+"""What a store is: blobs by digest, records by operation and key, uploads, leases and sweeps.
 
 Two kinds of things, two rules. A *blob* is immutable and named by its SHA-256, so writing it twice
 is harmless. A *record* is the commit point: it is written last, after every blob it names, and
@@ -40,6 +40,7 @@ __all__ = [
     "Store",
     "StoredRecord",
     "Sweep",
+    "Upload",
 ]
 
 
@@ -144,7 +145,7 @@ class KeptContainer:
 
 @dataclass(frozen=True)
 class Lease:
-    """A claim that keeps records, and the blobs they name, from gc.
+    """A claim that keeps records, the blobs they name, and uploaded models from gc.
 
     Attributes:
         name: Unique in the store: letters, digits, `.`, `_`, `-`; at most 200.
@@ -152,6 +153,8 @@ class Lease:
         records: What is claimed, also records that do not exist yet.
         expires_at: From then on the lease counts for nothing. Renewed by writing it again.
         containers: The build's last revisions, the newest first; claimed like `records`.
+        uploads: Names of uploaded models that are claimed. None: an older version wrote the lease,
+            which could not say, so that all of them have to stay.
     """
 
     name: str
@@ -159,6 +162,7 @@ class Lease:
     records: tuple[RecordRef, ...]
     expires_at: datetime
     containers: tuple[KeptContainer, ...] = ()
+    uploads: tuple[str, ...] | None = ()
 
     @property
     def claimed(self) -> frozenset[RecordRef]:
@@ -179,6 +183,22 @@ class Sweep:
     records: frozenset[RecordRef]
     blobs: frozenset[Digest]
     expires_at: datetime
+    uploads: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, order=True)
+class Upload:
+    """A model that `genai build --remote` put beside the store; see `uploads`.
+
+    Attributes:
+        name: Of its folder: `sha256-` and the digest of its files and their roles.
+        size: Bytes of all its files.
+        modified: When its newest file was sent.
+    """
+
+    name: str
+    size: int
+    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -324,6 +344,16 @@ class Store(Protocol):
 
     def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
         """Remove what writers killed before that time left half-written; return how many."""
+        ...
+
+    # Uploaded models
+
+    def list_uploads(self) -> Sequence[Upload]:
+        """Return the uploaded models; a directory has none."""
+        ...
+
+    def delete_upload(self, name: str) -> None:
+        """Remove an uploaded model; no error where there is none."""
         ...
 
     # Leases, sweeps and the store itself

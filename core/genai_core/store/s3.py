@@ -45,11 +45,13 @@ from genai_core.store.protocol import (
     RecordRef,
     StoredRecord,
     Sweep,
+    Upload,
 )
 from genai_core.store.s3_blobs import S3Blobs
 from genai_core.store.s3_errors import code_of, explained
 from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.uploads import SOURCES, is_upload
 
 __all__ = ["S3Store"]
 
@@ -184,7 +186,30 @@ class S3Store(S3Blobs):
     def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
         """Abort old uploads in parts: nobody sees them, and their bytes cost."""
         self._must_be_writable()
-        return self._objects.abort_uploads("blobs", before, dry_run=dry_run)
+        return sum(
+            self._objects.abort_uploads(folder, before, dry_run=dry_run)
+            for folder in ("blobs", SOURCES)
+        )
+
+    # Uploaded models
+
+    def list_uploads(self) -> Sequence[Upload]:
+        """List `sources/`; what users put there under other names is theirs."""
+        found: dict[str, Upload] = {}
+        for path, size, modified in self._objects.list(SOURCES):
+            name = path.partition("/")[0]
+            if is_upload(name):
+                one = found.get(name, Upload(name, 0, modified))
+                found[name] = Upload(name, one.size + size, max(one.modified, modified))
+        return sorted(found.values())
+
+    def delete_upload(self, name: str) -> None:
+        """Remove all files of `sources/<name>/`."""
+        self._must_be_writable()
+        if not is_upload(name):
+            raise ValueError(f"{name!r} is not the name of an upload")
+        for file, _, _ in self._objects.list(f"{SOURCES}/{name}"):
+            self._objects.delete(f"{SOURCES}/{name}/{file}")
 
     # Leases, sweeps and the store itself
 

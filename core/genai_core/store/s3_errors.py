@@ -24,7 +24,10 @@ __all__ = [
 _ABSENT = {"404", "NoSuchKey", "NotFound"}
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "EntityTooLarge"}
 _WRONG_BYTES = {"BadDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch"}
-_PASSING = {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"}
+_PASSING = {
+    *("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"),
+    "NoSuchUpload",  # a gc took it for left behind; from its beginning it goes
+}
 _PASSING_CONNECTIONS = (
     boto.EndpointConnectionError,
     boto.ConnectionClosedError,
@@ -138,6 +141,12 @@ def _of_answer(error: boto.ClientError, where: str) -> GenAIError:
     if code == "NoSuchBucket":
         return StoreUnreadable(
             "there is no such bucket", where=where, remedy="create it, or correct the address"
+        )
+    if code == "RequestTimeTooSkewed":
+        return StoreUnreadable(
+            "its clock and this machine's are too far apart",
+            where=where,
+            remedy="set this machine's clock",
         )
     if status in {401, 403, 404}:
         return StoreUnreadable(

@@ -26,6 +26,7 @@ from genai_core.errors import CorruptBlob
 from genai_core.names import Digest
 from genai_core.record import Blob
 from genai_core.store.files import hash_file
+from genai_core.store.s3_errors import code_of
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -107,25 +108,49 @@ def upload(client: S3Client, path: Path, *, bucket: str, key: str, blob: Blob, c
                 pool.submit(send, number, start, length)
                 for number, (start, length) in enumerate(_ranges(blob.size), start=1)
             ]
-            if check:
-                _expect(path, blob, futures)
-            parts = list(_results(futures))
-        client.complete_multipart_upload(
-            Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
-        )
+            try:
+                if check:
+                    _expect(path, blob)
+                parts = list(_results(futures))
+            finally:
+                _cancel(futures)  # the pool waits for what it was given
+        _complete(client, parts, bucket=bucket, key=key, upload_id=upload_id, blob=blob)
     except BaseException:
         with suppress(boto.BotoCoreError, boto.ClientError):
             client.abort_multipart_upload(Bucket=bucket, Key=key, UploadId=upload_id)
         raise
 
 
-def _expect(path: Path, blob: Blob, futures: list[Future[CompletedPartTypeDef]]) -> None:
+def _expect(path: Path, blob: Blob) -> None:
     found, size = hash_file(path)
     if (found, size) != (blob.sha256, blob.size):
-        _cancel(futures)
         raise CorruptBlob(
             f"it was announced as {blob.sha256[:12]} and is {found[:12]}", where=str(path)
         )
+
+
+def _complete(
+    client: S3Client,
+    parts: list[CompletedPartTypeDef],
+    *,
+    bucket: str,
+    key: str,
+    upload_id: str,
+    blob: Blob,
+) -> None:
+    """Put the parts together; asked twice, since an answer was lost, not every server agrees."""
+    try:
+        client.complete_multipart_upload(
+            Bucket=bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": parts}
+        )
+    except boto.ClientError as error:
+        if code_of(error) != "NoSuchUpload":
+            raise
+        with suppress(boto.ClientError):
+            head = client.head_object(Bucket=bucket, Key=key)
+            if (head["ContentLength"], head["Metadata"].get("sha256")) == (blob.size, blob.sha256):
+                return
+        raise
 
 
 def download(

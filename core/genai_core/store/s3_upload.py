@@ -1,6 +1,4 @@
-"""A model's folder put into a bucket, under its digest: what is there already is not sent again.
-
-    <folder>/sha256-<digest of roles and contents>/<role>
+"""A model's folder put beside a store, under its digest: what is there already is not sent again.
 
 Files lie under their roles, not under the names that a user gave them, so the same content is the
 same folder whatever it was called. Nothing is ever replaced: an object that stands with the right
@@ -16,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from genai_core.canonical import digest_bytes
-from genai_core.errors import BadModel
+from genai_core.errors import BadModel, CorruptBlob
 from genai_core.record import Blob
 from genai_core.source import SourceFacts, SourceFile
 from genai_core.store import s3_transfer as transfer
@@ -25,14 +23,12 @@ from genai_core.store.s3_client import new_client
 from genai_core.store.s3_errors import explained
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.s3_objects import Objects
+from genai_core.store.uploads import SOURCES, upload_name
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["SOURCES", "SourceUpload"]
-
-SOURCES = "sources"
-"""Folder beside a store's blobs and records that uploaded models lie in."""
+__all__ = ["SourceUpload"]
 
 
 class SourceUpload:
@@ -47,8 +43,8 @@ class SourceUpload:
     def __init__(
         self, store: S3Location, facts: SourceFacts, *, credentials: S3Credentials | None = None
     ) -> None:
-        folder = f"{SOURCES}/{facts.digest.replace(':', '-')}"
-        self.where = replace(store, prefix=f"{store.prefix}/{folder}".strip("/"))
+        self.name = upload_name(facts.digest)
+        self.where = replace(store, prefix=f"{store.prefix}/{SOURCES}/{self.name}".strip("/"))
         self.files: Mapping[str, SourceFile] = facts.files
         self._credentials = credentials
         self._objects = Objects(
@@ -96,15 +92,20 @@ class SourceUpload:
     def _in_parts(self, role: str, file: SourceFile) -> None:
         if file.path.stat().st_size != file.size:
             raise _changed(file.path)
-        with explained(str(self.where)):
-            transfer.upload(
-                self._client,
-                file.path,
-                bucket=self.where.bucket,
-                key=self._objects.key(role),
-                blob=Blob(sha256=file.sha256, size=file.size),
-                check=True,
-            )
+        try:
+            with explained(str(self.where)):
+                transfer.upload(
+                    self._client,
+                    file.path,
+                    bucket=self.where.bucket,
+                    key=self._objects.key(role),
+                    blob=Blob(sha256=file.sha256, size=file.size),
+                    check=True,
+                )
+        except CorruptBlob as error:
+            if error.where != str(file.path):
+                raise
+            raise _changed(file.path) from error
 
 
 def _changed(path: Path) -> BadModel:

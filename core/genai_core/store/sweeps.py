@@ -6,9 +6,10 @@ Two flags, as in Dekker's algorithm: each side raises its own before it looks at
     a gc       writes a sweep that names a record, then reads the leases, then removes the record
 
 Whichever wrote second sees the other. A gc leaves alone what it sees leased; a build waits until no
-sweep names its record, and then finds it there or gone. The same holds for blobs: a writer stores
-them, then reads the sweeps, then makes sure that they stand, then commits the record. Stores show
-every write to the next reader (S3 does since 2020), which is all that this needs.
+sweep names its record, and then finds it there or gone. Uploaded models are claimed in the same way
+before anybody looks whether they are there. The same holds for blobs: a writer stores them, then
+reads the sweeps, then makes sure that they stand, then commits the record. Stores show every write
+to the next reader (S3 does since 2020), which is all that this needs.
 
 A sweep names at most a few hundred things, so waits are short, and it expires: a gc that was killed
 holds nobody up for long. A gc stops well before its own sweep ends.
@@ -21,7 +22,7 @@ from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
 
 from genai_core.names import Digest
-from genai_core.store.protocol import RecordRef, Store
+from genai_core.store.protocol import RecordRef, Store, Sweep
 
 __all__ = ["SWEEP_LASTS", "Clock", "Sleep", "await_sweeps", "utc_now"]
 
@@ -44,13 +45,15 @@ def await_sweeps(
     *,
     records: Collection[RecordRef] = (),
     blobs: Collection[Digest] = (),
+    uploads: Collection[str] = (),
     now: Clock = utc_now,
     sleep: Sleep = time.sleep,
 ) -> None:
     """Wait until no gc is about to remove any of these."""
-    wanted, digests = frozenset(records), frozenset(blobs)
-    while any(
-        sweep.expires_at > now() and (sweep.records & wanted or sweep.blobs & digests)
-        for sweep in store.list_sweeps()
-    ):
+    wanted, digests, models = frozenset(records), frozenset(blobs), frozenset(uploads)
+
+    def hits(sweep: Sweep) -> bool:
+        return bool(sweep.records & wanted or sweep.blobs & digests or sweep.uploads & models)
+
+    while any(sweep.expires_at > now() and hits(sweep) for sweep in store.list_sweeps()):
         sleep(_PAUSE_SECONDS)
