@@ -107,7 +107,8 @@ class Builds:
         if not one.fresh and not one.spec.run.suspend and await self._rests(one):
             return await self._renewed(one)
         outcome = await self._outcome(one)
-        await self._report(value, replace(outcome, requested_at=one.requested, source=one.source))
+        known = replace(outcome, requested_at=one.requested, source=one.source, since=one.since)
+        await self._report(value, known)
         if outcome.state in {State.SUSPENDED, State.STALLED}:
             return await self._renewed(one)  # what it has, and its model, stay until it goes on
         return one.after
@@ -243,6 +244,7 @@ class Builds:
                 chain_tasks=self._chain_tasks if access.secret else 1,
             ),
             owner=one.owner.uid,
+            since=one.since,
             jobs=self._observed.jobs_of(one.namespace, scope_of(access.address, one.spec.run)),
             pods=self._observed.pods_of(one.namespace),
             now=datetime.now(UTC),
@@ -456,7 +458,7 @@ def _begin(value: Json) -> BuildPass | Outcome:
         spec = read_served(BuildSpec, value["spec"], where="spec")
     except GenAIError as error:
         return Outcome(State.STALLED, error.code, str(error))
-    return BuildPass(
+    one = BuildPass(
         value=value,
         spec=spec,
         owner=Owner(meta["name"], meta["uid"]),
@@ -465,6 +467,10 @@ def _begin(value: Json) -> BuildPass | Outcome:
         requested=(meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256],
         status=value.get("status") or {},
     )
+    known = None if one.fresh else one.status.get("startedAt")
+    if known is None and (not one.fresh or not one.status):
+        known = meta.get("creationTimestamp")
+    return replace(one, since=parse_time(known)) if known is not None else one
 
 
 def _access(one: BuildPass, opened: OpenStore, place: SourcePlace) -> StoreAccess:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from genai_core.kinds.build import BuildSpec
@@ -31,6 +31,8 @@ class BuildPass:
     generation: int
     requested: str
     status: Mapping[str, Any]
+    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    """When this generation, or request, was taken up."""
     after: float | None = None
     source: tuple[str, str, str] | None = None
     warnings: list[str] = field(default_factory=list)

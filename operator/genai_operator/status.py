@@ -56,8 +56,9 @@ class Outcome:
     Attributes:
         containers: Target -> package record, of this generation.
         store: Where artifacts lie.
-        ran: Operation -> tasks whose result a Job of this build made; the others were cached.
+        ran: Operation -> tasks whose result did not stand when the build asked for it.
         source: (uri, digest, key of its record).
+        since: When this generation, or request, was taken up; None: as it is known.
         outdated: Why the toolchain is not the current one any more; empty if it is.
     """
 
@@ -75,6 +76,7 @@ class Outcome:
     source: tuple[str, str, str] | None = None
     toolchain: str = ""
     requested_at: str = ""
+    since: datetime | None = None
     outdated: str = ""
 
 
@@ -150,6 +152,10 @@ def build_status(
         found["sources"] = [{"uri": uri, "digest": digest, "record": f"sha256:{key}"}]
     elif same and "sources" in previous:
         found["sources"] = previous["sources"]
+    if outcome.since is not None:
+        found["startedAt"] = rfc3339(outcome.since)
+    elif same and "startedAt" in previous:
+        found["startedAt"] = previous["startedAt"]
     toolchain = outcome.toolchain or (previous.get("toolchain", "") if same else "")
     if toolchain:
         found["toolchain"] = toolchain

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 
 from genai_core.errors import CorruptBlob, GenAIError
@@ -45,6 +45,7 @@ _MOST_LOOKS = 3
 _CHAIN_SECONDS = 15.0
 """How often it is looked how far the chains have come: another build may wait for a part."""
 _GOOD = frozenset({State.CACHED, State.DONE})
+_TO_THE_SECOND = timedelta(seconds=1)
 
 
 @dataclass(frozen=True)
@@ -54,12 +55,14 @@ class Question:
     Attributes:
         setting: What its Jobs have in common.
         owner: The build's UID.
+        since: When it asked for what it asks now, to the second.
         jobs: Of the build's namespace and scope.
         pods: Job's name -> pods.
     """
 
     setting: Setting
     owner: str
+    since: datetime
     jobs: Sequence[JobView]
     pods: Mapping[str, list[PodView]]
     now: datetime
@@ -76,7 +79,7 @@ class Survey:
         failed: (task, error, digest of the log) in the plan's order.
         containers: Target -> the record of its package.
         refs: The records of all tasks that have a key.
-        made: Operation -> tasks whose result stands and that a Job of this build was for.
+        made: Operation -> tasks whose result stands, and did not when the build asked for it.
         after: Seconds until it has to be looked at again, whatever happens.
         retried: What is known of the earlier attempts at tasks that start again.
     """
@@ -277,7 +280,6 @@ class _Look:
         for task, jobs in self._jobs.items():
             if task not in good:
                 active |= {job.uid: job for job in jobs if job.state is JobState.ACTIVE}
-        needed, made = self._ours(good)
         starts = {start.task: self._verdicts.get(start.task, Verdict()) for start in advice.start}
         pauses = [v.pause for v in self._verdicts.values() if v.pause > 0]
         if any(job.chain for job in active.values()):
@@ -296,7 +298,7 @@ class _Look:
                 )
                 for start in advice.start
             ),
-            needed=needed,
+            needed=self._needed(good),
             active=tuple(active.values()),
             failed=tuple(
                 (task, error, self._verdicts[task].log if task in self._verdicts else "")
@@ -306,19 +308,18 @@ class _Look:
             refs=frozenset(
                 RecordRef(plan.task(task).operation, key) for task, key in advice.keys.items()
             ),
-            made=made,
+            made=self._made(good),
             after=min(pauses) if pauses else None,
             retried={task: verdict for task, verdict in starts.items() if verdict.retried},
         )
 
-    def _ours(self, good: set[TaskId]) -> tuple[frozenset[str], Counter[str]]:
-        """Jobs that have to do with this plan, and what they came to."""
+    def _needed(self, good: set[TaskId]) -> frozenset[str]:
+        """UIDs of the Jobs that have to do with this plan."""
         keys = {key: task for task, key in self.advice.keys.items()}
         by_derivation: dict[Digest, TaskId] = {}
         if self._attempts.any_chain:
             by_derivation = {made: task for task, made in self._derivations.items()}
         needed: set[str] = set()
-        tasks: dict[TaskId, str] = {}
         for job in self._question.jobs:
             ours = [keys[job.key]] if job.key in keys else []
             ours += [
@@ -331,12 +332,27 @@ class _Look:
             over &= any(link.derivation not in by_derivation for link in job.chain)
             if ours and not over:
                 needed.add(job.uid)
-            if self._question.owner not in job.owners:
-                continue
-            if job.chain or job.state is JobState.SUCCEEDED or self._has_ended_well(job):
-                for task in good.intersection(ours):
-                    tasks[task] = self._plan.task(task).operation
-        return frozenset(needed), Counter(tasks.values())
+        return frozenset(needed)
+
+    def _made(self, good: set[TaskId]) -> Counter[str]:
+        """Tasks whose result did not stand yet when the build asked for it.
+
+        The record says when it was made, whatever became of its Job. Where a node's clock is slow,
+        a Job of the build that ended since says the same.
+        """
+        since = self._question.since
+        worked = {
+            job.key
+            for job in self._question.jobs
+            if self._question.owner in job.owners
+            and (job.ended_at is None or job.ended_at >= since)
+        }
+        found: Counter[str] = Counter()
+        for task in good:
+            key = self.advice.keys[task]
+            if key in worked or self.records[key].created_at >= since + _TO_THE_SECOND:
+                found[self._plan.task(task).operation] += 1
+        return found
 
     def _containers(self) -> dict[str, Record]:
         found: dict[str, Record] = {}

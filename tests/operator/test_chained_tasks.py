@@ -31,6 +31,7 @@ from genai_operator.views import Ending, JobState, JobView, PodView, job_view
 from genai_planner.targets import Target
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
+ASKED = NOW - timedelta(seconds=9)
 SOURCE = ResolvedSource(
     digest="sha256:" + "1" * 64,
     files={
@@ -69,7 +70,7 @@ class World:
         self.chain_tasks = 8
         self.within = True
 
-    def look(self, owner: str = "one", **spec: Any) -> Survey:
+    def look(self, owner: str = "one", *, since: datetime = ASKED, **spec: Any) -> Survey:
         document = {"model": {"source": "s3://models/tiny"}, "targets": ["cpu"]} | spec
         setting = Setting(
             name="tiny", namespace="ns", spec=BuildSpec.model_validate(document), source=SOURCE,
@@ -78,7 +79,7 @@ class World:
             chain_tasks=self.chain_tasks,
         )  # fmt: skip
         jobs = list(self.jobs.values())
-        question = Question(setting, owner, jobs=jobs, pods=self.pods, now=self.now)
+        question = Question(setting, owner, since, jobs, self.pods, now=self.now)
         return survey(question, self.lookups, lost=set())
 
     def create(self, request: JobRequest, owner: str = "one") -> str:
@@ -123,7 +124,7 @@ class World:
             blob = self.store.put_bytes(text.encode())
             outputs[path] = Output(sha256=blob.sha256, size=blob.size)
         record = Record(
-            operation=task.operation, key=Key(task.key), outputs=outputs, created_at=NOW,
+            operation=task.operation, key=Key(task.key), outputs=outputs, created_at=self.now,
             facts={"within": self.within, "revision": "r"},
             toolchain=ToolchainUsed(id=Digest("3" * 64)),
         )  # fmt: skip
@@ -187,6 +188,45 @@ def test_while_it_runs_nothing_starts_and_every_record_counts_as_it_comes(world:
     seen = world.look()
     assert (seen.advice.ended, set(seen.containers)) == (True, {"cpu"})
     assert sum(seen.made.values()) == 5
+
+
+def test_what_a_build_made_is_not_cached_though_its_jobs_are_gone(world: World) -> None:
+    """A node died after the record stood; a TTL was over; somebody deleted the Job."""
+    world.chain_tasks = 1
+    for _ in range(4):
+        name = world.create(world.look().start[0])
+        world.run(name)
+        del world.jobs[name]
+        world.later(20)
+    seen = world.look()
+    assert seen.advice.ended
+    assert seen.made == dict.fromkeys(("ingest", *WHOLE), 1)
+
+
+def test_what_stood_before_it_was_asked_for_is_cached_though_jobs_are_there(world: World) -> None:
+    name = world.create(world.look().start[0])
+    world.run(name)
+    world.end(name, JobState.SUCCEEDED)
+    assert sum(world.look().made.values()) == 5
+    edited = world.now + timedelta(seconds=2)
+    assert world.look(since=edited).made == {}
+    changed = {"golden": {"prompts": ["x"]}, "since": edited}
+    world.later(9)
+    name = world.create(world.look(**changed).start[0])
+    world.run(name)
+    world.end(name, JobState.SUCCEEDED)
+    assert world.look(**changed).made == {"package": 1}
+
+
+def test_a_node_whose_clock_is_slow_makes_nothing_cached(world: World) -> None:
+    world.chain_tasks = 1
+    name = world.create(world.look().start[0])
+    now = world.now
+    world.now = ASKED - timedelta(minutes=1)
+    world.run(name)
+    world.now = now
+    world.end(name, JobState.SUCCEEDED)
+    assert world.look().made == {"ingest": 1, "convert": 1}
 
 
 def test_a_pod_that_succeeded_is_enough_to_go_on(world: World) -> None:

@@ -74,7 +74,10 @@ class Apiserver:
 
 
 def build(**meta: Any) -> dict[str, Any]:
-    known = {"namespace": "n", "name": "b", "uid": "build", "generation": 1, "resourceVersion": "1"}
+    known = {
+        "namespace": "n", "name": "b", "uid": "build", "generation": 1, "resourceVersion": "1",
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+    }  # fmt: skip
     return {"metadata": known | meta, "spec": SPEC}
 
 
@@ -147,6 +150,22 @@ def test_an_edit_that_our_own_write_tells_of_is_worked_on_at_once(
     room = Room()
     room.api.edit = edit
     assert room.work() == after
+
+
+def test_when_it_was_asked_for_stays_through_passes_and_restarts() -> None:
+    room = Room()
+    room.work()
+    assert room.api.statuses[-1]["status"]["startedAt"] == "2026-01-01T00:00:00Z", "its creation"
+    # Another pass, or another process, of the same generation: with something else to say.
+    shown = room.api.statuses[-1]["status"] | {"conditions": []}
+    known = build(resourceVersion="10") | {"status": shown | {"startedAt": "2026-02-02T00:00:00Z"}}
+    room.observed.builds.put(known, known)
+    room.work()
+    assert room.api.statuses[-1]["status"]["startedAt"] == "2026-02-02T00:00:00Z"
+    edited = build(resourceVersion="11", generation=2) | {"status": known["status"]}
+    room.observed.builds.put(edited, edited)
+    room.work()
+    assert room.api.statuses[-1]["status"]["startedAt"] > "2026-02-02T00:00:00Z"
 
 
 def test_a_status_is_of_one_object_and_not_of_the_next_one_of_that_name() -> None:

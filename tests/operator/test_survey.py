@@ -72,8 +72,9 @@ class Cluster:
             chain_tasks=self.chain_tasks,
         )  # fmt: skip
         question = Question(
-            setting=setting, owner="b", jobs=list(self.jobs.values()), pods=self.pods, now=self.now
-        )
+            setting=setting, owner="b", since=NOW - timedelta(seconds=9),
+            jobs=list(self.jobs.values()), pods=self.pods, now=self.now,
+        )  # fmt: skip
         return survey(question, self.lookups, lost=self.lost)
 
     def start(self, request: JobRequest) -> str:

@@ -349,6 +349,8 @@ class BuildStatus(KindModel):
     """A digest of the libraries that every task of this generation computes with."""
     requested_at: ShortText = ""
     """The annotation genai-operator.dev/requestedAt that was last acted on."""
+    started_at: ShortText = ""
+    """When this generation, or request, was taken up; what was made before counts as cached."""
     artifacts: Annotated[list[ArtifactStatus], Field(max_length=32)] = Field(default_factory=list)
     """The last good container of each target; they stay while a new one is built, or fails."""
     warnings: Annotated[list[Text], Field(max_length=16)] = Field(default_factory=list)
