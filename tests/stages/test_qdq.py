@@ -524,7 +524,10 @@ def test_grids_without_a_zero_become_signed_ones_with_the_same_values(
     scale = (np.abs(rows).max(axis=1) / 1.5).astype(np.float32).astype(np.float64)
     two = Encoding("up", 2, True, scale, np.full(WIDE, -1.5))
     asymmetric = Encoding("up", 4, False, scale / 4, np.full(WIDE, -5.0))
-    for one in (two, asymmetric):
+    seven = Encoding("up", 7, False, scale / 40, np.full(WIDE, -40.0))
+    # The step beyond the strict range is never reached: 127 of them hold the largest value.
+    strict = Encoding("up", 8, True, scale * 1.5 / 127, np.full(WIDE, -127.0))
+    for one in (two, asymmetric, seven, strict):
         result = Result(tmp_path / str(one.bits), 8, encodings(ranges, up=one))
         step = one.scale.astype(np.float32)[:, None]
         offset, top = float(one.offset[0]), 2**one.bits - 1
@@ -533,6 +536,27 @@ def test_grids_without_a_zero_become_signed_ones_with_the_same_values(
         assert result.types["up"] == TensorProto.INT8
         found = result.arrays[node.input[1]][:, None] * result.arrays["up"].astype(np.float32)
         np.testing.assert_allclose(found, wanted, atol=1e-6)
+
+
+def test_zero_points_of_8_bit_channels_are_rounded_away(ranges: Any, tmp_path: Path) -> None:
+    """A device has them for whole tensors alone, and refuses the graph without a word why."""
+    rows = WEIGHTS["up"] + 0.2
+    low, high = np.minimum(rows.min(axis=1), 0), np.maximum(rows.max(axis=1), 0)
+    scale = ((high - low) / 255).astype(np.float32).astype(np.float64)
+    uneven = Encoding("up", 8, False, scale, np.rint(low / scale))
+    result = Result(tmp_path / "channels", 8, encodings(ranges, up=uneven))
+    step = scale.astype(np.float32)[:, None]
+    grid = np.clip(np.rint(WEIGHTS["up"] / step) - uneven.offset[:, None], 0, 255)
+    node = result.producer["up_dq"]
+    assert result.types["up"] == TensorProto.INT8
+    assert not result.arrays[node.input[2]].any()
+    found = result.arrays[node.input[1]][:, None] * result.arrays["up"].astype(np.float32)
+    error = np.abs(found - step * (grid + uneven.offset[:, None]))
+    assert (error <= 0.501 * result.arrays[node.input[1]][:, None]).all()
+    assert result.report.derived["up"] == "8 bits with zero points as 8 without, rounded"
+    whole = Encoding("up", 8, False, np.float64(scale.max()) + np.zeros(()), np.asarray(-100.0))
+    result = Result(tmp_path / "tensor", 8, encodings(ranges, up=whole))
+    assert (result.types["up"], result.arrays["up"].min()) == (TensorProto.UINT8, 0)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,11 @@
 
 LPBQ's block scales are small integers times a channel's scale. So its 4-bit values times the
 block's integer (1 .. 16) are 8-bit values at the channel's scale: the same numbers, exactly, which
-is also how the hardware expands them. So are 4-bit values less their zero point, and the 2-bit grid
--3, -1, 1, 3 at half its scale. Free block scales have no such form: those weights are rounded once
-more, to the finest 8-bit grid that holds the channel. So are 16-bit projections: the table of a
-tied lm_head has 16 bits as an embedding, and no operator multiplies with such a matrix.
+is also how the hardware expands them. So are values of up to 7 bits less their zero point, and the
+2-bit grid -3, -1, 1, 3 at half its scale. Free block scales have no such form: those weights are
+rounded once more, to the finest 8-bit grid that holds the channel. So are 8 bits a channel with
+zero points, which a device has for whole tensors only, and 16-bit projections: the table of a tied
+lm_head has 16 bits as an embedding, and no operator multiplies with such a matrix.
 """
 
 from __future__ import annotations
@@ -40,11 +41,14 @@ def for_device(
     if np.any(encoding.offset != np.rint(encoding.offset)):
         scale = np.broadcast_to(encoding.scale / 2, (channels,))
         return _per_channel(encoding, scale), f"{encoding.bits} bits as {BITS}, the same values"
-    if not encoding.signed and encoding.bits <= 4:
+    if encoding.signed or (encoding.per_tensor and encoding.bits > 4):
+        return None
+    how = f"{encoding.bits} bits with zero points as {BITS} without"
+    # Zero a step below the middle is AIMET's strict symmetry: the step that is left over is unused.
+    if encoding.bits < BITS or np.all(np.abs(encoding.offset + 2.0 ** (BITS - 1) - 0.5) < 1):
         scale = np.broadcast_to(encoding.scale, (channels,))
-        how = f"{encoding.bits} bits with zero points as {BITS} without, the same values"
-        return _per_channel(encoding, scale), how
-    return None
+        return _per_channel(encoding, scale), f"{how}, the same values"
+    return _per_channel(encoding, _scale(_reach(encoding, weight, channel_axis))), f"{how}, rounded"
 
 
 def _without_blocks(
@@ -56,11 +60,22 @@ def _without_blocks(
         reach = int(factors.max()) * 2 ** (encoding.bits - 1)
         if reach <= half:
             return _per_channel(encoding, scale), f"LPBQ as {BITS} bits a channel, the same values"
-    # A value lies at most half a step beyond the weight's own, and never beyond its block's grid.
-    reaches = np.maximum(np.abs(encoding.low), np.abs(encoding.high)).max(axis=1)
-    own = _largest(mapped(weight), channel_axis) + encoding.scale.max(axis=1) / 2
     how = f"blocks of {encoding.block_size} rounded to {BITS} bits a channel"
-    return _per_channel(encoding, _scale(np.minimum(reaches, own))), how
+    return _per_channel(encoding, _scale(_reach(encoding, weight, channel_axis))), how
+
+
+def _reach(
+    encoding: Encoding, weight: ir.TensorProtocol, channel_axis: int
+) -> npt.NDArray[np.float64]:
+    """The largest absolute value of each channel on its grid.
+
+    One lies at most half a step beyond the weight's own, and never beyond its grid.
+    """
+    ends = np.maximum(np.abs(encoding.low), np.abs(encoding.high))
+    ends, steps = (table.reshape(len(table), -1).max(axis=1) for table in (ends, encoding.scale))
+    reach: npt.NDArray[np.float64]
+    reach = np.minimum(ends, _largest(mapped(weight), channel_axis) + steps / 2)
+    return reach
 
 
 def _scale(largest: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
