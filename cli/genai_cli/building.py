@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 
 from genai_cli.claims import Claim, working
-from genai_cli.containers import Delivered, deliver, folder_name
+from genai_cli.containers import Delivered, deliver, folder_name, refuse_foreign
 from genai_cli.engine import PlannedBuild, plan_build, run_plan
 from genai_cli.events import BuildResult
 from genai_cli.output import emit
@@ -107,6 +107,8 @@ def _build_once(
     name = build.metadata.name
     with busy("reading the model and looking up what is there"):
         planned = plan_build(build.spec, Path.cwd(), artifacts, name=name, claim=claim)
+    for target in planned.local.targets:  # rather now than when everything has been built
+        refuse_foreign(folder / folder_name(target.name))
     with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
         result = run_plan(planned, on_event=report, jobs=jobs)
     return planned, result, _delivered(result, artifacts, folder)

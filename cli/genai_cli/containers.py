@@ -3,7 +3,8 @@
 A container is written beside its place and then renamed, so that a reader sees the old one or the
 new one. Files are copies, verified on the way: onnx.load refuses external data that has a second
 name, so links to the store's blobs would not do. A container that is there already, same revision
-and sizes, is left untouched.
+and sizes, is left untouched. A folder that holds anything else than what was written here before is
+never replaced.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ import json
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from genai_core.errors import GenAIError, NoSpace
+from genai_core.errors import BadInput, GenAIError, NoSpace
 from genai_core.manifest import MANIFEST_FILE, Manifest
-from genai_core.record import Output, Record
+from genai_core.record import SIDECAR_NAME, Output, Record, sidecar
 from genai_core.store.protocol import Store
 
-__all__ = ["Delivered", "deliver", "folder_name", "place", "revision_of"]
+__all__ = ["Delivered", "deliver", "folder_name", "place", "refuse_foreign", "revision_of"]
 
 _NO_SPACE = {28, 122}
 """ENOSPC and EDQUOT."""
@@ -68,6 +70,7 @@ def deliver(record: Record, store: Store, path: Path, *, target: str) -> Deliver
 
     Raises:
         GenAIError: The record is no container, or a blob is missing or wrong.
+        BadInput: `path` holds something else.
         NoSpace: No room at `path`.
     """
     manifest = record.outputs.get(MANIFEST_FILE)
@@ -91,12 +94,59 @@ def revision_of(manifest: bytes) -> str:
     return Manifest.model_validate_json(manifest).revision()
 
 
-def place(record: Record, store: Store, path: Path) -> None:
-    """Write all outputs of a record into a folder, in place of what is there.
+def refuse_foreign(path: Path, expected: Iterable[str] | None = None) -> None:
+    """Refuse to replace a folder unless it is empty, a container or an entry of a store.
+
+    Args:
+        path: Need not exist.
+        expected: Files that are going to be written, where they are known: a container whose
+            manifest was damaged is known by holding nothing else.
 
     Raises:
+        BadInput: What is there would be lost.
+    """
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except FileNotFoundError:
+        return
+    except NotADirectoryError as error:
+        raise BadInput("it is a file", where=str(path), remedy="name a folder") from error
+    if not names or _is_ours(path / MANIFEST_FILE, "schema_version", "target", "files"):
+        return
+    if _is_ours(path / SIDECAR_NAME, "operation", "hash", "record"):
+        return
+    known = names if expected is None else {name.partition("/")[0] for name in expected}
+    if MANIFEST_FILE in names and names <= known:
+        return
+    raise BadInput(
+        "it holds other files, which would be lost",
+        where=str(path),
+        remedy="name a new or empty folder, or remove it first",
+    )
+
+
+def _is_ours(file: Path, *members: str) -> bool:
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(value, dict) and value.keys() >= set(members)
+
+
+def place(record: Record, store: Store, path: Path, *, described: bool = False) -> None:
+    """Write all outputs of a record into a folder, in place of what is there.
+
+    Args:
+        record: What to write.
+        store: Holds its blobs.
+        path: The folder.
+        described: As an entry of a store, with its `builder_cache_info.json`.
+
+    Raises:
+        BadInput: The folder holds something else.
         NoSpace: There is no room.
     """
+    refuse_foreign(path, record.outputs)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         for name, output in record.outputs.items():
@@ -104,6 +154,9 @@ def place(record: Record, store: Store, path: Path) -> None:
             dest.parent.mkdir(parents=True, exist_ok=True)
             # A copy: people may change it, and onnx.load refuses data that has a second name.
             store.fetch_blob(output, dest)
+        if described:
+            draft.mkdir(parents=True, exist_ok=True)
+            (draft / SIDECAR_NAME).write_bytes(sidecar(record))
         _swap(draft, path)
     except OSError as error:
         if error.errno in _NO_SPACE:
@@ -124,7 +177,10 @@ def _swap(draft: Path, path: Path) -> None:
         draft.rename(path)
         return
     draft.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    if aside.is_symlink():
+        aside.unlink()  # what it led to is somebody else's
+    else:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _holds(path: Path, revision: str, outputs: dict[str, Output]) -> bool:

@@ -10,7 +10,7 @@ from genai_cli.settings import Settings
 from genai_cli.store_entries import find_entry, opened, records
 from genai_cli.words import counted
 from genai_core.errors import CorruptBlob
-from genai_core.record import SIDECAR_NAME, entry_folder, sidecar
+from genai_core.record import entry_folder
 
 __all__ = ["export", "pull"]
 
@@ -21,8 +21,7 @@ def pull(settings: Settings, address: str | None, *, entry: str, output: Path | 
     record = find_entry(store, entry)
     path = (output or Path(Path(entry_folder(record)).name)).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    place(record, store, path)
-    (path / SIDECAR_NAME).write_bytes(sidecar(record))
+    place(record, store, path, described=True)
     if settings.json:
         emit({"path": str(path), "key": record.key, "files": sorted(record.outputs)})
     else:
@@ -39,11 +38,10 @@ def export(settings: Settings, address: str | None, *, folder: Path, operation: 
         path = folder / entry_folder(record)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            place(record, store, path)
+            place(record, store, path, described=True)
         except CorruptBlob as error:
             faults.append(str(error))
             continue
-        (path / SIDECAR_NAME).write_bytes(sidecar(record))
         written.append(entry_folder(record))
     if settings.json:
         emit({"path": str(folder), "entries": sorted(written), "faults": faults})

@@ -291,6 +291,17 @@ def test_a_failed_task_is_reported_with_reason_remedy_and_log(genai: Program) ->
     assert f"what to do: {failure['remedy']}" in ran.out
 
 
+def test_a_folder_of_the_users_is_refused_before_anything_runs(genai: Program) -> None:
+    mine = prepared(genai.folder) / "containers" / "small" / "cpu"
+    mine.mkdir(parents=True)
+    (mine / "thesis.tex").write_text("the only copy")
+    ran = genai("build", "-f", "b.yaml")
+    assert ran.code == 2
+    assert "it holds other files, which would be lost" in ran.errors[0]
+    assert "start " not in ran.err
+    assert (mine / "thesis.tex").read_text() == "the only copy"
+
+
 def test_a_place_that_cannot_be_written_is_refused_before_anything_runs(genai: Program) -> None:
     folder = prepared(genai.folder)
     (folder / "file").write_text("")

@@ -398,6 +398,12 @@ def test_a_container_is_pulled_verified_and_healed(
     assert genai("pull", "tiny", "--json").json["changed"] is True
     assert (path / "model.data").read_bytes() == b"weights" * 1000
     assert sorted(p.name for p in path.parent.iterdir()) == ["cpu"], "a draft was left"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").write_text("the only copy")
+    refused = genai("pull", "tiny", "-o", "mine")
+    assert refused.code == 2
+    assert "it holds other files, which would be lost" in refused.errors[0]
+    assert (tmp_path / "mine/thesis.tex").read_text() == "the only copy"
 
 
 def test_a_wrong_byte_in_the_store_never_becomes_a_container(

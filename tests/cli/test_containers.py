@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.containers import deliver, folder_name
+from genai_cli.containers import deliver, folder_name, place
 from genai_core.canonical import digest_bytes
-from genai_core.errors import CorruptBlob, GenAIError
+from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.names import Backend, Digest, Key
 from genai_core.record import Output, Record, ToolchainUsed
@@ -116,6 +116,43 @@ def test_a_damaged_container_is_written_again(
     assert deliver(record, store, path, target="cpu").changed
     assert tree(path)["model.onnx"] == b"graph"
     assert "left-over.bin" not in tree(path)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"thesis.tex": b"the only copy"},
+        {"model.onnx": b"the user's own", "report.json": b"{}"},
+        {"manifest.json": b'{"name": "a browser extension"}', "background.js": b""},
+        {"manifest.json": b"{", "left-over.bin": b"x"},
+    ],
+)
+def test_what_was_not_written_here_is_never_replaced(
+    store: DirectoryStore, tmp_path: Path, files: dict[str, bytes]
+) -> None:
+    record, _ = package(store, FILES)
+    path = tmp_path / "mine"
+    path.mkdir()
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    with pytest.raises(BadInput, match="it holds other files, which would be lost"):
+        deliver(record, store, path, target="cpu")
+    assert tree(path) == files
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mine", "store"]
+
+
+def test_an_empty_folder_and_a_link_may_be_replaced(store: DirectoryStore, tmp_path: Path) -> None:
+    record, _ = package(store, FILES)
+    (tmp_path / "empty").mkdir()
+    assert deliver(record, store, tmp_path / "empty", target="cpu").changed
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    place(record, store, tmp_path / "link")
+    assert tree(tmp_path / "link")["model.onnx"] == tree(tmp_path / "empty")["model.onnx"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["empty", "link", "store"]
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(BadInput, match="it is a file"):
+        deliver(record, store, file, target="cpu")
 
 
 def test_another_revision_replaces_the_whole_folder(store: DirectoryStore, tmp_path: Path) -> None:

@@ -148,6 +148,22 @@ def test_an_entry_is_pulled_into_a_folder(
     assert sidecar["hash"] == record.key
 
 
+def test_pulling_an_entry_replaces_only_entries(
+    cache: Any, store: DirectoryStore, tmp_path: Path
+) -> None:
+    one, two = entry(store, "a"), entry(store, "b")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "thesis.tex").write_text("the only copy")
+    ran = cache("pull", one.key, "-o", "home")
+    assert ran.code == 2
+    assert "it holds other files, which would be lost; name a new or empty folder" in ran.errors[0]
+    assert (home / "thesis.tex").read_text() == "the only copy"
+    assert cache("pull", one.key, "-o", "out").code == 0
+    assert cache("pull", two.key, "-o", "out").code == 0
+    assert json.loads((tmp_path / "out/builder_cache_info.json").read_text())["hash"] == two.key
+
+
 def check_export(cache: Any, folder: Path, store: Store) -> None:
     records = [entry(store, "a"), entry(store, "b", operation="package")]
     ran = cache("export", "view", "--json")

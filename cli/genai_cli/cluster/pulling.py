@@ -11,7 +11,7 @@ from genai_cli.cluster.connection import Access, connect
 from genai_cli.cluster.problems import NotThere
 from genai_cli.cluster.stores import StoreOptions, opened_store
 from genai_cli.cluster.views import Artifact, BuildView
-from genai_cli.containers import Delivered, deliver, folder_name, place
+from genai_cli.containers import Delivered, deliver, folder_name, place, refuse_foreign
 from genai_cli.device import steps
 from genai_cli.output import emit, say
 from genai_cli.render import busy
@@ -44,9 +44,8 @@ def pull_container(
     view = read_build(cluster, name, cluster.namespace)
     artifact = _chosen(view, target)
     path = (output or DEFAULT_OUTPUT / name / folder_name(artifact.target)).absolute()
+    refuse_foreign(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists() and not path.is_dir():
-        raise BadInput("it is a file", where=str(path), remedy="name a folder with -o")
     if not view.settled or view.ready[0] != "True":
         sys.stderr.write(
             f"note: {name} is {view.phase}; this is its last good container for {artifact.target}\n"
