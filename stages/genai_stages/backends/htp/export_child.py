@@ -21,17 +21,20 @@ from genai_runtime.htp import child, qnn
 from genai_runtime.htp.provider import register, session_options
 
 _UNSUPPORTED = re.compile(r"\{ name: (?P<name>.*?), type: (?P<type>\w+) \}")
+_REFUSED = re.compile(r"OpConfig\(\) failed for node `(?P<name>.*?)` of type `(?P<type>\w+)`")
 
 
 def fallen_nodes(log: str) -> list[tuple[str, str]]:
     """Nodes that the provider said it could not take: (name, operator), first report only.
 
-    Later reports name its own fused partitions.
+    Later reports name its own fused partitions. Where it took none at all it makes no report, but
+    the library has named what it refused.
     """
     for line in log.splitlines():
         if "Unsupported nodes in QNN EP:" in line:
             return [(m["name"], m["type"]) for m in _UNSUPPORTED.finditer(line)]
-    return []
+    refused = {m["name"]: m["type"] for m in _REFUSED.finditer(log)}
+    return list(refused.items())
 
 
 def _serve(request: dict[str, Any]) -> dict[str, Any]:
