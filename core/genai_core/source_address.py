@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from genai_core.canonical import is_digest
 from genai_core.errors import InvalidSpec
@@ -139,5 +139,5 @@ def readable_name(address: str) -> str:
         return parse_https(address).name
     if address.startswith("pvc://"):
         return parse_pvc(address).name
-    name = address.partition("?")[0].rstrip("/").rpartition("/")[2]
+    name = unquote(address.partition("?")[0]).rstrip("/").rpartition("/")[2]
     return "" if name.startswith("sha256-") else name

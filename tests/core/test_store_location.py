@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from genai_core.errors import CorruptBlob, InvalidSpec, StoreUnreadable
 from genai_core.record import Record
@@ -46,6 +48,29 @@ def test_addresses(address: str, expected: S3Location) -> None:
     assert store.location == str(expected)
 
 
+@given(
+    st.text(st.characters(exclude_categories=["Cs", "Cc"]), max_size=30).map(
+        lambda text: text.strip("/")
+    )
+)
+def test_any_prefix_comes_back_from_its_address(prefix: str) -> None:
+    """A worker is given the address that the planner's side has printed."""
+    for where in (S3Location("bucket", prefix), S3Location("bucket", prefix, "http://a:1")):
+        again = parse_s3(str(where))
+        assert (again.bucket, again.prefix, again.endpoint) == ("bucket", prefix, where.endpoint)
+
+
+def test_a_prefix_may_be_written_as_it_is() -> None:
+    for text in ("my model/v2#1", "my%20model/v2%231"):
+        assert parse_s3(f"s3://bucket/{text}").prefix == "my model/v2#1"
+
+
+def test_a_store_below_a_prefix_with_spaces_is_one_place(s3: S3Server, fresh_name: str) -> None:
+    store = s3.store(f"{fresh_name}/team a/100%")
+    blob = store.put_bytes(b"x")
+    assert open_store(store.location, credentials=s3.credentials).read_blob(blob) == b"x"
+
+
 @pytest.mark.parametrize(
     ("address", "why"),
     [
@@ -69,8 +94,8 @@ def test_wrong_addresses_say_what_is_wrong(address: str, why: str) -> None:
 def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    for given in (tmp_path / "store", str(tmp_path / "store"), "store", "~/store"):
-        store = open_store(given)
+    for written in (tmp_path / "store", str(tmp_path / "store"), "store", "~/store"):
+        store = open_store(written)
         assert isinstance(store, DirectoryStore)
         assert store.root == tmp_path / "store"
     assert not (tmp_path / "store").exists(), "nothing is made before the first write"

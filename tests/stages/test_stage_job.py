@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +99,26 @@ def test_what_is_wrong_is_said_of_the_address_and_the_log_outlives_the_pod(
 def test_an_empty_folder_and_a_missing_bucket_are_told_apart(job: Any, server: S3Server) -> None:
     code, message = job(resolve_file(spec(), str(server.where("nothing-here"))))
     assert (code, message["error"]["code"]) == (2, "BadModel")
+    elsewhere = dataclasses.replace(server.where("m"), bucket="no-such-bucket")
+    code, message = job(resolve_file(spec(), str(elsewhere)))
+    assert (code, message["error"]["code"]) == (2, "XX")
+    assert "no-such-bucket" in json.dumps(message["error"])
+
+
+@pytest.mark.parametrize("name", ["GENAI_STORE", "GENAI_TASK", "GENAI_READ_FROM"])
+def test_a_broken_environment_is_told_to_the_kubelet_too(
+    job: Any, server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    document = resolve_file(spec(), str(server.where("m")))
+    values = {"GENAI_STORE": "s3://", "GENAI_TASK": "nothing", "GENAI_READ_FROM": "[{"}
+    monkeypatch.setenv("GENAI_TASK", pack(document))
+    monkeypatch.setenv(name, values[name])
+    log = tmp_path / "termination-log"
+    code = run_job(log)
+    message = json.loads(log.read_text())
+    assert (code, message["outcome"]) == (2 if name == "GENAI_STORE" else 1, "failed")
+    assert message["error"]["message"]
+    assert not list(tmp_path.glob("genai-task-*")), "scratch was left behind"
 
 
 def test_a_file_that_changed_meanwhile_is_refused(
@@ -111,3 +132,15 @@ def test_a_file_that_changed_meanwhile_is_refused(
     longer = file.model_copy(update={"size": len(data) + 1})
     with pytest.raises(BadModel, match="changed while the build was running"):
         fetch_source_file(longer, tmp_path / "config.json")
+
+
+def test_names_with_spaces_are_found_under_their_addresses(
+    server: S3Server, job: Any, tmp_path: Path
+) -> None:
+    del job  # for its environment
+    where = server.where("my models/v2 #1/a%20b.json")
+    client = new_client(where, server.credentials)
+    client.put_object(Bucket=where.bucket, Key=where.prefix, Body=b"{}")
+    digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
+    fetch_source_file(TaskFileInput(sha256=digest, size=2, path=str(where)), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"{}"

@@ -3,14 +3,15 @@
 Options behind `?`: `endpoint` (URL of the server; absent = AWS), `region`, `ca` (file of CA
 certificates), `addressing` (`path` or `virtual`; `path` where an endpoint is given). Credentials
 never stand in an address, since addresses are shown in logs and statuses: they come from the
-caller or from the usual places (AWS_* variables, ~/.aws, the pod's service account).
+caller or from the usual places (AWS_* variables, ~/.aws, the pod's service account). A prefix may
+hold any character: written with %, as in other URLs, or as it is but for `?` and `%`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Literal
-from urllib.parse import parse_qsl, quote, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from genai_core.errors import InvalidSpec
 
@@ -60,7 +61,7 @@ def parse_s3(address: str) -> S3Location:
         InvalidSpec: Names what is wrong with it.
     """
     try:
-        parts = urlsplit(address)
+        parts = urlsplit(address, allow_fragments=False)
         options = dict(parse_qsl(parts.query, strict_parsing=True)) if parts.query else {}
     except ValueError as error:
         raise wrong_address(address, str(error)) from error
@@ -80,7 +81,7 @@ def parse_s3(address: str) -> S3Location:
         raise wrong_address(address, "addressing is path, virtual or auto")
     return S3Location(
         bucket=parts.netloc,
-        prefix=parts.path.strip("/"),
+        prefix=unquote(parts.path).strip("/"),
         endpoint=endpoint,
         region=options.get("region"),
         ca=options.get("ca"),
