@@ -121,12 +121,18 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
     logging.getLogger().addHandler(handler)
     store: Store | None = None
     place = _Place(termination_log)
-    try:
+
+    def work() -> TaskResult:
+        nonlocal store
         document = _unpacked(os.environ["GENAI_TASK"])
         store = open_job_store()
-        result = _guarded(place, _work(document, store, scratch, place), started)
-        if result.error is None and os.environ.get("GENAI_TELL"):
+        result = _work(document, store, scratch, place)()
+        if os.environ.get("GENAI_TELL"):
             _tell_record(document, result, store)
+        return result
+
+    try:
+        result = _guarded(place, work, started)
     finally:
         place.end()
         logging.getLogger().removeHandler(handler)

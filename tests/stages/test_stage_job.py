@@ -101,7 +101,7 @@ def test_an_empty_folder_and_a_missing_bucket_are_told_apart(job: Any, server: S
     assert (code, message["error"]["code"]) == (2, "BadModel")
     elsewhere = dataclasses.replace(server.where("m"), bucket="no-such-bucket")
     code, message = job(resolve_file(spec(), str(elsewhere)))
-    assert (code, message["error"]["code"]) == (2, "XX")
+    assert (code, message["error"]["code"]) == (2, "StoreUnreadable")
     assert "no-such-bucket" in json.dumps(message["error"])
 
 
