@@ -144,7 +144,10 @@ class Builds:
             if job.state is JobState.FAILED
         ]
         await self._release(one.owner.uid, keep=failed)
-        return Outcome(State.STALLED, problem.reason, problem.message)
+        failures = (problem.failure,) if problem.failure is not None else ()
+        return Outcome(
+            State.STALLED, problem.reason, problem.message, failed=failures, store=one.store
+        )
 
     async def _rests(self, one: BuildPass) -> bool:
         """Whether nothing is to be done unasked; shows a toolchain that is not the current one.
@@ -181,15 +184,16 @@ class Builds:
     # The steps
 
     async def _progress(self, one: BuildPass) -> Outcome:
+        if one.fresh:  # whatever it has to wait for then: it is not fresh any more after that
+            await self._forget_failures(one)
         for job, pod in self._observed.unnoted(one.owner.uid):
             await self._applier.note_ending(job, pod)
         targets = self._targets(one)
         opened = await self._store(one)
+        one.store = opened.where
         place = source_place(one.spec, opened.where)
         access = _access(one, opened, place)
         await self._leases.claim_upload(one, opened)
-        if one.fresh:
-            await self._forget_failures(one)
         for _ in range(_MOST_QUESTIONS):
             try:
                 found = await self._resolver.resolved(

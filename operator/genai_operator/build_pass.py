@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from genai_core.kinds.build import BuildSpec
+from genai_core.store.s3_location import S3Location
 from genai_operator.api import Json
 from genai_operator.jobs import Owner
 from genai_operator.status import State
@@ -35,6 +36,7 @@ class BuildPass:
     """When this generation, or request, was taken up."""
     after: float | None = None
     source: tuple[str, str, str] | None = None
+    store: S3Location | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property

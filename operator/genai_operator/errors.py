@@ -7,9 +7,16 @@ Waiting    something else must happen first      Ready=Unknown, Reconciling=True
 
 from __future__ import annotations
 
-from genai_core.errors import BadInput, GenAIError, StoreUnreadable
+from typing import TypeAlias
 
-__all__ = ["Stalled", "Waiting", "not_enabled", "of_error"]
+from genai_core.errors import BadInput, GenAIError, StoreUnreadable
+from genai_core.names import TaskId
+
+__all__ = ["Failure", "Stalled", "Waiting", "not_enabled", "of_error"]
+
+
+Failure: TypeAlias = tuple[TaskId, GenAIError, str]
+"""Task, error, digest of the log."""
 
 
 class Stalled(Exception):
@@ -18,12 +25,14 @@ class Stalled(Exception):
     Args:
         reason: CamelCase, as in a condition.
         message: For people.
+        failure: Of the task that failed for good, if one did, with the digest of its log.
     """
 
-    def __init__(self, reason: str, message: str) -> None:
+    def __init__(self, reason: str, message: str, *, failure: Failure | None = None) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
+        self.failure = failure
 
 
 class Waiting(Exception):

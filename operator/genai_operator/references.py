@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -29,6 +30,8 @@ log = logging.getLogger("genai_operator.references")
 
 _AGAIN_READY = 300.0
 _AGAIN_UNREADY = 5.0
+_AGAIN_HANGING = 60.0
+_SHARE = 4.0
 _AGAIN_TOLD = 3600.0
 """Where each look takes a Job."""
 _COUNTS = (
@@ -58,6 +61,7 @@ class References:
         extra: Json = {}
         able: bool | None = None
         waits, again = False, _AGAIN_READY
+        began = time.monotonic()
         try:
             opened = await self._stores.open(value)
             if opened.store is not None:
@@ -90,7 +94,11 @@ class References:
             extra=extra,
             warning=ready == "False" or able is False,
         )
-        return min(again, self._collect_seconds or again) if ready == "True" else _AGAIN_UNREADY
+        if ready == "True":
+            return min(again, self._collect_seconds or again)
+        # One that hangs until it fails must not keep the workers from other tenants' objects.
+        hung = time.monotonic() - began
+        return min(max(_AGAIN_UNREADY, _SHARE * hung), _AGAIN_HANGING)
 
     async def _probed(self, value: Json, opened: OpenStore) -> bool | None:
         """What a Job under the store's service account found; None while it is at it."""

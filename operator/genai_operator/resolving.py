@@ -11,7 +11,7 @@ import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from genai_core.names import Key
+from genai_core.names import Key, TaskId
 from genai_core.record import Record
 from genai_core.resolved import (
     RESOLVE,
@@ -200,7 +200,8 @@ class Resolver:
         if verdict.error is not None:
             problem = of_error(verdict.error)
             reason = problem.reason if isinstance(problem, Stalled) else verdict.error.code
-            raise Stalled(reason, str(verdict.error))
+            failure = (TaskId(RESOLVE), verdict.error, verdict.log)
+            raise Stalled(reason, str(verdict.error), failure=failure)
         if not verdict.running:
             request = replace(
                 request,

@@ -13,6 +13,7 @@ import pytest
 from genai_core.kinds.base import REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
+from genai_core.store.s3_location import S3Location
 from genai_operator.access import StoreAccess
 from genai_operator.api import ApiError
 from genai_operator.apply import Applier
@@ -23,6 +24,7 @@ from genai_operator.errors import Waiting
 from genai_operator.jobs import JobRequest, Owner, render
 from genai_operator.observed import Observed
 from genai_operator.settings import Settings
+from genai_operator.status import build_status
 from genai_operator.stores import Stores
 from genai_operator.views import Ending, JobState, JobView, PodView, job_view, pod_view
 
@@ -177,8 +179,11 @@ def test_a_status_is_of_one_object_and_not_of_the_next_one_of_that_name() -> Non
 def test_what_a_failed_task_said_is_known_when_its_pod_is_gone() -> None:
     said = '{"error": {"code": "BadModel", "message": "no such node"}, "log": "d1"}'
     room = Room(a_job("j", "build", ended="Failed"), pods=(a_pod("j", message=said),))
+    known = build(resourceVersion="2") | {"status": {"observedGeneration": 1}}
+    room.observed.builds.put(known, known)
     room.work()
     assert room.job("j").noted is not None
+    assert room.api.deleted == []
     writes = room.api.version
     room.work()
     assert room.api.version == writes, "once"
@@ -201,6 +206,43 @@ def test_a_request_tries_again_what_failed_though_another_build_claims_it_too() 
     later = NOW + timedelta(hours=1)
     verdict = judge([room.job("both")], {}, retries=0, now=later, owner="build")
     assert (verdict.error, verdict.running, verdict.attempt) == (None, False, 2)
+
+
+def test_a_request_is_not_lost_on_a_build_that_has_to_wait_first() -> None:
+    room = Room(a_job("j", "build", ended="Failed"))
+    asked = build(resourceVersion="2", annotations={REQUESTED_AT: "now"})
+    asked["status"] = {"observedGeneration": 1}
+    room.observed.builds.put(asked, asked)
+    room.work()
+    assert room.api.statuses[-1]["status"]["conditions"][0]["reason"] == "TargetNotFound"
+    assert room.api.deleted == ["j"]
+
+
+def test_why_a_source_cannot_be_resolved_is_shown_with_its_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = '{"error": {"code": "BadModel", "message": "no model in it"}, "log": "d1"}'
+    room = Room(a_job("j", "build", ended="Failed"), pods=(a_pod("j", message=said),))
+    request = JobRequest(
+        namespace="n", key=Key("a" * 64), operation="resolve", task="resolve",
+        document=BuildSpec.model_validate(SPEC), image="i", memory_bytes=1,
+    )  # fmt: skip
+    spec = BuildSpec.model_validate(SPEC)
+    one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
+    access = StoreAccess(address="s3://b/p", secret="s")
+
+    async def progress(one: BuildPass) -> Any:
+        one.store = S3Location("b", "p")
+        return await room.builds._resolver._send(one, request, [room.job("j")], access)
+
+    monkeypatch.setattr(room.builds, "_progress", progress)
+    outcome = asyncio.run(room.builds._outcome(one))
+    status = build_status(outcome, {}, generation=1, now=NOW)
+    assert status["failures"] == [
+        {"task": "resolve", "reason": "BadModel", "message": "no model in it",
+         "log": "s3://b/p/blobs/d1/d1"}
+    ]  # fmt: skip
+    assert room.api.deleted == []
 
 
 def test_a_job_that_was_deleted_by_us_is_waited_for_like_any_other() -> None:

@@ -183,7 +183,7 @@ def test_sources_that_cannot_be_read_stall(source: str) -> None:
 def record(number: int, *, inputs: tuple[str, ...] = (), files: dict[str, Blob]) -> Record:
     return Record(
         operation="convert" if number else "ingest",
-        key=Key(f"{number:064x}"),
+        key=Key(str(number) * 64),
         inputs={"in": {str(n): Digest(d) for n, d in enumerate(inputs)}} if inputs else {},
         outputs={name: Output(sha256=b.sha256, size=b.size) for name, b in files.items()},
         toolchain=ToolchainUsed(id=Digest("3" * 64)),

@@ -132,6 +132,16 @@ def test_what_runs_is_not_started_again_and_survives_the_operator(cluster: Clust
     assert cluster.look().start == ()
 
 
+def test_the_end_of_a_job_that_somebody_else_deleted_is_looked_for(cluster: Cluster) -> None:
+    name = cluster.start(cluster.look().start[0])
+    assert cluster.look().after is None
+    cluster.jobs[name] = replace(cluster.jobs[name], deleting=True, owners=frozenset({"x"}))
+    seen = cluster.look()
+    assert seen.start == ()
+    assert seen.after is not None
+    assert seen.after <= 5
+
+
 def test_bad_input_ends_the_build_and_keeps_its_words(cluster: Cluster) -> None:
     name = cluster.start(cluster.look().start[0])
     error = BadModel("no layers found", where="model.onnx").as_dict()
