@@ -51,8 +51,8 @@ class Weight:
         return self.constant.origin or self.constant.name
 
     def matrix(self) -> Array:
-        """[out, in], a view where possible."""
-        array = self.constant.array()
+        """[out, in], a view of the stored type where possible: the writer widens it in blocks."""
+        array = self.constant.load()
         array = array.reshape(self.pair or array.shape[-2:])
         return self._kept(array.T if self.turned else array)
 
