@@ -20,7 +20,15 @@ import pytest
 from genai_cli.cluster import forwarding
 from genai_cli.cluster.connection import Access, Cluster, connect
 from genai_cli.cluster.forwarding import reachable, service_of
-from genai_cli.cluster.stores import StoreOptions, blob_of, named_by, place_of, read_from
+from genai_cli.cluster.stores import (
+    StoreOptions,
+    blob_of,
+    named_by,
+    opened_stores,
+    place_of,
+    reaching,
+)
+from genai_cli.cluster.tasks import _records
 from genai_cli.cluster.testing import Apiserver, apiserver, build, job
 from genai_cli.testing import InProcess, Ran
 from genai_core.canonical import digest_bytes
@@ -114,22 +122,22 @@ def test_the_secrets_keys_are_used_where_it_may_be_read(
 ) -> None:
     server.add("artifactstores", artifact_store())
     server.add("secrets", secret(**KEYS))
-    with read_from(cluster, "team", "default", options=StoreOptions()) as place:
+    with reaching(cluster, "team", "default", options=StoreOptions()) as place:
         assert place.credentials == S3Credentials(*KEYS.values())
     server.forbidden = {"secrets"}
-    with read_from(cluster, "team", "default", options=StoreOptions()) as place:
+    with reaching(cluster, "team", "default", options=StoreOptions()) as place:
         assert place.credentials is None
     assert "team/s3 cannot be read" in capsys.readouterr().err
     server.forbidden = {"secrets", "artifactstores"}
     near = "s3://other/team/records/package/00.json"
-    with read_from(cluster, "team", "default", options=StoreOptions(), near=near) as place:
+    with reaching(cluster, "team", "default", options=StoreOptions(), near=near) as place:
         assert (place.where.bucket, place.credentials) == ("other", None)
 
 
 def test_an_incomplete_secret_is_none(server: Apiserver, cluster: Cluster) -> None:
     server.add("artifactstores", artifact_store())
     server.add("secrets", secret(AWS_ACCESS_KEY_ID="half"))
-    with read_from(cluster, "team", "default", options=StoreOptions()) as place:
+    with reaching(cluster, "team", "default", options=StoreOptions()) as place:
         assert place.credentials is None
 
 
@@ -138,7 +146,7 @@ def test_a_stores_own_certificates_are_trusted_while_it_is_read(
 ) -> None:
     server.add("artifactstores", artifact_store(caBundle="-----BEGIN CERTIFICATE-----"))
     server.add("secrets", secret(**KEYS))
-    with read_from(cluster, "team", "default", options=StoreOptions()) as place:
+    with reaching(cluster, "team", "default", options=StoreOptions()) as place:
         file = Path(str(place.where.ca))
         assert file.read_text() == "-----BEGIN CERTIFICATE-----"
         assert place.public.ca is None
@@ -149,10 +157,10 @@ def test_what_the_user_says_comes_first(server: Apiserver, cluster: Cluster) -> 
     server.add("artifactstores", artifact_store(endpoint="http://10.0.0.7:9000"))
     server.add("secrets", secret(**KEYS))
     options = StoreOptions(endpoint="http://127.0.0.1:9")
-    with read_from(cluster, "team", "default", options=options) as place:
+    with reaching(cluster, "team", "default", options=options) as place:
         assert place.where.endpoint == "http://127.0.0.1:9"
         assert place.public.endpoint == "http://10.0.0.7:9000"
-    with read_from(cluster, "team", "x", options=StoreOptions("s3://mine/team")) as place:
+    with reaching(cluster, "team", "x", options=StoreOptions("s3://mine/team")) as place:
         assert (place.where.bucket, place.credentials) == ("mine", None)
 
 
@@ -479,6 +487,74 @@ def test_a_finished_tasks_log_comes_with_its_record(
     assert "it said nothing: ended 2026-01-01" in genai("logs", "tiny", "convert").out
 
 
+@pytest.fixture
+def further(s3: S3Server, server: Apiserver, store: Store, tmp_path: Path) -> Store:
+    """A store `shared` that `default` reads besides, in a bucket's other place."""
+    prefix = tmp_path.name.replace("_", "-")
+    shared = artifact_store(bucket=s3.bucket, prefix=f"{prefix}-shared", endpoint=s3.endpoint)
+    shared["metadata"]["name"] = "shared"
+    own = artifact_store(
+        bucket=s3.bucket, prefix=prefix, endpoint=s3.endpoint, readFrom=[{"name": "shared"}]
+    )
+    server.add("artifactstores", shared, own)
+    return s3.store(f"{prefix}-shared/team")
+
+
+def test_a_log_is_found_in_a_store_that_is_read_besides(
+    server: Apiserver, store: Store, further: Store, genai: Callable[..., Ran]
+) -> None:
+    """A cached task ran for somebody else, and its record was never copied."""
+    elsewhere = committed(further, "ingest", {"a": b"1"}, "it was read by others\n")
+    here = committed(store, "convert", {"a": b"2"}, "it was converted here\n")
+    server.add("genaibuilds", build("tiny", phase="Building"))
+    server.add(
+        "jobs",
+        job("ingest", "tiny", state="Complete", key=elsewhere.key),
+        job("convert", "tiny", state="Complete", key=here.key),
+    )
+    assert genai("logs", "tiny", "ingest").out == "it was read by others\n"
+    assert genai("logs", "tiny", "convert").out == "it was converted here\n"
+    assert list(store.list_records("ingest")) == [], "looking copies nothing"
+
+
+def test_records_of_all_stores_are_matched_with_the_plan(
+    cluster: Cluster, store: Store, further: Store
+) -> None:
+    committed(further, "ingest", {"a": b"1"})
+    committed(store, "convert", {"a": b"2"})
+    with opened_stores(cluster, "team", "default", options=StoreOptions()) as opened:
+        found = _records(opened, {"ingest", "convert"})
+    assert {record.operation for record in found} == {"ingest", "convert"}
+
+
+def test_a_further_store_that_cannot_be_reached_is_told_and_left_out(
+    server: Apiserver, store: Store, further: Store, genai: Callable[..., Ran]
+) -> None:
+    here = committed(store, "convert", {"a": b"2"}, "it was converted here\n")
+    server.add("genaibuilds", build("tiny", phase="Building"))
+    server.add("jobs", job("convert", "tiny", state="Complete", key=here.key))
+    shared = artifact_store(endpoint="http://nowhere.storage.svc:9000")
+    shared["metadata"]["name"] = "shared"
+    server.add("artifactstores", shared)
+    ran = genai("logs", "tiny", "convert")
+    assert (ran.code, ran.out) == (0, "it was converted here\n")
+    assert "a further store is left out: Service storage/nowhere: " in ran.err
+
+
+def test_fields_of_a_newer_version_are_passed_over(
+    server: Apiserver, store: Store, genai: Callable[..., Ran], s3: S3Server, tmp_path: Path
+) -> None:
+    here = committed(store, "convert", {"a": b"2"}, "it was converted here\n")
+    server.add("genaibuilds", build("tiny", phase="Building"))
+    server.add("jobs", job("convert", "tiny", state="Complete", key=here.key))
+    prefix = tmp_path.name.replace("_", "-")
+    server.add(
+        "artifactstores",
+        artifact_store(bucket=s3.bucket, prefix=prefix, endpoint=s3.endpoint, brandNew={"a": 1}),
+    )
+    assert genai("logs", "tiny", "convert").out == "it was converted here\n"
+
+
 # What goes in
 
 
@@ -555,11 +631,13 @@ def test_a_model_is_claimed_before_it_is_looked_for(
     ran = genai("build", "m", "--target", "cpu", "--remote", "--detach")
     assert ran.code == 0, ran.err
     assert len(held) == 1
-    collected = genai("cache", "gc", "--store", store.location, "--keep-days", "0", "--json").json
+    # With credentials of its own, a command would be given them by the environment.
+    monkeypatch.setattr("genai_cli.store_upkeep.opened", lambda *_: store)
+    collected = genai("cache", "gc", "--keep-days", "0", "--json").json
     assert collected["uploads"] == {"kept": 1, "deleted": 0}
     for lease in store.list_leases():
         store.delete_lease(lease.name)
-    ran = genai("cache", "gc", "--store", store.location, "--keep-days", "0")
+    ran = genai("cache", "gc", "--keep-days", "0")
     assert ran.out.startswith("0 entries, 1 uploaded model and ")
     assert store.list_uploads() == []
 

@@ -23,7 +23,7 @@ from genai_cli.cluster.builds import read_build
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_cli.cluster.following import Followed, follow
 from genai_cli.cluster.problems import NotAllowed, NotThere
-from genai_cli.cluster.stores import StoreOptions, read_from
+from genai_cli.cluster.stores import StoreOptions, reaching
 from genai_cli.cluster.views import BuildView
 from genai_cli.local_work import cache_folder
 from genai_cli.output import emit, say
@@ -175,7 +175,7 @@ def _upload(cluster: Cluster, build: GenAIBuild, body: Json, *, options: StoreOp
     with busy("reading the model"):
         facts = inspect_source(spec, Path.cwd(), FileCache(cache_folder() / "digests.sqlite"))
     namespace = body["metadata"]["namespace"]
-    with read_from(cluster, namespace, spec.store.name, options=options) as place:
+    with reaching(cluster, namespace, spec.store.name, options=options) as place:
         upload = SourceUpload(place.where, facts, credentials=place.credentials)
         with busy("looking up which files are there"):
             store = S3Store(place.where, credentials=place.credentials)

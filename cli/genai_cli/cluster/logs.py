@@ -19,7 +19,7 @@ from typing import TypeVar
 from genai_cli.cluster.builds import read_build, read_object
 from genai_cli.cluster.connection import Access, Cluster, connect
 from genai_cli.cluster.problems import NotThere
-from genai_cli.cluster.stores import StoreOptions, blob_of, opened_store
+from genai_cli.cluster.stores import StoreOptions, blob_of, opened_stores
 from genai_cli.cluster.tasks import build_records
 from genai_cli.cluster.views import BuildView, Failure, TaskView
 from genai_cli.words import duration, size
@@ -150,7 +150,7 @@ class _Reader:
         return True
 
     def _store(self, near: str = "") -> AbstractContextManager[Store]:
-        return opened_store(
+        return opened_stores(
             self._cluster,
             self._view.namespace,
             self._view.store,

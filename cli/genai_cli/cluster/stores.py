@@ -17,13 +17,23 @@ from dataclasses import dataclass, replace
 from genai_cli.cluster.connection import Cluster, Json
 from genai_cli.cluster.forwarding import reachable
 from genai_cli.cluster.problems import NotAllowed, NotThere
-from genai_core.errors import InvalidSpec
+from genai_core.errors import GenAIError, InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.reading import read_served
+from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 from genai_core.store.s3_location import S3Credentials, S3Location, parse_s3
 
-__all__ = ["Place", "StoreOptions", "blob_of", "named_by", "opened_store", "place_of", "read_from"]
+__all__ = [
+    "Place",
+    "StoreOptions",
+    "blob_of",
+    "named_by",
+    "opened_store",
+    "opened_stores",
+    "place_of",
+    "reaching",
+]
 
 _RECORDS, _BLOBS = "/records/", "/blobs/"
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
@@ -58,7 +68,7 @@ class Place:
 
 
 @contextmanager
-def read_from(
+def reaching(
     cluster: Cluster, namespace: str, store: str, *, options: StoreOptions, near: str = ""
 ) -> Iterator[Place]:
     """Where a namespace's store is, with credentials, as long as the context lasts.
@@ -105,11 +115,46 @@ def read_from(
 def opened_store(
     cluster: Cluster, namespace: str, store: str, *, options: StoreOptions, near: str = ""
 ) -> Iterator[Store]:
-    """The same, opened for reading; see `read_from`."""
+    """The same, opened for reading; see `reaching`."""
     from genai_core.store.location import open_store
 
-    with read_from(cluster, namespace, store, options=options, near=near) as place:
+    with reaching(cluster, namespace, store, options=options, near=near) as place:
         yield open_store(str(place.where), credentials=place.credentials)
+
+
+@contextmanager
+def opened_stores(
+    cluster: Cluster, namespace: str, store: str, *, options: StoreOptions, near: str = ""
+) -> Iterator[Store]:
+    """The same with the stores that it reads besides, where what a build found cached may lie.
+
+    One of those that cannot be reached is told and left out.
+    """
+    with ExitStack() as stack:
+        opened = opened_store(cluster, namespace, store, options=options, near=near)
+        first = stack.enter_context(opened)
+        # An address in place of the ArtifactStore stands for that one place.
+        spec = _spec(cluster, namespace, store, needed=False) if options.store is None else None
+        others: list[Store] = []
+        for further in spec.read_from if spec is not None else ():
+            try:
+                wanted = _spec(cluster, namespace, further.name, needed=True)
+                same = wanted is not None and spec is not None and wanted.endpoint == spec.endpoint
+                way = StoreOptions(endpoint=options.endpoint if same else None)
+                others.append(stack.enter_context(_further(cluster, namespace, further.name, way)))
+            except GenAIError as error:
+                sys.stderr.write(f"note: a further store is left out: {error}\n")
+        yield LayeredStore(first, others) if others else first
+
+
+@contextmanager
+def _further(
+    cluster: Cluster, namespace: str, store: str, options: StoreOptions
+) -> Iterator[Store]:
+    from genai_core.store.s3 import S3Store
+
+    with reaching(cluster, namespace, store, options=options) as place:
+        yield S3Store(place.where, credentials=place.credentials, read_only=True)
 
 
 def place_of(spec: ArtifactStoreSpec, namespace: str) -> S3Location:
@@ -159,7 +204,7 @@ def _spec(
         if needed:
             raise
         return None
-    return read_model(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {store}")
+    return read_served(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {store}")
 
 
 def _credentials(

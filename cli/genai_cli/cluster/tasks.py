@@ -8,6 +8,7 @@ predecessors. Nothing depends on today's toolchain, so logs of an outdated build
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -15,15 +16,16 @@ from typing import Any
 from genai_cli.cluster.connection import Cluster, Json
 from genai_cli.cluster.problems import NotAllowed, NotThere
 from genai_core import chips
-from genai_core.errors import BadInput, CorruptBlob
+from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import Backend, Digest, Key, TaskId
 from genai_core.operations import ChipConfig
 from genai_core.record import Blob, Record
 from genai_core.resolved import RESOLVE, ResolvedSource
+from genai_core.store.layered import layers
 from genai_core.store.protocol import RecordRef, Store
 from genai_planner.expand import expand
 from genai_planner.graph import Plan
@@ -44,7 +46,7 @@ def build_records(cluster: Cluster, value: Json, store: Store) -> dict[TaskId, R
     Raises:
         BadInput: Its source was never resolved, so that it has no plan.
     """
-    spec = read_model(BuildSpec, value["spec"], where="spec")
+    spec = read_served(BuildSpec, value["spec"], where="spec")
     resolved = next(iter((value.get("status") or {}).get("sources") or ()), None)
     key = (resolved or {}).get("record")
     stored = store.get_record(RESOLVE, Key(key.removeprefix("sha256:"))) if key else None
@@ -113,6 +115,19 @@ def match_records(
 
 
 def _records(store: Store, operations: set[str]) -> list[Record]:
+    """Those of all stores that one reads; what is cached may lie in another than its own."""
+    found: list[Record] = []
+    for place in layers(store):
+        try:
+            found += _records_in(place, operations)
+        except GenAIError as error:
+            if place is store.writable:
+                raise
+            sys.stderr.write(f"note: a further store is left out: {error}\n")
+    return found
+
+
+def _records_in(store: Store, operations: set[str]) -> list[Record]:
     refs = [ref for operation in sorted(operations) for ref in store.list_records(operation)]
 
     def read(ref: RecordRef) -> Record | None:
@@ -132,7 +147,7 @@ def _target(cluster: Cluster, name: str) -> Target:
         value = cluster.get("genaitargets", name)
     except (NotAllowed, NotThere):
         return parse_target(name)
-    spec = read_model(TargetSpec, value["spec"], where=f"GenAITarget {name}")
+    spec = read_served(TargetSpec, value["spec"], where=f"GenAITarget {name}")
     if spec.backend is Backend.CPU:
         return Target(name, spec.backend, None, dict(spec.compilation))
     if spec.chipset is not None:

@@ -35,7 +35,7 @@ from genai_core.store.protocol import (
     Upload,
 )
 
-__all__ = ["LayeredStore", "brought"]
+__all__ = ["LayeredStore", "brought", "layers"]
 
 
 class LayeredStore:
@@ -60,12 +60,9 @@ class LayeredStore:
         """The first."""
         return self.first
 
-    def _all(self) -> tuple[Store, ...]:
-        return (self.first, *self.others)
-
     def head_blob(self, digest: Digest) -> BlobStat | None:
         """Ask each store in turn."""
-        for store in self._all():
+        for store in layers(self):
             if (stat := store.head_blob(digest)) is not None:
                 return stat
         return None
@@ -117,7 +114,7 @@ class LayeredStore:
 
     def check_blob(self, blob: Blob) -> str | None:
         """Check in the first store that has it."""
-        for store in self._all():
+        for store in layers(self):
             if store.head_blob(blob.sha256) is not None:
                 return store.check_blob(blob)
         return "is missing"
@@ -132,7 +129,7 @@ class LayeredStore:
 
     def get_record(self, operation: str, key: Key) -> StoredRecord | None:
         """Ask each store in turn."""
-        for store in self._all():
+        for store in layers(self):
             if (stored := store.get_record(operation, key)) is not None:
                 return stored
         return None
@@ -232,3 +229,8 @@ def brought(store: Store, operation: str, key: Key, answer: Lookup) -> Lookup:
     if not isinstance(store, LayeredStore) or not isinstance(answer, Hit):
         return answer
     return store.adopt(operation, key) or store.first.lookup(operation, key)
+
+
+def layers(store: Store) -> tuple[Store, ...]:
+    """The stores that one reads, in order: what a listing of all of them needs."""
+    return (store.first, *store.others) if isinstance(store, LayeredStore) else (store,)
