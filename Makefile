@@ -51,7 +51,7 @@ fix: $(READY) ## Format and mend what can be mended
 generate: $(READY) ## Write the reference pages that come from the code
 	$(BIN)/python tools/generate.py
 
-bench: $(READY) ## Run the benchmarks (minutes); figures go into docs/benchmarks.md
+bench: ## Say which benchmarks there are and how to run them
 	@echo "see benchmarks/README.md: each script prints a table and its peers, measured in one run"
 
 test-health: $(READY) ## What Argo CD, Flux and promtool say of what is shipped for them (Go; about 5 minutes once)
