@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_core.errors import CorruptBlob, InvalidSpec, StoreUnreadable
+from genai_core.names import Digest
 from genai_core.record import Record
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.location import open_store
 from genai_core.store.lookup import publish
-from genai_core.store.protocol import Hit, Miss, RecordRef
+from genai_core.store.protocol import BlobStat, Hit, Miss, RecordRef
 from genai_core.store.s3 import S3Store
 from genai_core.store.s3_location import S3Credentials, S3Location, parse_s3
 from genai_core.testing import S3Server
@@ -175,6 +180,46 @@ def test_adopted_entries_are_whole(
     assert isinstance(own.lookup(record.operation, record.key), Hit)
     assert layered.adopt(record.operation, record.key) == adopted
     assert layered.adopt("arcl", record.key) is None
+
+
+@pytest.mark.parametrize("kind", ["directory", "s3"])
+def test_what_an_adopted_entry_names_is_claimed(
+    team: S3Store,
+    make_record: MakeRecord,
+    tmp_path: Path,
+    s3: S3Server,
+    fresh_name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+) -> None:
+    """A blob that stands there, forgotten for a month: a gc that began before has listed it."""
+    first = DirectoryStore(tmp_path / "own") if kind == "directory" else s3.store(f"{fresh_name}-1")
+    blob = first.put_bytes(b"weights")
+    long_ago = datetime.now(UTC) - timedelta(days=30)
+    if isinstance(first, DirectoryStore):
+        os.utime(first.blob_path(blob.sha256), (long_ago.timestamp(),) * 2)
+    else:
+        real = first.head_blob
+        sent: list[str] = []
+        put = first._objects.put
+
+        def aged(digest: Digest) -> BlobStat | None:
+            stat = real(digest)
+            return replace(stat, modified=long_ago) if stat and not sent else stat
+
+        def putting(name: str, *args: Any, **options: Any) -> bool:
+            sent.extend([name] if name.startswith("blobs/") else [])
+            return put(name, *args, **options)
+
+        monkeypatch.setattr(first, "head_blob", aged)
+        monkeypatch.setattr(first, "_claimed", lambda _: False)
+        monkeypatch.setattr(first._objects, "put", putting)
+    record = make_record({"a.bin": team.put_bytes(b"weights")})
+    publish(team, record)
+    assert LayeredStore(first, [team]).adopt(record.operation, record.key) is not None
+    stat = first.head_blob(blob.sha256)
+    assert stat is not None
+    assert stat.modified > datetime.now(UTC) - timedelta(hours=1)
 
 
 def test_writes_go_to_the_first_store_only(

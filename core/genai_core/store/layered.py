@@ -34,6 +34,7 @@ from genai_core.store.protocol import (
     Sweep,
     Upload,
 )
+from genai_core.store.sweeps import CLAIM_LASTS, utc_now
 
 __all__ = ["LayeredStore", "brought", "layers"]
 
@@ -95,18 +96,25 @@ class LayeredStore:
                     return store.read_blob(blob)
         return self.first.read_blob(blob)
 
-    def _bring(self, blob: Blob) -> None:
+    def _bring(self, blob: Blob, *, claim: bool = False) -> None:
+        """Copy a blob into the first store.
+
+        Args:
+            blob: What is wanted.
+            claim: A record is about to name it: gc must not take what stands there for forgotten.
+        """
         stat = self.first.head_blob(blob.sha256)
-        if stat is not None and stat.stands_for(blob.sha256, blob.size):
+        stands = stat is not None and stat.stands_for(blob.sha256, blob.size)
+        if stat is not None and stands and (not claim or utc_now() - stat.modified < CLAIM_LASTS):
             return
-        for store in self.others:
+        for store in layers(self) if stands else self.others:
             if store.head_blob(blob.sha256) is None:
                 continue
             near = self.first.scratch if isinstance(self.first, DirectoryStore) else None
             with tempfile.TemporaryDirectory(prefix="genai-copy-", dir=near) as folder:
                 copy = Path(folder) / blob.sha256
                 try:
-                    store.fetch_blob(blob, copy)
+                    store.fetch_blob(blob, copy, shared=store is self.first)
                 except CorruptBlob:
                     continue
                 self.first.put_blob(copy, digest=blob.sha256, consume=True)
@@ -158,7 +166,7 @@ class LayeredStore:
         if found.origin == self.first.location:
             return found
         for digest, size in found.record.blobs().items():
-            self._bring(Blob(sha256=digest, size=size))
+            self._bring(Blob(sha256=digest, size=size), claim=True)
         publish(self.first, found.record)
         own = self.first.lookup(operation, key)
         return own if isinstance(own, Hit) else None

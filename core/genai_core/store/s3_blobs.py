@@ -12,7 +12,6 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
@@ -30,14 +29,12 @@ from genai_core.store.s3_errors import explained, is_absent
 from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.s3_objects import Head, Objects
+from genai_core.store.sweeps import CLAIM_LASTS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["CLAIM_LASTS", "S3Blobs"]
-
-CLAIM_LASTS = timedelta(hours=12)
-"""A blob younger than this is not sent again. gc's grace period must be longer."""
+__all__ = ["S3Blobs"]
 
 _IN_MEMORY_BYTES = 32 << 20
 

@@ -24,10 +24,13 @@ from datetime import UTC, datetime, timedelta
 from genai_core.names import Digest
 from genai_core.store.protocol import RecordRef, Store, Sweep
 
-__all__ = ["SWEEP_LASTS", "Clock", "Sleep", "await_sweeps", "utc_now"]
+__all__ = ["CLAIM_LASTS", "SWEEP_LASTS", "Clock", "Sleep", "await_sweeps", "utc_now"]
 
 SWEEP_LASTS = timedelta(minutes=10)
 """A gc uses half of it; the rest is for clocks that differ."""
+
+CLAIM_LASTS = timedelta(hours=12)
+"""A blob younger than this need not be written again by who relies on it; gc's grace is longer."""
 
 _PAUSE_SECONDS = 0.2
 
