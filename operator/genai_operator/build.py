@@ -415,6 +415,17 @@ class Builds:
             if job.state is not JobState.SUCCEEDED and (unwanted or not needed):
                 await self._applier.release(job, uid)
 
+    async def _write(self, meta: Mapping[str, Any], status: Json) -> Json:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "GenAIBuild",
+            "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
+            "status": status,
+        }
+        written = await self._api.apply_status("genaibuilds", body, namespace=meta["namespace"])
+        self._observed.builds.put(written, lean(written))
+        return written
+
     async def _report(self, value: Json, outcome: Outcome) -> None:
         """Write the status if it changed, and an event of what that means to people."""
         meta = value["metadata"]
@@ -423,18 +434,11 @@ class Builds:
         status = build_status(outcome, previous, generation=generation, now=datetime.now(UTC))
         if same_status(status, previous):
             return
-        written = await self._api.apply_status(
-            "genaibuilds",
-            {
-                "apiVersion": API_VERSION,
-                "kind": "GenAIBuild",
-                # Another build of that name, made meanwhile, is not the one that this is about.
-                "metadata": {name: meta[name] for name in ("name", "namespace", "uid")},
-                "status": status,
-            },
-            namespace=meta["namespace"],
-        )
-        self._observed.builds.put(written, lean(written))
+        written = await self._write(meta, status)
+        if written["metadata"]["uid"] != meta["uid"]:
+            # Deleted and made anew meanwhile; a status has no precondition. It rested on ours.
+            await self._write(meta, {})
+            return
         if _stands(previous) != _stands(status):
             _count_end(meta, previous, status)
             reason = ready_of(status)[1]

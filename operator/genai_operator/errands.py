@@ -8,6 +8,7 @@ the ArtifactStore.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from genai_core.canonical import digest_json
@@ -53,10 +54,12 @@ class Errands:
         self._applier = applier
         self._starter = starter or Starter(applier)
         self._heard: set[str] = set()
+        self._answered: set[str] = set()
 
     def keep(self, uids: Collection[str]) -> None:
         """Forget Jobs that are gone."""
         self._heard.intersection_update(uids)
+        self._answered.intersection_update(uids)
 
     # What Jobs told
 
@@ -100,6 +103,7 @@ class Errands:
                 raise not_enabled("read logs of pods", pod.namespace) from error
             answer = read_answer(log) if log else None
             if answer is not None:
+                self._answered.add(job.uid)
                 return answer
         return None
 
@@ -131,14 +135,17 @@ class Errands:
                 answer = await self.hear(job)
                 if answer is not None:
                     return answer
-            pods = self._observed.pods_of(one.namespace)
-            verdict = judge(
-                attempts,
-                pods,
-                retries=one.spec.run.retries,
-                now=datetime.now(UTC),
-                owner=one.owner.uid,
-            )
+            # One that did answer was no attempt at what is asked once more.
+            tried = [job for job in attempts if job.uid not in self._answered]
+            if tried:
+                verdict = judge(
+                    tried,
+                    self._observed.pods_of(one.namespace),
+                    retries=one.spec.run.retries,
+                    now=datetime.now(UTC),
+                    owner=one.owner.uid,
+                )
+            verdict = replace(verdict, attempt=attempts[-1].attempt + 1)
         if verdict.error is not None:
             raise of_error(verdict.error)
         if not verdict.running:

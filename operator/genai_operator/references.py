@@ -235,8 +235,7 @@ class References:
         if same_status(status, previous):
             return
         namespace = meta.get("namespace", "")
-        place = {"name": meta["name"], "uid": meta["uid"]}
-        place |= {"namespace": namespace} if namespace else {}
+        place = {"name": meta["name"]} | ({"namespace": namespace} if namespace else {})
         # It comes back as an event, and that wakes the builds that wait for it.
         await self._api.apply_status(
             plural,

@@ -92,7 +92,9 @@ class WorkQueue(Generic[K]):
         """
         self._failures.pop(key, None)
         if rest > 0:
-            self._rests[key] = self._clock() + rest
+            now = self._clock()
+            self._rests = {kept: until for kept, until in self._rests.items() if until > now}
+            self._rests[key] = now + rest
             if key in self._due:  # added meanwhile: not before then
                 del self._due[key]
                 self.add(key)

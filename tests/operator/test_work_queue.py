@@ -101,6 +101,15 @@ def test_a_forgotten_key_does_not_come_back() -> None:
     assert drained(queue) == ["b"]
 
 
+def test_the_rest_of_what_is_gone_is_not_remembered_for_ever() -> None:
+    clock = Clock()
+    queue: WorkQueue[str] = WorkQueue(clock=clock)
+    for number in range(100):
+        queue.done(str(number), rest=5.0)  # it was forgotten while it was worked on
+        clock.now += 1.0
+    assert len(queue._rests) <= 5
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3)), max_size=30))
 def test_several_workers_never_hold_one_key_and_miss_no_addition(
