@@ -41,7 +41,9 @@ async def run(settings: Settings) -> int:
         watching = asyncio.Event()
         server = await health.start(
             settings.http_port,
-            problem=lambda now: health.sick(controller.deaf, controller.compared_at, now),
+            problem=lambda now: health.sick(
+                controller.comparing.deaf, controller.comparing.compared_at, now
+            ),
             ready=watching.is_set,
         )
         watch = asyncio.create_task(

@@ -22,6 +22,7 @@ __all__ = [
     "MEMORY",
     "OPERATION",
     "SCOPE",
+    "SELECTOR",
     "TASK",
     "TTL",
     "Ending",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 MANAGED = "app.kubernetes.io/managed-by"
+SELECTOR = f"{MANAGED}=genai-operator"
+"""Of our Jobs and their pods."""
 OPERATION = f"{GROUP}/operation"
 SCOPE = f"{GROUP}/scope"
 ATTEMPT = f"{GROUP}/attempt"

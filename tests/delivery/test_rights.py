@@ -23,7 +23,7 @@ VERB_OF_CALL = {
     "read": "get",
 }
 WATCHED = ("genaibuilds", "artifactstores", "genaitargets", "jobs", "pods")
-"""Kinds that kopf watches; compared with listings, they stand in a variable."""
+"""Kinds that kopf watches; in `comparing` they stand in a variable."""
 
 
 def documented() -> dict[str, Rights]:

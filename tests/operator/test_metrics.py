@@ -97,7 +97,7 @@ def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:
         ready = [{"type": "Ready", "status": "False", "reason": "SecretNotFound"}]
         store = {"metadata": meta, "spec": {}, "status": {"conditions": ready}}
         controller.observed.stores.put(store, store)
-        controller._count()
+        controller.upkeep.count(controller.due)
 
     asyncio.run(scenario())
     states = {state: value("genai_builds", state=state) for state in State}
@@ -115,15 +115,15 @@ def test_what_waits_for_its_time_or_for_another_replica_is_not_in_the_queues_dep
         controller._leading = lambda: leads
         controller.take("genaitargets", "ADDED", {"metadata": {"name": "t", "uid": "t"}})
         controller.queue.add("later", after=300.0)  # type: ignore[arg-type]
-        controller._count()
+        controller.upkeep.count(controller.due)
         assert value("genai_queue_depth") == 0
         leads = True
-        controller._count()
+        controller.upkeep.count(controller.due)
         assert value("genai_queue_depth") == 1
         before = value("genai_queue_wait_seconds_count", kind="genaitargets")
         await controller.queue.get()
         assert value("genai_queue_wait_seconds_count", kind="genaitargets") == before + 1
-        controller._count()
+        controller.upkeep.count(controller.due)
         assert value("genai_queue_depth") == 0
 
     asyncio.run(scenario())

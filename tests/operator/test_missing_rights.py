@@ -103,6 +103,6 @@ def test_a_pod_is_given_up_only_if_its_node_is_known_to_be_gone(code: int, given
     )
     meta = {"namespace": "n", "name": "p", "uid": "u", "resourceVersion": "1"}
     controller.observed.pods.put({"metadata": meta}, pod)  # type: ignore[arg-type]
-    asyncio.run(controller._give_up_lost_pods())
+    asyncio.run(controller.upkeep.clear())
     assert ("get", "nodes") in api.asked
     assert (("delete", "pods") in api.asked) is given_up

@@ -87,17 +87,30 @@ def test_a_watch_that_keeps_missing_things_is_called_deaf_and_mended_all_the_sam
         controller = Controller(api, Settings())  # type: ignore[arg-type]
         for round_ in range(1, 4):
             api.builds = [thing("b", 10 * round_)]
-            await controller.compare(settle=0.001)
+            await controller.comparing.compare(settle=0.001)
             assert len(controller.observed.builds) == 1
-            assert (controller.deaf == ["genaibuilds"]) == (round_ == 3)
+            assert (controller.comparing.deaf == ["genaibuilds"]) == (round_ == 3)
         assert await controller.queue.get() == Ref("genaibuilds", "n", "b")
-        await controller.compare(settle=0.001)
-        assert controller.deaf == ["genaibuilds"], "nothing happened: that proves nothing"
+        await controller.comparing.compare(settle=0.001)
+        assert controller.comparing.deaf == ["genaibuilds"], "nothing happened: that proves nothing"
         api.builds = []
         controller.take("genaibuilds", "ADDED", thing("late", 99))
-        assert controller.deaf == [], "it delivers again"
-        await controller.compare()
+        assert controller.comparing.deaf == [], "it delivers again"
+        await controller.comparing.compare()
         assert controller.observed.builds.places() == [("n", "late")], "made after the listing"
+
+    asyncio.run(scenario())
+
+
+def test_a_watch_that_misses_only_deletions_is_deaf_too() -> None:
+    async def scenario() -> None:
+        api = Lists()
+        controller = Controller(api, Settings())  # type: ignore[arg-type]
+        for round_ in range(1, 4):
+            controller.observed.builds.put(thing(f"b{round_}", round_), thing(f"b{round_}", round_))
+            await controller.comparing.compare(settle=0.001)
+            assert len(controller.observed.builds) == 0
+            assert (controller.comparing.deaf == ["genaibuilds"]) == (round_ == 3)
 
     asyncio.run(scenario())
 
@@ -152,7 +165,7 @@ def test_what_upkeep_cannot_do_once_it_tries_again(monkeypatch: pytest.MonkeyPat
                 tried.set()
             raise OverflowError("date value out of range")
 
-        monkeypatch.setattr(controller, "_remove_ended", fails)
+        monkeypatch.setattr(controller.upkeep, "clear", fails)
         upkeep = asyncio.create_task(controller._upkeep(lambda: True))
         await asyncio.wait_for(tried.wait(), 5)
         upkeep.cancel()

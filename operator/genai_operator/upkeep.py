@@ -1,0 +1,108 @@
+"""What is done every few seconds, whatever happens: counting, and clearing away.
+
+Jobs go when their time is over. A pod whose node is gone never ends by itself: the Job is made anew
+elsewhere, and nobody waits for a grace period that nobody is there to keep.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from genai_operator.api import Api, ApiError
+from genai_operator.decide import outlived
+from genai_operator.metrics import BUILDS, JOBS_ACTIVE, QUEUE_DEPTH, STORES, TARGETS
+from genai_operator.observed import Observed
+from genai_operator.status import State, ready_of
+from genai_operator.views import JobState, JobView
+
+__all__ = ["Upkeep"]
+
+log = logging.getLogger("genai_operator.upkeep")
+
+
+class Upkeep:
+    """See the module's docstring.
+
+    Args:
+        api: The apiserver.
+        observed: The mirror.
+        wake: Has those who claim a Job looked at.
+    """
+
+    def __init__(self, api: Api, observed: Observed, *, wake: Callable[[JobView], None]) -> None:
+        self._api = api
+        self._observed = observed
+        self._wake = wake
+
+    def count(self, due: int) -> None:
+        """Every series stands from the start: what is absent cannot be told from an outage.
+
+        Args:
+            due: Objects that wait for a worker.
+        """
+        QUEUE_DEPTH.set(due)
+        JOBS_ACTIVE.set(sum(job.state is JobState.ACTIVE for job in self._observed.jobs))
+        states = Counter(
+            (build.get("status") or {}).get("phase") or State.NEW for build in self._observed.builds
+        )
+        for state in State:
+            BUILDS.labels(state=state).set(states[state])
+        for gauge, kept in ((STORES, self._observed.stores), (TARGETS, self._observed.targets)):
+            ready = Counter(ready_of(value.get("status") or {})[0] for value in kept)
+            for status in ("True", "False"):
+                gauge.labels(ready=status).set(ready[status])
+            gauge.labels(ready="Unknown").set(ready["Unknown"] + ready[""])
+
+    async def clear(self) -> None:
+        """Remove what nobody needs any more, and give up what is lost."""
+        phases = {
+            build["metadata"]["uid"]: (build.get("status") or {}).get("phase", "")
+            for build in self._observed.builds
+        }
+        for job in outlived(self._observed.jobs, phases, datetime.now(UTC)):
+            await self._delete(job)
+        await self._give_up_lost_pods()
+
+    async def _give_up_lost_pods(self) -> None:
+        works: dict[str, bool] = {}
+        for pod in self._observed.pods:
+            if not pod.deleting or pod.phase in {"Succeeded", "Failed"} or not pod.node:
+                continue
+            if pod.node not in works:
+                works[pod.node] = await self._may_still_run(pod.node)
+            if works[pod.node]:
+                continue
+            job = self._observed.jobs.get(pod.namespace, pod.job)
+            log.warning("a node is gone", extra={"node": pod.node, "pod": pod.name})
+            if job is not None and job.state is JobState.ACTIVE:
+                await self._delete(job)
+                self._wake(job)
+            await self._api.delete("pods", pod.name, namespace=pod.namespace, uid=pod.uid, grace=0)
+
+    async def _may_still_run(self, name: str) -> bool:
+        """Whether a node works, or cannot be asked after: its pods are then Kubernetes' to give up.
+
+        An operator for some namespaces has no right to read nodes.
+        """
+        try:
+            node = await self._api.get("nodes", name)
+        except ApiError as error:
+            if error.code == 403:
+                return True
+            raise
+        return node is not None and _is_ready(node)
+
+    async def _delete(self, job: JobView) -> None:
+        await self._api.delete("jobs", job.name, namespace=job.namespace, uid=job.uid)
+        self._observed.delete(job)
+
+
+def _is_ready(node: Mapping[str, Any]) -> bool:
+    return any(
+        c["type"] == "Ready" and c["status"] == "True"
+        for c in node.get("status", {}).get("conditions") or ()
+    )
