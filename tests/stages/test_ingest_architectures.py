@@ -14,9 +14,10 @@ from onnx import numpy_helper
 
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
+from genai_runtime.rope import for_context
 from genai_stages.architectures.detect import detect
 from genai_stages.architectures.rope import ropes_of
-from genai_stages.core_graph import read_core, read_facts
+from genai_stages.core_graph import FACTS_FILE, read_core, read_facts
 from genai_stages.operations.ingest import run
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import core_logits
@@ -60,6 +61,22 @@ def ingest(source: Path, out: Path, **config: str) -> tuple[StageResult, ModelFa
     context = Context(scratch=out.parent / "scratch")
     result = run({"source": source}, IngestConfig(**config), out, context)
     return result, read_facts(out)
+
+
+def test_long_texts_take_the_factors_made_for_them(ingested: Ingested, tmp_path: Path) -> None:
+    """Of 600 tokens, where the short factors are for 512: transformers' logits."""
+    core, _, facts = ingested("phi3-longrope")
+    (table,) = facts.rope.values()
+    assert for_context(table, 512) is table
+    with np.load(FIXTURES / "phi3-longrope" / "long.npz") as reference:
+        tokens, logits = reference["tokens"], reference["logits"]
+    long = shutil.copytree(core, tmp_path / "long")
+    changed = facts.model_copy(update={"rope": {"default": for_context(table, 1024)}})
+    (long / FACTS_FILE).write_text(changed.model_dump_json())
+    found = core_logits(long, tokens)[-len(logits) :]
+    np.testing.assert_allclose(found, logits, atol=1e-4)
+    short = core_logits(core, tokens)[-len(logits) :]
+    assert np.abs(short - logits).max() > 0.01
 
 
 def test_every_fixture_is_expected() -> None:
