@@ -29,9 +29,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # no arrow is worth a failed build
     signal.signal(signal.SIGTERM, _interrupt)
-    from genai_cli.app import app
-
     try:
+        from genai_cli.app import app
+
         code = app(args=argv, prog_name="genai", obj=settings, standalone_mode=False)
         sys.stdout.flush()
     except GenAIError as error:
@@ -66,12 +66,16 @@ _INTERRUPTED = Interrupted("interrupted", remedy="the same command goes on where
 
 def _end(error: GenAIError, settings: Settings, *, cause: BaseException | None = None) -> int:
     """Report an error; returns its exit code."""
-    if settings.debug:
-        traceback.print_exception(cause or error)
-    for line in (str(error), *getattr(error, "__notes__", ())):
-        print(f"error: {line}", file=sys.stderr)  # noqa: T201
-    if settings.json:
-        print(json.dumps({"error": error.as_dict()}))  # noqa: T201
+    try:
+        if settings.debug:
+            traceback.print_exception(cause or error)
+        for line in (str(error), *getattr(error, "__notes__", ())):
+            print(f"error: {line}", file=sys.stderr)  # noqa: T201
+        if settings.json:
+            print(json.dumps({"error": error.as_dict()}))  # noqa: T201
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_of_pipe()
     return error.exit_code
 
 

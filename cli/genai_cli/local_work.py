@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import secrets
 import shutil
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from genai_core.errors import NoSpace, StoreUnreadable
+from genai_core.home import expanded
 from genai_core.names import Key
 from genai_core.store.directory import DirectoryStore
+from genai_core.store.files import private_name
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 
@@ -34,7 +36,7 @@ _LOCK = "owner.lock"
 def cache_folder() -> Path:
     """Where this user's caches lie (XDG): digests of files, and work on stores behind S3."""
     base = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(base) if Path(base).is_absolute() else Path("~/.cache").expanduser()
+    root = Path(base) if Path(base).is_absolute() else expanded("~/.cache")
     return root / "genai-operator"
 
 
@@ -113,10 +115,13 @@ class WorkFolder:
         try:
             scratch.mkdir(parents=True, exist_ok=True)
             remove_leftovers(scratch)
-            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=scratch))
-            self._lock = (self.path / _LOCK).open("wb")
+            # Locked before it bears the name by which others look for what was left behind.
+            draft = scratch / private_name("engine")
+            draft.mkdir(mode=0o700)
+            self._lock = (draft / _LOCK).open("wb")
             with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_EX)
+            self.path = draft.rename(scratch / f"{_PREFIX}{secrets.token_hex(4)}")
         except OSError as error:
             if error.errno in {28, 122}:  # ENOSPC, EDQUOT
                 raise NoSpace(

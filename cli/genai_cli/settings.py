@@ -29,8 +29,8 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
     """Settings from environment variables: GENAI_STORE, GENAI_DEBUG, XDG_CACHE_HOME, HOME."""
     cache = environment.get("XDG_CACHE_HOME", "")
     if not Path(cache).is_absolute():  # the XDG specification: a relative path is ignored
-        home = environment.get("HOME", "")
-        cache = str((Path(home) if home else Path("~").expanduser()) / ".cache")
+        home = environment.get("HOME") or "~"  # written out, or refused, by whoever opens it
+        cache = f"{home}/.cache"
     return Settings(
         store=environment.get("GENAI_STORE") or f"{cache}/genai-operator/store",
         debug=environment.get("GENAI_DEBUG", "") not in {"", "0"},

@@ -16,6 +16,7 @@ from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob
+from genai_core.home import expanded
 from genai_core.record import SIDECAR_NAME, Record, entry_folder, flat_strings, record_of_sidecar
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
@@ -34,7 +35,7 @@ def opened(settings: Settings, address: str | None) -> Store:
         BadInput: There is no such folder.
     """
     location = address or settings.store
-    if "://" not in location and not Path(location).expanduser().is_dir():
+    if "://" not in location and not expanded(location).is_dir():
         raise BadInput(
             "there is no store",
             where=location,

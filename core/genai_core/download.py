@@ -12,15 +12,17 @@ import http.client
 import os
 import socket
 import ssl
+import string
 import time
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from genai_core.addresses import AddressRefused, check_peer, why_refused
 from genai_core.errors import BadModel, InvalidSpec, NoSpace, StoreUnavailable
@@ -70,8 +72,10 @@ class Downloaded:
 class _Stay(urllib.request.HTTPRedirectHandler):
     """Leaves redirects to `download`."""
 
-    def redirect_request(self, *_: object) -> None:
-        """Follow none."""
+    def http_error_302(self, *_: Any, **__: Any) -> None:
+        """Follow none, and do not even read where it leads."""
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 class _Checked(ssl.SSLContext):
@@ -87,13 +91,27 @@ def _context(rules: Rules, authorities_beside: str) -> ssl.SSLContext:
     kind = _Checked if rules.checks_addresses else ssl.SSLContext
     context = kind(ssl.PROTOCOL_TLS_CLIENT)
     authorities = os.environ.get("SSL_CERT_FILE")
-    if authorities:
-        context.load_verify_locations(authorities)
-    else:
-        context.load_default_certs()
+    with _certificates(f"SSL_CERT_FILE={authorities}"):
+        if authorities:
+            context.load_verify_locations(authorities)
+        else:
+            context.load_default_certs()
     if authorities_beside:
-        context.load_verify_locations(cadata=authorities_beside)
+        with _certificates("the store's caBundle"):
+            context.load_verify_locations(cadata=authorities_beside)
     return context
+
+
+@contextmanager
+def _certificates(where: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:  # ssl.SSLError is one
+        raise InvalidSpec(
+            f"it holds no certificates: {error.strerror or error}",
+            where=where,
+            remedy="name a file of PEM certificates",
+        ) from error
 
 
 def download(
@@ -167,7 +185,7 @@ def _fetch(
                     return None
                 if error.code not in _REDIRECTS or "Location" not in error.headers:
                     raise _refusal(error, url) from error
-                here = urljoin(here, error.headers["Location"])
+                here = _led(here, error.headers["Location"])
         except AddressRefused as error:
             raise InvalidSpec(str(error), where=url, remedy=_OUTSIDE) from error
         except URLError as error:
@@ -177,8 +195,22 @@ def _fetch(
     raise BadModel("it redirects again and again", where=url, remedy="name the file's own address")
 
 
+def _led(here: str, location: str) -> str:
+    """Where a redirect leads; its header holds the address's own bytes."""
+    with suppress(UnicodeError):
+        location = location.encode("latin-1").decode()
+    try:
+        return urljoin(here, location)
+    except ValueError:
+        return location  # refused by the look at it
+
+
 def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
-    return urllib.request.Request(url, headers=dict(headers))  # noqa: S310 - check_host: https only
+    """A path may hold any character; over the wire go those that URLs know."""
+    parts = urlsplit(url)
+    path, query = (quote(text, safe=string.punctuation) for text in (parts.path, parts.query))
+    sent = urlunsplit((parts.scheme, parts.netloc, path, query, ""))
+    return urllib.request.Request(sent, headers=dict(headers))  # noqa: S310 - check_host: https only
 
 
 def check_host(here: str, url: str, rules: Rules) -> None:
@@ -187,8 +219,13 @@ def check_host(here: str, url: str, rules: Rules) -> None:
     Raises:
         InvalidSpec: Says which rule.
     """
-    parts = urlsplit(here)
-    host = parts.hostname or ""
+    try:
+        parts = urlsplit(here)
+        host = parts.hostname or ""
+    except ValueError as error:
+        raise InvalidSpec(
+            f"it redirects to {here[:200]}, which is no address", where=url, remedy=_OUTSIDE
+        ) from error
     led = "" if here == url else f"it redirects to {parts.scheme}://{host}: "
     if parts.scheme != "https" or not host:
         raise InvalidSpec(f"{led}only https is read", where=url, remedy="name an https:// address")

@@ -23,6 +23,7 @@ from typing import Any, Protocol
 from genai_core.canonical import digest_json
 from genai_core.encoding_bits import weight_bits
 from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
+from genai_core.home import expanded
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest
 
@@ -118,7 +119,7 @@ def source_folder(spec: BuildSpec, base_dir: Path) -> Path:
             where="spec.model.source",
             remedy="download the model and name its folder",
         )
-    path = (base_dir / Path(text).expanduser()).absolute()
+    path = (base_dir / expanded(text)).absolute()
     if not path.exists():
         raise BadModel(
             "there is no such folder", where=str(path), remedy="correct spec.model.source"
@@ -231,7 +232,7 @@ def _with_suffix(paths: Iterable[Path], suffix: str) -> list[Path]:
 
 
 def _named(root: Path, name: str, field_name: str) -> Path:
-    path = root / Path(name).expanduser()
+    path = root / expanded(name)
     if not path.is_file():
         raise BadInput(
             f"there is no file {path}", where=field_name, remedy=f"name a file below {root}"

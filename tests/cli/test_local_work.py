@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import subprocess
 import sys
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
+from genai_cli import local_work
 from genai_cli.local_work import KeyLock, WorkFolder
 from genai_core.errors import GenAIError
 from genai_core.names import Key
@@ -64,6 +67,25 @@ def test_scratch_of_a_killed_engine_is_cleared_and_a_running_one_s_is_not(tmp_pa
     other.close()
     assert not running.path.exists()
     assert not list((tmp_path / "tmp").glob("engine-*"))
+
+
+def test_an_engine_that_starts_is_not_taken_for_a_killed_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one starts between the two steps: the folder is there, its lock not taken yet."""
+    real, others = fcntl.flock, [1]
+
+    def flock(stream: BinaryIO, how: int) -> None:
+        if others:
+            others.pop()
+            local_work.remove_leftovers(tmp_path / "tmp")
+        real(stream, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    work = WorkFolder(DirectoryStore(tmp_path))
+    assert not others
+    assert (work.path / "owner.lock").is_file()
+    work.close()
 
 
 def test_log_of_a_failed_task_outlives_the_scratch(tmp_path: Path) -> None:

@@ -190,6 +190,24 @@ def test_interruption_is_130_and_one_line(tmp_path: Path, signum: signal.Signals
     assert json.loads(out)["error"]["code"] == "Interrupted"
 
 
+def test_an_error_told_to_a_closed_pipe_is_just_its_exit_code(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    ran = subprocess.run(
+        [sys.executable, "-m", "genai_cli", "cache", "ls", "--store", "nowhere", "--json"],
+        cwd=tmp_path,
+        stdout=write,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write)
+    assert ran.returncode == 2
+    assert ran.stderr == (
+        "error: nowhere: there is no store; name one with --store; genai build makes it\n"
+    )
+
+
 def test_a_closed_pipe_is_no_error(tmp_path: Path) -> None:
     read, write = os.pipe()
     os.close(read)
@@ -235,3 +253,40 @@ def test_settings_come_from_the_environment() -> None:
     assert read_settings(home | {"GENAI_STORE": "s3://b/p"}).store == "s3://b/p"
     assert read_settings(home | {"GENAI_DEBUG": "0"}).debug is False
     assert read_settings(home | {"GENAI_DEBUG": "1"}).debug is True
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path) -> None:
+    """A container's user, say, whom no one knows by name."""
+    code = (
+        "import pwd, sys\n"
+        "def nobody(*_): raise KeyError\n"
+        "pwd.getpwuid = nobody\n"
+        "from genai_cli.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))\n"
+    )
+    for command in (["cache", "ls"], ["build", "m", "--target", "cpu"]):
+        (tmp_path / "m").mkdir(exist_ok=True)
+        ran = subprocess.run(
+            [sys.executable, "-c", code, *command],
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert ran.returncode == 2, ran.stderr
+        assert "~ stands for no home folder here" in ran.stderr
+        assert "set HOME" in ran.stderr
+        assert "Traceback" not in ran.stderr
+
+
+def test_a_home_that_nobody_has_is_named(genai: Program) -> None:
+    (genai.folder / "b.yaml").write_text(
+        "apiVersion: genai-operator.dev/v1alpha1\nkind: GenAIBuild\nmetadata: {name: a}\n"
+        "spec: {model: {source: ~no-such-user/m}, targets: [cpu]}\n"
+    )
+    for command in (["cache", "ls", "--store", "~no-such-user/s"], ["build", "-f", "b.yaml"]):
+        ran = genai(*command)
+        assert ran.code == 2
+        assert "~no-such-user/" in ran.errors[0]
+        assert "defect" not in ran.err

@@ -153,6 +153,33 @@ def test_redirects_are_followed_but_not_for_ever(site: Site, tmp_path: Path) -> 
         fetch(f"{site.url}/a", tmp_path)
 
 
+def test_paths_may_hold_any_character(site: Site, tmp_path: Path) -> None:
+    site.serve("/mod%C3%A8le%20%231.tar?v=%C3%A9")
+    assert fetch(f"{site.url}/modèle%20%231.tar?v=é", tmp_path) is not None
+    for led in ("/modèle%20%231.tar?v=é".encode().decode("latin-1"), "/mod%C3%A8le%20%231.tar?v=é"):
+        site.redirect("/a", led)
+        assert fetch(f"{site.url}/a", tmp_path) is not None
+
+
+@pytest.mark.parametrize("led", ["https://[::1", "https://[x]/a"])
+def test_a_redirect_to_no_address_is_said(site: Site, tmp_path: Path, led: str) -> None:
+    site.redirect("/a", led)
+    with pytest.raises(InvalidSpec, match=r"it redirects to .*, which is no address"):
+        fetch(f"{site.url}/a", tmp_path)
+
+
+def test_authorities_that_are_none_are_named(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InvalidSpec, match="the store's caBundle: it holds no certificates"):
+        fetch(f"{site.url}/a", tmp_path, authorities="-----BEGIN CERTIFICATE-----\nno\n")
+    for file in ("nowhere.pem", "empty.pem"):
+        (tmp_path / "empty.pem").write_text("")
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / file))
+        with pytest.raises(InvalidSpec, match=rf"SSL_CERT_FILE=.*{file}: it holds no certif"):
+            fetch(f"{site.url}/a", tmp_path)
+
+
 def test_a_token_goes_to_the_first_host_only(site: Site, tmp_path: Path) -> None:
     site.serve("/c")
     site.redirect("/a", "/c")

@@ -25,6 +25,7 @@ from genai_cli.cluster.problems import (
     NotThere,
     refusal,
 )
+from genai_core.home import expanded
 from genai_core.kinds.base import API_VERSION
 
 __all__ = ["FIELD_MANAGER", "Access", "Cluster", "Json", "connect"]
@@ -78,7 +79,7 @@ def connect(access: Access) -> Cluster:
 
     config: Any = untyped
     given = access.kubeconfig or os.environ.get("KUBECONFIG")
-    path = str(given or Path("~/.kube/config").expanduser())
+    path = str(given or expanded("~/.kube/config"))
     if access.kubeconfig is not None and not access.kubeconfig.is_file():
         raise NoCluster("there is no such file", where=path, remedy="correct --kubeconfig")
     settings = client.Configuration()

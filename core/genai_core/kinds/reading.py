@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from genai_core.errors import InvalidSpec
+from genai_core.home import expanded
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.base import API_VERSION, GROUP, KindObject
 from genai_core.kinds.build import GenAIBuild
@@ -89,7 +90,7 @@ def with_local_source(build: GenAIBuild, folder: Path) -> GenAIBuild:
     model = build.spec.model
     if not is_local(model.source):
         return build
-    source = str((folder / Path(model.source).expanduser()).resolve())
+    source = str((folder / expanded(model.source)).resolve())
     spec = build.spec.model_copy(update={"model": model.model_copy(update={"source": source})})
     return build.model_copy(update={"spec": spec})
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genai_core.errors import StoreUnreadable
+from genai_core.home import expanded
 from genai_core.store.protocol import Store
 from genai_core.store.s3_location import S3Credentials, parse_s3, wrong_address
 
@@ -38,7 +39,7 @@ def open_store(
 
     others = []
     for other in read_from:
-        if _is_folder(other) and not Path(other).expanduser().is_dir():
+        if _is_folder(other) and not expanded(other).is_dir():
             raise StoreUnreadable(
                 "there is no such folder", where=str(other), remedy="correct the store to read from"
             )
@@ -58,7 +59,7 @@ def _open_one(
             raise wrong_address(str(location), "it is empty")
         from genai_core.store.directory import DirectoryStore
 
-        return DirectoryStore(Path(location).expanduser(), read_only=read_only)
+        return DirectoryStore(expanded(location), read_only=read_only)
     if not str(location).startswith("s3://"):
         raise wrong_address(str(location), "a store is a folder or s3://bucket/prefix")
     try:
