@@ -15,7 +15,7 @@ from genai_operator.api import Api, connection
 from genai_operator.controller import Controller
 from genai_operator.handlers import registry_of
 from genai_operator.json_log import set_up
-from genai_operator.lease import LeaseHolder
+from genai_operator.leader import LeaseHolder
 from genai_operator.metrics import LEASE_HELD
 from genai_operator.settings import Settings, read_settings
 

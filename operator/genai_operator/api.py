@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, Self, TypeAlias, TypedDict, Unpack
 
 import aiohttp
 import yaml
@@ -123,6 +123,15 @@ def _pem(entry: Json, name: str, folder: Path) -> bytes:
     if data := entry.get(f"{name}-data"):
         return base64.b64decode(data)
     return (folder / entry[name]).read_bytes() if name in entry else b""
+
+
+class _How(TypedDict, total=False):
+    """A request beside verb and path."""
+
+    body: Json
+    query: Mapping[str, str]
+    media: str
+    accept: str
 
 
 class Api:
@@ -257,33 +266,18 @@ class Api:
             raise
         return True
 
-    async def _call(
-        self,
-        verb: str,
-        path: str,
-        *,
-        body: Json | None = None,
-        query: Mapping[str, str] | None = None,
-        media: str = _JSON,
-        accept: str = _JSON,
-    ) -> Json:
-        found: Json = json.loads(
-            await self._text(verb, path, body=body, query=query, media=media, accept=accept)
-        )
+    async def _call(self, verb: str, path: str, **how: Unpack[_How]) -> Json:
+        found: Json = json.loads(await self._text(verb, path, **how))
         return found
 
-    async def _text(
-        self,
-        verb: str,
-        path: str,
-        *,
-        body: Json | None = None,
-        query: Mapping[str, str] | None = None,
-        media: str = _JSON,
-        accept: str = _JSON,
-    ) -> str:
+    async def _text(self, verb: str, path: str, **how: Unpack[_How]) -> str:
+        body = how.get("body")
         assert self._session is not None
-        headers = {"Content-Type": media, "Accept": accept, "User-Agent": MANAGER}
+        headers = {
+            "Content-Type": how.get("media", _JSON),
+            "Accept": how.get("accept", _JSON),
+            "User-Agent": MANAGER,
+        }
         if token := self._current_token():
             headers["Authorization"] = f"Bearer {token}"
         for _ in range(5):
@@ -291,14 +285,15 @@ class Api:
             async with self._session.request(
                 verb,
                 self._to.server + path,
-                params=query,
+                params=how.get("query"),
                 data=None if body is None else json.dumps(body).encode(),
                 headers=headers,
             ) as answer:
                 API_REQUESTS.labels(verb=verb, code=str(answer.status)).inc()
                 API_SECONDS.labels(verb=verb).observe(time.monotonic() - began)
                 if answer.status == 429:
-                    await asyncio.sleep(min(float(answer.headers.get("Retry-After", "1")), 10.0))
+                    pause = answer.headers.get("Retry-After", "1")
+                    await asyncio.sleep(min(float(pause) if pause.isdecimal() else 1.0, 10.0))
                     continue
                 text = await answer.text()
                 if answer.status < 400:

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any
 
 from genai_core.errands import LookFile
 from genai_core.errors import GenAIError
-from genai_core.kinds.base import API_VERSION, REQUESTED_AT
-from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_served
 from genai_core.names import Key, TaskId
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
@@ -31,11 +27,12 @@ from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, held_up, stand
 from genai_operator.decide import Verdict
 from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting, of_error
-from genai_operator.jobs import JobRequest, Owner, scope_of
+from genai_operator.jobs import JobRequest, scope_of
 from genai_operator.leases import Leases
+from genai_operator.loading import Loader, access_of, begin
 from genai_operator.lookups import Unanswered
-from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS
-from genai_operator.observed import Observed, asked_of, lean
+from genai_operator.observed import Observed, asked_of
+from genai_operator.reporting import Reporter
 from genai_operator.requests import Setting
 from genai_operator.resolving import Resolver
 from genai_operator.sources import SourcePlace, source_place
@@ -43,22 +40,18 @@ from genai_operator.starting import Starter
 from genai_operator.status import (
     Outcome,
     State,
-    build_status,
     condition_of,
-    ready_of,
-    same_status,
 )
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.survey import PLANS_READ, Question, Survey, survey
-from genai_operator.targets import BuildTarget, build_target, toolchain_digest, toolchains
-from genai_operator.views import JobState, parse_time
+from genai_operator.targets import BuildTarget, toolchain_digest, toolchains
+from genai_operator.views import JobState
 from genai_planner.machine import State as TaskState
 
 __all__ = ["Builds"]
 
 log = logging.getLogger("genai_operator.build")
 
-_GOING_WELL = {"Progressing", "Built", "Suspended"}
 _MOST_QUESTIONS = 8
 """How often one pass goes on with what a Job has told."""
 
@@ -71,11 +64,12 @@ class Builds:
     def __init__(
         self, api: Api, observed: Observed, stores: Stores, *, chain_tasks: int = 1
     ) -> None:
-        self._api = api
         self._observed = observed
         self._stores = stores
         self._chain_tasks = chain_tasks
         self._applier = Applier(api, observed)
+        self._reporter = Reporter(api, observed, self._applier)
+        self._loader = Loader(observed, stores)
         self._starter = Starter(self._applier)
         self._errands = Errands(api, observed, self._applier, starter=self._starter)
         self._leases = Leases(stores.cluster_name, self._errands)
@@ -99,16 +93,16 @@ class Builds:
         return 0.0 if now is not None and asked_of(now) != asked_of(value) else after
 
     async def _pass(self, value: Json) -> float | None:
-        one = _begin(value)
+        one = begin(value)
         if isinstance(one, Outcome):
             await self._release(value["metadata"]["uid"], keep=())
-            await self._report(value, one)
+            await self._reporter.report(value, one)
             return None
         if not one.fresh and not one.spec.run.suspend and await self._rests(one):
             return await self._renewed(one)
         outcome = await self._outcome(one)
         known = replace(outcome, requested_at=one.requested, source=one.source, since=one.since)
-        await self._report(value, known)
+        await self._reporter.report(value, known)
         if outcome.state in {State.SUSPENDED, State.STALLED}:
             return await self._renewed(one)  # what it has, and its model, stay until it goes on
         return one.after
@@ -162,7 +156,7 @@ class Builds:
         if not good and not (ready["status"] == "False" and one.status.get("failures")):
             return False
         try:
-            now = toolchain_digest(self._targets(one))
+            now = toolchain_digest(self._loader.targets(one))
         except (Stalled, Waiting, GenAIError):
             return good
         outdated = one.status.get("toolchain", now) != now
@@ -178,7 +172,7 @@ class Builds:
                 warnings=one.status.get("warnings", ()),
                 requested_at=one.requested,
             )
-            await self._report(one.value, outcome)
+            await self._reporter.report(one.value, outcome)
         return True
 
     # The steps
@@ -188,11 +182,11 @@ class Builds:
             await self._forget_failures(one)
         for job, pod in self._observed.unnoted(one.owner.uid):
             await self._applier.note_ending(job, pod)
-        targets = self._targets(one)
-        opened = await self._store(one)
+        targets = self._loader.targets(one)
+        opened = await self._loader.store(one)
         one.store = opened.where
         place = source_place(one.spec, opened.where)
-        access = _access(one, opened, place)
+        access = access_of(one, opened, place)
         await self._leases.claim_upload(one, opened)
         for _ in range(_MOST_QUESTIONS):
             try:
@@ -299,50 +293,13 @@ class Builds:
         if wait > 0:
             return wait
         try:
-            targets, opened = self._targets(one), await self._store(one)
+            targets, opened = self._loader.targets(one), await self._loader.store(one)
             place = source_place(one.spec, opened.where)
-            access = _access(one, opened, place)
+            access = access_of(one, opened, place)
             await self._leases.at_rest(one, opened, access=access, target=targets[0])
         except (Stalled, Waiting, GenAIError) as error:
             log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})
         return self._leases.rest(one.owner.uid)
-
-    def _targets(self, one: BuildPass) -> list[BuildTarget]:
-        found = []
-        for name in one.spec.targets:
-            value = self._observed.targets.get("", name)
-            if value is None:
-                raise Waiting("TargetNotFound", f"there is no GenAITarget {name}", after=60.0)
-            try:
-                found.append(build_target(name, value))
-            except Stalled as error:  # mended in the target, not in the build
-                raise Waiting(
-                    "TargetNotReady", f"{error.message} ({error.reason})", after=60.0
-                ) from error
-        return found
-
-    async def _store(self, one: BuildPass) -> OpenStore:
-        name = one.spec.store.name
-        value = self._observed.stores.get(one.namespace, name)
-        if value is None:
-            raise Waiting("StoreNotReady", f"there is no ArtifactStore {name}", after=60.0)
-        try:
-            opened = await self._stores.open(value)
-        except Stalled as error:
-            raise Waiting("StoreNotReady", f"ArtifactStore {name}: {error.message}") from error
-        except Waiting as error:
-            raise Waiting("StoreNotReady", f"ArtifactStore {name}: {error.message}") from error
-        status = value.get("status") or {}
-        tried = condition_of(status, "Ready")
-        if tried is None or status.get("observedGeneration") != value["metadata"]["generation"]:
-            raise Waiting("Progressing", f"ArtifactStore {name} is being tried", after=30.0)
-        if tried["status"] != "True":
-            raise Waiting(
-                "StoreNotReady",
-                f"ArtifactStore {name} is not ready ({tried['reason']}): {tried['message']}",
-                after=30.0,
-            )
-        return opened
 
     async def _apply(self, one: BuildPass, seen: Survey, access: StoreAccess) -> None:
         # First of all, so that none of what is made below can be taken for something unneeded.
@@ -396,8 +353,6 @@ class Builds:
         )
         return replace(outcome, state=State.READY, reason="Built", message=f"built {built}")
 
-    # What is written
-
     async def _forget_failures(self, one: BuildPass) -> None:
         """A new generation, or the user's request, tries again what failed before.
 
@@ -414,105 +369,6 @@ class Builds:
             unwanted = job.uid not in needed and job.operation != RESOLVE
             if job.state is not JobState.SUCCEEDED and (unwanted or not needed):
                 await self._applier.release(job, uid)
-
-    async def _write(self, meta: Mapping[str, Any], status: Json) -> Json:
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": "GenAIBuild",
-            "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
-            "status": status,
-        }
-        written = await self._api.apply_status("genaibuilds", body, namespace=meta["namespace"])
-        self._observed.builds.put(written, lean(written))
-        return written
-
-    async def _report(self, value: Json, outcome: Outcome) -> None:
-        """Write the status if it changed, and an event of what that means to people."""
-        meta = value["metadata"]
-        previous = value.get("status") or {}
-        generation = meta.get("generation", 0)
-        status = build_status(outcome, previous, generation=generation, now=datetime.now(UTC))
-        if same_status(status, previous):
-            return
-        written = await self._write(meta, status)
-        if written["metadata"]["uid"] != meta["uid"]:
-            # Deleted and made anew meanwhile; a status has no precondition. It rested on ours.
-            await self._write(meta, {})
-            return
-        if _stands(previous) != _stands(status):
-            _count_end(meta, previous, status)
-            reason = ready_of(status)[1]
-            log.info(
-                "build changed",
-                extra={"build": f"{meta['namespace']}/{meta['name']}", "reason": reason},
-            )
-            await self._applier.event(
-                value,
-                "GenAIBuild",
-                reason=reason,
-                message=outcome.message,
-                warning=reason not in _GOING_WELL,
-            )
-        newer = condition_of(status, "ToolchainOutdated")
-        if newer is not None and condition_of(previous, "ToolchainOutdated") is None:
-            await self._applier.event(
-                value, "GenAIBuild", reason=newer["reason"], message=newer["message"]
-            )
-
-
-def _begin(value: Json) -> BuildPass | Outcome:
-    meta = value["metadata"]
-    try:
-        spec = read_served(BuildSpec, value["spec"], where="spec")
-    except GenAIError as error:
-        return Outcome(State.STALLED, error.code, str(error))
-    one = BuildPass(
-        value=value,
-        spec=spec,
-        owner=Owner(meta["name"], meta["uid"]),
-        namespace=meta["namespace"],
-        generation=meta.get("generation", 0),
-        requested=(meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256],
-        status=value.get("status") or {},
-    )
-    known = None if one.fresh else one.status.get("startedAt")
-    if known is None and (not one.fresh or not one.status):
-        known = meta.get("creationTimestamp")
-    return replace(one, since=parse_time(known)) if known is not None else one
-
-
-def _access(one: BuildPass, opened: OpenStore, place: SourcePlace) -> StoreAccess:
-    secret = one.spec.model.secret_ref
-    return replace(
-        opened.access,
-        source=place.uri,
-        source_claim=place.claim,
-        source_secret=secret.name if secret is not None else "",
-    )
-
-
-def _stands(status: Mapping[str, Any]) -> tuple[object, ...]:
-    """What an event tells of: Ready, its reason, and of which generation and request."""
-    return (*ready_of(status), status.get("observedGeneration"), status.get("requestedAt", ""))
-
-
-def _count_end(
-    meta: Mapping[str, Any], previous: Mapping[str, Any], status: Mapping[str, Any]
-) -> None:
-    """A generation came to its end, whatever that is."""
-    ready, reason = ready_of(status)
-    if ready == "Unknown":
-        return
-    BUILDS_ENDED.labels(reason=reason).inc()
-    if ready != "True":
-        return
-    for stage in status.get("stages", ()):
-        TASKS.labels(operation=stage["operation"], result="cached").inc(stage["cached"])
-    before = condition_of(previous, "Ready")
-    # A spec that changed and was built already: no pass found it unfinished.
-    if before is None or before["status"] != "True":
-        since = before["lastTransitionTime"] if before else meta["creationTimestamp"]
-        BUILD_SECONDS.observe((datetime.now(UTC) - parse_time(since)).total_seconds())
 
 
 def _doing(seen: Survey) -> str:

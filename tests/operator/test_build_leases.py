@@ -134,7 +134,7 @@ def test_a_build_that_waits_for_its_user_is_looked_after(
         return
 
     monkeypatch.setattr(builds, "_outcome", outcome)
-    monkeypatch.setattr(builds, "_report", report)
+    monkeypatch.setattr(builds._reporter, "report", report)
     again = asyncio.run(builds._pass(value))
     assert again is not None
     assert 0 < again <= timedelta(days=1).total_seconds()

@@ -171,7 +171,7 @@ def test_what_a_build_came_to_is_counted_and_told_once() -> None:
     async def scenario() -> None:
         for generation, outcome in steps:
             api.build["metadata"]["generation"] = generation
-            await builds._report(api.build, outcome)
+            await builds._reporter.report(api.build, outcome)
 
     def counted() -> dict[str, float]:
         return {

@@ -18,7 +18,7 @@ from genai_operator.decide import judge
 from genai_operator.endpoints import check_endpoint
 from genai_operator.errors import Stalled
 from genai_operator.health import sick
-from genai_operator.lease import LeaseHolder
+from genai_operator.leader import LeaseHolder
 from genai_operator.observed import Kept
 from genai_operator.settings import Settings, read_settings
 

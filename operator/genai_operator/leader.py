@@ -21,7 +21,7 @@ from genai_operator.metrics import LEASE_HELD
 
 __all__ = ["LeaseHolder"]
 
-log = logging.getLogger("genai_operator.lease")
+log = logging.getLogger("genai_operator.leader")
 
 NAME = "genai-operator"
 
