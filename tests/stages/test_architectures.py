@@ -77,6 +77,40 @@ def test_linear_scaling_divides_the_frequencies() -> None:
     assert scaled["default"].scaling == {"type": "linear", "factor": 4.0}
 
 
+def test_transformers_5_has_a_table_for_each_type_of_layer() -> None:
+    """Gemma 3's config.json as that version writes it, and as the one before did."""
+    sizes: dict[str, Any] = {"model_type": "gemma3_text", "head_dim": 8}
+    full = {"rope_theta": 1e6, "rope_type": "linear", "factor": 8.0}
+    sliding = {"rope_theta": 10000.0, "rope_type": "default"}
+    new = {"rope_parameters": {"full_attention": full, "sliding_attention": sliding}}
+    old = {
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10000.0,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+    }
+    for family in (detect(sizes)[0], detect({"model_type": "other"})[0]):
+        found = ropes_of(sizes | new, family)
+        assert found.keys() == {"default", "local"}
+        np.testing.assert_allclose(found["default"].inv_freq, 1e6 ** (-np.arange(4) / 4) / 8)
+        np.testing.assert_allclose(found["local"].inv_freq, 10000.0 ** (-np.arange(4) / 4))
+        assert (found["default"].theta, found["local"].theta) == (1e6, 10000.0)
+    before = ropes_of(sizes | old, detect(sizes)[0])
+    assert {name: table.inv_freq for name, table in before.items()} == {
+        name: table.inv_freq for name, table in found.items()
+    }
+    only = ropes_of(sizes | {"rope_parameters": {"sliding_attention": sliding}}, detect(sizes)[0])
+    assert {name: table.theta for name, table in only.items()} == {"default": 10000.0}
+
+
+def test_transformers_5_has_the_rotated_fraction_beside_the_base() -> None:
+    config = {
+        "head_dim": 16,
+        "rope_parameters": {"rope_theta": 5e5, "partial_rotary_factor": 0.25},
+    }
+    (table,) = ropes_of(config, detect({"model_type": "glm"})[0]).values()
+    assert (table.rotary_dim, table.theta) == (4, 5e5)
+
+
 @pytest.mark.parametrize("beside", [True, False])
 def test_longrope_says_how_far_its_short_factors_hold(beside: bool) -> None:
     """Phi-3 has the original length beside rope_scaling, others inside."""

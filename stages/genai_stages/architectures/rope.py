@@ -41,18 +41,32 @@ def ropes_of(config: Config, family: Family) -> dict[str, RopeTable]:
     width = head_dim(config)
     if width is None:
         return {}
-    fraction = next((float(config[key]) for key in family.partial_rotary if key in config), 1.0)
+    nested, local = _parameters(config)
+    stated = {**nested, **config}
+    fraction = next((float(stated[key]) for key in family.partial_rotary if key in stated), 1.0)
     rotary = int(width * fraction) // 2 * 2
-    parameters = config.get("rope_parameters")
-    nested = parameters if isinstance(parameters, dict) else {}
     theta = float(config.get("rope_theta") or nested.get("rope_theta") or
                   config.get("rotary_emb_base") or 10000.0)  # fmt: skip
     scaling = config.get("rope_scaling") or nested
     scaling = dict(scaling) if isinstance(scaling, dict) else {}
     tables = {"default": scaled_table(theta, rotary, scaling, config)}
-    if family.local_theta is not None and config.get(family.local_theta):
-        tables["local"] = scaled_table(float(config[family.local_theta]), rotary, {}, config)
+    base = local.get("rope_theta") or (family.local_theta and config.get(family.local_theta))
+    if base:
+        tables["local"] = scaled_table(float(base), rotary, dict(local), config)
     return tables
+
+
+def _parameters(config: Config) -> tuple[Config, Config]:
+    """`rope_parameters` of transformers 5: for all layers, and for those with a window.
+
+    It is one entry, or one for each of `layer_types`.
+    """
+    given = config.get("rope_parameters")
+    given = given if isinstance(given, dict) else {}
+    if not any(isinstance(entry, dict) for entry in given.values()):
+        return given, {}
+    full, local = given.get("full_attention") or {}, given.get("sliding_attention") or {}
+    return (full, local) if full else (local, {})
 
 
 def plain_frequencies(theta: float, rotary: int) -> Frequencies:
