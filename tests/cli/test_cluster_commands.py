@@ -303,3 +303,11 @@ def test_help_imports_no_kubernetes(tmp_path: Path) -> None:
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[]"
     assert "status" in Program(tmp_path).ok("--help").out
+
+
+def test_what_is_no_apiserver_is_said(server: Apiserver, genai: Any) -> None:
+    """A login page, say, that a proxy puts before it."""
+    server.answer = lambda *_: (200, b"<html>log in</html>")  # type: ignore[method-assign]
+    ran = genai("status")
+    assert ran.code == 2
+    assert "it answers, but not as an apiserver does; correct the server" in ran.errors[0]

@@ -25,6 +25,9 @@ RUNNING = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
         ("2G", 1, 2 * 10**9),
         ("24545264Ki", 1, 24545264 << 10),
         ("0", 1, 0),
+        ("1e3", 1, 1000),
+        ("2500u", 1000, 2),
+        ("100n", 1, 0),
     ],
 )
 def test_quantities_are_kubernetes_own(text: str, scale: int, number: int) -> None:
@@ -47,6 +50,25 @@ def test_a_suspended_build_rests_and_a_waiting_one_does_not() -> None:
     ready = {"type": "Ready", "status": "Unknown", "reason": "Suspended", "message": "..."}
     assert build_view(build("a", phase="Suspended", conditions=[ready])).settled
     assert not build_view(build("a", phase="Waiting", conditions=[ready])).settled
+
+
+def test_what_a_newer_operator_says_besides_is_passed_over() -> None:
+    stage = {"operation": "ingest", "done": 1, "retried": 3}
+    failure = {"task": "ingest", "reason": "BadModel", "message": "no", "node": "node1"}
+    view = build_view(build("a", stages=[stage], failures=[failure]))
+    assert [(one.operation, one.done, one.total) for one in view.stages] == [("ingest", 1, 1)]
+    assert [one.task for one in view.failures] == ["ingest"]
+
+
+def test_a_job_that_only_bears_the_label_spoils_nothing() -> None:
+    """Whoever may make Jobs in one namespace must not blind who looks at all of them."""
+    good = job("ingest", "a")
+    odd = [job(name, "a") for name in ("attempt", "cpu", "chain")]
+    odd[0]["metadata"]["labels"]["genai-operator.dev/attempt"] = "many"
+    requests = {"requests": {"cpu": "1 core"}}
+    odd[1]["spec"]["template"]["spec"]["containers"][0]["resources"] = requests
+    odd[2]["spec"]["template"]["spec"]["containers"] = []
+    assert [view.id for view in task_views([*odd, good], [])] == ["ingest"]
 
 
 def test_tasks_are_those_of_the_build_with_their_latest_attempt() -> None:

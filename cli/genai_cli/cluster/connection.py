@@ -240,7 +240,14 @@ class Cluster:
     ) -> Json:
         whole = f"{path}?{urlencode(query)}" if query else path
         with self._answer(verb, whole, body=body, media=media) as answer:
-            found: Json = json.loads(answer.read(decode_content=True))
+            try:
+                found: Json = json.loads(answer.read(decode_content=True))
+            except ValueError as error:
+                raise NoCluster(
+                    "it answers, but not as an apiserver does",
+                    where=self.server,
+                    remedy="correct the server in the kubeconfig, or log in to what is before it",
+                ) from error
             return found
 
     @contextmanager

@@ -19,11 +19,12 @@ from rich.text import Text
 from genai_cli.cluster.builds import age, read_build, read_builds
 from genai_cli.cluster.connection import Access, Cluster, connect
 from genai_cli.cluster.problems import ClusterUnavailable
-from genai_cli.cluster.views import BuildView, Stage, TaskView
+from genai_cli.cluster.views import BuildView, TaskView
 from genai_cli.output import emit
 from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
 from genai_core.kinds.base import REQUESTED_AT
+from genai_planner.progress import StageProgress
 
 __all__ = ["as_json", "details", "put", "show_status", "watched"]
 
@@ -200,7 +201,7 @@ def details(view: BuildView) -> RenderableType:
     return Group(head, Padding(rows, (0, 0, 0, 2)))
 
 
-def _stages(stages: Sequence[Stage]) -> RenderableType:
+def _stages(stages: Sequence[StageProgress]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True)
     table.add_column()

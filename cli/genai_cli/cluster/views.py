@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 from genai_core.kinds.base import GROUP
+from genai_planner.progress import StageProgress
 
 __all__ = [
     "JOB_NAME",
@@ -20,7 +21,6 @@ __all__ = [
     "Artifact",
     "BuildView",
     "Failure",
-    "Stage",
     "TaskView",
     "build_view",
     "parse_time",
@@ -37,6 +37,7 @@ _CHAIN = f"{GROUP}/chain"
 _OPERATION, _ATTEMPT, _SCOPE = f"{GROUP}/operation", f"{GROUP}/attempt", f"{GROUP}/scope"
 _USUAL = {"", "ContainerCreating", "PodInitializing"}
 
+_Entry = TypeVar("_Entry", StageProgress, "Failure")
 TaskState: TypeAlias = Literal["waiting", "running", "done", "failed"]
 
 
@@ -105,23 +106,6 @@ class TaskView:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Tasks of one operation by state, as the status counts them."""
-
-    operation: str
-    waiting: int = 0
-    running: int = 0
-    cached: int = 0
-    done: int = 0
-    failed: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.waiting + self.running + self.cached + self.done + self.failed
-
-
-@dataclass(frozen=True)
 class Failure:
     """One failed task; the log's address is empty where it left none."""
 
@@ -169,7 +153,7 @@ class BuildView:
     done: int = 0
     total: int = 0
     cached: int = 0
-    stages: tuple[Stage, ...] = ()
+    stages: tuple[StageProgress, ...] = ()
     failures: tuple[Failure, ...] = ()
     plan: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
@@ -228,8 +212,8 @@ def build_view(value: Mapping[str, Any], tasks: Sequence[TaskView] = ()) -> Buil
         done=int(done) if done.isdigit() else 0,
         total=int(total) if total.isdigit() else 0,
         cached=int(status.get("cached", 0)),
-        stages=tuple(Stage(**entry) for entry in status.get("stages") or ()),
-        failures=tuple(Failure(**entry) for entry in status.get("failures") or ()),
+        stages=_each(StageProgress, status.get("stages")),
+        failures=_each(Failure, status.get("failures")),
         plan=tuple(status.get("plan") or ()),
         artifacts=tuple(
             Artifact(
@@ -248,10 +232,22 @@ def build_view(value: Mapping[str, Any], tasks: Sequence[TaskView] = ()) -> Buil
     )
 
 
+def _each(kind: type[_Entry], entries: Iterable[Mapping[str, Any]] | None) -> tuple[_Entry, ...]:
+    """Entries of a status, without what a newer version of the operator says besides."""
+    known = {field.name for field in fields(kind)}
+    return tuple(
+        kind(**{name: value for name, value in entry.items() if name in known})
+        for entry in entries or ()
+    )
+
+
 def task_views(
     jobs: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]
 ) -> list[TaskView]:
-    """The latest attempt of every task that has a Job, the oldest first."""
+    """The latest attempt of every task that has a Job, the oldest first.
+
+    A Job that only bears the operator's label, and makes no sense, is passed over.
+    """
     by_job: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for pod in pods:
         meta = pod["metadata"]
@@ -263,7 +259,10 @@ def task_views(
         meta = job["metadata"]
         if _TASK not in (meta.get("annotations") or {}):
             continue
-        view = _task(job, by_job.get((meta["namespace"], meta["name"]), ()))
+        try:
+            view = _task(job, by_job.get((meta["namespace"], meta["name"]), ()))
+        except (ValueError, TypeError, LookupError):
+            continue
         place = (view.namespace, view.key, (meta.get("labels") or {}).get(_SCOPE, ""))
         known = latest.get(place)
         if known is None or known.attempt < view.attempt:
@@ -347,7 +346,7 @@ def _requests(job: Mapping[str, Any]) -> Mapping[str, str]:
     return found
 
 
-_UNITS = {"": 1.0, "m": 1e-3, "k": 1e3} | {
+_UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3} | {
     f"{unit}{i}": base**power
     for power, unit in enumerate("KMGTPE", start=1)
     for i, base in (("i", 1024.0), ("", 1000.0))
@@ -355,6 +354,10 @@ _UNITS = {"": 1.0, "m": 1e-3, "k": 1e3} | {
 
 
 def quantity(text: str, *, scale: int = 1) -> int:
-    """A Kubernetes quantity as a whole number."""
-    number = text.rstrip("EPTGMKkim")
-    return round(float(number or 0) * _UNITS.get(text[len(number) :], 1.0) * scale)
+    """A Kubernetes quantity as a whole number.
+
+    Raises:
+        ValueError, KeyError: It is none.
+    """
+    number = text.rstrip("EPTGMKkimun")
+    return round(float(number or 0) * _UNITS[text[len(number) :]] * scale)

@@ -10,6 +10,7 @@ import typer
 
 from genai_cli import options
 from genai_cli.settings import DEFAULT_OUTPUT, Settings
+from genai_core.errors import BadInput
 
 EXAMPLES = """\b
 Examples:
@@ -122,6 +123,4 @@ def _refuse(given: Mapping[str, object], why: str, *, remedy: str) -> None:
     """What only the other kind of build has means that the other kind was meant."""
     for option, value in given.items():
         if value:
-            from genai_core.errors import BadInput
-
             raise BadInput(why, where=option, remedy=remedy)

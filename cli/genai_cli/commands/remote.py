@@ -9,6 +9,7 @@ import typer
 
 from genai_cli import options
 from genai_cli.settings import Settings
+from genai_core.errors import BadInput
 
 EXAMPLES_STATUS = """\b
 Examples:
@@ -60,12 +61,8 @@ def status(
     settings: Settings = context.obj
     settings.json = json
     if build is not None and everywhere:
-        from genai_core.errors import BadInput
-
         raise BadInput("one build is in one namespace", where="-A", remedy="name it with -n")
     if watch and json:
-        from genai_core.errors import BadInput
-
         raise BadInput("--json prints one object", where="--watch", remedy="leave one of them out")
     from genai_cli.cluster.showing import show_status
 
