@@ -38,6 +38,8 @@ async def run(settings: Settings) -> int:
             identity=settings.identity,
             seconds=settings.lease_seconds,
         )
+        if settings.lease:
+            api.may_write = lambda: lease.held
         watching = asyncio.Event()
         server = await health.start(
             settings.http_port,

@@ -13,7 +13,7 @@ import os
 import ssl
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeAlias, TypedDict, Unpack
@@ -23,7 +23,7 @@ import yaml
 
 from genai_operator.metrics import API_REQUESTS, API_SECONDS
 
-__all__ = ["MANAGER", "Api", "ApiError", "Connection", "Json", "connection"]
+__all__ = ["MANAGER", "Api", "ApiError", "Connection", "Json", "NotLeading", "connection"]
 
 Json: TypeAlias = dict[str, Any]
 
@@ -60,6 +60,13 @@ class ApiError(Exception):
         self.code = code
         self.reason = reason
         self.message = message
+
+
+class NotLeading(ApiError):
+    """Another replica works; this one must not write."""
+
+    def __init__(self) -> None:
+        super().__init__(0, "NotLeading", "another replica works by now")
 
 
 @dataclass(frozen=True)
@@ -135,10 +142,24 @@ class _How(TypedDict, total=False):
 
 
 class Api:
-    """See the module's docstring; use as an async context."""
+    """See the module's docstring; use as an async context.
 
-    def __init__(self, to: Connection, *, seconds: float = 30.0) -> None:
+    Args:
+        to: Where it is.
+        seconds: How long a call may take.
+        may_write: Asked before anything but a Lease is written: a process that was frozen in the
+            middle of its work must not go on with it when another one has long taken over.
+    """
+
+    def __init__(
+        self,
+        to: Connection,
+        *,
+        seconds: float = 30.0,
+        may_write: Callable[[], bool] = lambda: True,
+    ) -> None:
         self._to = to
+        self.may_write = may_write
         self._token = to.token
         self._token_read = float("-inf")
         self._seconds = seconds
@@ -221,6 +242,7 @@ class Api:
         Raises:
             ApiError: Among others 409, it is there already.
         """
+        self._guard(plural)
         query = {"fieldManager": MANAGER}
         return await self._call("POST", _path(plural, "", namespace), body=value, query=query)
 
@@ -232,6 +254,7 @@ class Api:
 
     async def apply_status(self, plural: str, value: Json, *, namespace: str = "") -> Json:
         """Server-side apply of a status: what we no longer say is removed."""
+        self._guard(plural)
         path = f"{_path(plural, value['metadata']['name'], namespace)}/status"
         return await self._call(
             "PATCH",
@@ -243,6 +266,7 @@ class Api:
 
     async def merge_lists(self, plural: str, name: str, value: Json, *, namespace: str) -> Json:
         """Strategic merge: entries of lists are added or dropped by their keys."""
+        self._guard(plural)
         return await self._call(
             "PATCH",
             _path(plural, name, namespace),
@@ -255,6 +279,7 @@ class Api:
         self, plural: str, name: str, *, namespace: str, uid: str, grace: int | None = None
     ) -> bool:
         """Delete exactly that object, its children in the background; False where it is gone."""
+        self._guard(plural)
         options: Json = {"preconditions": {"uid": uid}, "propagationPolicy": "Background"}
         if grace is not None:
             options["gracePeriodSeconds"] = grace
@@ -265,6 +290,10 @@ class Api:
                 return False
             raise
         return True
+
+    def _guard(self, plural: str) -> None:
+        if plural != "leases" and not self.may_write():
+            raise NotLeading
 
     async def _call(self, verb: str, path: str, **how: Unpack[_How]) -> Json:
         found: Json = json.loads(await self._text(verb, path, **how))

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
+
+import aiohttp
 
 from genai_core.errands import LookFile
 from genai_core.errors import GenAIError
@@ -21,7 +24,7 @@ from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
 from genai_core.store.s3_location import S3Location
 from genai_operator.access import StoreAccess
-from genai_operator.api import Api, Json
+from genai_operator.api import Api, ApiError, Json
 from genai_operator.apply import Applier
 from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, held_up, standing
 from genai_operator.decide import Verdict
@@ -41,6 +44,7 @@ from genai_operator.status import (
     Outcome,
     State,
     condition_of,
+    ready_of,
 )
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.survey import PLANS_READ, Question, Survey, survey
@@ -56,6 +60,8 @@ _MOST_QUESTIONS = 8
 """How often one pass goes on with what a Job has told."""
 
 _CREATED_AT_ONCE = 8
+_REFUSALS = frozenset({400, 403, 405, 422})
+"""The apiserver will say the same again, until somebody changes something."""
 
 
 class Builds:
@@ -81,16 +87,49 @@ class Builds:
             starter=self._starter,
         )
         self._lost: set[str] = set()
+        self._failing: set[str] = set()
 
     async def work(self, namespace: str, name: str) -> float | None:
         """One pass; returns after how many seconds another one is wanted anyway."""
         value = self._observed.builds.get(namespace, name)
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None  # its Jobs end with their last claim: the apiserver's garbage collector
-        after = await self._pass(value)
+        try:
+            after = await self._pass(value)
+        except (aiohttp.ClientError, TimeoutError):
+            raise
+        except Exception as error:
+            if not isinstance(error, ApiError) or error.code in _REFUSALS:
+                await self._show(value, error)
+            raise
+        self._failing.discard(value["metadata"]["uid"])
         now = self._observed.builds.get(namespace, name)
         # The answer to our own write may be the first to tell of an edit: its event is no news.
         return 0.0 if now is not None and asked_of(now) != asked_of(value) else after
+
+    async def _show(self, value: Json, error: Exception) -> None:
+        """Say that a pass failed for what time alone does not heal; it is tried again all the same.
+
+        Else only the operator's log would say why nothing goes on. Not the first time, and not of
+        a build at rest, which is good all the same.
+        """
+        uid = value["metadata"]["uid"]
+        again = uid in self._failing
+        self._failing.add(uid)
+        one = begin(value)
+        rests = isinstance(one, BuildPass) and not one.fresh and ready_of(one.status)[0] == "True"
+        if rests or not again:
+            return
+        why = f"{type(error).__name__}: {error}"
+        outcome = Outcome(
+            State.WAITING,
+            "OperatorError",
+            f"the operator failed at it and tries again ({why}); its log says more",
+        )
+        if isinstance(one, BuildPass):
+            outcome = replace(outcome, requested_at=one.requested, since=one.since)
+        with suppress(ApiError, aiohttp.ClientError, TimeoutError):
+            await self._reporter.report(value, outcome)
 
     async def _pass(self, value: Json) -> float | None:
         one = begin(value)
@@ -113,6 +152,7 @@ class Builds:
         jobs = {job.uid for job in self._observed.jobs}
         self._leases.keep(builds)
         self._starter.keep(builds)
+        self._failing.intersection_update(builds)
         self._errands.keep(jobs)
         self._lost.intersection_update(jobs)
         self._stores.keep(self._observed.stores.places())

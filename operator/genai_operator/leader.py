@@ -26,6 +26,13 @@ log = logging.getLogger("genai_operator.leader")
 NAME = "genai-operator"
 
 
+def _awake_or_not() -> float:
+    """Seconds that go on while a machine is suspended: others' clocks do, and they take over."""
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
 class LeaseHolder:
     """See the module's docstring.
 
@@ -44,7 +51,7 @@ class LeaseHolder:
         namespace: str,
         identity: str,
         seconds: float = 15.0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = _awake_or_not,
     ) -> None:
         self._api = api
         self._namespace = namespace

@@ -43,7 +43,8 @@ def begin(value: Json) -> BuildPass | Outcome:
         status=value.get("status") or {},
     )
     known = None if one.fresh else one.status.get("startedAt")
-    if known is None and (not one.fresh or not one.status):
+    unseen = one.status.get("observedGeneration", -1) < 0
+    if known is None and (unseen or not one.fresh):  # or an operator from before the field did
         known = meta.get("creationTimestamp")
     return replace(one, since=parse_time(known)) if known is not None else one
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import ssl
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_operator import controller as controller_module
-from genai_operator.api import ApiError
+from genai_operator.api import Api, ApiError, Connection, NotLeading
 from genai_operator.controller import Controller, Ref
 from genai_operator.decide import judge
 from genai_operator.endpoints import check_endpoint
@@ -258,6 +260,43 @@ def test_never_two_holders_and_a_cut_off_one_is_followed() -> None:
         await asyncio.wait_for(tasks[first[0]], 2)  # it ends rather than works on
         for task in tasks.values():
             task.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_a_replica_that_lost_the_lease_writes_nothing_but_leases() -> None:
+    """It may wake in the middle of a pass, long after another one has taken over."""
+
+    async def scenario() -> None:
+        leads = True
+        sent: list[tuple[str, str]] = []
+        to = Connection("https://apiserver", ssl.create_default_context())
+        api = Api(to, may_write=lambda: leads)
+
+        async def answer(verb: str, path: str, **_: Any) -> str:
+            sent.append((verb, path.rpartition("/")[2]))
+            return "{}"
+
+        api._text = answer  # type: ignore[method-assign]
+        thing_ = {"metadata": {"name": "x"}}
+        writes: list[Callable[[], Awaitable[Any]]] = [
+            lambda: api.create("jobs", thing_, namespace="n"),
+            lambda: api.apply_status("genaibuilds", thing_, namespace="n"),
+            lambda: api.merge_lists("jobs", "x", {}, namespace="n"),
+            lambda: api.delete("pods", "x", namespace="n", uid="u"),
+        ]
+        for write in writes:
+            await write()
+        assert len(sent) == 4
+        leads = False
+        for write in writes:
+            with pytest.raises(NotLeading):
+                await write()
+        assert len(sent) == 4
+        await api.get("jobs", "x", namespace="n")
+        await api.create("leases", thing_, namespace="n")
+        await api.replace("leases", thing_, namespace="n")
+        assert len(sent) == 7
 
     asyncio.run(scenario())
 

@@ -15,7 +15,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
 from genai_core.store.s3_location import S3Location
 from genai_operator.access import StoreAccess
-from genai_operator.api import ApiError
+from genai_operator.api import ApiError, NotLeading
 from genai_operator.apply import Applier
 from genai_operator.build import Builds
 from genai_operator.build_pass import BuildPass
@@ -161,6 +161,8 @@ def test_an_edit_that_our_own_write_tells_of_is_worked_on_at_once(
 
 def test_when_it_was_asked_for_stays_through_passes_and_restarts() -> None:
     room = Room()
+    unseen = build() | {"status": {"observedGeneration": -1}}  # what the apiserver fills in
+    room.observed.builds.put(unseen, unseen)
     room.work()
     assert room.api.statuses[-1]["status"]["startedAt"] == "2026-01-01T00:00:00Z", "its creation"
     # Another pass, or another process, of the same generation: with something else to say.
@@ -173,6 +175,55 @@ def test_when_it_was_asked_for_stays_through_passes_and_restarts() -> None:
     room.observed.builds.put(edited, edited)
     room.work()
     assert room.api.statuses[-1]["status"]["startedAt"] > "2026-02-02T00:00:00Z"
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        (ValueError("a record of another version"), True),
+        (ApiError(403, "Forbidden", "cannot patch jobs"), True),
+        (ApiError(500, "InternalError", "etcd is away"), False),
+        (ApiError(409, "Conflict", "it changed"), False),
+        (TimeoutError(), False),
+        (NotLeading(), False),
+    ],
+)
+def test_what_time_alone_does_not_heal_is_shown(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, shown: bool
+) -> None:
+    room = Room()
+
+    async def fails(_: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(room.builds, "_pass", fails)
+        for _ in range(3):
+            with pytest.raises(type(error)):
+                room.work()
+            room.builds.tidy()
+    statuses = [written["status"]["conditions"][0] for written in room.api.statuses]
+    assert [s["reason"] for s in statuses] == (["OperatorError"] if shown else []), "and once"
+    assert all(str(error) in s["message"] and s["status"] == "Unknown" for s in statuses)
+    room.work()
+    assert room.api.statuses[-1]["status"]["conditions"][0]["reason"] == "TargetNotFound"
+
+
+def test_a_build_at_rest_stays_good_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    room = Room()
+    ready = [{"type": "Ready", "status": "True", "reason": "Built"}]
+    known = build(resourceVersion="2")
+    known["status"] = {"observedGeneration": 1, "conditions": ready}
+    room.observed.builds.put(known, known)
+
+    async def fails(_: Any) -> None:
+        raise ValueError("odd")
+
+    monkeypatch.setattr(room.builds, "_renewed", fails)
+    for _ in range(3):
+        with pytest.raises(ValueError, match="odd"):
+            room.work()
+    assert room.api.statuses == []
 
 
 def test_a_status_is_of_one_object_and_not_of_the_next_one_of_that_name() -> None:
