@@ -91,7 +91,11 @@ def show(settings: Settings, address: str | None, *, entry: str, log: bool) -> i
     if log:
         kept = record.measurements.log
         if kept is None:
-            raise BadInput("it has no log", where=f"{record.operation}/{record.key[:12]}")
+            raise BadInput(
+                "it has no log: the task said nothing",
+                where=f"{record.operation}/{record.key[:12]}",
+                remedy="leave --log out to see what it cost",
+            )
         sys.stdout.write(store.read_blob(kept).decode(errors="replace"))
         return 0
     if settings.json:
@@ -145,7 +149,11 @@ def read_entry(folder: Path) -> Record:
         ) from error
     except ValueError as error:
         text = " ".join(str(error).split())[:200]
-        raise BadInput(f"it cannot be read: {text}", where=str(path)) from error
+        raise BadInput(
+            f"it cannot be read: {text}",
+            where=str(path),
+            remedy="name another entry, or have the task run again: remove the folder, and build",
+        ) from error
 
 
 class _Test:

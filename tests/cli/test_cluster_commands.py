@@ -305,6 +305,26 @@ def test_help_imports_no_kubernetes(tmp_path: Path) -> None:
     assert "status" in Program(tmp_path).ok("--help").out
 
 
+def test_top_in_a_pipe_outlives_a_restart_of_the_apiserver(
+    server: Apiserver, genai: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add("genaibuilds", building())
+    looks: list[float] = []
+
+    def rest(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+        server.down = 20 if len(looks) == 1 else 0
+
+    monkeypatch.setattr("genai_cli.cluster.top.time.sleep", rest)
+    ran = genai("top")
+    assert ran.code == 0, ran.err
+    assert [line.partition(" ")[2] for line in ran.out.splitlines()] == [
+        "builds=1 running=0 waiting=0 done/min=0 team/tiny=4/7"
+    ] * 3
+
+
 def test_what_is_no_apiserver_is_said(server: Apiserver, genai: Any) -> None:
     """A login page, say, that a proxy puts before it."""
     server.answer = lambda *_: (200, b"<html>log in</html>")  # type: ignore[method-assign]

@@ -124,7 +124,11 @@ def follow(title: str, first: BuildView, look: Callable[[], BuildView]) -> Follo
             time.sleep(_EVERY)
             before, now = found.view, _patiently(look, tell)
             if now.uid != before.uid:
-                raise GenAIError("it was deleted and made anew", where=title)
+                raise GenAIError(
+                    "it was deleted and made anew",
+                    where=title,
+                    remedy="the same command follows the new one",
+                )
             found.take(now)
             for item in news(before, now):
                 tell(item)

@@ -124,8 +124,12 @@ class _Reader:
                 where=where,
                 remedy=f"did you mean {near}?" if near else f"see genai logs {self._view.name}",
             )
-        why = "it has not begun" if job is None or job.active else "it left no log"
-        raise NotThere(f"there is no log of {wanted}: {why}", where=where)
+        begun = job is not None and not job.active
+        raise NotThere(
+            f"there is no log of {wanted}: {'it left none' if begun else 'it has not begun'}",
+            where=where,
+            remedy=f"see genai status {self._view.name} -n {self._view.namespace}",
+        )
 
     def _of_pod(self, task: TaskView) -> bool:
         """Print a pod's log; False where it has none (any more)."""

@@ -110,7 +110,11 @@ def _not_there(answer: dict[str, Any], message: str, path: str) -> NotThere:
         return NotThere(
             "there is no such namespace", where=f"namespace {name}", remedy="correct -n, or make it"
         )
-    return NotThere(f"there is no {name}" if name else message, where=kind or path)
+    return NotThere(
+        f"there is no {name}" if name else message,
+        where=kind or path,
+        remedy=f"see kubectl get {kind} -A" if kind else "is this the right cluster?",
+    )
 
 
 def _conflict(message: str) -> str:

@@ -72,6 +72,7 @@ def pull_container(
         raise CorruptBlob(
             f"its revision is {found.revision}, not the {artifact.revision} of the build's status",
             where=str(path),
+            remedy=f"run it again; if it stays so, see genai status {name} -n {view.namespace}",
         )
     _tell(settings, view, found)
     return 0

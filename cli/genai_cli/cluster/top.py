@@ -109,14 +109,14 @@ def show_top(access: Access, settings: Settings, *, everywhere: bool, once: bool
 
 def _live(cluster: Cluster, namespace: str | None, rates: Rates) -> int:
     console = Console(highlight=False)
+    found = snapshot(cluster, namespace)
     if not console.is_terminal:
         while True:
-            found = _patiently(cluster, namespace)
             now = datetime.now(UTC)
             sys.stdout.write(_line(found, rates.per_minute(found.builds, now), now) + "\n")
             sys.stdout.flush()
             time.sleep(_EVERY)
-    found = snapshot(cluster, namespace)
+            found = _patiently(cluster, namespace, found)
     with Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
             rate = rates.per_minute(found.builds, datetime.now(UTC))
@@ -125,13 +125,11 @@ def _live(cluster: Cluster, namespace: str | None, rates: Rates) -> int:
             found = _patiently(cluster, namespace, found)
 
 
-def _patiently(cluster: Cluster, namespace: str | None, last: Snapshot | None = None) -> Snapshot:
+def _patiently(cluster: Cluster, namespace: str | None, last: Snapshot) -> Snapshot:
     """What is there now; while an apiserver restarts, what was there."""
     try:
         return snapshot(cluster, namespace)
     except ClusterUnavailable:
-        if last is None:
-            raise
         return last
 
 
@@ -258,10 +256,11 @@ def _line(found: Snapshot, rate: int, now: datetime) -> str:
     busy = [view for view in found.builds if not view.settled]
     nodes = " ".join(f"{node.name}={node.tasks}" for node in found.nodes)
     progress = " ".join(f"{v.namespace}/{v.name}={v.done}/{v.total}" for v in busy[:8])
-    return (
+    counts = (
         f"{now.strftime('%H:%M:%S')} builds={len(busy)} running={found.running} "
-        f"waiting={len(found.tasks) - found.running} done/min={rate} {nodes} {progress}"
-    ).rstrip()
+        f"waiting={len(found.tasks) - found.running} done/min={rate}"
+    )
+    return " ".join(filter(None, (counts, nodes, progress)))
 
 
 def _as_json(found: Snapshot, rate: int) -> dict[str, Any]:

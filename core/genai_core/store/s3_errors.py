@@ -118,7 +118,11 @@ def explained(where: str) -> Iterator[None]:
                 where=where,
                 remedy="name an S3 server's own address",
             ) from error
-        raise StoreUnavailable(f"it does not answer ({error})", where=where) from error
+        raise StoreUnavailable(
+            f"it does not answer ({error})",
+            where=where,
+            remedy="see that the server runs, and that it can be reached from here",
+        ) from error
     except boto.BotoCoreError as error:
         raise StoreUnreadable(
             str(error), where=where, remedy="correct the store's address"
