@@ -31,6 +31,8 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
         settings.watching.server_timeout = 600
         settings.watching.client_timeout = 610
         settings.watching.connect_timeout = 30
+        # A bookmark comes each minute: a stream without one is dead, and is opened anew.
+        settings.watching.inactivity_timeout = 70
         settings.networking.request_timeout = 30
         settings.networking.connect_timeout = 10
         settings.networking.error_backoffs = [0.5, 1, 2, 4, 8, 15] + [15] * 10_000

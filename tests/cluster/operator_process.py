@@ -99,12 +99,9 @@ class Operator:
             return text
 
     def metric(self, name: str) -> float:
-        """The sum of a metric's series."""
-        return sum(
-            float(line.rsplit(" ", 1)[1])
-            for line in self.ask("metrics").splitlines()
-            if line.split("{")[0].split(" ")[0] == name
-        )
+        """The sum of a metric's series, or the one series named with its labels."""
+        rows = [line.rsplit(" ", 1) for line in self.ask("metrics").splitlines()]
+        return sum(float(value) for series, value in rows if name in {series, series.split("{")[0]})
 
     def memory_mb(self) -> float:
         """Resident memory."""

@@ -14,6 +14,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -126,6 +127,14 @@ class _Forward(BaseHTTPRequestHandler):
             self.wfile.write(body[:sent])
 
 
+@dataclass
+class _Stream:
+    client: socket.socket
+    server: socket.socket
+    asked: float = field(default_factory=time.monotonic)
+    """When the client last sent something."""
+
+
 class CutProxy:
     """Passes a TCP stream on, until it is cut or falls silent.
 
@@ -139,6 +148,7 @@ class CutProxy:
         self._upstream = (parts.hostname, parts.port or 443)
         self._open: list[tuple[socket.socket, socket.socket]] = []
         self._silent: set[socket.socket] = set()
+        self._patience = float("inf")
         self._refusing = False
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -161,6 +171,10 @@ class CutProxy:
             for pair in self._open:
                 self._silent |= set(pair)
             return len(self._open)
+
+    def starve(self, seconds: float) -> None:
+        """Let every stream fall silent that asked nothing for so long: watches, not requests."""
+        self._patience = seconds
 
     def mend(self) -> None:
         """Take new streams again."""
@@ -188,12 +202,20 @@ class CutProxy:
             server.settimeout(None)
             with self._lock:
                 self._open.append((client, server))
+            stream = _Stream(client, server)
             for source, sink in ((client, server), (server, client)):
-                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+                threading.Thread(
+                    target=self._pump, args=(stream, source, sink), daemon=True
+                ).start()
 
-    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+    def _pump(self, stream: _Stream, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_PIECE):
+                now = time.monotonic()
+                if source is stream.client:
+                    stream.asked = now
+                elif now - stream.asked > self._patience:
+                    self._silent |= {source, sink}
                 if source not in self._silent:
                     sink.sendall(data)
             if source in self._silent:
