@@ -29,10 +29,11 @@ from genai_core.errors import (
     ToolFailed,
     from_dict,
 )
-from genai_core.names import Digest, Key
+from genai_core.names import Digest
+from genai_operator.attempts import name_of, place_of, step_of
 from genai_operator.views import Ending, JobState, JobView, PodView
 
-__all__ = ["Attempts", "OutOfMemory", "Verdict", "group", "judge", "outlived"]
+__all__ = ["OutOfMemory", "Verdict", "judge"]
 
 _MOST_IN_VAIN = 3
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
@@ -110,94 +111,6 @@ class _Failure:
         return self.refused or isinstance(self.error, _STORE)
 
 
-def group(jobs: Iterable[JobView]) -> dict[Key, list[JobView]]:
-    """Attempts by key of their first task, in order."""
-    found: dict[Key, list[JobView]] = {}
-    for job in sorted(jobs, key=lambda job: job.attempt):
-        found.setdefault(job.key, []).append(job)
-    return found
-
-
-def outlived(jobs: Iterable[JobView], phases: Mapping[str, str], now: datetime) -> list[JobView]:
-    """Jobs that go: those that succeeded, with their failed attempts, when their time is over.
-
-    A failure stays for people to look at, unless all builds that claim it came to a good end all
-    the same: a chain that failed half way was gone on with under the next task's name.
-
-    Args:
-        jobs: All.
-        phases: UID of a build -> its phase.
-        now: The time.
-    """
-    places: dict[tuple[str, str, Key], list[JobView]] = {}
-    for job in sorted(jobs, key=lambda job: job.attempt):
-        places.setdefault((job.namespace, job.scope, job.key), []).append(job)
-    found: list[JobView] = []
-    for attempts in places.values():
-        last = attempts[-1]
-        if last.ended_at is None or now < last.ended_at + timedelta(seconds=last.ttl_seconds):
-            continue
-        owners = {phases.get(uid, "") for uid in last.owners}
-        succeeded = last.state is JobState.SUCCEEDED
-        # One that nobody claims was left behind by `kubectl delete --cascade=orphan`.
-        if owners.isdisjoint({"Building", "Waiting"}) if succeeded else owners <= {"Ready"}:
-            found += attempts
-    return found
-
-
-class Attempts:
-    """Which Jobs were attempts at a task: those that began with it, and those that came to it."""
-
-    def __init__(self, jobs: Iterable[JobView], pods: Mapping[str, list[PodView]]) -> None:
-        self._pods = pods
-        self._by_key = group(jobs)
-        self._by_derivation: dict[Digest, list[JobView]] = {}
-        for attempts in self._by_key.values():
-            for job in attempts:
-                for link in job.chain:
-                    self._by_derivation.setdefault(link.derivation, []).append(job)
-
-    @property
-    def any_chain(self) -> bool:
-        """Whether derivations matter at all."""
-        return bool(self._by_derivation)
-
-    def at(self, key: Key, derivation: Digest | None) -> list[JobView]:
-        """The attempts at a task, in order."""
-        found = self._by_key.get(key, [])
-        joined = self._by_derivation.get(derivation, ()) if derivation else ()
-        if not joined:
-            return found
-        further = [
-            job
-            for job in joined
-            if job.key != key
-            and (job.state is not JobState.FAILED or self._came_to(job, _place(job, derivation)))
-        ]
-        return sorted([*found, *further], key=lambda job: (job.created_at, job.attempt))
-
-    def _came_to(self, job: JobView, place: int) -> bool:
-        step = _step(self._pods.get(job.name, ()))
-        return step is None or step >= place
-
-
-def _place(job: JobView, derivation: Digest | None) -> int:
-    """Where in a Job's chain a task stands; 0 = it is the first."""
-    for number, link in enumerate(job.chain, 1):
-        if link.derivation == derivation:
-            return number
-    return 0
-
-
-def _step(pods: Iterable[PodView]) -> int | None:
-    """Where a Job's last pod ended; None where it left no word of it."""
-    ended = [pod for pod in pods if pod.ending is not None]
-    if not ended:
-        return None
-    last = max(ended, key=lambda pod: pod.created_at)
-    return last.ending.step if last.ending else None
-
-
 def judge(
     attempts: list[JobView],
     pods: Mapping[str, list[PodView]],
@@ -217,7 +130,7 @@ def judge(
         owner: The build's UID; empty: all attempts are its own.
         derivation: Of the task, where it may stand further back in a chain.
     """
-    own = [job.attempt for job in attempts if _place(job, derivation) == 0]
+    own = [job.attempt for job in attempts if place_of(job, derivation) == 0]
     following = 1 + max(own, default=0)
     counted = [
         job
@@ -244,7 +157,7 @@ def _judged(
     gone = Verdict(retried="its record is gone", retried_for="RecordGone")
     # Its record was looked up in vain: it was taken away since, so this is no failure.
     if last.state is JobState.SUCCEEDED:
-        return _in_vain(attempts, gone, _name(last, _place(last, derivation)), now)
+        return _in_vain(attempts, gone, name_of(last, place_of(last, derivation)), now)
     left = _until(last, _WORDS_SECONDS, now)
     if left > 0 and not any(pod.ending for pod in pods.get(last.name, ())):
         # Jobs and pods come by different watches: the pod's own words are worth a moment.
@@ -252,8 +165,8 @@ def _judged(
     failures = []
     for job in attempts:
         seen = pods.get(job.name, ())
-        place = _place(job, derivation)
-        if job.state is JobState.FAILED and _step(seen) in {None, place}:
+        place = place_of(job, derivation)
+        if job.state is JobState.FAILED and step_of(seen) in {None, place}:
             failures.append(_failure(job, seen, place))
         elif job is last:
             return gone  # the chain had gone past it
@@ -262,7 +175,7 @@ def _judged(
     if _is_final(error):
         return Verdict(error=error, log=failure.log)
     if failure.oom:
-        return _out_of_memory(failures, _name(last, _place(last, derivation)))
+        return _out_of_memory(failures, name_of(last, place_of(last, derivation)))
     if failure.free:
         return _again(failures, len(failures), now)
     costly = sum(not f.oom and not f.free for f in failures)
@@ -334,13 +247,9 @@ def _out_of_memory(failures: list[_Failure], task: str) -> Verdict:
     )
 
 
-def _name(job: JobView, place: int) -> str:
-    return job.chain[place - 1].task if place else job.task
-
-
 def _failure(job: JobView, pods: Iterable[PodView], place: int) -> _Failure:
     """Why a Job failed: its last pod's own words, else the Job controller's."""
-    task = _name(job, place)
+    task = name_of(job, place)
     ordered = sorted(pods, key=lambda pod: pod.created_at)
     ended = [pod for pod in ordered if pod.ending is not None]
     pod = ended[-1] if ended else (ordered[-1] if ordered else None)

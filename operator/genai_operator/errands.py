@@ -19,8 +19,9 @@ from genai_core.names import Key
 from genai_operator.access import StoreAccess
 from genai_operator.api import Api, ApiError
 from genai_operator.apply import Applier
+from genai_operator.attempts import group
 from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, held_up
-from genai_operator.decide import Verdict, group, judge
+from genai_operator.decide import Verdict, judge
 from genai_operator.errors import Stalled, Waiting, not_enabled, of_error
 from genai_operator.jobs import JobRequest, Owner, given_memory, scope_of
 from genai_operator.observed import Observed

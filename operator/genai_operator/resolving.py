@@ -24,13 +24,14 @@ from genai_core.resolved import (
 from genai_core.store.protocol import RecordRef
 from genai_operator.access import StoreAccess
 from genai_operator.apply import Applier
+from genai_operator.attempts import group
 from genai_operator.build_pass import (
     WATCHED_SECONDS,
     BuildPass,
     held_up,
     standing,
 )
-from genai_operator.decide import Verdict, group, judge
+from genai_operator.decide import Verdict, judge
 from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, of_error
 from genai_operator.jobs import JobRequest, given_memory, scope_of

@@ -17,7 +17,8 @@ from genai_core.facts import ModelFacts
 from genai_core.names import Digest, Key, TaskId
 from genai_core.record import Blob, Record
 from genai_core.store.protocol import RecordRef
-from genai_operator.decide import Attempts, Verdict, judge
+from genai_operator.attempts import Attempts
+from genai_operator.decide import Verdict, judge
 from genai_operator.jobs import JobRequest
 from genai_operator.lookups import Answers, Unanswered
 from genai_operator.requests import Setting, job_request

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from genai_core.names import Key
 from genai_operator.api import Api, ApiError
-from genai_operator.decide import outlived
 from genai_operator.metrics import BUILDS, JOBS_ACTIVE, QUEUE_DEPTH, STORES, TARGETS
 from genai_operator.observed import Observed
 from genai_operator.status import State, ready_of
 from genai_operator.views import JobState, JobView
 
-__all__ = ["Upkeep"]
+__all__ = ["Upkeep", "outlived"]
 
 log = logging.getLogger("genai_operator.upkeep")
 
@@ -99,6 +99,33 @@ class Upkeep:
     async def _delete(self, job: JobView) -> None:
         await self._api.delete("jobs", job.name, namespace=job.namespace, uid=job.uid)
         self._observed.delete(job)
+
+
+def outlived(jobs: Iterable[JobView], phases: Mapping[str, str], now: datetime) -> list[JobView]:
+    """Jobs that go: those that succeeded, with their failed attempts, when their time is over.
+
+    A failure stays for people to look at, unless all builds that claim it came to a good end all
+    the same: a chain that failed half way was gone on with under the next task's name.
+
+    Args:
+        jobs: All.
+        phases: UID of a build -> its phase.
+        now: The time.
+    """
+    places: dict[tuple[str, str, Key], list[JobView]] = {}
+    for job in sorted(jobs, key=lambda job: job.attempt):
+        places.setdefault((job.namespace, job.scope, job.key), []).append(job)
+    found: list[JobView] = []
+    for attempts in places.values():
+        last = attempts[-1]
+        if last.ended_at is None or now < last.ended_at + timedelta(seconds=last.ttl_seconds):
+            continue
+        owners = {phases.get(uid, "") for uid in last.owners}
+        succeeded = last.state is JobState.SUCCEEDED
+        # One that nobody claims was left behind by `kubectl delete --cascade=orphan`.
+        if owners.isdisjoint({"Building", "Waiting"}) if succeeded else owners <= {"Ready"}:
+            found += attempts
+    return found
 
 
 def _is_ready(node: Mapping[str, Any]) -> bool:

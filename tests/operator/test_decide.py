@@ -9,7 +9,9 @@ import pytest
 
 from genai_core.errors import BadModel, CorruptBlob, NoSpace, StoreUnavailable, ToolFailed
 from genai_core.names import Key
-from genai_operator.decide import RecordLost, Verdict, group, judge, outlived
+from genai_operator.attempts import group
+from genai_operator.decide import RecordLost, Verdict, judge
+from genai_operator.upkeep import outlived
 from genai_operator.views import Ending, JobState, JobView, PodView
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
