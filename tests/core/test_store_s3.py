@@ -356,6 +356,21 @@ def test_a_clock_that_is_wrong_is_named(store: S3Store) -> None:
         raise ClientError(answer, "PutObject")  # type: ignore[arg-type]
 
 
+def test_a_connection_that_breaks_off_is_no_matter_of_certificates(store: S3Store) -> None:
+    import ssl
+
+    from botocore.exceptions import SSLError
+
+    from genai_core.store.s3_errors import explained
+
+    for error, expected in {
+        "EOF occurred in violation of protocol (_ssl.c:2427)": StoreUnavailable,
+        "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed": StoreUnreadable,
+    }.items():
+        with pytest.raises(expected), explained(store.location):
+            raise SSLError(endpoint_url="https://s3.example", error=ssl.SSLError(error))
+
+
 _KILLED = """
 import sys
 from pathlib import Path

@@ -101,6 +101,13 @@ def explained(where: str) -> Iterator[None]:
     except boto.ClientError as error:
         raise _of_answer(error, where) from error
     except boto.SSLError as error:
+        if "EOF occurred" in str(error):
+            # Cut off in the middle, as by a server that refuses before it has read everything.
+            raise StoreUnavailable(
+                f"it broke the connection off ({error})",
+                where=where,
+                remedy="see that the server runs, and that these credentials may do this",
+            ) from error
         raise StoreUnreadable(
             f"its certificate is not accepted ({error})",
             where=where,
