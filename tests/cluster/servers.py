@@ -93,7 +93,8 @@ class TlsS3:
         return boto3.client(
             "s3", endpoint_url=self.endpoint, region_name="us-east-1", verify=str(self.ca),
             aws_access_key_id=access, aws_secret_access_key=secret,
-            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),
+            # A server that refuses before it has read the body cuts the connection off at times.
+            config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 5}),
         )  # fmt: skip
 
     def add_user(self, access: str) -> tuple[str, str]:

@@ -76,6 +76,9 @@ class Cluster:
             for archive in archives:
                 node.load(archive)
         wait_until("all nodes Ready", lambda: self.ready_nodes() == nodes, 240)
+        # Without it the apiserver refuses every pod.
+        account = ("get", "serviceaccount", "default", "--ignore-not-found", "-o", "name")
+        wait_until("a first service account", lambda: bool(self.kubectl(*account)), 60)
         print(f"{nodes} nodes Ready after {time.monotonic() - started:.1f} s", flush=True)
 
     def down(self) -> None:
