@@ -331,3 +331,28 @@ def test_what_is_no_apiserver_is_said(server: Apiserver, genai: Any) -> None:
     ran = genai("status")
     assert ran.code == 2
     assert "it answers, but not as an apiserver does; correct the server" in ran.errors[0]
+
+
+@pytest.mark.parametrize("command", ["status", "top"])
+def test_names_stay_on_a_narrow_terminal(server: Apiserver, command: str, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    from genai_cli.cluster.connection import Access, connect
+    from genai_cli.cluster.showing import _listed
+    from genai_cli.cluster.top import _picture, snapshot
+
+    one = job("convert/cpu/a", "tiny")
+    server.add("genaibuilds", building())
+    server.add("jobs", one)
+    server.add("pods", pod(one, node="a-node", **RUNNING))
+    cluster = connect(Access(server.kubeconfig(tmp_path / "config")))
+    picture = (
+        _listed(cluster, "team")
+        if command == "status"
+        else _picture(cluster, snapshot(cluster, None), 0)
+    )
+    console = Console(width=24, force_terminal=True, color_system=None)
+    with console.capture() as captured:
+        console.print(picture)
+    assert "tiny" in captured.get()
+    assert command == "status" or "a-node" in captured.get()

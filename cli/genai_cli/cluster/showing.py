@@ -124,8 +124,10 @@ def _listed(cluster: Cluster, namespace: str | None) -> RenderableType:
         return Text(f"no builds {where}")
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=True)
     heads = ["name", "phase", "progress", "cached", "running", "targets", "age"]
+    longest = max(len(view.name) for view in builds)
     for head in [*(["namespace"] if namespace is None else []), *heads]:
-        table.add_column(head, no_wrap=True)
+        # Whatever has to give way on a narrow terminal, a build's name does not.
+        table.add_column(head, no_wrap=True, min_width=longest if head == "name" else None)
     table.add_column("message", no_wrap=True, overflow="ellipsis", ratio=1)  # takes what is left
     for view in builds:
         place = [view.namespace] if namespace is None else []

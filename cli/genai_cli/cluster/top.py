@@ -32,6 +32,8 @@ __all__ = ["Node", "Rates", "Snapshot", "show_top", "snapshot"]
 _EVERY = 2.0
 _WINDOW = 60.0
 _MOST_TASKS = 20
+_LEAST_NAME = 8
+"""Columns of names keep so much on a narrow terminal, whatever has to give way."""
 _GIB = 1 << 30
 
 
@@ -241,7 +243,8 @@ def _picture(cluster: Cluster, found: Snapshot, rate: int) -> RenderableType:
 def _table(*heads: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for head in heads:
-        table.add_column(head, no_wrap=True, overflow="ellipsis")
+        least = _LEAST_NAME if head in {"task", "build", "node"} else None
+        table.add_column(head, no_wrap=True, overflow="ellipsis", min_width=least)
     return table
 
 
