@@ -53,12 +53,15 @@ def derive_splits(wanted: Splits, sizes: BinarySizes) -> SplitPlan:
     least = 1 + len(apart)
     most = layers + sum(p is not Placement.JOINED for p in (wanted.embedding, wanted.lm_head))
     if wanted.count == "auto":
-        plans = (_arrange(wanted, sizes, count) for count in range(least, most + 1))
-        found = next((p for p in plans if max(p.sizes) < MOST_BYTES), None)
+        # Fewer cannot do: no part holds more than the most, but for one that cannot be cut.
+        items = (sizes.embedding, *sizes.layers, sizes.head)
+        first = max(least, min(most, sum(min(item, MOST_BYTES) for item in items) // MOST_BYTES))
+        plans = (_arrange(wanted, sizes, count) for count in range(first, most + 1))
+        found = next((p for p in plans if _fits(p, wanted)), None)
         found = found or _arrange(wanted, sizes, most)
         why = f"the least that keeps every part below 2 GB at {sizes.assumed}"
         if max(found.sizes) >= MOST_BYTES:
-            why = f"the most that the model can be cut into, at {sizes.assumed}"
+            why = f"the least that leaves only what cannot be cut above 2 GB at {sizes.assumed}"
     else:
         _check_count(wanted.count, least, most, layers=layers)
         found = _arrange(wanted, sizes, wanted.count)
@@ -111,7 +114,22 @@ def _arrange(wanted: Splits, sizes: BinarySizes, count: int) -> SplitPlan:
         and _allowed(wanted.lm_head, apart=head)
         and 1 <= count - embedding - head <= len(sizes.layers)
     ]
-    return next((p for p in plans if max(p.sizes) < MOST_BYTES), plans[0])
+    return next((p for p in plans if _fits(p, wanted)), plans[0])
+
+
+def _fits(plan: SplitPlan, wanted: Splits) -> bool:
+    """No part is too large that could be cut further."""
+    return not any(
+        size >= MOST_BYTES and _can_be_cut(split, wanted)
+        for split, size in zip(plan.splits, plan.sizes, strict=True)
+    )
+
+
+def _can_be_cut(split: SplitConfig, wanted: Splits) -> bool:
+    layers = split.last - split.first
+    embedding = split.embedding and wanted.embedding is not Placement.JOINED
+    head = split.lm_head and wanted.lm_head is not Placement.JOINED
+    return layers + embedding + head > 1
 
 
 def _allowed(placement: Placement, *, apart: bool) -> bool:

@@ -92,6 +92,20 @@ def test_part_that_cannot_be_small_enough_is_told() -> None:
     assert any("split 1" in w and "3.00 GB" in w for w in found.warnings)
 
 
+def test_a_part_that_cannot_be_cut_does_not_have_all_others_cut() -> None:
+    """A vocabulary of 262,144 as Gemma's: the table alone is above 2 GB."""
+    model = sizes(2800 * MB, [430 * MB] * 62, 1400 * MB)
+    found = derive_splits(Splits(), model)
+    assert described(found.splits)[0] == "E"
+    four_fit, head_takes_one = 4, 1
+    assert len(found.splits) == 1 + -(-(62 - head_takes_one) // four_fit) + 1
+    assert [size >= MOST_BYTES for size in found.sizes] == [True] + [False] * 17
+    assert "only what cannot be cut" in found.notes[0]
+    joined = derive_splits(Splits.model_validate({"embedding": "Joined"}), model)
+    assert described(joined.splits)[0] == "EL"
+    assert max(joined.sizes[1:]) < MOST_BYTES
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.lists(st.integers(1, 50), min_size=1, max_size=9),
@@ -132,6 +146,9 @@ def test_auto_is_the_least_count_that_fits(embedding: int, layers: list[int], he
     if max(found.sizes) < MOST_BYTES:
         for fewer in range(1, len(found.splits)):
             assert max(derive_splits(Splits(count=fewer), model).sizes) >= MOST_BYTES
+    for split, size in zip(found.splits, found.sizes, strict=True):
+        items = split.last - split.first + split.embedding + split.lm_head
+        assert size < MOST_BYTES or items == 1, "it could have been cut"
     text = "".join(described(found.splits))
     assert text == "E" + "L" * len(layers) + "H"
     assert sum(found.sizes) == embedding * MB + sum(layers) * MB + head * MB
