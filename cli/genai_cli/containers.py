@@ -176,7 +176,11 @@ def _swap(draft: Path, path: Path) -> None:
     except FileNotFoundError:
         draft.rename(path)
         return
-    draft.rename(path)
+    try:
+        draft.rename(path)
+    except BaseException:  # Ctrl-C between the two
+        aside.rename(path)
+        raise
     if aside.is_symlink():
         aside.unlink()  # what it led to is somebody else's
     else:

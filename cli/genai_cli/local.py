@@ -344,7 +344,8 @@ class LocalRun:
                 continue
             lock.release()
             del self._elsewhere[task]
-            answer = self.store.lookup(machine.tasks[task].operation, machine.keys[task])
+            operation, key = machine.tasks[task].operation, machine.keys[task]
+            answer = brought(self.store, operation, key, self.store.lookup(operation, key))
             if isinstance(answer, Hit):
                 self._on_hit(task, answer)
                 self._handle(machine, Found(task, result_of(answer.record)))

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -118,7 +119,9 @@ def _mirror(address: str, root: Path) -> Path:
     files = root / "files"
     index = _read_index(root / _INDEX)
     kept: dict[str, list[int | str]] = {}
-    for name, listed in source.list().items():
+    listing = source.list()
+    _leave_out(files, listing.keys())
+    for name, listed in listing.items():
         try:
             path = files / check_relative_path(name)
         except ValueError as error:
@@ -132,11 +135,18 @@ def _mirror(address: str, root: Path) -> Path:
             # An interrupted mirror goes on where it stopped.
             _write_index(root / _INDEX, index | kept | {name: stamp})
         kept[name] = stamp
-    for path in files.rglob("*"):
-        if path.is_file() and path.relative_to(files).as_posix() not in kept:
-            path.unlink()
     _write_index(root / _INDEX, kept)
     return files
+
+
+def _leave_out(files: Path, names: AbstractSet[str]) -> None:
+    """Remove what is no longer in the bucket, before a folder may come in a file's place."""
+    for path in sorted(files.rglob("*"), reverse=True):  # what a folder holds, then the folder
+        if path.is_dir() and not path.is_symlink():
+            with suppress(OSError):
+                path.rmdir()  # it is not empty
+        elif path.relative_to(files).as_posix() not in names:
+            path.unlink()
 
 
 def _has_size(path: Path, size: int) -> bool:

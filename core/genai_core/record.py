@@ -44,7 +44,9 @@ __all__ = [
 ]
 
 SIDECAR_NAME = "builder_cache_info.json"
-RESERVED_SLUGS = frozenset({"blobs", "records", "leases", "logs", "probe", "tmp"})
+RESERVED_SLUGS = frozenset(
+    {"blobs", "records", "leases", "logs", "probe", "sources", "sweeps", "tmp"}
+)
 """Folders of a store that a model's slug must not take."""
 
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")

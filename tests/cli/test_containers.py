@@ -155,6 +155,29 @@ def test_an_empty_folder_and_a_link_may_be_replaced(store: DirectoryStore, tmp_p
         deliver(record, store, file, target="cpu")
 
 
+def test_an_interruption_between_two_renames_leaves_the_old_container(
+    store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = package(store, FILES)
+    second, _ = package(store, {"model.onnx": b"better"})
+    path = tmp_path / "cpu"
+    deliver(first, store, path, target="cpu")
+    real, calls = Path.rename, [0]
+
+    def rename(self: Path, target: Path) -> Path:
+        if target == path:
+            calls[0] += 1
+            if calls[0] == 1:
+                raise KeyboardInterrupt
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(KeyboardInterrupt):
+        deliver(second, store, path, target="cpu")
+    assert tree(path)["model.onnx"] == b"graph"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cpu", "store"]
+
+
 def test_another_revision_replaces_the_whole_folder(store: DirectoryStore, tmp_path: Path) -> None:
     first, one = package(store, FILES)
     second, two = package(store, {"model.onnx": b"better"})

@@ -102,6 +102,24 @@ def test_only_what_changed_is_fetched_again(
     assert not list(tmp_path.rglob("readme.txt"))
 
 
+def test_a_folder_may_take_a_files_place_and_the_other_way_round(
+    bucket: S3Server, tmp_path: Path
+) -> None:
+    spec = spec_of(str(bucket.where("models/llama")))
+    put(bucket, "extra", b"a file")
+    put(bucket, "more/x", b"in a folder")
+    facts(spec, tmp_path)
+    put(bucket, "extra", None)
+    put(bucket, "extra/x", b"now in a folder")
+    put(bucket, "more/x", None)
+    put(bucket, "more", b"now a file")
+    root = facts(spec, tmp_path).root
+    assert (root / "extra/x").read_bytes() == b"now in a folder"
+    assert (root / "more").read_bytes() == b"now a file"
+    for name in ("extra/x", "more"):
+        put(bucket, name, None)
+
+
 def test_damaged_mirror_is_mended(bucket: S3Server, tmp_path: Path) -> None:
     spec = spec_of(str(bucket.where("models/llama")))
     first = facts(spec, tmp_path)

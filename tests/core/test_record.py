@@ -141,5 +141,6 @@ def test_any_name_makes_a_slug(text: str) -> None:
 
 def test_slugs() -> None:
     assert model_slug("Meta Llama/3.1 (8B)") == "meta-llama-3.1-8b"
-    assert model_slug("records") == "records-model"
+    for folder in ("records", "sweeps", "sources"):
+        assert model_slug(folder) == f"{folder}-model", "a store keeps its own things there"
     assert flat_strings({}) == {}

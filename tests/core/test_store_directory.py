@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
+from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnreadable
-from genai_core.record import SIDECAR_NAME, Record, entry_folder, record_of_sidecar
+from genai_core.record import SIDECAR_NAME, Blob, Record, entry_folder, record_of_sidecar
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
@@ -486,6 +487,32 @@ def test_unreadable_record_is_a_miss_and_is_replaced(
     assert missed.reason == "its record is another task's"
     assert isinstance(publish(store, record), Committed | Existing)
     assert isinstance(store.lookup(record.operation, record.key), Hit)
+
+
+def test_a_store_that_is_only_read_is_never_written(
+    tmp_path: Path, make_record: MakeRecord
+) -> None:
+    owner = DirectoryStore(tmp_path / "store")
+    record = make_record({"a": owner.put_bytes(b"a")})
+    owner.commit(record)
+    before = sorted(tmp_path.rglob("*"))
+    reader = DirectoryStore(tmp_path / "store", read_only=True)
+    other = make_record({"a": Blob(sha256=digest_bytes(b"a"), size=1)}, seed=1, operation="arcl")
+    ref = RecordRef(record.operation, record.key)
+    writes: list[Callable[[], object]] = [
+        lambda: reader.commit(other),
+        lambda: reader.heal(record, "tag"),
+        lambda: reader.delete_record(ref),
+        lambda: reader.delete_blob(digest_bytes(b"a")),
+        lambda: reader.delete_lease("l"),
+        lambda: reader.delete_sweep("s"),
+        lambda: reader.delete_drafts(datetime.now(UTC)),
+        lambda: reader.put_bytes(b"b"),
+    ]
+    for write in writes:
+        with pytest.raises(StoreUnreadable, match="it is only read"):
+            write()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_read_only_store_removes_nothing(tmp_path: Path) -> None:

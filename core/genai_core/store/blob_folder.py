@@ -48,13 +48,16 @@ class BlobFolder:
     @property
     def scratch(self) -> Path:
         """A folder on the store's file system, for drafts."""
+        self._must_be_writable()
+        folder = self.root / "tmp"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def _must_be_writable(self) -> None:
         if self.read_only:
             raise StoreUnreadable(
                 "it is only read", where=self.location, remedy="name another store to write to"
             )
-        folder = self.root / "tmp"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
     def blob_path(self, digest: Digest) -> Path:
         """Return where a blob is or would be."""
@@ -226,6 +229,7 @@ class BlobFolder:
 
     def delete_blob(self, digest: Digest) -> None:
         """Remove a blob."""
+        self._must_be_writable()
         with self.explained(self.blob_path(digest)):
             self.blob_path(digest).unlink(missing_ok=True)
 

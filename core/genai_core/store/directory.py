@@ -133,6 +133,7 @@ class DirectoryStore(BlobFolder):
         return self._write_record(record, etag=etag)
 
     def _write_record(self, record: Record, *, etag: str | None) -> Committed | Existing:
+        self._must_be_writable()
         path = self._record_path(record.operation, record.key)
         data = record.to_bytes()
         with self.explained(path, need=len(data)):
@@ -160,6 +161,7 @@ class DirectoryStore(BlobFolder):
 
     def delete_record(self, ref: RecordRef) -> None:
         """Remove a record, then its folder."""
+        self._must_be_writable()
         path = self._record_path(ref.operation, ref.key)
         with self.explained(path):
             if not path.parent.is_dir():
@@ -239,6 +241,7 @@ class DirectoryStore(BlobFolder):
             write_atomically(path, data, scratch=scratch)
 
     def _delete_note(self, folder: str, name: str) -> None:
+        self._must_be_writable()
         path = self._note(folder, name)
         with self.explained(path):
             path.unlink(missing_ok=True)
@@ -277,6 +280,7 @@ class DirectoryStore(BlobFolder):
 
     def delete_drafts(self, before: datetime, *, dry_run: bool = False) -> int:
         """Remove old files and folders in `tmp/`."""
+        self._must_be_writable()
         old = [path for path, modified in self.leftovers() if modified < before]
         for path in [] if dry_run else old:
             with self.explained(path):
