@@ -32,6 +32,7 @@ from genai_core.names import Digest, Key, TaskId
 from genai_core.operations import OPERATIONS, ArclConfig, GraphConfig
 from genai_core.record import Output, Record, ToolchainUsed
 from genai_core.store.directory import DirectoryStore
+from genai_core.store.layered import LayeredStore
 from genai_core.task import TaskFile, TaskFileInput, TaskResult, Toolchain
 from genai_planner.events import Found, Start
 from genai_planner.graph import Demand, FileRef, Plan, Result, Selection, Task
@@ -163,10 +164,12 @@ def build(
         script: dict[str, list[Ending]] | None = None,
         jobs: int = 2,
         hold: Callable[[], bool] = lambda: False,
+        further: DirectoryStore | None = None,
     ) -> tuple[LocalRun, ScriptedPool, Machine, list[Event]]:
         events: list[Event] = []
         works.append(WorkFolder(store))
-        run = LocalRun(store, works[-1], jobs, task_file, events.append)
+        shown = LayeredStore(store, [further]) if further is not None else store
+        run = LocalRun(shown, works[-1], jobs, task_file, events.append)
         pool = ScriptedPool(store, script or {}, hold=hold)
         run.pool = pool  # type: ignore[assignment]
         machine = machine_of(*tasks)
@@ -344,6 +347,28 @@ def test_task_that_another_process_runs_is_waited_for(build, store, monkeypatch)
     assert pool.ran == ["b", "c"]
     assert run.cached == {"a"}
     assert [e.id for e in of(events, TaskWaiting)] == ["a"]
+
+
+def test_what_turns_up_in_a_further_store_is_brought_to_where_workers_read(
+    build, store, monkeypatch, tmp_path
+) -> None:
+    """The other process gave up, and meanwhile a colleague has ended the same task."""
+    monkeypatch.setattr(local, "_ELSEWHERE_SECONDS", 0.05)
+    further = DirectoryStore(tmp_path / "further")
+    lock = KeyLock(store.scratch / "locks", key_of("a"))
+    assert lock.acquire()
+
+    def others() -> None:
+        threading.Event().wait(0.4)
+        commit(further, task_file_of("a"))
+        lock.release()
+
+    thread = threading.Thread(target=others)
+    thread.start()
+    _, pool, _, _ = build(*CHAIN, further=further)
+    thread.join()
+    assert pool.ran == ["b", "c"]
+    assert store.get_record("arcl", key_of("a")) is not None
 
 
 def test_task_whose_other_process_gave_up_is_run_here(build, store, monkeypatch) -> None:
