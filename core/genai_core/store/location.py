@@ -63,8 +63,7 @@ def _open_one(
     if not str(location).startswith("s3://"):
         raise wrong_address(str(location), "a store is a folder or s3://bucket/prefix")
     try:
-        import boto3  # noqa: F401 - first, so that it is what is said to be missing
-
+        from genai_core.store import s3_client  # noqa: F401 - first: it says boto3 is missing
         from genai_core.store.s3 import S3Store
     except ModuleNotFoundError as error:
         raise StoreUnreadable(
