@@ -8,6 +8,7 @@ for SoC 0.
 from __future__ import annotations
 
 import ctypes
+import mmap
 from ctypes import POINTER, byref, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any, Literal
@@ -102,8 +103,13 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
     libraries = qnn.libraries()
     require_pinned(libraries)
     path = Path(request["binary"])
-    data = path.read_bytes()
-    buffer = (ctypes.c_char * len(data)).from_buffer_copy(data)
+    nothing = ToolFailed("not a context binary that this library reads", where=path.name)
+    if not path.stat().st_size:
+        raise nothing
+    with path.open("rb") as file:
+        # Mapped, not read: a binary has gigabytes, of which this looks at the beginning.
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    buffer = (ctypes.c_char * len(data)).from_buffer(data)
     system = capi.load_system(libraries.system)
     handle, size = c_void_p(), c_size_t()
     found: Any = POINTER(capi.BinaryInfo)()
@@ -111,7 +117,7 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
     try:
         system("systemContextGetBinaryInfo", handle, buffer, len(data), byref(found), byref(size))
     except ToolFailed as error:
-        raise ToolFailed("not a context binary that this library reads", where=path.name) from error
+        raise nothing from error
     info = found.contents
     if info.version != 3:
         raise ToolFailed(f"binary info of unknown version {info.version}", where=path.name)
