@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,6 +35,7 @@ from genai_runtime.htp import emulation, epcontext, genie, metadata, qnn, testin
 from genai_runtime.htp.client import Emulator
 from genai_runtime.htp.executor import Executor
 from genai_runtime.htp.metadata import GraphMetadata
+from genai_runtime.rope import for_context
 from genai_stages.backends.htp import compile as htp_compile
 from genai_stages.backends.htp import dlc, drift
 from genai_stages.backends.htp.compile import CompileResult, Source
@@ -441,7 +444,7 @@ def test_drift_of_a_twin_is_measured_and_bounded(
         drift.require_small(wrong)
 
 
-def _config(folder: Path, splits: int) -> dict[str, object]:
+def _config(folder: Path, splits: int, **changes: Any) -> dict[str, object]:
     facts = GenieFacts(
         context_length=128,
         vocab_size=testing.VOCAB,
@@ -451,7 +454,7 @@ def _config(folder: Path, splits: int) -> dict[str, object]:
         eos_tokens=[2],
         binaries=[f"part_{k}_of_{splits}.bin" for k in range(1, splits + 1)],
     )
-    config = genie_config(facts)
+    config = genie_config(replace(facts, **changes))
     (folder / "genie_config.json").write_text(json.dumps(config))
     assert genie.check_config(json.dumps(config)).accepted
     return genie.emulated(config)
@@ -468,6 +471,38 @@ def test_genie_says_the_same_tokens(
     text = " ".join(f"t{token}" for token in IDS)
     written = genie.query(folder, config, text=text, max_tokens=3)
     assert written.text == "".join(f"t{token}" for token in answers["tokens"][:3])
+
+
+@pytest.mark.parametrize("original", [4096, 64])
+def test_genie_chooses_longrope_s_factors_as_we_do(
+    container: Path, tmp_path: Path, original: int
+) -> None:
+    """By the context's length and not the text's: 32 tokens of 128, made for 64 or for 4096."""
+    folder = shutil.copytree(container, tmp_path / "container")
+    plain = testing.rope_table()
+    count = len(plain.inv_freq)
+    short = [1 + 0.1 * i for i in range(count)]
+    scaling: dict[str, object] = {
+        "type": "longrope",
+        "short_factor": short,
+        "long_factor": [2.0 + 3 * i for i in range(count)],
+        "original_max_position_embeddings": original,
+    }
+    scaled = (np.array(plain.inv_freq) / short).astype(np.float32).tolist()
+    table = plain.model_copy(update={"inv_freq": scaled, "scaling": scaling})
+    emulation.describe(folder / "emulation", {"default": for_context(table, 128)})
+    executor = Executor(folder / "emulation")
+    try:
+        logits = executor.prefill(np.concatenate([[1], IDS]))
+        tokens = []
+        for _ in range(8):
+            tokens.append(int(logits[-1].argmax()))
+            logits = executor.decode(tokens[-1])
+    finally:
+        executor.close()
+    config = _config(folder, 1, rope=table, max_positions=original)
+    said = genie.query(folder, config, tokens=list(IDS), max_tokens=8)
+    assert list(said.tokens) == tokens
 
 
 def test_genie_reports_a_missing_binary(container: Path) -> None:
