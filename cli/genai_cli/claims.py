@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import secrets
 import socket
 from collections.abc import Iterable, Iterator, Mapping
@@ -54,7 +55,10 @@ class Claim:
     @property
     def lease_name(self) -> str:
         """The same for the same build of the same user on the same machine."""
-        what = [socket.gethostname(), _user(), str(self.folder), self.build]
+        what = [
+            text.encode(errors="replace").decode()  # a folder's name need not be text
+            for text in (socket.gethostname(), _user(), str(self.folder), self.build)
+        ]
         return f"local-{digest_json(what)[:16]}-{self.build[:100]}"
 
     def renew(self, tasks: Iterable[TaskView], containers: Mapping[str, Record]) -> str:
@@ -79,7 +83,7 @@ class Claim:
 @contextmanager
 def working(store: Store, build: str) -> Iterator[Holder]:
     """Hold a lease while the block runs; an interrupted build keeps it, since it may go on."""
-    name = f"run-{socket.gethostname()[:80]}-{os.getpid()}-{secrets.token_hex(4)}"
+    name = f"run-{_machine()[:80]}-{os.getpid()}-{secrets.token_hex(4)}"
     held = Holder(store, name, holder=_holder(build), lasts=_WORK_LASTS)
     yield held
     held.release()
@@ -101,7 +105,12 @@ def _unclaimed(why: str) -> str:
 
 
 def _holder(build: str) -> str:
-    return f"{_user()}@{socket.gethostname()} build {build}"
+    return f"{_user()}@{_machine()} build {build}"
+
+
+def _machine() -> str:
+    """This machine's name, as leases may be called; systems allow others, e.g. `Kim's Mac`."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", socket.gethostname())
 
 
 def _user() -> str:

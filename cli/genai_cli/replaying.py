@@ -32,6 +32,7 @@ from genai_core.names import Backend, Digest, Key
 from genai_core.operations import Operation, operation_of
 from genai_core.record import Blob, Output, Record, entry_folder
 from genai_core.store.directory import DirectoryStore
+from genai_core.store.files import DRAFT_SUFFIX
 from genai_core.store.protocol import Store
 from genai_core.task import TaskFile, TaskFileInput
 from genai_core.toolchain import toolchain_of
@@ -292,9 +293,10 @@ def _run_again(record: Record, task: TaskFile, store: Store, *, settings: Settin
 @contextmanager
 def _scratch_store(store: Store) -> Iterator[DirectoryStore]:
     """A store for one replay, on the disk of the store where that is a folder."""
-    beside = Path(store.location) if isinstance(store, DirectoryStore) else None
-    parent = beside if beside and os.access(beside, os.W_OK) else None
-    with tempfile.TemporaryDirectory(prefix="tmp-replay-", dir=parent) as folder:
+    # Called as drafts are, so that gc removes what a killed replay left.
+    writable = isinstance(store, DirectoryStore) and os.access(store.root, os.W_OK)
+    parent = store.scratch if isinstance(store, DirectoryStore) and writable else None
+    with tempfile.TemporaryDirectory(suffix=DRAFT_SUFFIX, prefix=".replay.", dir=parent) as folder:
         yield DirectoryStore(Path(folder))
 
 

@@ -25,6 +25,7 @@ from genai_core.kinds.yaml_documents import load_documents
 __all__ = ["as_yaml", "build_of"]
 
 _LISTS = {"targets", "graphs.autoRegression", "graphs.contextLengths"}
+_OPTIONS = "options"
 _OPTION = {
     "targets": "--target",
     "graphs.autoRegression": "--ar",
@@ -139,14 +140,17 @@ def _changes(flags: SpecFlags) -> list[tuple[tuple[str, ...], Any]]:
                 f"{text!r} is not FIELD=VALUE", where="--set", remedy="e.g. golden.maxTokens=8"
             )
         path = _field_path(name.removeprefix("spec."))
-        found.append((path, _value(value, f"--set {name}")))
+        read = _value(value, f"--set {name}")
+        if _OPTIONS in path[:-1] and not isinstance(read, str):
+            read = value  # the vendor's options are text, whatever they look like
+        found.append((path, read))
     return found
 
 
 def _field_path(name: str) -> tuple[str, ...]:
     """`compilation.options.graphs.O`: below options, the rest is one name."""
-    head, dot, tail = name.partition(".options.")
-    return (*head.split("."), "options", tail) if dot else tuple(name.split("."))
+    head, dot, tail = name.partition(f".{_OPTIONS}.")
+    return (*head.split("."), _OPTIONS, tail) if dot else tuple(name.split("."))
 
 
 def _as_list(value: Any) -> list[str]:

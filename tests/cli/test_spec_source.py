@@ -33,6 +33,12 @@ def flags(tmp_path: Path) -> Any:
     return lambda **given: SpecFlags(file=str(path), model=None, **given)
 
 
+@pytest.mark.parametrize("value", ["2", "'2'", '"2"'])
+def test_the_vendors_options_are_text_whatever_they_look_like(flags: Any, value: str) -> None:
+    spec = build_of(flags(fields=[f"compilation.options.graphs.O={value}"])).spec
+    assert spec.compilation.options == {"graphs.O": "2"}
+
+
 def test_a_folder_and_targets_are_a_build(tmp_path: Path) -> None:
     folder = tmp_path / "My Model_v2"
     folder.mkdir()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from genai_core.errors import CorruptBlob, InvalidSpec, StoreUnreadable
 from genai_core.names import Digest
-from genai_core.record import Record
+from genai_core.record import Blob, Record
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.location import open_store
@@ -165,6 +165,24 @@ def test_hits_fall_through_and_what_is_used_is_copied(
     assert own.lookup(record.operation, record.key) == Miss("no record")
     team.delete_blob(used.sha256)
     assert layered.read_blob(used) == b"used", "someone else's cleaning does not hurt"
+
+
+def test_what_a_killed_copy_leaves_is_a_draft(
+    own: DirectoryStore, layered: LayeredStore, team: S3Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob = team.put_bytes(b"weights")
+    seen: list[str] = []
+    real = own.put_blob
+
+    def put(path: Path, **options: Any) -> Blob:
+        seen.extend(left.name for left, _ in own.leftovers())
+        assert path.is_relative_to(own.scratch)
+        return real(path, **options)
+
+    monkeypatch.setattr(own, "put_blob", put)
+    layered.fetch_blob(blob, own.scratch / "x")
+    assert len(seen) == 1, "gc removes what is called so after a day"
+    assert list(own.leftovers()) == []
 
 
 def test_adopted_entries_are_whole(

@@ -18,6 +18,7 @@ from genai_core.errors import CorruptBlob
 from genai_core.names import Digest, Key
 from genai_core.record import Blob, Record
 from genai_core.store.directory import DirectoryStore
+from genai_core.store.files import DRAFT_SUFFIX
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import (
     BlobStat,
@@ -111,7 +112,8 @@ class LayeredStore:
             if store.head_blob(blob.sha256) is None:
                 continue
             near = self.first.scratch if isinstance(self.first, DirectoryStore) else None
-            with tempfile.TemporaryDirectory(prefix="genai-copy-", dir=near) as folder:
+            # Called as drafts are, so that gc removes what a killed process left.
+            with tempfile.TemporaryDirectory(DRAFT_SUFFIX, ".copy.", near) as folder:
                 copy = Path(folder) / blob.sha256
                 try:
                     store.fetch_blob(blob, copy, shared=store is self.first)
