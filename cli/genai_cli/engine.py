@@ -90,13 +90,22 @@ def plan_build(
     *,
     name: str = "model",
     claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None,
+    bring: bool = True,
 ) -> PlannedBuild:
-    """See the module's docstring; `claim` is called with what is about to be looked up.
+    """See the module's docstring.
+
+    Args:
+        spec: As written.
+        base_dir: Folder of the YAML file.
+        store: Where results are looked up and go.
+        name: Of the build.
+        claim: Called with what is about to be looked up.
+        bring: Copy what another store has; a plan that is only shown needs none of it.
 
     Raises:
         GenAIError: Whatever is wrong before anything runs.
     """
-    local = read_plan(spec, base_dir, store, name=name, claim=claim)
+    local = read_plan(spec, base_dir, store, name=name, claim=claim, bring=bring)
     return PlannedBuild(
         name=name,
         spec=spec,

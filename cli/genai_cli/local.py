@@ -88,8 +88,18 @@ def look_all(
     *,
     on_hit: Callable[[TaskId, Hit], None] = lambda _task, _hit: None,
     claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None,
+    bring: bool = True,
 ) -> None:
-    """Answer lookups, and those that follow from their answers, until none is open."""
+    """Answer lookups, and those that follow from their answers, until none is open.
+
+    Args:
+        machine: Gets the answers.
+        store: Where to look.
+        looks: What to look up.
+        on_hit: Called with each hit.
+        claim: Called with what is about to be looked up.
+        bring: Copy what another store has, since it is going to be used.
+    """
     # A directory answers faster than a thread starts; a bucket's answers are round trips.
     threads = 1 if isinstance(writable_store(store), DirectoryStore) else 16
     while looks:
@@ -101,7 +111,9 @@ def look_all(
             if machine.states[look.task] is not State.LOOKING:
                 continue
             ref = refs[look.task]
-            answer = brought(store, ref.operation, ref.key, answers[ref])
+            answer = answers[ref]
+            if bring:
+                answer = brought(store, ref.operation, ref.key, answer)
             if isinstance(answer, Hit):
                 on_hit(look.task, answer)
                 following += machine.handle(Found(look.task, result_of(answer.record)))

@@ -64,6 +64,7 @@ class LocalPlan:
         said: What the tasks warned of that were found.
         used: A run has begun on it: the next one looks everything up anew.
         claim: Called with what is about to be looked up, so that no gc takes it meanwhile.
+        bring: What another store has is copied, since it is going to be used.
     """
 
     name: str
@@ -78,6 +79,7 @@ class LocalPlan:
     said: dict[str, None] = field(default_factory=dict)
     used: bool = False
     claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None
+    bring: bool = True
 
     @property
     def plan(self) -> Plan:
@@ -133,7 +135,14 @@ class LocalPlan:
             self.said |= dict.fromkeys(hit.record.measurements.warnings)
 
         self.machine = machine
-        look_all(machine, self.store, machine.begin(), on_hit=note, claim=self.claim)
+        look_all(
+            machine,
+            self.store,
+            machine.begin(),
+            on_hit=note,
+            claim=self.claim,
+            bring=self.bring,
+        )
 
     def exact_shape(self, ingested: Result) -> ModelShape:
         """The model's shape from what ingest left.
@@ -260,6 +269,7 @@ def read_plan(
     name: str,
     cache: FileCache | None = None,
     claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None,
+    bring: bool = True,
 ) -> LocalPlan:
     """Read the source, make the plan, look everything up that has a key.
 
@@ -270,6 +280,7 @@ def read_plan(
         name: Of the build.
         cache: Of digests; None = the user's.
         claim: Called with what is about to be looked up.
+        bring: Copy what another store has; not where the plan is only shown.
 
     Raises:
         GenAIError: What is wrong with spec, model, target or store.
@@ -295,6 +306,7 @@ def read_plan(
         forecast=forecast,
         machine=Machine(Plan(()), source={}, toolchains={}),
         claim=claim,
+        bring=bring,
     )
     found.look_up()
     return found

@@ -42,7 +42,9 @@ def show_plan(
     wanted = build_of(flags)
     artifacts = open_store(store or settings.store, read_from=read_from)
     with busy("reading the model and looking up what is there"):
-        planned = plan_build(wanted.spec, Path.cwd(), artifacts, name=wanted.metadata.name)
+        planned = plan_build(
+            wanted.spec, Path.cwd(), artifacts, name=wanted.metadata.name, bring=False
+        )
     for text in planned.warnings:
         sys.stderr.write(f"warning: {text}\n")
     if explain is not None:

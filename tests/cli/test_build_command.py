@@ -169,6 +169,16 @@ def test_the_plan_shows_what_is_cached_and_why_a_task_runs(call: InProcess) -> N
     assert "context_length" in package["why"]
 
 
+def test_showing_a_plan_copies_nothing_out_of_further_stores(
+    call: InProcess, first: Ran, home: Path, tmp_path: Path
+) -> None:
+    theirs = home / ".cache" / "genai-operator" / "store"
+    own = tmp_path / "own"
+    ran = call("graph", "-f", "b.yaml", "--store", own, "--read-from", theirs, "--json")
+    assert all(task["cached"] for task in ran.json["tasks"])
+    assert not list(own.rglob("*.json")), "looking is not using"
+
+
 def test_the_plan_is_a_table_and_a_page(call: InProcess) -> None:
     rows = [line.split() for line in call("graph", "-f", "b.yaml").out.splitlines()]
     assert [row[0] for row in rows if "cached" in row[2:3]] == [
