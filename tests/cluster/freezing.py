@@ -44,29 +44,51 @@ def hold(tenant: Tenant, *, task: str = "", seconds: float = 90) -> dict[str, st
     found: dict[str, str] = {}
 
     def caught() -> bool:
+        labels = "app.kubernetes.io/managed-by=genai-operator"
+        known = tenant.get("jobs,pods", labels=labels)
         jobs = {
-            job["metadata"]["name"]
-            for job in tenant.jobs()
-            if job["metadata"]["annotations"]["genai-operator.dev/task"].startswith(task)
+            value["metadata"]["name"]
+            for value in known
+            if value["kind"] == "Job"
+            and value["metadata"]["annotations"]["genai-operator.dev/task"].startswith(task)
         }
-        for pod in tenant.pods():
-            if pod["metadata"]["labels"]["job-name"] not in jobs:
-                continue
-            for process in processes_of(pod["metadata"]["uid"]):
-                try:
-                    os.kill(process, signal.SIGSTOP)
-                except ProcessLookupError:
-                    continue
-                found.update(
-                    name=pod["metadata"]["name"],
-                    uid=pod["metadata"]["uid"],
-                    node=pod["spec"]["nodeName"],
-                    job=pod["metadata"]["labels"]["job-name"],
-                )
-        return bool(found)
+        pods = [
+            value
+            for value in known
+            if value["kind"] == "Pod"
+            and value["metadata"]["labels"]["job-name"] in jobs
+            and "nodeName" in value["spec"]
+            and value["status"].get("phase") not in {"Succeeded", "Failed"}
+        ]
+        # A pod is known a second before its process begins: caught late, it may be done already.
+        until = time.monotonic() + (0.6 if pods else 0.0)
+        while True:
+            for pod in pods:
+                if _stop(pod["metadata"]["uid"]):
+                    found.update(
+                        name=pod["metadata"]["name"],
+                        uid=pod["metadata"]["uid"],
+                        node=pod["spec"]["nodeName"],
+                        job=pod["metadata"]["labels"]["job-name"],
+                    )
+                    return True
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
 
     wait(caught, seconds)
     return found
+
+
+def _stop(pod_uid: str) -> bool:
+    stopped = False
+    for process in processes_of(pod_uid):
+        try:
+            os.kill(process, signal.SIGSTOP)
+        except ProcessLookupError:
+            continue
+        stopped = True
+    return stopped
 
 
 def go_on(pod: dict[str, str]) -> None:
