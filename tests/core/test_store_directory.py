@@ -489,6 +489,19 @@ def test_unreadable_record_is_a_miss_and_is_replaced(
     assert isinstance(store.lookup(record.operation, record.key), Hit)
 
 
+def test_an_entry_healed_under_another_name_leaves_no_folder_behind(
+    store: DirectoryStore, make_record: MakeRecord
+) -> None:
+    blob = store.put_bytes(b"a")
+    before = commit(store, make_record({"a.bin": blob}, model="first"))
+    store.delete_blob(blob.sha256)
+    again = make_record({"a.bin": store.put_bytes(b"a")}, model="second")
+    after = commit(store, again)
+    assert (after / "a.bin").read_bytes() == b"a"
+    assert not before.exists(), "nobody would ever remove it, and it keeps its bytes"
+    assert not before.parent.exists()
+
+
 def test_a_store_that_is_only_read_is_never_written(
     tmp_path: Path, make_record: MakeRecord
 ) -> None:

@@ -140,10 +140,12 @@ class DirectoryStore(BlobFolder):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(path.parent / ".lock"):
                 standing = self._record_bytes(record.operation, record.key)
-                if standing is not None and _etag(standing) != etag:
-                    kept = _parsed(standing)
-                    if kept is not None:
+                kept = _parsed(standing) if standing is not None else None
+                if standing is not None and kept is not None:
+                    if _etag(standing) != etag:
                         return Existing(kept, _etag(standing))
+                    if kept.model != record.model:  # healed by a build of another name
+                        view.remove_view(self.root, kept, scratch=self.scratch)
                 view.write_view(
                     self.root, record, blob_path=self._places(record), scratch=self.scratch
                 )
