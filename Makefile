@@ -11,9 +11,14 @@ READY := $(VENV)/.ready
 ROOM ?=
 CLUSTER ?=
 AGAIN ?=
+# After so many, test-cluster begins no further test.
+MINUTES ?=
 TESTS := tests$(if $(ROOM),/$(ROOM))
-# What `make test` tries on a real cluster; `make test-cluster` tries the faults too.
-CLUSTER_CORE := $(foreach name,build cli delivery deployment gitops placement,tests/cluster/test_cluster_$(name).py)
+# What `make test` tries on a real cluster; `make test-cluster` tries the rest after it, faults first.
+cluster_files = $(foreach name,$(1),tests/cluster/test_cluster_$(name).py)
+CLUSTER_CORE := $(call cluster_files,build cli delivery deployment gitops placement)
+CLUSTER_NEXT := $(call cluster_files,faults store_faults watch_faults upgrades states node_faults)
+CLUSTER_ALL := $(CLUSTER_CORE) $(CLUSTER_NEXT) $(filter-out $(CLUSTER_CORE) $(CLUSTER_NEXT),$(sort $(wildcard tests/cluster/test_*.py)))
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,7 +37,7 @@ test: $(READY) ## Every test that this machine can run (ROOM=planner for one roo
 	@if [ -z "$(ROOM)" ] && [ "$(CLUSTER)" != no ] && (cd tests/cluster && $(abspath $(BIN))/python -m harness check); then \
 	  GENAI_TEST_GO=1 $(BIN)/python -m pytest -n auto --dist loadfile tests --ignore tests/cluster \
 	  && GENAI_TEST_CLUSTER=1 $(BIN)/python -m pytest $(CLUSTER_CORE) \
-	  && echo "FAULTS, STORES AND UPGRADES ON THE CLUSTER WERE NOT RUN: make test-cluster runs them (30 minutes)"; \
+	  && echo "FAULTS, STORES AND UPGRADES ON THE CLUSTER WERE NOT RUN: make test-cluster runs them (40 minutes)"; \
 	else \
 	  $(BIN)/python -m pytest -n auto --dist loadfile $(TESTS); \
 	fi
@@ -63,8 +68,8 @@ bench-cluster: $(READY) ## The operator on a real cluster: what tasks and builds
 test-cluster-core: $(READY) ## Builds, command line, Helm, GitOps and placement on it (about 12 minutes)
 	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest $(AGAIN) $(CLUSTER_CORE)
 
-test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults included (root; about 30 minutes)
-	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest tests/cluster
+test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults included (root; about 40 minutes)
+	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} GENAI_TEST_MINUTES=$(MINUTES) $(BIN)/python -m pytest $(AGAIN) $(CLUSTER_ALL)
 
 image-htp: ## The stages' image with the vendor's wheel, for Snapdragon targets (docker or BUILDER=buildah)
 	$(or $(BUILDER),docker) build --target stages --build-arg HTP=1 --tag genai-stages-htp .

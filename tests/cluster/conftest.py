@@ -3,6 +3,7 @@
 GENAI_TEST_CLUSTER=1        brings a cluster up and takes it down again
 GENAI_TEST_CLUSTER=FOLDER   uses the one that `python -m harness up --folder FOLDER` left running
 GENAI_TEST_KUBECONFIG=FILE  uses an existing cluster, see existing.py
+GENAI_TEST_MINUTES=46       begins no test after so many, and says which were left out
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,7 +29,9 @@ from tenant import Tenant
 from witness import Witness
 
 WANTED = os.environ.get("GENAI_TEST_CLUSTER", "")
+MINUTES = os.environ.get("GENAI_TEST_MINUTES", "")
 IMAGE = "localhost/genai-stages:test"
+BEGAN = time.monotonic()
 
 
 def why_not() -> str:
@@ -52,6 +56,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     config.hook.pytest_deselected(items=ours[1:])
     rest = set(ours[1:])
     items[:] = [item for item in items if item not in rest]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Begin nothing that might not end in time."""
+    del item
+    if MINUTES and time.monotonic() - BEGAN > float(MINUTES) * 60:
+        pytest.skip(f"NOT RUN: {MINUTES} minutes are over; make test-cluster has no such limit")
 
 
 @pytest.fixture(scope="session")
