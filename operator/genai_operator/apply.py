@@ -16,7 +16,7 @@ from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.jobs import JobRequest, Owner, owner_reference, render
 from genai_operator.observed import Observed
 from genai_operator.status import rfc3339
-from genai_operator.views import ENDING, JobState, JobView, PodView, ending_note, job_view
+from genai_operator.views import ENDING, JobView, PodView, ending_note, job_view
 
 __all__ = ["Applier"]
 
@@ -34,8 +34,11 @@ class Applier:
 
     async def create(
         self, request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess
-    ) -> None:
+    ) -> bool:
         """Create a Job, or claim the one of that name.
+
+        Returns:
+            Whether it was there, and has to be looked at once more.
 
         Raises:
             Waiting: The namespace's quota is used up, it is not enabled, or the name is not free
@@ -46,24 +49,27 @@ class Applier:
         try:
             created = await self._api.create("jobs", manifest, namespace=request.namespace)
         except ApiError as error:
-            await self._refused(error, manifest, owner)
-            return
+            return await self._refused(error, manifest, owner)
         self._keep(created)
         log.info("job created", extra={"job": manifest["metadata"]["name"], "task": request.task})
+        return False
 
-    async def _refused(self, error: ApiError, manifest: Json, owner: Owner) -> None:
+    async def _refused(self, error: ApiError, manifest: Json, owner: Owner) -> bool:
         meta = manifest["metadata"]
         if error.code == 409 and error.reason == "AlreadyExists":
             there = await self._api.get("jobs", meta["name"], namespace=meta["namespace"])
             if there is None or "deletionTimestamp" in there["metadata"]:
                 raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
-            self._keep(there)
             view = job_view(there)
-            if view is not None:
-                await self.claim(view, owner)
-                if view.state is not JobState.ACTIVE:  # before the watch told of it
-                    raise Waiting("Progressing", "an earlier Job has ended", after=1.0)
-            return
+            if view is None:
+                raise Waiting(
+                    "JobNameTaken",
+                    f"a Job {meta['name']} is there that the operator did not make: delete it",
+                    after=30.0,
+                )
+            self._keep(there)
+            await self.claim(view, owner)
+            return True
         if error.code == 403 and "quota" in error.message:
             raise Waiting("QuotaExceeded", error.message, after=15.0) from error
         if error.code == 403 and "cannot create resource" in error.message:  # RBAC's words
@@ -72,11 +78,16 @@ class Applier:
             raise Stalled("JobRefused", error.message) from error
         raise error
 
-    async def claim(self, job: JobView, owner: Owner) -> None:
-        """Add a claim; nothing where it stands, or the Job is gone."""
+    async def claim(self, job: JobView, owner: Owner) -> bool:
+        """Add a claim; nothing where it stands, or the Job is gone.
+
+        Returns:
+            Whether there was none. Whatever became of the Job before was told to others only.
+        """
         if owner.uid in job.owners:
-            return
+            return False
         await self._patch_owners(job, owner_reference(owner))
+        return True
 
     async def release(self, job: JobView, uid: str) -> None:
         """Drop a claim; the Job ends with the last one."""
@@ -97,6 +108,8 @@ class Applier:
         try:
             changed = await self._api.merge_lists("jobs", job.name, patch, namespace=job.namespace)
         except ApiError as error:
+            if error.code == 404:
+                self._observed.delete(job)
             if error.code in {404, 409}:  # gone, or another one of that name
                 return
             raise

@@ -26,7 +26,13 @@ from genai_core.store.s3_location import S3Location
 from genai_operator.access import StoreAccess
 from genai_operator.api import Api, ApiError, Json
 from genai_operator.apply import Applier
-from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, held_up, standing
+from genai_operator.build_pass import (
+    JOINED_SECONDS,
+    WATCHED_SECONDS,
+    BuildPass,
+    held_up,
+    standing,
+)
 from genai_operator.decide import Verdict
 from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting, of_error
@@ -144,7 +150,7 @@ class Builds:
         await self._reporter.report(value, known)
         if outcome.state in {State.SUSPENDED, State.STALLED}:
             return await self._renewed(one)  # what it has, and its model, stay until it goes on
-        return one.after
+        return JOINED_SECONDS if one.joined else one.after
 
     def tidy(self) -> None:
         """Forget what is known of builds, stores and Jobs that are gone."""
@@ -356,7 +362,7 @@ class Builds:
                 raise problem
         for job in seen.active:
             if not job.deleting:
-                await self._applier.claim(job, one.owner)
+                one.joined |= await self._applier.claim(job, one.owner)
 
     def _judged(
         self,

@@ -14,10 +14,12 @@ from genai_operator.jobs import Owner
 from genai_operator.status import State
 from genai_operator.views import JobState, JobView, PodView
 
-__all__ = ["WATCHED_SECONDS", "BuildPass", "held_up", "standing"]
+__all__ = ["JOINED_SECONDS", "WATCHED_SECONDS", "BuildPass", "held_up", "standing"]
 
 WATCHED_SECONDS = 60.0
 """A build in progress is looked at that often even if nothing seems to happen."""
+JOINED_SECONDS = 0.2
+"""One that claimed a Job that others had made is looked at again so soon."""
 _PODLESS = timedelta(seconds=20)
 
 
@@ -35,6 +37,8 @@ class BuildPass:
     since: datetime = field(default_factory=lambda: datetime.now(UTC))
     """When this generation, or request, was taken up."""
     after: float | None = None
+    joined: bool = False
+    """It claimed a Job that was there: what became of that before the claim, nobody told it."""
     source: tuple[str, str, str] | None = None
     store: S3Location | None = None
     warnings: list[str] = field(default_factory=list)

@@ -81,6 +81,11 @@ class Errands:
         pods = self._observed.pods_of(job.namespace).get(job.name, ())
         return next((pod.ending for pod in pods if pod.ending is not None), None)
 
+    def may_yet_tell(self, job: JobView) -> bool:
+        """It ended a moment ago and its pod was not seen to: they come by different watches."""
+        soon = job.ended_at is not None and datetime.now(UTC) < job.ended_at + _WORDS
+        return soon and self.ending(job) is None
+
     async def hear(self, job: JobView) -> Answer | None:
         """Read a Job's log, once; None where it holds no answer.
 
@@ -163,7 +168,7 @@ class Errands:
             )
             await self._starter.start(one, request, verdict, access=access)
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
-            await self._applier.claim(attempts[-1], one.owner)
+            one.joined |= await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
         return held_up(attempts, self._observed.pods_of(one.namespace), now=datetime.now(UTC))
 

@@ -209,7 +209,8 @@ class Observed:
                 if (pod.namespace, pod.job) == (job.namespace, job.name) and pod.ended
             ]
             if pods:
-                found.append((job, max(pods, key=lambda pod: pod.created_at)))
+                last = max(pods, key=lambda pod: (pod.ending is not None, pod.created_at))
+                found.append((job, last))
         return found
 
     def delete(self, job: JobView) -> None:

@@ -33,7 +33,7 @@ from genai_operator.build_pass import (
 )
 from genai_operator.decide import Verdict, judge
 from genai_operator.errands import Errands, errand_key
-from genai_operator.errors import Stalled, of_error
+from genai_operator.errors import Stalled, Waiting, of_error
 from genai_operator.jobs import JobRequest, given_memory, scope_of
 from genai_operator.lookups import Unanswered
 from genai_operator.observed import Observed
@@ -162,9 +162,15 @@ class Resolver:
         )
 
     def _told_ref(self, attempts: list[JobView]) -> RecordRef | None:
-        """The record that the last Job left, by its own word."""
+        """The record that the last Job left, by its own word.
+
+        Raises:
+            Waiting: That word has not come yet.
+        """
         if not attempts or attempts[-1].state is not JobState.SUCCEEDED:
             return None
+        if self._errands.may_yet_tell(attempts[-1]):
+            raise Waiting("Progressing", f"{attempts[-1].task} has ended", after=0.5)
         ending = self._errands.ending(attempts[-1])
         key = ending.message.get("record") if ending is not None else None
         return RecordRef(RESOLVE, Key(key)) if isinstance(key, str) else None
@@ -211,7 +217,7 @@ class Resolver:
             )
             await self._starter.start(one, request, verdict, access=access)
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
-            await self._applier.claim(attempts[-1], one.owner)
+            one.joined |= await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
         queued = not verdict.running and bool(one.spec.run.queue_name)
         waits = held_up(

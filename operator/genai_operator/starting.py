@@ -48,7 +48,9 @@ class Starter:
             Waiting: See `Applier.create`.
             Stalled: Likewise.
         """
-        await self._applier.create(request, one.owner, run=one.spec.run, access=access)
+        one.joined |= await self._applier.create(
+            request, one.owner, run=one.spec.run, access=access
+        )
         for job in verdict.spent:
             await self._applier.release(job, one.owner.uid)
         if verdict.retried:

@@ -64,6 +64,8 @@ class Apiserver:
         return copy.deepcopy(self.jobs.get(name))
 
     async def merge_lists(self, _plural: str, name: str, patch: Any, **_: Any) -> Any:
+        if name not in self.jobs:
+            raise ApiError(404, "NotFound", name)
         meta = self.jobs[name]["metadata"]
         assert patch["metadata"]["uid"] == meta["uid"]
         meta.setdefault("annotations", {}).update(patch["metadata"].get("annotations", {}))
@@ -343,10 +345,23 @@ def test_a_job_of_that_name_that_has_ended_already_is_looked_at_at_once() -> Non
     run = BuildSpec.model_validate(SPEC).run
     name = render(request, Owner("b", "build"), run=run, access=access)["metadata"]["name"]
     room.api.jobs[name] = a_job(name, "build", ended="Failed")
-    with pytest.raises(Waiting) as raised:
-        asyncio.run(applier.create(request, Owner("b", "build"), run=run, access=access))
-    assert raised.value.after <= 1
+    create = applier.create(request, Owner("b", "build"), run=run, access=access)
+    assert asyncio.run(create), "it is to be looked at again"
     assert room.job(name).state is JobState.FAILED
+    del room.api.jobs[name]["metadata"]["annotations"]
+    room.observed.jobs.drop("n", name, f"uid-{name}")
+    with pytest.raises(Waiting, match="did not make: delete it"):
+        asyncio.run(applier.create(request, Owner("b", "build"), run=run, access=access))
+
+
+def test_a_job_that_is_found_gone_is_not_claimed_again_and_again() -> None:
+    room = Room(a_job("j", "x"))
+    job = room.job("j")
+    assert asyncio.run(room.builds._applier.claim(job, Owner("b", "build")))
+    assert not asyncio.run(room.builds._applier.claim(room.job("j"), Owner("b", "build")))
+    del room.api.jobs["j"]
+    asyncio.run(room.builds._applier.claim(job, Owner("c", "other")))
+    assert room.observed.jobs.get("n", "j") is None
 
 
 def test_what_is_gone_is_forgotten() -> None:

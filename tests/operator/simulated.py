@@ -1,0 +1,408 @@
+"""A control plane and a kubelet in one process, as unreliable as one likes: for whole builds.
+
+Answers are lost, watches lag and lose events, stages crash, pods take their time to end. Stages are
+played: they commit records with the real keys. Whoever begins a task that another pod is at, breaks
+the promise, and that is noted at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from test_chained_tasks import FACTS, FILES, SOURCE
+
+from genai_core.chain import ChainFile, is_wanted, task_file
+from genai_core.kinds.artifact_store import ArtifactStoreSpec
+from genai_core.names import Digest, Key
+from genai_core.operations import OPERATIONS
+from genai_core.record import Output, Record, ToolchainUsed
+from genai_core.resolved import RESOLVE
+from genai_core.store.directory import DirectoryStore
+from genai_core.store.s3_location import S3Location
+from genai_core.task import TaskFile, unpack
+from genai_operator.access import StoreAccess
+from genai_operator.api import ApiError
+from genai_operator.controller import Controller
+from genai_operator.settings import Settings
+from genai_operator.stores import OpenStore, Stores
+
+NAMESPACE = "n"
+Value = dict[str, Any]
+
+
+def rfc(time: datetime) -> str:
+    return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass
+class Weather:
+    """How bad it is: probabilities, and the longest delay in seconds."""
+
+    lost: float = 0.0
+    crashes: float = 0.0
+    missed: float = 0.0
+    delay: float = 0.005
+
+
+@dataclass
+class World:
+    """Objects, who watches them, and pods that run."""
+
+    folder: Path
+    rng: Random
+    weather: Weather = field(default_factory=Weather)
+    objects: dict[tuple[str, str], Value] = field(default_factory=dict)
+    watchers: list[Callable[[str, str, Value], None]] = field(default_factory=list)
+    events: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    version: int = 0
+
+    def __post_init__(self) -> None:
+        self.store = DirectoryStore(self.folder)
+        self._running: dict[str, str] = {}
+        self._stopping: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._uids = 0
+
+    # Objects
+
+    def of(self, plural: str) -> list[Value]:
+        return [value for (kind, _), value in self.objects.items() if kind == plural]
+
+    def put(self, plural: str, value: Value, *, spec_changed: bool = False) -> Value:
+        """Create or change an object."""
+        meta = value["metadata"]
+        there = self.objects.get((plural, meta["name"]))
+        self.version += 1
+        if there is None:
+            self._uids += 1
+            # As if it had been there for a while: none of what comes is in its first second.
+            made = rfc(datetime.now(UTC) - timedelta(seconds=5))
+            meta |= {"uid": f"uid-{self._uids}", "creationTimestamp": made, "generation": 1}
+            if plural != "genaitargets":
+                meta["namespace"] = NAMESPACE
+        elif spec_changed:
+            meta["generation"] = there["metadata"]["generation"] + 1
+        meta["resourceVersion"] = str(self.version)
+        self.objects[plural, meta["name"]] = value
+        self._tell(plural, "MODIFIED" if there else "ADDED", value)
+        return value
+
+    def remove(self, plural: str, name: str) -> None:
+        value = self.objects.pop((plural, name))
+        self.version += 1
+        value["metadata"]["resourceVersion"] = str(self.version)
+        self._tell(plural, "DELETED", value)
+        if plural == "jobs":
+            for pod in self.of("pods"):
+                if pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] == name:
+                    self._end_pod(pod)
+        if plural == "genaibuilds":
+            uid = value["metadata"]["uid"]
+            for job in self.of("jobs"):
+                owners = job["metadata"]["ownerReferences"]
+                left = [owner for owner in owners if owner["uid"] != uid]
+                if not left and owners:
+                    self.remove("jobs", job["metadata"]["name"])
+                elif left != owners:
+                    job["metadata"]["ownerReferences"] = left
+                    self.put("jobs", job)
+
+    def _tell(self, plural: str, kind: str, value: Value) -> None:
+        for watcher in self.watchers:
+            watcher(plural, kind, copy.deepcopy(value))
+
+    async def pause(self, factor: float = 1.0) -> None:
+        await asyncio.sleep(self.rng.random() * self.weather.delay * factor)
+
+    # Pods
+
+    def _end_pod(self, pod: Value) -> None:
+        """It is asked to stop; one that runs takes a moment."""
+        name = pod["metadata"]["name"]
+        if pod["status"]["phase"] != "Running":
+            self.remove("pods", name)
+            return
+        self._stopping.add(name)
+        pod["metadata"]["deletionTimestamp"] = rfc(datetime.now(UTC))
+        self.put("pods", pod)
+
+    def start(self, job: Value) -> None:
+        task = asyncio.ensure_future(self._run(job["metadata"]["name"], job["metadata"]["uid"]))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _job(self, name: str, uid: str) -> Value | None:
+        job = self.objects.get(("jobs", name))
+        return job if job is not None and job["metadata"]["uid"] == uid else None
+
+    async def _run(self, name: str, uid: str) -> None:
+        await self.pause()
+        job = self._job(name, uid)
+        if job is None:
+            return
+        pod = self.put(
+            "pods",
+            {
+                "metadata": {
+                    "name": f"{name}-{uid}",
+                    "labels": {
+                        "batch.kubernetes.io/job-name": name,
+                        "app.kubernetes.io/managed-by": "genai-operator",
+                    },
+                },
+                "spec": {"nodeName": "node"},
+                "status": {"phase": "Running"},
+            },
+        )
+        pod_name = pod["metadata"]["name"]
+        container = job["spec"]["template"]["spec"]["containers"][0]
+        text = next(e["value"] for e in container["env"] if e["name"] == "GENAI_TASK")
+        code, message = await self._stage(pod_name, unpack(text), job["metadata"]["annotations"])
+        if pod_name in self._stopping:
+            await self.pause(3)  # what is left of its grace
+            self.remove("pods", pod_name)
+            return
+        pod["status"] = {
+            "phase": "Failed" if code else "Succeeded",
+            "containerStatuses": [
+                {"state": {"terminated": {"exitCode": code, "message": json.dumps(message)}}}
+            ],
+        }
+        self.put("pods", pod)
+        await self.pause(3)
+        job = self._job(name, uid)
+        if job is not None:
+            # A failure long ago: what is waited for after one is over.
+            ended = rfc(datetime.now(UTC) - timedelta(minutes=2 if code else 0))
+            kind = "Failed" if code else "Complete"
+            job["status"] = {
+                "conditions": [{"type": kind, "status": "True", "lastTransitionTime": ended}]
+            }
+            self.put("jobs", job)
+
+    async def _stage(
+        self, pod: str, document: bytes, notes: dict[str, str]
+    ) -> tuple[int, dict[str, Any]]:
+        value = json.loads(document)
+        if value.get("kind") == RESOLVE:
+            key = Key(notes["genai-operator.dev/key"])
+            facts = SOURCE.model_dump(mode="json", exclude_none=True)
+            if not await self._task(pod, RESOLVE, key, facts=facts):
+                return 137, {}
+            return 0, {"record": key}
+        chain = ChainFile.model_validate_json(document) if value.get("kind") == "chain" else None
+        first = chain.first if chain else TaskFile.model_validate_json(document)
+        records: list[Record] = []
+        for number in range(1 + len(chain.then if chain else ())):
+            task = first
+            if number:
+                assert chain is not None
+                if not is_wanted(chain.then[number - 1], records):
+                    break
+                task = task_file(chain.then[number - 1], chain, records)
+            record = await self._task(pod, task.operation, Key(task.key))
+            if record is None:
+                return 137, {"step": number}
+            records.append(record)
+        return 0, {"step": len(records) - 1}
+
+    async def _task(
+        self, pod: str, operation: str, key: Key, *, facts: dict[str, Any] | None = None
+    ) -> Record | None:
+        standing = self.store.get_record(operation, key)
+        if standing is not None:
+            return standing.record
+        if key in self._running:
+            self.faults.append(f"{operation} {key[:8]} runs in {self._running[key]} and in {pod}")
+        self._running[key] = pod
+        try:
+            await self.pause(4)
+            if pod in self._stopping or self.rng.random() < self.weather.crashes:
+                await self.pause(2)
+                return None
+            outputs = {}
+            for path in FILES.get(operation, ["out.bin", "measured.json"]):
+                text = FACTS.model_dump_json() if path == "facts.json" else f"{key}{path}"
+                blob = self.store.put_bytes(text.encode())
+                outputs[path] = Output(sha256=blob.sha256, size=blob.size)
+            record = Record(
+                operation=operation, key=key, outputs={} if facts else outputs,
+                created_at=datetime.now(UTC), toolchain=ToolchainUsed(id=Digest("3" * 64)),
+                facts=facts or {"within": True, "revision": f"sha256:{key}"},
+            )  # fmt: skip
+            self.store.commit(record)
+            self.done.append(f"{operation}/{key}")
+            return record
+        finally:
+            self._running.pop(key, None)
+
+
+class Client:
+    """What an operator has of the apiserver; answers may be lost, before or after the deed."""
+
+    server = "https://10.96.0.1"
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.alive = True
+
+    async def _sent(self) -> None:
+        await self._world.pause()
+        self._maybe_lost()
+
+    def _maybe_lost(self) -> None:
+        if not self.alive or self._world.rng.random() < self._world.weather.lost:
+            raise TimeoutError("no answer")
+
+    def _answer(self, value: Value) -> Value:
+        found = copy.deepcopy(value)
+        self._maybe_lost()
+        return found
+
+    def _there(self, plural: str, name: str) -> Value:
+        value = self._world.objects.get((plural, name))
+        if value is None:
+            raise ApiError(404, "NotFound", name)
+        return value
+
+    async def get(self, plural: str, name: str, **_: Any) -> Value | None:
+        await self._sent()
+        value = self._world.objects.get((plural, name))
+        return self._answer(value) if value else None
+
+    async def list(
+        self, plural: str, *, name: str = "", names_only: bool = False, **_: Any
+    ) -> tuple[list[Value], int]:
+        await self._sent()
+        found = [v for v in self._world.of(plural) if name in {"", v["metadata"]["name"]}]
+        if names_only:
+            found = [{"metadata": value["metadata"]} for value in found]
+        return copy.deepcopy(found), self._world.version
+
+    async def create(self, plural: str, value: Value, **_: Any) -> Value:
+        await self._sent()
+        value = copy.deepcopy(value)
+        if plural == "events":
+            self._world.events.append((value["involvedObject"]["name"], value["reason"]))
+            return value
+        if (plural, value["metadata"]["name"]) in self._world.objects:
+            raise ApiError(409, "AlreadyExists", value["metadata"]["name"])
+        made = self._world.put(plural, {**value, "status": {}})
+        self._world.start(made)
+        return self._answer(made)
+
+    async def apply_status(self, plural: str, value: Value, **_: Any) -> Value:
+        await self._sent()
+        there = self._there(plural, value["metadata"]["name"])
+        there["status"] = copy.deepcopy(value["status"])
+        return self._answer(self._world.put(plural, there))
+
+    async def merge_lists(self, plural: str, name: str, patch: Value, **_: Any) -> Value:
+        await self._sent()
+        meta = self._there(plural, name)["metadata"]
+        if patch["metadata"]["uid"] != meta["uid"]:
+            raise ApiError(409, "Conflict", name)
+        meta["annotations"] |= patch["metadata"].get("annotations", {})
+        for entry in patch["metadata"].get("ownerReferences", ()):
+            kept = [o for o in meta["ownerReferences"] if o["uid"] != entry["uid"]]
+            meta["ownerReferences"] = kept + ([] if "$patch" in entry else [entry])
+        return self._answer(self._world.put(plural, self._world.objects[plural, name]))
+
+    async def delete(self, plural: str, name: str, *, uid: str, **_: Any) -> bool:
+        await self._sent()
+        there = self._world.objects.get((plural, name))
+        if there is None or there["metadata"]["uid"] != uid:
+            return False
+        self._world.remove(plural, name)
+        self._maybe_lost()
+        return True
+
+
+class Replica:
+    """An operator: its watches, its controller, and whether it leads."""
+
+    def __init__(self, world: World, *, chain_tasks: int) -> None:
+        self._world = world
+        self.client = Client(world)
+        self.leads = True
+        settings = Settings(chain_tasks=chain_tasks, compare_seconds=0.2, collect_hours=0)
+        self._controller = Controller(self.client, settings)  # type: ignore[arg-type]
+        self._told: dict[str, asyncio.Queue[tuple[str, Value]]] = {
+            plural: asyncio.Queue()
+            for plural in ("genaibuilds", "artifactstores", "genaitargets", "jobs", "pods")
+        }
+        world.watchers.append(self._hear)
+        self._tasks = [asyncio.ensure_future(self._watch(plural)) for plural in self._told]
+        self._tasks.append(asyncio.ensure_future(self._live()))
+
+    def _hear(self, plural: str, kind: str, value: Value) -> None:
+        self._told[plural].put_nowait((kind, value))
+
+    async def _watch(self, plural: str) -> None:
+        while True:
+            kind, value = await self._told[plural].get()
+            await self._world.pause(4)
+            if self._world.rng.random() >= self._world.weather.missed:
+                self._controller.take(plural, kind, value)
+
+    async def _live(self) -> None:
+        while True:  # a process that cannot begin is started again
+            try:
+                await self._controller.run(lambda: self.leads)
+            except TimeoutError:
+                await asyncio.sleep(0.01)
+
+    def kill(self) -> None:
+        """At once, in the middle of whatever it is at."""
+        self._world.watchers.remove(self._hear)
+        self.client.alive = False
+        for task in self._tasks:
+            task.cancel()
+
+
+def build(name: str, **spec: Any) -> Value:
+    known = {
+        "model": {"source": "s3://models/tiny"},
+        "targets": ["cpu"],
+        "run": {"retries": 10, "ttlSecondsAfterFinished": 3600},
+    }
+    return {"metadata": {"name": name}, "spec": known | spec, "status": {"observedGeneration": -1}}
+
+
+def furnished(world: World) -> None:
+    """A target and a store, as a user applies them."""
+    unseen = {"observedGeneration": -1}
+    versions = {name: "1" for row in OPERATIONS for name in row.libraries}
+    image = "r/stages@sha256:" + "2" * 64
+    spec: Value = {"backend": "Cpu", "image": image, "toolchain": versions}
+    world.put("genaitargets", {"metadata": {"name": "cpu"}, "spec": spec, "status": dict(unseen)})
+    spec = {"bucket": "genai", "secretRef": {"name": "s3"}}
+    world.put(
+        "artifactstores", {"metadata": {"name": "default"}, "spec": spec, "status": dict(unseen)}
+    )
+
+
+def opener(world: World) -> Any:
+    """`Stores.open`, with a folder for a bucket."""
+
+    async def open_store(stores: Stores, value: Value) -> OpenStore:
+        known: OpenStore | None = getattr(stores, "played", None)
+        if known is None:
+            spec = ArtifactStoreSpec.model_validate(value["spec"])
+            where = S3Location("genai", NAMESPACE)
+            access = StoreAccess(address=str(where), secret="s3")
+            known = OpenStore(spec, where, None, world.store, access)
+            stores.played = known  # type: ignore[attr-defined]
+        return known
+
+    return open_store

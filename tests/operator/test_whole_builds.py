@@ -1,0 +1,195 @@
+"""Whole builds under a control plane that lags, loses and forgets, by an operator that dies.
+
+After each: Ready, of the newest generation, no task in two pods at once, every Job ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from simulated import Replica, Value, Weather, World, build, furnished, opener
+
+from genai_operator import comparing, controller, decide, lookups, survey
+from genai_operator.stores import Stores
+
+CALM, BAD = Weather(), Weather(lost=0.04, crashes=0.15, missed=0.03, delay=0.01)
+Story = Callable[["Room"], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is waited for in seconds is waited for in tenths."""
+    monkeypatch.setattr(comparing, "_SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(controller, "_UPKEEP_SECONDS", 0.1)
+    monkeypatch.setattr(survey, "_CHAIN_SECONDS", 0.2)
+    monkeypatch.setattr(survey, "_LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(lookups, "_MISSED_SECONDS", 0.2)
+    monkeypatch.setattr(decide, "_PAUSES", (0.0,) * 4)
+
+
+class Room:
+    """The world, whoever operates it, and a user."""
+
+    def __init__(self, folder: Path, seed: int, *, weather: Weather, chain_tasks: int) -> None:
+        self.rng = Random(seed)
+        self.world = World(folder, self.rng, copy.copy(weather))
+        self.chain_tasks = chain_tasks
+        self.operators: list[Replica] = []
+        furnished(self.world)
+
+    def operate(self) -> Replica:
+        self.operators.append(Replica(self.world, chain_tasks=self.chain_tasks))
+        return self.operators[-1]
+
+    def restart(self) -> None:
+        self.operators.pop().kill()
+        self.operate()
+
+    def apply(self, name: str, **spec: Any) -> None:
+        there = self.world.objects.get(("genaibuilds", name))
+        wanted = build(name, **spec)
+        if there is not None:
+            wanted = {**there, "metadata": dict(there["metadata"]), "spec": wanted["spec"]}
+        self.world.put("genaibuilds", wanted, spec_changed=there is not None)
+
+    def status(self, name: str) -> Value:
+        found: Value = self.world.objects["genaibuilds", name]["status"]
+        return found
+
+    def is_ready(self, value: Value) -> bool:
+        status = value["status"]
+        ready = [c for c in status.get("conditions", ()) if c["type"] == "Ready"]
+        seen = status.get("observedGeneration") == value["metadata"]["generation"]
+        return seen and bool(ready) and ready[0]["status"] == "True"
+
+    async def ready(self, seconds: float = 20.0) -> None:
+        """Wait until all builds are Ready and nothing is left to do."""
+        for _ in range(int(seconds / 0.02)):
+            await asyncio.sleep(0.02)
+            assert not self.world.faults
+            jobs = [job["status"].get("conditions") for job in self.world.of("jobs")]
+            if all(map(self.is_ready, self.world.of("genaibuilds"))) and all(jobs):
+                return
+        shown = {b["metadata"]["name"]: b["status"] for b in self.world.of("genaibuilds")}
+        raise AssertionError((shown, [j["metadata"]["name"] for j in self.world.of("jobs")]))
+
+
+def played(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    story: Story,
+    *,
+    seed: int = 0,
+    weather: Weather = CALM,
+    chain_tasks: int = 8,
+) -> Room:
+    async def scenario() -> Room:
+        room = Room(folder, seed, weather=weather, chain_tasks=chain_tasks)
+        monkeypatch.setattr(Stores, "open", opener(room.world))
+        room.operate()
+        try:
+            await story(room)
+            await room.ready()
+        finally:
+            for replica in room.operators:
+                replica.kill()
+        return room
+
+    return asyncio.run(scenario())
+
+
+async def two_builds(room: Room) -> None:
+    room.apply("one")
+    room.apply("two", golden={"prompts": ["x"]})
+    await asyncio.sleep(0.05)
+    room.apply("three")
+
+
+@pytest.mark.parametrize("chain_tasks", [1, 8])
+def test_builds_share_what_they_have_in_common(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chain_tasks: int
+) -> None:
+    room = played(tmp_path, monkeypatch, two_builds, chain_tasks=chain_tasks)
+    assert max(Counter(room.world.done).values()) == 1
+    status = room.status("one")
+    assert status["progress"] == "5/5"
+    assert status.get("cached", 0) == 0
+    revisions = [room.status(n)["artifacts"][0]["revision"] for n in ("one", "two", "three")]
+    assert revisions[0] == revisions[2] != revisions[1]
+    assert ("one", "TaskRetried") not in room.world.events
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_they_come_through_bad_weather(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    chain_tasks = 1 if seed % 2 else 8
+    played(
+        tmp_path, monkeypatch, two_builds, seed=seed, weather=BAD, chain_tasks=chain_tasks
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_they_come_through_an_operator_that_dies_again_and_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    async def story(room: Room) -> None:
+        await two_builds(room)
+        for _ in range(8):
+            await asyncio.sleep(room.rng.random() * 0.2)
+            room.restart()
+
+    weather = Weather(lost=0.02, crashes=0.05, delay=0.01)
+    room = played(tmp_path, monkeypatch, story, seed=seed, weather=weather)
+    assert max(Counter(room.world.done).values()) == 1
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_user_edits_suspends_deletes_and_applies_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    async def story(room: Room) -> None:
+        await two_builds(room)
+        for number in range(12):
+            await asyncio.sleep(room.rng.random() * 0.1)
+            match room.rng.randrange(5):
+                case 0:
+                    room.apply("one", golden={"prompts": [str(number)]})
+                case 1:
+                    room.apply("two", run={"suspend": True})
+                case 2:
+                    room.apply("two", run={"retries": 10})
+                case 3:
+                    room.world.remove("genaibuilds", "three")
+                    await asyncio.sleep(room.rng.random() * 0.02)
+                    room.apply("three")
+                case 4:
+                    for job in room.world.of("jobs")[-1:]:
+                        room.world.remove("jobs", job["metadata"]["name"])
+        room.apply("two", run={"retries": 10})
+
+    weather = Weather(lost=0.01, missed=0.01, delay=0.01)
+    played(tmp_path, monkeypatch, story, seed=seed, weather=weather)
+
+
+def test_a_replica_that_takes_over_goes_on_where_the_other_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(room: Room) -> None:
+        second = room.operate()
+        second.leads = False
+        await two_builds(room)
+        for _ in range(6):
+            await asyncio.sleep(0.05)
+            for replica in room.operators:
+                replica.leads = not replica.leads
+
+    room = played(tmp_path, monkeypatch, story, weather=Weather(delay=0.01))
+    assert max(Counter(room.world.done).values()) == 1
