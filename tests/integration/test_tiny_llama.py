@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from builds import EVAL, EXAMPLE, Built
+from builds import EVAL, EXAMPLE, ROOT, Built
 
 from genai_cli.testing import Program
 from genai_core.record import Record
@@ -105,6 +105,18 @@ def test_renaming_and_reordering_run_nothing(built: Built, model: Path, tmp_path
     assert again["tasks"]["run"] == 0
     for target, container in again["containers"].items():
         assert container["revision"] == built.answer["containers"][target]["revision"]
+
+
+def test_the_documents_show_the_revision_that_comes_out(built: Built) -> None:
+    """The digest of the cpu container is a promise to every machine; a target has one everywhere."""
+    revisions = {target: one["revision"] for target, one in built.answer["containers"].items()}
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"sha256:[0-9a-f]{64}", readme))
+    assert revisions["cpu"] in shown
+    assert len(shown) == len(revisions)
+    for name in ("docs/cli.md", "docs/install.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert set(re.findall(r"sha256:[0-9a-f]{64}", text)) <= shown, name
 
 
 def test_another_chip_keeps_the_graphs(built: Built, tmp_path: Path) -> None:
