@@ -108,7 +108,7 @@ def test_renaming_and_reordering_run_nothing(built: Built, model: Path, tmp_path
 
 
 def test_the_documents_show_the_revision_that_comes_out(built: Built) -> None:
-    """The digest of the cpu container is a promise to every machine; a target has one everywhere."""
+    """The cpu container's digest is a promise to every machine; a target has one everywhere."""
     revisions = {target: one["revision"] for target, one in built.answer["containers"].items()}
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"sha256:[0-9a-f]{64}", readme))
