@@ -7,6 +7,7 @@ the test is given. Whatever the order: what a build found or made is there when 
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 import threading
 from collections.abc import Callable
@@ -23,11 +24,14 @@ from hypothesis.errors import NoSuchExample
 from genai_core.canonical import digest_bytes
 from genai_core.keys import task_key, toolchain_id
 from genai_core.record import Blob, Output, Record, ToolchainUsed
+from genai_core.source import SourceFacts, SourceFile
 from genai_core.store.claiming import Holder
 from genai_core.store.collect import collect
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Hit, RecordRef
+from genai_core.store.s3_upload import SourceUpload
+from genai_core.testing import S3Server
 
 DAY = timedelta(days=1)
 # Where fsync costs nothing.
@@ -228,3 +232,83 @@ def test_the_orders_above_would_find_a_build_that_claims_nothing() -> None:
         )
     except NoSuchExample:
         pytest.fail("no order of steps endangers a build that holds no lease")
+
+
+class SteppingObjects:
+    """The same for each request of an upload."""
+
+    def __init__(self, objects: Any, turns: Turns) -> None:
+        self._objects = objects
+        self._turns = turns
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._objects, name)
+
+        def step(*args: Any, **options: Any) -> Any:
+            self._turns.step()
+            return found(*args, **options)
+
+        return step
+
+
+def upload_survives(
+    s3: S3Server, prefix: str, order: list[int], standing: int, *, careful: bool
+) -> bool:
+    """Whether a model that is sent beside a gc is whole, when both are done.
+
+    Args:
+        s3: The server.
+        prefix: Of a store that no other example uses.
+        order: Of the steps.
+        standing: How many of the model's two files somebody sent long ago.
+        careful: The sender claims it first.
+    """
+    store = s3.store(prefix)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        files = {}
+        for role, data in (("a", b"first"), ("b", b"second")):
+            path = Path(folder) / role
+            path.write_bytes(data)
+            files[role] = SourceFile(path, digest_bytes(data), len(data))
+        facts = SourceFacts(Path(folder), files)
+        upload = SourceUpload(store.where, facts, credentials=s3.credentials)
+        for role in list(files)[:standing]:
+            upload.send(role)
+        turns = Turns(order)
+        shared: Any = Stepping(store, turns)
+        real = upload._objects
+        upload._objects = SteppingObjects(real, turns)  # type: ignore[assignment]
+
+        def rest(_seconds: float) -> None:
+            turns.step(rest=True)
+
+        def send() -> None:
+            if careful:
+                Holder(shared, "upload", holder="kim", sleep=rest).claim((), [upload.name])
+            for role in upload.missing():
+                upload.send(role)
+
+        def gc() -> None:
+            collect(shared, now=datetime.now(UTC) + 2 * DAY, grace=DAY)
+
+        raised = turns.run(send, gc)
+        assert not raised, raised
+        upload._objects = real
+        return upload.missing() == []
+
+
+@settings(
+    max_examples=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+@given(order=orders, standing=st.integers(0, 2))
+def test_a_model_that_is_sent_stays(s3: S3Server, order: list[int], standing: int) -> None:
+    prefix = f"upload-{secrets.token_hex(8)}"
+    assert upload_survives(s3, prefix, order, standing, careful=True)
+
+
+def test_the_orders_above_would_find_a_sender_that_claims_nothing(s3: S3Server) -> None:
+    late = [0] * 2 + [1] * 20  # it looks, finds both files, and then they go
+    prefix = f"upload-{secrets.token_hex(8)}"
+    assert not upload_survives(s3, prefix, late, 2, careful=False)
