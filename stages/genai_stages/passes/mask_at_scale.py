@@ -29,7 +29,7 @@ _LONGEST = 1 << 18
 
 
 class MaskAtScale:
-    """Asked for the window of one attention; see `recognise_attention.MaskAtScale`.
+    """Asked for the window of one attention; see `attention_scores.MaskAtScale`.
 
     Args:
         source: The source.

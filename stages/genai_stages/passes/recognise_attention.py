@@ -10,16 +10,15 @@ the values. So it does not matter how an exporter wrote it. At the end the defin
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from genai_core.errors import UnsupportedOperator
 from genai_core.facts import Role, RopeTable
-from genai_stages.passes import classify_mask, classify_rotary
+from genai_stages.passes import classify_rotary
+from genai_stages.passes.attention_scores import AGREEMENT, MaskAtScale, ScoreChain
 from genai_stages.passes.drafts import Data, Draft, Weight
 from genai_stages.passes.evaluate_region import region_of, run_region
 from genai_stages.passes.folded_graph import StaticGraph, StaticNode
@@ -28,14 +27,6 @@ from genai_stages.passes.lower_fused import MADE
 from genai_stages.passes.name_roles import Cache, RoleNames
 from genai_stages.passes.recognise_layers import Walk, no_form
 from genai_stages.source_model import Array
-
-AGREEMENT = 2e-4
-"""Largest relative difference between the source's context and the definition's."""
-_CHAIN = {"Add", "Sub", "Mul", "Div", "Tanh", "Where", "Reshape", "Cast", "Expand", "Squeeze",
-          "Unsqueeze"}  # fmt: skip
-
-MaskAtScale = Callable[[Sequence[StaticNode]], int | None]
-"""Nodes from the scores' product to before the softmax -> the window behind a long past."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,32 +162,9 @@ class _Attention:
         self.product = product
         self.softmax = softmax
         self.known = values
-        self.scores, self.chain = self.score_chain()
+        self.chain = ScoreChain(self.graph, solver.producers, softmax)
+        self.refuse = self.chain.refuse
         self.tensors: dict[str, Array] = {}
-
-    def refuse(self, reason: str) -> UnsupportedOperator:
-        """An attention that cannot be expressed."""
-        return UnsupportedOperator(
-            f"this attention has no form here: {reason}",
-            where=self.softmax.where(),
-            remedy="export a model with causal or sliding-window attention over one KV cache",
-        )
-
-    def score_chain(self) -> tuple[StaticNode, list[StaticNode]]:
-        """The product that makes the scores, and the nodes from there to the softmax."""
-        chain: list[StaticNode] = []
-        name = self.softmax.inputs[0]
-        while True:
-            node = self.solver.producers.get(name)
-            if node is None:
-                raise self.refuse("the scores are an input")
-            opened = [one for one in node.inputs if one and one not in self.graph.constants]
-            if node.op_type == "MatMul" and len(opened) == 2:
-                return node, chain[::-1]
-            if node.op_type not in _CHAIN or len(set(opened)) != 1:
-                raise self.refuse(f"{node.where()} stands between the scores and the softmax")
-            chain.append(node)
-            name = opened[0]
 
     def side(self, name: str) -> tuple[list[StaticNode], list[str], list[str]]:
         """Nodes behind one operand back to the projections; those, and past inputs."""
@@ -233,7 +201,7 @@ class _Attention:
 
     def solve(self, layer: int) -> tuple[Found, Layout]:
         tokens, total = self.sizes.tokens, self.sizes.total
-        q_operand, k_operand = self.scores.inputs
+        q_operand, k_operand = self.chain.product.inputs
         v_operand = self.product.inputs[1]
         q_nodes, q_flat, q_past = self.side(q_operand)
         k_nodes, k_flat, k_past = self.side(k_operand)
@@ -298,9 +266,12 @@ class _Attention:
         repeats = heads // kv_heads
         raw = rotated_q @ np.repeat(all_k, repeats, axis=0).transpose(0, 2, 1)
         roles: dict[Role, str] = {}
-        scale, softcap = self.scaling(raw, roles)
+        scale, softcap = self.chain.scaling(raw, self.tensors, roles)
         capped = np.tanh(raw * scale / softcap) * softcap if softcap else raw * scale
-        visible, window = self.mask(capped)
+        at_scale = self.solver.mask_at_scale
+        visible, window = self.chain.mask(
+            capped, self.tensors, past=self.sizes.past, at_scale=at_scale
+        )
         masked = np.where(visible, capped, -np.inf)
         probs = np.exp(masked - masked.max(-1, keepdims=True))
         probs /= probs.sum(-1, keepdims=True)
@@ -348,7 +319,8 @@ class _Attention:
             Cache(roles, frozenset(k_flat), frozenset(v_flat), frozenset([*k_past, *v_past]))
         )
         found = Found(layer, draft, heads, kv_heads, width, scale, softcap, window, turn_q, factor,
-                      roles, self.softmax, self.mask_inputs())  # fmt: skip
+                      roles, self.softmax,
+                      None if at_scale is not None else self.chain.mask_inputs())  # fmt: skip
         return found, self.context_layout(heads, width)
 
     def evaluate(
@@ -463,84 +435,6 @@ class _Attention:
             raise self.refuse(f"the cache input {names[0]} has the shape {list(array.shape)}")
         return array.reshape(kv_heads, length, width)[:, : self.sizes.past]
 
-    def scaling(self, raw: npt.NDArray[np.float64], roles: dict[Role, str]) -> tuple[float, float]:
-        """Scale and soft cap from the scores to the mask."""
-        name = self.scores.outputs[0]
-        have = self.tensors[name].reshape(raw.shape)
-        factor = float((raw * have).sum() / (raw * raw).sum())
-        error = np.abs(have - factor * raw).max() / max(np.abs(have).max(), 1e-30)
-        if not error < AGREEMENT:
-            raise self.refuse(f"its scores depart by {error:.1e} from query times key")
-        factor = _meant(factor) or float(f"{factor:.6g}")
-        steps = [(name, factor)]
-        cap_factor: float | None = None
-        for node in self.chain:
-            value = self.number(node)
-            if node.op_type == "Tanh":
-                if cap_factor is not None:
-                    raise self.refuse("scores are capped twice")
-                cap_factor = 1.0
-            elif node.op_type in ("Mul", "Div") and value is not None:
-                value = value if node.op_type == "Mul" else 1.0 / value
-                if cap_factor is None:
-                    factor *= value
-                    steps.append((node.outputs[0], factor))
-                else:
-                    cap_factor *= value
-                    roles["capped"] = node.outputs[0]
-        softcap = cap_factor or 0.0
-        scale = factor * softcap if softcap else factor
-        scale = _meant(scale) or scale
-        for tensor, reached in steps:
-            if math.isclose(reached, 1.0, rel_tol=1e-6):
-                roles.setdefault("scores", tensor)
-            if math.isclose(reached, scale, rel_tol=1e-6):
-                roles.setdefault("scaled", tensor)
-        return scale, softcap
-
-    def number(self, node: StaticNode) -> float | None:
-        for position, name in enumerate(node.inputs):
-            constant = self.graph.constants.get(name)
-            if constant is not None and constant.size == 1:
-                if node.op_type == "Div" and position == 0:
-                    raise self.refuse(f"{node.where()} divides by scores")
-                return float(constant.array().reshape(-1)[0])
-        return None
-
-    def mask(self, capped: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.bool_], int]:
-        """Visible keys [T, K] and their window."""
-        given = self.tensors[self.softmax.inputs[0]].reshape(capped.shape).astype(np.float64)
-        change = np.where(np.isfinite(given), given - capped, -np.inf)
-        visible = change > classify_mask.HIDDEN
-        if not (visible == visible[:1]).all():
-            raise self.refuse("heads have masks of their own")
-        shift = np.abs(np.where(visible, change, 0.0)).max()
-        if shift > AGREEMENT * max(1.0, np.abs(capped).max()):
-            raise self.refuse(f"scores are shifted by up to {shift:.2g} (a bias on positions)")
-        window = classify_mask.classify(visible[0], self.sizes.past)
-        if window is None:
-            raise self.refuse("its mask is neither causal nor a sliding window")
-        at_scale = self.solver.mask_at_scale
-        if at_scale is not None and window == 0:
-            later = at_scale([self.scores, *self.chain])
-            if later is None:
-                raise self.refuse("its mask is neither causal nor a sliding window")
-            window = later
-        return visible[0], window
-
-    def mask_inputs(self) -> frozenset[str] | None:
-        """The inputs that hide keys here; None where the graph hides them itself."""
-        if self.solver.mask_at_scale is not None:
-            return None
-        known = {
-            constant.name
-            for node in self.chain
-            for name in node.inputs
-            if name in self.graph.constants
-            for constant in self.graph.known_ancestors(name)
-        }
-        return frozenset(known)
-
     def context_layout(self, heads: int, width: int) -> Layout:
         """The product's output in terms of the flat context."""
         head = (Atom("C", heads, width),) if heads > 1 else ()
@@ -548,16 +442,3 @@ class _Attention:
         token = (Atom("T", self.sizes.tokens, 1),)
         layout = Layout((head, token, channel))
         return layout.reshaped(self.graph.shapes[self.product.outputs[0]])
-
-
-def _meant(value: float) -> float | None:
-    """The number that a measured factor stands for: a root of a whole number, or of such a root.
-
-    What is measured differs from machine to machine in its last digits, and must not do so in what
-    is written.
-    """
-    for power in (2, 4):
-        whole = round(value**-power) if value > 0 else 0
-        if whole and math.isclose(value, whole ** (-1 / power), rel_tol=2e-6):
-            return float(whole ** (-1 / power))
-    return None
