@@ -325,6 +325,37 @@ def test_top_in_a_pipe_outlives_a_restart_of_the_apiserver(
     ] * 3
 
 
+def test_following_logs_outlives_a_restart_of_the_apiserver(
+    server: Apiserver, genai: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("genai_cli.cluster.logs._EVERY", 0.02)
+    one = job("convert/cpu/a", "tiny")
+    server.add("genaibuilds", building())
+    server.add("jobs", one)
+    server.add("pods", pod(one, **RUNNING))
+    server.logs = {f"{one['metadata']['name']}-x": "it was converted\n"}
+    real, asked = server.answer, []
+
+    def answer(verb: str, path: str, body: bytes) -> tuple[int, bytes]:
+        if "/log?" in path:
+            asked.append(path)
+            if len(asked) == 1:
+                return 503, b"restarting"
+        return real(verb, path, body)
+
+    def restart() -> None:
+        server.down = 7
+
+    def end() -> None:
+        server.add("genaibuilds", build("tiny", phase="Ready", conditions=[READY]))
+
+    server.answer = answer  # type: ignore[method-assign]
+    server.acts = [lambda: None, restart, lambda: None, lambda: None, end]
+    ran = genai("logs", "tiny", "--follow")
+    assert (ran.code, ran.out) == (0, "[convert/cpu/a] it was converted\n"), ran.err
+    assert len(asked) >= 2
+
+
 def test_what_is_no_apiserver_is_said(server: Apiserver, genai: Any) -> None:
     """A login page, say, that a proxy puts before it."""
     server.answer = lambda *_: (200, b"<html>log in</html>")  # type: ignore[method-assign]

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -191,9 +192,13 @@ class Cluster:
             media="application/apply-patch+yaml",
         )
 
-    def log(self, pod: str, *, namespace: str, follow: bool = False) -> Iterator[str]:
+    def log(
+        self, pod: str, *, namespace: str, follow: bool = False, since: datetime | None = None
+    ) -> Iterator[str]:
         """The lines of a pod's log; with `follow` until its container ends."""
         query = {"follow": str(follow).lower()}
+        if since is not None:
+            query["sinceTime"] = since.isoformat(timespec="seconds")
         path = f"{_path('pods', pod, namespace)}/log?{urlencode(query)}"
         with self._answer("GET", path, seconds=None if follow else _SECONDS[1]) as answer:
             rest = b""

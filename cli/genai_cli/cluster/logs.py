@@ -14,11 +14,12 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from datetime import UTC, datetime
 from typing import TypeVar
 
 from genai_cli.cluster.builds import read_build, read_object
 from genai_cli.cluster.connection import Access, Cluster, connect
-from genai_cli.cluster.problems import NotThere
+from genai_cli.cluster.problems import ClusterUnavailable, NotThere
 from genai_cli.cluster.stores import StoreOptions, blob_of, opened_stores
 from genai_cli.cluster.tasks import build_records
 from genai_cli.cluster.views import BuildView, Failure, TaskView
@@ -33,6 +34,7 @@ __all__ = ["show_logs"]
 
 _COLORS = ("36", "33", "35", "32", "34", "96", "93", "95")
 _EVERY = 1.0
+_UNANSWERED = 120.0
 _T = TypeVar("_T")
 
 
@@ -213,6 +215,7 @@ def _follow(cluster: Cluster, view: BuildView, task: str | None) -> None:
     readers: dict[str, threading.Thread] = {}
     prefixed = task is None
     ended = {one.pod for one in view.tasks if not one.active}  # before anybody asked
+    seen = time.monotonic()
     while True:
         for one in view.tasks:
             wanted = task is None or bool(_with_task(task, [one]))
@@ -229,18 +232,36 @@ def _follow(cluster: Cluster, view: BuildView, task: str | None) -> None:
             if lines.empty():
                 return
             continue
-        view = read_build(cluster, view.name, view.namespace)
+        try:
+            view = read_build(cluster, view.name, view.namespace)
+            seen = time.monotonic()
+        except ClusterUnavailable:  # a restart of an apiserver is no reason to give up
+            if time.monotonic() - seen > _UNANSWERED:
+                raise
 
 
 def _reader(
     cluster: Cluster, task: TaskView, lines: queue.SimpleQueue[tuple[str, str]]
 ) -> threading.Thread:
     def read() -> None:
-        try:
-            for line in cluster.log(task.pod, namespace=task.namespace, follow=True):
-                lines.put((task.label, line))
-        except GenAIError as error:
-            lines.put((task.label, f"(its log broke off: {error.message})"))
+        since: datetime | None = None
+        began = time.monotonic()
+        while True:
+            try:
+                opened = cluster.log(task.pod, namespace=task.namespace, follow=True, since=since)
+                for line in opened:
+                    lines.put((task.label, line))
+                    since, began = datetime.now(UTC), time.monotonic()
+            except ClusterUnavailable as error:
+                if time.monotonic() - began > _UNANSWERED:
+                    lines.put((task.label, f"(its log broke off: {error.message})"))
+                    return
+                time.sleep(_EVERY)  # and from the second on in which its last line came
+            except GenAIError as error:
+                lines.put((task.label, f"(its log broke off: {error.message})"))
+                return
+            else:
+                return
 
     thread = threading.Thread(target=read, daemon=True, name=f"log of {task.id}")
     thread.start()
