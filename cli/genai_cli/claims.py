@@ -22,7 +22,7 @@ from pathlib import Path
 
 from genai_cli.events import TaskView
 from genai_core.canonical import digest_json
-from genai_core.errors import StoreUnavailable
+from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.names import Key
 from genai_core.record import Record
 from genai_core.store.claiming import Holder
@@ -75,7 +75,7 @@ class Claim:
         }
         try:
             holder.settle(refs, built, uploads=self.uploads)
-        except StoreUnavailable as error:
+        except (StoreUnavailable, StoreUnreadable) as error:
             return _unclaimed(str(error))
         return _unclaimed(holder.problem) if holder.problem else ""
 

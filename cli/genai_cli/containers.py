@@ -76,7 +76,14 @@ def deliver(record: Record, store: Store, path: Path, *, target: str) -> Deliver
     manifest = record.outputs.get(MANIFEST_FILE)
     if manifest is None:
         raise GenAIError("it is no container: it has no manifest", where=f"package {record.key}")
-    revision = revision_of(store.read_blob(manifest))
+    try:
+        revision = revision_of(store.read_blob(manifest))
+    except ValueError as error:
+        raise BadInput(
+            "its manifest is of a version that is not known here",
+            where=f"package {record.key[:12]}",
+            remedy="update genai-operator here to the version that built it",
+        ) from error
     changed = not _holds(path, revision, record.outputs)
     if changed:
         place(record, store, path)

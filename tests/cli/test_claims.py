@@ -29,6 +29,14 @@ def test_any_name_of_a_machine_makes_a_lease(
     assert [lease.uploads for lease in store.list_leases()] == [(NAME,)] * 2
 
 
+def test_a_lease_that_cannot_be_read_is_a_warning_at_the_end(tmp_path: Path) -> None:
+    """The containers are there already."""
+    claim = Claim(DirectoryStore(tmp_path), "b", tmp_path)
+    (tmp_path / "leases").mkdir()
+    (tmp_path / "leases" / f"{claim.lease_name}.json").write_text('{"schema": "genai.lease/9"}')
+    assert "no lease could be written: leases/" in claim.renew([], {})
+
+
 def test_a_model_that_cannot_be_claimed_is_told(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path, read_only=True)
     assert "gc may take the model" in claim_upload(store, NAME, "b")

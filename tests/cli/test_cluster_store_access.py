@@ -38,7 +38,7 @@ from genai_core.kinds.base import SecretRef
 from genai_core.manifest import Manifest
 from genai_core.names import Digest, Key
 from genai_core.record import Measurements, Output, Record, ToolchainUsed
-from genai_core.store.protocol import Store
+from genai_core.store.protocol import RecordRef, Store
 from genai_core.store.s3_client import new_client
 from genai_core.store.s3_location import S3Credentials
 from genai_core.testing import S3Server, certificate, s3_server
@@ -515,6 +515,20 @@ def test_a_log_is_found_in_a_store_that_is_read_besides(
     assert genai("logs", "tiny", "ingest").out == "it was read by others\n"
     assert genai("logs", "tiny", "convert").out == "it was converted here\n"
     assert list(store.list_records("ingest")) == [], "looking copies nothing"
+
+
+def test_a_source_resolved_by_a_newer_version_is_said_to_be_so(
+    server: Apiserver, store: Store, genai: Callable[..., Ran]
+) -> None:
+    record = committed(store, "resolve", {"a": b"1"})
+    store.delete_record(RecordRef(record.operation, record.key))
+    store.commit(record.model_copy(update={"facts": {"digest": "sha256:0", "brandNew": 1}}))
+    status = {"sources": [{"uri": "s3://m/x", "digest": "", "record": f"sha256:{record.key}"}]}
+    server.add("genaibuilds", build("tiny", phase="Ready", **status))
+    ran = genai("logs", "tiny", "ingest")
+    assert ran.code == 2
+    assert "team/tiny: its plan cannot be made here" in ran.errors[0]
+    assert "use the genai of the operator's version" in ran.errors[0]
 
 
 def test_records_of_all_stores_are_matched_with_the_plan(

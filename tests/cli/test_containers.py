@@ -210,6 +210,18 @@ def test_a_record_without_a_manifest_is_no_container(store: DirectoryStore, tmp_
         deliver(bare, store, tmp_path / "cpu", target="cpu")
 
 
+def test_a_container_of_a_newer_version_is_said_to_be_one(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    record, _ = package(store, FILES)
+    manifest = json.loads(store.read_blob(record.outputs["manifest.json"]))
+    blob = store.put_bytes(json.dumps({**manifest, "schema_version": 2}).encode())
+    outputs = {**record.outputs, "manifest.json": Output(sha256=blob.sha256, size=blob.size)}
+    newer = record.model_copy(update={"outputs": outputs})
+    with pytest.raises(BadInput, match="of a version that is not known here; update genai"):
+        deliver(newer, store, tmp_path / "cpu", target="cpu")
+
+
 def test_targets_make_names_of_folders() -> None:
     names = ["sm8750", "chipset:SM8750", "dsp_arch:v79;soc_model:69", "../x", "::"]
     shown = ["sm8750", "chipset-SM8750", "dsp_arch-v79-soc_model-69", "x", "target"]

@@ -9,9 +9,12 @@ predecessors. Nothing depends on today's toolchain, so logs of an outdated build
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
+
+from pydantic import ValidationError
 
 from genai_cli.cluster.connection import Cluster, Json
 from genai_cli.cluster.problems import NotAllowed, NotThere
@@ -56,7 +59,8 @@ def build_records(cluster: Cluster, value: Json, store: Store) -> dict[TaskId, R
             where=f"{value['metadata']['namespace']}/{value['metadata']['name']}",
             remedy="see genai status",
         )
-    source = ResolvedSource.model_validate(stored.record.facts)
+    with _of_a_known_version(value):
+        source = ResolvedSource.model_validate(stored.record.facts)
     targets = [_target(cluster, name) for name in spec.targets]
     view = SourceView(
         frozenset(source.files),
@@ -72,10 +76,23 @@ def build_records(cluster: Cluster, value: Json, store: Store) -> dict[TaskId, R
         return {task.id: None for task in plan.tasks}
     facts = ingested.outputs[_FACTS_FILE]
     text = store.read_blob(Blob(sha256=facts.sha256, size=facts.size))
-    shape = shape_from_facts(ModelFacts.model_validate_json(text))
+    with _of_a_known_version(value):
+        shape = shape_from_facts(ModelFacts.model_validate_json(text))
     plan = expand(spec, targets=targets, source=view, shape=shape)
     records = _records(store, {task.operation for task in plan.tasks})
     return match_records(plan, records, given)
+
+
+@contextmanager
+def _of_a_known_version(value: Json) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        raise BadInput(
+            "its plan cannot be made here: what its model was found to be is written otherwise",
+            where=f"{value['metadata']['namespace']}/{value['metadata']['name']}",
+            remedy="use the genai of the operator's version",
+        ) from error
 
 
 def match_records(
