@@ -62,13 +62,24 @@ def replay(
     """
     record = read_entry(entry)
     artifacts = opened(settings, store or _store_around(entry, record) or settings.store)
-    operation = operation_of(record.operation, _backend(record.config))
+    operation = _operation(record)
     config = changed_config(operation, record, changes)
     inputs = _Inputs(record, artifacts, source).found()
     task = _task(record, operation, config, inputs)
     if changes and task.key != record.key:
         return _run_changed(task, artifacts, settings)
     return _run_again(record, task, artifacts, settings=settings)
+
+
+def _operation(record: Record) -> Operation:
+    try:
+        return operation_of(record.operation, _backend(record.config))
+    except KeyError as error:
+        raise BadInput(
+            f"{record.operation} is no stage that can be run again here",
+            where=entry_folder(record),
+            remedy="name an entry of another stage, or use the genai that made this one",
+        ) from error
 
 
 def _store_around(entry: Path, record: Record) -> str | None:
@@ -103,6 +114,12 @@ def changed_config(operation: Operation, record: Record, changes: Sequence[str])
     try:
         model = operation.config.model_validate(config)
     except ValidationError as error:
+        if not changes:
+            raise BadInput(
+                "it was made by another version of this stage, whose options were others",
+                where=entry_folder(record),
+                remedy="use the genai that made it, or build again and replay the new entry",
+            ) from error
         raise _bad_option(error, operation) from error
     return model.model_dump(mode="json")
 

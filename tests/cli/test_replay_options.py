@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from genai_cli.replaying import changed_config
+from genai_cli.testing import InProcess
 from genai_core.errors import InvalidSpec
 from genai_core.names import Backend, Digest, Key
 from genai_core.operations import (
@@ -17,7 +19,8 @@ from genai_core.operations import (
     SplitConfig,
     operation_of,
 )
-from genai_core.record import Record, ToolchainUsed
+from genai_core.record import Record, ToolchainUsed, entry_folder
+from genai_core.store.directory import DirectoryStore
 
 COMPILE = operation_of("compile", Backend.HTP)
 CONFIG = CompileHtpConfig(
@@ -53,6 +56,33 @@ def test_other_fields_are_reached_through_dots_and_read_as_yaml() -> None:
     assert found["chip"] == {"soc_model": 69, "dsp_arch": 75}
     assert found["weight_sharing"] is False
     assert found["graphs"] == [{"ar": 8, "cl": 64}]
+
+
+@pytest.mark.parametrize(
+    ("operation", "config", "says"),
+    [
+        ("resolve", {}, "resolve is no stage that can be run again here"),
+        ("convert", {"backend": "Npu"}, "convert is no stage that can be run again here"),
+        ("arcl", {"graph": {"ar": 1, "cl": 2}, "old": 3}, "made by another version"),
+        ("arcl", {}, "made by another version"),
+    ],
+)
+def test_an_entry_of_another_version_is_said_to_be_one(
+    tmp_path: Path, operation: str, config: dict[str, Any], says: str
+) -> None:
+    store = DirectoryStore(tmp_path)
+    record = Record(
+        operation=operation,
+        key=Key("0" * 64),
+        config=config,
+        toolchain=ToolchainUsed(id=Digest("0" * 64)),
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )
+    store.commit(record)
+    ran = InProcess(tmp_path)("replay", str(tmp_path / entry_folder(record)))
+    assert ran.code == 2
+    assert says in ran.errors[0]
+    assert f"error: model/{operation}_" in ran.errors[0]
 
 
 def test_the_record_is_not_changed() -> None:
