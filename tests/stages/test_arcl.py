@@ -151,7 +151,7 @@ def test_vendors_static_form_gives_the_same_graphs_as_the_dynamic_one(
         np.testing.assert_allclose(drive(path, core, tokens), logits, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma3", "glm"])
+@pytest.mark.parametrize("name", ["llama", "gemma3", "glm", "phi4-mini"])
 def test_static_graphs_yield_the_logits_of_transformers(tmp_path: Path, name: str) -> None:
     folder = ARCHITECTURES / name
     core = tmp_path / "core"

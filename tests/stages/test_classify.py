@@ -47,6 +47,23 @@ def test_rotation_is_found(interleaved: bool, rotary: int, known: bool) -> None:
     np.testing.assert_allclose(found.inv_freq, frequencies, rtol=1e-5)
 
 
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_a_part_of_a_head_may_be_turned_and_enlarged(known: bool, interleaved: bool) -> None:
+    """Phi-4-mini: LongRoPE's factor is on cosine and sine, so on three quarters of a head."""
+    heads = np.random.default_rng(1).standard_normal((3, len(POSITIONS), 16))
+    frequencies = (1.0 / 500.0 ** (np.arange(0, 12, 2) / 12)).astype(np.float32)
+    after = turned(heads, frequencies, 12, interleaved=interleaved)
+    after[..., :12] *= 1.19
+    tables = [frequencies] if known else []
+    found = find_rotation(heads, 0.25 * after, POSITIONS, tables=tables, factor=1.19)
+    assert found is not None
+    assert (found.rotary_dim, found.interleaved) == (12, interleaved)
+    assert found.scale == pytest.approx(0.25, rel=1e-5)
+    np.testing.assert_allclose(found.inv_freq, frequencies, rtol=1e-5)
+    assert find_rotation(heads, after, POSITIONS, tables=tables) is None
+
+
 def test_unturned_heads_have_no_rotation() -> None:
     heads = np.random.default_rng(0).standard_normal((2, len(POSITIONS), 8))
     found = find_rotation(heads, heads * 0.5, POSITIONS, tables=[np.ones(4, np.float32)])

@@ -23,6 +23,7 @@ FAMILIES = {
     "phi": "parallel attention and MLP, biases, LayerNorm",
     "cohere": "interleaved rotary embedding, scaled logits",
     "phi3-longrope": "fused projections, an attention factor",
+    "phi4-mini": "an attention factor on the rotated part of a head, a tied head",
 }
 
 

@@ -44,6 +44,7 @@ EXPECTED: dict[str, tuple[str, list[int], list[str]]] = {
     "phi": ("generic", [0, 0], ["default", "default"]),
     "phi3": ("phi3", [0, 0], ["default", "default"]),
     "phi3-longrope": ("phi3", [0, 0], ["default", "default"]),
+    "phi4-mini": ("phi3", [0, 0], ["default", "default"]),
     "qwen2": ("qwen2", [0, 0], ["default", "default"]),
     "qwen2-yarn": ("qwen2", [0, 0], ["default", "default"]),
     "qwen3": ("qwen3", [0, 0], ["default", "default"]),
@@ -63,12 +64,15 @@ def ingest(source: Path, out: Path, **config: str) -> tuple[StageResult, ModelFa
     return result, read_facts(out)
 
 
-def test_long_texts_take_the_factors_made_for_them(ingested: Ingested, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["phi3-longrope", "phi4-mini"])
+def test_long_texts_take_the_factors_made_for_them(
+    ingested: Ingested, tmp_path: Path, name: str
+) -> None:
     """Of 600 tokens, where the short factors are for 512: transformers' logits."""
-    core, _, facts = ingested("phi3-longrope")
+    core, _, facts = ingested(name)
     (table,) = facts.rope.values()
     assert for_context(table, 512) is table
-    with np.load(FIXTURES / "phi3-longrope" / "long.npz") as reference:
+    with np.load(FIXTURES / name / "long.npz") as reference:
         tokens, logits = reference["tokens"], reference["logits"]
     long = shutil.copytree(core, tmp_path / "long")
     changed = facts.model_copy(update={"rope": {"default": for_context(table, 1024)}})

@@ -3,7 +3,8 @@
 The part of an attention between a projected head and the scores is a black box N -> Q. If it
 rotates, then for some rotary dimension, pairing of channels and table of frequencies
     Q = s * rotate(N, position * inv_freq)
-holds for every head and token. Candidates for the table are the constants from which the graph
+holds for every head and token, where what is turned may be larger by the factor that scaled rotary
+embeddings put on cosine and sine. Candidates for the table are the constants from which the graph
 computes its cosines, then those that config.json describes; where none fits (a model that was
 exported with ready tables), the frequencies are measured.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -71,22 +73,31 @@ def find_rotation(
     positions: npt.NDArray[np.int64],
     *,
     tables: Iterable[npt.NDArray[np.float32]],
+    factor: float = 1.0,
 ) -> Rotation | None:
-    """The rotation that turns `before` into `after`, both [heads, T, D]; None = there is none."""
+    """The rotation that turns `before` into `after`, both [heads, T, D]; None = there is none.
+
+    Args:
+        before: Heads as projected.
+        after: Heads as scores are made of them.
+        positions: Of the tokens.
+        tables: Frequencies to try.
+        factor: On cosine and sine, so on the turned channels alone.
+    """
     none = np.zeros(0, np.float32)
     candidates = [none]
     candidates += [table for table in tables if 0 < 2 * len(table) <= before.shape[-1]]
     best: tuple[float, Rotation] | None = None
     for table in candidates:
         for interleaved in (False, True):
-            found = _fit(before, after, positions, table, interleaved=interleaved)
+            found = _fit(before, after, positions, table, interleaved=interleaved, factor=factor)
             if best is None or found[0] < best[0] * 0.5:
                 best = found
         if best is not None and best[0] < TOLERANCE / 10:
             break
     if best is not None and best[0] < TOLERANCE:
         return best[1]
-    return _measured(before, after, positions)
+    return _measured(before, after, positions, factor)
 
 
 def _fit(
@@ -96,15 +107,17 @@ def _fit(
     table: npt.NDArray[np.float32],
     *,
     interleaved: bool,
+    factor: float,
 ) -> tuple[float, Rotation]:
     expected = rotated(before, positions, table, interleaved=interleaved)
+    expected[..., : 2 * len(table)] *= factor
     scale = float((expected * after).sum() / (expected * expected).sum())
     error = float(np.abs(after - scale * expected).max() / max(np.abs(after).max(), 1e-30))
     return error, Rotation(table, 2 * len(table), interleaved and len(table) > 1, scale)
 
 
 def _measured(
-    before: FloatArray, after: FloatArray, positions: npt.NDArray[np.int64]
+    before: FloatArray, after: FloatArray, positions: npt.NDArray[np.int64], factor: float
 ) -> Rotation | None:
     """Frequencies from the angle that each pair is turned by; needs consecutive positions."""
     width = before.shape[-1]
@@ -131,9 +144,10 @@ def _measured(
             # Pairs behind the last one that turns are no part of an interleaved rotation.
             fine = fine[: turning[-1] + 1] if interleaved else fine
             table = np.abs(fine).astype(np.float32)
-            error, rotation = _fit(before, after, positions, table, interleaved=interleaved)
+            fit = partial(_fit, before, after, positions, interleaved=interleaved, factor=factor)
+            error, rotation = fit(table)
             if error < 10 * TOLERANCE:
-                plain = _fit(before, after, positions, _plain(table), interleaved=interleaved)
+                plain = fit(_plain(table))
                 return plain[1] if plain[0] < max(2 * error, TOLERANCE / 10) else rotation
     return None
 

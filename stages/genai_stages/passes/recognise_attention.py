@@ -241,9 +241,10 @@ class _Attention:
         keys = np.swapaxes(self.tensors[k_operand].reshape(-1, width, total), 1, 2)
         groups = len(keys) // kv_heads
         keys = keys.reshape(kv_heads, groups, total, width)[:, 0]
-        turn_q = self.rotation(heads_of["query"], query, positions, tables)
+        turn_q = self.rotation(heads_of["query"], query, positions, tables, factor=factor)
         tables = [turn_q.inv_freq, *tables] if len(turn_q.inv_freq) else tables
-        turn_k = self.rotation(heads_of["key"], keys[:, self.sizes.past :], positions, tables)
+        new_k = keys[:, self.sizes.past :]
+        turn_k = self.rotation(heads_of["key"], new_k, positions, tables, factor=factor)
         if not np.array_equal(turn_q.inv_freq, turn_k.inv_freq) or (
             turn_q.interleaved != turn_k.interleaved
         ):
@@ -257,8 +258,6 @@ class _Attention:
         rotated_k = turn_k.apply(heads_of["key"], positions)
         rotated_q[..., : turn_q.rotary_dim] *= factor
         rotated_k[..., : turn_k.rotary_dim] *= factor
-        if factor != 1.0 and turn_q.rotary_dim != width:
-            raise self.refuse("a part of each head is rotated and scaled")
         past_k = self.past(k_past, kv_heads, width, is_key=True)
         past_v = self.past(v_past, kv_heads, width, is_key=False)
         all_k = np.concatenate([past_k, rotated_k], axis=1)
@@ -412,8 +411,12 @@ class _Attention:
         after: npt.NDArray[np.floating],
         positions: npt.NDArray[np.int64],
         tables: Sequence[npt.NDArray[np.float32]],
+        *,
+        factor: float,
     ) -> classify_rotary.Rotation:
-        found = classify_rotary.find_rotation(before, after, positions, tables=tables)
+        found = classify_rotary.find_rotation(
+            before, after, positions, tables=tables, factor=factor
+        )
         if found is None:
             raise self.refuse("heads are neither rotated by position nor left alone")
         return found
