@@ -96,7 +96,9 @@ class Controller:
         ref = Ref("genaibuilds", meta["namespace"], meta["name"])
         if deleted:
             self.observed.builds.drop(ref.namespace, ref.name, meta["uid"])
-            self.queue.forget(ref)
+            # Its successor may be known already, from an answer that was quicker than the watch.
+            if self.observed.builds.get(ref.namespace, ref.name) is None:
+                self.queue.forget(ref)
             return
         before = self.observed.builds.get(ref.namespace, ref.name)
         self.observed.builds.put(value, lean(value))

@@ -38,6 +38,8 @@ __all__ = ["OutOfMemory", "Verdict", "judge"]
 _MOST_IN_VAIN = 3
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
 _WORDS_SECONDS = 5.0
+_LEAVING_SECONDS = 2.0
+"""Not everybody who waits for that is told that a Job is gone at last."""
 _FREE_KEPT = 4
 """Of attempts that cost nothing, and so may be any number, the last few stay to be looked at."""
 _KILLED = 137
@@ -152,8 +154,10 @@ def _judged(
     derivation: Digest | None,
 ) -> Verdict:
     last = attempts[-1]
-    if any(job.deleting or job.state is JobState.ACTIVE for job in attempts):
-        return Verdict(running=True)  # or its name is free when it is gone
+    if any(job.deleting for job in attempts):  # its name is free when it is gone
+        return Verdict(running=True, pause=_LEAVING_SECONDS)
+    if any(job.state is JobState.ACTIVE for job in attempts):
+        return Verdict(running=True)
     gone = Verdict(retried="its record is gone", retried_for="RecordGone")
     # Its record was looked up in vain: it was taken away since, so this is no failure.
     if last.state is JobState.SUCCEEDED:

@@ -7,6 +7,7 @@ fetched, and a watch that keeps missing things is called deaf.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
@@ -18,6 +19,7 @@ __all__ = ["Entry", "Kept", "Observed", "asked_of", "lean", "version_of"]
 
 V = TypeVar("V")
 
+_UNSEEN_SECONDS = 3.0
 _MOST_GONE = 10_000
 """How many vanished objects are remembered, so that a listing from before does not revive them."""
 
@@ -147,38 +149,58 @@ class Observed:
     targets: Kept[dict[str, Any]] = field(default_factory=Kept)
     jobs: Kept[JobView] = field(default_factory=Kept)
     pods: Kept[PodView] = field(default_factory=Kept)
-    leaving: dict[str, JobView] = field(default_factory=dict)
-    """UID -> a Job that is deleted and whose pods still run: its tasks must not begin again yet."""
+    leaving: dict[str, tuple[JobView, float]] = field(default_factory=dict)
+    """UID -> a Job that is deleted and whose pods still run, or may, and until when that is
+    thought of one whose pods were not seen: its tasks must not begin again yet."""
 
     def jobs_of(self, namespace: str, scope: str) -> list[JobView]:
         """Jobs that a build of this namespace and scope may use, or must wait for."""
+        self._forget_left()
+        left = [job for job, _ in self.leaving.values()]
         return [
-            job
-            for job in (*self.jobs, *self.leaving.values())
-            if job.namespace == namespace and job.scope == scope
+            job for job in (*self.jobs, *left) if job.namespace == namespace and job.scope == scope
         ]
 
     def leave(self, job: JobView) -> None:
-        """A Job is deleted: remember it while a pod of it runs."""
-        if self._runs(job):
-            self.leaving[job.uid] = replace(job, state=JobState.ACTIVE, deleting=True)
+        """A Job is deleted: remember it while a pod of it runs.
+
+        Pods come by another watch: one that was begun a moment ago may not have been seen.
+        """
+        self._forget_left()
+        unseen = job.state is JobState.ACTIVE and not job.suspended and not self._has_pods(job)
+        if unseen or self._runs(job):
+            gone = replace(job, state=JobState.ACTIVE, deleting=True)
+            until = time.monotonic() + (_UNSEEN_SECONDS if unseen else 0.0)
+            self.leaving.setdefault(job.uid, (gone, until))
 
     def left(self, pod: PodView) -> list[JobView]:
         """Deleted Jobs that ended with this pod; they are forgotten."""
         gone = [
             job
-            for job in self.leaving.values()
+            for job, _ in self.leaving.values()
             if (job.namespace, job.name) == (pod.namespace, pod.job) and not self._runs(job)
         ]
         for job in gone:
             del self.leaving[job.uid]
         return gone
 
+    def _forget_left(self) -> None:
+        now = time.monotonic()
+        over = [
+            u for u, (job, until) in self.leaving.items() if until < now and not self._runs(job)
+        ]
+        for uid in over:
+            del self.leaving[uid]
+
     def _runs(self, job: JobView) -> bool:
-        return any(
-            (pod.namespace, pod.job) == (job.namespace, job.name) and not pod.ended
-            for pod in self.pods
-        )
+        return any(not pod.ended for pod in self._pods(job))
+
+    def _has_pods(self, job: JobView) -> bool:
+        return any(True for _ in self._pods(job))
+
+    def _pods(self, job: JobView) -> Iterator[PodView]:
+        place = (job.namespace, job.name)
+        return (pod for pod in self.pods if (pod.namespace, pod.job) == place)
 
     def claimed_by(self, uid: str) -> list[JobView]:
         """Jobs that a build claims."""
@@ -203,11 +225,7 @@ class Observed:
         for job in self.claimed_by(uid):
             if job.state is not JobState.FAILED or job.noted is not None or job.deleting:
                 continue
-            pods = [
-                pod
-                for pod in self.pods
-                if (pod.namespace, pod.job) == (job.namespace, job.name) and pod.ended
-            ]
+            pods = [pod for pod in self._pods(job) if pod.ended]
             if pods:
                 last = max(pods, key=lambda pod: (pod.ending is not None, pod.created_at))
                 found.append((job, last))

@@ -45,8 +45,6 @@ PLANS_READ = (_FACTS_FILE,)
 _MOST_LOOKS = 3
 _CHAIN_SECONDS = 15.0
 """How often it is looked how far the chains have come: another build may wait for a part."""
-_LEAVING_SECONDS = 2.0
-"""Whoever does not claim a Job is not told that it is gone at last."""
 _GOOD = frozenset({State.CACHED, State.DONE})
 _TO_THE_SECOND = timedelta(seconds=1)
 
@@ -287,8 +285,6 @@ class _Look:
         pauses = [v.pause for v in self._verdicts.values() if v.pause > 0]
         if any(job.chain for job in active.values()):
             pauses.append(_CHAIN_SECONDS)
-        if any(job.deleting for job in active.values()):
-            pauses.append(_LEAVING_SECONDS)
         return Survey(
             plan=plan,
             advice=advice,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import ssl
+import time
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_operator import controller as controller_module
+from genai_operator import observed as observed_module
 from genai_operator.api import Api, ApiError, Connection, NotLeading
 from genai_operator.controller import Controller, Ref
 from genai_operator.decide import judge
@@ -23,6 +25,7 @@ from genai_operator.health import sick
 from genai_operator.leader import LeaseHolder
 from genai_operator.observed import Kept
 from genai_operator.settings import Settings, read_settings
+from genai_operator.views import JobView, job_view
 
 
 def thing(name: str, version: int, uid: str = "") -> dict[str, Any]:
@@ -151,6 +154,30 @@ def test_a_deleted_job_is_waited_for_until_its_pod_has_ended() -> None:
     asyncio.run(scenario())
 
 
+def test_a_job_that_is_deleted_as_it_begins_may_have_a_pod_that_was_not_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(observed_module, "_UNSEEN_SECONDS", 0.05)
+    observed = observed_module.Observed()
+    note = {"genai-operator.dev/key": "k" * 64}
+    made = {"creationTimestamp": "2026-01-01T00:00:00Z", "annotations": note}
+
+    def job(**spec: Any) -> JobView:
+        value = thing("j", 1) | {"spec": spec}
+        value["metadata"] |= made
+        view = job_view(value)
+        assert view is not None
+        return view
+
+    observed.leave(job(suspend=True))
+    assert observed.jobs_of("n", "") == [], "it never had a pod"
+    observed.leave(job())
+    (left,) = observed.jobs_of("n", "")
+    assert left.deleting
+    time.sleep(0.06)
+    assert observed.jobs_of("n", "") == []
+
+
 def test_what_upkeep_cannot_do_once_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else one odd object would end the process, again and again."""
     monkeypatch.setattr(controller_module, "_UPKEEP_SECONDS", 0.001)
@@ -171,6 +198,22 @@ def test_what_upkeep_cannot_do_once_it_tries_again(monkeypatch: pytest.MonkeyPat
         upkeep = asyncio.create_task(controller._upkeep(lambda: True))
         await asyncio.wait_for(tried.wait(), 5)
         upkeep.cancel()
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_a_build_is_not_that_of_the_next_one_of_its_name() -> None:
+    async def scenario() -> None:
+        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        old, new = thing("b", 1, "old"), thing("b", 3, "new")
+        controller.take("genaibuilds", "ADDED", old)
+        controller.queue.done(await controller.queue.get())
+        controller.observed.builds.put(new, new)  # an answer told of it
+        controller.queue.add(Ref("genaibuilds", "n", "b"), after=9)
+        controller.take("genaibuilds", "DELETED", old)
+        assert len(controller.queue) == 1, "it is due as it was"
+        controller.take("genaibuilds", "DELETED", new)
+        assert len(controller.queue) == 0
 
     asyncio.run(scenario())
 

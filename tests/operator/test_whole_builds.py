@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from simulated import Replica, Value, Weather, World, build, furnished, opener
 
-from genai_operator import comparing, controller, decide, lookups, survey
+from genai_operator import comparing, controller, decide, lookups, observed, survey
 from genai_operator.stores import Stores
 
 CALM, BAD = Weather(), Weather(lost=0.04, crashes=0.15, missed=0.03, delay=0.01)
@@ -29,7 +29,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparing, "_SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(controller, "_UPKEEP_SECONDS", 0.1)
     monkeypatch.setattr(survey, "_CHAIN_SECONDS", 0.2)
-    monkeypatch.setattr(survey, "_LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(decide, "_LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(observed, "_UNSEEN_SECONDS", 0.2)
     monkeypatch.setattr(lookups, "_MISSED_SECONDS", 0.2)
     monkeypatch.setattr(decide, "_PAUSES", (0.0,) * 4)
 
@@ -73,7 +74,7 @@ class Room:
         """Wait until all builds are Ready and nothing is left to do."""
         for _ in range(int(seconds / 0.02)):
             await asyncio.sleep(0.02)
-            assert not self.world.faults
+            assert not self.world.faults, self.world.faults
             jobs = [job["status"].get("conditions") for job in self.world.of("jobs")]
             if all(map(self.is_ready, self.world.of("genaibuilds"))) and all(jobs):
                 return
