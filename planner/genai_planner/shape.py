@@ -45,6 +45,10 @@ _POSITIONS = (
     "n_ctx",
     "model_max_length",
 )
+_MOST = 1 << 31
+_MOST_LAYERS = 512
+"""Beyond any model: a file that says so says nothing. It is a user's, and whoever plans is not."""
+
 _GATED = ("silu", "swish", "swiglu", "geglu", "gelu_pytorch_tanh")
 
 
@@ -125,12 +129,12 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
         for level in levels:
             for name in names:
                 value = level.get(name)
-                if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                if isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _MOST:
                     return value
         return None
 
     layers, hidden, vocab = number(_LAYERS), number(_HIDDEN), number(_VOCAB)
-    if layers is None or hidden is None or vocab is None:
+    if layers is None or hidden is None or vocab is None or layers > _MOST_LAYERS:
         return None
     heads = number(_HEADS) or max(hidden // 64, 1)
     head_dim = number(("head_dim", "kv_channels")) or max(hidden // heads, 1)

@@ -206,6 +206,8 @@ def balanced(
                 size = sums[stop] - sums[begin] + extra
                 candidate = (max(previous[0], size), previous[1] + (stop - begin) ** 2)
                 known = row[stop]
+                if known is not None and size > known[0]:
+                    break  # it only grows from here
                 if known is None or candidate < known:
                     row[stop], chosen[stop] = candidate, begin
         best = row

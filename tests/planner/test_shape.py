@@ -98,3 +98,16 @@ def test_facts_of_ingest_are_taken_as_they_are() -> None:
     assert found.layers == (20, 30)
     assert found.head == 1010  # the tied matrix is in the binary of the head all the same
     assert found.parameters == 1060
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "vocab_size"])
+def test_numbers_beyond_any_model_say_nothing(name: str) -> None:
+    """The file is a tenant's, and the operator that plans is everybody's."""
+    config = {"num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 10}
+    assert shape_from_config(config) is not None
+    for number in (10**30, 2**31 + 1):
+        assert shape_from_config({**config, name: number}) is None
+    assert shape_from_config({**config, "num_hidden_layers": 513}) is None
+    inner = shape_from_config({**config, "intermediate_size": 10**30})
+    assert inner is not None
+    assert inner.parameters < 10_000

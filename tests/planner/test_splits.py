@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -152,3 +153,11 @@ def test_auto_is_the_least_count_that_fits(embedding: int, layers: list[int], he
     text = "".join(described(found.splits))
     assert text == "E" + "L" * len(layers) + "H"
     assert sum(found.sizes) == embedding * MB + sum(layers) * MB + head * MB
+
+
+def test_the_deepest_model_is_cut_in_no_time() -> None:
+    model = sizes(1000 * MB, [1900 * MB] * 512, 1000 * MB)
+    began = time.process_time()
+    found = derive_splits(Splits(), model)
+    assert time.process_time() - began < 5
+    assert max(found.sizes) < MOST_BYTES
