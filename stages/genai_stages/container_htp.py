@@ -121,7 +121,7 @@ def _write_genie(config: PackageConfig, out: Path, *, facts: ModelFacts, parts: 
     chip = chips.Chip(
         name=config.target, soc_model=config.chip.soc_model, dsp_arch=config.chip.dsp_arch
     )
-    extensions = htp_backend_ext_config(chip, weight_sharing=True)
+    extensions = htp_backend_ext_config(chip)
     _write(out / EXTENSIONS_FILE, extensions)
     try:
         values = genie_config(

@@ -139,7 +139,7 @@ def genie_config(
     }
 
 
-def htp_backend_ext_config(chip: Chip, *, weight_sharing: bool = True) -> dict[str, Any]:
+def htp_backend_ext_config(chip: Chip) -> dict[str, Any]:
     """Contents of htp_backend_ext_config.json: the device, its clock, shared memory."""
     core = {"core_id": 0, "perf_profile": "burst", "rpc_control_latency": 100}
     return {
@@ -147,7 +147,7 @@ def htp_backend_ext_config(chip: Chip, *, weight_sharing: bool = True) -> dict[s
             {"soc_model": chip.soc_model, "dsp_arch": f"v{chip.dsp_arch}", "cores": [core]}
         ],
         "memory": {"mem_type": "shared_buffer"},
-        "context": {"weight_sharing_enabled": weight_sharing},
+        "context": {"weight_sharing_enabled": True},
     }
 
 
