@@ -91,7 +91,8 @@ class ModelFacts(BaseModel):
     schema_version: Literal[1] = 1
     architecture: str
     """llama, qwen2 ...; `generic` for one that no rule knows."""
-    layers: int
+    layers: Annotated[int, Field(ge=0, le=4096)]
+    """Bounded, since a plan has a part for each and the file is not everybody's own."""
     hidden_size: int
     vocab_size: int
     parameters: int

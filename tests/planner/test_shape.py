@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from genai_core.facts import ModelFacts, WeightsGroup
 from genai_planner.shape import shape_from_config, shape_from_facts
@@ -98,6 +99,14 @@ def test_facts_of_ingest_are_taken_as_they_are() -> None:
     assert found.layers == (20, 30)
     assert found.head == 1010  # the tied matrix is in the binary of the head all the same
     assert found.parameters == 1060
+
+
+def test_facts_of_a_million_layers_are_none() -> None:
+    facts = {"architecture": "x", "hidden_size": 1, "vocab_size": 1, "parameters": 1}
+    rest: dict[str, Any] = {"rope": {}, "attention": [], "boundaries": ["a"], "groups": {}}
+    assert ModelFacts.model_validate({**facts, **rest, "layers": 2}).layers == 2
+    with pytest.raises(ValidationError, match="layers"):
+        ModelFacts.model_validate({**facts, **rest, "layers": 10**6})
 
 
 @pytest.mark.parametrize("name", ["num_hidden_layers", "hidden_size", "vocab_size"])

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["S3Blobs"]
 
 _IN_MEMORY_BYTES = 32 << 20
+_MOST_READ_BYTES = 256 << 20
 
 
 class S3Blobs:
@@ -188,7 +189,7 @@ class S3Blobs:
 
     def read_blob(self, blob: Blob) -> bytes:
         """Read a small blob into memory."""
-        found = self._objects.get(_blob_name(blob.sha256))
+        found = self._objects.get(_blob_name(blob.sha256), most=_MOST_READ_BYTES)
         if found is None:
             raise self._corrupt(blob, "is missing")
         if digest_bytes(found[0]) != blob.sha256:

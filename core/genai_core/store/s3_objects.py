@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Head", "Objects"]
 
+_MOST_BYTES = 32 << 20
+"""Of a record, a lease or a sweep."""
 _NO_TAG = '"00000000000000000000000000000000"'
 
 
@@ -106,11 +108,17 @@ class Objects:
         digest = _kept_digest(checksum, answer.get("Metadata", {}))
         return Head(answer["ContentLength"], digest, modified, now)
 
-    def get(self, name: str) -> tuple[bytes, str] | None:
-        """Return a small object's bytes and tag; None where there is none."""
+    def get(self, name: str, *, most: int = _MOST_BYTES) -> tuple[bytes, str] | None:
+        """Return a small object's bytes and tag; None where there is none.
+
+        Raises:
+            StoreUnreadable: Among others, it has more than `most` bytes.
+        """
         with explained(self.location):
             try:
-                found = transfer.read(self.client, bucket=self.bucket, key=self.key(name))
+                found = transfer.read(
+                    self.client, bucket=self.bucket, key=self.key(name), most=most
+                )
             except ClientError as error:
                 if not is_absent(error):
                     raise

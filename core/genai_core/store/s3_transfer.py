@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
 
-from genai_core.errors import CorruptBlob
+from genai_core.errors import CorruptBlob, StoreUnreadable
 from genai_core.names import Digest
 from genai_core.record import Blob
 from genai_core.store.files import hash_file
@@ -220,12 +220,22 @@ def _one_piece(
     return Digest(digest.hexdigest()), size
 
 
-def read(client: S3Client, *, bucket: str, key: str) -> tuple[bytes, str]:
-    """Return a small object's bytes and tag."""
+def read(client: S3Client, *, bucket: str, key: str, most: int) -> tuple[bytes, str]:
+    """Return a small object's bytes and tag.
+
+    Raises:
+        StoreUnreadable: It has more than `most` bytes. Whoever wrote it need not be whoever reads.
+    """
 
     def get() -> tuple[bytes, str]:
         answer = client.get_object(Bucket=bucket, Key=key)
         with closing(answer["Body"]) as body:
+            if answer["ContentLength"] > most:
+                raise StoreUnreadable(
+                    f"it has {answer['ContentLength']} bytes, and at most {most} are read at once",
+                    where=f"s3://{bucket}/{key}",
+                    remedy="remove that object: nothing of ours is as large",
+                )
             return body.read(), answer["ETag"]
 
     return _retried(get)
