@@ -46,6 +46,8 @@ class Applier:
             Stalled: The apiserver refuses the Job as it is.
         """
         manifest = render(request, owner, run=run, access=access)
+        if self._observed.is_leaving(request.namespace, manifest["metadata"]["name"]):
+            raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
         try:
             created = await self._api.create("jobs", manifest, namespace=request.namespace)
         except ApiError as error:
@@ -91,10 +93,13 @@ class Applier:
 
     async def release(self, job: JobView, uid: str) -> None:
         """Drop a claim; the Job ends with the last one."""
-        if job.owners == {uid}:
-            await self.delete(job)
+        known = self._observed.jobs.get(job.namespace, job.name)
+        if known is None or known.uid != job.uid or uid not in known.owners:
             return
-        await self._patch_owners(job, {"$patch": "delete", "uid": uid})
+        if known.owners == {uid}:  # by now: another build may have joined since it was looked at
+            await self.delete(known)
+            return
+        await self._patch_owners(known, {"$patch": "delete", "uid": uid})
 
     async def note_ending(self, job: JobView, pod: PodView) -> None:
         """Write on a failed Job how its pod ended: that must be known when the pod is gone."""

@@ -55,7 +55,7 @@ from genai_operator.status import (
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.survey import PLANS_READ, Question, Survey, survey
 from genai_operator.targets import BuildTarget, toolchain_digest, toolchains
-from genai_operator.views import JobState
+from genai_operator.views import JobState, JobView
 from genai_planner.machine import State as TaskState
 
 __all__ = ["Builds"]
@@ -140,7 +140,7 @@ class Builds:
     async def _pass(self, value: Json) -> float | None:
         one = begin(value)
         if isinstance(one, Outcome):
-            await self._release(value["metadata"]["uid"], keep=())
+            await self._release_all(value["metadata"]["uid"])
             await self._reporter.report(value, one)
             return None
         if not one.fresh and not one.spec.run.suspend and await self._rests(one):
@@ -166,7 +166,7 @@ class Builds:
     async def _outcome(self, one: BuildPass) -> Outcome:
         try:
             if one.spec.run.suspend:
-                await self._release(one.owner.uid, keep=())
+                await self._release_all(one.owner.uid)
                 return Outcome(State.SUSPENDED, "Suspended", "spec.run.suspend is set")
             return await self._progress(one)
         except GenAIError as error:
@@ -178,12 +178,9 @@ class Builds:
             return Outcome(State.WAITING, problem.reason, problem.message)
         assert isinstance(problem, Stalled)
         # What failed stays: without it the next pass would begin anew.
-        failed = [
-            job.uid
-            for job in self._observed.claimed_by(one.owner.uid)
-            if job.state is JobState.FAILED
-        ]
-        await self._release(one.owner.uid, keep=failed)
+        claimed = self._observed.claimed_by(one.owner.uid)
+        failed = [job.uid for job in claimed if job.state is JobState.FAILED]
+        await self._release(claimed, one.owner.uid, keep=failed)
         failures = (problem.failure,) if problem.failure is not None else ()
         return Outcome(
             State.STALLED, problem.reason, problem.message, failed=failures, store=one.store
@@ -241,6 +238,7 @@ class Builds:
                 )
                 if isinstance(found, Outcome):
                     return found
+                claimed = self._observed.claimed_by(one.owner.uid)
                 question = self._question(one, found, place, access=access, targets=targets)
                 await self._listen(opened, question)
                 seen = await asyncio.to_thread(
@@ -257,7 +255,7 @@ class Builds:
                     return waits
         else:
             raise Waiting("Progressing", "its records are still being looked up", after=5.0)
-        await self._apply(one, seen, access)
+        await self._apply(one, seen, claimed, access=access)
         outcome = self._judged(one, seen, opened.where, targets)
         if outcome.state is State.READY and one.source is not None:
             refs = seen.refs | {RecordRef(RESOLVE, Key(one.source[2]))}
@@ -347,9 +345,11 @@ class Builds:
             log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})
         return self._leases.rest(one.owner.uid)
 
-    async def _apply(self, one: BuildPass, seen: Survey, access: StoreAccess) -> None:
-        # First of all, so that none of what is made below can be taken for something unneeded.
-        await self._release(one.owner.uid, keep=seen.needed)
+    async def _apply(
+        self, one: BuildPass, seen: Survey, claimed: list[JobView], *, access: StoreAccess
+    ) -> None:
+        # Of those that the survey knew: one that has come to light since was not asked about.
+        await self._release(claimed, one.owner.uid, keep=seen.needed)
         free = asyncio.Semaphore(_CREATED_AT_ONCE)
 
         async def create(request: JobRequest) -> None:
@@ -408,10 +408,13 @@ class Builds:
             if job.state is JobState.FAILED:
                 await self._applier.release(job, one.owner.uid)
 
-    async def _release(self, uid: str, *, keep: Iterable[str]) -> None:
+    async def _release_all(self, uid: str) -> None:
+        await self._release(self._observed.claimed_by(uid), uid, keep=())
+
+    async def _release(self, claimed: list[JobView], uid: str, *, keep: Iterable[str]) -> None:
         """Drop claims on Jobs that are not needed; a Job ends with its last claim."""
         needed = set(keep)
-        for job in self._observed.claimed_by(uid):
+        for job in claimed:
             unwanted = job.uid not in needed and job.operation != RESOLVE
             if job.state is not JobState.SUCCEEDED and (unwanted or not needed):
                 await self._applier.release(job, uid)

@@ -173,6 +173,12 @@ class Observed:
             until = time.monotonic() + (_UNSEEN_SECONDS if unseen else 0.0)
             self.leaving.setdefault(job.uid, (gone, until))
 
+    def is_leaving(self, namespace: str, name: str) -> bool:
+        """A Job of that name is deleted, and its pods may still run."""
+        self._forget_left()
+        places = ((job.namespace, job.name) for job, _ in self.leaving.values())
+        return (namespace, name) in places
+
     def left(self, pod: PodView) -> list[JobView]:
         """Deleted Jobs that ended with this pod; they are forgotten."""
         gone = [

@@ -354,6 +354,37 @@ def test_a_job_of_that_name_that_has_ended_already_is_looked_at_at_once() -> Non
         asyncio.run(applier.create(request, Owner("b", "build"), run=run, access=access))
 
 
+def test_what_came_to_light_during_a_look_is_not_taken_for_unneeded() -> None:
+    """Its making was not answered, and the look began before the watch told of it."""
+    room = Room(a_job("known", "build"), a_job("shared", "build"))
+    claimed = room.observed.claimed_by("build")
+    late = job_view(a_job("late", "build"))
+    assert late is not None
+    room.observed.jobs.put(a_job("late", "build"), late)
+    joined = replace(room.job("shared"), owners=frozenset({"build", "x"}))
+    room.observed.jobs.amend("n", "shared", joined)
+    room.api.jobs["shared"]["metadata"]["ownerReferences"].append({"uid": "x"})
+    asyncio.run(room.builds._release(claimed, "build", keep=["other"]))
+    assert room.api.deleted == ["known"]
+    assert room.job("shared").owners == {"x"}, "another build has joined it meanwhile"
+    assert room.job("late").owners == {"build"}
+
+
+def test_a_name_is_not_taken_while_pods_of_its_last_job_run() -> None:
+    room = Room(a_job("j", "build"), pods=(a_pod("j"),))
+    request = JobRequest(
+        namespace="n", key=Key("a" * 64), operation="convert", task="convert/1",
+        document=BuildSpec.model_validate(SPEC), image="i@sha256:" + "0" * 64, memory_bytes=1,
+    )  # fmt: skip
+    access = StoreAccess(address="s3://b/p", secret="s")
+    run = BuildSpec.model_validate(SPEC).run
+    owner = Owner("b", "build")
+    name = render(request, owner, run=run, access=access)["metadata"]["name"]
+    room.observed.leaving["u"] = (replace(room.job("j"), name=name), 1e12)
+    with pytest.raises(Waiting, match="being removed"):
+        asyncio.run(room.builds._applier.create(request, owner, run=run, access=access))
+
+
 def test_a_job_that_is_found_gone_is_not_claimed_again_and_again() -> None:
     room = Room(a_job("j", "x"))
     job = room.job("j")

@@ -64,7 +64,8 @@ class Room:
     def __init__(self) -> None:
         self.api = Apiserver()
         self.now = 0.0
-        applier = Applier(self.api, Observed())  # type: ignore[arg-type]
+        self.observed = Observed()
+        applier = Applier(self.api, self.observed)  # type: ignore[arg-type]
         self.starter = Starter(applier, clock=lambda: self.now)
 
     async def start(self, verdict: Verdict) -> None:
@@ -125,7 +126,9 @@ def test_attempts_that_nobody_needs_to_know_of_go_when_the_next_begins() -> None
     asyncio.run(room.start(Verdict()))
     made = room.api.made[0]
     meta = {"uid": "old", "name": "old", "creationTimestamp": "2026-01-01T00:00:00Z"}
-    old: JobView | None = job_view({**made, "metadata": made["metadata"] | meta})
+    value = {**made, "metadata": made["metadata"] | meta}
+    old: JobView | None = job_view(value)
     assert old is not None
+    room.observed.jobs.put(value, old)
     asyncio.run(room.start(Verdict(attempt=6, tries=5, spent=(old,))))
     assert room.api.deleted == ["old"]
