@@ -35,15 +35,17 @@ def reached(
 ) -> dict[str, Any]:
     """Wait for a row of the table and hold every condition to it."""
 
+    status: dict[str, Any] = {}  # held to the row as it was seen: the next one may follow at once
+
     def there() -> bool:
+        nonlocal status
         build = tenant.get("genaibuilds", name)
         status = build.get("status", {})
         ready = [c for c in status.get("conditions", ()) if c["type"] == "Ready"]
         seen = status.get("observedGeneration") == build["metadata"]["generation"]
         return seen and bool(ready) and ready[0]["reason"] == reason
 
-    wait(there, seconds, lambda: json.dumps(tenant.status(name), indent=1))
-    status = tenant.status(name)
+    wait(there, seconds, lambda: json.dumps(status, indent=1))
     shown = {c["type"]: c["status"] for c in status["conditions"]}
     assert shown == row, status["conditions"]
     assert status["phase"] == phase
