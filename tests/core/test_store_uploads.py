@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,17 @@ def test_uploads_are_listed_and_removed_whole(s3: S3Server, store: S3Store, tmp_
     for wrong in ("", "mine", "../blobs", f"{NAME}/x"):
         with pytest.raises(ValueError, match="name of an upload"):
             store.delete_upload(wrong)
+
+
+def test_an_upload_of_many_files_is_listed_and_removed_over_pages(store: S3Store) -> None:
+    """A server lists at most a thousand objects at a time."""
+    other = f"sha256-{'cd' * 32}"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: store._objects.put(f"sources/{NAME}/{n:04}", b"x"), range(1003)))
+    store._objects.put(f"sources/{other}/model.onnx", b"xy")
+    assert [(one.name, one.size) for one in store.list_uploads()] == [(NAME, 1003), (other, 2)]
+    store.delete_upload(NAME)
+    assert names(store) == [other]
 
 
 def test_an_upload_stays_while_a_lease_names_it_or_while_it_is_young(
