@@ -87,7 +87,7 @@ NAME = f"sha256-{HEX}"
         ("s3://models/team/a/sources", set()),
         ("s3://models?nonsense", set()),
         ("https://models/team/a/sources/x.tar", set()),
-        ("/home/kim/model", set()),
+        ("/srv/kim/model", set()),
     ],
 )
 def test_a_build_names_what_lies_beside_its_store(address: str, found: set[str]) -> None:
