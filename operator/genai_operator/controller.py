@@ -150,8 +150,10 @@ class Controller:
             if before is not None and before.uid == view.uid:
                 if before.state is JobState.ACTIVE and view.state is not JobState.ACTIVE:
                     self._count_task(view)
+                owners = before.owners | view.owners  # a claim of ours may be newer than this event
                 if replace(before, owners=view.owners, started_at=view.started_at) == view:
-                    return
+                    owners = view.owners - before.owners  # what they joined was told to others
+                view = replace(view, owners=owners)
         self._wake_owners(view)
 
     def _take_pods(self, value: Mapping[str, Any], *, deleted: bool) -> None:

@@ -7,6 +7,7 @@ import copy
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -176,6 +177,52 @@ def test_a_job_that_is_deleted_as_it_begins_may_have_a_pod_that_was_not_seen(
     assert left.deleting
     time.sleep(0.06)
     assert observed.jobs_of("n", "") == []
+
+
+def test_whoever_joins_a_job_as_it_ends_hears_of_it() -> None:
+    """The event of the end is older than the claim, and later than the answer to it."""
+    note = {"genai-operator.dev/key": "k" * 64}
+
+    def job(version: int, *owners: str, ended: bool = False) -> dict[str, Any]:
+        condition = {
+            "type": "Complete", "status": "True", "lastTransitionTime": "2026-01-01T00:00:09Z",
+        }  # fmt: skip
+        value = thing("j", version)
+        value["metadata"] |= {
+            "annotations": note, "creationTimestamp": "2026-01-01T00:00:00Z",
+            "ownerReferences": [{"uid": owner} for owner in owners],
+        }  # fmt: skip
+        return value | {"status": {"conditions": [condition] if ended else []}}
+
+    async def scenario(*, answered: bool) -> None:
+        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+
+        async def woken() -> set[str]:
+            found = set()
+            while len(controller.queue):
+                ref = await controller.queue.get()
+                controller.queue.done(ref)
+                found.add(ref.name)
+            return found
+
+        for name in ("first", "second"):
+            controller.take("genaibuilds", "ADDED", thing(name, 1))
+        controller.take("jobs", "ADDED", job(2, "first"))
+        await woken()
+        if answered:
+            known = controller.observed.jobs.get("n", "j")
+            assert known is not None
+            joined = replace(known, owners=frozenset({"first", "second"}))
+            controller.observed.jobs.amend("n", "j", joined)
+        controller.take("jobs", "MODIFIED", job(3, "first", ended=True))
+        assert await woken() == ({"first", "second"} if answered else {"first"})
+        controller.take("jobs", "MODIFIED", job(4, "first", "second", ended=True))
+        assert await woken() == {"second"}
+        controller.take("jobs", "MODIFIED", job(5, "second", ended=True))
+        assert await woken() == set()
+
+    for answered in (True, False):
+        asyncio.run(scenario(answered=answered))
 
 
 def test_what_upkeep_cannot_do_once_it_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:

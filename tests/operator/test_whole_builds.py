@@ -176,8 +176,8 @@ def test_a_user_edits_suspends_deletes_and_applies_again(
                         room.world.remove("jobs", job["metadata"]["name"])
         room.apply("two", run={"retries": 10})
 
-    weather = Weather(lost=0.01, missed=0.01, delay=0.01)
-    played(tmp_path, monkeypatch, story, seed=seed, weather=weather)
+    # Where a deletion by hand and a lost answer meet, nobody can know of the pod that is left.
+    played(tmp_path, monkeypatch, story, seed=seed, weather=Weather(delay=0.01))
 
 
 def test_a_replica_that_takes_over_goes_on_where_the_other_stopped(
