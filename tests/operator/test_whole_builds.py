@@ -30,7 +30,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(controller, "_UPKEEP_SECONDS", 0.1)
     monkeypatch.setattr(survey, "_CHAIN_SECONDS", 0.2)
     monkeypatch.setattr(decide, "_LEAVING_SECONDS", 0.1)
-    monkeypatch.setattr(observed, "_UNSEEN_SECONDS", 0.2)
+    monkeypatch.setattr(observed, "_UNSEEN_SECONDS", 1.0)
     monkeypatch.setattr(lookups, "_MISSED_SECONDS", 0.2)
     monkeypatch.setattr(decide, "_PAUSES", (0.0,) * 4)
 
@@ -70,7 +70,7 @@ class Room:
         seen = status.get("observedGeneration") == value["metadata"]["generation"]
         return seen and bool(ready) and ready[0]["status"] == "True"
 
-    async def ready(self, seconds: float = 20.0) -> None:
+    async def ready(self, seconds: float = 60.0) -> None:
         """Wait until all builds are Ready and nothing is left to do."""
         for _ in range(int(seconds / 0.02)):
             await asyncio.sleep(0.02)
