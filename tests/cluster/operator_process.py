@@ -12,6 +12,8 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import account
+import yaml
 from harness.cluster import Cluster
 
 
@@ -22,6 +24,7 @@ class Operator:
         self.cluster = cluster
         self.identity = identity
         self.log = folder / f"operator-{identity}.log"
+        self.kubeconfig = folder / f"operator-{identity}.kubeconfig"
         self.port = _free_port()
         self.program = ["-m", "genai_operator"]
         self._process: subprocess.Popen[bytes] | None = None
@@ -32,7 +35,9 @@ class Operator:
         self.wait_ready()
 
     def spawn(self, **environment: str) -> None:
-        """Start it."""
+        """Start it, with the rights that are shipped."""
+        if not self.kubeconfig.exists():
+            self.kubeconfig.write_text(yaml.safe_dump(account.kubeconfig(self.cluster)))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, *self.program],
@@ -40,7 +45,7 @@ class Operator:
                 stderr=log,
                 env=os.environ
                 | {
-                    "KUBECONFIG": str(self.cluster.admin),
+                    "KUBECONFIG": str(self.kubeconfig),
                     "GENAI_HTTP_PORT": str(self.port),
                     "GENAI_IDENTITY": self.identity,
                     "GENAI_LEASE_SECONDS": "6",

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import account
 import boto3
 from botocore.config import Config
 from harness.cluster import Cluster
@@ -44,6 +45,7 @@ def install(cluster: Cluster, image: str, toolchain: dict[str, str]) -> None:
         cluster.kubectl(
             "wait", "--for=condition=Established", f"crd/{name}.genai-operator.dev", "--timeout=30s"
         )
+    account.install(cluster)
     target = {"apiVersion": GROUP, "kind": "GenAITarget"}
     common = {"image": image, "toolchain": toolchain}
     cluster.apply(
@@ -91,7 +93,8 @@ class Tenant:
                     "name": self.namespace,
                     "labels": {"pod-security.kubernetes.io/enforce": "restricted"},
                 },
-            }
+            },
+            account.enabled(self.namespace),
         )
         self.credentials(secret)
         self.cluster.apply(

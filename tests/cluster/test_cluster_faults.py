@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import account
 import pytest
 import yaml
 from freezing import hold, send
@@ -135,7 +136,7 @@ def test_a_replica_that_hangs_is_replaced_and_works_no_more(
 def test_a_replica_that_is_cut_off_loses_the_lease_to_the_other(
     cluster: Cluster, tenant: Tenant, operator: Operator, tmp_path: Path, expected: dict[str, str]
 ) -> None:
-    config = yaml.safe_load(cluster.admin.read_text())
+    config = account.kubeconfig(cluster)
     proxy = CutProxy(config["clusters"][0]["cluster"]["server"])
     file = tmp_path / "kubeconfig"
     file.write_text(yaml.safe_dump(through(config, proxy.address)))

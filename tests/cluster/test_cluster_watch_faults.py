@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import account
 import pytest
 import yaml
 from harness.cluster import Cluster
@@ -28,7 +29,7 @@ def expected(laptop: Laptop) -> dict[str, str]:
 @pytest.fixture
 def proxy(cluster: Cluster, tmp_path: Path) -> Iterator[CutProxy]:
     """In front of the apiserver; `tmp_path / kubeconfig` leads through it."""
-    config = yaml.safe_load(cluster.admin.read_text())
+    config = account.kubeconfig(cluster)
     found = CutProxy(config["clusters"][0]["cluster"]["server"])
     (tmp_path / "kubeconfig").write_text(yaml.safe_dump(through(config, found.address)))
     yield found
