@@ -3,7 +3,7 @@
 GENAI_TEST_CLUSTER=1        brings a cluster up and takes it down again
 GENAI_TEST_CLUSTER=FOLDER   uses the one that `python -m harness up --folder FOLDER` left running
 GENAI_TEST_KUBECONFIG=FILE  uses an existing cluster, see existing.py
-GENAI_TEST_MINUTES=46       begins no test after so many, and says which were left out
+GENAI_TEST_MINUTES=44       begins no test after so many, and says which were left out
 """
 
 from __future__ import annotations
