@@ -1,4 +1,8 @@
-"""Nodes that kwok simulates beside the real ones: pods on them start at once and run a second."""
+"""Nodes that kwok simulates beside the real ones: pods on them start at once and run a second.
+
+The operator's pods end a second after what they stand for was played: one that ended before its
+record stands would be a stage that lost it.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +14,12 @@ from typing import Self
 
 from cluster_room import Cluster, programs
 
-__all__ = ["LABEL", "SimulatedNodes"]
+__all__ = ["LABEL", "PLAYED", "SimulatedNodes"]
 
 LABEL = {"genai-benchmarks/node": "simulated"}
 SELECTOR = "genai-benchmarks/node=simulated"
+PLAYED = "genai-benchmarks/played"
+"""Annotation of a pod whose record stands."""
 
 
 _READY = '.status.conditions.[] | select( .type == "Ready" ) | .status'
@@ -64,6 +70,8 @@ def _stage(
 
 
 _DELETED = ".metadata.deletionTimestamp"
+_MANAGER = '.metadata.labels["app.kubernetes.io/managed-by"]'
+_RUNNING = {_DELETED: ("DoesNotExist",), ".status.phase": ("In", "Running")}
 _STAGES = (
     _stage("node-ready", "Node", {_READY: ("NotIn", "True")}, {"statusTemplate": _NODE}),
     _stage(
@@ -71,7 +79,12 @@ _STAGES = (
         {"statusTemplate": _RUNS},
     ),
     _stage(
-        "pod-succeeds", "Pod", {_DELETED: ("DoesNotExist",), ".status.phase": ("In", "Running")},
+        "bare-pod-succeeds", "Pod", _RUNNING | {_MANAGER: ("DoesNotExist",)},
+        {"statusTemplate": _SUCCEEDS}, _MILLISECONDS,
+    ),
+    _stage(
+        "played-pod-succeeds", "Pod",
+        _RUNNING | {f'.metadata.annotations["{PLAYED}"]': ("Exists",)},
         {"statusTemplate": _SUCCEEDS}, _MILLISECONDS,
     ),
     _stage("pod-goes", "Pod", {_DELETED: ("Exists",)}, {"delete": True}),

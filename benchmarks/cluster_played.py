@@ -3,7 +3,7 @@
 For benchmarks of the operator alone. It sees every Job as it is created, unpacks the task or chain
 that the Job carries, and commits records with small files of the names that later tasks ask for.
 Keys are the real ones. A real pod that comes later finds its record standing and has nothing to do;
-a simulated pod does nothing anyway.
+a simulated pod does nothing anyway, and is marked when its record stands: then it ends.
 """
 
 from __future__ import annotations
@@ -15,8 +15,11 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster_room import JOBS, Watch
+from cluster_nodes import PLAYED
+from cluster_room import JOBS, PODS, Watch
 from harness.cluster import Cluster
+from kubernetes.client import CoreV1Api
+from kubernetes.config import new_client_from_config
 from tenant import BUCKET
 
 from genai_core.chain import ChainFile, is_wanted, task_file
@@ -93,12 +96,37 @@ class Player:
         self._lock = threading.Lock()
         self.played = 0
         self._seen: set[str] = set()
-        self._watch = Watch(cluster, JOBS, self._take)
+        self._ended: set[str] = set()
+        self._pods: dict[str, str] = {}
+        self._api = CoreV1Api(new_client_from_config(str(cluster.admin)))
+        self._watches = [Watch(cluster, JOBS, self._take), Watch(cluster, PODS, self._take_pod)]
 
     def stop(self) -> None:
         """Play no more."""
-        self._watch.stop()
+        for watch in self._watches:
+            watch.stop()
         self._pool.shutdown()
+
+    def _take_pod(self, kind: str, pod: dict[str, Any], _at: float) -> None:
+        meta = pod["metadata"]
+        if kind != "ADDED" or meta["namespace"] != self._namespace:
+            return
+        uid = meta["labels"]["batch.kubernetes.io/controller-uid"]
+        with self._lock:
+            if uid in self._pods:
+                return
+            self._pods[uid] = meta["name"]
+        self._pool.submit(self._mark, uid).add_done_callback(lambda future: future.result())
+
+    def _mark(self, uid: str, *, ended: bool = False) -> None:
+        """Let a simulated pod end, once it is there and its record stands."""
+        with self._lock:
+            if ended:
+                self._ended.add(uid)
+            name = self._pods.get(uid, "") if uid in self._ended else ""
+        if name:
+            note = {"metadata": {"annotations": {PLAYED: "true"}}}
+            self._api.patch_namespaced_pod(name, self._namespace, note)
 
     def _take(self, kind: str, job: dict[str, Any], _at: float) -> None:
         meta = job["metadata"]
@@ -107,11 +135,11 @@ class Player:
         self._seen.add(meta["uid"])
         container = job["spec"]["template"]["spec"]["containers"][0]
         text = next(e["value"] for e in container["env"] if e["name"] == "GENAI_TASK")
-        self._pool.submit(self._play, unpack(text), meta["annotations"]).add_done_callback(
-            lambda future: future.result()
-        )
+        self._pool.submit(
+            self._play, unpack(text), meta["annotations"], meta["uid"]
+        ).add_done_callback(lambda future: future.result())
 
-    def _play(self, document: bytes, notes: dict[str, str]) -> None:
+    def _play(self, document: bytes, notes: dict[str, str], uid: str) -> None:
         kind = json.loads(document).get("kind", "")
         if kind == "resolve":
             facts = _SOURCE.model_dump(mode="json", exclude_none=True)
@@ -125,6 +153,7 @@ class Player:
                 records.append(self._task(task_file(step, chain, records)))
         else:
             self._task(TaskFile.model_validate_json(document))
+        self._mark(uid, ended=True)
 
     def _task(self, task: TaskFile) -> Record:
         own = self._store.put_bytes(task.key.encode())

@@ -37,28 +37,37 @@ BUILDS = "/apis/genai-operator.dev/v1alpha1/genaibuilds?watch=1"
 
 
 class Watch:
-    """Calls back with (kind of event, object, time) for everything that a path delivers."""
+    """Calls back with (kind of event, object, time) for everything that a path delivers.
+
+    An apiserver ends the stream of a slow reader; it is opened anew, and what is there comes as
+    ADDED once more.
+    """
 
     def __init__(
         self, cluster: Cluster, path: str, take: Callable[[str, dict[str, Any], float], None]
     ) -> None:
-        self._child = subprocess.Popen(
-            ["kubectl", "--kubeconfig", str(cluster.admin), "get", "--raw", path],
-            stdout=subprocess.PIPE,
-        )
+        self._command = ["kubectl", "--kubeconfig", str(cluster.admin), "get", "--raw", path]
         self._take = take
+        self._over = False
+        self._child = subprocess.Popen(self._command, stdout=subprocess.PIPE)
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
     def _read(self) -> None:
-        assert self._child.stdout is not None
-        for line in self._child.stdout:
-            at = time.monotonic()
-            event = json.loads(line)
-            self._take(event["type"], event["object"], at)
+        while True:
+            assert self._child.stdout is not None
+            for line in self._child.stdout:
+                at = time.monotonic()
+                event = json.loads(line)
+                self._take(event["type"], event["object"], at)
+            if self._over:
+                return
+            time.sleep(1)
+            self._child = subprocess.Popen(self._command, stdout=subprocess.PIPE)
 
     def stop(self) -> None:
         """End it."""
+        self._over = True
         self._child.terminate()
         self._child.wait()
 
