@@ -58,6 +58,8 @@ class Watch:
             assert self._child.stdout is not None
             for line in self._child.stdout:
                 at = time.monotonic()
+                if not line.endswith(b"\n"):
+                    break  # cut off in the middle of an event
                 event = json.loads(line)
                 self._take(event["type"], event["object"], at)
             if self._over:
