@@ -2,7 +2,7 @@
 # A quantized LLM through every stage, for Snapdragon and for the CPU, and a prompt through both.
 set -euo pipefail
 cd "$(dirname "$0")"
-out="${DEMO_OUTPUT:-$PWD/../../demo}"
+out="${DEMO_OUTPUT:-$(cd ../.. && pwd)/demo}"
 prompt='def __init__(self, '
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
