@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from harness.cluster import Cluster
 
-__all__ = ["enabled", "install", "kubeconfig"]
+__all__ = ["NAME", "enabled", "install", "kubeconfig"]
 
 SHIPPED = Path(__file__).parents[2] / "deploy" / "kustomize" / "base" / "operator.yaml"
 SHIPPED_NAME = "genai-operator"
