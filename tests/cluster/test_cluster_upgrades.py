@@ -54,6 +54,7 @@ def ask(tenant: Tenant, build: str, when: str) -> None:
         "-n", tenant.namespace, "annotate", "--overwrite", "genaibuild", build,
         f"{REQUESTED_AT}={when}",
     )  # fmt: skip
+    wait(lambda: tenant.status(build).get("requestedAt") == when, 20)  # what is said is of this
 
 
 def test_an_edit_keeps_what_fits_and_the_last_good_artifact_stays(
