@@ -11,11 +11,14 @@ import kopf
 
 from genai_core.kinds.base import GROUP, VERSION
 from genai_operator.controller import Controller
+from genai_operator.storages import NoDiffs, NoProgress
 from genai_operator.views import MANAGED
 
 __all__ = ["registry_of"]
 
 _OURS = ("genaibuilds", "artifactstores", "genaitargets")
+_THEIRS = (("batch", "v1", "jobs"), ("", "v1", "pods"))
+_LISTED_AT_ONCE = 500
 
 
 def registry_of(controller: Controller) -> kopf.OperatorRegistry:
@@ -33,6 +36,12 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
         settings.watching.connect_timeout = 30
         # A bookmark comes each minute: a stream without one is dead, and is opened anew.
         settings.watching.inactivity_timeout = 70
+        settings.watching.chunk_size = _LISTED_AT_ONCE
+        # The apiserver leaves out what is not ours: a cluster may run any number of other pods.
+        for resource in _THEIRS:
+            settings.watching.label_selectors[resource] = f"{MANAGED}=genai-operator"
+        settings.persistence.diffbase_storage = NoDiffs()
+        settings.persistence.progress_storage = NoProgress()
         settings.networking.request_timeout = 30
         settings.networking.connect_timeout = 10
         settings.networking.error_backoffs = [0.5, 1, 2, 4, 8, 15] + [15] * 10_000
@@ -49,7 +58,6 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
 
     for plural in _OURS:
         kopf.on.event(GROUP, VERSION, plural, registry=registry)(feed(plural))
-    labels = {MANAGED: "genai-operator"}
-    kopf.on.event("batch", "v1", "jobs", labels=labels, registry=registry)(feed("jobs"))
-    kopf.on.event("", "v1", "pods", labels=labels, registry=registry)(feed("pods"))
+    for resource in _THEIRS:
+        kopf.on.event(*resource, registry=registry)(feed(resource[-1]))
     return registry

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cached_property
 
@@ -114,13 +114,12 @@ def survey(
         Unanswered: A Job has to look first.
     """
     for _ in range(_MOST_LOOKS):
-        forecast = _expand(question, shape_from_config(question.setting.source.config))
-        # What ingest left says what the plan is; only without it is the forecast gone through.
-        begin = replace(forecast, tasks=(forecast.task(INGEST),), containers={})
-        look = _Look(question, begin, lookups, claim)
+        # What ingest left says what the plan is; only without it is a forecast gone through.
+        look = _Look(question, _expand(question, None), lookups, claim)
         ingested = look.records.get(look.advice.keys[INGEST])
-        plan = forecast
-        if ingested is not None:
+        if ingested is None:
+            plan = _expand(question, shape_from_config(question.setting.source.config))
+        else:
             try:
                 plan = _expand(question, _exact_shape(result_of(ingested), lookups))
             except CorruptBlob:
