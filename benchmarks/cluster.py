@@ -20,16 +20,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cluster_nodes import LABEL, SimulatedNodes
 from cluster_played import Player
-from cluster_room import JOBS, Room, Watch, load, table
+from cluster_room import JOBS, MEMORY_LIMIT, Room, Watch, load, table
+from cluster_scale import scale
 from cluster_steps import PHASES, Steps, critical_path
 from laptop import TINY, TINY_MODEL
 
 HELD = {True: "met", False: "**missed**"}
 BARE_LIMIT = 1.2
 CACHED_LIMIT = 2.0
-MEMORY_LIMIT = 300.0
 
 
 def tiny(room: Room, targets: list[str]) -> bool:
@@ -160,7 +159,7 @@ def chain(room: Room) -> bool:
     """Twelve tasks one after the other that have nothing to do, beside bare Jobs."""
     spec = TINY | {"quantization": {"cpuPrecision": "Auto"}}
     rows: list[dict[str, object]] = []
-    bare = _bare_jobs(room, 12, together=False) / 12
+    bare = _bare_jobs(room, 12) / 12
     rows.append({"tasks that do nothing": "bare Jobs", "tasks": 12, "Jobs": 12, "s a task": bare})
     for tasks in ("1", "8"):
         tenant = room.tenant()
@@ -183,7 +182,7 @@ def chain(room: Room) -> bool:
                 "S3 requests a task": used.s3_requests / count,
             }
         )  # fmt: skip
-    again = _bare_jobs(room, 12, together=False) / 12
+    again = _bare_jobs(room, 12) / 12
     rows.append({"tasks that do nothing": "bare Jobs again", "tasks": 12, "s a task": again})
     names = list(rows[1])
     rows = [{name: row.get(name, "") for name in names} for row in rows]
@@ -191,85 +190,8 @@ def chain(room: Room) -> bool:
     return bool(float(str(rows[2]["s a task"])) <= BARE_LIMIT * (bare + again) / 2)
 
 
-def scale(room: Room, nodes: int = 100) -> bool:
-    """A thousand tasks on simulated nodes, beside as many bare Jobs."""
-    rows: list[dict[str, object]] = []
-    held = True
-    spec = {
-        "model": {"source": "s3://models/tiny-llama"}, "targets": ["sm8750"],
-        "graphs": {
-            "autoRegression": [1, 32, 64, 128], "contextLengths": [1024, 2048, 3072, 4096],
-        },
-        "splits": {"count": 30},
-        "run": {"parallelism": 1000, "nodeSelector": LABEL},
-    }  # fmt: skip
-    with SimulatedNodes(room.cluster, nodes, room.folder):
-        for tasks in ("1", "8"):
-            tenant = room.tenant()
-            player = Player(room.cluster, tenant.namespace)
-            operator = room.operator(GENAI_CHAIN_TASKS=tasks)
-            time.sleep(1)
-            peak = _Peak(lambda operator=operator: operator.memory_mb())
-            before = operator.usage()
-            seconds = room.seconds_to_ready(tenant, [tenant.manifest("many", spec)], 1800)["many"]
-            used = operator.usage().since(before)
-            jobs, count = len(tenant.jobs()), player.played
-            player.stop()
-            operator.stop()
-            highest = peak.stop()
-            tenant.delete()
-            _wait_for_no_jobs(room)
-            bare = _bare_jobs(room, jobs, together=True)
-            rows.append(
-                {
-                    "on simulated nodes": f"GenAIBuild, at most {tasks} in a pod",
-                    "tasks": count, "Jobs": jobs, "seconds": seconds,
-                    "Jobs a second": jobs / seconds,
-                    "as many bare Jobs at once, s": bare, "operator CPU s": used.cpu_seconds,
-                    "of a core": used.cpu_seconds / seconds, "peak MB": highest,
-                    "API requests a task": used.api_requests / count,
-                    "S3 requests a task": used.s3_requests / count,
-                    "status writes": used.status_writes, "passes": used.passes,
-                }
-            )  # fmt: skip
-            held &= highest < MEMORY_LIMIT and used.cpu_seconds < seconds
-    table(f"A thousand tasks over {nodes} simulated nodes", rows)
-    return held
-
-
-class _Peak:
-    """The highest of a figure, looked at twice a second."""
-
-    def __init__(self, ask: Callable[[], float]) -> None:
-        self._ask = ask
-        self._highest = 0.0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-        self._thread.start()
-
-    def _look(self) -> None:
-        while not self._over.wait(0.5):
-            try:
-                self._highest = max(self._highest, self._ask())
-            except OSError:
-                return
-
-    def stop(self) -> float:
-        self._over.set()
-        self._thread.join()
-        return self._highest
-
-
-def _wait_for_no_jobs(room: Room) -> None:
-    """What was deleted is gone, so that it costs the next run nothing."""
-    for _ in range(300):
-        if not room.cluster.kubectl("get", "jobs", "-A", "-o", "name").strip():
-            return
-        time.sleep(1)
-
-
-def _bare_jobs(room: Room, count: int, *, together: bool) -> float:
-    """Seconds that as many Jobs take that run `true` in the stages' image; with no operator."""
+def _bare_jobs(room: Room, count: int) -> float:
+    """Seconds that so many Jobs take, one by one, that run `true` in the stages' image."""
     tenant = room.tenant()
     complete: dict[str, float] = {}
     changed = threading.Event()
@@ -281,41 +203,33 @@ def _bare_jobs(room: Room, count: int, *, together: bool) -> float:
             complete.setdefault(job["metadata"]["name"], at)
             changed.set()
 
-    def job(number: int) -> dict[str, Any]:
-        pod: dict[str, Any] = {
-            "restartPolicy": "Never",
-            "securityContext": {
-                "runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"},
-            },
-            "containers": [
-                {
-                    "name": "bare", "image": room.image, "command": ["true"],
-                    "securityContext": {
-                        "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
-                    },
-                }
-            ],
-        }  # fmt: skip
-        if together:
-            pod["nodeSelector"] = LABEL
-        return {
-            "apiVersion": "batch/v1",
-            "kind": "Job",
-            "metadata": {
-                "name": f"bare-{number}", "namespace": tenant.namespace,
-                "labels": {"app.kubernetes.io/managed-by": "genai-operator"},
-            },
-            "spec": {"backoffLimit": 0, "template": {"spec": pod}},
-        }  # fmt: skip
-
+    pod = {
+        "restartPolicy": "Never",
+        "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [
+            {
+                "name": "bare", "image": room.image, "command": ["true"],
+                "securityContext": {
+                    "allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]},
+                },
+            }
+        ],
+    }  # fmt: skip
     watch = Watch(room.cluster, JOBS, take)
     time.sleep(0.5)
     began = time.monotonic()
-    if together:
-        room.cluster.apply(*(job(number) for number in range(count)))
     for number in range(count):
-        if not together:
-            room.cluster.apply(job(number))
+        room.cluster.apply(
+            {
+                "apiVersion": "batch/v1",
+                "kind": "Job",
+                "metadata": {
+                    "name": f"bare-{number}", "namespace": tenant.namespace,
+                    "labels": {"app.kubernetes.io/managed-by": "genai-operator"},
+                },
+                "spec": {"backoffLimit": 0, "template": {"spec": pod}},
+            }
+        )  # fmt: skip
         while f"bare-{number}" not in complete:
             changed.wait(0.5)
             changed.clear()

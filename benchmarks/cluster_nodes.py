@@ -1,7 +1,7 @@
-"""Nodes that kwok simulates beside the real ones: pods on them start at once and run a second.
+"""Nodes that kwok simulates beside the real ones: pods on them start at once.
 
-The operator's pods end a second after what they stand for was played: one that ended before its
-record stands would be a stage that lost it.
+They end when what they stand for was played: one that ended before its record stands would be a
+stage that lost it.
 """
 
 from __future__ import annotations
@@ -46,12 +46,10 @@ _RUNS = "phase: Running\nstartTime: {{ Now | Quote }}\n" + _CONTAINERS % (
 _ENDED = "{terminated: {exitCode: 0, reason: Completed, finishedAt: {{ Now | Quote }}}}"
 _SUCCEEDS = "phase: Succeeded\n" + _CONTAINERS % ("false", _ENDED)
 _UNHINDERED = ("--kube-api-qps=1000", "--kube-api-burst=2000")
-_MILLISECONDS = 1000
-"""That a pod runs."""
 
 
 def _stage(
-    name: str, kind: str, rules: dict[str, tuple[str, ...]], does: dict[str, object], after: int = 0
+    name: str, kind: str, rules: dict[str, tuple[str, ...]], does: dict[str, object]
 ) -> dict[str, object]:
     """A rule of kwok's: what becomes of an object that looks like this."""
     matches: list[dict[str, object]] = [
@@ -63,15 +61,11 @@ def _stage(
         "selector": {"matchExpressions": matches},
         "next": does,
     }
-    if after:
-        spec["delay"] = {"durationMilliseconds": after}
     meta = {"name": name}
     return {"apiVersion": "kwok.x-k8s.io/v1alpha1", "kind": "Stage", "metadata": meta, "spec": spec}
 
 
 _DELETED = ".metadata.deletionTimestamp"
-_MANAGER = '.metadata.labels["app.kubernetes.io/managed-by"]'
-_RUNNING = {_DELETED: ("DoesNotExist",), ".status.phase": ("In", "Running")}
 _STAGES = (
     _stage("node-ready", "Node", {_READY: ("NotIn", "True")}, {"statusTemplate": _NODE}),
     _stage(
@@ -79,23 +73,30 @@ _STAGES = (
         {"statusTemplate": _RUNS},
     ),
     _stage(
-        "bare-pod-succeeds", "Pod", _RUNNING | {_MANAGER: ("DoesNotExist",)},
-        {"statusTemplate": _SUCCEEDS}, _MILLISECONDS,
-    ),
-    _stage(
         "played-pod-succeeds", "Pod",
-        _RUNNING | {f'.metadata.annotations["{PLAYED}"]': ("Exists",)},
-        {"statusTemplate": _SUCCEEDS}, _MILLISECONDS,
+        {
+            _DELETED: ("DoesNotExist",), ".status.phase": ("In", "Running"),
+            f'.metadata.annotations["{PLAYED}"]': ("Exists",),
+        },
+        {"statusTemplate": _SUCCEEDS},
     ),
     _stage("pod-goes", "Pod", {_DELETED: ("Exists",)}, {"delete": True}),
 )  # fmt: skip
 
 
 class SimulatedNodes:
-    """kwok and its nodes, for as long as the context lasts."""
+    """kwok and its nodes, for as long as the context lasts.
 
-    def __init__(self, cluster: Cluster, count: int, folder: Path) -> None:
+    Args:
+        cluster: That they join.
+        count: How many.
+        folder: For kwok's configuration and log.
+        pods: That a node takes at once.
+    """
+
+    def __init__(self, cluster: Cluster, count: int, folder: Path, *, pods: int = 110) -> None:
         self._cluster = cluster
+        self._pods = pods
         self._names = [f"simulated-{number:03d}" for number in range(count)]
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
@@ -115,7 +116,7 @@ class SimulatedNodes:
                 ],
                 stdout=log, stderr=log,
             )  # fmt: skip
-        size = {"cpu": "32", "memory": "256Gi", "pods": "110", "ephemeral-storage": "1Ti"}
+        size = {"cpu": "32", "memory": "256Gi", "pods": str(self._pods), "ephemeral-storage": "1Ti"}
         self._cluster.apply(
             *(
                 {

@@ -1,13 +1,15 @@
 """A stage that is played: writes the records that real pods would write, without computing.
 
-For benchmarks of the operator alone. It sees every Job as it is created, unpacks the task or chain
-that the Job carries, and commits records with small files of the names that later tasks ask for.
-Keys are the real ones. A real pod that comes later finds its record standing and has nothing to do;
-a simulated pod does nothing anyway, and is marked when its record stands: then it ends.
+For benchmarks of the operator alone. It sees every Job, unpacks the task or chain that the Job
+carries, and commits records with small files of the names that later tasks ask for. Keys are the
+real ones. Of real pods, as soon as the Job is there: its pod finds the record standing and has
+nothing to do. Of simulated pods, which do nothing by themselves, when they have run for as long as
+was asked for: then they are marked, and end.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Mapping
@@ -32,7 +34,7 @@ from genai_core.store.s3 import S3Store
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.task import TaskFile, unpack
 
-__all__ = ["LAYERS", "Player"]
+__all__ = ["FACTS", "LAYERS", "SOURCE", "Player"]
 
 LAYERS = 32
 _GROUPS = ("embed", *(f"layer_{n:03d}" for n in range(LAYERS)), "head")
@@ -41,7 +43,7 @@ _CONFIG = {
     "model_type": "llama", "num_hidden_layers": LAYERS, "hidden_size": 1024, "vocab_size": 4096,
     "num_attention_heads": 8, "intermediate_size": 4096, "max_position_embeddings": 131072,
 }  # fmt: skip
-_FACTS = ModelFacts(
+FACTS = ModelFacts(
     architecture="llama", layers=LAYERS, hidden_size=1024, vocab_size=4096,
     parameters=LAYERS * _PARAMETERS, rope={}, attention=[], boundaries=["x"] * (LAYERS + 1),
     groups={
@@ -51,7 +53,7 @@ _FACTS = ModelFacts(
         for g in _GROUPS
     },
 )  # fmt: skip
-_SOURCE = ResolvedSource(
+SOURCE = ResolvedSource(
     digest="sha256:" + "1" * 64,
     files={
         name: ResolvedFile(path=name, sha256=f"{n:064x}", size=100)
@@ -74,6 +76,17 @@ _FILES = {
 }  # fmt: skip
 
 
+class _Job:
+    """One as it is played."""
+
+    def __init__(self, uid: str, document: bytes, notes: Mapping[str, str]) -> None:
+        self.uid = uid
+        self.document = document
+        self.notes = notes
+        self.kind = json.loads(document).get("kind", "")
+        self.tasks = 1 + len(json.loads(notes.get("genai-operator.dev/chain", "[]")))
+
+
 class Player:
     """Plays the stage for every Job of a namespace.
 
@@ -81,79 +94,109 @@ class Player:
         cluster: Where the Jobs are.
         namespace: Of the Jobs and of the store.
         within: Precision -> the verdict of its fidelity task; True where it is not named.
+        seconds: That each task of a simulated pod takes; None: the pods are real.
+
+    Attributes:
+        jobs: UID -> each Job as it was first seen.
+        played: Tasks so far.
+        ended: When the last pod so far was seen to have ended, by `time.monotonic`.
+        succeeded: Pods that have ended.
     """
 
     def __init__(
-        self, cluster: Cluster, namespace: str, *, within: Mapping[str, bool] | None = None
+        self,
+        cluster: Cluster,
+        namespace: str,
+        *,
+        within: Mapping[str, bool] | None = None,
+        seconds: float | None = None,
     ) -> None:
         self._namespace = namespace
         self._within = within or {}
+        self._seconds = seconds
         where = S3Location(BUCKET, namespace, cluster.s3_endpoint, addressing="path")
         self._store = S3Store(where, credentials=S3Credentials(*cluster.s3_keys))
         self._shared = self._store.put_bytes(b"played")
-        self._facts = self._store.put_bytes(_FACTS.model_dump_json().encode())
+        self._facts = self._store.put_bytes(FACTS.model_dump_json().encode())
         self._pool = ThreadPoolExecutor(4)
         self._lock = threading.Lock()
         self.played = 0
-        self._seen: set[str] = set()
-        self._ended: set[str] = set()
+        self.ended = 0.0
+        self.succeeded = 0
+        self.jobs: dict[str, dict[str, Any]] = {}
+        self._known: dict[str, _Job] = {}
         self._pods: dict[str, str] = {}
+        self._over: set[str] = set()
+        self._clock = asyncio.new_event_loop()
+        threading.Thread(target=self._clock.run_forever, daemon=True).start()
         self._api = CoreV1Api(new_client_from_config(str(cluster.admin)))
-        self._watches = [Watch(cluster, JOBS, self._take), Watch(cluster, PODS, self._take_pod)]
+        self._watches = [Watch(cluster, JOBS, self._take)]
+        if seconds is not None:
+            self._watches.append(Watch(cluster, PODS, self._take_pod))
 
     def stop(self) -> None:
         """Play no more."""
         for watch in self._watches:
             watch.stop()
+        self._clock.call_soon_threadsafe(self._clock.stop)
         self._pool.shutdown()
-
-    def _take_pod(self, kind: str, pod: dict[str, Any], _at: float) -> None:
-        meta = pod["metadata"]
-        if kind != "ADDED" or meta["namespace"] != self._namespace:
-            return
-        uid = meta["labels"]["batch.kubernetes.io/controller-uid"]
-        with self._lock:
-            if uid in self._pods:
-                return
-            self._pods[uid] = meta["name"]
-        self._pool.submit(self._mark, uid).add_done_callback(lambda future: future.result())
-
-    def _mark(self, uid: str, *, ended: bool = False) -> None:
-        """Let a simulated pod end, once it is there and its record stands."""
-        with self._lock:
-            if ended:
-                self._ended.add(uid)
-            name = self._pods.get(uid, "") if uid in self._ended else ""
-        if name:
-            note = {"metadata": {"annotations": {PLAYED: "true"}}}
-            self._api.patch_namespaced_pod(name, self._namespace, note)
 
     def _take(self, kind: str, job: dict[str, Any], _at: float) -> None:
         meta = job["metadata"]
-        if kind != "ADDED" or meta["namespace"] != self._namespace or meta["uid"] in self._seen:
+        if kind != "ADDED" or meta["namespace"] != self._namespace or meta["uid"] in self.jobs:
             return
-        self._seen.add(meta["uid"])
+        self.jobs[meta["uid"]] = job
         container = job["spec"]["template"]["spec"]["containers"][0]
         text = next(e["value"] for e in container["env"] if e["name"] == "GENAI_TASK")
-        self._pool.submit(
-            self._play, unpack(text), meta["annotations"], meta["uid"]
-        ).add_done_callback(lambda future: future.result())
+        seen = _Job(meta["uid"], unpack(text), meta["annotations"])
+        with self._lock:
+            self._known[seen.uid] = seen
+            runs = self._seconds is None or seen.uid in self._pods
+        if runs:
+            self._begin(seen)
 
-    def _play(self, document: bytes, notes: dict[str, str], uid: str) -> None:
-        kind = json.loads(document).get("kind", "")
-        if kind == "resolve":
-            facts = _SOURCE.model_dump(mode="json", exclude_none=True)
-            self._commit(RESOLVE, notes["genai-operator.dev/key"], {}, facts)
-        elif kind == "chain":
-            chain = ChainFile.model_validate_json(document)
+    def _take_pod(self, _kind: str, pod: dict[str, Any], at: float) -> None:
+        meta, phase = pod["metadata"], pod["status"].get("phase")
+        if meta["namespace"] != self._namespace or phase not in {"Running", "Succeeded"}:
+            return
+        uid = meta["labels"]["batch.kubernetes.io/controller-uid"]
+        with self._lock:
+            if phase == "Succeeded" and uid not in self._over:
+                self._over.add(uid)
+                self.ended = at
+                self.succeeded += 1
+            if uid in self._pods:
+                return
+            self._pods[uid] = meta["name"]
+            job = self._known.get(uid)
+        if job is not None:
+            self._begin(job)
+
+    def _begin(self, job: _Job) -> None:
+        """Play it when the time is over that it takes."""
+
+        def play() -> None:
+            self._pool.submit(self._play, job).add_done_callback(lambda future: future.result())
+
+        after = (self._seconds or 0.0) * job.tasks
+        self._clock.call_soon_threadsafe(self._clock.call_later, after, play)
+
+    def _play(self, job: _Job) -> None:
+        if job.kind == "resolve":
+            facts = SOURCE.model_dump(mode="json", exclude_none=True)
+            self._commit(RESOLVE, job.notes["genai-operator.dev/key"], {}, facts)
+        elif job.kind == "chain":
+            chain = ChainFile.model_validate_json(job.document)
             records = [self._task(chain.first)]
             for step in chain.then:
                 if not is_wanted(step, records):
                     break
                 records.append(self._task(task_file(step, chain, records)))
         else:
-            self._task(TaskFile.model_validate_json(document))
-        self._mark(uid, ended=True)
+            self._task(TaskFile.model_validate_json(job.document))
+        if self._seconds is not None:
+            note = {"metadata": {"annotations": {PLAYED: "true"}}}
+            self._api.patch_namespaced_pod(self._pods[job.uid], self._namespace, note)
 
     def _task(self, task: TaskFile) -> Record:
         own = self._store.put_bytes(task.key.encode())

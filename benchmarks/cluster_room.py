@@ -27,8 +27,10 @@ from operator_process import Operator  # noqa: E402
 from tenant import Tenant  # noqa: E402
 from witness import Witness  # noqa: E402
 
-__all__ = ["Cluster", "Room", "Usage", "Watch", "load", "programs", "table"]
+__all__ = ["MEMORY_LIMIT", "Cluster", "Room", "Usage", "Watch", "load", "programs", "table"]
 
+MEMORY_LIMIT = 300.0
+"""MB of an operator."""
 IMAGE = "localhost/genai-stages:test"
 LABEL = "app.kubernetes.io%2Fmanaged-by%3Dgenai-operator"
 JOBS = f"/apis/batch/v1/jobs?watch=1&labelSelector={LABEL}"
