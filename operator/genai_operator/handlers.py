@@ -11,7 +11,6 @@ import kopf
 
 from genai_core.kinds.base import GROUP, VERSION
 from genai_operator.controller import Controller
-from genai_operator.storages import NoDiffs, NoProgress
 from genai_operator.views import MANAGED
 
 __all__ = ["registry_of"]
@@ -40,8 +39,8 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
         # The apiserver leaves out what is not ours: a cluster may run any number of other pods.
         for resource in _THEIRS:
             settings.watching.label_selectors[resource] = f"{MANAGED}=genai-operator"
-        settings.persistence.diffbase_storage = NoDiffs()
-        settings.persistence.progress_storage = NoProgress()
+        settings.persistence.diffbase_storage = _NoDiffs()
+        settings.persistence.progress_storage = _NoProgress()
         settings.networking.request_timeout = 30
         settings.networking.connect_timeout = 10
         settings.networking.error_backoffs = [0.5, 1, 2, 4, 8, 15] + [15] * 10_000
@@ -61,3 +60,43 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
     for resource in _THEIRS:
         kopf.on.event(*resource, registry=registry)(feed(resource[-1]))
     return registry
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """kopf's memory of what an object was like, keeping nothing.
+
+    Event handlers do not ask for it, yet by default it is worked out for every event, from deep
+    copies of the object: half of the operator's time while a thousand Jobs come and go.
+    """
+
+    def build(self, **_: Any) -> Any:
+        """What matters of an object: nothing."""
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        """What was seen last: nothing."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Write nothing."""
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """kopf's memory of how far handlers came with an object; the same."""
+
+    def fetch(self, **_: Any) -> Any:
+        """How far a handler came: nowhere."""
+        return None
+
+    def store(self, **_: Any) -> None:
+        """Write nothing."""
+
+    def purge(self, **_: Any) -> None:
+        """There is nothing to take away."""
+
+    def touch(self, **_: Any) -> None:
+        """Write nothing."""
+
+    def clear(self, *, essence: Any) -> Any:
+        """What matters of an object, without our own marks: there are none."""
+        return essence
