@@ -41,6 +41,7 @@ from genai_operator.leases import Leases
 from genai_operator.loading import Loader, access_of, begin
 from genai_operator.lookups import Unanswered
 from genai_operator.observed import Observed, asked_of
+from genai_operator.planned import Plans
 from genai_operator.reporting import Reporter
 from genai_operator.requests import Setting
 from genai_operator.resolving import Resolver
@@ -92,6 +93,7 @@ class Builds:
             errands=self._errands,
             starter=self._starter,
         )
+        self._plans = Plans()
         self._lost: set[str] = set()
         self._failing: set[str] = set()
 
@@ -159,6 +161,7 @@ class Builds:
         self._leases.keep(builds)
         self._starter.keep(builds)
         self._failing.intersection_update(builds)
+        self._plans.keep(builds)
         self._errands.keep(jobs)
         self._lost.intersection_update(jobs)
         self._stores.keep(self._observed.stores.places())
@@ -247,6 +250,7 @@ class Builds:
                     opened.lookups,
                     lost=self._lost,
                     claim=partial(self._leases.claim, one, opened),
+                    plans=self._plans,
                 )
                 break
             except Unanswered as asked:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import cached_property
+from functools import partial
 
 from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
@@ -21,17 +21,15 @@ from genai_operator.attempts import Attempts
 from genai_operator.decide import Verdict, judge
 from genai_operator.jobs import JobRequest
 from genai_operator.lookups import Answers, Unanswered
+from genai_operator.planned import Planned, Plans, result_of
 from genai_operator.requests import Setting, job_request
 from genai_operator.views import JobState, JobView, PodView
 from genai_planner.advance import Advice, advance
-from genai_planner.chains import derivations
 from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
-from genai_planner.expand import expand
-from genai_planner.graph import FileRef, Plan, Result
+from genai_planner.graph import Plan, Result
 from genai_planner.inputs import INGEST
 from genai_planner.machine import State
 from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts
-from genai_planner.source_view import SourceView
 
 __all__ = ["PLANS_READ", "Question", "Survey", "survey"]
 
@@ -99,7 +97,12 @@ class Survey:
 
 
 def survey(
-    question: Question, lookups: Answers, *, lost: set[str], claim: Claim = lambda _refs: None
+    question: Question,
+    lookups: Answers,
+    *,
+    lost: set[str],
+    claim: Claim = lambda _refs: None,
+    plans: Plans | None = None,
 ) -> Survey:
     """Look at a build.
 
@@ -108,20 +111,23 @@ def survey(
         lookups: Of its store.
         lost: UIDs of Jobs whose lost inputs were taken note of; added to.
         claim: Called with what is about to be looked up, so that no gc takes it meanwhile.
+        plans: What earlier looks have worked out.
 
     Raises:
         GenAIError: The spec cannot work, or the store does not answer.
         Unanswered: A Job has to look first.
     """
+    plans = plans or Plans()
+    planned = partial(plans.of, question.owner, question.setting)
     for _ in range(_MOST_LOOKS):
         # What ingest left says what the plan is; only without it is a forecast gone through.
-        look = _Look(question, _expand(question, None), lookups, claim)
+        look = _Look(question, planned(None), lookups, claim)
         ingested = look.records.get(look.advice.keys[INGEST])
         if ingested is None:
-            plan = _expand(question, shape_from_config(question.setting.source.config))
+            plan = planned(shape_from_config(question.setting.source.config))
         else:
             try:
-                plan = _expand(question, _exact_shape(result_of(ingested), lookups))
+                plan = planned(_exact_shape(result_of(ingested), lookups))
             except CorruptBlob:
                 lookups.forget()  # reading took the wrong bytes away: now ingest is a miss
                 continue
@@ -129,24 +135,10 @@ def survey(
         if look.has_lost(lost):
             lookups.forget()
             continue
+        if look.advice.ended:
+            plans.forget(question.owner)
         return look.found()
     raise CorruptBlob("what ingest left keeps being lost", where=lookups.location)
-
-
-def _expand(question: Question, shape: ModelShape | None) -> Plan:
-    setting = question.setting
-    source = setting.source
-    view = SourceView(
-        frozenset(source.files),
-        sum(file.size for file in source.files.values()),
-        source.weight_bits,
-    )
-    return expand(
-        setting.spec,
-        targets=[target.target for target in setting.targets],
-        source=view,
-        shape=shape,
-    )
 
 
 def _exact_shape(ingested: Result, lookups: Answers) -> ModelShape:
@@ -155,44 +147,32 @@ def _exact_shape(ingested: Result, lookups: Answers) -> ModelShape:
     return shape_from_facts(ModelFacts.model_validate_json(text))
 
 
-def result_of(record: Record) -> Result:
-    """A record as the planner takes it."""
-    return Result(
-        {p: FileRef(o.sha256, o.size, o.semantic) for p, o in record.outputs.items()},
-        record.facts,
-    )
-
-
 class _Look:
     """One plan, looked up from its beginning as far as it has come."""
 
-    def __init__(self, question: Question, plan: Plan, lookups: Answers, claim: Claim) -> None:
+    def __init__(
+        self, question: Question, planned: Planned, lookups: Answers, claim: Claim
+    ) -> None:
         self._claim = claim
         self._question = question
-        self._plan = plan
+        self._planned = planned
+        self._plan = plan = planned.plan
         self._lookups = lookups
         self._attempts = Attempts(question.jobs, question.pods)
         self._verdicts: dict[TaskId, Verdict] = {}
         self._jobs: dict[TaskId, list[JobView]] = {}
         self.records: dict[Key, Record] = {}
-        files = question.setting.source.files
-        self._source = {role: FileRef(Digest(f.sha256), f.size) for role, f in files.items()}
-        chains = question.setting.toolchains
-        self._toolchains = {row: Digest(chain.id) for row, chain in chains.items()}
         self.advice = advance(
             plan,
             self._answers,
             Limits(question.setting.spec.run.parallelism, _ANY_MEMORY),
-            source=self._source,
-            toolchains=self._toolchains,
+            source=planned.source,
+            toolchains=planned.toolchains,
+            known=planned.keys,
         )
 
-    @cached_property
-    def _derivations(self) -> Mapping[TaskId, Digest]:
-        return derivations(self._plan, source=self._source, toolchains=self._toolchains)
-
     def _derivation(self, task: TaskId) -> Digest | None:
-        return self._derivations[task] if self._attempts.any_chain else None
+        return self._planned.derivations[task] if self._attempts.any_chain else None
 
     def _answers(self, looks: Sequence[Look]) -> list[Event]:
         """Answer from what Jobs do and from the store, asked for all that it has to be at once."""
@@ -214,7 +194,8 @@ class _Look:
         try:
             found = self._lookups.look(refs.values(), anew=anew)
         except Unanswered as asked:
-            raise Unanswered(asked.refs, [file.sha256 for file in self._source.values()]) from None
+            made_of = [file.sha256 for file in self._planned.source.values()]
+            raise Unanswered(asked.refs, made_of) from None
         return [
             self._answer(look, found[refs[look.task]] if look.task in refs else "")
             for look in looks
@@ -252,7 +233,7 @@ class _Look:
     def _answer(self, look: Look, answer: Record | str) -> Event:
         if isinstance(answer, Record):
             self.records[look.key] = answer
-            return Found(look.task, result_of(answer))
+            return Found(look.task, self._planned.result(answer))
         verdict = self._verdicts.get(look.task)
         if verdict is None:
             return Missed(look.task, answer)
@@ -294,7 +275,7 @@ class _Look:
                     advice,
                     start=start,
                     verdict=starts[start.task],
-                    derivations=self._derivations,
+                    derivations=self._planned.derivations,
                 )
                 for start in advice.start
             ),
@@ -318,7 +299,7 @@ class _Look:
         keys = {key: task for task, key in self.advice.keys.items()}
         by_derivation: dict[Digest, TaskId] = {}
         if self._attempts.any_chain:
-            by_derivation = {made: task for task, made in self._derivations.items()}
+            by_derivation = {made: task for task, made in self._planned.derivations.items()}
         needed: set[str] = set()
         for job in self._question.jobs:
             ours = [keys[job.key]] if job.key in keys else []

@@ -15,7 +15,7 @@ from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
 from genai_planner.events import Event, Limits, Look, Start, Wait
 from genai_planner.graph import FileRef, Plan, Result
-from genai_planner.machine import Machine, State
+from genai_planner.machine import KnownKeys, Machine, State
 from genai_planner.progress import Progress, progress
 
 __all__ = ["Advice", "Ask", "advance"]
@@ -59,6 +59,7 @@ def advance(
     *,
     source: Mapping[str, FileRef],
     toolchains: Mapping[tuple[str, Backend | None], Digest],
+    known: KnownKeys | None = None,
 ) -> Advice:
     """Say what is to be done next; the same answers give the same advice.
 
@@ -68,8 +69,9 @@ def advance(
         limits: How much may run at once, what runs already included.
         source: Role -> file of the model's source.
         toolchains: (operation, backend) -> toolchain id.
+        known: See `Machine`.
     """
-    machine = Machine(plan, source=source, toolchains=toolchains)
+    machine = Machine(plan, source=source, toolchains=toolchains, known=known)
     looks: Sequence[Look] = machine.begin()
     while looks:
         looks = [look for event in ask(looks) for look in machine.handle(event)]

@@ -13,7 +13,7 @@ derivation would do the same work, so that is how a chain's later tasks are reco
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from genai_core.canonical import digest_json
 from genai_core.names import Backend, Digest, TaskId
@@ -84,30 +84,32 @@ def chain_behind(
     """
     if not plan.complete:
         return ()
-    ended = {task for task, state in states.items() if state in _GOOD}
     members = [head]
     demands = [plan.task(head).demand]
     while len(members) < most:
-        possible = [
-            task
-            for task in plan.tasks
+        possible = {
+            task.id: task
+            for member in members
+            for task in plan.dependents(member)
             if states[task.id] is State.BLOCKED
             and task.id not in members
-            and _is_made_possible(task, set(members), ended)
-        ]
-        if len(possible) != 1 or not fits(possible[0]):
+            and _is_made_possible(task, members, states)
+        }
+        if len(possible) != 1:
             break
-        if not is_cheaper_joined(demands, possible[0].demand):
+        (further,) = possible.values()
+        if not fits(further) or not is_cheaper_joined(demands, further.demand):
             break
-        members.append(possible[0].id)
-        demands.append(possible[0].demand)
+        members.append(further.id)
+        demands.append(further.demand)
     return tuple(members[1:])
 
 
-def _is_made_possible(task: Task, members: set[TaskId], ended: set[TaskId]) -> bool:
-    """It waits for a member, and for nothing else; nobody hopes that it will not be needed."""
-    after = set(task.after())
-    if members.isdisjoint(after) or not after <= members | ended:
+def _is_made_possible(
+    task: Task, members: Sequence[TaskId], states: Mapping[TaskId, State]
+) -> bool:
+    """It waits for members, and for nothing else; nobody hopes that it will not be needed."""
+    if not all(other in members or states[other] in _GOOD for other in task.after()):
         return False
     when = task.when
     return when is None or when.within or when.task not in members

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 from genai_core.names import Backend, Digest, TaskId
@@ -167,7 +168,20 @@ class Plan:
         Raises:
             KeyError: There is none.
         """
+        return self._by_id[task_id]
+
+    def dependents(self, task_id: str) -> tuple[Task, ...]:
+        """The tasks that read from it or wait for it, in the plan's order."""
+        return tuple(self._dependents.get(task_id, ()))
+
+    @cached_property
+    def _by_id(self) -> dict[str, Task]:
+        return {task.id: task for task in self.tasks}
+
+    @cached_property
+    def _dependents(self) -> dict[str, list[Task]]:
+        found: dict[str, list[Task]] = {}
         for task in self.tasks:
-            if task.id == task_id:
-                return task
-        raise KeyError(task_id)
+            for other in task.after():
+                found.setdefault(other, []).append(task)
+        return found

@@ -20,6 +20,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
+from operator import is_
+from typing import TypeAlias
 
 from genai_core.errors import GenAIError, OverBudget
 from genai_core.keys import task_key
@@ -43,7 +45,7 @@ from genai_planner.events import (
 )
 from genai_planner.graph import FileRef, Plan, Result, Task
 
-__all__ = ["ENDED", "Machine", "State"]
+__all__ = ["ENDED", "KnownKeys", "Machine", "State"]
 
 _MANY_CANDIDATES = 64
 """How many ready tasks are tried when memory is short; the rest wait for the next event."""
@@ -68,6 +70,9 @@ ENDED = frozenset({State.CACHED, State.DONE, State.FAILED, State.STOPPED, State.
 
 _GOOD = frozenset({State.CACHED, State.DONE})
 
+KnownKeys: TypeAlias = dict[TaskId, tuple[tuple[Result, ...], Key]]
+"""Task -> its key, and the results that it was made of."""
+
 
 class Machine:
     """See the module's docstring.
@@ -76,6 +81,8 @@ class Machine:
         plan: Its tasks stand in an order in which they could run.
         source: Role -> file of the model's source.
         toolchains: (operation, backend) -> toolchain id.
+        known: Keys of another machine with the same plan, source and toolchains, which hold as long
+            as the very same results come again; added to.
 
     Raises:
         ValueError: A task stands before one that it depends on, or two have one id.
@@ -87,10 +94,12 @@ class Machine:
         *,
         source: Mapping[str, FileRef],
         toolchains: Mapping[tuple[str, Backend | None], Digest],
+        known: KnownKeys | None = None,
     ) -> None:
         self.plan = plan
         self.source = source
         self.toolchains = toolchains
+        self._known: KnownKeys = {} if known is None else known
         self.tasks: dict[TaskId, Task] = {}
         self.after: dict[TaskId, tuple[TaskId, ...]] = {}
         self.dependents: dict[TaskId, list[TaskId]] = {}
@@ -217,6 +226,7 @@ class Machine:
         starts: list[Start] = []
         waits: list[Wait] = []
         passed: list[tuple[float, int, TaskId]] = []
+        left = limits.memory_bytes - sum(self._running.values())
         while self._ready and len(passed) < _MANY_CANDIDATES:
             if len(self._running) >= max(limits.parallelism, 1) or self._one_alone_runs():
                 break
@@ -226,7 +236,6 @@ class Machine:
                 continue
             alone = task in self._alone
             need = self.tasks[task].demand.memory_bytes
-            left = limits.memory_bytes - sum(self._running.values())
             if self._running and (alone or need > left):
                 passed.append(entry)
                 why = "was out of memory and runs alone" if alone else _memory_text(need, left)
@@ -239,12 +248,13 @@ class Machine:
             starts.append(
                 Start(task, self.keys[task], self.inputs(task), alone=alone, tight=need > left)
             )
+            left -= need
         for entry in passed:
             heapq.heappush(self._ready, entry)
         return Choice(tuple(starts), tuple(waits))
 
     def _one_alone_runs(self) -> bool:
-        return any(task in self._alone for task in self._running)
+        return any(task in self._running for task in self._alone)
 
     def inputs(self, task: TaskId) -> dict[str, dict[str, FileRef]]:
         """The files of a task whose dependencies have ended well.
@@ -308,6 +318,15 @@ class Machine:
         self._looks.append(Look(task, self.tasks[task].operation, self.keys[task]))
 
     def _key(self, task: TaskId) -> Key:
+        made = tuple(self.results[other] for other in self.after[task])
+        before = self._known.get(task)
+        if before is not None and all(map(is_, before[0], made)):
+            return before[1]
+        key = self._made_key(task)
+        self._known[task] = made, key
+        return key
+
+    def _made_key(self, task: TaskId) -> Key:
         described = self.tasks[task]
         row = operation_of(described.operation, described.backend)
         return task_key(

@@ -24,6 +24,7 @@ from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile
 from genai_operator.jobs import JobRequest
 from genai_operator.lookups import Lookups
+from genai_operator.planned import Plans
 from genai_operator.requests import Setting
 from genai_operator.sources import SourcePlace
 from genai_operator.survey import Question, Survey, survey
@@ -56,6 +57,7 @@ class Cluster:
         self.chain_tasks = chain_tasks
         self.store = DirectoryStore(folder)
         self.lookups = Lookups(self.store)
+        self.plans = Plans()
         self.lost: set[str] = set()
         self.jobs: dict[str, JobView] = {}
         self.pods: dict[str, list[PodView]] = {}
@@ -75,7 +77,12 @@ class Cluster:
             setting=setting, owner="b", since=NOW - timedelta(seconds=9),
             jobs=list(self.jobs.values()), pods=self.pods, now=self.now,
         )  # fmt: skip
-        return survey(question, self.lookups, lost=self.lost)
+        anew = survey(question, self.lookups, lost=set(self.lost))
+        found = survey(question, self.lookups, lost=self.lost, plans=self.plans)
+        for what in ("start", "needed", "refs", "containers", "made", "after", "retried"):
+            assert getattr(found, what) == getattr(anew, what), f"another {what} from memory"
+        assert (found.plan, found.advice.states) == (anew.plan, anew.advice.states)
+        return found
 
     def start(self, request: JobRequest) -> str:
         name = f"{request.operation}-{request.key[:8]}-{request.attempt}"
@@ -197,3 +204,17 @@ def test_parallelism_is_the_builds(tmp_path: Path) -> None:
     cluster = Cluster(tmp_path / "store", parallelism=1)
     cluster.start(cluster.look().start[0])
     assert cluster.look().start == ()
+
+
+def test_an_edit_of_the_spec_or_of_the_source_is_planned_anew(cluster: Cluster) -> None:
+    first = cluster.look()
+    assert cluster.look().plan is first.plan, "nothing changed"
+    cluster.spec = BuildSpec.model_validate(
+        {"model": {"source": "s3://models/tiny"}, "targets": ["cpu"],
+         "quantization": {"cpuPrecision": "Int8"}}
+    )  # fmt: skip
+    edited = cluster.look()
+    assert edited.plan is not first.plan
+    assert edited.plan.tasks != first.plan.tasks
+    cluster.plans.keep({"another"})
+    assert cluster.look().plan is not edited.plan, "it was forgotten"

@@ -6,15 +6,20 @@ import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from genai_core.errors import BadModel, GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest, Key
 from genai_core.operations import OPERATIONS
+from genai_planner import machine as machine_module
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
 from genai_planner.expand import expand
 from genai_planner.graph import FileRef, Plan, Result
-from genai_planner.machine import Machine, State
+from genai_planner.machine import KnownKeys, Machine, State
 from genai_planner.progress import progress
 from genai_planner.shape import shape_from_config
 from genai_planner.source_view import SourceView
@@ -81,10 +86,11 @@ class Known:
         return Missed(item.task, "no record")
 
 
-def look(plan: Plan, known: Known, parallelism: int = 4) -> Advice:
-    return advance(
-        plan, known.answer, Limits(parallelism, 1 << 50), source=SOURCE, toolchains=TOOLCHAINS
-    )
+def look(
+    plan: Plan, known: Known, parallelism: int = 4, *, keys: KnownKeys | None = None
+) -> Advice:
+    limits = Limits(parallelism, 1 << 50)
+    return advance(plan, known.answer, limits, source=SOURCE, toolchains=TOOLCHAINS, known=keys)
 
 
 def test_build_advances_from_nothing_to_its_container() -> None:
@@ -107,6 +113,43 @@ def test_build_advances_from_nothing_to_its_container() -> None:
     assert advice.ended
     assert sorted(started) == sorted(task.id for task in plan.tasks)
     assert "manifest.json" in advice.containers["sm8750"].outputs
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_remembered_keys_are_those_of_the_results_that_are_there_now(data: st.DataObject) -> None:
+    """Results are made anew with other bytes, vanish, and come back; keys follow all of it."""
+    plan = make_plan()
+    keys: KnownKeys = {}
+    results: dict[Key, Result] = {}
+    for number in range(data.draw(st.integers(1, 12))):
+        fresh = look(plan, Known(results), 1000)
+        assert look(plan, Known(results), 1000, keys=keys) == fresh
+        for start in fresh.start:
+            salt = data.draw(st.sampled_from(["", f"{number}"]))
+            results[start.key] = files(plan.task(start.task).operation, start.key + salt)
+        for key in data.draw(st.lists(st.sampled_from(sorted(results)), max_size=2, unique=True)):
+            operation = next(
+                (plan.task(t).operation for t, k in fresh.keys.items() if k == key), "arcl"
+            )
+            again = files(operation, f"{key}{number}")
+            if data.draw(st.booleans()):
+                results[key] = again
+            else:
+                del results[key]
+
+
+def test_nothing_is_keyed_twice_for_the_same_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan()
+    keys: KnownKeys = {}
+    (first,) = look(plan, Known()).start
+    known = Known({first.key: files("ingest", first.key)})
+    look(plan, known, keys=keys)
+    monkeypatch.setattr(machine_module, "task_key", lambda *_, **__: pytest.fail("keyed anew"))
+    assert look(plan, known, keys=keys).results
+    known = Known({first.key: files("ingest", first.key + "other")})
+    with pytest.raises(pytest.fail.Exception, match="keyed anew"):
+        look(plan, known, keys=keys)
 
 
 def test_failure_is_final_until_its_key_changes() -> None:

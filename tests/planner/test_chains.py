@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_core.kinds.build import BuildSpec
@@ -117,3 +117,36 @@ def test_equal_work_has_an_equal_derivation_whatever_it_is_called() -> None:
     changed = derivations(plan("sm8750"), source=SOURCE, toolchains=newer)
     differs = {task.split("/")[0] for task in one if one[task] != changed[task]}
     assert differs == {"convert", "compile", "fidelity", "package"}
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_only_dependents_of_members_are_looked_at_and_none_is_missed(data: st.DataObject) -> None:
+    """Against the definition, applied to every task of the plan."""
+    made = plan("sm8750", "cpu")
+    ids = [task.id for task in made.tasks]
+    states = {
+        task: data.draw(st.sampled_from([State.BLOCKED, State.CACHED, State.DONE, State.FAILED]))
+        for task in ids
+    }
+    head = data.draw(st.sampled_from(ids))
+    states[head] = State.RUNNING
+    most = data.draw(st.integers(1, 6))
+    members, demands = [head], [made.task(head).demand]
+    while len(members) < most:
+        good = {t for t, s in states.items() if s in {State.CACHED, State.DONE}} | set(members)
+        possible = [
+            task
+            for task in made.tasks
+            if states[task.id] is State.BLOCKED
+            and task.id not in members
+            and set(task.after()) & set(members)
+            and set(task.after()) <= good
+            and (task.when is None or task.when.within or task.when.task not in members)
+        ]
+        if len(possible) != 1 or not is_cheaper_joined(demands, possible[0].demand):
+            break
+        members.append(possible[0].id)
+        demands.append(possible[0].demand)
+    found = chain_behind(made, head, states, most=most, fits=lambda _: True)
+    assert found == tuple(members[1:])
