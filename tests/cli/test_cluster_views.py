@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+from functools import partial
 
 import pytest
+from rich.console import Console
 
-from genai_cli.cluster.following import News, news
+from genai_cli.cluster import following
+from genai_cli.cluster.following import News, follow, news
 from genai_cli.cluster.testing import build, job, pod
 from genai_cli.cluster.views import build_view, quantity, task_views
 
@@ -140,3 +144,17 @@ def test_news_are_what_changed_between_two_looks() -> None:
     assert list(news(running, failed)) == [  # type: ignore[arg-type]
         News("failed   ingest: its process ended badly after 4.0 s", bad=True)
     ]
+
+
+def test_a_live_board_shows_names_in_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    terminal = partial(Console, file=out, force_terminal=True, color_system=None, width=120)
+    monkeypatch.setattr(following, "Console", lambda **_: terminal())
+    monkeypatch.setattr(following, "_EVERY", 0.0)
+    waits = {"type": "Ready", "status": "Unknown", "reason": "StoreNotReady"}
+    first = build_view(build("a", phase="Building"))
+    waiting = build("a", phase="Waiting", conditions=[waits | {"message": "the list [abc] [/b]"}])
+    done = build("a", phase="Ready", conditions=[{"type": "Ready", "status": "True"}])
+    looks = iter([build_view(waiting), build_view(done)])
+    follow("team/a", first, lambda: next(looks))
+    assert "! StoreNotReady: the list [abc] [/b]" in out.getvalue()

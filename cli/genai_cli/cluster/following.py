@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 from rich.live import Live
-from rich.markup import escape
 from rich.text import Text
 
 from genai_cli.board import Row, Running
@@ -243,7 +242,7 @@ def _shown(title: str, found: Followed) -> Iterator[Callable[[News], None]]:
                 told.add(item.text)
                 style = "red" if item.bad else "yellow"
                 mark = "✗" if item.bad else "!"
-                text = Text.assemble((f"{mark} ", style), escape(item.text[9:]))
+                text = Text.assemble((f"{mark} ", style), item.text[9:])
                 live.console.print(text, soft_wrap=True)
 
         yield say
