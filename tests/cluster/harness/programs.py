@@ -8,6 +8,8 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 KUBE_VERSION = "v1.34.4"
@@ -86,8 +88,7 @@ def pinned(name: str, source: Path, package: str = ".", *, tags: str = "") -> Pa
     if not program.exists():
         if not may_build():
             return None
-        with (cache() / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _alone(name):
             if not program.exists():
                 aside = program.with_suffix(".tmp")
                 _go(
@@ -108,13 +109,22 @@ def module(name: str) -> Path:
     """A ready-made program by `go install`, e.g. the S3 server."""
     path = MODULES[name]
     program = cache() / f"{name}-{path.rsplit('@', 1)[1]}"
-    if not program.exists():
-        folder = cache() / f"install-{name}"
-        folder.mkdir(exist_ok=True)
-        _go("install", path, cwd=folder, environment={"GOBIN": str(folder)})
-        (folder / name).replace(program)
-        shutil.rmtree(folder, ignore_errors=True)
+    with _alone(name):
+        if not program.exists():
+            folder = cache() / f"install-{name}"
+            folder.mkdir(exist_ok=True)
+            _go("install", path, cwd=folder, environment={"GOBIN": str(folder)})
+            (folder / name).replace(program)
+            shutil.rmtree(folder, ignore_errors=True)
     return program
+
+
+@contextmanager
+def _alone(name: str) -> Iterator[None]:
+    """No other process builds a program of that name meanwhile."""
+    with (cache() / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def missing() -> list[str]:
