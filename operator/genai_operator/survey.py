@@ -161,15 +161,33 @@ class _Look:
         self._attempts = Attempts(question.jobs, question.pods)
         self._verdicts: dict[TaskId, Verdict] = {}
         self._jobs: dict[TaskId, list[JobView]] = {}
+        self._stands: set[TaskId] = set()
         self.records: dict[Key, Record] = {}
         self.advice = advance(
             plan,
             self._answers,
-            Limits(question.setting.spec.run.parallelism, _ANY_MEMORY),
+            self._limits,
             source=planned.source,
             toolchains=planned.toolchains,
             known=planned.keys,
         )
+
+    def _limits(self) -> Limits:
+        """A worker leaves its last result seconds before it is gone."""
+        active = {
+            task: {
+                job.uid
+                for job in jobs
+                if job.state is JobState.ACTIVE
+                and self._question.owner in job.owners
+                and not self._has_ended_well(job)
+            }
+            for task, jobs in self._jobs.items()
+        }
+        ended = set().union(*(active[task] for task in active if task in self._stands))
+        at_work = set().union(*(active[task] for task in active if task not in self._stands))
+        parallelism = self._question.setting.spec.run.parallelism
+        return Limits(parallelism, _ANY_MEMORY, busy=len(ended - at_work))
 
     def _derivation(self, task: TaskId) -> Digest | None:
         return self._planned.derivations[task] if self._attempts.any_chain else None
@@ -233,6 +251,7 @@ class _Look:
     def _answer(self, look: Look, answer: Record | str) -> Event:
         if isinstance(answer, Record):
             self.records[look.key] = answer
+            self._stands.add(look.task)
             return Found(look.task, self._planned.result(answer))
         verdict = self._verdicts.get(look.task)
         if verdict is None:

@@ -55,7 +55,7 @@ class Advice:
 def advance(
     plan: Plan,
     ask: Ask,
-    limits: Limits,
+    limits: Callable[[], Limits],
     *,
     source: Mapping[str, FileRef],
     toolchains: Mapping[tuple[str, Backend | None], Digest],
@@ -66,7 +66,7 @@ def advance(
     Args:
         plan: All tasks.
         ask: Called with what can be looked up now, again and again until nothing is left to ask.
-        limits: How much may run at once, what runs already included.
+        limits: How much may run at once, what runs already included; asked when all is looked up.
         source: Role -> file of the model's source.
         toolchains: (operation, backend) -> toolchain id.
         known: See `Machine`.
@@ -75,7 +75,7 @@ def advance(
     looks: Sequence[Look] = machine.begin()
     while looks:
         looks = [look for event in ask(looks) for look in machine.handle(event)]
-    choice = machine.start(limits)
+    choice = machine.start(limits())
     packages = {target: machine.container(target) for target in plan.containers}
     return Advice(
         start=choice.start,

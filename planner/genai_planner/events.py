@@ -104,10 +104,12 @@ class Limits:
     Attributes:
         parallelism: Tasks.
         memory_bytes: That all of them together may need.
+        busy: Workers that count as well: their tasks have ended, they have not.
     """
 
     parallelism: int
     memory_bytes: int
+    busy: int = 0
 
 
 @dataclass(frozen=True, slots=True)

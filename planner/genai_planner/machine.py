@@ -228,7 +228,8 @@ class Machine:
         passed: list[tuple[float, int, TaskId]] = []
         left = limits.memory_bytes - sum(self._running.values())
         while self._ready and len(passed) < _MANY_CANDIDATES:
-            if len(self._running) >= max(limits.parallelism, 1) or self._one_alone_runs():
+            at_work = len(self._running) + limits.busy
+            if at_work >= max(limits.parallelism, 1) or self._one_alone_runs():
                 break
             entry = heapq.heappop(self._ready)
             task = entry[2]

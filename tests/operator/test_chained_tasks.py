@@ -331,3 +331,20 @@ def test_what_a_job_says_of_its_chain_is_read_back(world: World) -> None:
     name = world.create(request)
     assert world.jobs[name].chain == request.chain
     assert len({link.derivation for link in request.chain}) == 3
+
+
+def test_a_pod_that_has_left_its_last_result_counts_until_it_has_ended(world: World) -> None:
+    """Its process takes seconds to end, and its node has those cores and that memory till then."""
+    world.chain_tasks = 2
+    only = {"run": {"parallelism": 1}}
+    (request,) = world.look(**only).start
+    assert len(request.chain) == 1
+    name = world.create(request)
+    assert world.run(name) == 2
+    world.later(60)
+    assert world.look(**only).start == ()
+    assert len(world.look(run={"parallelism": 2}).start) == 1
+    pod = PodView("ns", f"pod-{name}", f"p-{name}", name, "node1", "Succeeded", world.now)
+    world.pods[name] = [replace(pod, ending=Ending(0, "Completed"))]
+    (following,) = world.look(**only).start
+    assert following.task != request.task

@@ -90,7 +90,9 @@ def look(
     plan: Plan, known: Known, parallelism: int = 4, *, keys: KnownKeys | None = None
 ) -> Advice:
     limits = Limits(parallelism, 1 << 50)
-    return advance(plan, known.answer, limits, source=SOURCE, toolchains=TOOLCHAINS, known=keys)
+    return advance(
+        plan, known.answer, lambda: limits, source=SOURCE, toolchains=TOOLCHAINS, known=keys
+    )
 
 
 def test_build_advances_from_nothing_to_its_container() -> None:
