@@ -32,7 +32,9 @@ log = logging.getLogger("genai_operator")
 
 _ERRANDS_OF_STORES = frozenset({"probe", "collect"})
 _UPKEEP_SECONDS = 5.0
-_QUICK_PASS = 0.5
+_QUICK_PASS = 0.1
+_RESTS = 2.0
+"""Times as long as a pass took."""
 _LONGEST_REST = 5.0
 
 
@@ -282,7 +284,7 @@ class Controller:
 
 def _rest(seconds: float) -> float:
     """A build of a thousand tasks hears of one every moment, and each pass looks at all of them."""
-    return min(seconds, _LONGEST_REST) if seconds > _QUICK_PASS else 0.0
+    return min(_RESTS * seconds, _LONGEST_REST) if seconds > _QUICK_PASS else 0.0
 
 
 def _ref_of(build: Mapping[str, Any]) -> Ref:
