@@ -42,7 +42,6 @@ from genai_core.errors import (
 )
 from genai_core.keys import short_key
 from genai_core.names import TaskId
-from genai_core.record import Record
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import brought
 from genai_core.store.lookup import lookup_all
@@ -60,10 +59,10 @@ from genai_planner.events import (
     Missed,
     Start,
 )
-from genai_planner.graph import FileRef, Result
+from genai_planner.graph import result_of
 from genai_planner.machine import Machine, State
 
-__all__ = ["LocalRun", "look_all", "result_of"]
+__all__ = ["LocalRun", "look_all"]
 
 _POLL_SECONDS = 0.2
 _ELSEWHERE_SECONDS = 0.5
@@ -71,14 +70,6 @@ _MOST_ATTEMPTS = 2
 _MOST_UNAVAILABLE = 4
 _MEMORY_SHARE = 0.9
 """Of what is available: estimates are estimates, and others live here too."""
-
-
-def result_of(record: Record) -> Result:
-    """What the planner needs of a record."""
-    return Result(
-        {p: FileRef(o.sha256, o.size, o.semantic) for p, o in record.outputs.items()},
-        record.facts,
-    )
 
 
 def look_all(

@@ -17,13 +17,13 @@ from genai_core.record import Record
 from genai_operator.requests import Setting
 from genai_planner.chains import derivations
 from genai_planner.expand import expand
-from genai_planner.graph import FileRef, Plan, Result
+from genai_planner.graph import FileRef, Plan, Result, result_of
 from genai_planner.machine import KnownKeys
 from genai_planner.shape import ModelShape
 from genai_planner.source_view import SourceView
 from genai_planner.targets import Target
 
-__all__ = ["Planned", "Plans", "result_of"]
+__all__ = ["Planned", "Plans"]
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,6 @@ class Plans:
         """Forget all others."""
         for kind in [kind for kind in list(self._known) if kind[0] not in owners]:
             self._known.pop(kind, None)
-
-
-def result_of(record: Record) -> Result:
-    """A record as the planner takes it."""
-    return Result(
-        {p: FileRef(o.sha256, o.size, o.semantic) for p, o in record.outputs.items()},
-        record.facts,
-    )
 
 
 def _asked(setting: Setting, shape: ModelShape | None) -> _Asked:

@@ -21,12 +21,12 @@ from genai_operator.attempts import Attempts
 from genai_operator.decide import Verdict, judge
 from genai_operator.jobs import JobRequest
 from genai_operator.lookups import Answers, Unanswered
-from genai_operator.planned import Planned, Plans, result_of
+from genai_operator.planned import Planned, Plans
 from genai_operator.requests import Setting, job_request
 from genai_operator.views import JobState, JobView, PodView
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
-from genai_planner.graph import Plan, Result
+from genai_planner.graph import Plan, Result, result_of
 from genai_planner.inputs import INGEST
 from genai_planner.machine import State
 from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts

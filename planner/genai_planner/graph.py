@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import OperationConfig
+from genai_core.record import Record
 
 __all__ = [
     "Condition",
@@ -24,6 +25,7 @@ __all__ = [
     "Result",
     "Selection",
     "Task",
+    "result_of",
 ]
 
 
@@ -141,6 +143,14 @@ class Result:
 
     outputs: Mapping[str, FileRef]
     facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+def result_of(record: Record) -> Result:
+    """A record as plans take it."""
+    return Result(
+        {p: FileRef(o.sha256, o.size, o.semantic) for p, o in record.outputs.items()},
+        record.facts,
+    )
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ class Cluster:
         self.store = DirectoryStore(folder)
         self.lookups = Lookups(self.store)
         self.plans = Plans()
+        self.source = SOURCE
         self.lost: set[str] = set()
         self.jobs: dict[str, JobView] = {}
         self.pods: dict[str, list[PodView]] = {}
@@ -68,7 +69,7 @@ class Cluster:
 
     def look(self) -> Survey:
         setting = Setting(
-            name="tiny", namespace="ns", spec=self.spec, source=SOURCE,
+            name="tiny", namespace="ns", spec=self.spec, source=self.source,
             folder=SourcePlace("s3://models/tiny", S3Location("models", "tiny")),
             targets=[CPU], toolchains=toolchains([CPU]),
             chain_tasks=self.chain_tasks,
@@ -216,5 +217,9 @@ def test_an_edit_of_the_spec_or_of_the_source_is_planned_anew(cluster: Cluster) 
     edited = cluster.look()
     assert edited.plan is not first.plan
     assert edited.plan.tasks != first.plan.tasks
+    changed = ResolvedFile(path="model.onnx", sha256="9" * 64, size=100)
+    cluster.source = SOURCE.model_copy(update={"files": SOURCE.files | {"model.onnx": changed}})
+    assert cluster.look().start[0].key != edited.start[0].key
+    last = cluster.look()
     cluster.plans.keep({"another"})
-    assert cluster.look().plan is not edited.plan, "it was forgotten"
+    assert cluster.look().plan is not last.plan, "it was forgotten"
