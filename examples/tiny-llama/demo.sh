@@ -6,7 +6,7 @@ out="${DEMO_OUTPUT:-$(cd ../.. && pwd)/demo}"
 prompt='def __init__(self, '
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
-show() { printf '$ %s\n' "$*"; "$@"; }
+show() { printf '$'; for word in "$@"; do [[ $word == *[^[:alnum:]/._=:,-]* ]] && word="'$word'"; printf ' %s' "$word"; done; echo; "$@"; }
 
 targets=(sm8750 cpu)
 build=(genai build -f build.yaml --output "$out")
