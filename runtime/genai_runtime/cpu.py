@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from genai_core.errors import BadInput, BadModel
 from genai_core.facts import RopeTable
+from genai_runtime import processor
 from genai_runtime.rope import cos_sin
 from genai_runtime.session import Logits, Tokens, checked_tokens, checked_truncation
 
@@ -40,6 +41,7 @@ class CpuSession:
             touched as tokens come in.
         threads: Of ONNX Runtime; 0 = as many as there are cores.
         rope: Rotary tables; None = those that the model itself states.
+        features: Of the processor (see `processor.features`); None = of this one.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
@@ -53,18 +55,12 @@ class CpuSession:
         context_length: int,
         threads: int = 0,
         rope: Mapping[str, RopeTable] | None = None,
+        features: frozenset[str] | None = None,
     ) -> None:
         if context_length < 1:
             raise BadInput("must be at least 1", where="context length")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        if _wants_exact_int8(model):
-            # Without VNNI, u8 x s8 products saturate in 16 bits, which cost 0.02 nats on a model
-            # with full-range int8 weights. Exact kernels take 1.4 times as long there, and this
-            # option changes nothing on other machines.
-            options.add_session_config_entry("session.x64quantprecision", "1")
+        known = processor.features() if features is None else features
+        options = session_options(threads, exact=_wide(model) and processor.saturates(known))
         try:
             self._session: Any = ort.InferenceSession(
                 str(model), options, providers=["CPUExecutionProvider"]
@@ -163,8 +159,28 @@ class CpuSession:
             self._buffers.append(buffer)
 
 
-def _wants_exact_int8(model: Path) -> bool:
-    """Read the flag before the session is made: its options cannot change afterwards."""
+def session_options(threads: int, *, exact: bool) -> ort.SessionOptions:
+    """Options of every session of a CPU model.
+
+    Args:
+        threads: 0 = as many as there are cores.
+        exact: Take kernels in which u8 x s8 products never saturate. AVX2's own saturate in 16
+            bits, which costs 0.02 nats on a model with full-range int8 weights and moves logits by
+            up to 0.6; exact ones take 1.4 times as long there. With VNNI or AMX nothing saturates:
+            logits are the same bits, and this option would cost 1.2 to 2.2 times the time (VNNI),
+            up to 4.5 times (AMX).
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if exact:
+        options.add_session_config_entry("session.x64quantprecision", "1")
+    return options
+
+
+def _wide(model: Path) -> bool:
+    """Whether its int8 weights may saturate; read before the session, whose options are fixed."""
     try:
         proto = onnx.load(str(model), load_external_data=False)  # noqa: TID251 - no weights inside
     except Exception as error:  # protobuf and the file system raise their own kinds

@@ -11,6 +11,7 @@ import pytest
 from genai_core.errors import BadEncodings, BadInput, BadModel, DriftError
 from genai_core.names import Gaps, Precision
 from genai_core.operations import CompileCpuConfig, ConvertCpuConfig
+from genai_runtime import cpu, processor
 from genai_runtime.cpu import CpuSession
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.backends.cpu import check
@@ -310,3 +311,35 @@ def test_integers_of_the_encodings_are_kept(bits, tmp_path, monkeypatch):
     np.testing.assert_array_equal(stored_integers(model, name), expected.T.astype(np.int8))
     flags = {p.key: p.value for p in proto_of(model).metadata_props}
     assert flags["genai.exact_int8"] == ("1" if bits == 8 else "0")
+
+
+@pytest.mark.parametrize(
+    ("bits", "features", "exact"),
+    [
+        (8, {"avx2"}, True),
+        (8, {"avx2", "avx512_vnni"}, False),
+        (8, set(), True),
+        (4, {"avx2"}, False),
+    ],
+)
+def test_cpu_session_takes_exact_kernels_when_wide_weights_meet_a_processor_that_saturates(
+    bits, features, exact, tmp_path, monkeypatch
+):
+    core = tmp_path / "core"
+    random_core_model(core)
+    encodings = encode_everything(core, weight_bits=bits)
+    for module in (convert_cpu, compile_cpu):
+        monkeypatch.setattr(module, "encodings_of", lambda _, **__: encodings)
+    model, _ = compiled(core, tmp_path, Precision.INT8, gaps=Gaps.ERROR)
+    asked = []
+    options = cpu.session_options
+    monkeypatch.setattr(
+        cpu,
+        "session_options",
+        lambda threads, *, exact: asked.append(exact) or options(threads, exact=exact),
+    )
+    session = CpuSession(model, context_length=33, threads=1, features=frozenset(features))
+    assert asked == [exact]
+    plain = CpuSession(model, context_length=33, threads=1)
+    if not processor.saturates(processor.features()):
+        np.testing.assert_array_equal(session.forward(IDS), plain.forward(IDS))
