@@ -161,7 +161,9 @@ def _step(
             if absent := unmet(selection.patterns, offered):
                 raise ValueError(f"{selection.task} has no {', '.join(absent)}")
             chosen = {path: offered[path] for path in matches(selection.patterns, offered)}
-            known.setdefault(name, {}).update(_files(setting, chosen, from_source=False))
+            known[name] = dict(
+                sorted((known.get(name, {}) | _files(setting, chosen, from_source=False)).items())
+            )
     when = None
     if task.when is not None and task.when.task in members[:index]:
         when = StepCondition(step=members.index(task.when.task), within=task.when.within)
@@ -181,6 +183,7 @@ def _step(
 def _files(
     setting: Setting, files: Mapping[str, FileRef], *, from_source: bool
 ) -> dict[str, TaskFileInput]:
+    """The files of an input, by name: selections have no order, and a Job is compared by bytes."""
     return {
         path: TaskFileInput(
             sha256=file.sha256,
@@ -192,7 +195,7 @@ def _files(
                 else None
             ),
         )
-        for path, file in files.items()
+        for path, file in sorted(files.items())
     }
 
 
