@@ -1,8 +1,8 @@
 """Keys and rendered Jobs of builds that use nothing new stay what they are, byte for byte.
 
-`keys.json` holds the key of every task of some builds, `jobs.json` the Jobs that the operator
-renders for one of them. Code versions stand in the file: raising one is a decision of its own (and a
-line in CHANGELOG.md), and shows here as that one number and the keys behind it.
+`keys.json` holds the key of every task of some builds, `jobs_*.json` the Jobs that the operator
+renders for one of them. Code versions stand in the file: raising one is a decision of its own (and
+a line in CHANGELOG.md), and shows here as that one number and the keys behind it.
 
     GENAI_WRITE_GOLDEN=1 python -m pytest tests/contract      # after a change that was meant
 """
