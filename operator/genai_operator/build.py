@@ -56,6 +56,7 @@ from genai_operator.status import (
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.survey import PLANS_READ, Question, Survey, survey
 from genai_operator.targets import BuildTarget, toolchain_digest, toolchains
+from genai_operator.threads import in_thread
 from genai_operator.views import JobState, JobView
 from genai_planner.machine import State as TaskState
 
@@ -244,7 +245,7 @@ class Builds:
                 claimed = self._observed.claimed_by(one.owner.uid)
                 question = self._question(one, found, place, access=access, targets=targets)
                 await self._listen(opened, question)
-                seen = await asyncio.to_thread(
+                seen = await in_thread(
                     survey,
                     question,
                     opened.lookups,

@@ -22,6 +22,7 @@ from genai_operator.observed import Observed, asked_of, lean
 from genai_operator.references import References
 from genai_operator.settings import Settings
 from genai_operator.stores import Stores
+from genai_operator.threads import Threads
 from genai_operator.upkeep import Upkeep
 from genai_operator.views import JobState, JobView, PodView, job_view, pod_view
 from genai_operator.work_queue import WorkQueue
@@ -37,6 +38,12 @@ _QUICK_PASS = 0.1
 _RESTS = 2.0
 """Times as long as it computed."""
 _LONGEST_REST = 5.0
+_SLOW_PASS = 5.0
+"""Seconds after which a pass leaves its worker to others."""
+_LONGEST_PASS = 600.0
+"""Seconds after which it is given up."""
+_MOST_SLOW = 64
+"""Passes that go on without a worker."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,11 @@ class Controller:
     def __init__(self, api: Api, settings: Settings) -> None:
         self._settings = settings
         self.observed = Observed()
-        self.queue: WorkQueue[Ref] = WorkQueue(waited=self._waited)
+        self.queue: WorkQueue[Ref] = WorkQueue(
+            waited=self._waited, group=lambda ref: ref.namespace or None
+        )
+        self._threads = Threads()
+        self._slow: set[asyncio.Task[None]] = set()
         self._leading: Callable[[], bool] = lambda: False
         self._working_since = time.monotonic()
         stores = Stores(api, settings, self.observed.stores.get)
@@ -219,7 +230,7 @@ class Controller:
         try:
             await asyncio.gather(*tasks)
         finally:
-            for task in tasks:
+            for task in (*tasks, *self._slow):
                 task.cancel()
 
     async def _worker(self, leading: Callable[[], bool]) -> None:
@@ -233,12 +244,29 @@ class Controller:
                 self.queue.done(ref)
                 self.queue.add(ref, after=0.2)
                 continue
-            await self._work(ref)
+            await self._until_slow(ref)
+
+    async def _until_slow(self, ref: Ref) -> None:
+        """Work on it; one that waits for its own server must not keep the worker from others."""
+        task = asyncio.create_task(self._work(ref))
+        try:
+            done, _ = await asyncio.wait({task}, timeout=_SLOW_PASS)
+            if not done and len(self._slow) < _MOST_SLOW:
+                self.queue.slow(ref)
+                self._slow.add(task)
+                task.add_done_callback(self._slow.discard)
+            else:
+                await task
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
 
     async def _work(self, ref: Ref) -> None:
         began, cost, result = time.monotonic(), time.process_time(), "ok"
         try:
-            after = await self._pass(ref)
+            async with asyncio.timeout(_LONGEST_PASS):
+                with self._threads.working_on(ref):
+                    after = await self._pass(ref)
         except asyncio.CancelledError:
             self.queue.done(ref)
             raise

@@ -9,7 +9,6 @@ cluster is gone, lets it end by itself. Stores that the operator may not write g
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import time
@@ -28,6 +27,7 @@ from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.stores import OpenStore
 from genai_operator.targets import BuildTarget
+from genai_operator.threads import in_thread
 
 __all__ = ["Leases"]
 
@@ -73,7 +73,7 @@ class Leases:
     async def claim_upload(self, one: BuildPass, opened: OpenStore) -> None:
         """Claim the build's model, where it was uploaded beside the store, before it is listed."""
         if _uploads(one, opened):
-            await asyncio.to_thread(self.claim, one, opened, ())
+            await in_thread(self.claim, one, opened, ())
 
     def document(self, one: BuildPass, opened: OpenStore) -> LeaseFile:
         """What a Job has to know that writes the lease."""
@@ -99,7 +99,7 @@ class Leases:
         holder = self._holder(one, opened)
         if holder is not None:
             uploads = _uploads(one, opened)
-            await asyncio.to_thread(holder.settle, refs, built, keep=keep, uploads=uploads)
+            await in_thread(holder.settle, refs, built, keep=keep, uploads=uploads)
             if holder.problem:
                 log.warning("no lease", extra={"build": one.owner.name, "why": holder.problem})
             return
@@ -119,11 +119,11 @@ class Leases:
         if holder is None:
             await self._send(one, self.document(one, opened), access=access, target=target)
             return
-        stands = await asyncio.to_thread(holder.renew)
+        stands = await in_thread(holder.renew)
         if not stands and one.status.get("artifacts"):
             log.warning("its lease is gone", extra={"build": one.owner.name})
         if stands or _uploads(one, opened):
-            await asyncio.to_thread(self.claim, one, opened, ())
+            await in_thread(self.claim, one, opened, ())
 
     def rest(self, uid: str) -> float:
         """Seconds until a build at rest is to be looked after; 0: now."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from dataclasses import replace
@@ -22,6 +21,7 @@ from genai_operator.observed import Observed
 from genai_operator.status import condition, conditions, ready_of, rfc3339, same_status
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.targets import BuildTarget, build_target, target_problem
+from genai_operator.threads import in_thread
 from genai_operator.views import parse_time
 
 __all__ = ["References"]
@@ -65,7 +65,7 @@ class References:
         try:
             opened = await self._stores.open(value)
             if opened.store is not None:
-                found = await asyncio.to_thread(opened.store.probe)
+                found = await in_thread(opened.store.probe)
                 able = found.conditional_create
             else:
                 able = await self._probed(value, opened)

@@ -7,7 +7,6 @@ be known, unless its content is pinned; then too a record that stands is enough.
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -42,6 +41,7 @@ from genai_operator.starting import Starter
 from genai_operator.status import Outcome
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.targets import BuildTarget
+from genai_operator.threads import in_thread
 from genai_operator.views import JobState, JobView
 
 __all__ = ["Resolver"]
@@ -140,7 +140,7 @@ class Resolver:
             keys = opened.credentials
             if one.spec.model.secret_ref is not None:
                 keys = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
-            listed = await asyncio.to_thread(
+            listed = await in_thread(
                 list_source,
                 one.spec,
                 place.bucket,
@@ -241,6 +241,6 @@ def _known_source(one: BuildPass, place: SourcePlace) -> RecordRef | None:
 
 
 async def _look(opened: OpenStore, ref: RecordRef, *, anew: bool = False) -> Record | None:
-    found = await asyncio.to_thread(opened.lookups.look, [ref], anew=[ref.key] if anew else [])
+    found = await in_thread(opened.lookups.look, [ref], anew=[ref.key] if anew else [])
     answer = found[ref]
     return answer if isinstance(answer, Record) else None

@@ -7,7 +7,6 @@ say what they found. Stores in readFrom are looked into after the store itself a
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import hashlib
 import tempfile
@@ -30,6 +29,7 @@ from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.lookups import Answers, Lookups, ToldLookups
 from genai_operator.s3_metrics import count_requests
 from genai_operator.settings import Settings
+from genai_operator.threads import in_thread
 
 __all__ = ["Credentials", "OpenStore", "Stores", "credentials_of"]
 
@@ -150,7 +150,7 @@ class Stores:
         Raises:
             Stalled: Says which rule.
         """
-        await asyncio.to_thread(
+        await in_thread(
             check_endpoint,
             endpoint,
             allowed=self._settings.allowed_endpoints,
@@ -171,7 +171,7 @@ class Stores:
         known = self._open.get((namespace, name))
         if known is not None and known[0] == stamp:
             return known[1]
-        opened = await asyncio.to_thread(self._make, namespace, spec, keys, readers=readers)
+        opened = await in_thread(self._make, namespace, spec, keys, readers=readers)
         self._open[namespace, name] = (stamp, opened)
         return opened
 

@@ -4,6 +4,9 @@ A key that is added while it is being worked on is worked on once more afterward
 happened meanwhile is missed. Failures come back after growing pauses; `add(after=...)` comes back
 at the earliest time asked for, but not before a rest that `done` gave the key is over: what happens
 meanwhile is then worked on together.
+
+Keys belong to groups: a group whose work takes long (`slow`) is worked on at one more key at a time
+until it is through with that, and with two such at none, so that it leaves the workers to others.
 """
 
 from __future__ import annotations
@@ -12,10 +15,13 @@ import asyncio
 import heapq
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 __all__ = ["WorkQueue"]
+
+_MOST_SLOW = 2
 
 K = TypeVar("K", bound=Hashable)
 
@@ -27,6 +33,7 @@ class WorkQueue(Generic[K]):
         first_pause: Seconds after a first failure; doubled with each further one.
         longest_pause: What it grows to.
         waited: Told, of each key that is worked on, how many seconds it was due before.
+        group: Of a key; None: it is in none.
         clock: Seconds; does not go back.
     """
 
@@ -36,6 +43,7 @@ class WorkQueue(Generic[K]):
         first_pause: float = 0.5,
         longest_pause: float = 60.0,
         waited: Callable[[K, float], None] | None = None,
+        group: Callable[[K], Hashable | None] = lambda _key: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._first = first_pause
@@ -45,7 +53,12 @@ class WorkQueue(Generic[K]):
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._count = 0
+        self._group = group
         self._working: set[K] = set()
+        self._working_of: Counter[Hashable] = Counter()
+        self._slow: set[K] = set()
+        self._slow_of: Counter[Hashable] = Counter()
+        self._held: dict[Hashable, list[tuple[float, int, K]]] = {}
         self._failures: dict[K, int] = {}
         self._rests: dict[K, float] = {}
         self._changed = asyncio.Event()
@@ -77,11 +90,17 @@ class WorkQueue(Generic[K]):
             key, pause = self._next()
             if key is not None:
                 self._working.add(key)
+                self._working_of[self._group(key)] += 1
                 return key
             try:
                 await asyncio.wait_for(self._changed.wait(), pause)
             except TimeoutError:
                 continue
+
+    def slow(self, key: K) -> None:
+        """It takes long: whoever is at it goes on, and is no worker meanwhile."""
+        self._slow.add(key)
+        self._slow_of[self._group(key)] += 1
 
     def done(self, key: K, *, rest: float = 0.0) -> None:
         """It went well.
@@ -117,8 +136,20 @@ class WorkQueue(Generic[K]):
         self._due.pop(key, None)
 
     def _release(self, key: K) -> None:
-        self._working.discard(key)
+        group = self._group(key)
+        for kept, counts in ((self._working, self._working_of), (self._slow, self._slow_of)):
+            if key in kept:
+                kept.discard(key)
+                counts[group] -= 1
+                if not counts[group]:
+                    del counts[group]
+        for entry in self._held.pop(group, ()):
+            heapq.heappush(self._heap, entry)
         self._changed.set()
+
+    def _may_work(self, group: Hashable | None) -> bool:
+        slow = self._slow_of[group]
+        return group is None or not slow or (slow < _MOST_SLOW and self._working_of[group] == slow)
 
     def _next(self) -> tuple[K | None, float | None]:
         """A key to work on now, else None and how long to wait."""
@@ -137,6 +168,9 @@ class WorkQueue(Generic[K]):
             heapq.heappop(self._heap)
             if key in self._working:
                 busy.append((due, number, key))
+                continue
+            if not self._may_work(group := self._group(key)):
+                self._held.setdefault(group, []).append((due, number, key))
                 continue
             del self._due[key]
             self._rests.pop(key, None)
