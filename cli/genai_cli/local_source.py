@@ -22,7 +22,7 @@ from genai_core.canonical import digest_json
 from genai_core.download import Rules, download
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.kinds.build import BuildSpec
-from genai_core.record import check_relative_path
+from genai_core.paths import check_relative_path
 from genai_core.source_address import parse_https
 
 __all__ = ["bring_source"]

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from genai_core.errors import BadModel, NoSpace
-from genai_core.record import check_relative_path
+from genai_core.paths import check_relative_path
 from genai_core.store.files import explain
 
 __all__ = ["Bounds", "unpack_archive"]

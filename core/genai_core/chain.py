@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genai_core.errors import GenAIError
 from genai_core.keys import task_key
 from genai_core.names import Backend, Digest
+from genai_core.paths import RelativePath
 from genai_core.record import Record
 from genai_core.selection import matches, unmet
 from genai_core.task import TaskFile, TaskFileInput, Toolchain
@@ -56,9 +57,9 @@ class ChainStep(BaseModel):
     backend: Backend | None = None
     code_version: int
     config: dict[str, Any]
-    inputs: dict[str, dict[str, TaskFileInput]] = Field(default_factory=dict)
+    inputs: dict[RelativePath, dict[RelativePath, TaskFileInput]] = Field(default_factory=dict)
     """Files that are known already."""
-    made: dict[str, tuple[MadeFiles, ...]] = Field(default_factory=dict)
+    made: dict[RelativePath, tuple[MadeFiles, ...]] = Field(default_factory=dict)
     """Input name -> files of earlier tasks of the chain."""
     toolchain: Toolchain
     when: StepCondition | None = None

@@ -10,6 +10,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genai_core.paths import RelativePath
+
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 Role = Literal[
@@ -78,7 +80,7 @@ class WeightsGroup(BaseModel):
 
     model_config = _FROZEN
 
-    file: str
+    file: RelativePath
     size_bytes: int
     parameters: int
 

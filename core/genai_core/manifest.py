@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core import canonical
 from genai_core.names import Backend, Precision
+from genai_core.paths import RelativePath
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,7 +41,7 @@ class ManifestGraph(BaseModel):
     ar: int
     cl: int
     split: int
-    file: str
+    file: RelativePath
 
 
 class ManifestTarget(BaseModel):
@@ -76,7 +77,7 @@ class Manifest(BaseModel):
     context_length: int
     graphs: list[ManifestGraph] = Field(default_factory=list)
     splits: int = 1
-    files: dict[str, ManifestFile]
+    files: dict[RelativePath, ManifestFile]
     """Relative path -> file, but for `manifest.json`, `report.json`, `golden.json` (its margins are
     measured) and `emulation/`."""
 

@@ -27,6 +27,7 @@ from pydantic import (
 from genai_core.canonical import canonical_json, is_digest
 from genai_core.keys import short_key
 from genai_core.names import Digest, Key
+from genai_core.paths import RelativePath
 
 __all__ = [
     "SIDECAR_NAME",
@@ -35,7 +36,6 @@ __all__ = [
     "Output",
     "Record",
     "ToolchainUsed",
-    "check_relative_path",
     "entry_folder",
     "flat_strings",
     "model_slug",
@@ -53,20 +53,6 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 _OPERATION = re.compile(r"[a-z][a-z0-9_]{0,31}")
 
 
-def check_relative_path(path: str) -> str:
-    """Return a path that stays inside the folder it is joined to.
-
-    Raises:
-        ValueError: Absolute, empty, with `..`, `.`, an empty part, a backslash or a control
-            character.
-    """
-    if not path or path.startswith("/") or "\\" in path or any(ord(c) < 32 for c in path):
-        raise ValueError(f"{path!r} is not a relative path with / between its parts")
-    if any(part in {"", ".", ".."} for part in path.split("/")):
-        raise ValueError(f"{path!r} leaves its folder or is not in its shortest form")
-    return path
-
-
 def _check_digest(text: str) -> str:
     if not is_digest(text):
         raise ValueError(f"{text!r} is not a SHA-256 in lower-case hex")
@@ -78,7 +64,6 @@ def _to_utc(value: datetime) -> datetime:
 
 
 _Digest = Annotated[Digest, AfterValidator(_check_digest)]
-_RelativePath = Annotated[str, AfterValidator(check_relative_path)]
 
 
 class _Frozen(BaseModel):
@@ -160,7 +145,7 @@ class Record(_Frozen):
     source: str = ""
     config: dict[str, JsonValue] = Field(default_factory=dict)
     inputs: dict[str, dict[str, _Digest]] = Field(default_factory=dict)
-    outputs: dict[_RelativePath, Output] = Field(default_factory=dict)
+    outputs: dict[RelativePath, Output] = Field(default_factory=dict)
     facts: dict[str, JsonValue] = Field(default_factory=dict)
     toolchain: ToolchainUsed
     created_at: Annotated[AwareDatetime, AfterValidator(_to_utc)]

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_json
 from genai_core.names import Digest, Key
+from genai_core.paths import FileName, RelativePath
 
 if TYPE_CHECKING:  # workers read answers and know no specs
     from genai_core.kinds.build import BuildSpec
@@ -55,9 +56,9 @@ class ResolveFile(BaseModel):
     kind: Literal["resolve"] = "resolve"
     uri: str
     """`s3://bucket/folder?endpoint=...`"""
-    model: dict[str, str]
+    model: dict[str, FileName]
     """The names of files in the spec's `model`."""
-    quantization: dict[str, str]
+    quantization: dict[str, FileName]
     """The names of files in the spec's `quantization`."""
     pin: str | None = None
     """`spec.model.digest`, of a source that cannot be listed without reading it."""
@@ -68,7 +69,7 @@ class ResolvedFile(BaseModel):
 
     model_config = _FROZEN
 
-    path: str
+    path: RelativePath
     """Relative to the address."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     size: int
@@ -81,7 +82,7 @@ class ResolvedSource(BaseModel):
 
     digest: str
     """`sha256:...` of roles and contents: what `spec.model.digest` pins."""
-    files: dict[str, ResolvedFile]
+    files: dict[RelativePath, ResolvedFile]
     config: dict[str, Any] = Field(default_factory=dict)
     weight_bits: int | None = None
     stored: bool = False

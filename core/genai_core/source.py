@@ -26,6 +26,7 @@ from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
 from genai_core.home import expanded
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest
+from genai_core.paths import inside, links_may_reach
 
 __all__ = ["MODEL_ROLE", "Digests", "SourceFacts", "SourceFile", "inspect_source", "source_folder"]
 
@@ -127,13 +128,16 @@ def source_folder(spec: BuildSpec, base_dir: Path) -> Path:
     return path.parent if path.is_file() else path
 
 
-def inspect_source(spec: BuildSpec, base_dir: Path, cache: Digests) -> SourceFacts:
+def inspect_source(
+    spec: BuildSpec, base_dir: Path, cache: Digests, *, links_within: Path | None = None
+) -> SourceFacts:
     """Find a model's files and their digests.
 
     Args:
         spec: Says where the model is and which files it names.
         base_dir: What a relative source counts from.
         cache: Spares hashing files again that have not changed.
+        links_within: Folder that links must not leave; None = see `links_may_reach`.
 
     Raises:
         BadInput: A file that is missing, unreadable or ambiguous; where it is ambiguous, the
@@ -145,6 +149,8 @@ def inspect_source(spec: BuildSpec, base_dir: Path, cache: Digests) -> SourceFac
         named = Path(spec.model.source).name
     try:
         paths = _find_files(spec, root, named)
+        for path in paths.values():
+            inside(path, links_within or links_may_reach(root), str(path))
         files = {
             role: SourceFile(path, cache.digest(path), path.stat().st_size)
             for role, path in sorted(paths.items())
@@ -232,7 +238,7 @@ def _with_suffix(paths: Iterable[Path], suffix: str) -> list[Path]:
 
 
 def _named(root: Path, name: str, field_name: str) -> Path:
-    path = root / expanded(name)
+    path = root / name
     if not path.is_file():
         raise BadInput(
             f"there is no file {path}", where=field_name, remedy=f"name a file below {root}"

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 from genai_core.canonical import is_digest
 from genai_core.errors import InvalidSpec
 from genai_core.names import Digest
-from genai_core.record import check_relative_path
+from genai_core.paths import check_relative_path
 
 __all__ = ["HttpsAddress", "PvcAddress", "parse_https", "parse_pvc", "readable_name"]
 

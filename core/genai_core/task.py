@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.names import Backend
+from genai_core.paths import RelativePath
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -61,7 +62,7 @@ class TaskFile(BaseModel):
     key: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     code_version: int
     config: dict[str, Any]
-    inputs: dict[str, dict[str, TaskFileInput]]
+    inputs: dict[RelativePath, dict[RelativePath, TaskFileInput]]
     """Input name -> relative path -> file; the stage sees each input as one folder."""
     toolchain: Toolchain
     slug: str = "model"

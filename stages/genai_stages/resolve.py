@@ -23,12 +23,12 @@ from genai_core.filecache import FileCache
 from genai_core.keys import toolchain_id
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest, Key
+from genai_core.paths import check_relative_path
 from genai_core.record import (
     Measurements,
     Output,
     Record,
     ToolchainUsed,
-    check_relative_path,
     model_slug,
 )
 from genai_core.resolved import (
@@ -48,7 +48,7 @@ from genai_core.store.lookup import publish
 from genai_core.store.protocol import Existing, Hit, Store
 from genai_core.store.s3_source import S3Source
 from genai_core.task import TaskResult
-from genai_stages.source_access import fetch_archive, inside, mounted_folder, open_source
+from genai_stages.source_access import fetch_archive, mounted_folder, open_source
 
 __all__ = ["resolve"]
 
@@ -109,9 +109,7 @@ def _resolve_unlisted(
         )
     volume = parse_pvc(question.uri)
     folder = mounted_folder(volume)
-    found = _read_folder(question, folder)
-    for file in found.files.values():
-        inside(folder / file.path, mounted_folder(PvcAddress(volume.claim)), volume.file(file.path))
+    found = _read_folder(question, folder, links_within=mounted_folder(PvcAddress(volume.claim)))
     key = content_key(question, pinned or found.digest)
     if _stands(store, key):
         return TaskResult(id=RESOLVE, outcome="cached", record=key)
@@ -153,10 +151,14 @@ def _publish(
     )
 
 
-def _read_folder(question: ResolveFile, folder: Path) -> ResolvedSource:
+def _read_folder(
+    question: ResolveFile, folder: Path, *, links_within: Path | None = None
+) -> ResolvedSource:
     """A folder whose files are all at hand."""
     try:
-        facts = inspect_source(_spec(question, folder), folder, FileCache(None))
+        facts = inspect_source(
+            _spec(question, folder), folder, FileCache(None), links_within=links_within
+        )
     except GenAIError as error:
         raise _of_the_user(error, folder, question.uri) from error
     found = _resolved(facts, folder)

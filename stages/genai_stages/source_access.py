@@ -20,6 +20,7 @@ from genai_core.archive import unpack_archive
 from genai_core.download import Rules, download
 from genai_core.errors import BadModel, InvalidSpec, StoreUnreadable
 from genai_core.names import Digest
+from genai_core.paths import inside
 from genai_core.source_address import HttpsAddress, PvcAddress, parse_pvc
 from genai_core.store.s3_location import S3Credentials, parse_s3
 from genai_core.store.s3_source import S3Source
@@ -27,7 +28,7 @@ from genai_core.task import TaskFileInput
 from genai_stages.local_file import take_local
 from genai_stages.store_access import certificates_of
 
-__all__ = ["fetch_archive", "fetch_source_file", "inside", "mounted_folder", "open_source"]
+__all__ = ["fetch_archive", "fetch_source_file", "mounted_folder", "open_source"]
 
 _PREFIX = "GENAI_SOURCE_"
 _AGAIN = "apply the build again"
@@ -105,7 +106,7 @@ def mounted_folder(address: PvcAddress) -> Path:
             "no volume is mounted here", where=str(address), remedy="build it in a cluster"
         )
     root = Path(text)
-    folder = inside(root / address.path, root, str(address))
+    folder = inside(root / address.path, root, str(address), of="volume")
     if not folder.exists():
         raise BadModel(
             f"there is no folder {address.path} in the volume",
@@ -113,19 +114,6 @@ def mounted_folder(address: PvcAddress) -> Path:
             remedy="correct spec.model.source",
         )
     return folder
-
-
-def inside(path: Path, root: Path, shown: str) -> Path:
-    """The path, unless a link leads it out of the volume.
-
-    Raises:
-        BadModel: It does.
-    """
-    if not path.resolve().is_relative_to(root.resolve()):
-        raise BadModel(
-            "it is a link that leaves the volume", where=shown, remedy="copy the file there"
-        )
-    return path
 
 
 def fetch_source_file(file: TaskFileInput, dest: Path) -> None:
@@ -152,5 +140,5 @@ def _take_mounted(file: TaskFileInput, dest: Path) -> None:
     folder, _, name = address.path.rpartition("/")
     where = PvcAddress(address.claim, folder)
     root = mounted_folder(PvcAddress(address.claim))
-    path = inside(mounted_folder(where) / name, root, file.path)
+    path = inside(mounted_folder(where) / name, root, file.path, of="volume")
     take_local(path, file, dest, shown=file.path, remedy=_AGAIN)

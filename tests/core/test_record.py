@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from genai_core.canonical import digest_bytes
+from genai_core.paths import check_relative_path
 from genai_core.record import (
     RESERVED_SLUGS,
     Blob,
     Output,
     Record,
-    check_relative_path,
     entry_folder,
     flat_strings,
     model_slug,

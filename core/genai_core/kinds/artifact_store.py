@@ -16,6 +16,7 @@ from genai_core.kinds.base import (
     ShortText,
     Uri,
 )
+from genai_core.paths import PREFIX
 
 
 class Retention(KindModel):
@@ -53,7 +54,7 @@ class ArtifactStoreSpec(KindModel):
         StringConstraints(min_length=3, max_length=63, pattern=r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$"),
     ]
     """Name of the bucket; it must be there."""
-    prefix: Annotated[str, StringConstraints(max_length=512)] = ""
+    prefix: Annotated[str, StringConstraints(max_length=512, pattern=PREFIX)] = ""
     """The namespace is appended, so that tenants are kept apart by bucket policy."""
     endpoint: Uri | None = None
     """URL of the S3 server, e.g. https://s3.example.com:9000; left out: AWS."""

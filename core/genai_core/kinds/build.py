@@ -24,6 +24,7 @@ from genai_core.kinds.base import (
     either_case,
 )
 from genai_core.names import Gaps, Precision
+from genai_core.paths import FileName
 
 MULTI_CONTEXT_LENGTHS = (512, 1024, 2048, 3072, 4096)
 """The context lengths that `multiContext` stands for (the vendor builder's multi_graph)."""
@@ -62,10 +63,10 @@ class ModelSource(KindModel):
     digest: DigestText | None = None
     """Pins the content, as status.sources shows it; left out: whatever the source holds when a
     generation, or a new requestedAt, is first looked at."""
-    onnx: ShortText | None = None
-    """File of the model; left out: the only one."""
-    encodings: ShortText | None = None
-    """File of AIMET's encodings; left out: the only one, if any."""
+    onnx: FileName | None = None
+    """File of the model, below the source; left out: the only one."""
+    encodings: FileName | None = None
+    """File of AIMET's encodings, below the source; left out: the only one, if any."""
     architecture: ShortText | None = None
     """e.g. llama; left out: what config.json says."""
 
@@ -134,7 +135,7 @@ class Fidelity(KindModel):
 
     budget_nats: Annotated[float, Field(ge=0, le=100)] = 0.01
     """Allowed rise of the loss, nats a token; over it the build fails."""
-    tokens: ShortText | None = None
+    tokens: FileName | None = None
     """A .npy of the model's source, integers [pieces, length]; left out: scored on text that the
     float model writes."""
 
@@ -149,7 +150,7 @@ class Quantization(KindModel):
     gaps: Annotated[Gaps, either_case(Gaps)] = Gaps.ERROR
     """Tensors without an encoding: Error refuses the model, Float keeps them in float16,
     Calibrate measures them."""
-    calibration: ShortText | None = None
+    calibration: FileName | None = None
     """With gaps: Calibrate, a .npy of tokens or a text file of the model's source."""
     cpu_precision: Annotated[CpuPrecision, either_case(CpuPrecision)] = CpuPrecision.AUTO
     """Of a cpu container's linears; Auto: the first of Int8, Int4, Float within the budget."""

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from genai_core.kinds.yaml_documents import Path
+from genai_core.paths import FILE_NAME, PREFIX
 
 __all__ = ["Problem", "distance", "nearest", "problems", "show_path"]
 
@@ -209,6 +210,8 @@ _LIMITS = {
 }
 
 _PATTERNS = {
+    FILE_NAME: "the name of a file below spec.model.source: relative, without . and ..",
+    PREFIX: "a prefix without . and ..",
     r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "a name of lower-case letters, digits, '-' and '.'",
     r"^sha256:[0-9a-f]{64}$": "sha256: and 64 hex digits",
     r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$": "a quantity such as 20Gi",

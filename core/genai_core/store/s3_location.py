@@ -79,9 +79,12 @@ def parse_s3(address: str) -> S3Location:
     addressing = options.get("addressing", "path" if endpoint else "auto")
     if addressing not in {"path", "virtual", "auto"}:
         raise wrong_address(address, "addressing is path, virtual or auto")
+    prefix = unquote(parts.path).strip("/")
+    if {".", ".."} & set(prefix.split("/")):
+        raise wrong_address(address, "its prefix holds . or ..")
     return S3Location(
         bucket=parts.netloc,
-        prefix=unquote(parts.path).strip("/"),
+        prefix=prefix,
         endpoint=endpoint,
         region=options.get("region"),
         ca=options.get("ca"),
