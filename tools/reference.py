@@ -10,6 +10,12 @@ from genai_core.crd import Kind, crd
 
 Schema = dict[str, Any]
 
+_OF_KUBERNETES = {
+    "affinity": "https://kubernetes.io/docs/concepts/scheduling-eviction/assign-pod-node/"
+    "#affinity-and-anti-affinity"
+}
+"""Fields that another page tells of: name -> its address."""
+
 _INTRO = """\
 <!-- Generated from core/genai_core/kinds by `make generate`; never edit. -->
 # {kind}: every field
@@ -57,6 +63,8 @@ def page(kind: Kind, example: str) -> str:
 def _sections(schema: Schema, path: str) -> Iterator[tuple[str, Schema]]:
     """Every object with fields of its own below a schema, in reading order."""
     for name, value in schema.get("properties", {}).items():
+        if name in _OF_KUBERNETES:
+            continue
         at = f"{path}.{name}"
         inner = value
         if value.get("type") == "array":
@@ -97,6 +105,8 @@ def _type(value: Schema, path: str) -> str:
         if "properties" in inner:
             return f"list of [{path.rsplit('.', 1)[1]}](#{_anchor(path + '[]')})"
         return f"list of {_plural(_type(inner, path))}"
+    if (address := _OF_KUBERNETES.get(path.rsplit(".", 1)[1])) is not None:
+        return f"[mapping]({address})"
     if "properties" in value:
         return f"[mapping](#{_anchor(path)})"
     if "additionalProperties" in value:

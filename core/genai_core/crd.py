@@ -23,6 +23,8 @@ from genai_core.kinds.target import TargetSpec, TargetStatus
 
 Schema = dict[str, Any]
 
+_LONGEST_TIME = 64
+
 
 @dataclass(frozen=True)
 class Column:
@@ -331,9 +333,12 @@ def _structural(node: Schema, definitions: Schema, described: dict[str, dict[str
         for name in (
             "type", "description", "enum", "pattern", "format", "minLength", "maxLength",
             "minItems", "maxItems", "minimum", "maximum", "required", "maxProperties",
+            "x-kubernetes-validations",
         )
         if name in node
     }  # fmt: skip
+    if node.get("format") == "date-time":
+        found["maxLength"] = _LONGEST_TIME
     if "const" in node:
         found["enum"] = [node["const"]]
     if node.get("default") is not None:
@@ -359,7 +364,7 @@ def _members(node: Schema, definitions: Schema, described: dict[str, dict[str, s
         inner = node.get("additionalProperties")
         if isinstance(inner, dict) and inner:
             return {"additionalProperties": _structural(inner, definitions, described)}
-        return {"x-kubernetes-preserve-unknown-fields": True}
+        raise TypeError(f"a field without a schema has no limit either: {node}")
     texts = described.get(node.get("title", ""), {})
     properties: Schema = {}
     for name, value in node["properties"].items():

@@ -239,8 +239,8 @@ def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         pod["priorityClassName"] = run.priority_class_name
     if run.image_pull_secrets:
         pod["imagePullSecrets"] = [{"name": secret.name} for secret in run.image_pull_secrets]
-    if run.affinity:
-        pod["affinity"] = run.affinity
+    if affinity := run.affinity.canonical():
+        pod["affinity"] = affinity
     if run.topology_spread:
         pod["topologySpreadConstraints"] = [
             {

@@ -65,7 +65,11 @@ Quantity = Annotated[
     str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[EPTGM]i?)?$")
 ]
 """A Kubernetes quantity such as 20Gi."""
-DigestText = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+DigestText = Annotated[
+    str,
+    StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$"),
+    Field(json_schema_extra={"maxLength": 71}),  # said here alone: the pattern says it better
+]
 Options = Annotated[dict[ShortText, ShortText], Field(max_length=64)]
 """A vendor's option -> its value, both strings, e.g. `graphs.vtcm_size_in_mb: "8"`."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, StringConstraints, model_validator
 
+from genai_core.kinds.affinity import Affinity
 from genai_core.kinds.base import (
     Condition,
     DigestText,
@@ -232,7 +233,7 @@ class Run(KindModel):
     """Labels of the nodes that stages run on."""
     tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(default_factory=list)
     """Taints that the stages' pods bear."""
-    affinity: dict[str, Any] = Field(default_factory=dict)
+    affinity: Affinity = Field(default_factory=Affinity)
     """Affinity of the stages' pods, as in a pod."""
     topology_spread: bool = True
     """Spread a build's tasks over the nodes."""
@@ -319,7 +320,7 @@ class ArtifactStatus(KindModel):
     """Its record in the store; `genai pull` gets the container."""
     size_bytes: int
     """Of all its files."""
-    built_at: str
+    built_at: ShortText
     """When it was packaged."""
     verified: Literal["Emulator", "Cpu", "Metadata"]
     """What the container was run on before it was handed out; Metadata: nothing here can run it."""

@@ -25,7 +25,14 @@ class TargetSpec(KindModel):
     """Htp: Snapdragon's tensor processor. Cpu: ONNX Runtime on a host."""
     chipset: ShortText | None = None
     """The vendor's name, e.g. SM8750; or give dspArch and socModel."""
-    dsp_arch: Annotated[str, StringConstraints(pattern=r"^v[0-9]{2}$")] | None = None
+    dsp_arch: (
+        Annotated[
+            str,
+            StringConstraints(pattern=r"^v[0-9]{2}$"),
+            Field(json_schema_extra={"maxLength": 3}),
+        ]
+        | None
+    ) = None
     """Instruction set of the tensor processor, e.g. v79."""
     soc_model: Annotated[int, Field(ge=1, le=10000)] | None = None
     """The vendor's number of the chip, e.g. 69."""
