@@ -21,6 +21,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
 from genai_core.errors import BadModel
+from genai_stages.number_dims import number_dims
 from genai_stages.stripped_proto import read_stripped
 
 Array = npt.NDArray[Any]
@@ -97,14 +98,14 @@ class SourceModel:
 
     def stripped(self) -> onnx.ModelProto:
         """The model as a protobuf without its weights, to run it or a part of it."""
-        proto = read_stripped(self.path)
+        proto = _read_proto(self.path)
         if self.change is not None:
             self.change(proto)
         return proto
 
     def changed(self, change: Callable[[onnx.ModelProto], None]) -> SourceModel:
         """The same source with a change of its graph, its file left as it is."""
-        proto = read_stripped(self.path)
+        proto = _read_proto(self.path)
         change(proto)
         return dataclasses.replace(self, model=_graph_of(proto, self.path), change=change)
 
@@ -124,7 +125,7 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
     if not path.is_file():
         raise BadModel("there is no such file", where=path.name, remedy="name the ONNX file")
     try:
-        model = _graph_of(read_stripped(path), path)
+        model = _graph_of(_read_proto(path), path)
     except (DecodeError, ValueError, TypeError, KeyError, OSError) as error:
         raise BadModel(
             "it is not an ONNX model, or it was cut short",
@@ -146,6 +147,12 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
         if isinstance(tensor, ir.ExternalTensor):
             _check_external(path, tensor)
     return SourceModel(path, model, config, half)
+
+
+def _read_proto(path: Path) -> onnx.ModelProto:
+    proto = read_stripped(path)
+    number_dims(proto)
+    return proto
 
 
 def _graph_of(proto: onnx.ModelProto, path: Path) -> ir.Model:

@@ -131,5 +131,33 @@ def test_incomplete_scaling_names_the_key() -> None:
         ropes_of(config, detect({"model_type": "llama"})[0])
 
 
+def test_unknown_scaling_names_the_known_types() -> None:
+    config = {"head_dim": 16, "rope_scaling": {"rope_type": "spiral", "factor": 2}}
+    with pytest.raises(BadModel, match=r"spiral.*llama3"):
+        ropes_of(config, detect({"model_type": "llama"})[0])
+
+
+def test_mrope_of_text_is_the_plain_table() -> None:
+    config = {"head_dim": 16, "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}}
+    table = ropes_of(config, detect({"model_type": "qwen2_vl"})[0])["default"]
+    plain = ropes_of({"head_dim": 16}, detect({"model_type": "qwen2_vl"})[0])["default"]
+    assert table == plain
+
+
+def test_proportional_table_covers_the_head_and_turns_a_fraction_of_it() -> None:
+    """Gemma 4's full layers: a quarter of the pairs, their frequencies those of the whole head."""
+    full = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e6}
+    sliding = {"rope_type": "default", "rope_theta": 10000.0}
+    config = {
+        "head_dim": 16,
+        "rope_parameters": {"full_attention": full, "sliding_attention": sliding},
+    }
+    tables = ropes_of(config, detect({"model_type": "gemma4_text"})[0])
+    whole = 1e6 ** (-np.arange(8) / 8)
+    np.testing.assert_allclose(tables["default"].inv_freq, [*whole[:2], *[0.0] * 6], rtol=1e-6)
+    assert (tables["default"].rotary_dim, tables["local"].rotary_dim) == (16, 16)
+    assert tables["default"].scaling == full
+
+
 def test_without_head_sizes_there_is_no_table() -> None:
     assert ropes_of({}, detect({})[0]) == {}

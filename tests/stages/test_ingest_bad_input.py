@@ -299,13 +299,6 @@ def test_config_that_is_no_json(source: Path) -> None:
     assert failure(source).where == "config.json"
 
 
-def test_unknown_rope_scaling(source: Path) -> None:
-    set_config(source, rope_scaling={"rope_type": "spiral", "factor": 2})
-    error = failure(source)
-    assert "spiral" in error.message
-    assert "llama3" in error.remedy
-
-
 def test_unknown_architecture_as_override(source: Path) -> None:
     error = failure(source, architecture="banana")
     assert "banana" in error.message

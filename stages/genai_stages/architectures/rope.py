@@ -42,18 +42,30 @@ def ropes_of(config: Config, family: Family) -> dict[str, RopeTable]:
     if width is None:
         return {}
     nested, local = _parameters(config)
-    stated = {**nested, **config}
-    fraction = next((float(stated[key]) for key in family.partial_rotary if key in stated), 1.0)
-    rotary = int(width * fraction) // 2 * 2
+    turned, turned_locally = (
+        next((float(stated[key]) for key in family.partial_rotary if key in stated), 1.0)
+        for stated in ({**nested, **config}, {**local, **config})
+    )
     theta = float(config.get("rope_theta") or nested.get("rope_theta") or
                   config.get("rotary_emb_base") or 10000.0)  # fmt: skip
     scaling = config.get("rope_scaling") or nested
     scaling = dict(scaling) if isinstance(scaling, dict) else {}
-    tables = {"default": scaled_table(theta, rotary, scaling, config)}
+    tables = {"default": scaled_table(theta, _rotary(width, turned, scaling), scaling, config)}
     base = local.get("rope_theta") or (family.local_theta and config.get(family.local_theta))
     if base:
+        rotary = _rotary(width, turned_locally, local)
         tables["local"] = scaled_table(float(base), rotary, dict(local), config)
     return tables
+
+
+def _rotary(width: int, fraction: float, scaling: Config) -> int:
+    """Channels that a table turns; the proportional one has all, and turns the last by nothing."""
+    return int(width * (1.0 if kind_of(scaling) == "proportional" else fraction)) // 2 * 2
+
+
+def kind_of(scaling: Config) -> str:
+    """The type that a rope_scaling entry states."""
+    return str(scaling.get("rope_type", scaling.get("type", "default")))
 
 
 def _parameters(config: Config) -> tuple[Config, Config]:
@@ -80,7 +92,7 @@ def scaled_table(theta: float, rotary: int, scaling: dict[str, Any], config: Con
     Raises:
         BadModel: Its type is not known, or a key is missing.
     """
-    kind = str(scaling.get("rope_type", scaling.get("type", "default")))
+    kind = kind_of(scaling)
     rule = _RULES.get(kind)
     if rule is None:
         raise BadModel(
@@ -96,7 +108,7 @@ def scaled_table(theta: float, rotary: int, scaling: dict[str, Any], config: Con
             where="config.json: rope_scaling",
             remedy="copy config.json from the model again",
         ) from error
-    kept = {} if kind == "default" else dict(scaling)
+    kept = {} if rule is _default and kind != "dynamic" else dict(scaling)
     if rule is _longrope:
         # Where config.json has it beside rope_scaling: a table tells how far its factors hold.
         kept["original_max_position_embeddings"] = _original(scaling, config)
@@ -171,6 +183,16 @@ def _longrope(
     return plain_frequencies(theta, rotary) / short, float(given)
 
 
+def _proportional(
+    theta: float, rotary: int, scaling: dict[str, Any], config: Config
+) -> tuple[Frequencies, float]:
+    """A fraction of the pairs of the whole head's table; the others stand still."""
+    fraction = scaling.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    table = plain_frequencies(theta, rotary) / np.float32(scaling.get("factor") or 1.0)
+    table[int(float(fraction) * rotary // 2) :] = 0.0
+    return table, 1.0
+
+
 def _original(scaling: dict[str, Any], config: Config) -> int:
     """The context length that a model was made for before it was extended."""
     return int(
@@ -180,6 +202,7 @@ def _original(scaling: dict[str, Any], config: Config) -> int:
     )
 
 
+# mrope tells an image's height and width from time: in text all three are the position.
 _RULES: dict[str, Callable[[float, int, dict[str, Any], Config], tuple[Frequencies, float]]] = {
     "default": _default,
     "linear": _linear,
@@ -188,4 +211,6 @@ _RULES: dict[str, Callable[[float, int, dict[str, Any], Config], tuple[Frequenci
     "yarn": _yarn,
     "longrope": _longrope,
     "su": _longrope,
+    "mrope": _default,
+    "proportional": _proportional,
 }

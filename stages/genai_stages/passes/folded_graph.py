@@ -6,6 +6,7 @@ static shapes of its outputs.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +17,11 @@ import onnx_ir as ir
 from onnx import defs, helper, numpy_helper, shape_inference
 from onnx.reference.ops._op_list import load_op
 
-from genai_core.errors import BadModel, UnsupportedOperator
+from genai_core.errors import BadInput, BadModel, UnsupportedOperator
+from genai_stages.passes.run_node import NotComputed, run_node
 from genai_stages.source_model import Array, Constant, is_float
 
+_ELEMENT_BY_ELEMENT = {"GatherElements", "GatherND", "ScatterElements", "ScatterND"}
 FLOAT_TYPES = {1, 10, 11, 16}
 """Element types of ONNX that count as float32 here."""
 
@@ -119,12 +122,27 @@ def node_proto(node: StaticNode) -> onnx.NodeProto:
 
 
 def evaluate(node: StaticNode, arrays: Sequence[Array | None], opset: int) -> list[Array]:
-    """Compute one node with ONNX's reference implementation.
+    """Compute one node with ONNX's reference implementation, or else in ONNX Runtime.
+
+    The reference is the faster one for small arrays, but it lacks operators, fails beyond what
+    NumPy's own functions take, and moves single elements in loops.
 
     Raises:
-        UnsupportedOperator: There is none.
+        UnsupportedOperator: Neither knows the operator.
         BadModel: The inputs do not fit.
     """
+    if node.op_type in _ELEMENT_BY_ELEMENT and not node.domain:
+        with contextlib.suppress(NotComputed):
+            return run_node(node_proto(node), arrays, opset)
+    try:
+        return _reference(node, arrays, opset)
+    except BadInput:
+        with contextlib.suppress(NotComputed):
+            return run_node(node_proto(node), arrays, opset)
+        raise
+
+
+def _reference(node: StaticNode, arrays: Sequence[Array | None], opset: int) -> list[Array]:
     parameters = {
         "log": lambda *_: None,
         "opsets": {"": opset},

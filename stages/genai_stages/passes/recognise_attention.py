@@ -400,7 +400,7 @@ class _Attention:
             for constant in self.graph.known_ancestors(name):
                 if constant.dtype == np.float32 and 1 < constant.size <= limit:
                     table = constant.array().reshape(-1).astype(np.float32)
-                    if (table > 0).all():
+                    if (table >= 0).all() and table[0] > 0:
                         tables[table.tobytes()] = table
         factor = classify_rotary.attention_factor(list(waves.values()), known=self.solver.factors)
         return factor, [*tables.values(), *self.solver.tables]

@@ -31,6 +31,8 @@ STATIC_HIDDEN = -100.0
 """What the static form adds to hidden scores."""
 TOKENS, PAST = 31, 52
 """Sizes at which a dynamic graph is folded: 31 and 83 are primes that no model has as a width."""
+_POSITION_ROWS = 3
+"""Time, height and width, where position_ids has a row of each and does not say how many."""
 Dims = tuple[int | str, ...]
 
 
@@ -164,8 +166,11 @@ class SourceInputs:
             case "mask":
                 return np.ones((1, sizes.total), one.dtype)
             case "positions":
-                shaped = positions[None] if len(one.dims) == 2 else positions
-                return shaped.astype(one.dtype)
+                # A further axis in front is for places in an image; of text all rows are equal.
+                front = [dim if isinstance(dim, int) else 1 for dim in one.dims[:-1]]
+                if len(front) > 1 and isinstance(one.dims[0], str):
+                    front[0] = _POSITION_ROWS
+                return np.broadcast_to(positions, (*front, sizes.tokens)).astype(one.dtype)
             case "cache_index":
                 if len(one.dims) and one.dims[-1] != 1:
                     return positions.astype(one.dtype).reshape((1,) * (len(one.dims) - 1) + (-1,))

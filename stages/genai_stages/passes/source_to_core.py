@@ -78,7 +78,8 @@ def source_to_core(
         layers = len(inputs.named("past")) // 2
         inputs, warning = inputs.layer_windows(family.windows(config, layers))
         notes += [] if warning is None else [warning]
-    ropes = ropes_of(config, family)
+    ropes, unknown = _described_ropes(config, family, needed=native is not None)
+    notes += unknown
     sizes = inputs.sizes
     output = logits_name(source)
     opened = inputs.open_shapes(sizes)
@@ -124,6 +125,21 @@ def source_to_core(
     with CoreWriter(out) as writer:
         facts = write_core(writer, cuts, found, layer_ropes, tables=tables, identity=identity)
     return Ingested(facts, source, inputs, ropes)
+
+
+def _described_ropes(
+    config: Mapping[str, object], family: Family, *, needed: bool
+) -> tuple[dict[str, RopeTable], list[str]]:
+    """config.json's tables, and a warning where it describes none that is known.
+
+    Only a source that takes its rotary tables as inputs needs them.
+    """
+    try:
+        return ropes_of(config, family), []
+    except BadModel as error:
+        if needed:
+            raise
+        return {}, [f"config.json: {error.message}: the graph's own rotary table is used"]
 
 
 def _given_window(one: Found, windows: Mapping[str, int]) -> int:

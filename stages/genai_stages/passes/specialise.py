@@ -159,7 +159,6 @@ class _Folding:
         graph = self.graph
         inputs = [self.resolve(str(v.name)) if v is not None else "" for v in node.inputs]
         outputs = [str(value.name) for value in node.outputs]
-        known = all(not name or name in graph.constants for name in inputs)
         if node.op_type == "If":
             self.branch(node, inputs[0], outputs)
             return
@@ -179,7 +178,9 @@ class _Folding:
             {name: attribute_value(attr) for name, attr in node.attributes.items()},
             node.name or "",
         )
-        if known:
+        if plain.op_type == "CastLike" and not plain.domain:
+            self.cast_to_type(plain)
+        if all(not name or name in graph.constants for name in plain.inputs):
             self.fold(plain)
             return
         if plain.op_type in ("Identity", "Dropout") or self.is_float_cast(plain):
@@ -193,8 +194,6 @@ class _Folding:
         graph.nodes.append(plain)
 
     def is_float_cast(self, node: StaticNode) -> bool:
-        if node.op_type == "CastLike":
-            return is_float(self.graph.dtypes[node.inputs[0]])
         if node.op_type != "Cast":
             return False
         dtype = self.graph.dtypes[node.inputs[0]]
@@ -203,6 +202,14 @@ class _Folding:
             return target in FLOAT_TYPES
         wide = np.issubdtype(dtype, np.integer) and target in (6, 7)
         return bool(wide)
+
+    def cast_to_type(self, node: StaticNode) -> None:
+        """CastLike is a Cast: the type is known even where the tensor that has it is not."""
+        source, like = node.inputs
+        constant = self.graph.constants.get(like)
+        dtype = self.graph.dtypes[like] if constant is None else constant.dtype
+        node.op_type, node.inputs = "Cast", [source]
+        node.attributes = {"to": int(helper.np_dtype_to_tensor_dtype(dtype))}
 
     def branch(self, node: ir.Node, condition: str, outputs: list[str]) -> None:
         """A choice that depends on sizes alone is made here."""
@@ -289,8 +296,6 @@ def _captured(graph: ir.Graph) -> set[str]:
 
 def _is_widening(node: StaticNode, first: Constant) -> bool:
     """Whether this casts between floats, which are not told apart here: it must not round."""
-    if node.op_type == "CastLike":
-        return is_float(first.dtype)
     return node.op_type == "Cast" and is_float(first.dtype) and node.attributes["to"] in FLOAT_TYPES
 
 

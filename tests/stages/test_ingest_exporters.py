@@ -1,0 +1,273 @@
+"""What exporters write otherwise: each form must become the same model, or say why not.
+
+The reference is the source in ONNX Runtime: ingest compares with it, and `same` checks that what is
+built does not depend on the way of writing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper, numpy_helper
+
+from genai_core.errors import BadModel
+from genai_core.facts import ModelFacts
+from genai_core.operations import IngestConfig
+from genai_stages.core_graph import read_facts
+from genai_stages.operations.ingest import run
+from genai_stages.passes import folded_graph
+from genai_stages.passes.folded_graph import StaticNode, evaluate
+from genai_stages.passes.run_node import NotComputed
+from genai_stages.stage import Context, StageResult
+from genai_stages.testing import assemble_step1, core_logits
+from genai_stages.testing_sources import Style, write_source
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "tiny-llama" / "model"
+STEP1 = ROOT / "tests" / "fixtures" / "step1"
+TOKENS = np.random.default_rng(9).integers(0, 64, 40)
+STRICT = 5e-6
+"""Drift that float32 arithmetic in another order gives."""
+
+
+def ingest(folder: Path) -> tuple[StageResult, ModelFacts]:
+    out = folder / "out"
+    out.mkdir()
+    result = run({"source": folder / "source"}, IngestConfig(), out, Context(folder / "scratch"))
+    return result, read_facts(out)
+
+
+def edited(folder: Path, change: Callable[[onnx.ModelProto], None], **style: object) -> Style:
+    """Write a source and change its graph."""
+    made = write_source(folder / "source", **style)
+    path = folder / "source" / "model.onnx"
+    model = onnx.load(path)  # noqa: TID251 - a few kilobytes
+    change(model)
+    onnx.save(model, path)
+    return made
+
+
+def set_config(folder: Path, **values: object) -> None:
+    path = folder / "source" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def same_as_plain(folder: Path, **style: object) -> None:
+    """The core graph equals that of the same model written plainly."""
+    write_source(folder / "plain" / "source", **style)
+    ingest(folder / "plain")
+    np.testing.assert_allclose(
+        core_logits(folder / "out", TOKENS),
+        core_logits(folder / "plain" / "out", TOKENS),
+        atol=1e-5,
+    )
+
+
+def _dims_as_text(model: onnx.ModelProto) -> None:
+    for value in [*model.graph.input, *model.graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.HasField("dim_value"):
+                dim.dim_param = f"{dim.dim_value}"
+
+
+def test_ingest_builds_when_dimensions_are_numbers_as_text(tmp_path: Path) -> None:
+    edited(tmp_path, _dims_as_text)
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    assert (facts.attention[0].kv_heads, facts.vocab_size) == (2, 64)
+    same_as_plain(tmp_path)
+
+
+def _positions_in_rows(rows: int | str) -> Callable[[onnx.ModelProto], None]:
+    """position_ids [rows, B, T], of which the first is read, as text decoders of VL models do."""
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        (old,) = [value for value in graph.input if value.name == "position_ids"]
+        old.CopyFrom(helper.make_tensor_value_info("position_ids", 7, [rows, "B", "T"]))
+        graph.initializer.append(numpy_helper.from_array(np.array(2), "row"))
+        for node in graph.node:
+            names = ["first_row" if name == "position_ids" else name for name in node.input]
+            node.input[:] = names
+        graph.node.insert(
+            0, helper.make_node("Gather", ["position_ids", "row"], ["first_row"], axis=0)
+        )
+
+    return change
+
+
+@pytest.mark.parametrize("rows", [3, "rows"])
+def test_ingest_builds_when_positions_have_rows(rows: int | str, tmp_path: Path) -> None:
+    edited(tmp_path, _positions_in_rows(rows))
+    result, _ = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    same_as_plain(tmp_path)
+
+
+def _with_cast_like(model: onnx.ModelProto) -> None:
+    """Float constants that get an integer's type, and a known tensor that gets an open one's."""
+    graph = model.graph
+    made: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type == "Range":
+            graph.initializer.append(numpy_helper.from_array(np.float32(1), f"{node.output[0]}_1"))
+            like = [f"{node.output[0]}_1", node.input[1]]
+            node.input[2] = f"{node.output[0]}_like"
+            made.append(helper.make_node("CastLike", like, [node.input[2]]))
+        made.append(node)
+        if node.op_type == "Sigmoid":
+            gate = node.output[0]
+            node.output[0] = f"{gate}_s"
+            graph.initializer.append(numpy_helper.from_array(np.float64(1), f"{gate}_1"))
+            made.append(helper.make_node("CastLike", [f"{gate}_1", f"{gate}_s"], [f"{gate}_like"]))
+            made.append(helper.make_node("Mul", [f"{gate}_s", f"{gate}_like"], [gate]))
+    del graph.node[:]
+    graph.node.extend(made)
+
+
+def test_ingest_builds_when_constants_take_the_type_of_others(tmp_path: Path) -> None:
+    edited(tmp_path, _with_cast_like)
+    result, _ = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    same_as_plain(tmp_path)
+
+
+def test_ingest_builds_when_rows_are_picked_by_element(tmp_path: Path) -> None:
+    """GPT-J picks rotary rows by GatherElements with a repeated index."""
+
+    def change(model: onnx.ModelProto) -> None:
+        made: list[onnx.NodeProto] = []
+        graph = model.graph
+        for name, value in {"last": [-1], "front": [0], "half": [4]}.items():
+            graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+        for node in graph.node:
+            if node.op_type == "Gather" and node.input[1] == "position_ids":
+                table, rows = node.input[0], node.output[0]
+                made += [
+                    helper.make_node("Unsqueeze", ["position_ids", "last"], [f"{rows}_i"]),
+                    helper.make_node("Shape", ["position_ids"], [f"{rows}_s"]),
+                    helper.make_node("Concat", [f"{rows}_s", "half"], [f"{rows}_c"], axis=0),
+                    helper.make_node("Expand", [f"{rows}_i", f"{rows}_c"], [f"{rows}_e"]),
+                    helper.make_node("Unsqueeze", [table, "front"], [f"{rows}_t"]),
+                    helper.make_node("GatherElements", [f"{rows}_t", f"{rows}_e"], [rows], axis=1),
+                ]
+            else:
+                made.append(node)
+        del graph.node[:]
+        graph.node.extend(made)
+
+    edited(tmp_path, change, waves="ready")
+    result, _ = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    same_as_plain(tmp_path, waves="ready")
+
+
+@pytest.mark.parametrize(
+    ("op_type", "domain", "arrays", "attributes", "expected"),
+    [
+        ("Mish", "", [np.array([0.0, 1.0], np.float32)], {}, [0.0, 0.865098]),
+        ("QuickGelu", "com.microsoft", [np.array([1.0], np.float32)], {"alpha": 1.0}, [0.731059]),
+        (
+            "GatherElements",
+            "",
+            [np.arange(200.0)[:, None], np.array([[199], [0], [-1]])],
+            {"axis": 0},
+            [[199.0], [0.0], [199.0]],
+        ),
+    ],
+)
+def test_evaluate_takes_onnx_runtime_when_the_reference_fails(
+    op_type: str, domain: str, arrays: list[Any], attributes: dict[str, Any], expected: list[Any]
+) -> None:
+    names = [f"x{index}" for index in range(len(arrays))]
+    node = StaticNode(op_type, domain, names, ["y"], attributes, "n")
+    (result,) = evaluate(node, arrays, 21)
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_evaluate_names_the_node_when_nothing_computes_it() -> None:
+    node = StaticNode("Reshape", "", ["x", "shape"], ["y"], {}, "turn")
+    with pytest.raises(BadModel, match="turn"):
+        evaluate(node, [np.zeros(6, np.float32), np.array([4, 4])], 21)
+
+
+def test_evaluate_takes_the_reference_when_onnx_runtime_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(*_: object) -> None:
+        raise NotComputed
+
+    monkeypatch.setattr(folded_graph, "run_node", refused)
+    node = StaticNode("GatherND", "", ["x", "i"], ["y"], {}, "n")
+    (result,) = evaluate(node, [np.arange(6).reshape(2, 3), np.array([[1, 2]])], 21)
+    np.testing.assert_array_equal(result, [5])
+
+
+@pytest.mark.parametrize(
+    ("scaling", "warned"),
+    [
+        ({"type": "mrope", "rope_type": "mrope", "mrope_section": [1, 1, 2]}, ""),
+        ({"rope_type": "spiral", "factor": 2}, "spiral"),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 64}, "factor"),
+    ],
+)
+def test_ingest_takes_the_graphs_table_when_config_describes_none(
+    scaling: dict[str, object], warned: str, tmp_path: Path
+) -> None:
+    write_source(tmp_path / "source")
+    set_config(tmp_path, rope_scaling=scaling)
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    said = [text for text in result.warnings if "rotary" in text]
+    assert (warned in said[0] and "graph's own" in said[0]) if warned else not said
+    np.testing.assert_allclose(
+        facts.rope["default"].inv_freq, 10000.0 ** (-np.arange(4) / 4), rtol=1e-6
+    )
+    assert facts.rope["default"].scaling == {}
+
+
+def test_ingest_refuses_an_unknown_rope_when_tables_are_inputs(tmp_path: Path) -> None:
+    source = assemble_step1(STEP1 / "left-pad", EXAMPLE, tmp_path / "source", encodings="w8a16")
+    set_config(tmp_path, rope_scaling={"rope_type": "spiral"})
+    with pytest.raises(BadModel, match="spiral"):
+        run({"source": source}, IngestConfig(), tmp_path, Context(tmp_path / "scratch"))
+
+
+@pytest.mark.parametrize("waves", ["computed", "ready"])
+def test_ingest_takes_still_pairs_when_the_table_is_proportional(
+    waves: str, tmp_path: Path
+) -> None:
+    """A quarter of the pairs turns; the table covers the whole head, with zeros."""
+    whole = 10000.0 ** (-np.arange(4) / 4)
+    table = np.where(np.arange(4) < 1, whole, 0.0)
+
+    def change(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            array = numpy_helper.to_array(tensor)
+            if array.shape == (4,) and np.allclose(array, whole):
+                tensor.CopyFrom(numpy_helper.from_array(table.astype(np.float32), tensor.name))
+            elif array.shape == (512, 4):
+                wave = np.cos if array[0, 0] == 1 else np.sin
+                fresh = wave(np.arange(512)[:, None] * table).astype(np.float32)
+                tensor.CopyFrom(numpy_helper.from_array(fresh, tensor.name))
+
+    edited(tmp_path, change, waves=waves)
+    set_config(
+        tmp_path,
+        rope_parameters={
+            "rope_type": "proportional",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+        },
+    )
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    assert not [text for text in result.warnings if "rotary" in text]
+    assert facts.rope["default"].inv_freq == table.astype(np.float32).tolist()
+    assert facts.rope["default"].theta == 10000.0
