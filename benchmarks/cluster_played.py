@@ -27,12 +27,13 @@ from tenant import BUCKET
 from genai_core.chain import ChainFile, is_wanted, task_file
 from genai_core.facts import ModelFacts, WeightsGroup
 from genai_core.names import Digest, Key
-from genai_core.record import Output, Record, ToolchainUsed
+from genai_core.record import Record, ToolchainUsed
 from genai_core.resolved import RESOLVE, ResolvedFile, ResolvedSource
 from genai_core.store.lookup import publish
 from genai_core.store.s3 import S3Store
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.task import TaskFile, unpack
+from genai_core.testing import record_of_task
 
 __all__ = ["FACTS", "LAYERS", "SOURCE", "Player"]
 
@@ -184,7 +185,12 @@ class Player:
     def _play(self, job: _Job) -> None:
         if job.kind == "resolve":
             facts = SOURCE.model_dump(mode="json", exclude_none=True)
-            self._commit(RESOLVE, job.notes["genai-operator.dev/key"], {}, facts)
+            self._commit(
+                Record(
+                    operation=RESOLVE, key=Key(job.notes["genai-operator.dev/key"]), facts=facts,
+                    toolchain=ToolchainUsed(id=Digest("3" * 64)), created_at=datetime.now(UTC),
+                )
+            )  # fmt: skip
         elif job.kind == "chain":
             chain = ChainFile.model_validate_json(job.document)
             records = [self._task(chain.first)]
@@ -205,18 +211,12 @@ class Player:
             blob = own if number == 0 else self._shared
             if path == "facts.json":
                 blob = self._facts
-            outputs[path] = Output(sha256=blob.sha256, size=blob.size)
+            outputs[path] = blob
         precision = task.id.rpartition("/")[2]
         facts = {"within": self._within.get(precision, True), "revision": f"sha256:{task.key}"}
-        return self._commit(task.operation, task.key, outputs, facts)
+        return self._commit(record_of_task(task, outputs, facts=facts))
 
-    def _commit(
-        self, operation: str, key: str, outputs: dict[str, Output], facts: dict[str, Any]
-    ) -> Record:
-        record = Record(
-            operation=operation, key=Key(key), outputs=outputs, facts=facts,
-            toolchain=ToolchainUsed(id=Digest("3" * 64)), created_at=datetime.now(UTC),
-        )  # fmt: skip
+    def _commit(self, record: Record) -> Record:
         publish(self._store, record)
         with self._lock:
             self.played += 1

@@ -14,9 +14,16 @@ from pathlib import Path
 from rich.console import Console
 
 from genai_cli.claims import Claim, working
-from genai_cli.containers import Delivered, deliver, folder_name, refuse_foreign
+from genai_cli.containers import (
+    Delivered,
+    UntrueRecord,
+    deliver,
+    folder_name,
+    refuse_foreign,
+)
 from genai_cli.engine import PlannedBuild, plan_build, run_plan
 from genai_cli.events import BuildResult
+from genai_cli.local_work import known_digests
 from genai_cli.output import emit
 from genai_cli.render import busy, progress
 from genai_cli.settings import Settings
@@ -91,7 +98,7 @@ def _built(
         try:
             return _build_once(build, artifacts, folder, claim=claim, jobs=jobs)
         except CorruptBlob as error:
-            # Found wrong when it was read, the blob is gone: its task is a miss now.
+            # Found wrong when it was read, blob or record is gone: the task is a miss now.
             sys.stderr.write(f"warning: {error}\n")
     return _build_once(build, artifacts, folder, claim=claim, jobs=jobs)
 
@@ -116,10 +123,17 @@ def _build_once(
 
 def _delivered(result: BuildResult, artifacts: Store, folder: Path) -> dict[str, Delivered]:
     containers: dict[str, Delivered] = {}
+    digests = known_digests()
     for target, record in result.containers.items():
         path = folder / folder_name(target)
         with busy(f"writing {path}"):
-            containers[target] = deliver(record, artifacts, path, target=target)
+            try:
+                containers[target] = deliver(
+                    record, artifacts, path, target=target, digest_of=digests.digest
+                )
+            except UntrueRecord:
+                artifacts.writable.delete_record(RecordRef(record.operation, record.key))
+                raise
     return containers
 
 

@@ -2,8 +2,8 @@
 
 A container is written beside its place and then renamed, so that a reader sees the old one or the
 new one. Files are copies, verified on the way: onnx.load refuses external data that has a second
-name, so links to the store's blobs would not do. A container that is there already, same revision
-and sizes, is left untouched. A folder that holds anything else than what was written here before is
+name, so links to the store's blobs would not do. A container that is there already, byte for byte,
+is left untouched. A folder that holds anything else than what was written here before is
 never replaced.
 """
 
@@ -13,16 +13,27 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from genai_core.errors import BadInput, GenAIError, NoSpace
+from genai_core.canonical import digest_file
+from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
 from genai_core.manifest import MANIFEST_FILE, Manifest
 from genai_core.record import SIDECAR_NAME, Output, Record, sidecar
 from genai_core.store.protocol import Store
+from genai_core.store.vouching import container_fault
 
-__all__ = ["Delivered", "deliver", "folder_name", "place", "refuse_foreign", "revision_of"]
+__all__ = [
+    "Delivered",
+    "UntrueRecord",
+    "check_container",
+    "deliver",
+    "folder_name",
+    "place",
+    "refuse_foreign",
+    "revision_of",
+]
 
 _NO_SPACE = {28, 122}
 """ENOSPC and EDQUOT."""
@@ -59,17 +70,26 @@ def folder_name(target: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", target).strip("-.") or "target"
 
 
-def deliver(record: Record, store: Store, path: Path, *, target: str) -> Delivered:
+def deliver(
+    record: Record,
+    store: Store,
+    path: Path,
+    *,
+    target: str,
+    digest_of: Callable[[Path], str] = digest_file,
+) -> Delivered:
     """Make the folder `path` hold the container of a package record.
 
     Args:
         record: Of the package task.
         store: Holds its blobs.
-        path: The container's folder; replaced unless it holds this revision.
+        path: The container's folder; replaced unless it holds this revision, byte for byte.
         target: Its name, for the result.
+        digest_of: The SHA-256 of a file that is there: `FileCache.digest` reads it once.
 
     Raises:
-        GenAIError: The record is no container, or a blob is missing or wrong.
+        GenAIError: The record is no container.
+        CorruptBlob: A blob is missing or wrong, or a file is not the one of the manifest.
         BadInput: `path` holds something else.
         NoSpace: No room at `path`.
     """
@@ -78,13 +98,14 @@ def deliver(record: Record, store: Store, path: Path, *, target: str) -> Deliver
         raise GenAIError("it is no container: it has no manifest", where=f"package {record.key}")
     try:
         revision = revision_of(store.read_blob(manifest))
+        check_container(record, store)
     except ValueError as error:
         raise BadInput(
             "its manifest is of a version that is not known here",
             where=f"package {record.key[:12]}",
             remedy="update genai-operator here to the version that built it",
         ) from error
-    changed = not _holds(path, revision, record.outputs)
+    changed = not _holds(path, revision, record.outputs, digest_of)
     if changed:
         place(record, store, path)
     return Delivered(
@@ -94,6 +115,27 @@ def deliver(record: Record, store: Store, path: Path, *, target: str) -> Deliver
         size_bytes=sum(output.size for output in record.outputs.values()),
         changed=changed,
     )
+
+
+def check_container(record: Record, store: Store) -> None:
+    """Compare a container's files, as its record names them, with its manifest.
+
+    The revision is the manifest's digest: it would otherwise vouch for files that it never saw.
+
+    Raises:
+        CorruptBlob: They differ; names the file.
+        ValueError: The manifest is of a version that is not known here.
+    """
+    if (fault := container_fault(record, store)) is not None:
+        raise UntrueRecord(
+            f"its record does not name the container that was built: {fault}",
+            where=f"{store.location}: {record.operation}/{record.key[:12]}",
+            remedy="have it built again: remove that record; docs/stores.md says who may write one",
+        )
+
+
+class UntrueRecord(CorruptBlob):
+    """A package record whose files are not those of its manifest."""
 
 
 def revision_of(manifest: bytes) -> str:
@@ -154,6 +196,7 @@ def place(record: Record, store: Store, path: Path, *, described: bool = False) 
         NoSpace: There is no room.
     """
     refuse_foreign(path, record.outputs)
+    check_container(record, store)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         for name, output in record.outputs.items():
@@ -194,16 +237,19 @@ def _swap(draft: Path, path: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _holds(path: Path, revision: str, outputs: dict[str, Output]) -> bool:
-    """Whether the folder holds this revision, every file with its size and no other."""
+def _holds(
+    path: Path, revision: str, outputs: Mapping[str, Output], digest_of: Callable[[Path], str]
+) -> bool:
+    """Whether the folder holds this revision: these files with their bytes, and no other."""
     try:
         if revision_of((path / MANIFEST_FILE).read_bytes()) != revision:
             return False
-        found = {
-            file.relative_to(path).as_posix(): file.stat().st_size
-            for file in path.rglob("*")
-            if file.is_file()
+        files = {
+            file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()
         }
-    except (OSError, ValueError, json.JSONDecodeError):
+        sizes = {name: file.stat().st_size for name, file in files.items()}
+        return sizes == {name: output.size for name, output in outputs.items()} and all(
+            digest_of(files[name]) == output.sha256 for name, output in outputs.items()
+        )
+    except (OSError, ValueError):
         return False
-    return found == {name: output.size for name, output in outputs.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from genai_cli.local_work import known_digests
 from genai_cli.output import emit, say
 from genai_cli.render import busy
 from genai_cli.settings import Settings
@@ -95,7 +96,7 @@ def run(
 ) -> int:
     """Continue a prompt and print text and speed; returns the exit code."""
     took = Sampling(**sampling)
-    opened = containers.load(path)
+    opened = containers.load(path, digest_of=known_digests().digest)
     tokenizer = opened.tokenizer()
     ids = prompt.encoded(tokenizer)
     stream = None if settings.json else _Stream(tokenizer)
@@ -146,7 +147,7 @@ def evaluate(
     threads: int,
 ) -> int:
     """Score tokens and print loss and perplexity; returns the exit code."""
-    opened = containers.load(path)
+    opened = containers.load(path, digest_of=known_digests().digest)
     array = read_pieces(tokens, pieces=pieces, length=length)
     began = time.monotonic()
     console = Console(stderr=True, highlight=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from genai_cli.events import PlanReady, TaskView
 from genai_cli.local import look_all
 from genai_cli.local_source import bring_source
-from genai_cli.local_work import cache_folder
+from genai_cli.local_work import cache_folder, known_digests
 from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
 from genai_core.filecache import FileCache
@@ -289,7 +289,7 @@ def read_plan(
     source = inspect_source(
         bring_source(spec, cache_folder()),
         base_dir,
-        cache or FileCache(cache_folder() / "digests.sqlite"),
+        cache or known_digests(),
     )
     toolchains = {(row.name, row.backend): toolchain_of(row) for row in OPERATIONS}
     # Everything that can be refused is refused now, by the forecast.

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from genai_core.errors import NoSpace, StoreUnreadable
+from genai_core.filecache import FileCache
 from genai_core.home import expanded
 from genai_core.names import Key
 from genai_core.store.directory import DirectoryStore
@@ -27,7 +28,14 @@ from genai_core.store.files import private_name
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 
-__all__ = ["KeyLock", "WorkFolder", "cache_folder", "local_folder", "writable_store"]
+__all__ = [
+    "KeyLock",
+    "WorkFolder",
+    "cache_folder",
+    "known_digests",
+    "local_folder",
+    "writable_store",
+]
 
 _PREFIX = "engine-"
 _LOCK = "owner.lock"
@@ -38,6 +46,11 @@ def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(base) if Path(base).is_absolute() else expanded("~/.cache")
     return root / "genai-operator"
+
+
+def known_digests() -> FileCache:
+    """Digests of files that this user's commands have read before."""
+    return FileCache(cache_folder() / "digests.sqlite")
 
 
 def writable_store(store: Store) -> Store:

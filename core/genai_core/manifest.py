@@ -23,6 +23,15 @@ EMULATION_FOLDER = "emulation"
 """Outside the identity: a twin of the same graphs that x86 can run."""
 
 
+GOLDEN_FILE = "golden.json"
+_OUTSIDE = frozenset({MANIFEST_FILE, REPORT_FILE, GOLDEN_FILE})
+
+
+def outside_identity(name: str) -> bool:
+    """Whether a file of a container is none of its manifest's: itself, measurements, the twin."""
+    return name in _OUTSIDE or name.startswith(f"{EMULATION_FOLDER}/")
+
+
 class ManifestFile(BaseModel):
     """One file of the container."""
 

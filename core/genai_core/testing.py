@@ -1,4 +1,4 @@
-"""For tests: a real S3 server on this machine, and a proxy that makes its answers go wrong.
+"""For tests: a real S3 server on this machine, a proxy that makes its answers go wrong, records.
 
 `versitygw` (Apache-2.0, built once with `go install` into the user's cache) has real conditional
 writes, checks signatures and keeps objects as files. Where there is no Go toolchain, moto's server
@@ -24,10 +24,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from genai_core.keys import task_key
+from genai_core.names import Digest, Key
+from genai_core.record import Blob, Record
 from genai_core.store.s3 import S3Store
 from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.task import TaskFile
 
-__all__ = ["Fault", "FaultProxy", "S3Server", "certificate", "s3_server"]
+__all__ = [
+    "Fault",
+    "FaultProxy",
+    "S3Server",
+    "certificate",
+    "record_of_task",
+    "s3_server",
+    "seeded_key",
+]
 
 _VERSITYGW = "1.8.0"
 _BUILD_SECONDS = 600
@@ -350,3 +362,30 @@ def certificate(folder: Path, *hosts: str) -> tuple[Path, Path]:
         key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
     return folder / "ca.pem", folder / "key.pem"
+
+
+def record_of_task(task: TaskFile, outputs: Mapping[str, Blob], **more: object) -> Record:
+    """The record that a stage commits for a task, as far as its key vouches for it."""
+    values: dict[str, object] = {
+        "operation": task.operation,
+        "key": task.key,
+        "model": task.slug,
+        "config": task.config,
+        "inputs": {
+            name: {path: file.identity for path, file in files.items()}
+            for name, files in task.inputs.items()
+        },
+        "outputs": {
+            path: {"sha256": blob.sha256, "size": blob.size} for path, blob in outputs.items()
+        },
+        "toolchain": {"id": task.toolchain.id, "versions": task.toolchain.versions},
+        "created_at": datetime.now(UTC),
+    }
+    return Record.model_validate(values | more)
+
+
+def seeded_key(operation: str, seed: str, toolchain: str = "0" * 64) -> tuple[Key, dict[str, str]]:
+    """A key that is true of a record with the config that comes with it and no inputs."""
+    config = {"seed": seed}
+    key = task_key(operation, 1, toolchain_id=Digest(toolchain), config=config, inputs={})
+    return key, config

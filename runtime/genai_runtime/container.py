@@ -1,6 +1,6 @@
 """A container: the folder that a build ends with, opened, checked, and run where it can be.
 
-    container = container.load(folder)        # manifest, metadata; every file there and complete
+    container = container.load(folder)        # manifest, metadata; every file there, byte for byte
     session = container.open_session()        # CPU, or the emulator on an htp container's twin
 
 A container for Snapdragon runs on the device. What runs here is the twin in `emulation/`, which
@@ -16,14 +16,21 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from genai_core.canonical import digest_file
-from genai_core.errors import BadInput, CorruptBlob, NotRunnableHere
+from genai_core.errors import BadInput, NotRunnableHere
 from genai_core.facts import RopeTable
-from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, METADATA_FILE, Manifest
+from genai_core.manifest import (
+    EMULATION_FOLDER,
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    METADATA_FILE,
+    Manifest,
+)
 from genai_core.names import Backend
 from genai_runtime.generate import stop_tokens
-from genai_runtime.golden import GOLDEN_FILE, Golden, read_golden
+from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizing import TOKENIZER_FILE, TextTokenizer
+from genai_runtime.verification import DigestOf, file_faults
 
 CPU_MODEL_FILE = "model.onnx"
 
@@ -99,42 +106,33 @@ class Container:
         Raises:
             BadModel: The file is unreadable.
         """
-        return TextTokenizer.of_folder(self.folder)
+        return TextTokenizer.of_folder(self.folder) if self.holds(TOKENIZER_FILE) else None
+
+    def holds(self, name: str) -> bool:
+        """Whether the manifest vouches for a file; what lies beside it is not read."""
+        return name in self.manifest.files
 
     def stop_tokens(self) -> frozenset[int]:
-        """End tokens of generation_config.json."""
-        return stop_tokens(self.folder)
+        """End tokens of generation_config.json, else config.json."""
+        return stop_tokens(self.folder, holds=self.holds)
 
     def golden(self) -> Golden | None:
         """The recorded prompts; None where there are none."""
         path = self.folder / GOLDEN_FILE
         return read_golden(path) if path.is_file() else None
 
-    def verify(self, *, digests: bool = False) -> None:
-        """Check that every file of the manifest is there and as long as it should be.
+    def verify(self, *, digest_of: DigestOf | None = digest_file) -> None:
+        """Check that every file of the manifest is there with its bytes.
 
         Args:
-            digests: Read every byte as well.
+            digest_of: How bytes are compared; None = only sizes are.
 
         Raises:
             BadInput: A file is missing or has another size.
             CorruptBlob: A file has other bytes.
         """
-        remedy = "fetch the container again"
-        for name, file in self.manifest.files.items():
-            path = self.folder / name
-            if not path.is_file():
-                raise BadInput("is missing", where=str(path), remedy=remedy)
-            if path.stat().st_size != file.size:
-                raise BadInput(
-                    f"has {path.stat().st_size} bytes, the manifest says {file.size}",
-                    where=str(path),
-                    remedy=remedy,
-                )
-            if digests and digest_file(path) != file.sha256:
-                raise CorruptBlob(
-                    "its bytes are not those of the manifest", where=str(path), remedy=remedy
-                )
+        for fault in file_faults(self.folder, self.manifest, digest_of=digest_of):
+            raise fault.error(self.folder)
 
     def open_session(self, *, threads: int = 0, context_length: int | None = None) -> Session:
         """Start an executor.
@@ -176,11 +174,18 @@ class Container:
         return Executor(self.folder / EMULATION_FOLDER, context_length=context_length)
 
 
-def load(folder: Path) -> Container:
-    """Open a container; files are checked by size.
+def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container:
+    """Open a container whose files are those of its manifest.
+
+    Args:
+        folder: The container's.
+        digest_of: How files are compared with the manifest. `FileCache.digest` reads gigabytes
+            once and not again while they do not change. None = only sizes are compared: for
+            whoever has just written, or verified, the files.
 
     Raises:
         BadInput: The folder is not a container, or not a whole one.
+        CorruptBlob: A file has other bytes.
     """
     manifest_file = folder / MANIFEST_FILE
     if not manifest_file.is_file():
@@ -201,7 +206,7 @@ def load(folder: Path) -> Container:
     except ValidationError as error:
         raise BadInput(_first(error), where=str(metadata_file)) from error
     found = Container(folder=folder, manifest=manifest, metadata=metadata)
-    found.verify()
+    found.verify(digest_of=digest_of)
     return found
 
 

@@ -181,15 +181,19 @@ def generate(
     )
 
 
-def stop_tokens(folder: Path) -> frozenset[int]:
+def stop_tokens(folder: Path, *, holds: Callable[[str], bool] = lambda _: True) -> frozenset[int]:
     """The end tokens that generation_config.json, else config.json, of a folder names.
+
+    Args:
+        folder: Of a model or container.
+        holds: Whether a file of that name may be read.
 
     Raises:
         BadModel: The file is not JSON, or eos_token_id is neither a number nor a list of them.
     """
     for name in ("generation_config.json", "config.json"):
         path = folder / name
-        if not path.is_file():
+        if not (holds(name) and path.is_file()):
             continue
         try:
             value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")

@@ -20,8 +20,6 @@ from genai_core.errors import BadInput
 from genai_runtime.generate import Generation, generate
 from genai_runtime.session import Session, Tokens, in_chunks
 
-GOLDEN_FILE = "golden.json"
-
 
 class GoldenPrompt(BaseModel):
     """One prompt and its greedy answer."""

@@ -12,25 +12,32 @@ from typing import Any
 
 import onnx
 
+from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, BadModel
 from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE
 from genai_core.names import Backend
 from genai_runtime import container
 from genai_runtime.container import Container, GraphInfo, TensorInfo
+from genai_runtime.verification import DigestOf
 
 RECORD_FILE = "builder_cache_info.json"
 
 
-def describe(path: Path) -> dict[str, Any]:
+def describe(path: Path, *, digest_of: DigestOf = digest_file) -> dict[str, Any]:
     """Facts of a container's folder, an artifact's folder, an ONNX file or a context binary.
+
+    Args:
+        path: What is asked about.
+        digest_of: How a container's files are compared with its manifest.
 
     Raises:
         BadInput: It is none of them.
         BadModel: The file is broken.
+        CorruptBlob: A file of a container has other bytes.
         NotRunnableHere: A context binary, and the vendor's library is not installed.
     """
     if (path / MANIFEST_FILE).is_file():
-        return describe_container(container.load(path))
+        return describe_container(container.load(path, digest_of=digest_of))
     if path.is_dir():
         return _artifact(path)
     if path.suffix == ".onnx" and path.is_file():
@@ -67,7 +74,7 @@ def describe_container(found: Container) -> dict[str, Any]:
         "sizeBytes": sum(file.size for file in manifest.files.values()),
         "runsHere": found.runnable,
         "runsBy": _executor(found),
-        "tokenizer": (found.folder / "tokenizer.json").is_file(),
+        "tokenizer": found.holds("tokenizer.json"),
         "adapters": sorted(
             {name.split("/")[1] for name in manifest.files if name.startswith("adapters/")}
         ),

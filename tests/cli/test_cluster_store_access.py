@@ -346,20 +346,22 @@ def committed(store: Store, operation: str, files: dict[str, bytes], log: str = 
 
 
 def container(store: Store, target: dict[str, Any]) -> tuple[Record, str]:
-    data = b"weights" * 1000
+    named = {
+        "model.data": b"weights" * 1000,
+        "tokenizer.json": b"{}",
+        "genie_config.json": b"{}",
+    }
     manifest = {
         "model": {},
         "architecture": "llama",
         "target": target,
         "context_length": 256,
-        "files": {"model.data": {"sha256": digest_bytes(data), "size": len(data)}},
+        "files": {n: {"sha256": digest_bytes(d), "size": len(d)} for n, d in named.items()},
     }
     text = json.dumps(manifest).encode()
     files = {
+        **named,
         "manifest.json": text,
-        "model.data": data,
-        "tokenizer.json": b"{}",
-        "genie_config.json": b"{}",
         "report.json": b"{}",
         "emulation/part.onnx": b"twin",
     }

@@ -96,7 +96,7 @@ def test_an_unchanged_container_is_left_untouched(store: DirectoryStore, tmp_pat
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-@pytest.mark.parametrize("damage", ["missing", "short", "foreign", "broken manifest"])
+@pytest.mark.parametrize("damage", ["missing", "short", "flipped", "foreign", "broken manifest"])
 def test_a_damaged_container_is_written_again(
     store: DirectoryStore, tmp_path: Path, damage: str
 ) -> None:
@@ -108,6 +108,8 @@ def test_a_damaged_container_is_written_again(
     elif damage == "short":
         (path / "model.onnx").unlink()
         (path / "model.onnx").write_bytes(b"gra")
+    elif damage == "flipped":
+        (path / "model.onnx").write_bytes(b"grapX")
     elif damage == "foreign":
         (path / "left-over.bin").write_bytes(b"x")
     else:
@@ -116,6 +118,35 @@ def test_a_damaged_container_is_written_again(
     assert deliver(record, store, path, target="cpu").changed
     assert tree(path)["model.onnx"] == b"graph"
     assert "left-over.bin" not in tree(path)
+
+
+def forged(store: DirectoryStore, name: str) -> Record:
+    """The record of an honest container, one of whose files is another's."""
+    record, _ = package(store, FILES)
+    evil = store.put_bytes(b"{{ x }}")
+    outputs = {**record.outputs, name: Output(sha256=evil.sha256, size=evil.size)}
+    return record.model_copy(update={"outputs": outputs})
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "chat_template.jinja"])
+def test_deliver_and_place_refuse_when_a_file_is_not_the_manifests(
+    store: DirectoryStore, tmp_path: Path, name: str
+) -> None:
+    record = forged(store, name)
+    with pytest.raises(CorruptBlob, match=f"does not name the container that was built: {name} "):
+        deliver(record, store, tmp_path / "cpu", target="cpu")
+    with pytest.raises(CorruptBlob, match=name):
+        place(record, store, tmp_path / "cpu", described=True)
+    assert not (tmp_path / "cpu").exists()
+
+
+def test_deliver_refuses_when_a_file_of_the_manifest_is_left_out(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    record, _ = package(store, FILES)
+    fewer = {n: o for n, o in record.outputs.items() if n != "model.onnx"}
+    with pytest.raises(CorruptBlob, match=r"model\.onnx is in its manifest and not in its record"):
+        deliver(record.model_copy(update={"outputs": fewer}), store, tmp_path / "cpu", target="cpu")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -30,10 +29,10 @@ from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel, CorruptBlob, GenAIError, NoSpace, StoreUnavailable
 from genai_core.names import Digest, Key, TaskId
 from genai_core.operations import OPERATIONS, ArclConfig, GraphConfig
-from genai_core.record import Output, Record, ToolchainUsed
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.task import TaskFile, TaskFileInput, TaskResult, Toolchain
+from genai_core.testing import record_of_task
 from genai_planner.events import Found, Start
 from genai_planner.graph import Demand, FileRef, Plan, Result, Selection, Task
 from genai_planner.machine import Machine, State
@@ -81,17 +80,7 @@ def task_file(machine: Machine, start: Start, threads: int) -> TaskFile:
 def commit(store: DirectoryStore, task: TaskFile) -> None:
     """What a worker does: blobs, then the record."""
     blob = store.put_bytes(f"output of {task.key}".encode())
-    store.commit(
-        Record(
-            operation=task.operation,
-            key=Key(task.key),
-            model="model",
-            config=task.config,
-            outputs={"file": Output(sha256=blob.sha256, size=blob.size)},
-            toolchain=ToolchainUsed(id=ID),
-            created_at=datetime.now(UTC),
-        )
-    )
+    store.commit(record_of_task(task, {"file": blob}))
 
 
 Ending = GenAIError | int | None
@@ -337,7 +326,7 @@ def test_task_that_another_process_runs_is_waited_for(build, store, monkeypatch)
 
     def other_process() -> None:
         threading.Event().wait(0.4)
-        commit(store, task_file_of("a"))
+        commit(store, first_task_file())
         lock.release()
 
     thread = threading.Thread(target=other_process)
@@ -360,7 +349,7 @@ def test_what_turns_up_in_a_further_store_is_brought_to_where_workers_read(
 
     def others() -> None:
         threading.Event().wait(0.4)
-        commit(further, task_file_of("a"))
+        commit(further, first_task_file())
         lock.release()
 
     thread = threading.Thread(target=others)
@@ -382,14 +371,15 @@ def test_task_whose_other_process_gave_up_is_run_here(build, store, monkeypatch)
     assert pool.ran == ["a", "b", "c"]
 
 
-def task_file_of(name: str) -> TaskFile:
+def first_task_file() -> TaskFile:
+    """The chain's first task, as another process would be given it."""
     return TaskFile(
-        id=name,
+        id="a",
         operation="arcl",
-        key=key_of(name),
+        key=key_of("a"),
         code_version=1,
-        config={},
-        inputs={},
+        config=CHAIN[0].config.model_dump(mode="json"),
+        inputs={"source": {"model.onnx": TaskFileInput(sha256="1" * 64, size=1)}},
         toolchain=Toolchain(id=ID, versions={}),
     )
 

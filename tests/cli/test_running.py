@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,6 +14,7 @@ import pytest
 from numpy.typing import NDArray
 
 from genai_cli.testing import InProcess, Program
+from genai_core import filecache
 from genai_core.names import Backend, Precision
 from genai_core.operations import CompileCpuConfig, ConvertCpuConfig, PackageConfig
 from genai_runtime import container as containers
@@ -101,6 +103,67 @@ def test_token_ids_are_continued_greedily(call: InProcess, container: Path, logi
     metrics = ran.json["metrics"]
     assert (metrics["promptTokens"], metrics["generatedTokens"]) == (4, 6)
     assert min(metrics.values()) > 0
+
+
+@pytest.fixture
+def altered(container: Path, tmp_path: Path) -> Path:
+    """The container with one byte of a file changed, its size and times put back."""
+    folder = tmp_path / "altered"
+    shutil.copytree(container, folder)
+    file = folder / "config.json"
+    before = file.stat()
+    file.write_bytes(file.read_bytes().replace(b"llama", b"lLama", 1))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["run", "--prompt-tokens", "1"], ["evaluate", "--tokens", "none.npy"], ["inspect"]],
+)
+def test_a_container_is_refused_when_a_file_is_not_its_manifests(
+    call: InProcess, altered: Path, command: list[str]
+) -> None:
+    ran = call(command[0], altered, *command[1:])
+    assert ran.code == 1
+    (error,) = ran.errors
+    assert f"{altered}/config.json: its bytes are not those of the manifest; fetch" in error
+
+
+def test_a_container_is_hashed_once_when_its_files_stay(
+    call: InProcess, container: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(filecache, "_SETTLED_NS", 0)
+    read: list[str] = []
+    real = filecache.digest_file
+    monkeypatch.setattr(
+        filecache, "digest_file", lambda path: read.append(Path(path).name) or real(path)
+    )
+    copy = tmp_path / "container"
+    shutil.copytree(container, copy)
+    assert call("inspect", copy).code == 0
+    assert "model.data" in read
+    read.clear()
+    assert call("inspect", copy).code == 0
+    assert read == []
+    (copy / "config.json").touch()
+    assert call("inspect", copy).code == 0
+    assert read == ["config.json"]
+
+
+def test_what_the_manifest_does_not_name_is_not_read(
+    call: InProcess, container: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "container"
+    shutil.copytree(container, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for name in ("tokenizer.json", "generation_config.json"):
+        del manifest["files"][name]
+        (copy / name).write_text("[")
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    ran = call("run", copy, "--prompt-tokens", "5,17", "--max-tokens", "2", "--json")
+    assert ran.code == 0, ran.err
+    assert ran.json["text"] == ""
 
 
 def test_text_goes_through_the_container_s_tokenizer(call: InProcess, container: Path) -> None:

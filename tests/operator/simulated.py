@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,11 +24,12 @@ from genai_core.chain import ChainFile, is_wanted, task_file
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.names import Digest, Key
 from genai_core.operations import OPERATIONS
-from genai_core.record import Output, Record, ToolchainUsed
+from genai_core.record import Record, ToolchainUsed
 from genai_core.resolved import RESOLVE
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile, unpack
+from genai_core.testing import record_of_task
 from genai_operator.access import StoreAccess
 from genai_operator.api import ApiError
 from genai_operator.controller import Controller
@@ -197,7 +199,11 @@ class World:
         if value.get("kind") == RESOLVE:
             key = Key(notes["genai-operator.dev/key"])
             facts = SOURCE.model_dump(mode="json", exclude_none=True)
-            if not await self._task(pod, RESOLVE, key, facts=facts):
+            question = Record(
+                operation=RESOLVE, key=key, facts=facts, created_at=datetime.now(UTC),
+                toolchain=ToolchainUsed(id=Digest("3" * 64)),
+            )  # fmt: skip
+            if not await self._task(pod, RESOLVE, key, lambda: question):
                 return 137, {}
             return 0, {"record": key}
         chain = ChainFile.model_validate_json(document) if value.get("kind") == "chain" else None
@@ -210,14 +216,16 @@ class World:
                 if not is_wanted(chain.then[number - 1], records):
                     break
                 task = task_file(chain.then[number - 1], chain, records)
-            record = await self._task(pod, task.operation, Key(task.key))
+            record = await self._task(
+                pod, task.operation, Key(task.key), partial(self._record, task)
+            )
             if record is None:
                 return 137, {"step": number}
             records.append(record)
         return 0, {"step": len(records) - 1}
 
     async def _task(
-        self, pod: str, operation: str, key: Key, *, facts: dict[str, Any] | None = None
+        self, pod: str, operation: str, key: Key, made: Callable[[], Record]
     ) -> Record | None:
         standing = self.store.get_record(operation, key)
         if standing is not None:
@@ -230,21 +238,20 @@ class World:
             if pod in self._stopping or self.rng.random() < self.weather.crashes:
                 await self.pause(2)
                 return None
-            outputs = {}
-            for path in FILES.get(operation, ["out.bin", "measured.json"]):
-                text = FACTS.model_dump_json() if path == "facts.json" else f"{key}{path}"
-                blob = self.store.put_bytes(text.encode())
-                outputs[path] = Output(sha256=blob.sha256, size=blob.size)
-            record = Record(
-                operation=operation, key=key, outputs={} if facts else outputs,
-                created_at=datetime.now(UTC), toolchain=ToolchainUsed(id=Digest("3" * 64)),
-                facts=facts or {"within": True, "revision": f"sha256:{key}"},
-            )  # fmt: skip
+            record = made()
             self.store.commit(record)
             self.done.append(f"{operation}/{key}")
             return record
         finally:
             self._running.pop(key, None)
+
+    def _record(self, task: TaskFile) -> Record:
+        outputs = {}
+        for path in FILES.get(task.operation, ["out.bin", "measured.json"]):
+            text = FACTS.model_dump_json() if path == "facts.json" else f"{task.key}{path}"
+            outputs[path] = self.store.put_bytes(text.encode())
+        facts = {"within": True, "revision": f"sha256:{task.key}"}
+        return record_of_task(task, outputs, facts=facts)
 
 
 class Client:

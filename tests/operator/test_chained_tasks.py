@@ -14,13 +14,14 @@ from genai_core.chain import ChainFile, is_wanted, task_file
 from genai_core.errors import ToolFailed
 from genai_core.facts import ModelFacts, WeightsGroup
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest, Key
+from genai_core.names import Backend
 from genai_core.operations import OPERATIONS
-from genai_core.record import Output, Record, ToolchainUsed
+from genai_core.record import Record
 from genai_core.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile
+from genai_core.testing import record_of_task
 from genai_operator.jobs import JobRequest, Owner, StoreAccess, render
 from genai_operator.lookups import Lookups
 from genai_operator.requests import Setting
@@ -122,12 +123,9 @@ class World:
         for path in FILES.get(task.operation, ["out.bin", "measured.json"]):
             text = FACTS.model_dump_json() if path == "facts.json" else f"{task.key}{path}"
             blob = self.store.put_bytes(text.encode())
-            outputs[path] = Output(sha256=blob.sha256, size=blob.size)
-        record = Record(
-            operation=task.operation, key=Key(task.key), outputs=outputs, created_at=self.now,
-            facts={"within": self.within, "revision": "r"},
-            toolchain=ToolchainUsed(id=Digest("3" * 64)),
-        )  # fmt: skip
+            outputs[path] = blob
+        facts = {"within": self.within, "revision": "r"}
+        record = record_of_task(task, outputs, created_at=self.now, facts=facts)
         self.store.commit(record)
         return record
 

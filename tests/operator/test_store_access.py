@@ -11,6 +11,7 @@ import pytest
 
 from genai_core.errands import Answer, LookFile, answer_lines, read_answer, ref_of
 from genai_core.errors import CorruptBlob
+from genai_core.keys import task_key
 from genai_core.kinds.artifact_store import ArtifactStoreSpec, WebIdentity
 from genai_core.kinds.build import BuildSpec, Run
 from genai_core.names import Digest, Key
@@ -181,10 +182,14 @@ def test_sources_that_cannot_be_read_stall(source: str) -> None:
 
 
 def record(number: int, *, inputs: tuple[str, ...] = (), files: dict[str, Blob]) -> Record:
+    operation = "convert" if number else "ingest"
+    toolchain, config = Digest("3" * 64), {"seed": str(number)}
+    read = {"in": {str(n): Digest(d) for n, d in enumerate(inputs)}} if inputs else {}
     return Record(
-        operation="convert" if number else "ingest",
-        key=Key(str(number) * 64),
-        inputs={"in": {str(n): Digest(d) for n, d in enumerate(inputs)}} if inputs else {},
+        operation=operation,
+        key=task_key(operation, 1, toolchain_id=toolchain, config=config, inputs=read),
+        config=config,
+        inputs=read,
         outputs={name: Output(sha256=b.sha256, size=b.size) for name, b in files.items()},
         toolchain=ToolchainUsed(id=Digest("3" * 64)),
         created_at="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
@@ -268,7 +273,14 @@ def test_a_container_of_another_store_is_to_be_copied_and_the_rest_is_not(tmp_pa
     own, team = DirectoryStore(tmp_path / "own"), DirectoryStore(tmp_path / "team")
     blob = team.put_bytes(b"x")
     step = record(1, files={"x": blob})
-    package = step.model_copy(update={"operation": "package"})
+    package = step.model_copy(
+        update={
+            "operation": "package",
+            "key": task_key(
+                "package", 1, toolchain_id=step.toolchain.id, config=step.config, inputs={}
+            ),
+        }
+    )
     team.commit(step)
     team.commit(package)
     lookups = Lookups(LayeredStore(own, [DirectoryStore(team.root, read_only=True)]))

@@ -15,13 +15,13 @@ import pytest
 
 from genai_core.errors import BadModel
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest, Key, TaskId
+from genai_core.names import Backend, TaskId
 from genai_core.operations import OPERATIONS
-from genai_core.record import Output, Record, ToolchainUsed
 from genai_core.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile
+from genai_core.testing import record_of_task
 from genai_operator.jobs import JobRequest
 from genai_operator.lookups import Lookups
 from genai_operator.planned import Plans
@@ -101,17 +101,9 @@ class Cluster:
         pod = PodView("ns", f"pod-{name}", f"p-{name}", name, "node1", "Failed", self.now)
         self.pods[name] = [replace(pod, ending=ending)]
 
-    def commit(self, key: Key, operation: str, **content: Any) -> None:
-        outputs = {}
-        for path, data in content.get("files", {"out.bin": key.encode()}).items():
-            blob = self.store.put_bytes(data)
-            outputs[path] = Output(sha256=blob.sha256, size=blob.size)
-        self.store.commit(
-            Record(
-                operation=operation, key=key, outputs=outputs, facts=content.get("facts", {}),
-                toolchain=ToolchainUsed(id=Digest("3" * 64)), created_at=NOW,
-            )
-        )  # fmt: skip
+    def commit(self, task: TaskFile, files: dict[str, bytes]) -> None:
+        outputs = {path: self.store.put_bytes(data) for path, data in files.items()}
+        self.store.commit(record_of_task(task, outputs, created_at=NOW))
 
 
 @pytest.fixture
@@ -187,7 +179,8 @@ def test_more_memory_after_running_out_of_it(cluster: Cluster) -> None:
 def test_a_result_that_stands_needs_no_job_even_if_one_failed(cluster: Cluster) -> None:
     request = cluster.look().start[0]
     cluster.end(cluster.start(request), JobState.FAILED, Ending(1, "Error"))
-    cluster.commit(request.key, "ingest", files={"facts.json": json.dumps({}).encode()})
+    assert isinstance(request.document, TaskFile)
+    cluster.commit(request.document, {"facts.json": json.dumps({}).encode()})
     cluster.lookups = Lookups(cluster.store)
     cluster.now += timedelta(minutes=2)
     with pytest.raises(ValueError, match="ModelFacts"):

@@ -223,7 +223,7 @@ def _simple(built, tmp_path):
 def test_a_container_runs_and_answers_its_golden_prompts_again(built, tmp_path):
     result = packaged(built, tmp_path / "container")
     opened = container.load(tmp_path / "container")
-    opened.verify(digests=True)
+    opened.verify()
     assert result.facts["revision"] == opened.revision
     assert result.facts["verified"] == "Cpu"
     report = json.loads((tmp_path / "container" / "report.json").read_text())
@@ -303,7 +303,7 @@ def test_damaged_containers_are_refused_by_file(built, tmp_path):
         (copy / "model.data").write_bytes(data)
 
     with pytest.raises(CorruptBlob, match=r"model\.data"):
-        container.load(damaged(flip)).verify(digests=True)
+        container.load(damaged(flip))
 
 
 def test_a_longer_context_than_built_for_is_refused(built, tmp_path):

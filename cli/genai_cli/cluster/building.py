@@ -25,13 +25,12 @@ from genai_cli.cluster.following import Followed, follow
 from genai_cli.cluster.problems import NotAllowed, NotThere
 from genai_cli.cluster.stores import StoreOptions, reaching
 from genai_cli.cluster.views import BuildView
-from genai_cli.local_work import cache_folder
+from genai_cli.local_work import known_digests
 from genai_cli.output import emit, say
 from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
 from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget, from_dict
-from genai_core.filecache import FileCache
 from genai_core.kinds.base import API_VERSION, REQUESTED_AT
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.problems import nearest
@@ -173,7 +172,7 @@ def _upload(cluster: Cluster, build: GenAIBuild, body: Json, *, options: StoreOp
 
     spec = build.spec
     with busy("reading the model"):
-        facts = inspect_source(spec, Path.cwd(), FileCache(cache_folder() / "digests.sqlite"))
+        facts = inspect_source(spec, Path.cwd(), known_digests())
     namespace = body["metadata"]["namespace"]
     with reaching(cluster, namespace, spec.store.name, options=options) as place:
         upload = SourceUpload(place.where, facts, credentials=place.credentials)

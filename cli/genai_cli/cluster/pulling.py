@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from genai_cli.cluster.builds import read_build
@@ -11,16 +10,14 @@ from genai_cli.cluster.connection import Access, connect
 from genai_cli.cluster.problems import NotThere
 from genai_cli.cluster.stores import StoreOptions, opened_store
 from genai_cli.cluster.views import Artifact, BuildView
-from genai_cli.containers import Delivered, deliver, folder_name, place, refuse_foreign
+from genai_cli.containers import Delivered, deliver, folder_name, refuse_foreign
 from genai_cli.device import steps
 from genai_cli.output import emit, say
 from genai_cli.render import busy
 from genai_cli.settings import DEFAULT_OUTPUT, Settings
 from genai_cli.words import size
-from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.names import Key
-from genai_core.record import Record
 from genai_core.store.s3_location import parse_s3
 
 __all__ = ["pull_container"]
@@ -65,9 +62,6 @@ def pull_container(
                 remedy="build it again, or name its store with --store",
             )
         found = deliver(stored.record, store, path, target=artifact.target)
-        if not found.changed and not _intact(stored.record, path):
-            place(stored.record, store, path)
-            found = replace(found, changed=True)
     if found.revision != artifact.revision:
         raise CorruptBlob(
             f"its revision is {found.revision}, not the {artifact.revision} of the build's status",
@@ -76,11 +70,6 @@ def pull_container(
         )
     _tell(settings, view, found)
     return 0
-
-
-def _intact(record: Record, path: Path) -> bool:
-    """Whether every file that was there already has the bytes that it should have."""
-    return all(digest_file(path / name) == out.sha256 for name, out in record.outputs.items())
 
 
 def _chosen(view: BuildView, target: str | None) -> Artifact:

@@ -50,6 +50,7 @@ from genai_core.store.protocol import (
     Sweep,
     Upload,
 )
+from genai_core.store.vouching import key_fault
 
 __all__ = ["DirectoryStore"]
 
@@ -103,6 +104,8 @@ class DirectoryStore(BlobFolder):
             return Miss("its record cannot be read", _etag(data))
         if (record.operation, record.key) != (operation, key):
             return Miss("its record is another task's", _etag(data))
+        if (untrue := key_fault(record)) is not None:
+            return Miss(untrue, _etag(data))
         if view.is_invalidated(self.root, record):
             return Miss("its folder was deleted", _etag(data))
         fault = first_fault(record, head or self.head_blob, pool=None)

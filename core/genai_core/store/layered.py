@@ -36,6 +36,7 @@ from genai_core.store.protocol import (
     Upload,
 )
 from genai_core.store.sweeps import CLAIM_LASTS, utc_now
+from genai_core.store.vouching import container_fault
 
 __all__ = ["LayeredStore", "brought", "layers"]
 
@@ -160,13 +161,19 @@ class LayeredStore:
         """Copy a hit of another store into the first: its blobs, then its record.
 
         Returns:
-            The first store's hit; None where no store has one.
+            The first store's hit; None where no store has one, or where a container is not what
+            its manifest says.
         """
         found = self.lookup(operation, key)
         if not isinstance(found, Hit):
             return None
         if found.origin == self.first.location:
             return found
+        try:
+            if container_fault(found.record, self) is not None:
+                return None
+        except ValueError:  # a newer version's: not for this one
+            return None
         for digest, size in found.record.blobs().items():
             self._bring(Blob(sha256=digest, size=size), claim=True)
         publish(self.first, found.record)

@@ -52,6 +52,7 @@ from genai_core.store.s3_errors import code_of, explained
 from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.uploads import SOURCES, is_upload
+from genai_core.store.vouching import key_fault
 
 __all__ = ["S3Store"]
 
@@ -116,6 +117,8 @@ class S3Store(S3Blobs):
             return Miss("its record cannot be read", etag)
         if (record.operation, record.key) != (operation, key):
             return Miss("its record is another task's", etag)
+        if (untrue := key_fault(record)) is not None:
+            return Miss(untrue, etag)
         fault = first_fault(record, head or self.head_blob, pool=self._pool)
         return Miss(fault, etag) if fault else Hit(record, etag, self.location)
 

@@ -24,6 +24,7 @@ from genai_core.errors import BadModel, DriftError, NotRunnableHere
 from genai_core.facts import ModelFacts, RopeTable
 from genai_core.manifest import (
     EMULATION_FOLDER,
+    GOLDEN_FILE,
     MANIFEST_FILE,
     METADATA_FILE,
     REPORT_FILE,
@@ -32,6 +33,7 @@ from genai_core.manifest import (
     ManifestGraph,
     ManifestTarget,
     Report,
+    outside_identity,
 )
 from genai_core.names import Backend, Precision
 from genai_core.operations import OPERATIONS, PackageConfig
@@ -58,8 +60,6 @@ from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.second_opinion import ask_genie
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.twin_folder import gather_twin, place
-
-_OUTSIDE = {MANIFEST_FILE, REPORT_FILE, golden.GOLDEN_FILE}
 
 _TOLERANCES = {Precision.FLOAT: 0.01, Precision.INT8: 0.1, Precision.INT4: 0.3}
 """Logits: what another kernel or machine may move a margin by."""
@@ -116,7 +116,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     )
     manifest = _manifest(inputs, config, out, facts=facts, draft=draft)
     _write_json(out / MANIFEST_FILE, manifest.model_dump(mode="json", exclude_none=True))
-    opened = container.load(out)
+    opened = container.load(out, digest_of=None)  # hashed a moment ago
     verified, speed = _try(opened, config, draft, threads=context.threads)
     fidelity = find_file(inputs, RESULT_FILE)
     report = Report(
@@ -210,11 +210,7 @@ def _manifest(
 def _identity_files(out: Path) -> list[tuple[str, Path]]:
     paths = [path for path in sorted(out.rglob("*")) if path.is_file()]
     named = [(path.relative_to(out).as_posix(), path) for path in paths]
-    return [
-        (name, path)
-        for name, path in named
-        if name not in _OUTSIDE and not name.startswith(f"{EMULATION_FOLDER}/")
-    ]
+    return [(name, path) for name, path in named if not outside_identity(name)]
 
 
 def _try(
@@ -248,9 +244,7 @@ def _try(
         session.close()
     genie_config = opened.folder / GENIE_FILE
     if prompts and config.backend is Backend.HTP and genie_config.is_file():
-        recorded = golden.Golden.model_validate_json(
-            (opened.folder / golden.GOLDEN_FILE).read_bytes()
-        )
+        recorded = golden.Golden.model_validate_json((opened.folder / GOLDEN_FILE).read_bytes())
         seen, warning = ask_genie(opened.folder, genie_config, recorded)
         speed |= seen
         draft.warnings += [warning] if warning else []
@@ -277,7 +271,7 @@ def _record(
         tolerance=_HTP_TOLERANCE if precision is None else _TOLERANCES[precision],
         on_answer=answers.append,
     )
-    _write_json(opened.folder / golden.GOLDEN_FILE, recorded.model_dump(mode="json"))
+    _write_json(opened.folder / GOLDEN_FILE, recorded.model_dump(mode="json"))
     metrics = answers[-1].metrics
     return {
         "promptTokensPerSecond": round(metrics.prompt_tokens_per_second, 1),

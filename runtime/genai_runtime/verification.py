@@ -1,0 +1,73 @@
+"""A container's files against its manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from genai_core.errors import BadInput, CorruptBlob, GenAIError
+from genai_core.manifest import Manifest, outside_identity
+
+__all__ = ["DigestOf", "FileFault", "extra_files", "file_faults"]
+
+DigestOf = Callable[[Path], str]
+"""A file's SHA-256 in lower-case hex: `digest_file`, or `FileCache.digest`, which reads a file
+again only where it has changed."""
+
+_REMEDY = "fetch the container again"
+
+
+@dataclass(frozen=True)
+class FileFault:
+    """A file that is not what the manifest says.
+
+    Attributes:
+        name: Relative to the container's folder.
+        kind: What is wrong.
+        text: In words, e.g. `has 3 bytes, the manifest says 4`.
+    """
+
+    name: str
+    kind: Literal["missing", "size", "bytes", "extra"]
+    text: str
+
+    def error(self, folder: Path) -> GenAIError:
+        """The error of a container that has this fault."""
+        kind = CorruptBlob if self.kind == "bytes" else BadInput
+        return kind(self.text, where=str(folder / self.name), remedy=_REMEDY)
+
+
+def file_faults(
+    folder: Path, manifest: Manifest, *, digest_of: DigestOf | None
+) -> Iterator[FileFault]:
+    """Compare every file of the manifest: sizes of all first, then bytes.
+
+    Args:
+        folder: The container's.
+        manifest: Its manifest.
+        digest_of: How bytes are compared; None = they are not.
+    """
+    whole: list[str] = []
+    for name, file in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            yield FileFault(name, "missing", "is missing")
+        elif (size := path.stat().st_size) != file.size:
+            yield FileFault(name, "size", f"has {size} bytes, the manifest says {file.size}")
+        else:
+            whole.append(name)
+    for name in whole if digest_of else ():
+        assert digest_of is not None
+        if digest_of(folder / name) != manifest.files[name].sha256:
+            yield FileFault(name, "bytes", "its bytes are not those of the manifest")
+
+
+def extra_files(folder: Path, manifest: Manifest) -> Iterator[FileFault]:
+    """Files that no manifest names: nothing vouches for them, and nothing reads them."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() or name in manifest.files or outside_identity(name):
+            continue
+        yield FileFault(name, "extra", "is not in the manifest")
