@@ -19,7 +19,7 @@ from pathlib import Path
 
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
-from genai_core.manifest import MANIFEST_FILE, Manifest
+from genai_core.manifest import MANIFEST_FILE, read_manifest
 from genai_core.record import SIDECAR_NAME, Output, Record, sidecar
 from genai_core.store.protocol import Store
 from genai_core.store.vouching import container_fault
@@ -96,15 +96,9 @@ def deliver(
     manifest = record.outputs.get(MANIFEST_FILE)
     if manifest is None:
         raise GenAIError("it is no container: it has no manifest", where=f"package {record.key}")
-    try:
-        revision = revision_of(store.read_blob(manifest))
-        check_container(record, store)
-    except ValueError as error:
-        raise BadInput(
-            "its manifest is of a version that is not known here",
-            where=f"package {record.key[:12]}",
-            remedy="update genai-operator here to the version that built it",
-        ) from error
+    source = f"package {record.key[:12]}: {MANIFEST_FILE}"
+    revision = revision_of(store.read_blob(manifest), where=source)
+    check_container(record, store)
     changed = not _holds(path, revision, record.outputs, digest_of)
     if changed:
         place(record, store, path)
@@ -124,7 +118,7 @@ def check_container(record: Record, store: Store) -> None:
 
     Raises:
         CorruptBlob: They differ; names the file.
-        ValueError: The manifest is of a version that is not known here.
+        BadInput: The manifest is newer than this program.
     """
     if (fault := container_fault(record, store)) is not None:
         raise UntrueRecord(
@@ -138,9 +132,13 @@ class UntrueRecord(CorruptBlob):
     """A package record whose files are not those of its manifest."""
 
 
-def revision_of(manifest: bytes) -> str:
-    """The revision that a manifest.json stands for."""
-    return Manifest.model_validate_json(manifest).revision()
+def revision_of(manifest: bytes, *, where: str = MANIFEST_FILE) -> str:
+    """The revision that a manifest.json stands for.
+
+    Raises:
+        BadInput: It is newer than this program, or no manifest.
+    """
+    return read_manifest(manifest, where=where).revision()
 
 
 def refuse_foreign(path: Path, expected: Iterable[str] | None = None) -> None:
@@ -251,5 +249,5 @@ def _holds(
         return sizes == {name: output.size for name, output in outputs.items()} and all(
             digest_of(files[name]) == output.sha256 for name, output in outputs.items()
         )
-    except (OSError, ValueError):
+    except (OSError, BadInput):
         return False

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from genai_core import chips
 from genai_core.errors import UnknownTarget
-from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE, Manifest
+from genai_core.manifest import (
+    EMULATION_FOLDER,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    Manifest,
+    read_manifest,
+)
 from genai_core.names import Backend
 
 __all__ = ["Step", "steps"]
@@ -40,7 +46,8 @@ def steps(folder: Path, *, name: str) -> list[Step]:
         folder: It lies there.
         name: Of the build: names the folder on the device.
     """
-    manifest = Manifest.model_validate_json((folder / MANIFEST_FILE).read_bytes())
+    path = folder / MANIFEST_FILE
+    manifest = read_manifest(path.read_bytes(), where=str(path))
     if manifest.target.backend is Backend.CPU:
         return [Step("run it here", (_run(folder),))]
     arch = manifest.target.dsp_arch

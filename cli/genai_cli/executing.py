@@ -23,7 +23,8 @@ from genai_runtime import container as containers
 from genai_runtime.container import Container
 from genai_runtime.evaluate import evaluate as measure
 from genai_runtime.evaluate import read_pieces
-from genai_runtime.generate import Generation, Sampling, generate
+from genai_runtime.generate import Generation, generate
+from genai_runtime.sampling import Sampling
 from genai_runtime.session import Tokens
 from genai_runtime.tokenizing import TextTokenizer, parse_tokens
 

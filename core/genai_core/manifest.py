@@ -13,12 +13,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from genai_core import canonical
 from genai_core.names import Backend, Precision
 from genai_core.paths import RelativePath
+from genai_core.versions import read_versioned
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 METADATA_FILE = "metadata.json"
+SCHEMA_VERSION = 1
+"""The newest version of the manifest that this program reads; see `genai_core.versions`."""
+
 EMULATION_FOLDER = "emulation"
 """Outside the identity: a twin of the same graphs that x86 can run."""
 
@@ -78,7 +82,8 @@ class Manifest(BaseModel):
 
     model_config = _FROZEN
 
-    schema_version: Literal[1] = 1
+    schema_version: Annotated[int, Field(ge=1)] = 1
+    """The oldest version that has all the fields which stand here."""
     model: dict[str, Any]
     """Digest of the core graph and of the encodings, layers, hidden size, vocabulary."""
     architecture: str
@@ -94,6 +99,15 @@ class Manifest(BaseModel):
         """`sha256:` and the digest of the canonical manifest."""
         payload = self.model_dump(mode="json", exclude_none=True)
         return f"sha256:{canonical.digest_json(payload)}"
+
+
+def read_manifest(data: bytes | str, *, where: str = MANIFEST_FILE) -> Manifest:
+    """The manifest of a container, of this version or an older one.
+
+    Raises:
+        BadInput: It is newer, or no manifest.
+    """
+    return read_versioned(Manifest, data, newest=SCHEMA_VERSION, where=where)
 
 
 class Report(BaseModel):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, NotRunnableHere
@@ -24,8 +24,10 @@ from genai_core.manifest import (
     MANIFEST_FILE,
     METADATA_FILE,
     Manifest,
+    read_manifest,
 )
 from genai_core.names import Backend
+from genai_core.versions import read_versioned
 from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session
@@ -33,6 +35,9 @@ from genai_runtime.tokenizing import TOKENIZER_FILE, TextTokenizer
 from genai_runtime.verification import DigestOf, file_faults
 
 CPU_MODEL_FILE = "model.onnx"
+
+METADATA_VERSION = 1
+"""The newest version of metadata.json that this program reads."""
 
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -64,7 +69,7 @@ class Metadata(BaseModel):
 
     model_config = _FROZEN
 
-    schema_version: Literal[1] = 1
+    schema_version: int = Field(default=1, ge=1)
     type: Literal["LLMContainer"] = "LLMContainer"
     backend: Backend
     architecture: str
@@ -169,9 +174,9 @@ class Container:
                 where=str(self.folder),
                 remedy="push it to a device, or build the cpu target",
             )
-        from genai_runtime.htp.executor import Executor
+        from genai_runtime.htp.executor import HtpSession
 
-        return Executor(self.folder / EMULATION_FOLDER, context_length=context_length)
+        return HtpSession(self.folder / EMULATION_FOLDER, context_length=context_length)
 
 
 def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container:
@@ -194,23 +199,13 @@ def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container
             where=str(folder),
             remedy="name the folder that `genai build` or `genai pull` wrote",
         )
-    try:
-        manifest = Manifest.model_validate_json(manifest_file.read_bytes())
-    except ValidationError as error:
-        raise BadInput(_first(error), where=str(manifest_file)) from error
+    manifest = read_manifest(manifest_file.read_bytes(), where=str(manifest_file))
     metadata_file = folder / METADATA_FILE
     try:
-        metadata = Metadata.model_validate_json(metadata_file.read_bytes())
+        written = metadata_file.read_bytes()
     except FileNotFoundError as error:
         raise BadInput("is missing", where=str(metadata_file)) from error
-    except ValidationError as error:
-        raise BadInput(_first(error), where=str(metadata_file)) from error
+    metadata = read_versioned(Metadata, written, newest=METADATA_VERSION, where=str(metadata_file))
     found = Container(folder=folder, manifest=manifest, metadata=metadata)
     found.verify(digest_of=digest_of)
     return found
-
-
-def _first(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else str(problem["msg"])

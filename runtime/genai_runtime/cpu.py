@@ -20,8 +20,8 @@ from pydantic import TypeAdapter, ValidationError
 from genai_core.errors import BadInput, BadModel
 from genai_core.facts import RopeTable
 from genai_runtime import processor
+from genai_runtime.executor import Logits, Tokens, checked_tokens, checked_truncation
 from genai_runtime.rope import cos_sin
-from genai_runtime.session import Logits, Tokens, checked_tokens, checked_truncation
 
 ROPE_KEY = "genai.rope"
 """Metadata of the model: JSON of its rotary tables."""
@@ -102,7 +102,7 @@ class CpuSession:
 
     def forward(self, tokens: Tokens) -> Logits:
         """Append tokens; logits of each. See `Session.forward`."""
-        array = checked_tokens(tokens, self)
+        array = checked_tokens(tokens, self, self._length)
         total = self._length + array.size
         binding = self._binding
         binding.bind_cpu_input("input_ids", array[None])
@@ -117,7 +117,7 @@ class CpuSession:
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens."""
-        self._length = checked_truncation(length, self)
+        self._length = checked_truncation(length, self._length)
 
     def close(self) -> None:
         """Free model and cache."""

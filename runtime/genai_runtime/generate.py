@@ -1,9 +1,4 @@
-"""One token after another: greedy or sampled, until an end token or a limit.
-
-Sampling follows the usual order: temperature, then the top_k most likely, then the smallest set
-whose probability reaches top_p (Holtzman et al. 2020), then one draw. The draw depends on the seed
-and the logits alone.
-"""
+"""One token after another: greedy or sampled, until an end token or a limit."""
 
 from __future__ import annotations
 
@@ -14,40 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
+from genai_runtime.executor import checked_tokens
+from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.session import Session, Tokens, in_chunks
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is taken from the logits.
-
-    Attributes:
-        temperature: 0 is greedy: the most likely token, the lowest id of equals.
-        top_k: Keep this many; 0 keeps all.
-        top_p: Keep the smallest set with at least this probability; 1 keeps all.
-        seed: Of the draws.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        """Refuse values without a meaning.
-
-        Raises:
-            BadInput: temperature or top_k is negative, or top_p is outside (0, 1].
-        """
-        if not self.temperature >= 0 or self.temperature == float("inf"):
-            raise BadInput("must be 0 or a positive number", where="temperature")
-        if self.top_k < 0:
-            raise BadInput("must be 0 (all) or a positive number", where="top-k")
-        if not 0 < self.top_p <= 1:
-            raise BadInput("must be above 0 and at most 1", where="top-p")
 
 
 @dataclass(frozen=True)
@@ -89,39 +55,6 @@ class Generation:
     """An end token was reached before the limit."""
 
 
-def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float64]:
-    """The probabilities [V] that a token is drawn from; all on one token when greedy."""
-    if sampling.temperature == 0:
-        chosen = np.zeros(logits.shape[-1], dtype=np.float64)
-        chosen[int(logits.argmax())] = 1.0
-        return chosen
-    wide = logits.astype(np.float64)
-    scaled = (wide - wide.max()) / sampling.temperature
-    if not sampling.top_k and sampling.top_p == 1:
-        order = np.zeros(0, dtype=np.intp)
-    else:
-        order = np.argsort(-scaled, kind="stable")
-    if sampling.top_k:
-        scaled[order[sampling.top_k :]] = -np.inf
-    probabilities = np.exp(scaled)
-    probabilities /= probabilities.sum()
-    if sampling.top_p < 1:
-        before = np.cumsum(probabilities[order]) - probabilities[order]
-        probabilities[order[before >= sampling.top_p]] = 0.0
-        probabilities /= probabilities.sum()
-    result: NDArray[np.float64] = probabilities
-    return result
-
-
-def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
-    """One token from logits [V]."""
-    if sampling.temperature == 0:
-        return int(logits.argmax())
-    cumulative = np.cumsum(distribution(logits, sampling))
-    place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-    return int(min(place, cumulative.size - 1))
-
-
 def generate(
     session: Session,
     prompt: Tokens,
@@ -148,14 +81,17 @@ def generate(
     """
     if max_tokens < 1:
         raise BadInput("must be at least 1", where="max-tokens")
-    sampling = sampling or Sampling()
-    random = np.random.default_rng(sampling.seed)
+    sampler = Sampler(
+        sampling or Sampling(),
+        vocab_size=session.vocab_size,
+        prompt=checked_tokens(prompt, session, 0),
+    )
     session.reset()
     began = time.monotonic()
     logits = np.zeros((1, session.vocab_size), dtype=np.float32)
     for part in in_chunks(session, prompt):
         logits = part
-    tokens = [choose(logits[-1], sampling, random)]
+    tokens = [sampler.next(logits[-1])]
     first = time.monotonic()
     if on_token:
         on_token(tokens[-1])
@@ -165,7 +101,7 @@ def generate(
         and session.length < session.context_length
     ):
         logits = session.forward(np.asarray(tokens[-1:], dtype=np.int64))
-        tokens.append(choose(logits[-1], sampling, random))
+        tokens.append(sampler.next(logits[-1]))
         if on_token:
             on_token(tokens[-1])
     ended = time.monotonic()

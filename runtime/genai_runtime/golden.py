@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.errors import BadInput
+from genai_core.versions import read_versioned
 from genai_runtime.generate import Generation, generate
 from genai_runtime.session import Session, Tokens, in_chunks
+
+GOLDEN_VERSION = 1
+"""The newest version of golden.json that this program reads."""
 
 
 class GoldenPrompt(BaseModel):
@@ -39,7 +42,7 @@ class Golden(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    schema_version: Literal[1] = 1
+    schema_version: int = Field(default=1, ge=1)
     tolerance: float = Field(ge=0)
     """A mismatch counts only where the recorded margin is above this."""
     prompts: list[GoldenPrompt]
@@ -135,9 +138,10 @@ def read_golden(path: Path) -> Golden:
         BadInput: The file does not have the form of golden.json.
     """
     try:
-        golden = Golden.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        written = path.read_bytes()
+    except OSError as error:
         raise BadInput(f"not golden prompts: {error}", where=str(path)) from error
+    golden = read_versioned(Golden, written, newest=GOLDEN_VERSION, where=str(path))
     for entry in golden.prompts:
         if len(entry.margins) != len(entry.tokens):
             raise BadInput("margins and tokens differ in number", where=str(path))

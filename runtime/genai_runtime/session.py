@@ -1,9 +1,7 @@
-"""What every executor offers: one sequence, one key/value cache, logits for each new token.
+"""One sequence: what generation, evaluation and golden prompts speak to.
 
-A session hides how tokens become logits. The CPU executor runs one dynamic-T model; the htp
-executor drives static graphs in the emulator, cutting and padding the tokens to their AR. Both
-keep the cache inside, so that callers (generation, evaluation, golden prompts, speculation) speak
-of tokens alone.
+A session hides how tokens become logits. It is a view of one slot of an executor, so whatever runs
+rows also runs sessions.
 
     session.reset()
     logits = session.forward(prompt)          # [T, V]: row i predicts the token behind prompt[i]
@@ -16,16 +14,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from numpy.typing import NDArray
+from genai_runtime.executor import (
+    Executor,
+    Logits,
+    Row,
+    Tokens,
+    Want,
+    checked_tokens,
+)
 
-from genai_core.errors import BadInput
-
-Tokens = NDArray[np.integer]
-"""Token ids, [T], any integer dtype."""
-
-Logits = NDArray[np.float32]
-"""[T, V]; row i is the model's opinion of the token that follows token i."""
+__all__ = ["Logits", "Session", "SlotSession", "Tokens", "in_chunks"]
 
 
 @runtime_checkable
@@ -75,43 +73,48 @@ class Session(Protocol):
         ...
 
 
-def checked_tokens(tokens: Tokens, session: Session) -> NDArray[np.int64]:
-    """The tokens as int64, after the checks that every executor's `forward` owes.
+class SlotSession:
+    """A slot of an executor as a `Session`.
 
-    Raises:
-        BadInput: As `Session.forward` says.
+    Args:
+        executor: Where the slot is opened. It is this session's own: closing the session closes it.
     """
-    array = np.asarray(tokens)
-    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-        raise BadInput(
-            f"expected a vector of token ids, got {array.dtype} {list(array.shape)}",
-            remedy="pass at least one token, as integers",
-        )
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= session.vocab_size:
-        raise BadInput(
-            f"token id {low if low < 0 else high} is outside the vocabulary of "
-            f"{session.vocab_size}",
-            remedy="use the tokenizer of this model",
-        )
-    if session.length + array.size > session.context_length:
-        raise BadInput(
-            f"{session.length} tokens in the cache and {array.size} new ones exceed the context "
-            f"length of {session.context_length}",
-            remedy="shorten the prompt, or build for a longer context",
-        )
-    return array.astype(np.int64)
 
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+        self._slot = executor.open()
 
-def checked_truncation(length: int, session: Session) -> int:
-    """The new length, after the check that every executor's `truncate` owes.
+    @property
+    def context_length(self) -> int:
+        """The most tokens that the cache can hold."""
+        return self._executor.context_length
 
-    Raises:
-        BadInput: It is negative or beyond the cache.
-    """
-    if not 0 <= length <= session.length:
-        raise BadInput(f"cannot keep {length} of the {session.length} tokens in the cache")
-    return length
+    @property
+    def vocab_size(self) -> int:
+        """Last axis of the logits."""
+        return self._executor.vocab_size
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._executor.length(self._slot)
+
+    def reset(self) -> None:
+        """Empty the cache."""
+        self._executor.truncate(self._slot, 0)
+
+    def forward(self, tokens: Tokens) -> Logits:
+        """Append tokens; logits of each. See `Session.forward`."""
+        (output,) = self._executor.forward([Row(self._slot, tokens, want=Want.ALL)])
+        return output.logits
+
+    def truncate(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+        self._executor.truncate(self._slot, length)
+
+    def close(self) -> None:
+        """Free slot and executor."""
+        self._executor.close()
 
 
 LOGITS_PER_CHUNK = 16 * 1024 * 1024
@@ -126,7 +129,7 @@ def in_chunks(session: Session, tokens: Tokens) -> Iterator[Logits]:
 
     All tokens are checked before the first pass, so a refused text leaves the cache unchanged.
     """
-    array = checked_tokens(tokens, session)
+    array = checked_tokens(tokens, session, session.length)
     size = max(1, min(LOGITS_PER_CHUNK // session.vocab_size, TOKENS_PER_CHUNK))
     for start in range(0, array.size, size):
         yield session.forward(array[start : start + size])

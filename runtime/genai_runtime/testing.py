@@ -1,37 +1,52 @@
-"""A session that needs no model, for tests of whatever drives one."""
+"""An executor and a session that need no model, for tests of whatever drives one."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.session import Logits, Tokens, checked_tokens, checked_truncation
+from genai_core.errors import BadInput
+from genai_runtime.executor import (
+    Logits,
+    Row,
+    RowOutput,
+    SlotTable,
+    Tokens,
+    checked_places,
+    checked_rows,
+    checked_truncation,
+)
+from genai_runtime.session import SlotSession
+
+_MODULUS = 257
 
 
-class ScriptedSession:
-    """Logits that depend on the whole history through a small recurrent sum.
+class ScriptedExecutor:
+    """Logits that depend on a slot's whole history through a small recurrent sum.
 
-    Row i depends on tokens 0 .. i and nothing else, so chunks, truncation and resetting must give
-    what one pass gives, as with a real model.
+    Row i depends on tokens 0 .. i of its slot and nothing else, so chunks, neighbours, truncation
+    and resetting must give what one pass gives, as with a real model. Its hidden state is that sum.
 
     Args:
         vocab_size: V.
-        context_length: Slots.
+        context_length: Of each slot.
         seed: Of the table that maps states to logits.
     """
 
     def __init__(self, *, vocab_size: int = 17, context_length: int = 64, seed: int = 0) -> None:
         random = np.random.default_rng(seed)
-        self._table: NDArray[np.float64] = random.normal(size=(257, vocab_size))
+        self._table: NDArray[np.float64] = random.normal(size=(_MODULUS, vocab_size))
         self._context_length = context_length
-        self._tokens: list[int] = []
-        self.passes: list[int] = []
-        """Tokens of each call of `forward`."""
+        self._slots: SlotTable[list[int]] = SlotTable()
+        self.passes: list[dict[int, int]] = []
+        """Slot -> tokens, of each call of `forward`."""
         self.closed = False
 
     @property
     def context_length(self) -> int:
-        """Slots of the cache."""
+        """The most tokens of a slot."""
         return self._context_length
 
     @property
@@ -40,34 +55,106 @@ class ScriptedSession:
         return int(self._table.shape[1])
 
     @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return len(self._tokens)
+    def hidden_size(self) -> int:
+        """One number."""
+        return 1
 
-    def reset(self) -> None:
-        """Empty the cache."""
-        self._tokens = []
+    @property
+    def adapters(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
 
-    def forward(self, tokens: Tokens) -> Logits:
-        """Append tokens; logits of each."""
-        array = checked_tokens(tokens, self)
-        self.passes.append(array.size)
-        rows = []
-        for token in array:
-            self._tokens.append(int(token))
-            rows.append(self._table[self._state()])
-        return np.asarray(rows, dtype=np.float32)
+    @property
+    def trees(self) -> bool:
+        """Chains only."""
+        return False
 
-    def truncate(self, length: int) -> None:
+    @property
+    def open_slots(self) -> frozenset[int]:
+        """Numbers of the slots that are open."""
+        return frozenset(self._slots.open_slots)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """A byte a token."""
+        return tokens
+
+    def open(self) -> int:
+        """An empty slot."""
+        return self._slots.add([])
+
+    def length(self, slot: int) -> int:
+        """Tokens in a slot."""
+        return len(self._slots[slot])
+
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
+        """Append tokens; logits of the wanted ones."""
+        checked = checked_rows(rows, self)
+        self.passes.append({row.slot: t.size for row, t in zip(rows, checked, strict=True)})
+        outputs = []
+        for row, tokens in zip(rows, checked, strict=True):
+            held, states = self._slots[row.slot], []
+            for token in tokens:
+                held.append(int(token))
+                states.append(self._state(held))
+            wanted = np.asarray(states[len(states) - row.want.count(tokens.size) :], dtype=np.intp)
+            outputs.append(
+                RowOutput(
+                    self._table[wanted].astype(np.float32),
+                    wanted.astype(np.float32)[:, None] if row.hidden else None,
+                )
+            )
+        return outputs
+
+    def truncate(self, slot: int, length: int) -> None:
         """Keep the first `length` tokens."""
-        self._tokens = self._tokens[: checked_truncation(length, self)]
+        held = self._slots[slot]
+        del held[checked_truncation(length, len(held)) :]
+
+    def grow(self, slot: int, tokens: int) -> None:
+        """Only checks: a list grows by itself."""
+        if tokens > self._context_length:
+            raise BadInput(f"the context length is {self._context_length}", where=f"slot {slot}")
+
+    def move(self, slot: int, start: int, places: Sequence[int]) -> None:
+        """Keep the first tokens and those at `places`."""
+        held = self._slots[slot]
+        kept = [held[place] for place in checked_places(start, places, len(held))]
+        held[start:] = kept
+
+    def free(self, slot: int) -> None:
+        """Close a slot."""
+        self._slots.pop(slot)
 
     def close(self) -> None:
         """Remember that it was called."""
         self.closed = True
 
-    def _state(self) -> int:
+    @staticmethod
+    def _state(tokens: list[int]) -> int:
         state = 1
-        for token in self._tokens:
-            state = (state * 31 + token + 7) % 257
+        for token in tokens:
+            state = (state * 31 + token + 7) % _MODULUS
         return state
+
+
+class ScriptedSession(SlotSession):
+    """A slot of a `ScriptedExecutor`; same arguments."""
+
+    def __init__(self, *, vocab_size: int = 17, context_length: int = 64, seed: int = 0) -> None:
+        self._scripted = ScriptedExecutor(
+            vocab_size=vocab_size, context_length=context_length, seed=seed
+        )
+        super().__init__(self._scripted)
+        self.passes: list[int] = []
+        """Tokens of each call of `forward`."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._scripted.closed
+
+    def forward(self, tokens: Tokens) -> Logits:
+        """Append tokens; logits of each."""
+        logits = super().forward(tokens)
+        self.passes.append(logits.shape[0])
+        return logits

@@ -22,8 +22,8 @@ from genai_core.facts import ModelFacts
 from genai_core.names import Precision
 from genai_core.operations import ConvertCpuConfig
 from genai_runtime.evaluate import losses
-from genai_runtime.generate import Sampling, choose
 from genai_runtime.rope import cos_sin
+from genai_runtime.sampling import Sampling, choose
 from genai_stages.backends.cpu.graph import (
     MODEL_DATA_FILE,
     MODEL_FILE,

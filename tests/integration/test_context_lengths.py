@@ -13,8 +13,9 @@ import yaml
 from genai_cli.testing import Program
 from genai_runtime import container
 from genai_runtime.htp import emulation, qnn
+from genai_runtime.htp.arithmetic import Integers
 from genai_runtime.htp.client import Emulator
-from genai_runtime.htp.executor import Executor, Integers
+from genai_runtime.htp.executor import HtpSession
 from genai_runtime.session import Session
 from genai_stages.testing_sources import write_source
 
@@ -96,7 +97,7 @@ def test_the_smallest_graph_gives_the_longest_graph_s_tokens(
     everything = emulation.load(folder)
     assert len(everything.parts[0].binary.graphs) == 2 * len(LENGTHS)
     emulator.calls.clear()
-    chosen, logits = greedy(Executor(folder, runner=emulator), PROMPTS[length], 4)
+    chosen, logits = greedy(HtpSession(folder, runner=emulator), PROMPTS[length], 4)
     passes = -(-length // 128)
     assert emulator.calls == [
         *(f"prompt_ar128_cl{fits}_1_of_1" for _ in range(passes)),
@@ -110,7 +111,7 @@ def test_the_smallest_graph_gives_the_longest_graph_s_tokens(
         everything.model_copy(update={"parts": (alone,)}).model_dump_json()
     )
     emulator.calls.clear()
-    same, reference = greedy(Executor(tmp_path, runner=emulator), PROMPTS[length], 4)
+    same, reference = greedy(HtpSession(tmp_path, runner=emulator), PROMPTS[length], 4)
     assert {emulation.graph_key(name).cl for name in emulator.calls} == {LENGTHS[-1]}
     assert chosen == same
     assert len(set(chosen)) > 1

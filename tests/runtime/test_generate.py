@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from genai_core.errors import BadInput, BadModel
-from genai_runtime.generate import Sampling, choose, distribution, generate, stop_tokens
+from genai_runtime.generate import generate, stop_tokens
+from genai_runtime.sampling import Sampling, choose, distribution
 from genai_runtime.session import Session, in_chunks
 from genai_runtime.testing import ScriptedSession
 

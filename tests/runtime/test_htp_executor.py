@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import conformance
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -13,9 +14,12 @@ from hypothesis import strategies as st
 
 from genai_core.errors import BadInput, BadModel, NotRunnableHere
 from genai_core.facts import RopeTable
+from genai_runtime.executor import Executor as ExecutorProtocol
+from genai_runtime.executor import Row, Tree
 from genai_runtime.htp import emulation, testing
+from genai_runtime.htp.arithmetic import Integers, dequantize, quantize
 from genai_runtime.htp.emulation import EmulatedPart, Emulation
-from genai_runtime.htp.executor import Executor, Integers, dequantize, quantize
+from genai_runtime.htp.executor import HtpExecutor, HtpSession
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
 from genai_runtime.session import Session
 
@@ -72,7 +76,7 @@ def _write(
 
 def _open(
     folder: Path, sizes: Sequence[tuple[int, int]] = ((32, 128), (1, 128)), splits: int = 1
-) -> tuple[Executor, CpuRunner]:
+) -> tuple[HtpSession, CpuRunner]:
     parts = [
         [
             testing.graph_metadata(testing.graph_name(ar, cl, i, splits=splits), ar, cl, part)
@@ -82,7 +86,7 @@ def _open(
     ]
     _write(folder, parts, {"default": testing.rope_table()})
     runner = CpuRunner(sizes, splits)
-    return Executor(folder, runner=runner), runner
+    return HtpSession(folder, runner=runner), runner
 
 
 def _float_logits(ids: np.ndarray) -> np.ndarray:
@@ -108,16 +112,16 @@ def _decibels(reference: np.ndarray, other: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Executor:
+def small(tmp_path_factory: pytest.TempPathFactory) -> HtpSession:
     return _open(tmp_path_factory.mktemp("small"))[0]
 
 
-def test_it_is_a_session(small: Executor) -> None:
+def test_it_is_a_session(small: HtpSession) -> None:
     assert isinstance(small, Session)
     assert (small.context_length, small.vocab_size) == (128, testing.VOCAB)
 
 
-def test_prompt_and_decoding_follow_the_float_model(small: Executor) -> None:
+def test_prompt_and_decoding_follow_the_float_model(small: HtpSession) -> None:
     logits = np.concatenate([small.prefill(IDS[:45]), *(small.decode(t) for t in IDS[45:50])])
     reference = _float_logits(IDS[:50])
     assert logits.shape == (50, testing.VOCAB)
@@ -128,7 +132,7 @@ def test_prompt_and_decoding_follow_the_float_model(small: Executor) -> None:
 
 
 @pytest.mark.parametrize("pieces", [[40], [1, 39], [33, 7], [5, 5, 30], [32, 1, 1, 6]])
-def test_the_cut_of_the_input_does_not_matter(small: Executor, pieces: list[int]) -> None:
+def test_the_cut_of_the_input_does_not_matter(small: HtpSession, pieces: list[int]) -> None:
     small.reset()
     one_by_one = np.concatenate([small.decode(token) for token in IDS[:40]])
     small.reset()
@@ -139,13 +143,13 @@ def test_the_cut_of_the_input_does_not_matter(small: Executor, pieces: list[int]
     assert _decibels(one_by_one, np.concatenate(logits)) > 40
 
 
-def test_a_chain_of_splits_equals_the_whole(small: Executor, tmp_path: Path) -> None:
+def test_a_chain_of_splits_equals_the_whole(small: HtpSession, tmp_path: Path) -> None:
     chained, runner = _open(tmp_path, splits=3)
     np.testing.assert_array_equal(chained.prefill(IDS[:34]), small.prefill(IDS[:34]))
     assert runner.calls[:3] == [f"prompt_ar32_cl128_{k}_of_3" for k in (1, 2, 3)]
 
 
-def test_truncating_forgets(small: Executor) -> None:
+def test_truncating_forgets(small: HtpSession) -> None:
     small.prefill(IDS[:40])
     small.truncate(33)
     after = small.forward(IDS[60:64])
@@ -175,21 +179,21 @@ def test_smallest_context_that_holds_the_input(tmp_path: Path) -> None:
 def test_fewer_slots_than_the_container_offers(tmp_path: Path) -> None:
     sizes = [(ar, cl) for cl in (256, 128) for ar in (1, 32)]
     _, runner = _open(tmp_path, sizes)
-    limited = Executor(tmp_path, runner=runner, context_length=70)
+    limited = HtpSession(tmp_path, runner=runner, context_length=70)
     limited.prefill(IDS[:70])
     assert (limited.context_length, limited.length) == (70, 70)
     with pytest.raises(BadInput, match="context length of 70"):
         limited.decode(1)
     with pytest.raises(BadInput, match="at least 1"):
-        Executor(tmp_path, runner=runner, context_length=0)
+        HtpSession(tmp_path, runner=runner, context_length=0)
 
 
-def test_both_contexts_agree(tmp_path: Path, small: Executor) -> None:
+def test_both_contexts_agree(tmp_path: Path, small: HtpSession) -> None:
     longer, _ = _open(tmp_path, [(32, 256), (1, 256)])
     assert _decibels(small.prefill(IDS[:50]), longer.prefill(IDS[:50])) > 40
 
 
-def test_the_context_can_be_filled_but_not_exceeded(small: Executor) -> None:
+def test_the_context_can_be_filled_but_not_exceeded(small: HtpSession) -> None:
     small.prefill(IDS[:127])
     small.decode(IDS[127])
     assert small.length == 128
@@ -199,7 +203,7 @@ def test_the_context_can_be_filled_but_not_exceeded(small: Executor) -> None:
 
 
 def test_without_a_small_graph_the_end_of_the_context_is_still_reached(
-    tmp_path: Path, small: Executor
+    tmp_path: Path, small: HtpSession
 ) -> None:
     only32, runner = _open(tmp_path, [(32, 128)])
     logits = [only32.forward(IDS[:100]), only32.forward(IDS[100:127]), only32.decode(IDS[127])]
@@ -211,7 +215,7 @@ def test_without_a_small_graph_the_end_of_the_context_is_still_reached(
 @pytest.mark.parametrize(
     "tokens", [np.array([], np.int64), np.array([testing.VOCAB]), np.array([[1]]), np.array([0.5])]
 )
-def test_bad_tokens_leave_the_cache_alone(small: Executor, tokens: np.ndarray) -> None:
+def test_bad_tokens_leave_the_cache_alone(small: HtpSession, tokens: np.ndarray) -> None:
     small.prefill(IDS[:3])
     with pytest.raises(BadInput):
         small.forward(tokens)
@@ -255,7 +259,7 @@ def test_windows_further_rotary_tables_and_constants(tmp_path: Path) -> None:
     }
     _write(tmp_path, [[graph]], tables)
     recorder = Recorder(graph)
-    executor = Executor(tmp_path, runner=recorder, constants={"lora_alpha": np.array([0.5])})
+    executor = HtpSession(tmp_path, runner=recorder, constants={"lora_alpha": np.array([0.5])})
     executor.forward(np.array([1, 2, 3, 4]))
     executor.forward(np.array([1, 2]))
     feeds = recorder.feeds
@@ -277,7 +281,7 @@ def test_windows_further_rotary_tables_and_constants(tmp_path: Path) -> None:
 
 def test_a_container_without_a_twin_says_so(tmp_path: Path) -> None:
     with pytest.raises(NotRunnableHere, match="no twin that x86 can run") as caught:
-        Executor(tmp_path)
+        HtpSession(tmp_path)
     assert caught.value.exit_code == 2
 
 
@@ -293,7 +297,7 @@ def test_graphs_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     )
     _write(tmp_path, [parts[0], [*parts[1], one], parts[2]], rope)
     with pytest.raises(BadModel, match=r"token_ar1_cl128_2_of_3"):
-        Executor(tmp_path, runner=Recorder(one))
+        HtpSession(tmp_path, runner=Recorder(one))
     other = [
         t.model_copy(update={"scale": 0.5}) if t.name.startswith("past_key") else t
         for t in one.inputs
@@ -305,7 +309,7 @@ def test_graphs_that_do_not_fit_together_are_refused(tmp_path: Path) -> None:
     changed = changed.model_copy(update={"outputs": (*changed.outputs, logits)})
     _write(tmp_path, [[whole, changed]], rope)
     with pytest.raises(BadModel, match="encoding differs between graphs"):
-        Executor(tmp_path, runner=Recorder(whole))
+        HtpSession(tmp_path, runner=Recorder(whole))
     with pytest.raises(BadModel, match="does not tell AR, CL and split"):
         emulation.graph_key("main_graph")
 
@@ -343,3 +347,31 @@ def test_quantization_is_within_half_a_step_or_clipped(
     low, high = (limits.min + offset) * scale, (limits.max + offset) * scale
     back = float(dequantize(quantize(np.array([value]), tensor), tensor)[0])
     assert abs(back - min(max(value, low), high)) <= 0.5 * scale * (1 + 1e-6) + abs(back) * 1e-6
+
+
+def test_htp_executor_conforms_row_by_row(tmp_path: Path) -> None:
+    sizes = [(32, 128), (1, 128)]
+    _, runner = _open(tmp_path, sizes)
+    executor = HtpExecutor(tmp_path, runner=runner)
+    assert isinstance(executor, ExecutorProtocol)
+
+    # Passes of other sizes round 8-bit caches at other places.
+    def close(expected: np.ndarray, got: np.ndarray) -> bool:
+        return _decibels(expected, got) > 40
+
+    conformance.rows_equal_each_alone(executor, close)
+    conformance.wanted_places_are_those_of_all(executor)
+    conformance.slots_truncate_grow_and_free(executor, close)
+    conformance.refusals_leave_every_slot_alone(executor)
+    conformance.a_tree_equals_each_of_its_chains(executor, close)
+    assert executor.cache_bytes(1) == executor.cache_bytes(128) > 0
+
+
+def test_htp_executor_refuses_a_tree_when_no_graph_takes_it_in_one_pass(tmp_path: Path) -> None:
+    _, runner = _open(tmp_path, [(1, 128)])
+    executor = HtpExecutor(tmp_path, runner=runner)
+    slot = executor.open()
+    tree = Tree(np.array([0, 1]), np.tril(np.ones((2, 2), np.bool_)))
+    with pytest.raises(BadInput, match="no graph takes a tree of 2 tokens"):
+        executor.forward([Row(slot, IDS[:2], tree=tree)])
+    assert executor.length(slot) == 0

@@ -33,7 +33,7 @@ from genai_core.errors import (
 )
 from genai_runtime.htp import emulation, epcontext, genie, metadata, qnn, testing
 from genai_runtime.htp.client import Emulator
-from genai_runtime.htp.executor import Executor
+from genai_runtime.htp.executor import HtpSession
 from genai_runtime.htp.metadata import GraphMetadata
 from genai_runtime.rope import for_context
 from genai_stages.backends.htp import compile as htp_compile
@@ -394,7 +394,7 @@ def _on_the_cpu(ids: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def answers(container: Path) -> dict[str, np.ndarray]:
     """What the executor says: prompt logits, and 8 greedy tokens after BOS and the prompt."""
-    executor = Executor(container / "emulation")
+    executor = HtpSession(container / "emulation")
     try:
         prompt = executor.prefill(IDS)
         logits = executor.prefill(np.concatenate([[1], IDS]))
@@ -416,7 +416,7 @@ def test_emulator_follows_the_cpu(answers: dict[str, np.ndarray]) -> None:
 def test_a_chain_of_splits_equals_the_whole(
     split_container: Path, answers: dict[str, np.ndarray]
 ) -> None:
-    executor = Executor(split_container / "emulation")
+    executor = HtpSession(split_container / "emulation")
     try:
         np.testing.assert_array_equal(executor.prefill(IDS), answers["prompt"])
     finally:
@@ -491,7 +491,7 @@ def test_genie_chooses_longrope_s_factors_as_we_do(
     scaled = (np.array(plain.inv_freq) / short).astype(np.float32).tolist()
     table = plain.model_copy(update={"inv_freq": scaled, "scaling": scaling})
     emulation.describe(folder / "emulation", {"default": for_context(table, 128)})
-    executor = Executor(folder / "emulation")
+    executor = HtpSession(folder / "emulation")
     try:
         logits = executor.prefill(np.concatenate([[1], IDS]))
         tokens = []
@@ -565,7 +565,7 @@ def test_float_graphs_are_computed_in_float16(tmp_path: Path) -> None:
     for value in session.get_inputs():
         feeds.setdefault(value.name, np.zeros(value.shape, np.float32))
     reference = session.run(["logits"], feeds)[0][0]
-    executor = Executor(out.parent)
+    executor = HtpSession(out.parent)
     try:
         logits = executor.prefill(IDS)
     finally:

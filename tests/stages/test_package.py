@@ -23,9 +23,9 @@ from genai_core.operations import (
 )
 from genai_runtime import container, inspection
 from genai_runtime.evaluate import evaluate
-from genai_runtime.generate import Sampling, choose
 from genai_runtime.golden import replay
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
+from genai_runtime.sampling import Sampling, choose
 from genai_stages.core_graph import read_core
 from genai_stages.measured import note_measurements
 from genai_stages.operations import compile_cpu, convert_cpu, fidelity, package

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from genai_core.errors import CorruptBlob
+from genai_core.errors import BadInput, CorruptBlob
 from genai_core.names import Digest, Key
 from genai_core.record import Blob, Record
 from genai_core.store.directory import DirectoryStore
@@ -172,7 +172,7 @@ class LayeredStore:
         try:
             if container_fault(found.record, self) is not None:
                 return None
-        except ValueError:  # a newer version's: not for this one
+        except BadInput:  # a newer version's: not for this one
             return None
         for digest, size in found.record.blobs().items():
             self._bring(Blob(sha256=digest, size=size), claim=True)

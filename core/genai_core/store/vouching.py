@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from genai_core.errors import CorruptBlob
 from genai_core.keys import task_key
-from genai_core.manifest import MANIFEST_FILE, Manifest, outside_identity
+from genai_core.manifest import MANIFEST_FILE, Manifest, outside_identity, read_manifest
 from genai_core.operations import OPERATIONS
 from genai_core.record import Blob, Output, Record
 from genai_core.store.protocol import Store
@@ -72,7 +72,7 @@ def container_fault(record: Record, store: Store) -> str | None:
 
     Raises:
         CorruptBlob: The manifest itself is missing or wrong.
-        ValueError: The manifest is of a version that is not known here.
+        BadInput: The manifest is newer than this program, or no manifest.
     """
     manifest = record.outputs.get(MANIFEST_FILE)
     if manifest is None or record.operation != "package":
@@ -82,4 +82,5 @@ def container_fault(record: Record, store: Store) -> str | None:
             f"its manifest has {manifest.size} bytes", where=f"package/{record.key[:12]}"
         )
     data = store.read_blob(Blob(sha256=manifest.sha256, size=manifest.size))
-    return manifest_fault(Manifest.model_validate_json(data), record.outputs)
+    source = f"package {record.key[:12]}: {MANIFEST_FILE}"
+    return manifest_fault(read_manifest(data, where=source), record.outputs)

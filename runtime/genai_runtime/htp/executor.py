@@ -1,4 +1,4 @@
-"""Drives the static graphs of a Snapdragon container as one sequence, in the emulator.
+"""Drives the static graphs of a Snapdragon container in the emulator.
 
 A pass of AR tokens at context length CL needs: the tokens (padded), an additive mask, cosines and
 sines of their positions, and the cache of at most CL - AR earlier tokens. Past tokens sit at the
@@ -7,12 +7,13 @@ The splits of a model are chained by handing boundary tensors on as raw integers
 
 The executor picks, for each piece of the input, the smallest CL that holds it, and cuts the input
 by the largest AR, finishing with the smallest AR that takes the rest in one pass: what Genie does
-on the device. It is a `genai_runtime.session.Session`.
+on the device. The rows of a pass run one after another, each on its own slot.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,30 +22,22 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
 from genai_runtime import masks, rope
+from genai_runtime.executor import (
+    Logits,
+    Row,
+    RowOutput,
+    SlotTable,
+    Tokens,
+    Tree,
+    checked_places,
+    checked_rows,
+    checked_truncation,
+)
 from genai_runtime.htp import emulation
+from genai_runtime.htp.arithmetic import Integers, dequantize, quantize
+from genai_runtime.htp.chains import by_size, empty_caches, is_key, tensor_of
 from genai_runtime.htp.client import Emulator
-from genai_runtime.htp.metadata import GraphMetadata, TensorMetadata
-from genai_runtime.session import Logits, Tokens, checked_tokens, checked_truncation
-
-Integers = NDArray[np.generic]
-
-
-def quantize(values: NDArray[np.floating], tensor: TensorMetadata) -> Integers:
-    """Float values as the integers (or floats) that a tensor takes, clipped to its range."""
-    dtype = np.dtype(tensor.dtype)
-    if tensor.scale is None or tensor.offset is None:
-        return np.asarray(values, dtype)
-    limits = np.iinfo(dtype)
-    steps = np.rint(np.asarray(values, np.float64) / tensor.scale) - tensor.offset
-    return np.asarray(np.clip(steps, limits.min, limits.max), dtype)
-
-
-def dequantize(values: Integers, tensor: TensorMetadata) -> NDArray[np.float32]:
-    """Integers (or floats) of a tensor as float32."""
-    if tensor.scale is None or tensor.offset is None:
-        return np.asarray(values, np.float32)
-    steps = np.asarray(values, np.int64) + tensor.offset
-    return (steps * np.float64(tensor.scale)).astype(np.float32)
+from genai_runtime.session import SlotSession
 
 
 class Runner(Protocol):
@@ -59,8 +52,20 @@ class Runner(Protocol):
         ...
 
 
-class Executor:
-    """One sequence in the emulator."""
+@dataclass
+class _Slot:
+    """One sequence: its tokens, and its cache by input name."""
+
+    tokens: NDArray[np.int64]
+    cache: dict[str, Integers]
+
+    @property
+    def length(self) -> int:
+        return int(self.tokens.size)
+
+
+class HtpExecutor:
+    """Slots in the emulator; the rows of a pass run one after another."""
 
     def __init__(
         self,
@@ -77,7 +82,7 @@ class Executor:
             folder: See `genai_runtime.htp.emulation`.
             constants: Float values of further inputs, the same in every pass (weights of adapters);
                 an input that is not named gets zeros.
-            context_length: Fewer slots than the longest CL offers; None = all of them.
+            context_length: Fewer tokens than the longest CL offers; None = all of them.
             run_timeout: Seconds that one pass of one split may take.
             runner: Runs the graphs; None = the vendor's emulator in a child process.
 
@@ -89,7 +94,7 @@ class Executor:
         if context_length is not None and context_length < 1:
             raise BadInput("must be at least 1", where="context length")
         self._facts = emulation.load(folder)
-        self._graphs = _by_size(self._facts)
+        self._graphs = by_size(self._facts)
         self._constants = dict(constants or {})
         self._sizes = sorted(self._graphs)
         self._context = max(cl for _, cl in self._sizes)
@@ -97,9 +102,9 @@ class Executor:
             self._context if context_length is None else min(context_length, self._context)
         )
         last = self._graphs[self._sizes[0]][-1]
-        self._vocabulary = int(_tensor(last.outputs, "logits", last.name).shape[-1])
-        self._cache = _empty_caches(self._graphs, self._context)
-        self._tokens = np.zeros(0, np.int64)
+        self._vocabulary = int(tensor_of(last.outputs, "logits", last.name).shape[-1])
+        self._empty = empty_caches(self._graphs, self._context)
+        self._slots: SlotTable[_Slot] = SlotTable()
         models = {g.name: folder / f"{g.name}.onnx" for gs in self._graphs.values() for g in gs}
         self._runner: Runner = runner or Emulator(
             models, soc_model=self._facts.soc_model, run_timeout=run_timeout
@@ -116,68 +121,141 @@ class Executor:
         return self._vocabulary
 
     @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return int(self._tokens.size)
+    def hidden_size(self) -> int:
+        """0: the static graphs give none out."""
+        return 0
 
-    def reset(self) -> None:
-        """Empty the cache."""
-        self.truncate(0)
+    @property
+    def adapters(self) -> frozenset[str]:
+        """None: a twin is built for the base."""
+        return frozenset()
 
-    def truncate(self, length: int) -> None:
+    @property
+    def trees(self) -> bool:
+        """A tree that fits in one pass is a mask like any other."""
+        return True
+
+    def cache_bytes(self, tokens: int) -> int:
+        """The whole context's, whatever the length: the graphs' shapes are static."""
+        del tokens
+        return sum(values.nbytes for values in self._empty.values())
+
+    def open(self) -> int:
+        """An empty slot."""
+        cache = {name: values.copy() for name, values in self._empty.items()}
+        return self._slots.add(_Slot(np.zeros(0, np.int64), cache))
+
+    def length(self, slot: int) -> int:
+        """Tokens in a slot."""
+        return self._slots[slot].length
+
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
+        """Run the rows one after another. See `Executor.forward`.
+
+        Raises:
+            BadInput: Also a tree that no graph takes in one pass.
+        """
+        checked = checked_rows(rows, self)
+        for row, tokens in zip(rows, checked, strict=True):
+            if row.tree is not None:
+                self._tree_size(self._slots[row.slot].length, tokens.size)
+        outputs = []
+        for row, tokens in zip(rows, checked, strict=True):
+            slot = self._slots[row.slot]
+            if row.tree is None:
+                logits = self._chain(slot, tokens)
+            else:
+                size = self._tree_size(slot.length, tokens.size)
+                logits = self._pass(slot, size, slot.length, tokens, row.tree)
+                slot.tokens = np.concatenate([slot.tokens, tokens])
+            outputs.append(RowOutput(logits[len(logits) - row.want.count(tokens.size) :].copy()))
+        return outputs
+
+    def truncate(self, slot: int, length: int) -> None:
         """Keep the first `length` tokens; what stands behind them is masked from then on."""
-        self._tokens = self._tokens[: checked_truncation(length, self)]
+        held = self._slots[slot]
+        held.tokens = held.tokens[: checked_truncation(length, held.length)]
 
-    def forward(self, tokens: Tokens) -> Logits:
-        """Append tokens [T]; returns float32 logits [T, V]. See `Session.forward`."""
-        new = checked_tokens(tokens, self)
-        pieces = []
-        while new.size:
-            size = self._choose(int(new.size))
-            ar, cl = size
-            # Without a small AR the end of the context is reached by computing some tokens again.
-            start = min(self.length, cl - ar)
-            again = self._tokens[start:]
-            taken = new[: ar - again.size]
-            run = np.concatenate([again, taken])
-            pieces.append(self._pass(size, start, run)[again.size :])
-            self._tokens = np.concatenate([self._tokens, taken])
-            new = new[taken.size :]
-        return np.concatenate(pieces)
+    def grow(self, slot: int, tokens: int) -> None:
+        """Only checks: a slot has the whole context's room from the start."""
+        del slot
+        if tokens > self._limit:
+            raise BadInput(f"the context length is {self._limit}", where=f"{tokens} tokens")
 
-    def prefill(self, tokens: Tokens) -> Logits:
-        """`forward` on an emptied cache."""
-        self.reset()
-        return self.forward(tokens)
+    def move(self, slot: int, start: int, places: Sequence[int]) -> None:
+        """Keep the first tokens and those at `places`. See `Executor.move`."""
+        held = self._slots[slot]
+        index = checked_places(start, places, held.length)
+        end = start + index.size
+        for name, values in held.cache.items():
+            if is_key(name):
+                values[..., start:end] = values[..., index]
+            else:
+                values[:, :, start:end] = values[:, :, index]
+        held.tokens = np.concatenate([held.tokens[:start], held.tokens[index]])
 
-    def decode(self, token: int) -> Logits:
-        """`forward` of one token; logits [1, V]."""
-        return self.forward(np.array([token]))
+    def free(self, slot: int) -> None:
+        """Close a slot."""
+        self._slots.pop(slot)
 
     def close(self) -> None:
         """End the emulator."""
         self._runner.close()
 
-    def _choose(self, wanted: int) -> tuple[int, int]:
+    def _chain(self, slot: _Slot, new: NDArray[np.int64]) -> Logits:
+        """Append tokens [T] to a slot, in as many passes as its graphs need; logits [T, V]."""
+        pieces = []
+        while new.size:
+            size = self._choose(slot.length, int(new.size))
+            ar, cl = size
+            # Without a small AR the end of the context is reached by computing some tokens again.
+            start = min(slot.length, cl - ar)
+            again = slot.tokens[start:]
+            taken = new[: ar - again.size]
+            run = np.concatenate([again, taken])
+            pieces.append(self._pass(slot, size, start, run)[again.size :])
+            slot.tokens = np.concatenate([slot.tokens, taken])
+            new = new[taken.size :]
+        return np.concatenate(pieces)
+
+    def _tree_size(self, length: int, count: int) -> tuple[int, int]:
+        """(AR, CL) of the smallest graph that verifies a tree of `count` tokens in one pass."""
+        fitting = [(cl, ar) for ar, cl in self._sizes if count <= ar and length <= cl - ar]
+        if not fitting:
+            raise BadInput(
+                f"no graph takes a tree of {count} tokens behind {length}",
+                remedy="draft fewer tokens, or build a larger AR",
+            )
+        cl, ar = min(fitting)
+        return ar, cl
+
+    def _choose(self, length: int, wanted: int) -> tuple[int, int]:
         """(AR, CL) for the next piece: smallest CL, then the AR that needs the fewest passes."""
         for context in sorted({cl for _, cl in self._sizes}):
-            fitting = [ar for ar, cl in self._sizes if cl == context and self.length <= cl - ar]
+            fitting = [ar for ar, cl in self._sizes if cl == context and length <= cl - ar]
             if not fitting:
                 continue
             whole = [ar for ar in fitting if ar >= wanted]
             best = min(whole) if whole else max(fitting)
-            if whole or context == self._context or self.length + wanted <= context:
+            if whole or context == self._context or length + wanted <= context:
                 return best, context
         return min(ar for ar, cl in self._sizes if cl == self._context), self._context
 
-    def _pass(self, size: tuple[int, int], start: int, tokens: NDArray[np.int64]) -> Logits:
+    def _pass(
+        self,
+        slot: _Slot,
+        size: tuple[int, int],
+        start: int,
+        tokens: NDArray[np.int64],
+        tree: Tree | None = None,
+    ) -> Logits:
         """One pass of all splits; the cache holds `start` tokens before it."""
         ar, cl = size
         count = int(tokens.size)
         padded = np.zeros(ar, np.int64)
         padded[:count] = tokens
         queries = np.full(ar, masks.EMPTY, np.int64)
-        queries[:count] = np.arange(start, start + count)
+        queries[:count] = np.arange(start, start + count) if tree is None else tree.positions
         keys = np.full(cl, masks.EMPTY, np.int64)
         keys[:start] = np.arange(start)
         keys[cl - ar :] = queries
@@ -194,34 +272,28 @@ class Executor:
                 elif name.startswith("attention_mask"):
                     window = int(name.partition("_w")[2] or 0)
                     values = masks.additive_mask(queries, keys, window=window)
+                    if tree is not None:
+                        seen = values[0, 0, :count, cl - ar : cl - ar + count]
+                        seen[~tree.sees] = masks.HIDDEN
                     feeds[name] = quantize(values, tensor)
                 elif name.startswith("position_ids_"):
                     feeds[name] = quantize(self._rotary(name, positions), tensor).reshape(
                         tensor.shape
                     )
-                elif name in self._cache:
-                    past = self._cache[name]
-                    slots = past[..., : cl - ar] if _is_key(name) else past[:, :, : cl - ar]
+                elif name in slot.cache:
+                    past = slot.cache[name]
+                    slots = past[..., : cl - ar] if is_key(name) else past[:, :, : cl - ar]
                     feeds[name] = np.ascontiguousarray(slots)
                 else:
                     given = self._constants.get(name)
                     floats = np.zeros(tensor.shape) if given is None else np.asarray(given)
                     feeds[name] = quantize(floats, tensor)
             outputs = self._runner.run(graph.name, feeds)
-            self._remember(outputs, start, count)
+            _remember(slot, outputs, start, count)
             handed |= outputs
         final = self._graphs[size][-1]
-        logits = dequantize(handed["logits"], _tensor(final.outputs, "logits", final.name))
+        logits = dequantize(handed["logits"], tensor_of(final.outputs, "logits", final.name))
         return np.ascontiguousarray(logits.reshape(ar, -1)[:count])
-
-    def _remember(self, outputs: dict[str, Integers], start: int, count: int) -> None:
-        for name in [n for n in outputs if n.startswith(("past_key_", "past_value_"))]:
-            new = outputs.pop(name)
-            cache = self._cache[name.removesuffix("_out") + "_in"]
-            if _is_key(name):
-                cache[..., start : start + count] = new[..., :count]
-            else:
-                cache[:, :, start : start + count] = new[:, :, :count]
 
     def _rotary(self, name: str, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         kind, _, suffix = name.removeprefix("position_ids_").partition("_")
@@ -233,56 +305,37 @@ class Executor:
         return cosines if kind == "cos" else sines
 
 
-def _is_key(name: str) -> bool:
-    return name.startswith("past_key_")
+class HtpSession(SlotSession):
+    """One slot of an `HtpExecutor` of its own; same arguments."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        constants: Mapping[str, NDArray[np.floating]] | None = None,
+        context_length: int | None = None,
+        runner: Runner | None = None,
+    ) -> None:
+        super().__init__(
+            HtpExecutor(folder, constants=constants, context_length=context_length, runner=runner)
+        )
+
+    def prefill(self, tokens: Tokens) -> Logits:
+        """`forward` on an emptied cache."""
+        self.reset()
+        return self.forward(tokens)
+
+    def decode(self, token: int) -> Logits:
+        """`forward` of one token; logits [1, V]."""
+        return self.forward(np.array([token]))
 
 
-def _tensor(tensors: tuple[TensorMetadata, ...], name: str, graph: str) -> TensorMetadata:
-    for tensor in tensors:
-        if tensor.name == name:
-            return tensor
-    raise BadModel(f"the graph has no {name}", where=graph)
-
-
-def _by_size(facts: emulation.Emulation) -> dict[tuple[int, int], list[GraphMetadata]]:
-    """(AR, CL) -> the graphs of all splits, in order."""
-    found: dict[tuple[int, int], list[GraphMetadata]] = {}
-    for index, part in enumerate(facts.parts, 1):
-        for graph in part.binary.graphs:
-            key = emulation.graph_key(graph.name)
-            chain = found.setdefault((key.ar, key.cl), [])
-            if len(chain) != index - 1 or key.split != index or key.splits != len(facts.parts):
-                raise BadModel("the graph does not follow on the split before it", where=graph.name)
-            chain.append(graph)
-    for (ar, cl), chain in found.items():
-        if len(chain) != len(facts.parts):
-            raise BadModel(f"AR {ar}, CL {cl} is missing in some splits", where=chain[-1].name)
-    if not found:
-        raise BadModel("there are no graphs", where="emulation")
-    return found
-
-
-def _empty_caches(
-    graphs: Mapping[tuple[int, int], list[GraphMetadata]], context: int
-) -> dict[str, Integers]:
-    """Input name -> zeros (as integers) for `context` tokens; one encoding a tensor everywhere."""
-    encodings: dict[str, tuple[str, float | None, int | None]] = {}
-    caches: dict[str, Integers] = {}
-    for chain in graphs.values():
-        for graph in chain:
-            for tensor in (*graph.inputs, *graph.outputs):
-                if not tensor.name.startswith(("past_key_", "past_value_")):
-                    continue
-                if tensor.layout != "flat":
-                    raise BadInput("a native cache cannot be emulated", where=tensor.name)
-                name = tensor.name.removesuffix("_in").removesuffix("_out") + "_in"
-                encoding = (tensor.dtype, tensor.scale, tensor.offset)
-                if encodings.setdefault(name, encoding) != encoding:
-                    raise BadModel(
-                        "its encoding differs between graphs", where=f"{graph.name}: {tensor.name}"
-                    )
-                if name not in caches:
-                    shape = list(tensor.shape)
-                    shape[-1 if _is_key(name) else 2] = context
-                    caches[name] = quantize(np.zeros(shape), tensor)
-    return caches
+def _remember(slot: _Slot, outputs: dict[str, Integers], start: int, count: int) -> None:
+    """Take the new tokens' keys and values out of a pass's outputs, into the cache."""
+    for name in [n for n in outputs if n.startswith(("past_key_", "past_value_"))]:
+        new = outputs.pop(name)
+        cache = slot.cache[name.removesuffix("_out") + "_in"]
+        if is_key(name):
+            cache[..., start : start + count] = new[..., :count]
+        else:
+            cache[:, :, start : start + count] = new[:, :, :count]

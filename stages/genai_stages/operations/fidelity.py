@@ -122,11 +122,11 @@ def _session(inputs: Inputs, config: FidelityConfig, length: int, *, context: Co
         if not folders:
             raise BadModel("no input is a compiled cpu model", where="fidelity")
         return CpuSession(folders[0] / "model.onnx", context_length=length, threads=context.threads)
-    from genai_runtime.htp.executor import Executor
+    from genai_runtime.htp.executor import HtpSession
 
     folder = context.scratch / EMULATION_FOLDER
     gather_twin(inputs, folder, read_facts(core_folder(inputs)).rope)
-    return Executor(folder)
+    return HtpSession(folder)
 
 
 def _loss(logits: Iterable[Floats], pieces: NDArray[np.integer]) -> float:

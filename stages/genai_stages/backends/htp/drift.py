@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadModel, DriftError
 from genai_runtime import masks
+from genai_runtime.htp.arithmetic import dequantize, quantize
 from genai_runtime.htp.client import Emulator
 from genai_runtime.htp.emulation import graph_key
-from genai_runtime.htp.executor import dequantize, quantize
 from genai_runtime.htp.metadata import GraphMetadata, TensorMetadata
 from genai_stages.backends.htp.compile import CompileResult
 

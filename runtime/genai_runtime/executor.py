@@ -1,0 +1,341 @@
+"""What runs a model for several sequences: slots, and passes over rows of any length.
+
+A slot is one sequence with its key/value cache. A pass takes rows, one a slot: a chunk of a prompt,
+the next token, a draft to verify. The rows of a pass lie behind one another (packed, nothing is
+padded), and what a row yields depends on its own slot alone.
+
+    slot = executor.open()
+    first = executor.forward([Row(slot, prompt)])[0].logits[0]      # [V], behind the last token
+    both = executor.forward([Row(slot, next_token), Row(other, chunk, want=Want.NONE)])
+    executor.truncate(slot, 5)
+    executor.free(slot)
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genai_core.errors import BadInput
+
+Tokens = NDArray[np.integer]
+"""Token ids, [T], any integer dtype."""
+
+Logits = NDArray[np.float32]
+"""[W, V]; row i is the model's opinion of the token that follows the i-th wanted one."""
+
+
+class Want(enum.Enum):
+    """The places of a row whose logits (and hidden states) are wanted."""
+
+    NONE = "none"
+    LAST = "last"
+    ALL = "all"
+
+    def count(self, tokens: int) -> int:
+        """W, of a row of so many tokens."""
+        return {Want.NONE: 0, Want.LAST: 1, Want.ALL: tokens}[self]
+
+
+@dataclass(frozen=True)
+class AdapterUse:
+    """An adapter that a row wears.
+
+    Attributes:
+        name: As the executor lists it.
+        alpha: What its branch is multiplied by.
+    """
+
+    name: str
+    alpha: float = 1.0
+
+
+@dataclass(frozen=True)
+class Tree:
+    """How the tokens of a row relate where they are no chain: a tree of drafts to verify.
+
+    Attributes:
+        positions: [T] places in the text; those of siblings are equal.
+        sees: bool [T, T]; token i attends to token j of this row, itself included, never to a
+            later one. All of the slot's earlier tokens are seen.
+    """
+
+    positions: NDArray[np.integer]
+    sees: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one slot does in a pass.
+
+    Attributes:
+        slot: Whose cache it reads, and appends to.
+        tokens: [T], T >= 1.
+        want: The places that yield logits.
+        hidden: Yield the hidden states of these places too.
+        adapters: What the row wears; nothing is the base.
+        tree: Only where the tokens are no chain.
+    """
+
+    slot: int
+    tokens: Tokens
+    want: Want = Want.LAST
+    hidden: bool = False
+    adapters: tuple[AdapterUse, ...] = ()
+    tree: Tree | None = None
+
+
+@dataclass(frozen=True)
+class RowOutput:
+    """What a row yields. The arrays belong to the caller.
+
+    Attributes:
+        logits: float32 [W, V].
+        hidden: float32 [W, H], the states that the output layer reads; None unless asked for.
+    """
+
+    logits: Logits
+    hidden: NDArray[np.float32] | None = None
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Slots and passes over them. Not thread safe."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a slot can hold."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the last axis of the logits."""
+        ...
+
+    @property
+    def hidden_size(self) -> int:
+        """H of the hidden states; 0 where the model does not give them out."""
+        ...
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """What a row may wear."""
+        ...
+
+    @property
+    def trees(self) -> bool:
+        """Whether a row may be a tree."""
+        ...
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Memory that a slot of so many tokens occupies."""
+        ...
+
+    def open(self) -> int:
+        """A new slot, empty; its number is not that of any other open slot."""
+        ...
+
+    def length(self, slot: int) -> int:
+        """Tokens in a slot.
+
+        Raises:
+            BadInput: It is not open; so for all that take a slot.
+        """
+        ...
+
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
+        """One pass: append each row's tokens to its slot; outputs in the order of the rows.
+
+        Raises:
+            BadInput: See `checked_rows`. Every slot is then as it was.
+        """
+        ...
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep the first `length` tokens of a slot.
+
+        Raises:
+            BadInput: It is negative or beyond what the slot holds.
+        """
+        ...
+
+    def grow(self, slot: int, tokens: int) -> None:
+        """Make room for so many tokens at once, instead of bit by bit as they come.
+
+        Raises:
+            BadInput: The context length would be exceeded.
+        """
+        ...
+
+    def move(self, slot: int, start: int, places: Sequence[int]) -> None:
+        """Keep the first `start` tokens and behind them those at `places` (ascending, >= start).
+
+        What a verified tree leaves: the accepted nodes, wherever they stood.
+
+        Raises:
+            BadInput: The places are not ascending, or outside what the slot holds.
+        """
+        ...
+
+    def free(self, slot: int) -> None:
+        """Close a slot and give its memory back."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back; the executor is unusable afterwards."""
+        ...
+
+
+_S = TypeVar("_S")
+
+
+@dataclass
+class SlotTable(Generic[_S]):
+    """The open slots of an executor, by number. A freed number is used again, the lowest first."""
+
+    open_slots: dict[int, _S] = field(default_factory=dict)
+
+    def add(self, slot: _S) -> int:
+        """File a slot under a free number."""
+        number = next(n for n in range(len(self.open_slots) + 1) if n not in self.open_slots)
+        self.open_slots[number] = slot
+        return number
+
+    def __getitem__(self, number: int) -> _S:
+        """The slot of a number.
+
+        Raises:
+            BadInput: It is not open.
+        """
+        try:
+            return self.open_slots[number]
+        except KeyError:
+            raise BadInput("is not open", where=f"slot {number}") from None
+
+    def pop(self, number: int) -> _S:
+        """Take a slot out.
+
+        Raises:
+            BadInput: It is not open.
+        """
+        slot = self[number]
+        del self.open_slots[number]
+        return slot
+
+
+def checked_rows(rows: Sequence[Row], executor: Executor) -> list[NDArray[np.int64]]:
+    """The tokens of each row as int64, after the checks that every executor's `forward` owes.
+
+    Raises:
+        BadInput: No row; a slot twice or not open; tokens that are no vector of ids inside the
+            vocabulary; more than the context holds; an adapter that is not there; hidden states or
+            a tree where there are none; a tree whose parts do not fit.
+    """
+    if not rows:
+        raise BadInput("a pass needs at least one row")
+    slots = [row.slot for row in rows]
+    if len(set(slots)) != len(slots):
+        twice = next(slot for slot in slots if slots.count(slot) > 1)
+        raise BadInput("is in two rows of one pass", where=f"slot {twice}")
+    checked = []
+    for row in rows:
+        checked.append(checked_tokens(row.tokens, executor, executor.length(row.slot)))
+        for use in row.adapters:
+            if use.name not in executor.adapters:
+                raise BadInput(
+                    f"no such adapter; there are {sorted(executor.adapters) or 'none'}",
+                    where=f"adapter {use.name}",
+                )
+        if row.hidden and not executor.hidden_size:
+            raise BadInput("the model gives no hidden states out", where=f"slot {row.slot}")
+        if row.tree is not None:
+            _check_tree(row, checked[-1].size, executor)
+    return checked
+
+
+class Limits(Protocol):
+    """What tokens are checked against: an executor, or a session."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a sequence."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids lie below it."""
+        ...
+
+
+def checked_tokens(tokens: Tokens, limits: Limits, length: int) -> NDArray[np.int64]:
+    """The tokens as int64, if they can follow on a cache of `length` tokens.
+
+    Raises:
+        BadInput: They are no vector of integers, none at all, outside the vocabulary, or too many
+            for the context.
+    """
+    array = np.asarray(tokens)
+    if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+        raise BadInput(
+            f"expected a vector of token ids, got {array.dtype} {list(array.shape)}",
+            remedy="pass at least one token, as integers",
+        )
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= limits.vocab_size:
+        raise BadInput(
+            f"token id {low if low < 0 else high} is outside the vocabulary of {limits.vocab_size}",
+            remedy="use the tokenizer of this model",
+        )
+    if length + array.size > limits.context_length:
+        raise BadInput(
+            f"{length} tokens in the cache and {array.size} new ones exceed the context "
+            f"length of {limits.context_length}",
+            remedy="shorten the prompt, or build for a longer context",
+        )
+    return array.astype(np.int64)
+
+
+def checked_truncation(length: int, held: int) -> int:
+    """The new length of a cache that holds `held` tokens.
+
+    Raises:
+        BadInput: It is negative or beyond the cache.
+    """
+    if not 0 <= length <= held:
+        raise BadInput(f"cannot keep {length} of the {held} tokens in the cache")
+    return length
+
+
+def checked_places(start: int, places: Sequence[int], held: int) -> NDArray[np.intp]:
+    """The places of `Executor.move` as an index, for a cache that holds `held` tokens.
+
+    Raises:
+        BadInput: See `Executor.move`.
+    """
+    index = np.asarray(places, dtype=np.intp).reshape(-1)
+    chain = np.concatenate([[start - 1], index, [held]])
+    if not 0 <= start <= held or (np.diff(chain) < 1).any():
+        raise BadInput(
+            f"places {list(places)[:8]} behind the first {start} tokens do not lie, ascending, in "
+            f"a cache of {held}"
+        )
+    return index
+
+
+def _check_tree(row: Row, count: int, executor: Executor) -> None:
+    tree = row.tree
+    assert tree is not None
+    where = f"slot {row.slot}: tree"
+    if not executor.trees:
+        raise BadInput("this executor verifies chains only", where=where)
+    if tree.positions.shape != (count,) or tree.sees.shape != (count, count):
+        raise BadInput(f"positions and mask are not those of {count} tokens", where=where)
+    if int(tree.positions.min()) < 0 or int(tree.positions.max()) >= executor.context_length:
+        raise BadInput("a position lies outside the context", where=where)
+    if not tree.sees.diagonal().all() or np.triu(tree.sees, 1).any():
+        raise BadInput("a token sees itself and earlier ones only", where=where)

@@ -1,0 +1,219 @@
+"""How the next token is taken from the logits: greedily, or by a draw from a shaped distribution.
+
+The order is vLLM's: logit_bias; penalties (repetition over prompt and answer, presence and
+frequency over the answer, as in OpenAI's API); temperature; min_p; the top_k most likely; the
+smallest set whose probability reaches top_p (Holtzman et al. 2020); one draw. A token depends on
+the settings, the tokens before it, the seed and its place in the answer alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genai_core.errors import BadInput
+from genai_runtime.executor import Tokens
+
+_FIRST_CANDIDATES = 64
+"""How many of the most likely tokens are sorted first when a top_p is looked for."""
+
+MAX_LOGIT_BIAS = 100.0
+"""OpenAI's bound."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is taken from the logits.
+
+    Attributes:
+        temperature: 0 is greedy: the most likely token, the lowest id of equals.
+        top_k: Keep this many; 0 keeps all.
+        top_p: Keep the smallest set with at least this probability; 1 keeps all.
+        min_p: Keep tokens at least this likely relative to the most likely one; 0 keeps all.
+        repetition_penalty: Above 1, logits of tokens in prompt or answer move towards "unlikely"
+            by this factor (Keskar et al. 2019); 1 does nothing.
+        presence_penalty: Taken from the logit of each token that the answer has.
+        frequency_penalty: The same, times how often the answer has it.
+        logit_bias: Token id -> added to its logit, -100 to 100.
+        seed: Of the draws.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values without a meaning.
+
+        Raises:
+            BadInput: A value is outside its range; `where` names it.
+        """
+        if not 0 <= self.temperature < float("inf"):
+            raise BadInput("must be 0 or a positive number", where="temperature")
+        if self.top_k < 0:
+            raise BadInput("must be 0 (all) or a positive number", where="top-k")
+        if not 0 < self.top_p <= 1:
+            raise BadInput("must be above 0 and at most 1", where="top-p")
+        if not 0 <= self.min_p <= 1:
+            raise BadInput("must be from 0 to 1", where="min-p")
+        if not 0 < self.repetition_penalty < float("inf"):
+            raise BadInput("must be a positive number", where="repetition-penalty")
+        for name in ("presence", "frequency"):
+            if not -2 <= getattr(self, f"{name}_penalty") <= 2:
+                raise BadInput("must be from -2 to 2", where=f"{name}-penalty")
+        for token, bias in self.logit_bias.items():
+            if token < 0 or not -MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS:
+                raise BadInput(
+                    "must map token ids to numbers from -100 to 100", where=f"logit-bias {token}"
+                )
+        if self.seed < 0:
+            raise BadInput("must be 0 or a positive number", where="seed")
+
+
+class Sampler:
+    """Takes the tokens of one answer, one after another.
+
+    Args:
+        sampling: The settings.
+        vocab_size: V.
+        prompt: Token ids [T], for the repetition penalty.
+
+    Raises:
+        BadInput: A biased token lies outside the vocabulary.
+    """
+
+    def __init__(self, sampling: Sampling, *, vocab_size: int, prompt: Tokens = ()) -> None:  # type: ignore[assignment]
+        outside = [token for token in sampling.logit_bias if token >= vocab_size]
+        if outside:
+            raise BadInput(
+                f"token {outside[0]} is outside the vocabulary of {vocab_size}", where="logit-bias"
+            )
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+        self._counts: NDArray[np.int64] = np.zeros(vocab_size, dtype=np.int64)
+        self._seen: NDArray[np.bool_] = np.zeros(vocab_size, dtype=np.bool_)
+        self._seen[np.asarray(prompt, dtype=np.int64)] = True
+        self._biased = np.fromiter(sampling.logit_bias, np.int64, len(sampling.logit_bias))
+        self._bias = np.fromiter(sampling.logit_bias.values(), np.float32, self._biased.size)
+
+    def next(self, logits: NDArray[np.float32], *, banned: Collection[int] = ()) -> int:
+        """The next token of the answer, from logits [V]; it counts for what follows.
+
+        Args:
+            logits: Not changed.
+            banned: Tokens that must not come now; end tokens before an answer's least length.
+        """
+        token = choose(self.shaped(logits, banned=banned), self._sampling, self._random)
+        self._counts[token] += 1
+        self._seen[token] = True
+        return token
+
+    def shaped(
+        self, logits: NDArray[np.float32], *, banned: Collection[int] = ()
+    ) -> NDArray[np.float32]:
+        """Logits with biases, penalties and bans; the array itself where there are none."""
+        asked = self._sampling
+        repeated = asked.repetition_penalty != 1
+        penalized = bool(asked.presence_penalty or asked.frequency_penalty)
+        if not (self._biased.size or repeated or penalized or banned):
+            return logits
+        shaped = np.array(logits, dtype=np.float32)
+        shaped[self._biased] += self._bias
+        if repeated:
+            values = shaped[self._seen]
+            factor = np.float32(asked.repetition_penalty)
+            shaped[self._seen] = np.where(values > 0, values / factor, values * factor)
+        if penalized:
+            there = np.flatnonzero(self._counts)
+            less = asked.presence_penalty + asked.frequency_penalty * self._counts[there]
+            shaped[there] -= less.astype(np.float32)
+        shaped[list(banned)] = -np.inf
+        return shaped
+
+
+def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.float64]:
+    """The probabilities [V] that a token is drawn from; all on one token when greedy.
+
+    Penalties and biases are not applied here: they depend on an answer, see `Sampler.shaped`.
+    """
+    if sampling.temperature == 0:
+        chosen = np.zeros(logits.shape[-1], dtype=np.float64)
+        chosen[int(logits.argmax())] = 1.0
+        return chosen
+    wide = logits.astype(np.float64)
+    scaled = (wide - wide.max()) / sampling.temperature
+    if sampling.min_p:
+        scaled[scaled < np.log(sampling.min_p)] = -np.inf
+    if 0 < sampling.top_k < scaled.size:
+        hidden = np.ones(scaled.size, dtype=np.bool_)
+        hidden[_largest(scaled, sampling.top_k)] = False
+        scaled[hidden] = -np.inf
+    probabilities: NDArray[np.float64] = np.exp(scaled)
+    probabilities /= probabilities.sum()
+    if sampling.top_p < 1:
+        hidden = np.ones(scaled.size, dtype=np.bool_)
+        hidden[_nucleus(probabilities, sampling.top_p)] = False
+        probabilities[hidden] = 0.0
+        probabilities /= probabilities.sum()
+    return probabilities
+
+
+def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
+    """One token from logits [V]."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    cumulative = np.cumsum(distribution(logits, sampling))
+    place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+    return int(min(place, cumulative.size - 1))
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability."""
+
+    token: int
+    logprob: float
+
+
+def logprobs(logits: NDArray[np.float32], token: int, top: int) -> list[TokenLogprob]:
+    """`token` first, then the `top` most likely ones in order, by the model's own distribution.
+
+    Neither temperature nor penalties change what is told here.
+    """
+    wide = logits.astype(np.float64)
+    peak = wide.max()
+    total = np.log(np.exp(wide - peak).sum()) + peak
+    told = [token, *(int(t) for t in _largest(wide, min(top, wide.size)))]
+    return [TokenLogprob(t, float(wide[t] - total)) for t in told]
+
+
+def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
+    """Places of the `count` largest values, largest first, of equals the first; no full sort."""
+    if count <= 0:
+        return np.zeros(0, dtype=np.intp)
+    least = np.partition(values, values.size - count)[values.size - count]
+    above = np.flatnonzero(values > least)
+    equal = np.flatnonzero(values == least)[: count - above.size]
+    found = np.concatenate([above, equal])
+    order: NDArray[np.intp] = found[np.argsort(-values[found], kind="stable")]
+    return order
+
+
+def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
+    """Places of the smallest set of most likely tokens whose probability reaches `top_p`."""
+    count = _FIRST_CANDIDATES
+    while True:
+        order = _largest(probabilities, min(count, probabilities.size))
+        reached = np.cumsum(probabilities[order])
+        if reached[-1] >= top_p or order.size == probabilities.size:
+            return order[reached - probabilities[order] < top_p]
+        count *= 8
