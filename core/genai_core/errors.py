@@ -161,6 +161,12 @@ class ToolFailed(GenAIError):
     code = "ToolFailed"
 
 
+class DeadlineExceeded(GenAIError):
+    """A task ran for longer than the user allows."""
+
+    code = "DeadlineExceeded"
+
+
 class Interrupted(GenAIError):
     """Stopped by the user."""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import aiohttp
@@ -13,8 +14,9 @@ from genai_core.kinds.build import Run
 from genai_operator.access import StoreAccess
 from genai_operator.api import MANAGER, Api, ApiError, Json
 from genai_operator.errors import Stalled, Waiting, not_enabled
-from genai_operator.jobs import JobRequest, Owner, owner_reference, render
+from genai_operator.jobs import JobRequest, Owner, job_name, owner_reference, render, scope_of
 from genai_operator.observed import Observed
+from genai_operator.renewal import Renewal
 from genai_operator.status import rfc3339
 from genai_operator.views import ENDING, JobView, PodView, ending_note, job_view
 
@@ -23,6 +25,16 @@ __all__ = ["Applier"]
 log = logging.getLogger("genai_operator.apply")
 
 _MOST_MESSAGE = 1000
+_KEPT_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A name that one claimant may use next."""
+
+    uid: str
+    number: int
+    until: float
 
 
 class Applier:
@@ -31,6 +43,7 @@ class Applier:
     def __init__(self, api: Api, observed: Observed) -> None:
         self._api = api
         self._observed = observed
+        self._turns: dict[tuple[str, str], _Turn] = {}
 
     async def create(
         self, request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess
@@ -45,13 +58,20 @@ class Applier:
                 yet.
             Stalled: The apiserver refuses the Job as it is.
         """
-        manifest = render(request, owner, run=run, access=access)
-        if self._observed.is_leaving(request.namespace, manifest["metadata"]["name"]):
+        scope = scope_of(access.address, run)
+        name = job_name(request.operation, request.key, scope, request.attempt)
+        turn = self._turns.get((request.namespace, name))
+        kept = turn is not None and turn.until > time.monotonic()
+        others = kept and turn is not None and turn.uid != owner.uid
+        if others or self._observed.is_leaving(request.namespace, name):
             raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
+        number = turn.number if turn is not None and kept else 0
+        manifest = render(request, owner, run=run, access=access, turn=number)
         try:
             created = await self._api.create("jobs", manifest, namespace=request.namespace)
         except ApiError as error:
             return await self._refused(error, manifest, owner)
+        self._turns.pop((request.namespace, name), None)
         self._keep(created)
         log.info("job created", extra={"job": manifest["metadata"]["name"], "task": request.task})
         return False
@@ -100,6 +120,19 @@ class Applier:
             await self.delete(known)
             return
         await self._patch_owners(known, {"$patch": "delete", "uid": uid})
+
+    async def renew(self, found: Renewal, owner: Owner) -> None:
+        """Take a Job away that never started, so that this claimant writes it anew.
+
+        Its name is kept for the claimant for a while: the others, woken as well, would write it as
+        it was.
+        """
+        job = found.job
+        now = time.monotonic()
+        self._turns = {place: turn for place, turn in self._turns.items() if turn.until > now}
+        self._turns[job.namespace, job.name] = _Turn(owner.uid, found.turn, now + _KEPT_SECONDS)
+        log.info("job written anew", extra={"job": job.name, "task": job.task})
+        await self.delete(job)
 
     async def note_ending(self, job: JobView, pod: PodView) -> None:
         """Write on a failed Job how its pod ended: that must be known when the pod is gone."""

@@ -26,12 +26,11 @@ from genai_core.store.s3_location import S3Location
 from genai_operator.access import StoreAccess
 from genai_operator.api import Api, ApiError, Json
 from genai_operator.apply import Applier
+from genai_operator.blocked import Standing, standing
 from genai_operator.build_pass import (
     JOINED_SECONDS,
     WATCHED_SECONDS,
     BuildPass,
-    held_up,
-    standing,
 )
 from genai_operator.decide import Verdict
 from genai_operator.errands import Errands, errand_key
@@ -43,7 +42,7 @@ from genai_operator.lookups import Unanswered
 from genai_operator.observed import Observed, asked_of
 from genai_operator.planned import Plans
 from genai_operator.reporting import Reporter
-from genai_operator.requests import Setting
+from genai_operator.requests import Looks, Setting
 from genai_operator.resolving import Resolver
 from genai_operator.sources import SourcePlace, source_place
 from genai_operator.starting import Starter
@@ -278,23 +277,25 @@ class Builds:
         access: StoreAccess,
         targets: list[BuildTarget],
     ) -> Question:
+        setting = Setting(
+            name=one.owner.name,
+            namespace=one.namespace,
+            spec=one.spec,
+            source=found,
+            folder=place,
+            targets=targets,
+            toolchains=toolchains(targets),
+            # What a chain made is told when its Job ends; until then it would be asked for.
+            chain_tasks=self._chain_tasks if access.secret else 1,
+        )
         return Question(
-            setting=Setting(
-                name=one.owner.name,
-                namespace=one.namespace,
-                spec=one.spec,
-                source=found,
-                folder=place,
-                targets=targets,
-                toolchains=toolchains(targets),
-                # What a chain made is told when its Job ends; until then it would be asked for.
-                chain_tasks=self._chain_tasks if access.secret else 1,
-            ),
+            setting=setting,
             owner=one.owner.uid,
             since=one.since,
             jobs=self._observed.jobs_of(one.namespace, scope_of(access.address, one.spec.run)),
             pods=self._observed.pods_of(one.namespace),
             now=datetime.now(UTC),
+            looks=Looks(setting, access, one.owner.uid),
         )
 
     async def _listen(self, opened: OpenStore, question: Question) -> None:
@@ -330,9 +331,9 @@ class Builds:
         )
         key = errand_key("look", one.owner.uid, *refs)
         answer = await self._errands.of_build(one, document, key, access=access, target=target)
-        if isinstance(answer, str):
-            message = f"looking {len(refs)} records up in the store{answer}"
-            return Outcome(State.BUILDING, "Progressing", message)
+        if isinstance(answer, Standing):
+            doing = f"looking {len(refs)} records up in the store"
+            return Outcome(answer.state, answer.reason, answer.message(doing))
         opened.told.take(answer, asked.known)
         return None
 
@@ -362,12 +363,16 @@ class Builds:
             async with free:
                 await self._starter.start(one, request, verdict, access=access)
 
-        for problem in await asyncio.gather(*map(create, seen.start), return_exceptions=True):
+        renewed = {found.job.uid for found in seen.renewals}
+        for found in seen.renewals:
+            await self._applier.renew(found, one.owner)
+        problems = await asyncio.gather(*map(create, seen.start), return_exceptions=True)
+        for job in seen.active:
+            if not job.deleting and job.uid not in renewed:
+                one.joined |= await self._applier.claim(job, one.owner)
+        for problem in problems:
             if problem is not None:
                 raise problem
-        for job in seen.active:
-            if not job.deleting:
-                one.joined |= await self._applier.claim(job, one.owner)
 
     def _judged(
         self,
@@ -378,9 +383,11 @@ class Builds:
     ) -> Outcome:
         pods = self._observed.pods_of(one.namespace)
         queued = bool(seen.start and one.spec.run.queue_name)
+        stands = standing(seen.active, pods, now=datetime.now(UTC), queued=queued)
         outcome = Outcome(
-            *standing(seen.active, queued=queued),
-            _doing(seen) + held_up(seen.active, pods, now=datetime.now(UTC), queued=queued),
+            stands.state,
+            stands.reason,
+            stands.message(_doing(seen)),
             progress=seen.advice.progress,
             ran=seen.made,
             failed=seen.failed,
@@ -392,7 +399,8 @@ class Builds:
             toolchain=toolchain_digest(targets),
         )
         if not seen.advice.ended:
-            one.after = min(seen.after or WATCHED_SECONDS, WATCHED_SECONDS)
+            one.look_after(seen.after or WATCHED_SECONDS)
+            one.look_after(stands.after)
             return outcome
         if seen.failed:
             task, error, _ = seen.failed[0]
@@ -420,7 +428,9 @@ class Builds:
         """Drop claims on Jobs that are not needed; a Job ends with its last claim."""
         needed = set(keep)
         for job in claimed:
-            unwanted = job.uid not in needed and job.operation != RESOLVE
+            # One that resolves is at what an earlier generation asked: its answer is known by now.
+            ours = job.operation == RESOLVE and job.state is not JobState.ACTIVE
+            unwanted = job.uid not in needed and not ours
             if job.state is not JobState.SUCCEEDED and (unwanted or not needed):
                 await self._applier.release(job, uid)
 

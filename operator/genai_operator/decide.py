@@ -7,6 +7,8 @@ bytes of an input were lost      what made them is looked up again, then once mo
 anything else                    `retries` times more, after growing pauses
 a node died, was drained ...     the Job controller replaces the pod; no attempt is spent
 a node refused the pod           once more, as often as it takes: the Job controller calls it failed
+it ran into its time limit       failed, at once; where the limit was another build's, once more
+its pod cannot start             made anew where it would be written differently now (`renewal`)
 
 A build answers for the Jobs that it claims: what others tried with less memory or less time, before
 it asked, is no failure of its own.
@@ -21,7 +23,9 @@ from datetime import datetime, timedelta
 from genai_core.errors import (
     BadInput,
     CorruptBlob,
+    DeadlineExceeded,
     GenAIError,
+    Interrupted,
     NoSpace,
     StoreUnavailable,
     StoreUnreadable,
@@ -31,6 +35,7 @@ from genai_core.errors import (
 )
 from genai_core.names import Digest
 from genai_operator.attempts import name_of, place_of, step_of
+from genai_operator.renewal import Renewal, Wanted, renewal
 from genai_operator.views import Ending, JobState, JobView, PodView
 
 __all__ = ["OutOfMemory", "Verdict", "judge"]
@@ -40,6 +45,7 @@ _PAUSES = (1.0, 10.0, 30.0, 60.0)
 _WORDS_SECONDS = 5.0
 _LEAVING_SECONDS = 2.0
 """Not everybody who waits for that is told that a Job is gone at last."""
+_RENEWED_SECONDS = 1.0
 _FREE_KEPT = 4
 """Of attempts that cost nothing, and so may be any number, the last few stay to be looked at."""
 _KILLED = 137
@@ -84,6 +90,7 @@ class Verdict:
         retried_for: The same in one word of a small set, for counting.
         tries: Attempts so far.
         spent: Jobs of attempts that nobody needs to know of any more.
+        renewal: The Job that is at it never started, and is to be made anew.
     """
 
     running: bool = False
@@ -97,6 +104,7 @@ class Verdict:
     retried_for: str = ""
     tries: int = 0
     spent: tuple[JobView, ...] = ()
+    renewal: Renewal | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +129,8 @@ def judge(
     now: datetime,
     owner: str = "",
     derivation: Digest | None = None,
+    wanted: Wanted | None = None,
+    task_seconds: int = 0,
 ) -> Verdict:
     """Judge the attempts of one task.
 
@@ -131,6 +141,8 @@ def judge(
         now: The time.
         owner: The build's UID; empty: all attempts are its own.
         derivation: Of the task, where it may stand further back in a chain.
+        wanted: How its Job would be written now; None: it stays as it is.
+        task_seconds: How long the task may run now; 0: not said.
     """
     own = [job.attempt for job in attempts if place_of(job, derivation) == 0]
     following = 1 + max(own, default=0)
@@ -141,8 +153,27 @@ def judge(
     ]
     if not counted:
         return Verdict(attempt=following)
-    verdict = _judged(counted, pods, retries=retries, now=now, derivation=derivation)
+    active = [job for job in counted if job.state is JobState.ACTIVE]
+    if any(job.deleting for job in counted):  # its name is free when it is gone
+        verdict = Verdict(running=True, pause=_LEAVING_SECONDS)
+    elif active:
+        verdict = _at_work(active[-1], pods, wanted, now)
+    else:
+        verdict = _judged(
+            counted, pods, retries=retries, now=now, derivation=derivation, seconds=task_seconds
+        )
     return replace(verdict, attempt=following, tries=len(counted))
+
+
+def _at_work(
+    job: JobView, pods: Mapping[str, list[PodView]], wanted: Wanted | None, now: datetime
+) -> Verdict:
+    found = renewal(job, pods.get(job.name, ()), wanted, now=now) if wanted else None
+    if found is None:
+        return Verdict(running=True)
+    if found.after > 0:
+        return Verdict(running=True, pause=found.after)
+    return Verdict(running=True, pause=_RENEWED_SECONDS, renewal=found)
 
 
 def _judged(
@@ -152,12 +183,9 @@ def _judged(
     retries: int,
     now: datetime,
     derivation: Digest | None,
+    seconds: int,
 ) -> Verdict:
     last = attempts[-1]
-    if any(job.deleting for job in attempts):  # its name is free when it is gone
-        return Verdict(running=True, pause=_LEAVING_SECONDS)
-    if any(job.state is JobState.ACTIVE for job in attempts):
-        return Verdict(running=True)
     gone = Verdict(retried="its record is gone", retried_for="RecordGone")
     # Its record was looked up in vain: it was taken away since, so this is no failure.
     if last.state is JobState.SUCCEEDED:
@@ -171,12 +199,12 @@ def _judged(
         seen = pods.get(job.name, ())
         place = place_of(job, derivation)
         if job.state is JobState.FAILED and step_of(seen) in {None, place}:
-            failures.append(_failure(job, seen, place))
+            failures.append(_failure(job, seen, place, seconds))
         elif job is last:
             return gone  # the chain had gone past it
     failure = failures[-1]
     error = failure.error
-    if _is_final(error):
+    if _is_final(error) and not failure.refused:
         return Verdict(error=error, log=failure.log)
     if failure.oom:
         return _out_of_memory(failures, name_of(last, place_of(last, derivation)))
@@ -210,7 +238,7 @@ def _is_final(error: GenAIError) -> bool:
     """Another attempt cannot help. A full disk may be another node's next time."""
     if isinstance(error, (NoSpace, *_STORE)):
         return False
-    return isinstance(error, (BadInput, ToolchainMismatch))
+    return isinstance(error, (BadInput, ToolchainMismatch, DeadlineExceeded))
 
 
 def _again(failures: list[_Failure], times: int, now: datetime) -> Verdict:
@@ -251,8 +279,15 @@ def _out_of_memory(failures: list[_Failure], task: str) -> Verdict:
     )
 
 
-def _failure(job: JobView, pods: Iterable[PodView], place: int) -> _Failure:
-    """Why a Job failed: its last pod's own words, else the Job controller's."""
+def _failure(job: JobView, pods: Iterable[PodView], place: int, seconds: int) -> _Failure:
+    """Why a Job failed: its last pod's own words, else the Job controller's.
+
+    Args:
+        job: The Job.
+        pods: Of it.
+        place: Of the task in its chain.
+        seconds: How long the task may run now; 0: not said.
+    """
     task = name_of(job, place)
     ordered = sorted(pods, key=lambda pod: pod.created_at)
     ended = [pod for pod in ordered if pod.ending is not None]
@@ -272,15 +307,30 @@ def _failure(job: JobView, pods: Iterable[PodView], place: int) -> _Failure:
                 remedy="raise spec.run.scratch.size, or give more room in spec.run.resources",
             ),
         )
+    said: GenAIError | None = None
     if ending is not None and isinstance(ending.message.get("error"), dict):
         said = from_dict(ending.message["error"])
-        return _Failure(job, said, log=str(ending.message.get("log", "")))
-    if pod is not None and pod.reason == "DeadlineExceeded":
-        error = ToolFailed(
-            "it ran for longer than spec.run.activeDeadlineSeconds allows", where=task
+    late = pod is not None and pod.reason == "DeadlineExceeded"
+    if isinstance(said, DeadlineExceeded) or (
+        # Told to stop, it says that it was stopped; why, it does not know.
+        late and (said is None or isinstance(said, Interrupted))
+    ):
+        given = job.task_seconds
+        error = DeadlineExceeded(
+            "it ran for longer than spec.run.activeDeadlineSeconds allows"
+            + (f" ({given} s)" if given else ""),
+            where=task,
+            remedy="raise it, or give more in spec.run.resources",
         )
-        return _Failure(job, error)
+        shorter = 0 < given < seconds
+        return _Failure(job, error, log=_log(ending), refused=shorter)
+    if said is not None:
+        return _Failure(job, said, log=_log(ending))
     return _Failure(job, ToolFailed(_words(job, ending), where=task))
+
+
+def _log(ending: Ending | None) -> str:
+    return str(ending.message.get("log", "")) if ending is not None else ""
 
 
 def _refused(pod: PodView) -> bool:

@@ -20,11 +20,13 @@ from genai_operator.access import StoreAccess
 from genai_operator.api import Api, ApiError
 from genai_operator.apply import Applier
 from genai_operator.attempts import group
-from genai_operator.build_pass import WATCHED_SECONDS, BuildPass, held_up
+from genai_operator.blocked import Standing, standing
+from genai_operator.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.decide import Verdict, judge
 from genai_operator.errors import Stalled, Waiting, not_enabled, of_error
 from genai_operator.jobs import JobRequest, Owner, given_memory, scope_of
 from genai_operator.observed import Observed
+from genai_operator.renewal import renewal
 from genai_operator.starting import Starter
 from genai_operator.targets import BuildTarget
 from genai_operator.views import Ending, JobState, JobView
@@ -123,11 +125,11 @@ class Errands:
         *,
         access: StoreAccess,
         target: BuildTarget,
-    ) -> Answer | str:
+    ) -> Answer | Standing:
         """Send a Job, or listen to the one that was sent.
 
         Returns:
-            What it told; while it is under way, what to show.
+            What it told; while it is under way, how it stands.
 
         Raises:
             Stalled: It failed for good.
@@ -135,6 +137,16 @@ class Errands:
         """
         scope = scope_of(access.address, one.spec.run)
         attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
+        request = JobRequest(
+            namespace=one.namespace,
+            key=key,
+            operation=document.kind,
+            task=document.kind,
+            document=document,
+            image=target.image,
+            memory_bytes=given_memory(one.spec.run) or _BYTES,
+            node_selector=target.node_selector,
+        )
         verdict = Verdict()
         if attempts:
             for job in self.unheard(attempts[-1:]):
@@ -150,27 +162,28 @@ class Errands:
                     retries=one.spec.run.retries,
                     now=datetime.now(UTC),
                     owner=one.owner.uid,
+                    wanted=request.wanted(one.owner, run=one.spec.run, access=access),
+                    task_seconds=one.spec.run.active_deadline_seconds,
                 )
             verdict = replace(verdict, attempt=attempts[-1].attempt + 1)
         if verdict.error is not None:
             raise of_error(verdict.error)
         if not verdict.running:
-            request = JobRequest(
-                namespace=one.namespace,
-                key=key,
-                operation=document.kind,
-                task=document.kind,
-                document=document,
-                image=target.image,
-                memory_bytes=max(given_memory(one.spec.run) or _BYTES, verdict.memory_bytes),
+            request = replace(
+                request,
                 attempt=verdict.attempt,
-                node_selector=target.node_selector,
+                memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
             await self._starter.start(one, request, verdict, access=access)
+        elif verdict.renewal is not None:
+            await self._applier.renew(verdict.renewal, one.owner)
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
             one.joined |= await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
-        return held_up(attempts, self._observed.pods_of(one.namespace), now=datetime.now(UTC))
+        pods = self._observed.pods_of(one.namespace)
+        stands = standing(attempts, pods, now=datetime.now(UTC))
+        one.look_after(stands.after)
+        return stands
 
     # Of a store
 
@@ -201,6 +214,16 @@ class Errands:
         run = Run(retries=0, active_deadline_seconds=1800)
         scope = scope_of(access.address, run)
         attempts = group(self._observed.jobs_of(namespace, scope)).get(key, [])
+        request = JobRequest(
+            namespace=namespace,
+            key=key,
+            operation=document.kind,
+            task=document.kind,
+            document=document,
+            image=target.image,
+            memory_bytes=_BYTES,
+            node_selector=target.node_selector,
+        )
         attempt = 1
         if attempts:
             last = attempts[-1]
@@ -208,6 +231,11 @@ class Errands:
             for old in attempts[:-1]:
                 await self._applier.delete(old)
             if last.deleting or last.state is JobState.ACTIVE:
+                wanted = request.wanted(owner, run=run, access=access)
+                pods = self._observed.pods_of(namespace).get(last.name, ())
+                found = renewal(last, pods, wanted, now=datetime.now(UTC))
+                if found is not None and found.after <= 0:
+                    await self._applier.renew(found, owner)
                 return None
             ending = self.ending(last)
             now = datetime.now(UTC)
@@ -219,30 +247,18 @@ class Errands:
                 not last.ended_at or now < last.ended_at + _AGAIN
             ):
                 raise _problem(last, ending)
-        request = JobRequest(
-            namespace=namespace,
-            key=key,
-            operation=document.kind,
-            task=document.kind,
-            document=document,
-            image=target.image,
-            memory_bytes=_BYTES,
-            attempt=attempt,
-            node_selector=target.node_selector,
-        )
+        request = replace(request, attempt=attempt)
         await self._applier.create(request, owner, run=run, access=access)
         return None
 
-    def waiting(self, namespace: str) -> str:
-        """Why a store's Job does not begin."""
+    def waiting(self, namespace: str) -> Standing:
+        """How a store's Job stands."""
         jobs = [
             job
             for job in self._observed.jobs
             if job.namespace == namespace and job.operation == "probe"
         ]
-        return held_up(jobs, self._observed.pods_of(namespace), now=datetime.now(UTC)).removeprefix(
-            "; "
-        )
+        return standing(jobs, self._observed.pods_of(namespace), now=datetime.now(UTC))
 
 
 def _problem(job: JobView, ending: Ending | None) -> Stalled | Waiting:

@@ -21,6 +21,7 @@ from genai_core.names import Key
 from genai_core.task import pack
 from genai_operator.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.api import Json
+from genai_operator.renewal import Wanted
 from genai_operator.views import (
     ATTEMPT,
     CHAIN,
@@ -28,16 +29,20 @@ from genai_operator.views import (
     MANAGED,
     MEMORY,
     OPERATION,
+    RENDERING,
     SCOPE,
     TASK,
     TTL,
     Link,
+    Rendering,
 )
 
 __all__ = [
     "MOST_TASK_BYTES",
     "JobRequest",
     "Owner",
+    "amount",
+    "appearance",
     "given_memory",
     "job_name",
     "owner_reference",
@@ -57,6 +62,8 @@ _UNITS = (
 MOST_TASK_BYTES = 120_000
 """Linux takes no environment variable over 128 KiB."""
 _UNREACHABLE_SECONDS = 30
+_LONGEST_SECONDS = 2**31 - 1
+"""What an apiserver takes."""
 
 
 @dataclass(frozen=True)
@@ -93,14 +100,32 @@ class JobRequest:
     reads_source: bool = False
     chain: tuple[Link, ...] = ()
 
+    def wanted(self, owner: Owner, *, run: Run, access: StoreAccess) -> Wanted:
+        """How it would be written now."""
+        looks = appearance(
+            run,
+            access,
+            image=self.image,
+            node_selector=self.node_selector,
+            reads_source=self.reads_source,
+        )
+        return Wanted(looks, owner.uid)
+
+
+class _NoTask(BaseModel):
+    """What a pod is given where its task does not matter."""
+
 
 def given_memory(run: Run) -> int | None:
     """Bytes that the user gives every task; None: sized from the model."""
     text = run.resources.limits.get("memory") or run.resources.requests.get("memory")
-    if text is None:
-        return None
+    return None if text is None else int(amount(text))
+
+
+def amount(text: str) -> float:
+    """A quantity as a number: `250m` is 0.25, `1Ki` is 1024."""
     number = text.rstrip("EPTGMKkim")
-    return int(float(number) * _UNITS[text[len(number) :]])
+    return float(number) * _UNITS[text[len(number) :]]
 
 
 def scope_of(store: str, run: Run) -> str:
@@ -126,8 +151,45 @@ def owner_reference(owner: Owner) -> Json:
     }
 
 
-def render(request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess) -> Json:
+def appearance(
+    run: Run,
+    access: StoreAccess,
+    *,
+    image: str,
+    node_selector: Mapping[str, str],
+    reads_source: bool,
+) -> str:
+    """Digest of all that a pod is given beside its tasks, and what follows from those.
+
+    Two Jobs of one task differ in nothing else: by it, one that cannot start is told from the one
+    that would be made for it now.
+    """
+    bare = JobRequest(
+        namespace="",
+        key=Key(""),
+        operation="",
+        task="",
+        document=_NoTask(),
+        image=image,
+        memory_bytes=given_memory(run) or 0,
+        node_selector=node_selector,
+        reads_source=reads_source,
+    )
+    pod = _pod(bare, run, access)
+    return digest_json({"pod": pod, "source": access.source if reads_source else ""})[:16]
+
+
+def render(
+    request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess, turn: int = 0
+) -> Json:
     """The manifest.
+
+    Args:
+        request: What is to be run.
+        owner: Who claims it.
+        run: Of the build.
+        access: To store and source.
+        turn: How many others' renderings of the same Job could not start before it.
 
     Raises:
         InvalidSpec: The task does not fit into an environment variable.
@@ -140,6 +202,7 @@ def render(request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess) 
             where=request.task,
             remedy="build fewer graphs at once",
         )
+    looks = request.wanted(owner, run=run, access=access).digest
     labels = {
         MANAGED: MANAGER,
         "app.kubernetes.io/name": "genai-stage",
@@ -160,6 +223,7 @@ def render(request: JobRequest, owner: Owner, *, run: Run, access: StoreAccess) 
                 TASK: request.task,
                 MEMORY: str(request.memory_bytes),
                 TTL: str(run.ttl_seconds_after_finished),
+                RENDERING: str(Rendering(looks, turn, owner.uid)),
             }
             | _chain_note(request.chain),
             "ownerReferences": [owner_reference(owner)],
@@ -213,7 +277,9 @@ def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 10,
         # Each task keeps to it by itself; this ends a pod that never comes to that.
-        "activeDeadlineSeconds": run.active_deadline_seconds * (1 + len(request.chain)),
+        "activeDeadlineSeconds": min(
+            run.active_deadline_seconds * (1 + len(request.chain)), _LONGEST_SECONDS
+        ),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": _USER,
@@ -262,12 +328,14 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
     if request.chain:
         limit = str(run.active_deadline_seconds)
         environment.append({"name": "GENAI_TASK_SECONDS", "value": limit})
-    requests = {"cpu": "1" if request.seconds > 60 else "250m"}
+    requests = {"cpu": _cpu("1" if request.seconds > 60 else "250m", run)}
     memory = f"{-(-request.memory_bytes // _MIB)}Mi"
-    requests |= run.resources.requests
     # What a user gives is where it begins; out of memory, the next attempt gets twice as much.
-    requests["memory"] = memory
     limits = dict(run.resources.limits) | {"memory": memory}
+    given = dict(run.resources.requests)
+    if "memory" not in run.resources.limits:
+        given.pop("memory", None)  # it stands for the limit, which an attempt may have raised
+    requests |= {"memory": memory} | given
     return {
         "name": "stage",
         "image": request.image,
@@ -287,6 +355,12 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
             *mounts_of(access, reads_source=request.reads_source),
         ],
     }
+
+
+def _cpu(default: str, run: Run) -> str:
+    """What is set aside where the user does not say: never more than the limit."""
+    limit = run.resources.limits.get("cpu")
+    return limit if limit is not None and amount(limit) < amount(default) else default
 
 
 def _scratch(run: Run) -> Json:

@@ -121,13 +121,12 @@ class References:
         meta = value["metadata"]
         status = value.get("status") or {}
         if status.get("observedGeneration") != meta["generation"] or ready_of(status)[0] != "True":
-            why = self._errands.waiting(meta["namespace"])
-            message = f"a Job tries it{f' ({why})' if why else ''}"
+            stands = self._errands.waiting(meta["namespace"])
             await self._report(
                 "artifactstores",
                 "ArtifactStore",
                 value,
-                verdict=("Unknown", "Progressing", message),
+                verdict=("Unknown", stands.reason, stands.message("a Job tries it")),
                 waits=True,
                 extra={},
             )

@@ -14,8 +14,10 @@ from genai_core.resolved import ResolvedSource
 from genai_core.selection import matches, unmet
 from genai_core.task import TaskFile, TaskFileInput, Toolchain, pack
 from genai_operator import targets as target_rules
+from genai_operator.access import StoreAccess
 from genai_operator.decide import Verdict
-from genai_operator.jobs import MOST_TASK_BYTES, JobRequest, given_memory
+from genai_operator.jobs import MOST_TASK_BYTES, JobRequest, appearance, given_memory
+from genai_operator.renewal import Wanted
 from genai_operator.sources import SourcePlace
 from genai_operator.targets import BuildTarget
 from genai_operator.views import Link
@@ -24,7 +26,7 @@ from genai_planner.chains import chain_behind
 from genai_planner.events import Start
 from genai_planner.graph import FileRef, Plan, Task
 
-__all__ = ["Setting", "job_request"]
+__all__ = ["Looks", "Setting", "job_request"]
 
 _HEADROOM = 1.25
 _LEAST_BYTES = 384 << 20
@@ -48,6 +50,38 @@ class Setting:
     targets: Sequence[BuildTarget]
     toolchains: Mapping[tuple[str, Backend | None], Toolchain]
     chain_tasks: int = 1
+
+
+class Looks:
+    """How Jobs of a build would be written now, whatever their tasks are.
+
+    Args:
+        setting: Of the build.
+        access: To store and source.
+        owner: The build's UID.
+    """
+
+    def __init__(self, setting: Setting, access: StoreAccess, owner: str) -> None:
+        self._setting = setting
+        self._access = access
+        self._owner = owner
+        self._known: dict[tuple[str, tuple[tuple[str, str], ...], bool], Wanted] = {}
+
+    def of(self, task: Task) -> Wanted:
+        """The Job that would begin with a task."""
+        target = target_rules.runs_in(task, self._setting.targets)
+        reads = _reads_source(task)
+        place = (target.image, tuple(sorted(target.node_selector.items())), reads)
+        if place not in self._known:
+            digest = appearance(
+                self._setting.spec.run,
+                self._access,
+                image=target.image,
+                node_selector=target.node_selector,
+                reads_source=reads,
+            )
+            self._known[place] = Wanted(digest, self._owner)
+        return self._known[place]
 
 
 def job_request(

@@ -24,12 +24,8 @@ from genai_core.store.protocol import RecordRef
 from genai_operator.access import StoreAccess
 from genai_operator.apply import Applier
 from genai_operator.attempts import group
-from genai_operator.build_pass import (
-    WATCHED_SECONDS,
-    BuildPass,
-    held_up,
-    standing,
-)
+from genai_operator.blocked import standing
+from genai_operator.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.decide import Verdict, judge
 from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting, of_error
@@ -203,6 +199,8 @@ class Resolver:
                 retries=one.spec.run.retries,
                 now=datetime.now(UTC),
                 owner=one.owner.uid,
+                wanted=request.wanted(one.owner, run=one.spec.run, access=access),
+                task_seconds=one.spec.run.active_deadline_seconds,
             )
         if verdict.error is not None:
             problem = of_error(verdict.error)
@@ -216,18 +214,20 @@ class Resolver:
                 memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
             await self._starter.start(one, request, verdict, access=access)
+        elif verdict.renewal is not None:
+            await self._applier.renew(verdict.renewal, one.owner)
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
             one.joined |= await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
-        queued = not verdict.running and bool(one.spec.run.queue_name)
-        waits = held_up(
+        stands = standing(
             attempts,
             self._observed.pods_of(one.namespace),
             now=datetime.now(UTC),
-            queued=queued,
+            queued=not verdict.running and bool(one.spec.run.queue_name),
         )
-        message = f"resolving {one.spec.model.source}{waits}"
-        return Outcome(*standing(attempts, queued=queued), message)
+        one.look_after(stands.after)
+        message = stands.message(f"resolving {one.spec.model.source}")
+        return Outcome(stands.state, stands.reason, message)
 
 
 def _known_source(one: BuildPass, place: SourcePlace) -> RecordRef | None:

@@ -22,7 +22,8 @@ from genai_operator.decide import Verdict, judge
 from genai_operator.jobs import JobRequest
 from genai_operator.lookups import Answers, Unanswered
 from genai_operator.planned import Planned, Plans
-from genai_operator.requests import Setting, job_request
+from genai_operator.renewal import Renewal
+from genai_operator.requests import Looks, Setting, job_request
 from genai_operator.views import JobState, JobView, PodView
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
@@ -57,6 +58,7 @@ class Question:
         since: When it asked for what it asks now, to the second.
         jobs: Of the build's namespace and scope.
         pods: Job's name -> pods.
+        looks: How its Jobs would be written now; None: those that are there stay as they are.
     """
 
     setting: Setting
@@ -65,6 +67,7 @@ class Question:
     jobs: Sequence[JobView]
     pods: Mapping[str, list[PodView]]
     now: datetime
+    looks: Looks | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Survey:
         made: Operation -> tasks whose result stands, and did not when the build asked for it.
         after: Seconds until it has to be looked at again, whatever happens.
         retried: What is known of the earlier attempts at tasks that start again.
+        renewals: Jobs that never started, and are to be made anew.
     """
 
     plan: Plan
@@ -94,6 +98,7 @@ class Survey:
     made: Mapping[str, int] = field(default_factory=dict)
     after: float | None = None
     retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
+    renewals: tuple[Renewal, ...] = ()
 
 
 def survey(
@@ -224,13 +229,16 @@ class _Look:
         attempts = self._attempts.at(look.key, derivation)
         if not attempts:
             return None
+        looks, run = self._question.looks, self._question.setting.spec.run
         verdict = judge(
             attempts,
             self._question.pods,
-            retries=self._question.setting.spec.run.retries,
+            retries=run.retries,
             now=self._question.now,
             owner=self._question.owner,
             derivation=derivation,
+            wanted=looks.of(self._plan.task(look.task)) if looks is not None else None,
+            task_seconds=run.active_deadline_seconds,
         )
         self._verdicts[look.task] = verdict
         self._jobs[look.task] = attempts
@@ -311,7 +319,16 @@ class _Look:
             made=self._made(good),
             after=min(pauses) if pauses else None,
             retried={task: verdict for task, verdict in starts.items() if verdict.retried},
+            renewals=self._renewals(good),
         )
+
+    def _renewals(self, good: set[TaskId]) -> tuple[Renewal, ...]:
+        found = {
+            verdict.renewal.job.uid: verdict.renewal
+            for task, verdict in self._verdicts.items()
+            if verdict.renewal is not None and task not in good
+        }
+        return tuple(found.values())
 
     def _needed(self, good: set[TaskId]) -> frozenset[str]:
         """UIDs of the Jobs that have to do with this plan."""

@@ -21,6 +21,7 @@ __all__ = [
     "MANAGED",
     "MEMORY",
     "OPERATION",
+    "RENDERING",
     "SCOPE",
     "SELECTOR",
     "TASK",
@@ -30,6 +31,7 @@ __all__ = [
     "JobView",
     "Link",
     "PodView",
+    "Rendering",
     "ending_note",
     "job_view",
     "parse_time",
@@ -49,13 +51,22 @@ TTL = f"{GROUP}/ttl-seconds"
 CHAIN = f"{GROUP}/chain"
 ENDING = f"{GROUP}/ending"
 """How a failed Job's pod ended: the pod may go long before the Job does."""
+RENDERING = f"{GROUP}/rendering"
+"""What its pod is given beside its tasks, and for whom it was written: see `Rendering`."""
 JOB_NAME = "batch.kubernetes.io/job-name"
 
 _MOST_WORDS = 300
 _MOST_DIGITS = 20
 _LONGEST_TTL = 10 * 365 * 86400
 """A time that far away can still be reckoned with."""
+_MOST_TURNS = 1000
 _STARTING = {"", "ContainerCreating", "PodInitializing"}
+_PULLS = {
+    *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
+    *("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"),
+}
+_NOISE = (", no new claims to deallocate", " no new claims to deallocate", " preemption:")
+"""What the scheduler adds is nothing that a user could act on."""
 
 
 class JobState(StrEnum):
@@ -77,6 +88,25 @@ class Link:
     task: str
     operation: str
     derivation: Digest
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How a Job was written.
+
+    Attributes:
+        digest: See `jobs.appearance`.
+        turn: How many others' renderings of the same Job could not start before it.
+        author: UID of the build, or store, that it was written for.
+    """
+
+    digest: str
+    turn: int
+    author: str
+
+    def __str__(self) -> str:
+        """As it stands on a Job."""
+        return f"{self.digest}.{self.turn}.{self.author}"
 
 
 @dataclass(frozen=True)
@@ -118,6 +148,15 @@ class JobView:
     started_at: datetime | None = None
     noted: PodView | None = None
     """Its last pod, as noted on it when it failed."""
+    rendering: Rendering | None = None
+    """None: an earlier version wrote it."""
+    deadline_seconds: int = 0
+    """How long its pod may run; 0 = it does not say."""
+
+    @property
+    def task_seconds(self) -> int:
+        """How long each of its tasks may run; 0 = it does not say."""
+        return self.deadline_seconds // (1 + len(self.chain))
 
     @property
     def operations(self) -> tuple[str, ...]:
@@ -164,12 +203,19 @@ class PodView:
     message: str = ""
     """What that means, in words."""
     waiting: str = ""
-    """Why its container does not start, in words: no room on any node, `ImagePullBackOff` ..."""
+    """Why its container does not start, in words: no room on any node, a missing image ..."""
+    hold: str = ""
+    """The same in one word: Unschedulable, ImagePullFailed, ContainerNotCreated."""
 
     @property
     def ended(self) -> bool:
         """Nothing of it runs any more, nor will."""
         return self.ending is not None or self.phase in {"Succeeded", "Failed"}
+
+    @property
+    def started(self) -> bool:
+        """Its container runs, or did."""
+        return self.ended or self.phase not in {"", "Pending"}
 
     @property
     def succeeded(self) -> bool:
@@ -229,7 +275,20 @@ def _job_view(value: Mapping[str, Any]) -> JobView:
         chain=_links(notes.get(CHAIN, "")),
         started_at=parse_time(started) if started else None,
         noted=_noted(meta),
+        rendering=_rendering(notes.get(RENDERING, "")),
+        deadline_seconds=_deadline(value),
     )
+
+
+def _rendering(text: str) -> Rendering | None:
+    digest, _, rest = text.partition(".")
+    turn, _, author = rest.partition(".")
+    return Rendering(digest, min(int(turn), _MOST_TURNS), author) if turn.isdecimal() else None
+
+
+def _deadline(value: Mapping[str, Any]) -> int:
+    template = (value.get("spec") or {}).get("template") or {}
+    return int((template.get("spec") or {}).get("activeDeadlineSeconds") or 0)
 
 
 def _number(text: str) -> int:
@@ -296,13 +355,14 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
     if not job:
         return None
     ending, waiting = None, _unscheduled(status)
+    hold = "Unschedulable" if waiting else ""
     for container in status.get("containerStatuses") or ():
         state = container.get("state") or {}
         ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
         if ended:
             ending = _ending(ended)
         elif "waiting" in state:
-            waiting = _not_started(state["waiting"])
+            hold, waiting = _not_started(state["waiting"])
     return PodView(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -316,23 +376,31 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
         reason=status.get("reason", ""),
         message=status.get("message", "")[:_MOST_WORDS],
         waiting=waiting,
+        hold=hold,
     )
 
 
 def _unscheduled(status: Mapping[str, Any]) -> str:
     for condition in status.get("conditions") or ():
         if condition["type"] == "PodScheduled" and condition.get("status") == "False":
-            # What the scheduler adds about preemption is nothing that a user could act on.
-            words = str(condition.get("message", "")).partition(" preemption:")[0]
-            return words[:_MOST_WORDS] or str(condition.get("reason", ""))
+            words = str(condition.get("message", ""))
+            for noise in _NOISE:
+                words = words.partition(noise)[0]
+            return words[:_MOST_WORDS].rstrip() or str(condition.get("reason", ""))
     return ""
 
 
-def _not_started(waiting: Mapping[str, Any]) -> str:
-    reason = waiting.get("reason", "")
+def _not_started(waiting: Mapping[str, Any]) -> tuple[str, str]:
+    """Why a container does not start: in one word, and in all."""
+    reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
     if reason in _STARTING:
-        return ""
-    return ": ".join(part for part in (reason, waiting.get("message", "")) if part)[:_MOST_WORDS]
+        return "", ""
+    if reason in _PULLS:
+        # Between two tries the kubelet says that it backs off, with what went wrong behind it.
+        words = message.partition(": ErrImagePull: ")[2] or message or reason
+        return "ImagePullFailed", words[:_MOST_WORDS]
+    words = ": ".join(part for part in (reason, message) if part)
+    return "ContainerNotCreated", words[:_MOST_WORDS]
 
 
 def _ending(ended: Mapping[str, Any]) -> Ending:

@@ -32,7 +32,7 @@ from typing import TypeAlias
 
 from genai_core.chain import ChainFile
 from genai_core.errands import CollectFile, LeaseFile, LookFile, ProbeFile
-from genai_core.errors import GenAIError, Interrupted, NoSpace, ToolFailed
+from genai_core.errors import DeadlineExceeded, GenAIError, Interrupted, NoSpace
 from genai_core.names import Key
 from genai_core.resolved import RESOLVE, ResolveFile
 from genai_core.store.protocol import Store
@@ -101,7 +101,7 @@ class _Place:
             self._log.write_text(_bounded(message), encoding="utf-8")
 
     def _too_long(self) -> None:
-        error = ToolFailed(
+        error = DeadlineExceeded(
             "it ran for longer than spec.run.activeDeadlineSeconds allows", where=self.name
         )
         self.say({"outcome": "failed", "error": error.as_dict()})

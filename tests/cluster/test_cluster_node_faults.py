@@ -87,7 +87,7 @@ def test_no_node_has_room_until_one_has(
         return bool(ready) and "Insufficient cpu" in ready[0]["message"]
 
     wait(told, 60, lambda: str(tenant.status("crowded")))
-    assert tenant.condition("crowded") == ("Unknown", "Progressing")
+    tenant.wait_condition("crowded", ("Unknown", "Unschedulable"), seconds=30)
     time.sleep(5)
     assert not tenant.witness.runs(tenant.namespace)
     own_cluster.kubectl("delete", "pod", full[1], "-n", "default")

@@ -93,12 +93,9 @@ def test_a_build_runs_where_and_as_its_user_says(cluster: Cluster, tenant: Tenan
 def test_a_build_that_fits_nowhere_says_what_it_waits_for(tenant: Tenant) -> None:
     tenant.small("homeless", run={"nodeSelector": {"disk": "none-such"}})
 
-    def told() -> bool:
-        conditions = tenant.status("homeless").get("conditions", ())
-        return any("node" in c["message"] and "waits" in c["message"] for c in conditions)
-
-    wait(told, 60, lambda: json.dumps(tenant.status("homeless"), indent=1))
-    assert tenant.condition("homeless") == ("Unknown", "Progressing")
+    status = tenant.wait_condition("homeless", ("Unknown", "Unschedulable"), seconds=30)
+    assert status["phase"] == "Waiting"
+    assert "spec.run.nodeSelector" in status["conditions"][0]["message"]
 
 
 def test_a_queue_admits_evicts_and_admits_again(tenant: Tenant) -> None:

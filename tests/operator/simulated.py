@@ -35,6 +35,7 @@ from genai_operator.api import ApiError
 from genai_operator.controller import Controller
 from genai_operator.settings import Settings
 from genai_operator.stores import OpenStore, Stores
+from genai_operator.views import OPERATION
 
 NAMESPACE = "n"
 Value = dict[str, Any]
@@ -67,6 +68,12 @@ class World:
     faults: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
     version: int = 0
+    labels: dict[str, str] = field(default_factory=dict)
+    """Of the one node."""
+    anywhere: frozenset[str] = frozenset()
+    """Operations whose pods run whatever they ask for."""
+    refuses: ApiError | None = None
+    """What the cluster answers to each Job."""
 
     def __post_init__(self) -> None:
         self.store = DirectoryStore(self.folder)
@@ -162,11 +169,13 @@ class World:
                         "app.kubernetes.io/managed-by": "genai-operator",
                     },
                 },
-                "spec": {"nodeName": "node"},
-                "status": {"phase": "Running"},
+                "spec": {"nodeName": ""},
+                "status": {"phase": "Pending"},
             },
         )
         pod_name = pod["metadata"]["name"]
+        if not await self._scheduled(pod, job):
+            return
         container = job["spec"]["template"]["spec"]["containers"][0]
         text = next(e["value"] for e in container["env"] if e["name"] == "GENAI_TASK")
         code, message = await self._stage(pod_name, unpack(text), job["metadata"]["annotations"])
@@ -191,6 +200,22 @@ class World:
                 "conditions": [{"type": kind, "status": "True", "lastTransitionTime": ended}]
             }
             self.put("jobs", job)
+
+    async def _scheduled(self, pod: Value, job: Value) -> bool:
+        """Wait for a node that the pod may run on; False where it is deleted before."""
+        wanted = job["spec"]["template"]["spec"].get("nodeSelector", {})
+        name, operation = pod["metadata"]["name"], job["metadata"]["labels"][OPERATION]
+        while self.objects.get(("pods", name)) is pod:
+            if operation in self.anywhere or wanted.items() <= self.labels.items():
+                pod["spec"], pod["status"] = {"nodeName": "node"}, {"phase": "Running"}
+                self.put("pods", pod)
+                return True
+            if "conditions" not in pod["status"]:
+                unscheduled = {"type": "PodScheduled", "status": "False", "message": "no node"}
+                pod["status"]["conditions"] = [unscheduled]
+                self.put("pods", pod)
+            await asyncio.sleep(0.01)
+        return False
 
     async def _stage(
         self, pod: str, document: bytes, notes: dict[str, str]
@@ -302,6 +327,8 @@ class Client:
         if plural == "events":
             self._world.events.append((value["involvedObject"]["name"], value["reason"]))
             return value
+        if plural == "jobs" and self._world.refuses is not None:
+            raise self._world.refuses
         if (plural, value["metadata"]["name"]) in self._world.objects:
             raise ApiError(409, "AlreadyExists", value["metadata"]["name"])
         made = self._world.put(plural, {**value, "status": {}})

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from genai_core.names import Key
-from genai_operator.build_pass import held_up, standing
+from genai_operator.blocked import hold_of, standing
 from genai_operator.decide import judge
 from genai_operator.status import State
-from genai_operator.views import JobState, JobView, PodView, job_view
+from genai_operator.views import JobState, JobView, job_view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = JobView(
@@ -31,27 +31,22 @@ def seen(**spec: Any) -> JobView | None:
     return job_view({"metadata": meta, "spec": spec})
 
 
+def stands(jobs: list[JobView], *, queued: bool = False) -> tuple[State, str]:
+    found = standing(jobs, {}, now=NOW, queued=queued)
+    return found.state, found.reason
+
+
 def test_a_build_waits_while_nothing_of_it_is_admitted() -> None:
-    assert standing([JOB, JOB], queued=False) == WAITING
-    assert standing([JOB, RUNNING], queued=False) == BUILDING
-    assert standing([], queued=True) == WAITING
-    assert standing([RUNNING], queued=True) == BUILDING
-    assert standing([], queued=False) == BUILDING
-    assert standing([replace(JOB, state=JobState.SUCCEEDED)], queued=False) == BUILDING
-    assert held_up([JOB], {}, now=NOW) == "; convert/x waits to be admitted by its queue"
-    assert held_up([RUNNING], {}, now=NOW) == ""
-
-
-def test_a_job_without_a_pod_is_said_and_where_the_reason_stands() -> None:
-    begun = replace(RUNNING, started_at=NOW)
-    later = NOW + timedelta(seconds=30)
-    assert held_up([begun], {}, now=NOW + timedelta(seconds=10)) == ""
-    assert held_up([begun], {}, now=later) == (
-        "; convert/x gets no pod: see kubectl -n ns describe job job"
-    )
-    pod = PodView("ns", "p", "u", "job", "", "Pending", NOW)
-    assert held_up([begun], {"job": [pod]}, now=later) == ""
-    assert held_up([replace(begun, deleting=True)], {}, now=later) == ""
+    assert stands([JOB, JOB]) == WAITING
+    assert stands([JOB, RUNNING]) == BUILDING
+    assert stands([], queued=True) == WAITING
+    assert stands([RUNNING], queued=True) == BUILDING
+    assert stands([]) == BUILDING
+    assert stands([replace(JOB, state=JobState.SUCCEEDED)]) == BUILDING
+    hold = hold_of(JOB, (), NOW)
+    assert hold is not None
+    assert hold.message == "convert/x waits to be admitted by its queue"
+    assert hold_of(RUNNING, (), NOW) is None
 
 
 def test_a_job_that_lost_its_turn_is_no_failed_attempt() -> None:

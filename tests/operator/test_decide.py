@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from genai_core.errors import BadModel, CorruptBlob, NoSpace, StoreUnavailable, ToolFailed
+from genai_core.errors import (
+    BadModel,
+    CorruptBlob,
+    DeadlineExceeded,
+    Interrupted,
+    NoSpace,
+    StoreUnavailable,
+    ToolFailed,
+)
 from genai_core.names import Key
 from genai_operator.attempts import group
 from genai_operator.decide import RecordLost, Verdict, judge
@@ -238,3 +246,44 @@ def test_one_tenants_task_is_not_another_tenants_attempt() -> None:
     mine = job(1, JobState.SUCCEEDED)
     theirs = job(1, JobState.ACTIVE, namespace="other", owners=frozenset({"x"}))
     assert outlived([theirs, mine], {"b": "Ready", "x": "Building"}, NOW) == [mine]
+
+
+STOPPED = said(Interrupted("stopped before it was done", where="convert/1"), 130)
+
+
+def late(ending: Ending | None, *, limit: int, seconds: int, phases: int = 1) -> Verdict:
+    """A task whose pod ran into its limit, judged by a build that allows `seconds`."""
+    jobs = [job(n, deadline_seconds=limit) for n in range(1, phases + 1)]
+    pods = {f"j-{n}": [pod(n, ending, reason="DeadlineExceeded")] for n in range(1, phases + 1)}
+    return judge(jobs, pods, retries=5, now=NOW, task_seconds=seconds)
+
+
+@pytest.mark.parametrize("ending", [STOPPED, KILLED, None])
+def test_a_time_limit_is_final_and_called_what_it_is(ending: Ending | None) -> None:
+    verdict = late(ending, limit=3, seconds=3)
+    assert verdict.error is not None
+    assert verdict.error.code == "DeadlineExceeded"
+    assert str(verdict.error) == (
+        "convert/1: it ran for longer than spec.run.activeDeadlineSeconds allows (3 s); "
+        "raise it, or give more in spec.run.resources"
+    )
+    if ending is STOPPED:
+        assert verdict.log == "d" * 64
+
+
+def test_a_chains_task_that_ran_into_its_limit_says_so_by_itself() -> None:
+    ended = said(DeadlineExceeded("it ran for longer", where="convert/1"))
+    verdict = judged([ended], retries=5, deadline_seconds=3)
+    assert isinstance(verdict.error, DeadlineExceeded)
+
+
+def test_a_shorter_limit_of_another_build_is_no_failure_of_ones_own() -> None:
+    verdict = late(STOPPED, limit=3, seconds=3600, phases=4)
+    assert (verdict.error, verdict.attempt, verdict.retried_for) == (None, 5, "DeadlineExceeded")
+    assert late(STOPPED, limit=3600, seconds=3).error is not None, "nor is a longer one enough"
+
+
+def test_what_a_task_says_itself_counts_for_more_than_its_time_limit() -> None:
+    verdict = late(said(BadModel("no such node"), 2), limit=3, seconds=3)
+    assert isinstance(verdict.error, BadModel)
+    assert judged([STOPPED], retries=0).error.code == "Interrupted"  # type: ignore[union-attr]

@@ -15,6 +15,7 @@ from genai_core.names import Backend, Key
 from genai_operator.access import StoreAccess
 from genai_operator.api import ApiError
 from genai_operator.apply import Applier
+from genai_operator.blocked import Standing
 from genai_operator.build_pass import BuildPass
 from genai_operator.errands import Errands
 from genai_operator.errors import Waiting
@@ -92,7 +93,7 @@ def succeeded(room: Room) -> None:
 def test_a_question_may_be_asked_any_number_of_times() -> None:
     room = Room()
     for times in range(1, 8):
-        assert isinstance(room.ask(), str)
+        assert isinstance(room.ask(), Standing)
         assert len(room.api.jobs) == times
         room.end()
         assert room.ask() == ANSWER

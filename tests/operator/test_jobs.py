@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import Run
-from genai_core.names import Key
+from genai_core.names import Digest, Key
 from genai_core.resolved import ResolveFile
 from genai_core.task import unpack
 from genai_operator.access import StoreAccess
@@ -24,7 +24,7 @@ from genai_operator.jobs import (
     render,
     scope_of,
 )
-from genai_operator.views import JobState, job_view
+from genai_operator.views import JobState, Link, job_view
 
 KEY = Key("0123456789abcdef" * 4)
 OWNER = Owner("tiny-llama", "uid-1")
@@ -166,3 +166,37 @@ def test_what_is_rendered_is_read_back(attempt: int, memory: int) -> None:
     assert (view.key, view.attempt, view.memory_bytes) == (KEY, attempt, memory)
     assert (view.owners, view.state) == (frozenset({"uid-1"}), JobState.ACTIVE)
     assert view.scope == scope_of(ACCESS.address, Run())
+
+
+def resources(**given: Any) -> dict[str, Any]:
+    run = Run.model_validate({"resources": given})
+    memory = given_memory(run) or 700 << 20
+    found: dict[str, Any] = container(rendered(run, memory_bytes=memory, seconds=90.0))["resources"]
+    return found
+
+
+def test_resources_are_a_containers_own() -> None:
+    assert resources() == {
+        "requests": {"cpu": "1", "memory": "700Mi"},
+        "limits": {"memory": "700Mi"},
+    }
+    limited = resources(limits={"cpu": "200m"})
+    assert limited["requests"]["cpu"] == limited["limits"]["cpu"] == "200m"
+    assert resources(limits={"cpu": "4"})["requests"]["cpu"] == "1"
+    given = resources(limits={"memory": "40Gi"}, requests={"memory": "512Mi"})
+    assert (given["requests"]["memory"], given["limits"]["memory"]) == ("512Mi", "40960Mi")
+    assert resources(requests={"memory": "512Mi"})["limits"]["memory"] == "512Mi"
+    assert resources(requests={"cpu": "3"}, limits={"cpu": "4"})["requests"]["cpu"] == "3"
+
+
+def test_a_deadline_of_a_chain_is_one_that_an_apiserver_takes() -> None:
+    links = tuple(Link(f"t/{n}", "convert", Digest("d" * 64)) for n in range(7))
+    for seconds, expected in ((60, 480), (2**30, 2**31 - 1)):
+        run = Run.model_construct(**Run().__dict__ | {"active_deadline_seconds": seconds})
+        pod = rendered(run, chain=links)["spec"]["template"]["spec"]
+        assert pod["activeDeadlineSeconds"] == expected
+    job = rendered(Run(active_deadline_seconds=60), chain=links)
+    job["metadata"] |= {"uid": "u", "creationTimestamp": "2026-01-01T00:00:00Z"}
+    view = job_view(job)
+    assert view is not None
+    assert view.task_seconds == 60

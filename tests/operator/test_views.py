@@ -57,7 +57,7 @@ def test_a_pod_that_is_on_its_way_waits_for_nothing(reason: str) -> None:
 def test_an_image_that_cannot_be_pulled_is_named() -> None:
     state = {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "r/stages:1"'}
     waiting = seen(containerStatuses=container(waiting=state)).waiting
-    assert waiting == 'ImagePullBackOff: Back-off pulling image "r/stages:1"'
+    assert waiting == 'Back-off pulling image "r/stages:1"'
 
 
 def test_a_termination_message_is_json_or_the_end_of_the_log() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from simulated import Replica, Value, Weather, World, build, furnished, opener
 
-from genai_operator import comparing, controller, decide, lookups, observed, survey
+from genai_operator import comparing, controller, decide, lookups, observed, renewal, survey
 from genai_operator.stores import Stores
 
 CALM, BAD = Weather(), Weather(lost=0.04, crashes=0.15, missed=0.03, delay=0.01)
@@ -33,6 +33,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observed, "_UNSEEN_SECONDS", 1.0)
     monkeypatch.setattr(lookups, "_MISSED_SECONDS", 0.2)
     monkeypatch.setattr(decide, "_PAUSES", (0.0,) * 4)
+    monkeypatch.setattr(decide, "_RENEWED_SECONDS", 0.1)
+    monkeypatch.setattr(renewal, "_TURN_SECONDS", 0.05)
 
 
 class Room:
@@ -194,3 +196,83 @@ def test_a_replica_that_takes_over_goes_on_where_the_other_stopped(
 
     room = played(tmp_path, monkeypatch, story, weather=Weather(delay=0.01))
     assert max(Counter(room.world.done).values()) == 1
+
+
+NOWHERE = {"nodeSelector": {"disk": "none"}}
+
+
+def node_of(room: Room, name: str) -> set[str]:
+    """Selectors of the Jobs of an operation."""
+    found = [job["spec"]["template"]["spec"] for job in room.world.of("jobs")
+             if job["metadata"]["labels"]["genai-operator.dev/operation"] == name]  # fmt: skip
+    return {str(spec.get("nodeSelector", {}).get("disk")) for spec in found}
+
+
+def test_an_edit_reaches_a_job_whose_pod_never_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(room: Room) -> None:
+        room.apply("one", run=NOWHERE)
+        await asyncio.sleep(0.3)
+        assert node_of(room, "resolve") == {"none"}
+        room.apply("one", run={"nodeSelector": {}})
+
+    room = played(tmp_path, monkeypatch, story)
+    assert node_of(room, "resolve") == {"None"}
+    assert max(Counter(room.world.done).values()) == 1
+    assert ("one", "TaskRetried") not in room.world.events
+
+
+def test_a_neighbour_does_not_wait_for_a_job_that_cannot_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(room: Room) -> None:
+        room.world.anywhere = frozenset({"resolve"})
+        room.apply("bad", run=NOWHERE)
+        await asyncio.sleep(0.4)
+        assert node_of(room, "ingest") == {"none"}
+        room.apply("good")
+
+    room = played(tmp_path, monkeypatch, story)
+    assert max(Counter(room.world.done).values()) == 1
+
+
+def test_of_two_that_cannot_start_the_one_that_can_at_last_ends_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(room: Room) -> None:
+        room.world.anywhere = frozenset({"resolve"})
+        room.apply("one", run=NOWHERE)
+        room.apply("two", run={"nodeSelector": {"disk": "fast"}})
+        await asyncio.sleep(1.5)
+        made = {v["metadata"]["uid"] for v in room.world.of("jobs") + room.world.of("pods")}
+        assert max(int(uid.removeprefix("uid-")) for uid in made) < 60, "turns are seldom"
+        room.world.labels = {"disk": "fast"}
+
+    played(tmp_path, monkeypatch, story)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_they_come_through_nodes_that_refuse_and_users_who_mend_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    async def story(room: Room) -> None:
+        await two_builds(room)
+        for _ in range(14):
+            await asyncio.sleep(room.rng.random() * 0.15)
+            match room.rng.randrange(5):
+                case 0:
+                    room.apply("one", run=NOWHERE)
+                case 1:
+                    room.apply("two", run=NOWHERE)
+                case 2:
+                    room.apply("one", run={"nodeSelector": {"disk": "fast"}})
+                case 3:
+                    room.world.labels = {"disk": room.rng.choice(["fast", "slow"])}
+                case 4:
+                    room.restart()
+        room.apply("one")
+        room.apply("two", golden={"prompts": ["x"]}, run={"retries": 10})
+
+    weather = Weather(lost=0.02, missed=0.02, delay=0.01)
+    played(tmp_path, monkeypatch, story, seed=seed, weather=weather, chain_tasks=seed % 2 * 7 + 1)
