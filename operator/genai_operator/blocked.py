@@ -16,11 +16,13 @@ from datetime import datetime, timedelta
 from genai_operator.status import State
 from genai_operator.views import JobState, JobView, PodView
 
-__all__ = ["ADMISSION", "Hold", "Standing", "hold_of", "standing"]
+__all__ = ["ADMISSION", "BLOCKED", "NOT_ADMITTED", "Hold", "Standing", "hold_of", "standing"]
 
 ADMISSION = "WaitingForAdmission"
-_NOT_ADMITTED = "NotAdmitted"
+NOT_ADMITTED = "NotAdmitted"
 _UNSCHEDULABLE = "Unschedulable"
+BLOCKED = (NOT_ADMITTED, _UNSCHEDULABLE, "ImagePullFailed", "ContainerNotCreated")
+"""Reasons that are the cluster's: somebody has to change something in it, or in the build."""
 _RIPE = timedelta(seconds=10)
 """What ends by itself within that time is nothing to alarm people with."""
 _REMEDIES = (
@@ -98,7 +100,7 @@ def standing(
     for hold in sorted(ripe, key=lambda hold: hold.reason in {ADMISSION, _UNSCHEDULABLE}):
         if idle or hold.reason not in {ADMISSION, _UNSCHEDULABLE}:
             return Standing(State.WAITING, hold.reason, hold.message, later)
-    shown = next((hold.message for hold in known if hold.reason != _NOT_ADMITTED), "")
+    shown = next((hold.message for hold in known if hold.reason != NOT_ADMITTED), "")
     shown = ripe[0].message if ripe else shown
     return Standing(State.BUILDING, "Progressing", shown, later)
 
@@ -117,7 +119,7 @@ def hold_of(job: JobView, pods: Sequence[PodView], now: datetime) -> Hold | None
     if not pods and job.started_at is not None:
         after = (job.started_at + _RIPE - now).total_seconds()
         ask = f"kubectl -n {job.namespace} describe job {job.name}"
-        return Hold(_NOT_ADMITTED, f"{job.task} gets no pod: see {ask}", max(after, 0.0))
+        return Hold(NOT_ADMITTED, f"{job.task} gets no pod: see {ask}", max(after, 0.0))
     return None
 
 

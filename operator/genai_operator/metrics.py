@@ -13,6 +13,7 @@ __all__ = [
     "API_REQUESTS",
     "API_SECONDS",
     "BUILDS",
+    "BUILDS_BLOCKED",
     "BUILDS_ENDED",
     "BUILD_SECONDS",
     "JOBS_ACTIVE",
@@ -37,6 +38,9 @@ _LONG = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 14400)
 
 # Builds
 BUILDS = Gauge("genai_builds", "Builds by state", ("state",))
+BUILDS_BLOCKED = Gauge(
+    "genai_builds_blocked", "Builds whose Jobs the cluster does not start, by why", ("reason",)
+)
 BUILDS_ENDED = Counter(
     "genai_builds_ended", "Generations of builds that were built or need the user", ("reason",)
 )

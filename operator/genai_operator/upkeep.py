@@ -14,7 +14,8 @@ from typing import Any
 
 from genai_core.names import Key
 from genai_operator.api import Api, ApiError
-from genai_operator.metrics import BUILDS, JOBS_ACTIVE, QUEUE_DEPTH, STORES, TARGETS
+from genai_operator.blocked import BLOCKED
+from genai_operator.metrics import BUILDS, BUILDS_BLOCKED, JOBS_ACTIVE, QUEUE_DEPTH, STORES, TARGETS
 from genai_operator.observed import Observed
 from genai_operator.status import State, ready_of
 from genai_operator.views import JobState, JobView
@@ -51,6 +52,9 @@ class Upkeep:
         )
         for state in State:
             BUILDS.labels(state=state).set(states[state])
+        reasons = Counter(ready_of(build.get("status") or {})[1] for build in self._observed.builds)
+        for reason in BLOCKED:
+            BUILDS_BLOCKED.labels(reason=reason).set(reasons[reason])
         for gauge, kept in ((STORES, self._observed.stores), (TARGETS, self._observed.targets)):
             ready = Counter(ready_of(value.get("status") or {})[0] for value in kept)
             for status in ("True", "False"):

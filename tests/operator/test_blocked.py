@@ -107,5 +107,7 @@ def test_the_schedulers_words_hold_nothing_that_a_user_cannot_act_on() -> None:
 
 def test_a_pull_reads_the_same_between_two_tries() -> None:
     tried = pod(**waiting("ErrImagePull", "rpc error: not found"))
-    backed = waiting("ImagePullBackOff", 'Back-off pulling image "x": ErrImagePull: rpc error: not found')
+    backed = waiting(
+        "ImagePullBackOff", 'Back-off pulling image "x": ErrImagePull: rpc error: not found'
+    )
     assert pod(**backed).waiting == tried.waiting == "rpc error: not found"
