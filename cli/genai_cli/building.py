@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -30,6 +31,7 @@ from genai_cli.settings import Settings
 from genai_cli.summary import as_json, print_summary
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
+from genai_core.report import own_report
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
 from genai_core.store.s3_location import parse_s3
@@ -129,7 +131,16 @@ def _delivered(result: BuildResult, artifacts: Store, folder: Path) -> dict[str,
         with busy(f"writing {path}"):
             try:
                 containers[target] = deliver(
-                    record, artifacts, path, target=target, digest_of=digests.digest
+                    record,
+                    artifacts,
+                    path,
+                    target=target,
+                    digest_of=digests.digest,
+                    report=partial(
+                        own_report,
+                        fidelity=result.fidelity.get(target),
+                        records=result.made_of.get(target),
+                    ),
                 )
             except UntrueRecord:
                 artifacts.writable.delete_record(RecordRef(record.operation, record.key))

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
-from genai_core.manifest import MANIFEST_FILE, read_manifest
+from genai_core.manifest import MANIFEST_FILE, REPORT_FILE, read_manifest
 from genai_core.record import SIDECAR_NAME, Output, Record, sidecar
 from genai_core.store.protocol import Store
 from genai_core.store.vouching import container_fault
@@ -77,6 +77,7 @@ def deliver(
     *,
     target: str,
     digest_of: Callable[[Path], str] = digest_file,
+    report: Callable[[bytes], bytes] = bytes,
 ) -> Delivered:
     """Make the folder `path` hold the container of a package record.
 
@@ -86,6 +87,8 @@ def deliver(
         path: The container's folder; replaced unless it holds this revision, byte for byte.
         target: Its name, for the result.
         digest_of: The SHA-256 of a file that is there: `FileCache.digest` reads it once.
+        report: Makes the report of the build that hands it out from the packaged one; the report
+            is no part of the revision, so another one alone leaves the container unchanged.
 
     Raises:
         GenAIError: The record is no container.
@@ -99,14 +102,20 @@ def deliver(
     source = f"package {record.key[:12]}: {MANIFEST_FILE}"
     revision = revision_of(store.read_blob(manifest), where=source)
     check_container(record, store)
+    own = _own_report(record, store, report)
     changed = not _holds(path, revision, record.outputs, digest_of)
     if changed:
-        place(record, store, path)
+        place(record, store, path, instead=own)
+    else:
+        _refresh(path, own)
     return Delivered(
         target=target,
         path=path,
         revision=revision,
-        size_bytes=sum(output.size for output in record.outputs.values()),
+        size_bytes=sum(
+            len(own[name]) if name in own else output.size
+            for name, output in record.outputs.items()
+        ),
         changed=changed,
     )
 
@@ -180,7 +189,36 @@ def _is_ours(file: Path, *members: str) -> bool:
     return isinstance(value, dict) and value.keys() >= set(members)
 
 
-def place(record: Record, store: Store, path: Path, *, described: bool = False) -> None:
+def _own_report(record: Record, store: Store, report: Callable[[bytes], bytes]) -> dict[str, bytes]:
+    """The file that is written in the packaged report's place; none where that is no report."""
+    packaged = record.outputs.get(REPORT_FILE)
+    if packaged is None:
+        return {}
+    try:
+        return {REPORT_FILE: report(store.read_blob(packaged))}
+    except ValueError:
+        return {}  # of another version: as it is
+
+
+def _refresh(path: Path, files: Mapping[str, bytes]) -> None:
+    """Put small files into a container that is there already."""
+    for name, data in files.items():
+        dest = path / name
+        if dest.is_file() and dest.read_bytes() == data:
+            continue
+        draft = path / f".{name}.{uuid.uuid4().hex[:8]}"
+        draft.write_bytes(data)
+        draft.replace(dest)
+
+
+def place(
+    record: Record,
+    store: Store,
+    path: Path,
+    *,
+    described: bool = False,
+    instead: Mapping[str, bytes] | None = None,
+) -> None:
     """Write all outputs of a record into a folder, in place of what is there.
 
     Args:
@@ -188,6 +226,7 @@ def place(record: Record, store: Store, path: Path, *, described: bool = False) 
         store: Holds its blobs.
         path: The folder.
         described: As an entry of a store, with its `builder_cache_info.json`.
+        instead: Relative path -> content of files that take a blob's place.
 
     Raises:
         BadInput: The folder holds something else.
@@ -200,6 +239,9 @@ def place(record: Record, store: Store, path: Path, *, described: bool = False) 
         for name, output in record.outputs.items():
             dest = draft / name
             dest.parent.mkdir(parents=True, exist_ok=True)
+            if instead and name in instead:
+                dest.write_bytes(instead[name])
+                continue
             # A copy: people may change it, and onnx.load refuses data that has a second name.
             store.fetch_blob(output, dest)
         if described:
@@ -238,16 +280,21 @@ def _swap(draft: Path, path: Path) -> None:
 def _holds(
     path: Path, revision: str, outputs: Mapping[str, Output], digest_of: Callable[[Path], str]
 ) -> bool:
-    """Whether the folder holds this revision: these files with their bytes, and no other."""
+    """Whether the folder holds this revision: these files with their bytes, and no other.
+
+    The report is outside the revision and not looked at.
+    """
+    wanted = {name: output for name, output in outputs.items() if name != REPORT_FILE}
     try:
         if revision_of((path / MANIFEST_FILE).read_bytes()) != revision:
             return False
         files = {
             file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()
         }
+        files.pop(REPORT_FILE, None)
         sizes = {name: file.stat().st_size for name, file in files.items()}
-        return sizes == {name: output.size for name, output in outputs.items()} and all(
-            digest_of(files[name]) == output.sha256 for name, output in outputs.items()
+        return sizes == {name: output.size for name, output in wanted.items()} and all(
+            digest_of(files[name]) == output.sha256 for name, output in wanted.items()
         )
     except (OSError, BadInput):
         return False

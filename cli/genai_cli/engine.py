@@ -148,6 +148,7 @@ def run_plan(
         on_event=on_event,
         on_fidelity=lambda: on_event(local.ready()),
         claim=local.claim,
+        records=local.records,
     )
     run.cached |= {t for t, s in local.machine.states.items() if s is State.CACHED}
     try:
@@ -205,8 +206,9 @@ def _drive(local: LocalPlan, run: LocalRun, on_event: OnEvent) -> None:
 def _result(local: LocalPlan, run: LocalRun | None, began: float) -> BuildResult:
     machine = local.machine
     warnings = dict.fromkeys(local.plan.warnings) | local.said
+    containers = _containers(local, machine)
     return BuildResult(
-        containers=_containers(local, machine),
+        containers=containers,
         total=len(machine.needed()),
         run=len(run.ran) if run else 0,
         cached=len(run.cached) if run else machine.counts[State.CACHED],
@@ -214,7 +216,25 @@ def _result(local: LocalPlan, run: LocalRun | None, began: float) -> BuildResult
         peak_memory_bytes=run.peak_memory_bytes if run else 0,
         failures=tuple(run.failures.values()) if run else (),
         warnings=tuple(warnings | run.warnings if run else warnings),
+        made_of={target: _made_of(local, machine, target) for target in containers},
+        fidelity={
+            target: facts
+            for target in containers
+            if (facts := machine.fidelity(target)) is not None
+        },
     )
+
+
+def _made_of(local: LocalPlan, machine: Machine, target: str) -> dict[str, Record]:
+    """The records of this build's own tasks before a container's package."""
+    package = machine.container(target)
+    assert package is not None
+    return {
+        task.id: record
+        for task in machine.plan.made_of(package)
+        if (record := local.records.get(task.id)) is not None
+        and record.key == machine.keys.get(task.id)
+    }
 
 
 def _containers(local: LocalPlan, machine: Machine) -> dict[str, Record]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.record import Record
@@ -166,6 +166,8 @@ class BuildResult:
         seconds: Wall time.
         peak_memory_bytes: Largest sum of the resident memory of processes that ran at once.
         warnings: Without duplicates, in order.
+        made_of: Target -> task -> record, of the tasks before its package.
+        fidelity: Target -> what its fidelity task found, where there is one.
     """
 
     containers: dict[str, Record]
@@ -176,3 +178,5 @@ class BuildResult:
     peak_memory_bytes: int = 0
     failures: tuple[TaskFailed, ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    made_of: dict[str, dict[str, Record]] = field(default_factory=dict)
+    fidelity: dict[str, dict[str, Any]] = field(default_factory=dict)

@@ -42,6 +42,7 @@ from genai_core.errors import (
 )
 from genai_core.keys import short_key
 from genai_core.names import TaskId
+from genai_core.record import Record
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import brought
 from genai_core.store.lookup import lookup_all
@@ -135,6 +136,7 @@ class LocalRun:
         on_event: Hears everything.
         on_fidelity: Called when a verdict is in: other tasks may be needed now.
         claim: Called with what is about to be looked up.
+        records: Of the tasks whose result stands; added to.
     """
 
     store: Store
@@ -144,6 +146,7 @@ class LocalRun:
     on_event: OnEvent
     on_fidelity: Callable[[], None] = lambda: None
     claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None
+    records: dict[TaskId, Record] = field(default_factory=dict)
     ran: set[TaskId] = field(default_factory=set)
     cached: set[TaskId] = field(default_factory=set)
     failures: dict[TaskId, TaskFailed] = field(default_factory=dict)
@@ -196,6 +199,7 @@ class LocalRun:
             self._report_failure(task, error)
 
     def _on_hit(self, task: TaskId, hit: Hit) -> None:
+        self.records[task] = hit.record
         if task not in self.ran and task not in self.cached:
             self.cached.add(task)
             self.on_event(TaskCached(task, hit.origin))
@@ -286,6 +290,7 @@ class LocalRun:
         if stored is None:
             self._handle(machine, Crashed(task, alone=False))
             return
+        self.records[task] = stored.record
         if result.outcome == "cached":
             self.cached.add(task)
             self.on_event(TaskCached(task, self.store.location))

@@ -21,7 +21,7 @@ from genai_core.filecache import FileCache
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import OPERATIONS, operation_of
-from genai_core.record import Blob, model_slug
+from genai_core.record import Blob, Record, model_slug
 from genai_core.source import SourceFacts, inspect_source
 from genai_core.source_address import readable_name
 from genai_core.store.protocol import Hit, RecordRef, Store
@@ -62,6 +62,7 @@ class LocalPlan:
         machine: Has looked up what can be looked up.
         origins: Task -> location of the store that had it.
         said: What the tasks warned of that were found.
+        records: Of the tasks whose result stands.
         used: A run has begun on it: the next one looks everything up anew.
         claim: Called with what is about to be looked up, so that no gc takes it meanwhile.
         bring: What another store has is copied, since it is going to be used.
@@ -77,6 +78,7 @@ class LocalPlan:
     machine: Machine
     origins: dict[TaskId, str] = field(default_factory=dict)
     said: dict[str, None] = field(default_factory=dict)
+    records: dict[TaskId, Record] = field(default_factory=dict)
     used: bool = False
     claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None
     bring: bool = True
@@ -133,6 +135,7 @@ class LocalPlan:
         def note(task: TaskId, hit: Hit) -> None:
             self.origins[task] = hit.origin
             self.said |= dict.fromkeys(hit.record.measurements.warnings)
+            self.records[task] = hit.record
 
         self.machine = machine
         look_all(

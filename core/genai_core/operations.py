@@ -205,7 +205,7 @@ class Operation:
 _GRAPH = ("onnx", "onnx-ir", "numpy")
 
 OPERATIONS: tuple[Operation, ...] = (
-    Operation("ingest", "ingest", IngestConfig, 2, _GRAPH),
+    Operation("ingest", "ingest", IngestConfig, 3, _GRAPH),
     Operation("arcl", "arcl", ArclConfig, 1, _GRAPH),
     Operation("transform", "transform", TransformConfig, 1, _GRAPH),
     Operation(

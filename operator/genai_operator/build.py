@@ -392,6 +392,7 @@ class Builds:
             ran=seen.made,
             failed=seen.failed,
             containers=seen.containers,
+            fidelity=seen.fidelity,
             targets=one.spec.targets,
             store=where,
             notes=seen.plan.notes,

@@ -6,6 +6,7 @@ while they are true; phase is for people.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -35,6 +36,18 @@ _MOST_FAILURES = 5
 _MOST_MESSAGE = 1000
 _MOST_NOTES = 32
 _MOST_WARNINGS = 16
+_MOST_TEXT = 64
+_FIDELITY: dict[str, type | tuple[type, ...]] = {
+    "natsPerToken": (int, float),
+    "baselineNats": (int, float),
+    "floatNats": (int, float),
+    "budget": (int, float),
+    "within": bool,
+    "tokens": int,
+    "text": str,
+    "verified": str,
+}
+"""Members of a fidelity task's facts that go into the status, and their types."""
 
 
 class State(StrEnum):
@@ -55,6 +68,7 @@ class Outcome:
 
     Attributes:
         containers: Target -> package record, of this generation.
+        fidelity: Target -> what this build's fidelity task found.
         store: Where artifacts lie.
         ran: Operation -> tasks whose result did not stand when the build asked for it.
         source: (uri, digest, key of its record).
@@ -69,6 +83,7 @@ class Outcome:
     ran: Mapping[str, int] = field(default_factory=dict)
     failed: Sequence[tuple[TaskId, GenAIError, str]] = ()
     containers: Mapping[str, Record] = field(default_factory=dict)
+    fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     targets: Sequence[str] = ()
     store: S3Location | None = None
     notes: Sequence[str] = ()
@@ -263,7 +278,21 @@ def _artifacts(outcome: Outcome, previous: Mapping[str, Any]) -> list[dict[str, 
             "builtAt": rfc3339(record.created_at),
             "verified": str(record.facts.get("verified", "Metadata")),
         }
+        if measured := _fidelity(outcome.fidelity.get(target, {})):
+            known[target]["fidelity"] = measured
     return [known[name] for name in names if name in known]
+
+
+def _fidelity(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The members that the status has a field for; one of another type is left out."""
+    found: dict[str, Any] = {}
+    for name, kinds in _FIDELITY.items():
+        value = facts.get(name)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+            continue
+        if not isinstance(value, float) or math.isfinite(value):
+            found[name] = value[:_MOST_TEXT] if isinstance(value, str) else value
+    return found
 
 
 def _address(store: S3Location, name: str) -> str:

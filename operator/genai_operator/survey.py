@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
@@ -80,6 +81,7 @@ class Survey:
         active: Jobs that are at a task of this build.
         failed: (task, error, digest of the log) in the plan's order.
         containers: Target -> the record of its package.
+        fidelity: Target -> what its fidelity task found, where there is one.
         refs: The records of all tasks that have a key.
         made: Operation -> tasks whose result stands, and did not when the build asked for it.
         after: Seconds until it has to be looked at again, whatever happens.
@@ -96,6 +98,7 @@ class Survey:
     containers: Mapping[str, Record]
     refs: frozenset[RecordRef] = frozenset()
     made: Mapping[str, int] = field(default_factory=dict)
+    fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     after: float | None = None
     retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
     renewals: tuple[Renewal, ...] = ()
@@ -317,6 +320,7 @@ class _Look:
                 RecordRef(plan.task(task).operation, key) for task, key in advice.keys.items()
             ),
             made=self._made(good),
+            fidelity=advice.fidelity,
             after=min(pauses) if pauses else None,
             retried={task: verdict for task, verdict in starts.items() if verdict.retried},
             renewals=self._renewals(good),

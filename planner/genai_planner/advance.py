@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
@@ -39,6 +39,7 @@ class Advice:
         ended: Nothing is left to do.
         keys: Of the tasks that have one yet.
         progress: Counts of the tasks that are needed.
+        fidelity: Target -> what was measured of its container, where something was.
     """
 
     start: tuple[Start, ...]
@@ -50,6 +51,7 @@ class Advice:
     ended: bool
     keys: Mapping[TaskId, Key] = field(default_factory=dict)
     progress: Progress = field(default_factory=lambda: Progress(()))
+    fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def advance(
@@ -87,4 +89,5 @@ def advance(
         ended=machine.ended,
         keys=dict(machine.keys),
         progress=progress(machine),
+        fidelity={t: facts for t in packages if (facts := machine.fidelity(t)) is not None},
     )

@@ -184,6 +184,21 @@ class Plan:
         """The tasks that read from it or wait for it, in the plan's order."""
         return tuple(self._dependents.get(task_id, ()))
 
+    def made_of(self, task_id: str) -> tuple[Task, ...]:
+        """The tasks before it, however far, in the plan's order."""
+        found = {task_id}
+        before: list[Task] = []
+        for task in reversed(self.tasks):
+            if task.id in found:
+                found.update(task.after())
+                before.append(task)
+        return tuple(reversed(before[1:]))
+
+    def verdict_on(self, task_id: str) -> TaskId | None:
+        """The fidelity task that a package waits for; None where nothing measures it."""
+        when = self.task(task_id).when
+        return None if when is None else when.task
+
     @cached_property
     def _by_id(self) -> dict[str, Task]:
         return {task.id: task for task in self.tasks}

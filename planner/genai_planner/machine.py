@@ -21,7 +21,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from operator import is_
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from genai_core.errors import GenAIError, OverBudget
 from genai_core.keys import task_key
@@ -160,6 +160,12 @@ class Machine:
             if self.states[task] in _GOOD:
                 return task
         return None
+
+    def fidelity(self, target: str) -> dict[str, Any] | None:
+        """What was measured of a target's container; None where there is none or nothing was."""
+        package = self.container(target)
+        verdict = None if package is None else self.plan.verdict_on(package)
+        return dict(self.results[verdict].facts) if verdict in self.results else None
 
     def needed(self) -> tuple[Task, ...]:
         """The tasks without those that turned out, or are still hoped, not to be needed."""

@@ -20,6 +20,8 @@ from genai_core.source import CONFIG_ROLE
 from genai_stages.aimet.checks import refuse_foreign, refuse_infinite_masks
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.aimet.read import read_encodings
+from genai_stages.passes.check_scales import refuse_misfits
+from genai_stages.passes.weight_axes import computed_names, weight_axes
 from genai_stages.source_model import SourceModel
 
 ASSETS = (CONFIG_ROLE, *OTHER_ASSETS)
@@ -83,11 +85,13 @@ def own_entries(encodings: EncodingSet, source: SourceModel) -> int:
 
     Raises:
         BadInput: Most name tensors of another model.
+        BadEncodings: The scales of one do not fit its tensor.
     """
     graph = source.model.graph
     names = {str(value.name) for value in graph.inputs} | set(graph.initializers)
     names.update(str(value.name) for node in graph for value in node.outputs)
     refuse_foreign(encodings, names, model=source.path.name)
+    refuse_misfits(encodings, weight_axes(graph), computed_names(graph))
     return sum(name in names for name in encodings.listed)
 
 

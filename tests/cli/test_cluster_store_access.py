@@ -345,7 +345,9 @@ def committed(store: Store, operation: str, files: dict[str, bytes], log: str = 
     return record
 
 
-def container(store: Store, target: dict[str, Any]) -> tuple[Record, str]:
+def container(
+    store: Store, target: dict[str, Any], changed: dict[str, bytes] | None = None
+) -> tuple[Record, str]:
     named = {
         "model.data": b"weights" * 1000,
         "tokenizer.json": b"{}",
@@ -364,6 +366,7 @@ def container(store: Store, target: dict[str, Any]) -> tuple[Record, str]:
         "manifest.json": text,
         "report.json": b"{}",
         "emulation/part.onnx": b"twin",
+        **(changed or {}),
     }
     return committed(store, "package", files), Manifest.model_validate_json(text).revision()
 
@@ -390,6 +393,25 @@ HTP = {
     "dsp_arch": 79,
     "library": {"buildId": "v2.51.0.260929"},
 }
+
+
+def test_a_pulled_report_shows_what_the_build_measured(
+    server: Apiserver, store: Store, genai: Callable[..., Ran], tmp_path: Path
+) -> None:
+    """Not what the build measured whose package it shares; and status and pull agree."""
+    report = {"schema_version": 1, "verified": "Cpu", "fidelity": {"natsPerToken": 1.0}}
+    files = {"report.json": json.dumps(report).encode()}
+    record, revision = container(store, CPU, files)
+    value = ready(store, record, revision)
+    measured = {"natsPerToken": 2.5, "baselineNats": 2.4, "budget": 0.3, "within": True}
+    value["status"]["artifacts"][0]["fidelity"] = measured
+    server.add("genaibuilds", value)
+    for changed in (True, False):
+        assert genai("pull", "tiny", "--json").json["changed"] is changed
+        path = tmp_path / "containers" / "tiny" / "cpu" / "report.json"
+        assert json.loads(path.read_text())["fidelity"] == measured
+    assert genai("status", "tiny", "--json").json["containers"]["cpu"]["fidelity"] == measured
+    assert "fidelity 2.5000 nats a token, +0.1000 of at most 0.3" in genai("status", "tiny").out
 
 
 def test_a_container_is_pulled_verified_and_healed(

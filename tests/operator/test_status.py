@@ -54,6 +54,29 @@ def test_the_state_table(state: str, wanted: dict[str, str]) -> None:
     BuildStatus.model_validate(later)
 
 
+def test_an_artifact_shows_what_this_build_measured() -> None:
+    facts = {"natsPerToken": 2.5, "baselineNats": 2, "within": True, "tokens": 40, "text": "x" * 99}
+    wrong = {"budget": float("nan"), "floatNats": "2", "verified": 3, "more": {"a": 1}}
+    found = status(
+        State.READY,
+        containers={"cpu": RECORD},
+        targets=["cpu"],
+        fidelity={"cpu": facts | wrong},
+    )
+    assert found["artifacts"][0]["fidelity"] == facts | {"text": "x" * 64}
+    BuildStatus.model_validate(found)
+    # Another build of the same container; then it is built while the last good one stays.
+    other = {"natsPerToken": 3.5}
+    again = status(
+        State.READY, previous=found, containers={"cpu": RECORD}, targets=["cpu"],
+        fidelity={"cpu": other},
+    )  # fmt: skip
+    assert again["artifacts"][0]["fidelity"] == other
+    assert not same_status(found, again)
+    later = status(State.BUILDING, previous=again, targets=["cpu"])
+    assert later["artifacts"][0]["fidelity"] == other
+
+
 def test_an_artifact_goes_with_its_target() -> None:
     built = status(State.READY, containers={"cpu": RECORD}, targets=["cpu"])
     assert "artifacts" not in status(State.BUILDING, previous=built, targets=["sm8750"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from genai_cli.cluster.builds import read_build
@@ -18,6 +19,7 @@ from genai_cli.settings import DEFAULT_OUTPUT, Settings
 from genai_cli.words import size
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.names import Key
+from genai_core.report import own_report
 from genai_core.store.s3_location import parse_s3
 
 __all__ = ["pull_container"]
@@ -61,7 +63,8 @@ def pull_container(
                 where=f"{view.namespace}/{name}",
                 remedy="build it again, or name its store with --store",
             )
-        found = deliver(stored.record, store, path, target=artifact.target)
+        report = partial(own_report, fidelity=artifact.fidelity)
+        found = deliver(stored.record, store, path, target=artifact.target, report=report)
     if found.revision != artifact.revision:
         raise CorruptBlob(
             f"its revision is {found.revision}, not the {artifact.revision} of the build's status",

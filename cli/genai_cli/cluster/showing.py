@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -194,6 +194,8 @@ def details(view: BuildView) -> RenderableType:
     for item in view.artifacts:
         text = Text(f"{item.revision}  {size(item.size_bytes)}  verified: {item.verified}")
         rows.add_row(Text(item.target, style="green"), text.append(f"  {item.built_at}", "dim"))
+        if item.fidelity and "natsPerToken" in item.fidelity:
+            rows.add_row("", Text(_fidelity(item.fidelity)))
     for warning in view.warnings:
         rows.add_row(Text("warning", style="yellow"), Text(warning))
     if view.outdated:
@@ -201,6 +203,15 @@ def details(view: BuildView) -> RenderableType:
         text = Text(f"{view.outdated.partition(';')[0]}; to rebuild: {command}")
         rows.add_row(Text("outdated", "yellow"), text.append(f'{REQUESTED_AT}="$(date)"'))
     return Group(head, Padding(rows, (0, 0, 0, 2)))
+
+
+def _fidelity(facts: Mapping[str, Any]) -> str:
+    """Loss, its rise over the baseline, and what may be."""
+    loss, base = facts["natsPerToken"], facts.get("baselineNats")
+    text = f"fidelity {loss:.4f} nats a token"
+    if base is not None:
+        text += f", {loss - base:+.4f} of at most {facts.get('budget', 0):g}"
+    return text
 
 
 def _stages(stages: Sequence[StageProgress]) -> RenderableType:
@@ -293,6 +304,7 @@ def as_json(view: BuildView) -> dict[str, Any]:
                 "url": item.url,
                 "builtAt": item.built_at,
                 "verified": item.verified,
+                **({"fidelity": dict(item.fidelity)} if item.fidelity else {}),
             }
             for item in view.artifacts
         },

@@ -125,6 +125,7 @@ class Artifact:
     size_bytes: int
     built_at: str
     verified: str
+    fidelity: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,7 @@ def build_view(value: Mapping[str, Any], tasks: Sequence[TaskView] = ()) -> Buil
                 size_bytes=entry["sizeBytes"],
                 built_at=entry["builtAt"],
                 verified=entry["verified"],
+                fidelity=entry.get("fidelity"),
             )
             for entry in status.get("artifacts") or ()
         ),

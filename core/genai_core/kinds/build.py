@@ -309,6 +309,27 @@ class SourceStatus(KindModel):
     """Key of the record in the store that lists the files."""
 
 
+class FidelityStatus(KindModel):
+    """What a build's fidelity task measured of a container: losses in nats a token."""
+
+    nats_per_token: float | None = None
+    """Of the container."""
+    baseline_nats: float | None = None
+    """Of the source with its encodings simulated."""
+    float_nats: float | None = None
+    """Of the source in floating point."""
+    budget: float | None = None
+    """How far the container may be above the baseline."""
+    within: bool | None = None
+    """It is within the budget."""
+    tokens: int | None = None
+    """So many tokens were scored."""
+    text: ShortText | None = None
+    """Whose text it was: given, or written by the float model."""
+    verified: ShortText | None = None
+    """What the container was run on."""
+
+
 class ArtifactStatus(KindModel):
     """A target's last good container."""
 
@@ -324,6 +345,8 @@ class ArtifactStatus(KindModel):
     """When it was packaged."""
     verified: Literal["Emulator", "Cpu", "Metadata"]
     """What the container was run on before it was handed out; Metadata: nothing here can run it."""
+    fidelity: FidelityStatus | None = None
+    """What this build measured; absent where nothing here can run the container."""
 
 
 class BuildStatus(KindModel):

@@ -33,8 +33,9 @@ class Encoding:
         symmetric: The grid has no zero point when read as signed integers.
         scale: float64, > 0; shapes above. For `dtype` "float": an empty array.
         offset: float64 of the same shape; whole numbers but for 2-bit grids such as -3, -1, 1, 3.
-        axis: Channel axis as the file gives it, in the source tensor's layout; informative, since
-            1.0.0 and 0.6.1 have none. Channels are output channels in every version.
+        axis: As the file gives it, in the source tensor's layout: of the channels, or of the
+            blocks; None in 1.0.0 and 0.6.1. Ingest refuses any but that of output channels
+            (`passes.check_scales`).
         block_size: Input channels that share a scale, for per-block encodings.
         dtype: "float" marks a tensor that stays floating point, at `bits`.
         block_int_scale: For LPBQ: integer factors [channels, blocks] with
@@ -148,6 +149,22 @@ class Encoding:
 
 
 @dataclass(frozen=True)
+class Outline:
+    """The form of an integer encoding without its numbers.
+
+    Attributes:
+        shape: Of its scales: (), [channels] or [channels, blocks]; flat [channels x blocks] where
+            the file has blocks in one row.
+        axis: As the file gives it; None where it gives none.
+        block_size: Input channels that share a scale.
+    """
+
+    shape: tuple[int, ...]
+    axis: int | None = None
+    block_size: int | None = None
+
+
+@dataclass(frozen=True)
 class EncodingSet(Mapping[str, Encoding]):
     """The encodings of one file, by tensor name.
 
@@ -157,6 +174,7 @@ class EncodingSet(Mapping[str, Encoding]):
         entries: Name -> encoding, in the file's order.
         parameters: Names that the file lists as parameters; empty for 2.x, which does not tell.
         all_names: Of all entries of the file, where some were not kept; else empty.
+        outlines: The form of every integer entry of the file, kept or not.
     """
 
     version: str
@@ -164,6 +182,7 @@ class EncodingSet(Mapping[str, Encoding]):
     entries: Mapping[str, Encoding]
     parameters: frozenset[str] = field(default_factory=frozenset)
     all_names: tuple[str, ...] = ()
+    outlines: Mapping[str, Outline] = field(default_factory=dict)
 
     @property
     def listed(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ their entry is read, and who needs the grids of some weights only names those.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ import numpy as np
 
 from genai_core.errors import BadEncodings
 from genai_stages.aimet import fields, v0_6_1, v1_0_0, v2_0_0
-from genai_stages.aimet.model import Encoding, EncodingSet
+from genai_stages.aimet.model import Encoding, EncodingSet, Outline
 
 
 class _Reader(NamedTuple):
@@ -71,8 +72,8 @@ def parse_encodings(text: str, where: str, *, of: Collection[str] | None = None)
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         found = dict(pairs)
         if len(found) != len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            counts = Counter(name for name, _ in pairs)
+            twice = next(name for name, count in counts.items() if count > 1)
             raise BadEncodings("stands there twice", where=f"{where}: {twice}",
                                remedy=fields.REMEDY)  # fmt: skip
         return {
@@ -125,6 +126,7 @@ def _assemble(document: object, where: str, of: Collection[str] | None) -> Encod
         )
     entries: dict[str, Encoding] = {}
     names: dict[str, None] = {}
+    outlines: dict[str, Outline] = {}
     parameters: set[str] = set()
     for section in reader.sections:
         content = document.get(section, reader.container() if len(reader.sections) > 1 else None)
@@ -140,10 +142,14 @@ def _assemble(document: object, where: str, of: Collection[str] | None) -> Encod
                 raise BadEncodings("stands there twice", where=f"{where}: {encoding.name}",
                                    remedy=fields.REMEDY)  # fmt: skip
             names[encoding.name] = None
+            if encoding.dtype == "int":
+                outlines[encoding.name] = Outline(
+                    encoding.scale.shape, encoding.axis, encoding.block_size
+                )
             if of is None or encoding.scale.size < 2 or encoding.name in of:
                 entries[encoding.name] = encoding
             if section == "param_encodings":
                 parameters.add(encoding.name)
     if not names:
         raise BadEncodings("holds no encodings", where=where, remedy=fields.REMEDY)
-    return EncodingSet(str(version), where, entries, frozenset(parameters), tuple(names))
+    return EncodingSet(str(version), where, entries, frozenset(parameters), tuple(names), outlines)

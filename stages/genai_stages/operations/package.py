@@ -37,6 +37,7 @@ from genai_core.manifest import (
 )
 from genai_core.names import Backend, Precision
 from genai_core.operations import OPERATIONS, PackageConfig
+from genai_core.report import report_bytes
 from genai_core.toolchain import version_of
 from genai_runtime import container, golden
 from genai_runtime.container import CPU_MODEL_FILE, GraphInfo, Metadata
@@ -126,7 +127,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         tools={name: version_of(name) for name in _libraries()},
         warnings=draft.warnings,
     )
-    _write_json(out / REPORT_FILE, report.model_dump(mode="json", exclude_none=True))
+    (out / REPORT_FILE).write_bytes(report_bytes(report))
     return StageResult(
         facts={
             "revision": manifest.revision(),
