@@ -26,9 +26,11 @@ from kubernetes.client import BatchV1Api
 from kubernetes.config import new_client_from_config
 
 from genai_core.kinds.build import BuildSpec
-from genai_planner.expand import expand
+from genai_core.names import MODEL, Digest
+from genai_planner.expand.build import expand
+from genai_planner.graph import FileRef
 from genai_planner.shape import shape_from_facts
-from genai_planner.source_view import SourceView
+from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
 
 __all__ = ["scale"]
@@ -106,8 +108,14 @@ def _ways(jobs: Sequence[Mapping[str, Any]]) -> dict[str, tuple[int, set[str]]]:
     plan = expand(
         BuildSpec.model_validate(SPEC),
         targets=parse_targets(SPEC["targets"]),
-        source=SourceView(frozenset(SOURCE.files), weight_bits=SOURCE.weight_bits),
-        shape=shape_from_facts(FACTS),
+        sources={
+            MODEL: Source(
+                {r: FileRef(Digest(f.sha256), f.size) for r, f in SOURCE.files.items()},
+                SOURCE.config,
+                SOURCE.weight_bits,
+            )
+        },
+        shapes={MODEL: shape_from_facts(FACTS)},
     )
     home = {task: job["metadata"]["name"] for job in jobs for task in _tasks_of(job)}
     resolve = next(name for task, name in home.items() if task.startswith("resolve"))

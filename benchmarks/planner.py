@@ -14,14 +14,14 @@ import time
 
 from genai_core.canonical import digest_json
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest
+from genai_core.names import MODEL, Backend, Digest
 from genai_core.operations import OPERATIONS, ChipConfig
 from genai_planner.events import Finished, Limits, Missed
-from genai_planner.expand import expand
+from genai_planner.expand.build import expand
 from genai_planner.graph import FileRef, Result, Task
 from genai_planner.machine import Machine
 from genai_planner.shape import shape_from_config
-from genai_planner.source_view import SourceView
+from genai_planner.sources import Source
 from genai_planner.targets import Target
 
 LAYERS = 80
@@ -81,11 +81,14 @@ def main(wanted: int) -> int:
     ]
     began = time.process_time()
     shape = shape_from_config(CONFIG)
-    plan = expand(spec, targets=chips, source=SourceView({"model.encodings"}, 1, 4), shape=shape)
+    assert shape is not None
+    files = {role: _file("source", role) for role in ("model.onnx", "model.encodings")}
+    sources = {MODEL: Source(files, CONFIG, 4)}
+    plan = expand(spec, targets=chips, sources=sources, shapes={MODEL: shape})
     expanded = time.process_time()
     machine = Machine(
         plan,
-        source={"model.onnx": _file("source", "model.onnx")},
+        sources=sources,
         toolchains={(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS},
     )
     looks = list(machine.begin())

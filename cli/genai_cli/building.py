@@ -116,7 +116,9 @@ def _build_once(
     name = build.metadata.name
     with busy("reading the model and looking up what is there"):
         planned = plan_build(build.spec, Path.cwd(), artifacts, name=name, claim=claim)
-    for target in planned.local.targets:  # rather now than when everything has been built
+    for (
+        target
+    ) in planned.local.planner.request.targets:  # rather now than when everything has been built
         refuse_foreign(folder / folder_name(target.name))
     with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
         result = run_plan(planned, on_event=report, jobs=jobs)

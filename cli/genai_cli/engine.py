@@ -43,8 +43,8 @@ from genai_core.record import Record
 from genai_core.store.protocol import RecordRef, Store
 from genai_core.task import TaskFile, TaskResult
 from genai_core.toolchain import ABSENT
-from genai_planner.inputs import INGEST
 from genai_planner.machine import Machine, State
+from genai_planner.phases import Exact
 
 __all__ = ["PlannedBuild", "plan_build", "run_plan", "run_task"]
 
@@ -185,16 +185,15 @@ def _check_libraries(local: LocalPlan) -> None:
 
 def _drive(local: LocalPlan, run: LocalRun, on_event: OnEvent) -> None:
     run.pool.warm_up()
-    if INGEST not in local.machine.results:
-        forecast, local.machine = local.machine, local.ingest_alone()
+    if not isinstance(local.phase, Exact):
+        forecast, local.machine = local.machine, local.planner.ingesting.machine()
         run.drive(local.machine, local.machine.begin())
-        ingested = local.machine.results.get(INGEST)
-        if ingested is None:
+        if len(local.machine.results) < len(local.machine.tasks):
             errors = local.machine.errors
             local.machine = forecast  # so that the total is that of the whole build
             local.machine.errors.update(errors)
             return
-        local.use_exact(ingested)
+        local.use_exact()
         on_event(local.ready())
         for task, state in local.machine.states.items():
             if state is State.CACHED and task not in run.ran:

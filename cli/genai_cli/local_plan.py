@@ -7,8 +7,9 @@ is built is always planned from ingest's own facts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from genai_cli.events import PlanReady, TaskView
@@ -19,32 +20,35 @@ from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
 from genai_core.filecache import FileCache
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest, TaskId
+from genai_core.names import MODEL, Backend, SourceName, TaskId
 from genai_core.operations import OPERATIONS, operation_of
-from genai_core.record import Blob, Record, model_slug
+from genai_core.record import Blob, Record
 from genai_core.source import SourceFacts, inspect_source
 from genai_core.source_address import readable_name
 from genai_core.store.protocol import Hit, RecordRef, Store
-from genai_core.task import TaskFile, TaskFileInput, Toolchain
+from genai_core.task import TaskFile, Toolchain
 from genai_core.toolchain import toolchain_of
-from genai_planner.events import Missed, Start
-from genai_planner.expand import expand
+from genai_planner.events import Found, Missed, Start
 from genai_planner.explain import KeyParts, why_it_runs
 from genai_planner.graph import FileRef, Plan, Result, Task
-from genai_planner.inputs import INGEST
 from genai_planner.machine import Machine, State
-from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts
-from genai_planner.source_view import SourceView
-from genai_planner.targets import Target, parse_targets
+from genai_planner.phases import (
+    FACTS_FILE,
+    BuildPlanner,
+    BuildRequest,
+    Exact,
+    Phase,
+    exact_plan,
+    plan_build,
+)
+from genai_planner.sources import Source
+from genai_planner.targets import parse_targets
+from genai_planner.task_files import TaskFiles, slug_of
 
 __all__ = ["LocalPlan", "read_plan"]
 
 _MOST_RECORDS = 200
 """Of an operation: how many of the newest are compared to say why a task runs."""
-
-_MOST_LOOKS = 3
-_FACTS_FILE = "facts.json"
-_SAYS_NOTHING = {"", "model", "models", "onnx", "base"}
 
 
 @dataclass
@@ -55,11 +59,10 @@ class LocalPlan:
         name: Of the build.
         spec: As written.
         store: Where keys are looked up.
-        source: The model's files.
-        targets: What is built for.
-        toolchains: (operation, backend) -> what this environment computes with.
-        forecast: The plan that config.json leads to.
-        machine: Has looked up what can be looked up.
+        sources: The files of each source, by its name.
+        planner: Makes the phases of the plan.
+        phase: The furthest that what stands allows.
+        machine: Of that phase; it has looked up what can be looked up.
         origins: Task -> location of the store that had it.
         said: What the tasks warned of that were found.
         records: Of the tasks whose result stands.
@@ -71,11 +74,10 @@ class LocalPlan:
     name: str
     spec: BuildSpec
     store: Store
-    source: SourceFacts
-    targets: tuple[Target, ...]
-    toolchains: dict[tuple[str, Backend | None], Toolchain]
-    forecast: Plan
-    machine: Machine
+    sources: Mapping[SourceName, SourceFacts]
+    planner: BuildPlanner
+    phase: Phase = field(init=False)
+    machine: Machine = field(init=False)
     origins: dict[TaskId, str] = field(default_factory=dict)
     said: dict[str, None] = field(default_factory=dict)
     records: dict[TaskId, Record] = field(default_factory=dict)
@@ -83,125 +85,105 @@ class LocalPlan:
     claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None
     bring: bool = True
 
+    def __post_init__(self) -> None:
+        """Refuse now whatever the forecast can tell, and know nothing yet."""
+        self.phase = self.planner.forecast
+        self.machine = self.phase.machine()
+
     @property
     def plan(self) -> Plan:
         """What the machine works on."""
         return self.machine.plan
 
-    def make_machine(self, plan: Plan) -> Machine:
-        """A machine that knows nothing yet."""
-        return Machine(
-            plan,
-            source={
-                role: FileRef(file.sha256, file.size) for role, file in self.source.files.items()
-            },
-            toolchains={name: Digest(chain.id) for name, chain in self.toolchains.items()},
-        )
+    @property
+    def toolchains(self) -> Mapping[tuple[str, Backend | None], Toolchain]:
+        """(operation, backend) -> what this environment computes with."""
+        return self.planner.request.toolchains
+
+    @property
+    def source(self) -> SourceFacts:
+        """The model's files."""
+        return self.sources[MODEL]
 
     def look_up(self) -> None:
         """Look everything up anew; nothing of an earlier look is kept."""
+        self.forget()
+        phase = plan_build(self.planner, self)
+        if isinstance(phase, Exact):
+            self._begin(phase)
+            return
+        whys = dict(self.machine.why)
+        found = dict(self.machine.results)
+        self.phase, self.machine = phase, phase.machine()
+        for look in self.machine.begin():
+            if look.task in found:
+                self.machine.handle(Found(look.task, found[look.task]))
+            else:
+                self.machine.handle(Missed(look.task, whys.get(look.task, "")))
+
+    def look(self, phase: Phase) -> Mapping[TaskId, Result]:
+        """Look a phase's tasks up; see `Standing`."""
+        self._begin(phase)
+        return self.machine.results
+
+    def forget(self) -> None:
+        """Believe no earlier look."""
         self.origins.clear()
         self.said.clear()
-        for _ in range(_MOST_LOOKS):
-            self._begin(self.ingest_alone())
-            ingested = self.machine.results.get(INGEST)
-            if ingested is None:
-                why = self.machine.why.get(INGEST, "")
-                self.machine = self.make_machine(self.forecast)
-                self.machine.begin()
-                self.machine.handle(Missed(INGEST, why))
-                return
-            try:
-                self.use_exact(ingested)
-            except CorruptBlob:
-                continue  # reading took the wrong bytes out of the store: now ingest is a miss
-            return
 
-    def ingest_alone(self) -> Machine:
-        """A machine for the task that everything follows from."""
-        return self.make_machine(Plan(self.forecast.tasks[:1], complete=False))
-
-    def use_exact(self, ingested: Result) -> None:
-        """Plan again from what ingest found, and look everything up.
+    def use_exact(self) -> None:
+        """Plan again from what the machine's ingest tasks left, and look everything up.
 
         Raises:
             CorruptBlob: Ingest's facts are lost.
         """
-        shape = self.exact_shape(ingested)
-        plan = expand(self.spec, targets=self.targets, source=_view(self.source), shape=shape)
-        self._begin(self.make_machine(plan))
+        self._begin(exact_plan(self.planner, self.machine.results, self.read_facts))
 
-    def _begin(self, machine: Machine) -> None:
+    def _begin(self, phase: Phase) -> None:
         def note(task: TaskId, hit: Hit) -> None:
             self.origins[task] = hit.origin
             self.said |= dict.fromkeys(hit.record.measurements.warnings)
             self.records[task] = hit.record
 
-        self.machine = machine
+        self.phase, self.machine = phase, phase.machine()
         look_all(
-            machine,
+            self.machine,
             self.store,
-            machine.begin(),
+            self.machine.begin(),
             on_hit=note,
             claim=self.claim,
             bring=self.bring,
         )
 
-    def exact_shape(self, ingested: Result) -> ModelShape:
-        """The model's shape from what ingest left.
-
-        Raises:
-            CorruptBlob: The facts are lost; looking ingest up again will say so.
-        """
-        file = ingested.outputs[_FACTS_FILE]
+    def read_facts(self, ingested: Result) -> ModelFacts:
+        """What ingest found; see `Standing`."""
+        file = ingested.outputs[FACTS_FILE]
         text = self.store.read_blob(Blob(sha256=file.sha256, size=file.size))
-        return shape_from_facts(ModelFacts.model_validate_json(text))
+        return ModelFacts.model_validate_json(text)
 
     def ready(self, *, explain: bool = False) -> PlanReady:
         """The tasks that are or may be needed, as people see them."""
         records: dict[str, list[KeyParts]] = {}
         return PlanReady(
             tuple(self._view(task, records, explain=explain) for task in self.machine.needed()),
-            complete=self.plan.complete,
+            complete=isinstance(self.phase, Exact),
             derived=self.plan.notes,
         )
 
     def task_file(self, machine: Machine, start: Start, threads: int) -> TaskFile:
         """What a worker has to know."""
-        task = machine.tasks[start.task]
-        row = operation_of(task.operation, task.backend)
-        local = {name for name, parts in task.inputs.items() if any(p.task is None for p in parts)}
-        return TaskFile(
-            id=task.id,
-            operation=task.operation,
-            backend=task.backend,
-            key=start.key,
-            code_version=row.code_version,
-            config=task.config.model_dump(mode="json"),
-            inputs={
-                name: {
-                    path: TaskFileInput(
-                        sha256=file.sha256,
-                        size=file.size,
-                        semantic=file.semantic,
-                        path=str(self.source.files[path].path) if name in local else None,
-                    )
-                    for path, file in files.items()
-                }
-                for name, files in start.inputs.items()
-            },
-            toolchain=self.toolchains[task.operation, row.backend],
-            slug=self.slug,
-            source=self.spec.model.source,
-            threads=threads,
-        )
+        return self._task_files.task_file(machine.tasks[start.task], start, threads=threads)
 
-    @property
-    def slug(self) -> str:
-        """A readable name of the model: its folder's, or the build's where that says nothing."""
+    @cached_property
+    def _task_files(self) -> TaskFiles:
         address = self.spec.model.source
         folder = readable_name(address) if "://" in address else self.source.root.name
-        return model_slug(self.name if folder.lower() in _SAYS_NOTHING else folder)
+        return TaskFiles(
+            toolchains=self.toolchains,
+            locate=lambda source, role: str(self.sources[source].files[role].path),
+            slug=slug_of(self.name, folder),
+            address=address,
+        )
 
     def _view(self, task: Task, records: dict[str, list[KeyParts]], *, explain: bool) -> TaskView:
         state = self.machine.states[task.id]
@@ -289,25 +271,24 @@ def read_plan(
         GenAIError: What is wrong with spec, model, target or store.
     """
     targets = parse_targets(spec.targets)
-    source = inspect_source(
+    files = inspect_source(
         bring_source(spec, cache_folder()),
         base_dir,
         cache or known_digests(),
     )
-    toolchains = {(row.name, row.backend): toolchain_of(row) for row in OPERATIONS}
-    # Everything that can be refused is refused now, by the forecast.
-    forecast = expand(
-        spec, targets=targets, source=_view(source), shape=shape_from_config(source.config)
+    sources = {MODEL: files}
+    request = BuildRequest(
+        spec=spec,
+        targets=targets,
+        sources={name: _source(facts) for name, facts in sources.items()},
+        toolchains={(row.name, row.backend): toolchain_of(row) for row in OPERATIONS},
     )
     found = LocalPlan(
         name=name,
         spec=spec,
         store=store,
-        source=source,
-        targets=targets,
-        toolchains=toolchains,
-        forecast=forecast,
-        machine=Machine(Plan(()), source={}, toolchains={}),
+        sources=sources,
+        planner=BuildPlanner(request),
         claim=claim,
         bring=bring,
     )
@@ -315,5 +296,9 @@ def read_plan(
     return found
 
 
-def _view(source: SourceFacts) -> SourceView:
-    return SourceView(frozenset(source.files), source.size, source.weight_bits)
+def _source(facts: SourceFacts) -> Source:
+    return Source(
+        {role: FileRef(file.sha256, file.size) for role, file in facts.files.items()},
+        facts.config,
+        facts.weight_bits,
+    )

@@ -14,6 +14,12 @@ Key = NewType("Key", str)
 TaskId = NewType("TaskId", str)
 """Readable and unique in a plan, e.g. `convert/sm8750/ar32_cl256_2_of_3`."""
 
+SourceName = NewType("SourceName", str)
+"""One of the sources of a build: `model`; later `child:decode`, `adapter:c-headers`, `draft` ..."""
+
+MODEL = SourceName("model")
+"""The source that every build has: `spec.model`."""
+
 GraphName = NewType("GraphName", str)
 """`ar32_cl256`, or for one split `ar32_cl256_2_of_3`."""
 

@@ -19,7 +19,7 @@ import aiohttp
 
 from genai_core.errands import LookFile
 from genai_core.errors import GenAIError
-from genai_core.names import Key, TaskId
+from genai_core.names import MODEL, Key, TaskId
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
 from genai_core.store.s3_location import S3Location
@@ -281,8 +281,8 @@ class Builds:
             name=one.owner.name,
             namespace=one.namespace,
             spec=one.spec,
-            source=found,
-            folder=place,
+            sources={MODEL: found},
+            places={MODEL: place},
             targets=targets,
             toolchains=toolchains(targets),
             # What a chain made is told when its Job ends; until then it would be asked for.

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from genai_core.chain import ChainFile, ChainStep, MadeFiles, StepCondition
+from genai_core.chain import ChainFile
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest, TaskId
-from genai_core.operations import operation_of
-from genai_core.record import model_slug
+from genai_core.names import MODEL, Backend, SourceName, TaskId
 from genai_core.resolved import ResolvedSource
-from genai_core.selection import matches, unmet
-from genai_core.task import TaskFile, TaskFileInput, Toolchain, pack
+from genai_core.task import TaskFile, Toolchain, pack
 from genai_operator import targets as target_rules
 from genai_operator.access import StoreAccess
 from genai_operator.decide import Verdict
@@ -24,13 +21,14 @@ from genai_operator.views import Link
 from genai_planner.advance import Advice
 from genai_planner.chains import chain_behind
 from genai_planner.events import Start
-from genai_planner.graph import FileRef, Plan, Task
+from genai_planner.graph import Task
+from genai_planner.phases import Exact, Phase
+from genai_planner.task_files import TaskFiles, slug_of
 
 __all__ = ["Looks", "Setting", "job_request"]
 
 _HEADROOM = 1.25
 _LEAST_BYTES = 384 << 20
-_SAYS_NOTHING = {"", "model", "models", "onnx", "base"}
 
 
 @dataclass(frozen=True)
@@ -38,15 +36,16 @@ class Setting:
     """What all Jobs of a build have in common.
 
     Attributes:
-        folder: Of the model.
+        sources: By name: what each consists of.
+        places: By name: where each lies.
         chain_tasks: How many tasks one pod may run; 1 = every task has its own.
     """
 
     name: str
     namespace: str
     spec: BuildSpec
-    source: ResolvedSource
-    folder: SourcePlace
+    sources: Mapping[SourceName, ResolvedSource]
+    places: Mapping[SourceName, SourcePlace]
     targets: Sequence[BuildTarget]
     toolchains: Mapping[tuple[str, Backend | None], Toolchain]
     chain_tasks: int = 1
@@ -86,23 +85,22 @@ class Looks:
 
 def job_request(
     setting: Setting,
-    plan: Plan,
+    phase: Phase,
     advice: Advice,
     *,
     start: Start,
     verdict: Verdict,
-    derivations: Mapping[TaskId, Digest],
 ) -> JobRequest:
     """The Job that runs a task, and those that only it makes possible.
 
     Args:
         setting: Of the build.
-        plan: Its tasks.
+        phase: Its tasks.
         advice: What is known about them.
         start: The task.
         verdict: Of its earlier attempts.
-        derivations: Of every task that may follow it.
     """
+    plan = phase.plan
     head = plan.task(start.task)
     target = target_rules.runs_in(head, setting.targets)
 
@@ -111,14 +109,17 @@ def job_request(
         place = (other.image, other.node_selector) == (target.image, target.node_selector)
         return place and not _reads_source(task)
 
-    followers = chain_behind(plan, head.id, advice.states, most=setting.chain_tasks, fits=fits)
-    first = _first(setting, head, start)
+    followers: tuple[TaskId, ...] = ()
+    if isinstance(phase, Exact):
+        followers = chain_behind(plan, head.id, advice.states, most=setting.chain_tasks, fits=fits)
+    files = _task_files(setting)
+    first = files.task_file(head, start)
     document: TaskFile | ChainFile = first
     while followers:
         members = (head.id, *followers)
         try:
             steps = tuple(
-                _step(setting, plan, advice, members=members, index=index)
+                files.step(plan, advice.results, members=members, index=index)
                 for index in range(1, len(members))
             )
         except ValueError:  # a task of its own will fail for it, by name
@@ -142,97 +143,22 @@ def job_request(
         attempt=verdict.attempt,
         node_selector=target.node_selector,
         reads_source=_reads_source(head),
-        chain=tuple(Link(t.id, t.operation, derivations[t.id]) for t in tasks[1:]),
+        chain=tuple(Link(t.id, t.operation, phase.derivations[t.id]) for t in tasks[1:]),
     )
 
 
 def _reads_source(task: Task) -> bool:
-    return any(part.task is None for parts in task.inputs.values() for part in parts)
+    return bool(task.sources())
 
 
-def _first(setting: Setting, task: Task, start: Start) -> TaskFile:
-    row = operation_of(task.operation, task.backend)
-    from_source = {
-        name for name, parts in task.inputs.items() if any(p.task is None for p in parts)
-    }
-    return TaskFile(
-        id=task.id,
-        operation=task.operation,
-        backend=task.backend,
-        key=start.key,
-        code_version=row.code_version,
-        config=task.config.model_dump(mode="json"),
-        inputs={
-            name: _files(setting, files, from_source=name in from_source)
-            for name, files in start.inputs.items()
-        },
-        toolchain=setting.toolchains[task.operation, row.backend],
-        slug=_slug(setting),
-        source=setting.spec.model.source,
+def _task_files(setting: Setting) -> TaskFiles:
+    def locate(source: SourceName, role: str) -> str | None:
+        resolved = setting.sources[source]
+        return None if resolved.stored else setting.places[source].file(resolved.files[role].path)
+
+    return TaskFiles(
+        toolchains=setting.toolchains,
+        locate=locate,
+        slug=slug_of(setting.name, setting.places[MODEL].name),
+        address=setting.spec.model.source,
     )
-
-
-def _step(
-    setting: Setting, plan: Plan, advice: Advice, *, members: Sequence[TaskId], index: int
-) -> ChainStep:
-    """Describe a task that waits for others of the chain.
-
-    Raises:
-        ValueError: A task that ended left no file that this one must have.
-    """
-    task = plan.task(members[index])
-    row = operation_of(task.operation, task.backend)
-    known: dict[str, dict[str, TaskFileInput]] = {}
-    made: dict[str, list[MadeFiles]] = {}
-    for name, selections in task.inputs.items():
-        for selection in selections:
-            assert selection.task is not None
-            if selection.task in members[:index]:
-                step = members.index(selection.task)
-                made.setdefault(name, []).append(MadeFiles(step=step, patterns=selection.patterns))
-                continue
-            offered = advice.results[selection.task].outputs
-            if absent := unmet(selection.patterns, offered):
-                raise ValueError(f"{selection.task} has no {', '.join(absent)}")
-            chosen = {path: offered[path] for path in matches(selection.patterns, offered)}
-            known[name] = dict(
-                sorted((known.get(name, {}) | _files(setting, chosen, from_source=False)).items())
-            )
-    when = None
-    if task.when is not None and task.when.task in members[:index]:
-        when = StepCondition(step=members.index(task.when.task), within=task.when.within)
-    return ChainStep(
-        id=task.id,
-        operation=task.operation,
-        backend=task.backend,
-        code_version=row.code_version,
-        config=task.config.model_dump(mode="json"),
-        inputs=known,
-        made={name: tuple(parts) for name, parts in made.items()},
-        toolchain=setting.toolchains[task.operation, row.backend],
-        when=when,
-    )
-
-
-def _files(
-    setting: Setting, files: Mapping[str, FileRef], *, from_source: bool
-) -> dict[str, TaskFileInput]:
-    """The files of an input, by name: selections have no order, and a Job is compared by bytes."""
-    return {
-        path: TaskFileInput(
-            sha256=file.sha256,
-            size=file.size,
-            semantic=file.semantic,
-            path=(
-                setting.folder.file(setting.source.files[path].path)
-                if from_source and not setting.source.stored
-                else None
-            ),
-        )
-        for path, file in sorted(files.items())
-    }
-
-
-def _slug(setting: Setting) -> str:
-    name = setting.folder.name
-    return model_slug(setting.name if name.lower() in _SAYS_NOTHING else name)

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 from genai_core.errors import CorruptBlob, GenAIError
@@ -22,16 +21,15 @@ from genai_operator.attempts import Attempts
 from genai_operator.decide import Verdict, judge
 from genai_operator.jobs import JobRequest
 from genai_operator.lookups import Answers, Unanswered
-from genai_operator.planned import Planned, Plans
+from genai_operator.planned import Plans
 from genai_operator.renewal import Renewal
 from genai_operator.requests import Looks, Setting, job_request
 from genai_operator.views import JobState, JobView, PodView
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
-from genai_planner.graph import Plan, Result, result_of
-from genai_planner.inputs import INGEST
+from genai_planner.graph import Plan, Result
 from genai_planner.machine import State
-from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts
+from genai_planner.phases import FACTS_FILE, Ingesting, Phase, plan_build
 
 __all__ = ["PLANS_READ", "Question", "Survey", "survey"]
 
@@ -39,8 +37,7 @@ Claim = Callable[[Iterable[RecordRef]], None]
 
 _ANY_MEMORY = 1 << 62
 """The scheduler knows what nodes have left."""
-_FACTS_FILE = "facts.json"
-PLANS_READ = (_FACTS_FILE,)
+PLANS_READ = (FACTS_FILE,)
 """Outputs that a plan is made from."""
 _MOST_LOOKS = 3
 _CHAIN_SECONDS = 15.0
@@ -125,46 +122,53 @@ def survey(
         GenAIError: The spec cannot work, or the store does not answer.
         Unanswered: A Job has to look first.
     """
-    plans = plans or Plans()
-    planned = partial(plans.of, question.owner, question.setting)
+    planner = (plans or Plans()).of(question.owner, question.setting)
+    standing = _Standing(question, lookups, claim)
     for _ in range(_MOST_LOOKS):
-        # What ingest left says what the plan is; only without it is a forecast gone through.
-        look = _Look(question, planned(None), lookups, claim)
-        ingested = look.records.get(look.advice.keys[INGEST])
-        if ingested is None:
-            plan = planned(shape_from_config(question.setting.source.config))
-        else:
-            try:
-                plan = planned(_exact_shape(result_of(ingested), lookups))
-            except CorruptBlob:
-                lookups.forget()  # reading took the wrong bytes away: now ingest is a miss
-                continue
-        look = _Look(question, plan, lookups, claim)
+        look = _Look(question, plan_build(planner, standing), lookups, claim)
         if look.has_lost(lost):
             lookups.forget()
             continue
-        if look.advice.ended:
+        if look.advice.ended and plans is not None:
             plans.forget(question.owner)
         return look.found()
     raise CorruptBlob("what ingest left keeps being lost", where=lookups.location)
 
 
-def _exact_shape(ingested: Result, lookups: Answers) -> ModelShape:
-    file = ingested.outputs[_FACTS_FILE]
-    text = lookups.read_blob(Blob(sha256=file.sha256, size=file.size))
-    return shape_from_facts(ModelFacts.model_validate_json(text))
+class _Standing:
+    """Tells planning what stands; see `phases.Standing`."""
+
+    def __init__(self, question: Question, lookups: Answers, claim: Claim) -> None:
+        self._question = question
+        self._lookups = lookups
+        self._claim = claim
+
+    def look(self, phase: Ingesting) -> Mapping[TaskId, Result]:
+        look = _Look(self._question, phase, self._lookups, self._claim)
+        # By records: a task is done for planning when what it found can be read.
+        return {
+            task: phase.result(look.records[key])
+            for task, key in look.advice.keys.items()
+            if key in look.records
+        }
+
+    def read_facts(self, ingested: Result) -> ModelFacts:
+        file = ingested.outputs[FACTS_FILE]
+        text = self._lookups.read_blob(Blob(sha256=file.sha256, size=file.size))
+        return ModelFacts.model_validate_json(text)
+
+    def forget(self) -> None:
+        self._lookups.forget()
 
 
 class _Look:
     """One plan, looked up from its beginning as far as it has come."""
 
-    def __init__(
-        self, question: Question, planned: Planned, lookups: Answers, claim: Claim
-    ) -> None:
+    def __init__(self, question: Question, phase: Phase, lookups: Answers, claim: Claim) -> None:
         self._claim = claim
         self._question = question
-        self._planned = planned
-        self._plan = plan = planned.plan
+        self._phase = phase
+        self._plan = phase.plan
         self._lookups = lookups
         self._attempts = Attempts(question.jobs, question.pods)
         self._verdicts: dict[TaskId, Verdict] = {}
@@ -172,12 +176,12 @@ class _Look:
         self._stands: set[TaskId] = set()
         self.records: dict[Key, Record] = {}
         self.advice = advance(
-            plan,
+            phase.plan,
             self._answers,
             self._limits,
-            source=planned.source,
-            toolchains=planned.toolchains,
-            known=planned.keys,
+            sources=phase.request.sources,
+            toolchains=phase.request.toolchain_ids,
+            known=phase.keys,
         )
 
     def _limits(self) -> Limits:
@@ -198,7 +202,7 @@ class _Look:
         return Limits(parallelism, _ANY_MEMORY, busy=len(ended - at_work))
 
     def _derivation(self, task: TaskId) -> Digest | None:
-        return self._planned.derivations[task] if self._attempts.any_chain else None
+        return self._phase.derivations[task] if self._attempts.any_chain else None
 
     def _answers(self, looks: Sequence[Look]) -> list[Event]:
         """Answer from what Jobs do and from the store, asked for all that it has to be at once."""
@@ -220,7 +224,11 @@ class _Look:
         try:
             found = self._lookups.look(refs.values(), anew=anew)
         except Unanswered as asked:
-            made_of = [file.sha256 for file in self._planned.source.values()]
+            made_of = [
+                file.sha256
+                for source in self._phase.request.sources.values()
+                for file in source.files.values()
+            ]
             raise Unanswered(asked.refs, made_of) from None
         return [
             self._answer(look, found[refs[look.task]] if look.task in refs else "")
@@ -263,7 +271,7 @@ class _Look:
         if isinstance(answer, Record):
             self.records[look.key] = answer
             self._stands.add(look.task)
-            return Found(look.task, self._planned.result(answer))
+            return Found(look.task, self._phase.result(answer))
         verdict = self._verdicts.get(look.task)
         if verdict is None:
             return Missed(look.task, answer)
@@ -301,11 +309,10 @@ class _Look:
             start=tuple(
                 job_request(
                     self._question.setting,
-                    plan,
+                    self._phase,
                     advice,
                     start=start,
                     verdict=starts[start.task],
-                    derivations=self._planned.derivations,
                 )
                 for start in advice.start
             ),
@@ -339,7 +346,7 @@ class _Look:
         keys = {key: task for task, key in self.advice.keys.items()}
         by_derivation: dict[Digest, TaskId] = {}
         if self._attempts.any_chain:
-            by_derivation = {made: task for task, made in self._planned.derivations.items()}
+            by_derivation = {made: task for task, made in self._phase.derivations.items()}
         needed: set[str] = set()
         for job in self._question.jobs:
             ours = [keys[job.key]] if job.key in keys else []

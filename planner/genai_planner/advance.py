@@ -14,9 +14,10 @@ from typing import Any, TypeAlias
 from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
 from genai_planner.events import Event, Limits, Look, Start, Wait
-from genai_planner.graph import FileRef, Plan, Result
+from genai_planner.graph import Plan, Result
 from genai_planner.machine import KnownKeys, Machine, State
 from genai_planner.progress import Progress, progress
+from genai_planner.sources import Sources
 
 __all__ = ["Advice", "Ask", "advance"]
 
@@ -59,7 +60,7 @@ def advance(
     ask: Ask,
     limits: Callable[[], Limits],
     *,
-    source: Mapping[str, FileRef],
+    sources: Sources,
     toolchains: Mapping[tuple[str, Backend | None], Digest],
     known: KnownKeys | None = None,
 ) -> Advice:
@@ -69,11 +70,11 @@ def advance(
         plan: All tasks.
         ask: Called with what can be looked up now, again and again until nothing is left to ask.
         limits: How much may run at once, what runs already included; asked when all is looked up.
-        source: Role -> file of the model's source.
+        sources: By name.
         toolchains: (operation, backend) -> toolchain id.
         known: See `Machine`.
     """
-    machine = Machine(plan, source=source, toolchains=toolchains, known=known)
+    machine = Machine(plan, sources=sources, toolchains=toolchains, known=known)
     looks: Sequence[Look] = machine.begin()
     while looks:
         looks = [look for event in ask(looks) for look in machine.handle(event)]

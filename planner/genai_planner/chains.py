@@ -19,8 +19,9 @@ from genai_core.canonical import digest_json
 from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import operation_of
 from genai_core.selection import matches
-from genai_planner.graph import Demand, FileRef, Plan, Task
+from genai_planner.graph import Demand, Plan, Selection, Task
 from genai_planner.machine import State
+from genai_planner.sources import Sources
 
 __all__ = ["chain_behind", "derivations", "is_cheaper_joined"]
 
@@ -33,19 +34,17 @@ _GOOD = frozenset({State.CACHED, State.DONE})
 def derivations(
     plan: Plan,
     *,
-    source: Mapping[str, FileRef],
+    sources: Sources,
     toolchains: Mapping[tuple[str, Backend | None], Digest],
 ) -> dict[TaskId, Digest]:
-    """Name every task by how it is made, down to the source's content."""
+    """Name every task by how it is made, down to the sources' content."""
     found: dict[TaskId, Digest] = {}
     for task in plan.tasks:
         row = operation_of(task.operation, task.backend)
         inputs = {
             name: [
                 [
-                    {path: source[path].identity for path in matches(s.patterns, source)}
-                    if s.task is None
-                    else found[s.task],
+                    found[s.task] if s.task is not None else _identities(s, sources),
                     sorted(s.patterns),
                 ]
                 for s in selections
@@ -65,6 +64,12 @@ def derivations(
     return found
 
 
+def _identities(selection: Selection, sources: Sources) -> dict[str, Digest]:
+    assert selection.source is not None
+    files = sources[selection.source].files
+    return {path: files[path].identity for path in matches(selection.patterns, files)}
+
+
 def chain_behind(
     plan: Plan,
     head: TaskId,
@@ -76,14 +81,12 @@ def chain_behind(
     """The tasks that the worker of `head` goes on with, in order.
 
     Args:
-        plan: Not a forecast, or there is no chain.
+        plan: Made from what ingest found: a forecast's tasks may not be those that follow.
         head: A task that is about to run.
         states: Of every task.
         most: Tasks in one chain, `head` included.
         fits: Whether a task could run where `head` does.
     """
-    if not plan.complete:
-        return ()
     members = [head]
     demands = [plan.task(head).demand]
     while len(members) < most:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from genai_core.names import Backend, Digest, TaskId
+from genai_core.names import Backend, Digest, SourceName, TaskId
 from genai_core.operations import OperationConfig
 from genai_core.record import Record
 
@@ -51,16 +51,27 @@ class FileRef:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Files that an input takes.
+    """Files that an input takes: outputs of a task, or files of a source.
 
     Attributes:
-        task: Whose output; None = the model's source.
+        task: Whose output; None = files of a source.
         patterns: Whole relative paths; `*` matches anything, also `/`. A pattern without `*` must
             match, one with it may match nothing.
+        source: Whose files, where no task is named.
     """
 
     task: TaskId | None
     patterns: tuple[str, ...]
+    source: SourceName | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a selection of both or of nothing.
+
+        Raises:
+            ValueError: Neither a task nor a source is named, or both are.
+        """
+        if (self.task is None) == (self.source is None):
+            raise ValueError(f"a selection names a task or a source: {self.task}, {self.source}")
 
 
 Inputs: TypeAlias = dict[str, tuple[Selection, ...]]
@@ -131,6 +142,11 @@ class Task:
             found.append(self.when.task)
         return tuple(dict.fromkeys(task for task in found if task is not None))
 
+    def sources(self) -> frozenset[SourceName]:
+        """The sources that it reads files of."""
+        named = (s.source for selections in self.inputs.values() for s in selections)
+        return frozenset(name for name in named if name is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -162,15 +178,12 @@ class Plan:
         containers: Target -> its package tasks; of several, one at most will run.
         notes: Sentences: what was derived, and from what.
         warnings: Sentences for the user.
-        complete: Made from what ingest found; otherwise a forecast from config.json, or ingest
-            alone.
     """
 
     tasks: tuple[Task, ...]
     containers: Mapping[str, tuple[TaskId, ...]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    complete: bool = True
 
     def task(self, task_id: str) -> Task:
         """The task of that id.

@@ -18,12 +18,12 @@ ones. `invariants.check` says what always holds.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from operator import is_
 from typing import Any, TypeAlias
 
-from genai_core.errors import GenAIError, OverBudget
+from genai_core.errors import GenAIError
 from genai_core.keys import task_key
 from genai_core.names import Backend, Digest, Key, TaskId
 from genai_core.operations import operation_of
@@ -43,7 +43,9 @@ from genai_planner.events import (
     Taken,
     Wait,
 )
-from genai_planner.graph import FileRef, Plan, Result, Task
+from genai_planner.graph import FileRef, Plan, Result, Selection, Task
+from genai_planner.sources import Sources
+from genai_planner.verdicts import holds, over_budget
 
 __all__ = ["ENDED", "KnownKeys", "Machine", "State"]
 
@@ -79,10 +81,10 @@ class Machine:
 
     Args:
         plan: Its tasks stand in an order in which they could run.
-        source: Role -> file of the model's source.
+        sources: By name.
         toolchains: (operation, backend) -> toolchain id.
-        known: Keys of another machine with the same plan, source and toolchains, which hold as long
-            as the very same results come again; added to.
+        known: Keys of another machine with the same plan, sources and toolchains, which hold as
+            long as the very same results come again; added to.
 
     Raises:
         ValueError: A task stands before one that it depends on, or two have one id.
@@ -92,12 +94,12 @@ class Machine:
         self,
         plan: Plan,
         *,
-        source: Mapping[str, FileRef],
+        sources: Sources,
         toolchains: Mapping[tuple[str, Backend | None], Digest],
         known: KnownKeys | None = None,
     ) -> None:
         self.plan = plan
-        self.source = source
+        self.sources = sources
         self.toolchains = toolchains
         self._known: KnownKeys = {} if known is None else known
         self.tasks: dict[TaskId, Task] = {}
@@ -273,9 +275,7 @@ class Machine:
         for name, selections in self.tasks[task].inputs.items():
             files: dict[str, FileRef] = {}
             for selection in selections:
-                offered = (
-                    self.source if selection.task is None else self.results[selection.task].outputs
-                )
+                offered = self._offered(selection)
                 chosen = matches(selection.patterns, offered)
                 for path in chosen:
                     known = files.setdefault(path, offered[path])
@@ -283,11 +283,17 @@ class Machine:
                         raise ValueError(f"{task}: input {name} would hold two files {path}")
                 absent = unmet(selection.patterns, offered)
                 if absent:
-                    maker = selection.task or "the source"
+                    maker = selection.task or f"the source {selection.source}"
                     raise ValueError(f"{task}: {maker} has no {', '.join(absent)}")
             if files:
                 found[name] = files
         return found
+
+    def _offered(self, selection: Selection) -> Mapping[str, FileRef]:
+        if selection.task is not None:
+            return self.results[selection.task].outputs
+        assert selection.source is not None
+        return self.sources[selection.source].files
 
     # Transitions
 
@@ -308,11 +314,9 @@ class Machine:
     def _release(self, task: TaskId) -> None:
         """Everything that it waits for has ended well: look it up, unless it is not needed."""
         when = self.tasks[task].when
-        if when is not None:
-            within = self.results[when.task].facts.get("within") is True
-            if within != when.within:
-                self._do_without(task)
-                return
+        if when is not None and not holds(when, self.results[when.task]):
+            self._do_without(task)
+            return
         try:
             self.keys[task] = self._key(task)
         except ValueError as error:
@@ -350,28 +354,9 @@ class Machine:
     def _do_without(self, task: TaskId) -> None:
         rivals = self.tasks[task].rivals
         if rivals:
-            self._fail(task, self._over_budget(rivals))
+            self._fail(task, over_budget(rivals, self.results))
         else:
             self._spread(task, State.SKIPPED)
-
-    def _over_budget(self, rivals: Iterable[TaskId]) -> OverBudget:
-        losses: list[str] = []
-        budget: object = None
-        for task in rivals:
-            facts = self.results[task].facts
-            loss, base = facts.get("natsPerToken"), facts.get("baselineNats")
-            budget = facts.get("budget", budget)
-            name = task.rpartition("/")[2]
-            if isinstance(loss, int | float) and isinstance(base, int | float):
-                losses.append(f"{name} by {loss - base:.4f}")
-            else:
-                losses.append(f"{name} beyond measure")
-        return OverBudget(
-            f"the loss rises over the source's by more than {budget} nats a token: "
-            + ", ".join(losses),
-            where="spec.quantization.fidelity.budgetNats",
-            remedy="raise the budget if that is good enough, or quantize the model anew",
-        )
 
     def _enqueue(self, task: TaskId) -> None:
         self._set(task, State.READY)

@@ -12,7 +12,7 @@ from genai_cli.cluster.tasks import match_records
 from genai_cli.device import steps
 from genai_core.canonical import digest_bytes
 from genai_core.manifest import Manifest
-from genai_core.names import Digest, Key, TaskId
+from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OperationConfig
 from genai_core.record import Output, Record, ToolchainUsed
 from genai_planner.graph import Demand, Plan, Selection, Task
@@ -32,7 +32,9 @@ def digest(text: str) -> Digest:
 
 def task(name: str, *after: str, number: int = 0) -> Task:
     """A task that reads everything of others, or of the source."""
-    parts = tuple(Selection(TaskId(other), ("*",)) for other in after) or (Selection(None, ("*",)),)
+    parts = tuple(Selection(TaskId(other), ("*",)) for other in after) or (
+        Selection(None, ("*",), MODEL),
+    )
     operation = name.partition("/")[0]
     return Task(TaskId(name), operation, None, Config(number=number), {"in": parts}, Demand(1, 1.0))
 

@@ -27,7 +27,7 @@ from genai_cli.local_work import KeyLock, WorkFolder
 from genai_cli.local_workers import Ended, Job
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel, CorruptBlob, GenAIError, NoSpace, StoreUnavailable
-from genai_core.names import Digest, Key, TaskId
+from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OPERATIONS, ArclConfig, GraphConfig
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
@@ -36,6 +36,7 @@ from genai_core.testing import record_of_task
 from genai_planner.events import Found, Start
 from genai_planner.graph import Demand, FileRef, Plan, Result, Selection, Task
 from genai_planner.machine import Machine, State
+from genai_planner.sources import Source
 
 ID = Digest("0" * 64)
 TOOLCHAINS = {(row.name, row.backend): ID for row in OPERATIONS}
@@ -48,14 +49,14 @@ def task(name: str, *after: str, memory: int = 1) -> Task:
         operation="arcl",
         backend=None,
         config=ArclConfig(graph=GraphConfig(ar=1, cl=2 + sum(name.encode()))),
-        inputs=inputs or {"source": (Selection(None, ("*",)),)},
+        inputs=inputs or {"source": (Selection(None, ("*",), MODEL),)},
         demand=Demand(memory, 1.0),
     )
 
 
 def machine_of(*tasks: Task) -> Machine:
-    source = {"model.onnx": FileRef(Digest("1" * 64), 1)}
-    return Machine(Plan(tasks), source=source, toolchains=TOOLCHAINS)
+    source = Source({"model.onnx": FileRef(Digest("1" * 64), 1)})
+    return Machine(Plan(tasks), sources={MODEL: source}, toolchains=TOOLCHAINS)
 
 
 def task_file(machine: Machine, start: Start, threads: int) -> TaskFile:

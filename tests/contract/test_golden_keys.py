@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import pytest
 
 from genai_core.canonical import digest_json
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Digest, Key
+from genai_core.names import MODEL, Digest, Key
 from genai_core.operations import OPERATIONS
 from genai_core.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.s3_location import parse_s3
@@ -33,12 +33,11 @@ from genai_operator.sources import SourcePlace
 from genai_operator.targets import BuildTarget
 from genai_operator.views import RENDERING
 from genai_planner.advance import Advice, advance
-from genai_planner.chains import derivations
 from genai_planner.events import Event, Found, Limits, Look, Missed
-from genai_planner.expand import expand
-from genai_planner.graph import FileRef, Plan, Result
+from genai_planner.graph import FileRef, Result
+from genai_planner.phases import BuildPlanner, BuildRequest, Exact
 from genai_planner.shape import shape_from_config
-from genai_planner.source_view import SourceView
+from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
 
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "contract"
@@ -90,35 +89,23 @@ def spec_of(name: str) -> BuildSpec:
     return BuildSpec.model_validate({"model": {"source": "s3://models/tiny"}} | SPECS[name])
 
 
-def plan_of(name: str) -> Plan:
+def phase_of(name: str) -> Exact:
     spec = spec_of(name)
     source = source_of(name)
+    bits = 8 if "model.encodings" in source else None
+    chains = {
+        (row.name, row.backend): Toolchain(id=sha(row.name), versions={}) for row in OPERATIONS
+    }
+    request = BuildRequest(
+        spec, tuple(parse_targets(spec.targets)), {MODEL: Source(source, CONFIG, bits)}, chains
+    )
     shape = shape_from_config(CONFIG)
     assert shape is not None
-    bits = 8 if "model.encodings" in source else None
-    return expand(
-        spec,
-        targets=parse_targets(spec.targets),
-        source=SourceView(frozenset(source), sum(f.size for f in source.values()), bits),
-        shape=shape,
-    )
-
-
-class World:
-    """Answers with results made of keys; a fidelity of Int8 is over the budget."""
-
-    def __init__(self, *, made: bool) -> None:
-        self.made = made
-        self.operations: dict[str, str] = {}
-
-    def answer(self, looks: Sequence[Look]) -> list[Event]:
-        return [
-            Found(look.task, result(look)) if self.made else Missed(look.task, "not there")
-            for look in looks
-        ]
+    return BuildPlanner(request).exact({MODEL: shape})
 
 
 def result(look: Look) -> Result:
+    """Files made of the key; a fidelity of Int8 is over the budget."""
     names = {
         "ingest": ["model.onnx", "facts.json", "encodings/model.encodings", "measured.json"]
         + [f"weights/layer_{i:03d}.data" for i in range(6)]
@@ -129,14 +116,29 @@ def result(look: Look) -> Result:
     return Result(files, {"within": not look.task.endswith("/int8"), "natsPerToken": 1.0})
 
 
-def advice_of(name: str, plan: Plan, *, made: bool) -> Advice:
+def advice_of(phase: Exact, answer: Callable[[Sequence[Look]], list[Event]]) -> Advice:
     return advance(
-        plan,
-        World(made=made).answer,
+        phase.plan,
+        answer,
         lambda: Limits(parallelism=100, memory_bytes=1 << 60),
-        source=source_of(name),
-        toolchains={(row.name, row.backend): Digest(sha(row.name)) for row in OPERATIONS},
+        sources=phase.request.sources,
+        toolchains=phase.request.toolchain_ids,
     )
+
+
+def nothing_stands(looks: Sequence[Look]) -> list[Event]:
+    return [Missed(look.task, "not there") for look in looks]
+
+
+def ingest_stands(looks: Sequence[Look]) -> list[Event]:
+    return [
+        Found(look.task, result(look)) if look.operation == "ingest" else Missed(look.task, "no")
+        for look in looks
+    ]
+
+
+def everything_stands(looks: Sequence[Look]) -> list[Event]:
+    return [Found(look.task, result(look)) for look in looks]
 
 
 def check(file: str, found: Mapping[str, Any]) -> None:
@@ -155,17 +157,12 @@ def code_versions() -> dict[str, int]:
 def test_keys_stay_when_a_build_uses_nothing_new() -> None:
     found: dict[str, Any] = {"codeVersions": code_versions()}
     for name in SPECS:
-        plan = plan_of(name)
-        advice = advice_of(name, plan, made=True)
+        phase = phase_of(name)
+        advice = advice_of(phase, everything_stands)
         assert advice.ended
-        made = derivations(
-            plan,
-            source=source_of(name),
-            toolchains={(row.name, row.backend): Digest(sha(row.name)) for row in OPERATIONS},
-        )
         found[name] = {
-            task.id: {"key": advice.keys.get(task.id), "derivation": made[task.id]}
-            for task in plan.tasks
+            task.id: {"key": advice.keys.get(task.id), "derivation": phase.derivations[task.id]}
+            for task in phase.plan.tasks
         }
     check("keys.json", found)
 
@@ -189,10 +186,7 @@ def test_jobs_stay_when_a_build_uses_nothing_new(run: str) -> None:
     spec = BuildSpec.model_validate(
         {"model": {"source": "s3://models/tiny"}, "run": runs[run]} | SPECS[name]
     )
-    plan = plan_of(name)
-    chains = {
-        (row.name, row.backend): Toolchain(id=sha(row.name), versions={}) for row in OPERATIONS
-    }
+    phase = phase_of(name)
     targets = [
         BuildTarget(target, "registry/stages@sha256:" + "1" * 64, {}, {"pool": "builds"})
         for target in parse_targets(spec.targets)
@@ -201,32 +195,28 @@ def test_jobs_stay_when_a_build_uses_nothing_new(run: str) -> None:
         name="tiny",
         namespace="team-a",
         spec=spec,
-        source=ResolvedSource(
-            digest="sha256:" + "2" * 64,
-            files={
-                role: ResolvedFile(path=role, sha256=file.sha256, size=file.size)
-                for role, file in source_of(name).items()
-            },
-            config=CONFIG,
-            weight_bits=8,
-        ),
-        folder=SourcePlace("s3://models/tiny", bucket=parse_s3("s3://models/tiny")),
+        sources={
+            MODEL: ResolvedSource(
+                digest="sha256:" + "2" * 64,
+                files={
+                    role: ResolvedFile(path=role, sha256=file.sha256, size=file.size)
+                    for role, file in source_of(name).items()
+                },
+                config=CONFIG,
+                weight_bits=8,
+            )
+        },
+        places={MODEL: SourcePlace("s3://models/tiny", bucket=parse_s3("s3://models/tiny"))},
         targets=targets,
-        toolchains=chains,
+        toolchains=phase.request.toolchains,
         chain_tasks=8,
     )
     access = StoreAccess("s3://artifacts/team-a?endpoint=http://s3:7070", secret="s3")
-    made = derivations(
-        plan, source=source_of(name), toolchains={row: Digest(c.id) for row, c in chains.items()}
-    )
-    first = advice_of(name, plan, made=False)
-    behind = _behind_ingest(name, plan)
     found = {}
-    for advice in (first, behind):
+    for answer in (nothing_stands, ingest_stands):
+        advice = advice_of(phase, answer)
         for start in advice.start:
-            request = job_request(
-                setting, plan, advice, start=start, verdict=Verdict(), derivations=made
-            )
+            request = job_request(setting, phase, advice, start=start, verdict=Verdict())
             job = render(request, Owner("tiny", "uid-1"), run=spec.run, access=access)
             # A digest of the rest, so that a Job that never started can be told from another.
             del job["metadata"]["annotations"][RENDERING]
@@ -235,24 +225,6 @@ def test_jobs_stay_when_a_build_uses_nothing_new(run: str) -> None:
                 found[start.task]["job"] = job
     assert len(found) > 2
     check(f"jobs_{run}.json", found)
-
-
-def _behind_ingest(name: str, plan: Plan) -> Advice:
-    def answer(looks: Sequence[Look]) -> list[Event]:
-        return [
-            Found(look.task, result(look))
-            if look.operation == "ingest"
-            else Missed(look.task, "not there")
-            for look in looks
-        ]
-
-    return advance(
-        plan,
-        answer,
-        lambda: Limits(parallelism=100, memory_bytes=1 << 60),
-        source=source_of(name),
-        toolchains={(row.name, row.backend): Digest(sha(row.name)) for row in OPERATIONS},
-    )
 
 
 def test_golden_keys_are_all_different_when_tasks_are() -> None:

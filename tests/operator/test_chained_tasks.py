@@ -14,7 +14,7 @@ from genai_core.chain import ChainFile, is_wanted, task_file
 from genai_core.errors import ToolFailed
 from genai_core.facts import ModelFacts, WeightsGroup
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend
+from genai_core.names import MODEL, Backend
 from genai_core.operations import OPERATIONS
 from genai_core.record import Record
 from genai_core.resolved import ResolvedFile, ResolvedSource
@@ -74,8 +74,9 @@ class World:
     def look(self, owner: str = "one", *, since: datetime = ASKED, **spec: Any) -> Survey:
         document = {"model": {"source": "s3://models/tiny"}, "targets": ["cpu"]} | spec
         setting = Setting(
-            name="tiny", namespace="ns", spec=BuildSpec.model_validate(document), source=SOURCE,
-            folder=SourcePlace("s3://models/tiny", S3Location("models", "tiny")),
+            name="tiny", namespace="ns", spec=BuildSpec.model_validate(document),
+            sources={MODEL: SOURCE},
+            places={MODEL: SourcePlace("s3://models/tiny", S3Location("models", "tiny"))},
             targets=[CPU], toolchains=toolchains([CPU]),
             chain_tasks=self.chain_tasks,
         )  # fmt: skip

@@ -15,7 +15,7 @@ import pytest
 
 from genai_core.errors import BadModel
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, TaskId
+from genai_core.names import MODEL, Backend, TaskId
 from genai_core.operations import OPERATIONS
 from genai_core.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.directory import DirectoryStore
@@ -69,8 +69,8 @@ class Cluster:
 
     def look(self) -> Survey:
         setting = Setting(
-            name="tiny", namespace="ns", spec=self.spec, source=self.source,
-            folder=SourcePlace("s3://models/tiny", S3Location("models", "tiny")),
+            name="tiny", namespace="ns", spec=self.spec, sources={MODEL: self.source},
+            places={MODEL: SourcePlace("s3://models/tiny", S3Location("models", "tiny"))},
             targets=[CPU], toolchains=toolchains([CPU]),
             chain_tasks=self.chain_tasks,
         )  # fmt: skip

@@ -12,27 +12,32 @@ from hypothesis import strategies as st
 
 from genai_core.errors import BadModel, GenAIError
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Digest, Key
+from genai_core.names import MODEL, Digest, Key
 from genai_core.operations import OPERATIONS
 from genai_planner import machine as machine_module
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
-from genai_planner.expand import expand
+from genai_planner.expand.build import expand
 from genai_planner.graph import FileRef, Plan, Result
 from genai_planner.machine import KnownKeys, Machine, State
 from genai_planner.progress import progress
 from genai_planner.shape import shape_from_config
-from genai_planner.source_view import SourceView
+from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
 
 TOOLCHAINS = {(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS}
-SOURCE = {"model.onnx": FileRef(Digest("1" * 64), 1)}
+ENCODED = FileRef(Digest("2" * 64), 1)
+SOURCES = {
+    MODEL: Source({"model.onnx": FileRef(Digest("1" * 64), 1), "model.encodings": ENCODED}, {}, 8)
+}
 CONFIG = {
     "num_hidden_layers": 6,
     "hidden_size": 192,
     "vocab_size": 2048,
     "max_position_embeddings": 256,
 }
+SHAPE = shape_from_config(CONFIG)
+assert SHAPE is not None
 
 
 def make_plan() -> Plan:
@@ -47,8 +52,8 @@ def make_plan() -> Plan:
     return expand(
         spec,
         targets=parse_targets(spec.targets),
-        source=SourceView({"model.encodings"}, 1, 8),
-        shape=shape_from_config(CONFIG),
+        sources=SOURCES,
+        shapes={MODEL: SHAPE},
     )
 
 
@@ -91,7 +96,7 @@ def look(
 ) -> Advice:
     limits = Limits(parallelism, 1 << 50)
     return advance(
-        plan, known.answer, lambda: limits, source=SOURCE, toolchains=TOOLCHAINS, known=keys
+        plan, known.answer, lambda: limits, sources=SOURCES, toolchains=TOOLCHAINS, known=keys
     )
 
 
@@ -174,7 +179,7 @@ def test_what_can_be_asked_at_a_time_is_asked_together() -> None:
 
 def test_counts_follow_what_happens() -> None:
     plan = make_plan()
-    machine = Machine(plan, source=SOURCE, toolchains=TOOLCHAINS)
+    machine = Machine(plan, sources=SOURCES, toolchains=TOOLCHAINS)
     (first,) = machine.begin()
     assert str(progress(machine)) == f"0/{len(plan.tasks)}"
     looks = machine.handle(Found(first.task, files("ingest", first.key)))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest, TaskId
+from genai_core.names import MODEL, Backend, Digest, TaskId
 from genai_core.operations import OPERATIONS
 from genai_planner.chains import chain_behind, derivations, is_cheaper_joined
-from genai_planner.expand import expand
+from genai_planner.expand.build import expand
 from genai_planner.graph import Demand, FileRef, Plan, Task
 from genai_planner.machine import State
 from genai_planner.shape import shape_from_config
-from genai_planner.source_view import SourceView
+from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
 
 CONFIG = {
@@ -24,8 +23,12 @@ CONFIG = {
 }  # fmt: skip
 CHAINS = {(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS}
 SOURCE = {
-    name: FileRef(Digest(f"{n:064x}"), 1) for n, name in enumerate(("model.onnx", "config.json"), 1)
+    name: FileRef(Digest(f"{n:064x}"), 1)
+    for n, name in enumerate(("model.onnx", "config.json", "model.encodings"), 1)
 }
+SOURCES = {MODEL: Source(SOURCE, CONFIG, 8)}
+SHAPE = shape_from_config(CONFIG)
+assert SHAPE is not None
 
 
 def plan(*targets: str, **more: Any) -> Plan:
@@ -34,13 +37,7 @@ def plan(*targets: str, **more: Any) -> Plan:
         "graphs": {"autoRegression": [1, 32]}, "splits": {"count": 3},
     }  # fmt: skip
     spec = BuildSpec.model_validate(document | more)
-    made = expand(
-        spec,
-        targets=parse_targets(spec.targets),
-        source=SourceView({"model.encodings"}, 1, 8),
-        shape=shape_from_config(CONFIG),
-    )
-    return replace(made, complete=True)
+    return expand(spec, targets=parse_targets(spec.targets), sources=SOURCES, shapes={MODEL: SHAPE})
 
 
 def behind(made: Plan, head: str, *ended: str, **more: Any) -> tuple[str, ...]:
@@ -80,15 +77,13 @@ def test_a_cpu_build_is_one_chain_that_ends_where_a_verdict_decides() -> None:
     assert behind(made, "convert/cpu/int8_1_of_1", "ingest", most=1) == ()
 
 
-def test_nothing_is_joined_that_cannot_run_there_or_is_only_foreseen() -> None:
+def test_nothing_is_joined_that_cannot_run_there() -> None:
     made = plan("cpu")
 
     def fits(task: Task) -> bool:
         return task.operation != "fidelity"
 
     assert behind(made, "convert/cpu/int8_1_of_1", "ingest", fits=fits) == ("compile/cpu/int8",)
-    forecast = replace(made, complete=False)
-    assert behind(forecast, "convert/cpu/int8_1_of_1", "ingest") == ()
 
 
 @given(st.integers(1, 64), st.floats(0, 3600), st.integers(1, 64), st.floats(0, 3600))
@@ -103,18 +98,18 @@ def test_joining_never_holds_more_memory_for_longer(
 
 
 def test_equal_work_has_an_equal_derivation_whatever_it_is_called() -> None:
-    one = derivations(plan("sm8750"), source=SOURCE, toolchains=CHAINS)
-    both = derivations(plan("sm8750", "cpu"), source=SOURCE, toolchains=CHAINS)
+    one = derivations(plan("sm8750"), sources=SOURCES, toolchains=CHAINS)
+    both = derivations(plan("sm8750", "cpu"), sources=SOURCES, toolchains=CHAINS)
     assert one.items() <= both.items()
     assert len(set(both.values())) == len(both)
 
     # What is made from other content, or with other libraries, is something else all the way down.
-    other = SOURCE | {"model.onnx": FileRef(Digest("f" * 64), 1)}
+    other = {MODEL: Source(SOURCE | {"model.onnx": FileRef(Digest("f" * 64), 1)})}
     assert not set(one.values()) & set(
-        derivations(plan("sm8750"), source=other, toolchains=CHAINS).values()
+        derivations(plan("sm8750"), sources=other, toolchains=CHAINS).values()
     )
     newer = CHAINS | {("convert", Backend.HTP): Digest("1" * 64)}
-    changed = derivations(plan("sm8750"), source=SOURCE, toolchains=newer)
+    changed = derivations(plan("sm8750"), sources=SOURCES, toolchains=newer)
     differs = {task.split("/")[0] for task in one if one[task] != changed[task]}
     assert differs == {"convert", "compile", "fidelity", "package"}
 

@@ -9,7 +9,7 @@ import pytest
 
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import Graphs
-from genai_planner.contexts import GraphGrid, derive_graphs
+from genai_planner.expand.grid import GraphGrid, derive_graphs
 from genai_planner.shape import shape_from_config
 
 

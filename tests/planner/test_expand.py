@@ -11,11 +11,11 @@ import pytest
 
 from genai_core.errors import BadEncodings, InvalidSpec
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Gaps
-from genai_planner.expand import expand
-from genai_planner.graph import Plan, Task
+from genai_core.names import MODEL, Digest, Gaps
+from genai_planner.expand.build import expand, expand_ingest
+from genai_planner.graph import FileRef, Plan, Task
 from genai_planner.shape import ModelShape, shape_from_config
-from genai_planner.source_view import SourceView
+from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
 
 TINY = json.loads(
@@ -55,9 +55,13 @@ def plan(
     return expand(
         wanted,
         targets=parse_targets(wanted.targets),
-        source=SourceView(roles, 10, bits),
-        shape=shape(config),
+        sources={MODEL: source(roles, bits)},
+        shapes={MODEL: shape(config)},
     )
+
+
+def source(roles: frozenset[str] = QUANTIZED, bits: int | None = 8) -> Source:
+    return Source({role: FileRef(Digest("1" * 64), 10) for role in roles}, {}, bits)
 
 
 def counts(found: Plan) -> Counter[str]:
@@ -265,14 +269,8 @@ def test_runs_and_names_of_a_spec_are_in_no_config() -> None:
 
 def test_unknown_model_is_planned_as_far_as_ingest() -> None:
     wanted = BuildSpec.model_validate({"model": {"source": "m"}, "targets": ["cpu"]})
-    found = expand(
-        wanted,
-        targets=parse_targets(wanted.targets),
-        source=SourceView(QUANTIZED, 10, 8),
-        shape=None,
-    )
+    found = expand_ingest(wanted, targets=parse_targets(wanted.targets), sources={MODEL: source()})
     assert [t.id for t in found.tasks] == ["ingest"]
-    assert not found.complete
 
 
 def test_defaults_are_explained() -> None:

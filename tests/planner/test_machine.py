@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_core.errors import BadModel, OverBudget
-from genai_core.names import Digest, TaskId
+from genai_core.names import MODEL, Digest, TaskId
 from genai_core.operations import OPERATIONS, ArclConfig, GraphConfig
 from genai_planner.events import (
     Crashed,
@@ -27,6 +27,7 @@ from genai_planner.events import (
 from genai_planner.graph import Condition, Demand, FileRef, Plan, Result, Selection, Task
 from genai_planner.invariants import broken
 from genai_planner.machine import Machine, State
+from genai_planner.sources import Source
 
 TOOLCHAINS = {(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS}
 MUCH = Limits(parallelism=1000, memory_bytes=1 << 50)
@@ -47,7 +48,7 @@ def task(
 ) -> Task:
     inputs = {f"from_{i}": (Selection(TaskId(a), ("*",)),) for i, a in enumerate(after)}
     if not after:
-        inputs["source"] = (Selection(None, ("*",)),)
+        inputs["source"] = (Selection(None, ("*",), MODEL),)
     # The length of the name keeps configs, and with them keys, apart.
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
     return Task(
@@ -64,7 +65,7 @@ def task(
 
 def machine_of(*tasks: Task, source: Mapping[str, FileRef] | None = None) -> Machine:
     files = source or {"model.onnx": FileRef(digest("model"), 1)}
-    return Machine(Plan(tasks), source=files, toolchains=TOOLCHAINS)
+    return Machine(Plan(tasks), sources={MODEL: Source(files)}, toolchains=TOOLCHAINS)
 
 
 def result(*parts: object, within: bool | None = None) -> Result:

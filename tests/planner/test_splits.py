@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import Splits
 from genai_core.operations import SplitConfig
+from genai_planner.expand.splits import MOST_BYTES, balanced, derive_splits
 from genai_planner.sizing import BinarySizes
-from genai_planner.splits import MOST_BYTES, balanced, derive_splits
 
 MB = 1_000_000
 

@@ -24,23 +24,27 @@ from genai_core.facts import ModelFacts
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
-from genai_core.names import Backend, Digest, Key, TaskId
+from genai_core.names import MODEL, Backend, Digest, Key, TaskId
 from genai_core.operations import ChipConfig
 from genai_core.record import Blob, Record
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.layered import layers
 from genai_core.store.protocol import RecordRef, Store
-from genai_planner.expand import expand
-from genai_planner.graph import Plan
-from genai_planner.inputs import INGEST
-from genai_planner.shape import shape_from_config, shape_from_facts
-from genai_planner.source_view import SourceView
+from genai_planner.graph import FileRef, Plan, Result, result_of
+from genai_planner.phases import (
+    FACTS_FILE,
+    BuildPlanner,
+    BuildRequest,
+    Exact,
+    Ingesting,
+    plan_build,
+)
+from genai_planner.sources import Source
 from genai_planner.targets import Target, parse_target
 
 __all__ = ["build_records", "match_records"]
 
 _AT_ONCE = 16
-_FACTS_FILE = "facts.json"
 
 
 def build_records(cluster: Cluster, value: Json, store: Store) -> dict[TaskId, Record | None]:
@@ -61,26 +65,50 @@ def build_records(cluster: Cluster, value: Json, store: Store) -> dict[TaskId, R
         )
     with _of_a_known_version(value):
         source = ResolvedSource.model_validate(stored.record.facts)
-    targets = [_target(cluster, name) for name in spec.targets]
-    view = SourceView(
-        frozenset(source.files),
-        sum(file.size for file in source.files.values()),
-        source.weight_bits,
+    planner = BuildPlanner(
+        BuildRequest(
+            spec=spec,
+            targets=tuple(_target(cluster, name) for name in spec.targets),
+            sources={
+                MODEL: Source(
+                    {r: FileRef(Digest(f.sha256), f.size) for r, f in source.files.items()},
+                    source.config,
+                    source.weight_bits,
+                )
+            },
+            toolchains={},  # records are found by what they are, not by keys
+        )
     )
-    plan = expand(spec, targets=targets, source=view, shape=shape_from_config(source.config))
-    given = frozenset(Digest(file.sha256) for file in source.files.values())
-    ingested = match_records(
-        Plan(plan.tasks[:1], complete=False), _records(store, {plan.tasks[0].operation}), given
-    )[INGEST]
-    if ingested is None:
-        return {task.id: None for task in plan.tasks}
-    facts = ingested.outputs[_FACTS_FILE]
-    text = store.read_blob(Blob(sha256=facts.sha256, size=facts.size))
+    known = _Known(store, frozenset(Digest(file.sha256) for file in source.files.values()))
     with _of_a_known_version(value):
-        shape = shape_from_facts(ModelFacts.model_validate_json(text))
-    plan = expand(spec, targets=targets, source=view, shape=shape)
-    records = _records(store, {task.operation for task in plan.tasks})
-    return match_records(plan, records, given)
+        phase = plan_build(planner, known)
+    if not isinstance(phase, Exact):
+        return {task.id: None for task in phase.plan.tasks}
+    return known.records(phase.plan)
+
+
+class _Known:
+    """What stands in a store, found without keys; see `phases.Standing`."""
+
+    def __init__(self, store: Store, given: frozenset[Digest]) -> None:
+        self._store = store
+        self._given = given
+
+    def records(self, plan: Plan) -> dict[TaskId, Record | None]:
+        records = _records(self._store, {task.operation for task in plan.tasks})
+        return match_records(plan, records, self._given)
+
+    def look(self, phase: Ingesting) -> Mapping[TaskId, Result]:
+        found = self.records(phase.plan)
+        return {task: result_of(record) for task, record in found.items() if record is not None}
+
+    def read_facts(self, ingested: Result) -> ModelFacts:
+        facts = ingested.outputs[FACTS_FILE]
+        text = self._store.read_blob(Blob(sha256=facts.sha256, size=facts.size))
+        return ModelFacts.model_validate_json(text)
+
+    def forget(self) -> None:
+        """Nothing is remembered."""
 
 
 @contextmanager

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from genai_core import compile_options
 from genai_core.graphs import graph_name
-from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Gaps, TaskId
+from genai_core.names import Backend, TaskId
 from genai_core.operations import (
     ArclConfig,
     CompileHtpConfig,
@@ -19,13 +18,12 @@ from genai_core.operations import (
     StartPoint,
     TransformConfig,
 )
-from genai_planner import inputs
-from genai_planner.contexts import GraphGrid
+from genai_planner.expand import inputs
+from genai_planner.expand.context import Context
+from genai_planner.expand.splits import derive_splits
 from genai_planner.graph import Condition, Inputs, Plan, Selection, Task
 from genai_planner.shape import ModelShape
 from genai_planner.sizing import binary_sizes, demand
-from genai_planner.source_view import SourceView
-from genai_planner.splits import derive_splits
 from genai_planner.targets import Target
 
 __all__ = ["expand_htp"]
@@ -42,34 +40,25 @@ EMULATED_PIECES = 4
 """Pieces of text that the emulator scores: it takes a good part of a second for each pass."""
 
 
-def expand_htp(
-    spec: BuildSpec,
-    targets: Sequence[Target],
-    grid: GraphGrid,
-    *,
-    shape: ModelShape,
-    source: SourceView,
-) -> Plan:
+def expand_htp(context: Context, targets: Sequence[Target]) -> Plan:
     """Make the tasks behind ingest for all htp targets together.
 
     Raises:
         InvalidSpec: A compile option that does not exist or cannot be honoured, or a wrong split.
     """
+    spec, grid = context.spec, context.grid
     for target in targets:
         compile_options.parse(target.options, where=f"target {target.name}")
     compile_options.parse(spec.compilation.options, where="spec.compilation.options")
-    quantization, sharing = spec.quantization, spec.compilation.weight_sharing
     sizes = binary_sizes(
-        shape,
-        source.weight_bits,
-        gaps=quantization.gaps,
-        copies=1 if sharing else len(grid.graphs),
+        context.shape,
+        context.model.weight_bits,
+        gaps=spec.quantization.gaps,
+        copies=1 if spec.compilation.weight_sharing else len(grid.graphs),
     )
     cut = derive_splits(spec.splits, sizes)
-    emulation, verified = _emulated(shape, grid.context_length, float16=_float16(spec, source))
-    builder = _Builder(
-        spec, grid, shape=shape, source=source, splits=cut.splits, emulation=emulation
-    )
+    emulation, verified = _emulated(context.shape, grid.context_length, float16=context.stays_float)
+    builder = _Builder(context, splits=cut.splits, emulation=emulation)
     label = targets[0].name if len(targets) == 1 else ""
     tasks = builder.shared(label)
     containers: dict[str, tuple[TaskId, ...]] = {}
@@ -91,30 +80,21 @@ def _emulated(shape: ModelShape, context: int, *, float16: bool) -> tuple[bool, 
     return False, f"verified by its metadata alone: only {small} are run in the emulator"
 
 
-def _float16(spec: BuildSpec, source: SourceView) -> bool:
-    """Whether the graphs are computed in float16, as nothing says how to quantize them."""
-    return not source.has_encodings and spec.quantization.gaps is Gaps.FLOAT
-
-
 class _Builder:
+    """The tasks of all graphs and splits."""
+
     def __init__(
-        self,
-        spec: BuildSpec,
-        grid: GraphGrid,
-        *,
-        shape: ModelShape,
-        source: SourceView,
-        splits: tuple[SplitConfig, ...],
-        emulation: bool,
+        self, context: Context, *, splits: tuple[SplitConfig, ...], emulation: bool
     ) -> None:
-        self.spec = spec
-        self.grid = grid
-        self.shape = shape
-        self.source = source
+        self.context = context
+        self.spec = context.spec
+        self.grid = context.grid
+        self.shape = context.shape
         self.splits = splits
         self.emulation = emulation
         self.start_points = tuple(
-            StartPoint(tensor=point.tensor) for point in spec.transformation.additional_start_points
+            StartPoint(tensor=point.tensor)
+            for point in self.spec.transformation.additional_start_points
         )
         # Shared by all graphs: tuples of strings once for each split, not for each task.
         self.weights = {split.index: self._files(split) for split in splits}
@@ -133,7 +113,7 @@ class _Builder:
         """compile, fidelity where the emulator can do it, package."""
         tasks = [self._compile(target, split) for split in self.splits]
         parts: Inputs = {
-            f"part_{split.index}": (Selection(task.id, ("*",)),)
+            f"part_{split.index}": inputs.whole(task.id)
             for split, task in zip(self.splits, tasks, strict=True)
         }
         fidelity = self._fidelity(target, parts) if self.emulation else None
@@ -185,9 +165,7 @@ class _Builder:
                 mha2sha=options.mha2sha,
                 start_points=self.start_points,
             ),
-            inputs={
-                "model": (Selection(TaskId(f"arcl/{name}"), ("*",)), *self.weights[split.index])
-            },
+            inputs={"model": (*inputs.whole(TaskId(f"arcl/{name}")), *self.weights[split.index])},
             demand=demand("transform", self.count[split.index]),
             target=label,
             graph=name,
@@ -199,14 +177,14 @@ class _Builder:
         part = _part(name, split)
         quantization = self.spec.quantization
         sources: Inputs = {
-            "model": (Selection(TaskId(f"transform/{part}"), ("*",)), *self.weights[split.index])
+            "model": (*inputs.whole(TaskId(f"transform/{part}")), *self.weights[split.index])
         }
-        if self.source.has_encodings:
+        if self.context.model.has_encodings:
             sources["encodings"] = inputs.encodings()
             # All tensors' names tell an entry of another part from one that nothing needs.
             sources["core"] = inputs.ingested("model.onnx")
-        if quantization.gaps is Gaps.CALIBRATE:
-            sources |= inputs.calibration()
+        if self.context.calibrates:
+            sources |= {"core": inputs.core(), **inputs.calibration()}
         return Task(
             id=TaskId(f"convert/htp/{part}"),
             operation="convert",
@@ -230,7 +208,7 @@ class _Builder:
         sources: Inputs = {}
         for graph in self.grid.graphs:
             name = graph_name(graph.ar, graph.cl)
-            sources[str(name)] = (Selection(TaskId(f"convert/htp/{_part(name, split)}"), ("*",)),)
+            sources[str(name)] = inputs.whole(TaskId(f"convert/htp/{_part(name, split)}"))
         assert target.chip is not None
         return Task(
             id=TaskId(f"compile/{target.name}/{split.index}_of_{split.count}"),
@@ -243,7 +221,7 @@ class _Builder:
                 weight_sharing=compilation.weight_sharing,
                 native_kv=compilation.native_kv,
                 options={**target.options, **compilation.options},
-                float16=_float16(self.spec, self.source),
+                float16=self.context.stays_float,
                 emulation=self.emulation,
             ),
             inputs=sources,
@@ -254,11 +232,7 @@ class _Builder:
 
     def _fidelity(self, target: Target, parts: Inputs) -> Task:
         fidelity = self.spec.quantization.fidelity
-        sources: Inputs = {**parts, "core": inputs.core(), "assets": inputs.assets()}
-        if self.source.has_encodings:
-            sources["encodings"] = inputs.encodings()
-        if "tokens.npy" in self.source.roles:
-            sources["tokens"] = inputs.ingested("tokens/tokens.npy")
+        sources: Inputs = {**parts, **inputs.scored(self.context)}
         return Task(
             id=TaskId(f"fidelity/{target.name}"),
             operation="fidelity",
@@ -275,13 +249,10 @@ class _Builder:
         )
 
     def _package(self, target: Target, parts: Inputs, fidelity: Task | None) -> Task:
-        sources: Inputs = {
-            **parts,
-            "ingest": inputs.ingested("facts.json", "model.onnx", "assets/*", "measured.json"),
-        }
+        sources: Inputs = {**parts, **inputs.package_inputs()}
         when = None
         if fidelity is not None:
-            sources["fidelity"] = (Selection(fidelity.id, ("*",)),)
+            sources["fidelity"] = inputs.whole(fidelity.id)
             when = Condition(fidelity.id, within=True)
         golden = self.spec.golden
         return Task(

@@ -1,0 +1,46 @@
+"""What a task found that decides whether others are needed: the words of fidelity, in one place.
+
+A fidelity task leaves a verdict among its facts. Tasks may wait for a good or for a bad one; where
+every precision that may be tried is over the budget, the build fails with all of their losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from genai_core.errors import OverBudget
+from genai_core.names import TaskId
+from genai_planner.graph import Condition, Result
+
+__all__ = ["holds", "over_budget"]
+
+
+def holds(condition: Condition, result: Result) -> bool:
+    """Whether what a task left is what another one waits for."""
+    return (result.facts.get("within") is True) == condition.within
+
+
+def over_budget(tried: Iterable[TaskId], results: Mapping[TaskId, Result]) -> OverBudget:
+    """The error of a container for which nothing that was tried is good enough.
+
+    Args:
+        tried: The fidelity tasks.
+        results: What they left.
+    """
+    losses: list[str] = []
+    budget: object = None
+    for task in tried:
+        facts = results[task].facts
+        loss, base = facts.get("natsPerToken"), facts.get("baselineNats")
+        budget = facts.get("budget", budget)
+        name = task.rpartition("/")[2]
+        if isinstance(loss, int | float) and isinstance(base, int | float):
+            losses.append(f"{name} by {loss - base:.4f}")
+        else:
+            losses.append(f"{name} beyond measure")
+    return OverBudget(
+        f"the loss rises over the source's by more than {budget} nats a token: "
+        + ", ".join(losses),
+        where="spec.quantization.fidelity.budgetNats",
+        remedy="raise the budget if that is good enough, or quantize the model anew",
+    )
