@@ -53,13 +53,17 @@ class ApiError(Exception):
     Attributes:
         code: HTTP status.
         reason: Its word for it, e.g. `AlreadyExists`.
+        fields: Of the object, that it finds wrong. A policy that denies names none.
     """
 
-    def __init__(self, code: int, reason: str, message: str) -> None:
+    def __init__(
+        self, code: int, reason: str, message: str, *, fields: tuple[str, ...] = ()
+    ) -> None:
         super().__init__(f"{code} {reason}: {message}")
         self.code = code
         self.reason = reason
         self.message = message
+        self.fields = fields
 
 
 class NotLeading(ApiError):
@@ -346,6 +350,9 @@ def _path(plural: str, name: str, namespace: str) -> str:
 def _refusal(code: int, text: str) -> ApiError:
     try:
         status = json.loads(text)
-        return ApiError(code, str(status.get("reason", "")), str(status.get("message", "")))
-    except (ValueError, AttributeError):
+        reason, message = str(status.get("reason", "")), str(status.get("message", ""))
+        causes = (status.get("details") or {}).get("causes") or ()
+        fields = tuple(str(cause["field"]) for cause in causes if cause.get("field"))
+    except (ValueError, AttributeError, TypeError):
         return ApiError(code, "", text[:200])
+    return ApiError(code, reason, message, fields=fields)

@@ -13,12 +13,13 @@ from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
 from genai_operator.access import StoreAccess
 from genai_operator.api import MANAGER, Api, ApiError, Json
+from genai_operator.blocked import NOT_ADMITTED
 from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.jobs import JobRequest, Owner, job_name, owner_reference, render, scope_of
 from genai_operator.observed import Observed
 from genai_operator.renewal import Renewal
 from genai_operator.status import rfc3339
-from genai_operator.views import ENDING, JobView, PodView, ending_note, job_view
+from genai_operator.views import ENDING, TASK, JobView, PodView, ending_note, job_view
 
 __all__ = ["Applier"]
 
@@ -26,6 +27,7 @@ log = logging.getLogger("genai_operator.apply")
 
 _MOST_MESSAGE = 1000
 _KEPT_SECONDS = 30.0
+_REFUSED_SECONDS = (15.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,9 @@ class Applier:
             Whether it was there, and has to be looked at once more.
 
         Raises:
-            Waiting: The namespace's quota is used up, it is not enabled, or the name is not free
-                yet.
-            Stalled: The apiserver refuses the Job as it is.
+            Waiting: A quota is used up, the namespace is not enabled, the cluster does not admit
+                the Job, or its name is not free yet.
+            Stalled: The apiserver finds fields of the Job wrong.
         """
         scope = scope_of(access.address, run)
         name = job_name(request.operation, request.key, scope, request.attempt)
@@ -96,8 +98,15 @@ class Applier:
             raise Waiting("QuotaExceeded", error.message, after=15.0) from error
         if error.code == 403 and "cannot create resource" in error.message:  # RBAC's words
             raise not_enabled("run Jobs", meta["namespace"]) from error
-        if error.code in {400, 403, 422}:
+        denied = "admission webhook" in error.message or "denied request" in error.message
+        if error.code == 422 and error.fields and not denied:
             raise Stalled("JobRefused", error.message) from error
+        if error.code in {400, 403, 422} or (error.code >= 500 and error.reason):
+            # A policy, a webhook that is broken: whoever runs the cluster mends that, not the user.
+            task = meta["annotations"][TASK]
+            message = f"the cluster does not admit the Job of {task}: {error.message}"
+            soon, late = _REFUSED_SECONDS
+            raise Waiting(NOT_ADMITTED, message, after=soon, most=late) from error
         raise error
 
     async def claim(self, job: JobView, owner: Owner) -> bool:

@@ -40,6 +40,7 @@ from genai_operator.leases import Leases
 from genai_operator.loading import Loader, access_of, begin
 from genai_operator.lookups import Unanswered
 from genai_operator.observed import Observed, asked_of
+from genai_operator.patience import Patience
 from genai_operator.planned import Plans
 from genai_operator.reporting import Reporter
 from genai_operator.requests import Looks, Setting
@@ -96,6 +97,7 @@ class Builds:
         self._plans = Plans()
         self._lost: set[str] = set()
         self._failing: set[str] = set()
+        self._patience = Patience()
 
     async def work(self, namespace: str, name: str) -> float | None:
         """One pass; returns after how many seconds another one is wanted anyway."""
@@ -107,7 +109,7 @@ class Builds:
         except (aiohttp.ClientError, TimeoutError):
             raise
         except Exception as error:
-            if not isinstance(error, ApiError) or error.code in _REFUSALS:
+            if not isinstance(error, ApiError) or _will_be_said_again(error):
                 await self._show(value, error)
             raise
         self._failing.discard(value["metadata"]["uid"])
@@ -161,6 +163,7 @@ class Builds:
         self._leases.keep(builds)
         self._starter.keep(builds)
         self._failing.intersection_update(builds)
+        self._patience.keep(builds)
         self._plans.keep(builds)
         self._errands.keep(jobs)
         self._lost.intersection_update(jobs)
@@ -171,13 +174,15 @@ class Builds:
             if one.spec.run.suspend:
                 await self._release_all(one.owner.uid)
                 return Outcome(State.SUSPENDED, "Suspended", "spec.run.suspend is set")
-            return await self._progress(one)
+            outcome = await self._progress(one)
+            self._patience.forget(one.owner.uid)
+            return outcome
         except GenAIError as error:
             problem: Exception = of_error(error)
         except (Stalled, Waiting) as error:
             problem = error
         if isinstance(problem, Waiting):
-            one.after = problem.after
+            one.after = self._patience.after(one.owner.uid, problem)
             return Outcome(State.WAITING, problem.reason, problem.message)
         assert isinstance(problem, Stalled)
         # What failed stays: without it the next pass would begin anew.
@@ -434,6 +439,10 @@ class Builds:
             unwanted = job.uid not in needed and not ours
             if job.state is not JobState.SUCCEEDED and (unwanted or not needed):
                 await self._applier.release(job, uid)
+
+
+def _will_be_said_again(error: ApiError) -> bool:
+    return error.code in _REFUSALS or (error.code >= 500 and "webhook" in error.message)
 
 
 def _doing(seen: Survey) -> str:

@@ -42,13 +42,17 @@ class Waiting(Exception):
         reason: CamelCase, as in a condition.
         message: For people.
         after: Seconds until it is looked at again.
+        most: Seconds that this grows to while nothing changes; 0: it does not grow.
     """
 
-    def __init__(self, reason: str, message: str, *, after: float = 10.0) -> None:
+    def __init__(
+        self, reason: str, message: str, *, after: float = 10.0, most: float = 0.0
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.message = message
         self.after = after
+        self.most = most
 
 
 def not_enabled(what: str, namespace: str) -> Waiting:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import Run
 from genai_core.names import Key
-from genai_operator.api import ApiError
+from genai_operator.api import ApiError, _refusal
 from genai_operator.apply import Applier
 from genai_operator.controller import Controller
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs import JobRequest, Owner, StoreAccess
 from genai_operator.observed import Observed
+from genai_operator.patience import Patience
 from genai_operator.settings import Settings
 from genai_operator.stores import Stores
 
@@ -25,7 +27,20 @@ RBAC = (
     'create resource "jobs" in API group "batch" in the namespace "team-b"'
 )
 QUOTA = 'jobs.batch "x" is forbidden: exceeded quota: jobs, requested: count/jobs.batch=1'
-SECURITY = 'pods "x" is forbidden: violates PodSecurity "restricted:latest": runAsNonRoot != true'
+DENIED = (
+    'jobs.batch "x" is forbidden: ValidatingAdmissionPolicy "p" with binding "p" denied request: '
+    "every Job needs the label team"
+)
+HOOK = 'admission webhook "wh.example" denied the request: spec.template: no label team'
+BROKEN = 'Internal error occurred: failed calling webhook "wh.example": service "nope" not found'
+FIELD = 'Job.batch "x" is invalid: spec.template.spec.tolerations[0].operator: Unsupported value'
+WRONG = ({"field": "spec.template.spec.tolerations[0].operator", "message": "Unsupported value"},)
+
+
+def answered(code: int, reason: str, message: str, causes: Any = ()) -> ApiError:
+    """As the apiserver writes it."""
+    status = {"reason": reason, "message": message, "details": {"causes": list(causes)}}
+    return _refusal(code, json.dumps(status))
 
 
 class Forbidding:
@@ -33,8 +48,9 @@ class Forbidding:
 
     server = "https://127.0.0.1"
 
-    def __init__(self, message: str, code: int = 403) -> None:
-        self.error = ApiError(code, "Forbidden", message)
+    def __init__(self, error: str | ApiError, code: int = 403) -> None:
+        found = isinstance(error, ApiError)
+        self.error = error if found else ApiError(code, "Forbidden", str(error))
         self.asked: list[tuple[str, str]] = []
 
     async def get(self, plural: str, name: str, *, namespace: str = "") -> Any:
@@ -66,26 +82,58 @@ def test_another_refusal_of_a_secret_is_no_word_about_rights() -> None:
 
 
 @pytest.mark.parametrize(
-    ("message", "kind", "reason"),
+    ("error", "kind", "reason"),
     [
-        (RBAC, Waiting, "NamespaceNotEnabled"),
-        (QUOTA, Waiting, "QuotaExceeded"),
-        (SECURITY, Stalled, "JobRefused"),
+        (answered(403, "Forbidden", RBAC), Waiting, "NamespaceNotEnabled"),
+        (answered(403, "Forbidden", QUOTA), Waiting, "QuotaExceeded"),
+        (answered(422, "Invalid", DENIED, [{"message": DENIED}]), Waiting, "NotAdmitted"),
+        (answered(403, "Forbidden", DENIED), Waiting, "NotAdmitted"),
+        (answered(422, "Invalid", HOOK, WRONG), Waiting, "NotAdmitted"),
+        (answered(400, "BadRequest", HOOK), Waiting, "NotAdmitted"),
+        (answered(500, "InternalError", BROKEN), Waiting, "NotAdmitted"),
+        (answered(504, "Timeout", BROKEN), Waiting, "NotAdmitted"),
+        (answered(422, "Invalid", FIELD, WRONG), Stalled, "JobRefused"),
     ],
 )
-def test_three_things_that_forbid_a_job_are_told_apart(
-    message: str, kind: type[Waiting | Stalled], reason: str
+def test_a_refused_job_is_the_users_fault_only_when_its_own_fields_are_wrong(
+    error: ApiError, kind: type[Waiting | Stalled], reason: str
 ) -> None:
+    with pytest.raises(kind) as raised:
+        create(error)
+    assert raised.value.reason == reason
+    if reason == "NotAdmitted":
+        assert error.message in raised.value.message, "the apiserver's own sentence"
+        assert "ingest" in raised.value.message
+
+
+def create(error: ApiError) -> None:
     request = JobRequest(
         namespace="team-b", key=Key("ab" * 32), operation="ingest", task="ingest",
         document=ArtifactStoreSpec.model_validate({"bucket": "abc", "secretRef": {"name": "s"}}),
         image="i@sha256:" + "0" * 64, memory_bytes=1 << 20,
     )  # fmt: skip
-    applier = Applier(Forbidding(message), Observed())  # type: ignore[arg-type]
+    applier = Applier(Forbidding(error), Observed())  # type: ignore[arg-type]
     access = StoreAccess(address="s3://b/p", secret="s3")
-    with pytest.raises(kind) as raised:
-        asyncio.run(applier.create(request, Owner("b", "u"), run=Run(), access=access))
-    assert raised.value.reason == reason
+    asyncio.run(applier.create(request, Owner("b", "u"), run=Run(), access=access))
+
+
+def test_an_apiserver_that_says_nothing_of_its_own_is_no_refusal() -> None:
+    with pytest.raises(ApiError, match="bad gateway"):
+        create(_refusal(502, "<html>bad gateway</html>"))
+    assert _refusal(422, '{"details": {"causes": [1]}}').code == 422
+
+
+def test_patience_grows_while_the_reason_stays() -> None:
+    patience, denied = Patience(), Waiting("NotAdmitted", "", after=15.0, most=60.0)
+    assert [patience.after("u", denied) for _ in range(4)] == [15, 30, 60, 60]
+    assert patience.after("u", Waiting("StoreNotReady", "", after=5.0)) == 5
+    assert [patience.after("u", Waiting("StoreNotReady", "", after=5.0)) for _ in "ab"] == [5, 5]
+    assert patience.after("u", denied) == 15
+    assert patience.after("v", denied) == 15
+    patience.after("v", denied)
+    patience.forget("u")
+    patience.keep({"v"})
+    assert [patience.after(uid, denied) for uid in "uv"] == [15, 60]
 
 
 @pytest.mark.parametrize(("code", "given_up"), [(403, False), (404, True)])

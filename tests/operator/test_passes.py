@@ -185,6 +185,7 @@ def test_when_it_was_asked_for_stays_through_passes_and_restarts() -> None:
         (ValueError("a record of another version"), True),
         (ApiError(403, "Forbidden", "cannot patch jobs"), True),
         (ApiError(500, "InternalError", "etcd is away"), False),
+        (ApiError(500, "InternalError", 'failed calling webhook "wh.example"'), True),
         (ApiError(409, "Conflict", "it changed"), False),
         (TimeoutError(), False),
         (NotLeading(), False),

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from simulated import Replica, Value, Weather, World, build, furnished, opener
 
-from genai_operator import comparing, controller, decide, lookups, observed, renewal, survey
+from genai_operator import apply, comparing, controller, decide, lookups, observed, renewal, survey
+from genai_operator.api import ApiError
 from genai_operator.stores import Stores
 
 CALM, BAD = Weather(), Weather(lost=0.04, crashes=0.15, missed=0.03, delay=0.01)
@@ -276,3 +277,30 @@ def test_they_come_through_nodes_that_refuse_and_users_who_mend_it(
 
     weather = Weather(lost=0.02, missed=0.02, delay=0.01)
     played(tmp_path, monkeypatch, story, seed=seed, weather=weather, chain_tasks=seed % 2 * 7 + 1)
+
+
+DENIED = ApiError(422, "Invalid", "jobs.batch is forbidden: policy p denied request: no team")
+BROKEN = ApiError(500, "InternalError", 'failed calling webhook "wh": no endpoints')
+
+
+@pytest.mark.parametrize("error", [DENIED, BROKEN])
+def test_a_cluster_that_admits_no_jobs_is_waited_for_while_others_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ApiError
+) -> None:
+    monkeypatch.setattr(apply, "_REFUSED_SECONDS", (0.1, 0.2))
+
+    async def story(room: Room) -> None:
+        room.world.refuses = error
+        room.apply("one")
+        await asyncio.sleep(0.4)
+        ready = room.status("one")["conditions"][0]
+        assert (ready["status"], ready["reason"]) == ("Unknown", "NotAdmitted")
+        assert error.message in ready["message"]
+        for number in range(6):  # now and then, in the middle of it
+            room.world.refuses = None if number % 2 == 0 else error
+            await asyncio.sleep(room.rng.random() * 0.1)
+        room.world.refuses = None
+
+    room = played(tmp_path, monkeypatch, story, chain_tasks=1)
+    assert max(Counter(room.world.done).values()) == 1, "no Job that ran was given up"
+    assert ("one", "JobRefused") not in room.world.events
