@@ -401,7 +401,7 @@ class Builds:
             targets=one.spec.targets,
             store=where,
             notes=seen.plan.notes,
-            warnings=seen.plan.warnings,
+            warnings=seen.warnings,
             toolchain=toolchain_digest(targets),
         )
         if not seen.advice.ended:

@@ -29,6 +29,8 @@ __all__ = ["Reporter"]
 
 log = logging.getLogger("genai_operator.reporting")
 
+UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
+"""A warning of ingest that begins so is an Event too: what is built may not be the model."""
 _GOING_WELL = {"Progressing", "Built", "Suspended"}
 
 
@@ -72,6 +74,12 @@ class Reporter:
             await self._applier.event(
                 value, "GenAIBuild", reason=newer["reason"], message=newer["message"]
             )
+
+        for text in status.get("warnings", ()):
+            if text.startswith(UNKNOWN_ARCHITECTURE) and text not in previous.get("warnings", ()):
+                await self._applier.event(
+                    value, "GenAIBuild", reason=UNKNOWN_ARCHITECTURE, message=text, warning=True
+                )
 
     async def _write(self, meta: Mapping[str, Any], status: Json) -> Json:
         body = {

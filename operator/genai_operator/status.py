@@ -48,6 +48,7 @@ _FIDELITY: dict[str, type | tuple[type, ...]] = {
     "verified": str,
 }
 """Members of a fidelity task's facts that go into the status, and their types."""
+_LOOKED_AT = ("plan", "warnings")
 
 
 class State(StrEnum):
@@ -177,12 +178,22 @@ def build_status(
     if outcome.notes:
         found["plan"] = [note[:256] for note in outcome.notes[:_MOST_NOTES]]
     if outcome.warnings:
-        found["warnings"] = [text[:4096] for text in outcome.warnings[:_MOST_WARNINGS]]
+        found["warnings"] = _bounded(outcome.warnings)
+    if outcome.progress is None and same:  # nothing was looked at: what is known stays
+        found |= {name: previous[name] for name in _LOOKED_AT if name in previous} | found
     if outcome.failed:
         found["failures"] = [_failure(outcome, *entry) for entry in outcome.failed[:_MOST_FAILURES]]
     elif outcome.outdated and "failures" in previous:
         found["failures"] = previous["failures"]
     return _said(found)
+
+
+def _bounded(warnings: Sequence[str]) -> list[str]:
+    found = [" ".join(text.split())[:_MOST_MESSAGE] for text in warnings]
+    if len(found) > _MOST_WARNINGS:
+        left = len(found) - _MOST_WARNINGS + 1
+        found[_MOST_WARNINGS - 1 :] = [f"and {left} more"]
+    return found
 
 
 def _said(status: Mapping[str, Any]) -> dict[str, Any]:

@@ -84,6 +84,7 @@ class Survey:
         after: Seconds until it has to be looked at again, whatever happens.
         retried: What is known of the earlier attempts at tasks that start again.
         renewals: Jobs that never started, and are to be made anew.
+        warnings: The plan's and those of the tasks whose result stands, in the plan's order.
     """
 
     plan: Plan
@@ -99,6 +100,7 @@ class Survey:
     after: float | None = None
     retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
     renewals: tuple[Renewal, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 def survey(
@@ -331,7 +333,17 @@ class _Look:
             after=min(pauses) if pauses else None,
             retried={task: verdict for task, verdict in starts.items() if verdict.retried},
             renewals=self._renewals(good),
+            warnings=self._warnings(good),
         )
+
+    def _warnings(self, good: set[TaskId]) -> tuple[str, ...]:
+        """As a laptop says them: cached tasks' too, each once."""
+        found = dict.fromkeys(self._plan.warnings)
+        for task in self._plan.tasks:
+            if task.id in good:
+                record = self.records[self.advice.keys[task.id]]
+                found |= dict.fromkeys(record.measurements.warnings)
+        return tuple(found)
 
     def _renewals(self, good: set[TaskId]) -> tuple[Renewal, ...]:
         found = {

@@ -16,7 +16,7 @@ from genai_core.facts import ModelFacts, WeightsGroup
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend
 from genai_core.operations import OPERATIONS
-from genai_core.record import Record
+from genai_core.record import Measurements, Record
 from genai_core.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.s3_location import S3Location
@@ -127,6 +127,8 @@ class World:
             outputs[path] = blob
         facts = {"within": self.within, "revision": "r"}
         record = record_of_task(task, outputs, created_at=self.now, facts=facts)
+        said = Measurements(warnings=(f"of {task.operation}", "of all"))
+        record = record.model_copy(update={"measurements": said})
         self.store.commit(record)
         return record
 
@@ -347,3 +349,20 @@ def test_a_pod_that_has_left_its_last_result_counts_until_it_has_ended(world: Wo
     world.pods[name] = [replace(pod, ending=Ending(0, "Completed"))]
     (following,) = world.look(**only).start
     assert following.task != request.task
+
+
+def test_warnings_of_tasks_are_told_once_each_and_cached_ones_too(world: World) -> None:
+    told: list[tuple[str, ...]] = [world.look().warnings]
+    while starts := world.look().start:
+        for request in starts:
+            world.run(world.create(request))
+            world.end(request_name(world, request), JobState.SUCCEEDED)
+        told.append(world.look().warnings)
+    assert told[0] == ("of ingest", "of all")
+    assert told[-1][:3] == ("of ingest", "of all", "of convert")
+    assert len(set(told[-1])) == len(told[-1]) > 4
+    assert world.look("another").warnings == told[-1], "whoever built it"
+
+
+def request_name(world: World, request: JobRequest) -> str:
+    return next(name for name, job in world.jobs.items() if job.key == request.key)

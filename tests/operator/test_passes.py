@@ -24,7 +24,7 @@ from genai_operator.errors import Waiting
 from genai_operator.jobs import JobRequest, Owner, render
 from genai_operator.observed import Observed
 from genai_operator.settings import Settings
-from genai_operator.status import build_status
+from genai_operator.status import Outcome, State, build_status
 from genai_operator.stores import Stores
 from genai_operator.views import Ending, JobState, JobView, PodView, job_view, pod_view
 
@@ -420,3 +420,15 @@ def test_a_noted_pod_stands_beside_no_real_one() -> None:
     assert real is not None
     observed.pods.put(a_pod("j"), real)
     assert observed.pods_of("n") == {"j": [real]}
+
+
+def test_an_unknown_architecture_is_one_warning_event() -> None:
+    room = Room()
+    reporter = room.builds._reporter
+    text = "UnknownArchitecture: mamba is not among the known ones"
+    for state, progress in ((State.BUILDING, "1/5"), (State.BUILDING, "2/5"), (State.READY, "")):
+        known = room.observed.builds.get("n", "b")
+        assert known is not None
+        outcome = Outcome(state, "Progressing", progress, warnings=[text, "another"])
+        asyncio.run(reporter.report(known, outcome))
+    assert room.api.events.count("UnknownArchitecture") == 1

@@ -116,6 +116,20 @@ def test_counts_and_sources_belong_to_a_generation() -> None:
     assert status(State.BUILDING, previous=asked_anew, requested_at="now", source=source)["sources"]
 
 
+def test_what_was_found_out_stays_while_nothing_is_looked_at() -> None:
+    found = status(State.BUILDING, progress=Progress(()), notes=["n"], warnings=["w"])
+    waits = status(State.WAITING, previous=found)
+    assert (waits["plan"], waits["warnings"]) == (["n"], ["w"])
+    assert "warnings" not in status(State.WAITING, previous=found, generation=2)
+    assert "warnings" not in status(State.BUILDING, previous=found, progress=Progress(()))
+
+
+def test_warnings_that_are_left_out_are_counted() -> None:
+    found = status(State.READY, warnings=[f"w{n}" for n in range(20)])["warnings"]
+    assert found == [*(f"w{n}" for n in range(15)), "and 5 more"]
+    assert len(status(State.READY, warnings=["w"] * 16)["warnings"]) == 16
+
+
 def test_it_stays_small_whatever_happens() -> None:
     failed = [
         (TaskId(f"convert/{n}"), BadModel("x" * 9999, where="y" * 999), "f" * 64)
