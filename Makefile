@@ -42,6 +42,9 @@ test: $(READY) ## Every test that this machine can run (ROOM=planner for one roo
 	  $(BIN)/python -m pytest -n auto --dist loadfile $(TESTS); \
 	fi
 
+test-long: $(READY) ## The long versions of bounded tests (fuzzers, attacks): tens of minutes
+	@$(BIN)/python -m pytest -m long $(TESTS)
+
 check: $(READY) ## Format, lint, types, import walls, generated files
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -86,4 +89,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate manifests bench bench-cluster test-health test-cluster test-cluster-core image-htp cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate manifests bench bench-cluster test-long test-health test-cluster test-cluster-core image-htp cluster-up cluster-down clean

@@ -11,7 +11,8 @@ import sys
 import kopf
 
 from genai_operator import health
-from genai_operator.api import Api, connection
+from genai_operator.api import Api
+from genai_operator.connecting import connection
 from genai_operator.controller import Controller
 from genai_operator.handlers import registry_of
 from genai_operator.json_log import set_up

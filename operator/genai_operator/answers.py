@@ -16,7 +16,8 @@ from functools import partial
 
 import aiohttp
 
-from genai_operator.api import Api, ApiError, connection
+from genai_operator.api import Api, ApiError
+from genai_operator.connecting import connection
 
 __all__ = ["main"]
 

@@ -7,31 +7,28 @@ write even fewer. Every call has a time limit. Answers are plain JSON values.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
-import os
-import ssl
-import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self, TypeAlias, TypedDict, Unpack
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Self, TypeAlias, TypedDict, TypeVar, Unpack
 
 import aiohttp
-import yaml
 
+from genai_operator.connecting import Connection
+from genai_operator.lean_session import lean_session
 from genai_operator.metrics import API_REQUESTS, API_SECONDS
 
-__all__ = ["MANAGER", "Api", "ApiError", "Connection", "Json", "NotLeading", "connection"]
+__all__ = ["MANAGER", "Api", "ApiError", "Json", "NotLeading"]
 
 Json: TypeAlias = dict[str, Any]
+T = TypeVar("T")
 
 MANAGER = "genai-operator"
 """Our field manager."""
 
-_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-_TOKEN_SECONDS = 60.0
+_PIECE = 64 << 10
+_MOST_BYTES = (16 << 20) + 4096
+"""Of an answer that is no listing; the apiserver takes no object of more than three."""
 _JSON = "application/json"
 _METADATA = f"{_JSON};as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
 _PLURALS = {
@@ -73,69 +70,6 @@ class NotLeading(ApiError):
         super().__init__(0, "NotLeading", "another replica works by now")
 
 
-@dataclass(frozen=True)
-class Connection:
-    """How the apiserver is reached.
-
-    Attributes:
-        tls: With the CA and, if any, the client's certificate.
-        token_file: Read again now and then: tokens of pods rotate.
-    """
-
-    server: str
-    tls: ssl.SSLContext
-    token: str = ""
-    token_file: Path | None = None
-
-
-def connection() -> Connection:
-    """The pod's own service account, else what KUBECONFIG says.
-
-    Raises:
-        FileNotFoundError: Neither is there.
-    """
-    host = os.environ.get("KUBERNETES_SERVICE_HOST")
-    if host and not os.environ.get("KUBECONFIG"):
-        port = os.environ.get("KUBERNETES_SERVICE_PORT", "443")
-        where = f"[{host}]" if ":" in host else host
-        tls = ssl.create_default_context(cafile=str(_ACCOUNT / "ca.crt"))
-        return Connection(f"https://{where}:{port}", tls, token_file=_ACCOUNT / "token")
-    path = Path(os.environ.get("KUBECONFIG") or Path("~/.kube/config").expanduser())
-    return _of_kubeconfig(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
-
-
-def _of_kubeconfig(config: Json, folder: Path) -> Connection:
-    context = _named(config["contexts"], config["current-context"])["context"]
-    cluster = _named(config["clusters"], context["cluster"])["cluster"]
-    user = _named(config["users"], context["user"])["user"]
-    authority = _pem(cluster, "certificate-authority", folder)
-    tls = ssl.create_default_context(cadata=authority.decode() if authority else None)
-    certificate = _pem(user, "client-certificate", folder)
-    key = _pem(user, "client-key", folder)
-    if certificate and key:
-        with tempfile.NamedTemporaryFile() as pair:  # ssl reads files only
-            pair.write(certificate + b"\n" + key)
-            pair.flush()
-            tls.load_cert_chain(pair.name)
-    token_file = user.get("tokenFile")
-    return Connection(
-        cluster["server"].rstrip("/"),
-        tls,
-        token=user.get("token", ""),
-        token_file=Path(token_file) if token_file else None,
-    )
-
-
-def _named(entries: list[Json], name: str) -> Json:
-    return next(entry for entry in entries if entry["name"] == name)
-
-
-def _pem(entry: Json, name: str, folder: Path) -> bytes:
-    if data := entry.get(f"{name}-data"):
-        return base64.b64decode(data)
-    return (folder / entry[name]).read_bytes() if name in entry else b""
-
-
 class _How(TypedDict, total=False):
     """A request beside verb and path."""
 
@@ -164,14 +98,13 @@ class Api:
     ) -> None:
         self._to = to
         self.may_write = may_write
-        self._token = to.token
-        self._token_read = float("-inf")
         self._seconds = seconds
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._to.tls, limit=32),
+        self._session = lean_session(
+            self._to,
+            limit=32,
             timeout=aiohttp.ClientTimeout(total=self._seconds, connect=10),
         )
         return self
@@ -205,7 +138,7 @@ class Api:
         path = f"{_path(kind, pod, namespace)}/{part}"
         query = {"container": "stage", "limitBytes": str(most_bytes)}
         try:
-            return await self._text("GET", path, query=query)
+            return await self._send("GET", path, _text, query=query)
         except ApiError as error:
             if error.code in {400, 404}:  # not started, or gone
                 return None
@@ -221,7 +154,7 @@ class Api:
         fresh: bool = False,
         names_only: bool = False,
     ) -> tuple[list[Json], int]:
-        """All objects, and the version of the whole listing.
+        """All objects, projected, and the version of the whole listing; one by its name is whole.
 
         Args:
             plural: Of the kind.
@@ -237,8 +170,9 @@ class Api:
         if labels:
             query["labelSelector"] = labels
         accept = _METADATA if names_only else _JSON
-        answer = await self._call("GET", _path(plural, "", namespace), query=query, accept=accept)
-        return answer.get("items") or [], int(answer["metadata"].get("resourceVersion") or 0)
+        place = _path(plural, "", namespace)
+        answer = await self._send("GET", place, _json, query=query, accept=accept)
+        return answer["items"], int(answer["metadata"].get("resourceVersion") or 0)
 
     async def create(self, plural: str, value: Json, *, namespace: str) -> Json:
         """Create.
@@ -300,10 +234,16 @@ class Api:
             raise NotLeading
 
     async def _call(self, verb: str, path: str, **how: Unpack[_How]) -> Json:
-        found: Json = json.loads(await self._text(verb, path, **how))
+        found: Json = json.loads(await self._send(verb, path, _text, **how))
         return found
 
-    async def _text(self, verb: str, path: str, **how: Unpack[_How]) -> str:
+    async def _send(
+        self,
+        verb: str,
+        path: str,
+        read: Callable[[aiohttp.ClientResponse], Awaitable[T]],
+        **how: Unpack[_How],
+    ) -> T:
         body = how.get("body")
         assert self._session is not None
         headers = {
@@ -311,8 +251,6 @@ class Api:
             "Accept": how.get("accept", _JSON),
             "User-Agent": MANAGER,
         }
-        if token := self._current_token():
-            headers["Authorization"] = f"Bearer {token}"
         for _ in range(5):
             began = time.monotonic()
             async with self._session.request(
@@ -328,18 +266,24 @@ class Api:
                     pause = answer.headers.get("Retry-After", "1")
                     await asyncio.sleep(min(float(pause) if pause.isdecimal() else 1.0, 10.0))
                     continue
-                text = await answer.text()
                 if answer.status < 400:
-                    return text
-                raise _refusal(answer.status, text)
+                    return await read(answer)
+                raise _refusal(answer.status, await _text(answer))
         raise ApiError(429, "TooManyRequests", path)
 
-    def _current_token(self) -> str:
-        file = self._to.token_file
-        if file is not None and time.monotonic() - self._token_read > _TOKEN_SECONDS:
-            self._token = file.read_text(encoding="utf-8").strip()
-            self._token_read = time.monotonic()
-        return self._token
+
+async def _json(answer: aiohttp.ClientResponse) -> Json:
+    found: Json = await answer.json()
+    return found
+
+
+async def _text(answer: aiohttp.ClientResponse) -> str:
+    found = bytearray()
+    async for piece in answer.content.iter_chunked(_PIECE):
+        found += piece
+        if len(found) > _MOST_BYTES:
+            raise ApiError(answer.status, "TooLarge", f"{answer.url.path} answers without end")
+    return found.decode("utf-8", "replace")
 
 
 def _path(plural: str, name: str, namespace: str) -> str:

@@ -39,9 +39,10 @@ from genai_operator.jobs import JobRequest, scope_of
 from genai_operator.leases import Leases
 from genai_operator.loading import Loader, access_of, begin
 from genai_operator.lookups import Unanswered
-from genai_operator.observed import Observed, asked_of
+from genai_operator.observed import BuildView, Observed, asked_of
 from genai_operator.patience import Patience
 from genai_operator.planned import Plans
+from genai_operator.projection import PARTIAL
 from genai_operator.reporting import Reporter
 from genai_operator.requests import Looks, Setting
 from genai_operator.resolving import Resolver
@@ -78,6 +79,7 @@ class Builds:
     def __init__(
         self, api: Api, observed: Observed, stores: Stores, *, chain_tasks: int = 1
     ) -> None:
+        self._api = api
         self._observed = observed
         self._stores = stores
         self._chain_tasks = chain_tasks
@@ -101,7 +103,8 @@ class Builds:
 
     async def work(self, namespace: str, name: str) -> float | None:
         """One pass; returns after how many seconds another one is wanted anyway."""
-        value = self._observed.builds.get(namespace, name)
+        seen = self._observed.builds.get(namespace, name)
+        value = await self._whole(seen) if seen is not None else None
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None  # its Jobs end with their last claim: the apiserver's garbage collector
         try:
@@ -115,7 +118,17 @@ class Builds:
         self._failing.discard(value["metadata"]["uid"])
         now = self._observed.builds.get(namespace, name)
         # The answer to our own write may be the first to tell of an edit: its event is no news.
-        return 0.0 if now is not None and asked_of(now) != asked_of(value) else after
+        return 0.0 if now is not None and now.asked != asked_of(value) else after
+
+    async def _whole(self, seen: BuildView) -> Json | None:
+        """The build with its spec and status, which the mirror does not keep of a large one."""
+        value = seen.value
+        if PARTIAL not in value:
+            return value
+        found, _ = await self._api.list(
+            "genaibuilds", namespace=seen.namespace, name=seen.name, fresh=True
+        )
+        return found[0] if found else None
 
     async def _show(self, value: Json, error: Exception) -> None:
         """Say that a pass failed for what time alone does not heal; it is tried again all the same.
@@ -158,7 +171,7 @@ class Builds:
 
     def tidy(self) -> None:
         """Forget what is known of builds, stores and Jobs that are gone."""
-        builds = {build["metadata"]["uid"] for build in self._observed.builds}
+        builds = {build.uid for build in self._observed.builds}
         jobs = {job.uid for job in self._observed.jobs}
         self._leases.keep(builds)
         self._starter.keep(builds)

@@ -18,7 +18,8 @@ from genai_operator.api import Api, ApiError
 from genai_operator.build import Builds
 from genai_operator.comparing import Comparing
 from genai_operator.metrics import QUEUE_SECONDS, RECONCILE_SECONDS, TASK_SECONDS, TASKS
-from genai_operator.observed import Observed, asked_of, lean
+from genai_operator.observed import BuildView, Observed, asked_of, build_view
+from genai_operator.projection import lean
 from genai_operator.references import References
 from genai_operator.settings import Settings
 from genai_operator.stores import Stores
@@ -115,9 +116,10 @@ class Controller:
                 self.queue.forget(ref)
             return
         before = self.observed.builds.get(ref.namespace, ref.name)
-        self.observed.builds.put(value, lean(value))
+        now = build_view(value)
+        self.observed.builds.put(value, now)
         # Our own status comes back as an event: nothing to do.
-        if before is None or asked_of(before) != asked_of(value):
+        if before is None or before.asked != now.asked:
             self.queue.add(ref)
 
     def _take_artifactstores(self, value: Mapping[str, Any], *, deleted: bool) -> None:
@@ -127,13 +129,12 @@ class Controller:
         if deleted:
             self.observed.stores.drop(ref.namespace, ref.name, meta["uid"])
         else:
-            self.observed.stores.put(value, lean(value))
+            self.observed.stores.put(value, lean("artifactstores", value))
             if before is None or asked_of(before) != asked_of(value):
                 self.queue.add(ref)
         if before is None or deleted or _readiness(before) != _readiness(value):
             for build in self.observed.builds:
-                store = build["spec"].get("store", {}).get("name", "default")
-                if build["metadata"]["namespace"] == ref.namespace and store == ref.name:
+                if (build.namespace, build.store) == (ref.namespace, ref.name):
                     self.queue.add(_ref_of(build))
 
     def _take_genaitargets(self, value: Mapping[str, Any], *, deleted: bool) -> None:
@@ -142,12 +143,12 @@ class Controller:
         if deleted:
             self.observed.targets.drop("", name, value["metadata"]["uid"])
         else:
-            self.observed.targets.put(value, lean(value))
+            self.observed.targets.put(value, lean("genaitargets", value))
             if before is not None and asked_of(before) == asked_of(value):
                 return
             self.queue.add(Ref("genaitargets", "", name))
         for build in self.observed.builds:
-            if name in build["spec"].get("targets", ()):
+            if name in build.targets:
                 self.queue.add(_ref_of(build))
 
     def _take_jobs(self, value: Mapping[str, Any], *, deleted: bool) -> None:
@@ -210,7 +211,7 @@ class Controller:
 
     def _wake_owners(self, job: JobView) -> None:
         for build in self.observed.builds:
-            if build["metadata"]["uid"] in job.owners:
+            if build.uid in job.owners:
                 self.queue.add(_ref_of(build))
         for store in self.observed.stores if job.operation in _ERRANDS_OF_STORES else ():
             meta = store["metadata"]
@@ -316,8 +317,8 @@ def _rest(seconds: float) -> float:
     return min(_RESTS * seconds, _LONGEST_REST) if seconds > _QUICK_PASS else 0.0
 
 
-def _ref_of(build: Mapping[str, Any]) -> Ref:
-    return Ref("genaibuilds", build["metadata"]["namespace"], build["metadata"]["name"])
+def _ref_of(build: BuildView) -> Ref:
+    return Ref("genaibuilds", build.namespace, build.name)
 
 
 def _readiness(value: Mapping[str, Any]) -> object:

@@ -10,7 +10,9 @@ from typing import Any
 import kopf
 
 from genai_core.kinds.base import GROUP, VERSION
+from genai_operator.connecting import connection
 from genai_operator.controller import Controller
+from genai_operator.lean_session import lean_session
 from genai_operator.views import MANAGED
 
 __all__ = ["registry_of"]
@@ -25,8 +27,10 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
-    def login(**kwargs: Any) -> kopf.ConnectionInfo | None:
-        return kopf.login_with_service_account(**kwargs) or kopf.login_with_kubeconfig(**kwargs)
+    async def login(**_: Any) -> kopf.AiohttpSession:
+        to = connection()
+        # Of an object, kopf gets what we read: it holds each for some seconds.
+        return kopf.AiohttpSession(server=to.server, aiohttp_session=lean_session(to))
 
     @kopf.on.startup(registry=registry)
     def configure(settings: kopf.OperatorSettings, **_: Any) -> None:

@@ -7,15 +7,20 @@ fetched, and a watch that keeps missing things is called deaf.
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from genai_core.kinds.base import REQUESTED_AT
+from genai_operator.projection import lean
+from genai_operator.status import ready_of
 from genai_operator.views import JobState, JobView, PodView
 
-__all__ = ["Entry", "Kept", "Observed", "asked_of", "lean", "version_of"]
+__all__ = ["BuildView", "Entry", "Kept", "Observed", "asked_of", "build_view", "version_of"]
 
 V = TypeVar("V")
 
@@ -123,10 +128,50 @@ class Kept(Generic[V]):
         return newer, gone
 
 
-def lean(value: Mapping[str, Any]) -> dict[str, Any]:
-    """An object of ours without what nobody reads."""
-    meta = {k: v for k, v in value["metadata"].items() if k not in {"managedFields", "labels"}}
-    return {**value, "metadata": meta}
+@dataclass(frozen=True, slots=True)
+class BuildView:
+    """A build: what events ask about it, and the rest as text until it is worked on.
+
+    Attributes:
+        asked: See `asked_of`.
+        targets: Names of the GenAITargets that it is built for.
+        store: Of the ArtifactStore.
+        phase: As its status says.
+        reason: Of its condition Ready.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    asked: tuple[object, ...]
+    targets: tuple[str, ...]
+    store: str
+    phase: str
+    reason: str
+    text: bytes
+
+    @property
+    def value(self) -> dict[str, Any]:
+        """The object, as much of it as is kept."""
+        found: dict[str, Any] = json.loads(zlib.decompress(self.text))
+        return found
+
+
+def build_view(value: Mapping[str, Any]) -> BuildView:
+    """Of a build as the apiserver sends it."""
+    kept = lean("genaibuilds", value)
+    meta, spec, status = kept["metadata"], kept.get("spec") or {}, kept.get("status") or {}
+    return BuildView(
+        namespace=sys.intern(meta["namespace"]),
+        name=meta["name"],
+        uid=meta["uid"],
+        asked=asked_of(kept),
+        targets=tuple(sys.intern(name) for name in spec.get("targets", ())),
+        store=sys.intern((spec.get("store") or {}).get("name", "default")),
+        phase=sys.intern(status.get("phase") or ""),
+        reason=sys.intern(ready_of(status)[1]),
+        text=zlib.compress(json.dumps(kept).encode(), 1),
+    )
 
 
 def asked_of(value: Mapping[str, Any]) -> tuple[object, ...]:
@@ -144,7 +189,7 @@ def asked_of(value: Mapping[str, Any]) -> tuple[object, ...]:
 class Observed:
     """The mirror."""
 
-    builds: Kept[dict[str, Any]] = field(default_factory=Kept)
+    builds: Kept[BuildView] = field(default_factory=Kept)
     stores: Kept[dict[str, Any]] = field(default_factory=Kept)
     targets: Kept[dict[str, Any]] = field(default_factory=Kept)
     jobs: Kept[JobView] = field(default_factory=Kept)

@@ -15,7 +15,7 @@ from genai_core.kinds.base import API_VERSION
 from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
 from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS
-from genai_operator.observed import Observed, lean
+from genai_operator.observed import Observed, build_view
 from genai_operator.status import (
     Outcome,
     build_status,
@@ -89,7 +89,7 @@ class Reporter:
             "status": status,
         }
         written = await self._api.apply_status("genaibuilds", body, namespace=meta["namespace"])
-        self._observed.builds.put(written, lean(written))
+        self._observed.builds.put(written, build_view(written))
         return written
 
 

@@ -27,6 +27,7 @@ from genai_operator.api import Api, ApiError
 from genai_operator.endpoints import Peers, check_endpoint
 from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.lookups import Answers, Lookups, ToldLookups
+from genai_operator.projection import PARTIAL
 from genai_operator.s3_metrics import count_requests
 from genai_operator.settings import Settings
 from genai_operator.threads import in_thread
@@ -179,6 +180,11 @@ class Stores:
         self, value: Mapping[str, Any]
     ) -> tuple[ArtifactStoreSpec, S3Credentials | None]:
         name, namespace = value["metadata"]["name"], value["metadata"]["namespace"]
+        if PARTIAL in value:
+            listed, _ = await self._api.list(
+                "artifactstores", namespace=namespace, name=name, fresh=True
+            )
+            value = listed[0] if listed else value
         spec = read_served(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {name}")
         await self.check_endpoint(spec.endpoint)
         if spec.secret_ref is None:

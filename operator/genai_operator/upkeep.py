@@ -47,12 +47,10 @@ class Upkeep:
         """
         QUEUE_DEPTH.set(due)
         JOBS_ACTIVE.set(sum(job.state is JobState.ACTIVE for job in self._observed.jobs))
-        states = Counter(
-            (build.get("status") or {}).get("phase") or State.NEW for build in self._observed.builds
-        )
+        states = Counter(build.phase or State.NEW for build in self._observed.builds)
         for state in State:
             BUILDS.labels(state=state).set(states[state])
-        reasons = Counter(ready_of(build.get("status") or {})[1] for build in self._observed.builds)
+        reasons = Counter(build.reason for build in self._observed.builds)
         for reason in BLOCKED:
             BUILDS_BLOCKED.labels(reason=reason).set(reasons[reason])
         for gauge, kept in ((STORES, self._observed.stores), (TARGETS, self._observed.targets)):
@@ -63,10 +61,7 @@ class Upkeep:
 
     async def clear(self) -> None:
         """Remove what nobody needs any more, and give up what is lost."""
-        phases = {
-            build["metadata"]["uid"]: (build.get("status") or {}).get("phase", "")
-            for build in self._observed.builds
-        }
+        phases = {build.uid: build.phase for build in self._observed.builds}
         for job in outlived(self._observed.jobs, phases, datetime.now(UTC)):
             await self._delete(job)
         await self._give_up_lost_pods()

@@ -22,7 +22,7 @@ from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_operator import metrics
 from genai_operator.build import Builds
 from genai_operator.controller import Controller
-from genai_operator.observed import Observed
+from genai_operator.observed import Observed, build_view
 from genai_operator.s3_metrics import count_requests
 from genai_operator.settings import Settings
 from genai_operator.status import Outcome, State
@@ -92,7 +92,7 @@ def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:
         for number, phase in enumerate(["Building", "Building", "Failed", ""]):
             meta = {"namespace": "n", "name": str(number), "uid": str(number)}
             build = {"metadata": meta, "spec": {}, "status": {"phase": phase}}
-            controller.observed.builds.put(build, build)
+            controller.observed.builds.put(build, build_view(build))
         meta = {"namespace": "n", "name": "s", "uid": "s"}
         ready = [{"type": "Ready", "status": "False", "reason": "SecretNotFound"}]
         store = {"metadata": meta, "spec": {}, "status": {"conditions": ready}}

@@ -17,14 +17,15 @@ from hypothesis import strategies as st
 
 from genai_operator import controller as controller_module
 from genai_operator import observed as observed_module
-from genai_operator.api import Api, ApiError, Connection, NotLeading
+from genai_operator.api import Api, ApiError, NotLeading
+from genai_operator.connecting import Connection
 from genai_operator.controller import Controller, Ref
 from genai_operator.decide import judge
 from genai_operator.endpoints import check_endpoint
 from genai_operator.errors import Stalled
 from genai_operator.health import sick
 from genai_operator.leader import LeaseHolder
-from genai_operator.observed import Kept
+from genai_operator.observed import Kept, build_view
 from genai_operator.settings import Settings, read_settings
 from genai_operator.views import JobView, job_view
 
@@ -113,7 +114,8 @@ def test_a_watch_that_misses_only_deletions_is_deaf_too() -> None:
         api = Lists()
         controller = Controller(api, Settings())  # type: ignore[arg-type]
         for round_ in range(1, 4):
-            controller.observed.builds.put(thing(f"b{round_}", round_), thing(f"b{round_}", round_))
+            made = thing(f"b{round_}", round_)
+            controller.observed.builds.put(made, build_view(made))
             await controller.comparing.compare(settle=0.001)
             assert len(controller.observed.builds) == 0
             assert (controller.comparing.deaf == ["genaibuilds"]) == (round_ == 3)
@@ -255,7 +257,7 @@ def test_the_end_of_a_build_is_not_that_of_the_next_one_of_its_name() -> None:
         old, new = thing("b", 1, "old"), thing("b", 3, "new")
         controller.take("genaibuilds", "ADDED", old)
         controller.queue.done(await controller.queue.get())
-        controller.observed.builds.put(new, new)  # an answer told of it
+        controller.observed.builds.put(new, build_view(new))  # an answer told of it
         controller.queue.add(Ref("genaibuilds", "n", "b"), after=9)
         controller.take("genaibuilds", "DELETED", old)
         assert len(controller.queue) == 1, "it is due as it was"
@@ -363,11 +365,11 @@ def test_a_replica_that_lost_the_lease_writes_nothing_but_leases() -> None:
         to = Connection("https://apiserver", ssl.create_default_context())
         api = Api(to, may_write=lambda: leads)
 
-        async def answer(verb: str, path: str, **_: Any) -> str:
+        async def answer(verb: str, path: str, _read: object, **_: Any) -> str:
             sent.append((verb, path.rpartition("/")[2]))
             return "{}"
 
-        api._text = answer  # type: ignore[method-assign]
+        api._send = answer  # type: ignore[assignment,method-assign]
         thing_ = {"metadata": {"name": "x"}}
         writes: list[Callable[[], Awaitable[Any]]] = [
             lambda: api.create("jobs", thing_, namespace="n"),

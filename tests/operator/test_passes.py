@@ -22,7 +22,7 @@ from genai_operator.build_pass import BuildPass
 from genai_operator.decide import judge
 from genai_operator.errors import Waiting
 from genai_operator.jobs import JobRequest, Owner, render
-from genai_operator.observed import Observed
+from genai_operator.observed import Observed, build_view
 from genai_operator.settings import Settings
 from genai_operator.status import Outcome, State, build_status
 from genai_operator.stores import Stores
@@ -132,7 +132,7 @@ class Room:
             seen = pod_view(pod)
             assert seen is not None
             self.observed.pods.put(pod, seen)
-        self.observed.builds.put(build(), build())
+        self.observed.builds.put(build(), build_view(build()))
 
     def work(self) -> float | None:
         return asyncio.run(self.builds.work("n", "b"))
@@ -164,17 +164,17 @@ def test_an_edit_that_our_own_write_tells_of_is_worked_on_at_once(
 def test_when_it_was_asked_for_stays_through_passes_and_restarts() -> None:
     room = Room()
     unseen = build() | {"status": {"observedGeneration": -1}}  # what the apiserver fills in
-    room.observed.builds.put(unseen, unseen)
+    room.observed.builds.put(unseen, build_view(unseen))
     room.work()
     assert room.api.statuses[-1]["status"]["startedAt"] == "2026-01-01T00:00:00Z", "its creation"
     # Another pass, or another process, of the same generation: with something else to say.
     shown = room.api.statuses[-1]["status"] | {"conditions": []}
     known = build(resourceVersion="200") | {"status": shown | {"startedAt": "2026-02-02T00:00:00Z"}}
-    room.observed.builds.put(known, known)
+    room.observed.builds.put(known, build_view(known))
     room.work()
     assert room.api.statuses[-1]["status"]["startedAt"] == "2026-02-02T00:00:00Z"
     edited = build(resourceVersion="300", generation=2) | {"status": known["status"]}
-    room.observed.builds.put(edited, edited)
+    room.observed.builds.put(edited, build_view(edited))
     room.work()
     assert room.api.statuses[-1]["status"]["startedAt"] > "2026-02-02T00:00:00Z"
 
@@ -217,7 +217,7 @@ def test_a_build_at_rest_stays_good_whatever_fails(monkeypatch: pytest.MonkeyPat
     ready = [{"type": "Ready", "status": "True", "reason": "Built"}]
     known = build(resourceVersion="2")
     known["status"] = {"observedGeneration": 1, "conditions": ready}
-    room.observed.builds.put(known, known)
+    room.observed.builds.put(known, build_view(known))
 
     async def fails(_: Any) -> None:
         raise ValueError("odd")
@@ -235,9 +235,9 @@ def test_a_status_is_of_one_object_and_not_of_the_next_one_of_that_name() -> Non
     room.api.edit = {"uid": "anew"}
     assert room.work() == 0.0
     assert [bool(written["status"]) for written in room.api.statuses] == [True, False]
-    known = room.observed.builds.get("n", "b")
-    assert known is not None
-    assert (known["metadata"]["uid"], known["status"]) == ("anew", {})
+    seen = room.observed.builds.get("n", "b")
+    assert seen is not None
+    assert (seen.uid, seen.value["status"]) == ("anew", {})
     assert room.api.events == []
 
 
@@ -245,7 +245,7 @@ def test_what_a_failed_task_said_is_known_when_its_pod_is_gone() -> None:
     said = '{"error": {"code": "BadModel", "message": "no such node"}, "log": "d1"}'
     room = Room(a_job("j", "build", ended="Failed"), pods=(a_pod("j", message=said),))
     known = build(resourceVersion="2") | {"status": {"observedGeneration": 1}}
-    room.observed.builds.put(known, known)
+    room.observed.builds.put(known, build_view(known))
     room.work()
     assert room.job("j").noted is not None
     assert room.api.deleted == []
@@ -277,7 +277,7 @@ def test_a_request_is_not_lost_on_a_build_that_has_to_wait_first() -> None:
     room = Room(a_job("j", "build", ended="Failed"))
     asked = build(resourceVersion="2", annotations={REQUESTED_AT: "now"})
     asked["status"] = {"observedGeneration": 1}
-    room.observed.builds.put(asked, asked)
+    room.observed.builds.put(asked, build_view(asked))
     room.work()
     assert room.api.statuses[-1]["status"]["conditions"][0]["reason"] == "TargetNotFound"
     assert room.api.deleted == ["j"]
@@ -430,5 +430,5 @@ def test_an_unknown_architecture_is_one_warning_event() -> None:
         known = room.observed.builds.get("n", "b")
         assert known is not None
         outcome = Outcome(state, "Progressing", progress, warnings=[text, "another"])
-        asyncio.run(reporter.report(known, outcome))
+        asyncio.run(reporter.report(known.value, outcome))
     assert room.api.events.count("UnknownArchitecture") == 1
