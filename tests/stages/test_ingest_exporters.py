@@ -84,6 +84,57 @@ def test_ingest_builds_when_dimensions_are_numbers_as_text(tmp_path: Path) -> No
     same_as_plain(tmp_path)
 
 
+def _open_caches(model: onnx.ModelProto) -> None:
+    """Only symbols in the shapes of caches, as onnxruntime-genai's builder writes the width."""
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.name.startswith(("past", "present")):
+            kind = value.name.rpartition("_")[2]
+            for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+                dim.dim_param = f"{kind}_{axis}"
+
+
+def _without_inner_shapes(model: onnx.ModelProto) -> None:
+    _open_caches(model)
+    for value in [*model.graph.input, *model.graph.output]:
+        if value.name.startswith(("past", "present")):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+
+
+@pytest.mark.parametrize(
+    "style",
+    [
+        {"layers": 3},
+        {"turned_keys": True, "fused": True, "rotary_dim": 4},
+        {"contrib": True, "head_dim": 16},
+        {"contrib": True, "head_dim": 16, "fused": True},
+        {"repeat": "broadcast", "positions": "counted"},
+    ],
+)
+def test_ingest_finds_the_width_of_heads_when_caches_name_symbols(
+    style: dict[str, Any], tmp_path: Path
+) -> None:
+    written = edited(tmp_path, _without_inner_shapes, **style)
+    (tmp_path / "source" / "config.json").unlink()
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    for one in facts.attention:
+        assert (one.kv_heads, one.head_dim) == (written.kv_heads, written.head_dim)
+    same_as_plain(tmp_path, **style)
+
+
+def test_ingest_names_the_cache_when_nothing_tells_its_width(tmp_path: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        _open_caches(model)
+        for node in model.graph.node:
+            if node.op_type == "Concat" and node.input[0] == "past_0_key":
+                node.input[0] = "of_itself"
+        model.graph.node.insert(0, helper.make_node("Abs", ["past_0_key"], ["of_itself"]))
+
+    edited(tmp_path, change)
+    with pytest.raises(BadModel, match=r"past_0_key.*number and width of heads"):
+        ingest(tmp_path)
+
+
 def _positions_in_rows(rows: int | str) -> Callable[[onnx.ModelProto], None]:
     """position_ids [rows, B, T], of which the first is read, as text decoders of VL models do."""
 

@@ -21,8 +21,10 @@ import onnx_ir as ir
 
 from genai_core.errors import BadModel
 from genai_core.facts import RopeTable
+from genai_stages.passes.cache_sizes import are_open, cache_sizes, untold
 from genai_stages.passes.classify_mask import reference
 from genai_stages.passes.recognise_attention import Sizes
+from genai_stages.passes.specialise import Folding
 from genai_stages.source_model import Array, SourceModel
 
 Purpose = Literal["tokens", "past", "mask", "positions", "cache_index", "cos", "sin", "adapter"]
@@ -81,6 +83,28 @@ class SourceInputs:
         kept = {name: window for name, window in windows.items() if window}
         return dataclasses.replace(self, windows=kept), None
 
+    def settled(self, source: SourceModel, ropes: Mapping[str, RopeTable]) -> SourceInputs:
+        """Caches of a dynamic source with the sizes that its arithmetic tells, where it names none.
+
+        Raises:
+            GenAIError: The source cannot be folded.
+        """
+        caches = {one.name: one.dims for one in self.named("past") if are_open(one.dims)}
+        if not caches or self.native is not None:
+            return self
+        sizes = self.sizes
+        others = dataclasses.replace(
+            self, inputs=tuple(one for one in self.inputs if one.name not in caches)
+        )
+        known, rest = self.feeds(sizes, ropes), others.open_shapes(sizes)
+        told = cache_sizes(
+            source, caches, sizes.length, lambda given: Folding(source, known, {**rest, **given})
+        )
+        inputs = (
+            dataclasses.replace(one, dims=told.get(one.name, one.dims)) for one in self.inputs
+        )
+        return dataclasses.replace(self, inputs=tuple(inputs))
+
     def named(self, purpose: Purpose) -> list[SourceInput]:
         """Inputs of one purpose."""
         return [one for one in self.inputs if one.purpose == purpose]
@@ -112,11 +136,7 @@ class SourceInputs:
         heads, *rest = one.dims[1:]
         opened = [axis for axis, dim in enumerate(rest, 2) if isinstance(dim, str)]
         if isinstance(heads, str) or len(opened) != 1:
-            raise BadModel(
-                f"its shape {list(one.dims)} does not tell the number and width of heads",
-                where=one.name,
-                remedy="export it with dynamic axes for the batch and the length alone",
-            )
+            raise untold(one.name, one.dims)
         shape[opened[0]] = length
         return tuple(shape)
 

@@ -80,6 +80,7 @@ def source_to_core(
         notes += [] if warning is None else [warning]
     ropes, unknown = _described_ropes(config, family, needed=native is not None)
     notes += unknown
+    inputs = inputs.settled(source, ropes)
     sizes = inputs.sizes
     output = logits_name(source)
     opened = inputs.open_shapes(sizes)

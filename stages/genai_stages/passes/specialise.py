@@ -81,6 +81,23 @@ class Folding:
         """
         return self._folding.upto(wanted)
 
+    def shapes(self, names: Sequence[str]) -> list[tuple[int, ...]]:
+        """The static shapes of some tensors, which are folded for it.
+
+        Raises:
+            GenAIError: As `specialise`.
+        """
+        graph = self._folding.upto(names)
+        held = [graph.outputs[name] for name in names]
+        return [
+            graph.constants[name].shape if name in graph.constants else graph.shapes[name]
+            for name in held
+        ]
+
+    def set_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Correct the shape of an input, before anything is folded that reads it."""
+        self._folding.graph.shapes[name] = shape
+
 
 class _Folding:
     def __init__(
