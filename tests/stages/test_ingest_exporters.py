@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
-from genai_core.errors import BadModel
+from genai_core.errors import BadModel, UnsupportedOperator
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
 from genai_stages.core_graph import read_facts
@@ -187,6 +187,57 @@ def test_ingest_builds_when_constants_take_the_type_of_others(tmp_path: Path) ->
     result, _ = ingest(tmp_path)
     assert result.notes["drift"] < STRICT
     same_as_plain(tmp_path)
+
+
+def _triangular_mask(window: int) -> Callable[[onnx.ModelProto], None]:
+    """The mask as triangles of a square of new tokens, as exporters without a cache write it."""
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        (masking,) = [node for node in graph.node if node.op_type == "Where"]
+        place = list(graph.node).index(masking)
+        for name, value in {"above": 1, "below": -window, "all": True}.items():
+            graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+        made = [
+            helper.make_node("Shape", ["input_ids"], ["size"], start=1, end=2),
+            helper.make_node("Concat", ["size", "size"], ["square_size"], axis=0),
+            helper.make_node("Expand", ["all", "square_size"], ["square"]),
+            helper.make_node("Cast", ["square"], ["square_f"], to=TensorProto.FLOAT),
+            helper.make_node("Trilu", ["square_f", "above"], ["later"], upper=1),
+            helper.make_node("Trilu", ["square_f", "below"], ["earlier"], upper=0),
+        ]
+        parts = ["later", "earlier"][: 2 if window else 1]
+        made.append(helper.make_node("Sum", parts, ["hidden_f"]))
+        made.append(helper.make_node("Cast", ["hidden_f"], ["hidden"], to=TensorProto.BOOL))
+        made.append(helper.make_node("Not", ["hidden"], ["seen"]))
+        masking.input[0] = "seen"
+        for offset, node in enumerate(made):
+            graph.node.insert(place + offset, node)
+
+    return change
+
+
+@pytest.mark.parametrize("window", [0, 5, 25, 30, 31, 40, 1000])
+def test_ingest_reads_a_triangle_when_there_is_no_cache(window: int, tmp_path: Path) -> None:
+    """Numbers in a mask's arithmetic are looked at among new tokens: there is no past."""
+    edited(tmp_path, _triangular_mask(window), past=False, mask="lowest")
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    assert [one.window for one in facts.attention] == [window, window]
+
+
+def test_ingest_refuses_a_triangle_too_far_to_be_seen_when_there_is_no_cache(
+    tmp_path: Path,
+) -> None:
+    edited(tmp_path, _triangular_mask(9000), past=False, mask="lowest")
+    with pytest.raises(UnsupportedOperator, match=r"4200 tokens.*past_key_values"):
+        ingest(tmp_path)
+
+
+def test_ingest_reads_a_far_window_when_a_mask_tells_of_more_keys(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", past=False, window=9000)
+    _, facts = ingest(tmp_path)
+    assert [one.window for one in facts.attention] == [9000, 9000]
 
 
 def test_ingest_builds_when_rows_are_picked_by_element(tmp_path: Path) -> None:
