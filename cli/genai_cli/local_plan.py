@@ -159,7 +159,7 @@ class LocalPlan:
         """What ingest found; see `Standing`."""
         file = ingested.outputs[FACTS_FILE]
         text = self.store.read_blob(Blob(sha256=file.sha256, size=file.size))
-        return ModelFacts.model_validate_json(text)
+        return ModelFacts.from_bytes(text)
 
     def ready(self, *, explain: bool = False) -> PlanReady:
         """The tasks that are or may be needed, as people see them."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from genai_cli.output import emit, say
 from genai_cli.settings import Settings
@@ -55,7 +55,6 @@ def collect_garbage(
     store = opened(settings, address)
     done = collect(
         store,
-        now=datetime.now(UTC),
         grace=timedelta(days=keep_days),
         dry_run=dry_run,
         progress=_tell,

@@ -16,6 +16,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genai_core.budgets import ANSWER
 from genai_core.names import Key
 from genai_core.record import Record
 from genai_core.store.protocol import RecordRef
@@ -34,9 +35,7 @@ __all__ = [
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 _MARK = "genai-answer"
 _PIECE = 6000
-_LINE = re.compile(rf"{_MARK} (\d+)/(\d+) ([A-Za-z0-9+/=]+)")
-_MOST_BYTES = 64 << 20
-"""Unpacked: what a pod says is not believed to be small."""
+_LINE = re.compile(rf"{_MARK} ([0-9]{{1,6}})/([0-9]{{1,6}}) ([A-Za-z0-9+/=]+)")
 
 RefText = Annotated[str, Field(pattern=r"^[a-z_]{1,64}/[0-9a-f]{64}$")]
 
@@ -133,13 +132,18 @@ def read_answer(log: str) -> Answer | None:
     whole = ""
     for match in _LINE.finditer(log):
         number, count = int(match[1]), int(match[2])
-        pieces = [*pieces, match[3]] if number == len(pieces) + 1 else [match[3]] * (number == 1)
+        if number != len(pieces) + 1:
+            pieces.clear()
+        if number == len(pieces) + 1:
+            pieces.append(match[3])
         if number == count == len(pieces):
-            whole, pieces = "".join(pieces), []
+            whole = "".join(pieces)
+            pieces.clear()
     if not whole:
         return None
     try:
-        data = zlib.decompressobj().decompress(base64.b64decode(whole), _MOST_BYTES)
-        return Answer.model_validate_json(data)
+        # What a pod says is not believed to be small.
+        data = zlib.decompressobj().decompress(base64.b64decode(whole), ANSWER.most_bytes + 1)
+        return Answer.model_validate_json(ANSWER.within(data))
     except (ValueError, zlib.error):
         return None

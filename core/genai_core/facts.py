@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genai_core import budgets
 from genai_core.paths import RelativePath
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -113,3 +114,12 @@ class ModelFacts(BaseModel):
     native_cl: int | None = None
     max_positions: int | None = None
     warnings: list[str] = Field(default_factory=list)
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> ModelFacts:
+        """Read `facts.json`.
+
+        Raises:
+            ValueError: Not JSON, not the facts of a version known here, or beyond their budget.
+        """
+        return cls.model_validate_json(budgets.FACTS.within(data))

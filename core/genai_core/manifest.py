@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genai_core import canonical
+from genai_core import budgets, canonical
 from genai_core.names import Backend, Precision
 from genai_core.paths import RelativePath
 from genai_core.versions import read_versioned
@@ -94,6 +94,15 @@ class Manifest(BaseModel):
     files: dict[RelativePath, ManifestFile]
     """Relative path -> file, but for `manifest.json`, `report.json`, `golden.json` (its margins are
     measured) and `emulation/`."""
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Manifest:
+        """Read `manifest.json`.
+
+        Raises:
+            ValueError: Not JSON, not a manifest of a version known here, or beyond its budget.
+        """
+        return cls.model_validate_json(budgets.MANIFEST.within(data))
 
     def revision(self) -> str:
         """`sha256:` and the digest of the canonical manifest."""

@@ -24,6 +24,7 @@ from pydantic import (
     field_validator,
 )
 
+from genai_core import budgets
 from genai_core.canonical import canonical_json, is_digest
 from genai_core.keys import short_key
 from genai_core.names import Digest, Key
@@ -203,9 +204,12 @@ class Record(_Frozen):
         """Read what `to_bytes` wrote.
 
         Raises:
-            ValueError: Not JSON, or not a record of this schema (pydantic's ValidationError).
+            ValueError: Not JSON, not a record of this schema (pydantic's ValidationError), or more
+                than one may hold.
         """
-        return cls.model_validate_json(data)
+        record = cls.model_validate_json(budgets.RECORD.within(data))
+        budgets.check_numbers([record.config, record.facts, record.measurements.notes])
+        return record
 
 
 def _drop_nulls(holder: JsonValue, name: str) -> None:
@@ -273,7 +277,7 @@ def record_of_sidecar(data: bytes) -> Record:
     Raises:
         ValueError: Not a sidecar of ours.
     """
-    value = json.loads(data)
+    value = budgets.RECORD_VIEW.read(data)
     inner = value.get("record") if isinstance(value, dict) else None
     if inner is None:
         raise ValueError("it holds no record; only entries written by genai can be read")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from genai_core.budgets import CONFIG
 from genai_core.canonical import digest_json
 from genai_core.encoding_bits import weight_bits
 from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
@@ -27,6 +28,7 @@ from genai_core.home import expanded
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest
 from genai_core.paths import inside, links_may_reach
+from genai_core.regular import read_regular
 
 __all__ = ["MODEL_ROLE", "Digests", "SourceFacts", "SourceFile", "inspect_source", "source_folder"]
 
@@ -294,10 +296,14 @@ def _data_file(onnx: Path, location: str) -> Path:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(CONFIG.within(read_regular(path, CONFIG.most_bytes)))
     except ValueError as error:
         raise BadModel(
             f"it is not JSON: {error}", where=str(path), remedy="restore the model's config.json"
+        ) from error
+    except OSError as error:
+        raise BadModel(
+            error.strerror or str(error), where=str(path), remedy="restore the model's config.json"
         ) from error
     if not isinstance(value, dict):
         raise BadModel("it is not a JSON object", where=str(path), remedy="restore it")

@@ -157,7 +157,7 @@ class _Standing:
     def read_facts(self, ingested: Result) -> ModelFacts:
         file = ingested.outputs[FACTS_FILE]
         text = self._lookups.read_blob(Blob(sha256=file.sha256, size=file.size))
-        return ModelFacts.model_validate_json(text)
+        return ModelFacts.from_bytes(text)
 
     def forget(self) -> None:
         self._lookups.forget()

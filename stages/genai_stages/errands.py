@@ -6,7 +6,7 @@ import base64
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import TypeAlias
 
 from genai_core.errands import (
@@ -50,7 +50,7 @@ def run_errand(errand: Errand, store: Store) -> TaskResult:
         facts = {"conditionalWrites": able.conditional_create, "checksums": able.checksums}
     elif isinstance(errand, CollectFile):
         grace = max(timedelta(days=errand.grace_days), LEAST_GRACE)
-        done = collect(store.writable, now=datetime.now(UTC), grace=grace)
+        done = collect(store.writable, grace=grace)
         facts = {
             "recordsDeleted": done.records_deleted,
             "recordsKept": done.records_kept,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_core.errors import StoreUnreadable
+from genai_core.errors import StoreUnavailable
 from genai_core.names import Digest, Key
 from genai_core.record import Record
 from genai_core.store.claiming import Holder, with_containers
@@ -180,5 +180,5 @@ def test_an_unreadable_sweep_is_not_skipped(tmp_path: Path) -> None:
     store = DirectoryStore(tmp_path)
     (tmp_path / "sweeps").mkdir()
     (tmp_path / "sweeps" / "gc.json").write_text('{"schema": "genai.sweep/9"}')
-    with pytest.raises(StoreUnreadable, match=r"sweeps/gc\.json"):
+    with pytest.raises(StoreUnavailable, match=r"sweeps/gc\.json"):
         await_sweeps(store, records=[ref(1)])

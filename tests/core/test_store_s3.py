@@ -17,7 +17,7 @@ import pytest
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
 from genai_core.record import Blob, Record
-from genai_core.store import s3_blobs, s3_client, s3_transfer
+from genai_core.store import protocol, s3_client, s3_transfer
 from genai_core.store.collect import collect
 from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
@@ -341,19 +341,17 @@ def test_after_an_interruption_no_further_part_is_moved(
 
 
 def test_what_is_far_too_large_is_not_read_into_memory(
-    store: S3Store, monkeypatch: pytest.MonkeyPatch, make_record: MakeRecord
+    store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenant's bucket, an operator's memory."""
-    record = make_record()
-    store.commit(record)
-    monkeypatch.setattr(s3_blobs, "_MOST_READ_BYTES", 1 << 20)
-    name = f"records/{record.operation}/{record.key}.json"
-    store._objects.put(name, bytes((32 << 20) + 1))
-    with pytest.raises(StoreUnreadable, match=rf"{record.key}\.json: it has 33554433 bytes"):
-        store.lookup(record.operation, record.key)
+    monkeypatch.setattr(protocol, "READ_AT_ONCE_BYTES", 1 << 20)
     blob = store.put_bytes(bytes((1 << 20) + 1))
-    with pytest.raises(StoreUnreadable, match="it has 1048577 bytes, and at most 1048576"):
+    with pytest.raises(CorruptBlob, match="has 1048577 bytes, and at most 1048576 are read"):
         store.read_blob(blob)
+    small = store.put_bytes(b"small")
+    store._objects.put(f"blobs/{small.sha256[:2]}/{small.sha256}", bytes(1 << 20))
+    with pytest.raises(CorruptBlob, match="has more bytes"):
+        store.read_blob(small)
 
 
 def test_a_clock_that_is_wrong_is_named(store: S3Store) -> None:

@@ -105,7 +105,7 @@ class _Known:
     def read_facts(self, ingested: Result) -> ModelFacts:
         facts = ingested.outputs[FACTS_FILE]
         text = self._store.read_blob(Blob(sha256=facts.sha256, size=facts.size))
-        return ModelFacts.model_validate_json(text)
+        return ModelFacts.from_bytes(text)
 
     def forget(self) -> None:
         """Nothing is remembered."""

@@ -12,14 +12,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO, cast
 
 from genai_core.canonical import digest_bytes, is_digest
 from genai_core.errors import CorruptBlob, GenAIError, StoreUnreadable
 from genai_core.names import Digest
 from genai_core.record import Blob
-from genai_core.store.files import copy_hashed, explain, hash_file, sync_folder, temporary
-from genai_core.store.protocol import BlobStat
+from genai_core.regular import NotRegular, open_regular, read_regular
+from genai_core.store.files import (
+    copy_hashed,
+    explain,
+    hash_file,
+    put_away,
+    sync_folder,
+    temporary,
+)
+from genai_core.store.protocol import BlobStat, check_small
 
 __all__ = ["BlobFolder", "children"]
 
@@ -72,6 +81,8 @@ class BlobFolder:
             return None
         except OSError as error:
             raise explain(error, path) from error
+        if not S_ISREG(stat.st_mode):
+            return None  # whoever put it there, it is no blob
         return BlobStat(digest, stat.st_size, None, datetime.fromtimestamp(stat.st_mtime, UTC))
 
     def put_blob(self, path: Path, *, digest: Digest | None = None, consume: bool = False) -> Blob:
@@ -114,8 +125,8 @@ class BlobFolder:
         return True
 
     def _copy_in(self, path: Path, draft: Path) -> Blob:
-        with path.open("rb", buffering=0) as source, draft.open("xb", buffering=0) as target:
-            digest, size = copy_hashed(source, target)
+        with open_regular(path) as source, draft.open("xb", buffering=0) as target:
+            digest, size = copy_hashed(cast("BinaryIO", source), target)
             _seal(target)
         return Blob(sha256=digest, size=size)
 
@@ -129,9 +140,9 @@ class BlobFolder:
             if path.is_symlink() or path.stat().st_nlink > 1:
                 return self._adopt_linked(path, draft)
             os.link(path, draft)
-            with draft.open("rb", buffering=0) as source:
+            with open_regular(draft) as source:
                 _seal(source)
-                digest, size = copy_hashed(source, None)
+                digest, size = copy_hashed(cast("BinaryIO", source), None)
         except OSError:  # another file system, or another user's file
             draft.unlink(missing_ok=True)
             return self._copy_in(path, draft)
@@ -152,6 +163,8 @@ class BlobFolder:
             return  # what stands stays, so that views go on sharing its bytes
         final = self.blob_path(blob.sha256)
         final.parent.mkdir(parents=True, exist_ok=True)
+        if final.is_dir():
+            put_away(final, self.scratch)
         draft.replace(final)
         sync_folder(final.parent)
 
@@ -164,6 +177,8 @@ class BlobFolder:
             digest, _ = hash_file(path)
         except FileNotFoundError:
             return "is missing"
+        except NotRegular:
+            return "is no ordinary file"
         except OSError as error:
             raise explain(error, path) from error
         return None if digest == blob.sha256 else f"has bytes of digest {digest[:12]}"
@@ -177,7 +192,7 @@ class BlobFolder:
             try:
                 linked = shared and _try_link(self.blob_path(blob.sha256), draft)
                 source = draft if linked else self.blob_path(blob.sha256)
-                with source.open("rb", buffering=0) as stream:
+                with self._opened(blob, source) as stream:
                     if linked:
                         digest, size = copy_hashed(stream, None)
                     else:
@@ -197,22 +212,37 @@ class BlobFolder:
         path = self.blob_path(blob.sha256)
         with self.explained(path):
             try:
-                stream = path.open("rb", buffering=0)
+                stream = self._opened(blob, path)
             except FileNotFoundError as error:
                 raise self._corrupt(blob, "is missing") from error
         with stream:
-            digest, size = copy_hashed(cast("BinaryIO", stream), None)
+            digest, size = copy_hashed(stream, None)
             if (digest, size) != (blob.sha256, blob.size):
                 raise self._corrupt(blob, f"has {size} bytes of digest {digest[:12]}")
             stream.seek(0)
-            yield io.BufferedReader(stream)
+            yield io.BufferedReader(cast("io.RawIOBase", stream))
+
+    def _opened(self, blob: Blob, path: Path) -> BinaryIO:
+        """Open a blob's file; one of another size need not be read to be wrong."""
+        try:
+            stream = open_regular(path)
+        except NotRegular as error:
+            raise self._corrupt(blob, "is no ordinary file") from error
+        size = os.fstat(stream.fileno()).st_size
+        if size != blob.size:
+            stream.close()
+            raise self._corrupt(blob, f"has {size} bytes instead of {blob.size}")
+        return cast("BinaryIO", stream)
 
     def read_blob(self, blob: Blob) -> bytes:
         """Return a small blob's bytes."""
+        check_small(blob, self.location)
         try:
-            data = self.blob_path(blob.sha256).read_bytes()
+            data = read_regular(self.blob_path(blob.sha256), blob.size)
         except FileNotFoundError as error:
             raise self._corrupt(blob, "is missing") from error
+        except NotRegular as error:
+            raise self._corrupt(blob, str(error.strerror)) from error
         except OSError as error:
             raise explain(error, self.blob_path(blob.sha256)) from error
         if digest_bytes(data) != blob.sha256:
@@ -222,7 +252,7 @@ class BlobFolder:
     def _corrupt(self, blob: Blob, what: str) -> CorruptBlob:
         if not self.read_only:
             with suppress(OSError):
-                self.blob_path(blob.sha256).unlink()
+                put_away(self.blob_path(blob.sha256), self.scratch)
         return CorruptBlob(
             f"blob {blob.sha256[:12]} {what}; its task runs again", where=self.location
         )
@@ -231,7 +261,7 @@ class BlobFolder:
         """Remove a blob."""
         self._must_be_writable()
         with self.explained(self.blob_path(digest)):
-            self.blob_path(digest).unlink(missing_ok=True)
+            put_away(self.blob_path(digest), self.scratch)
 
     def list_blobs(self) -> Iterator[BlobStat]:
         """Go through `blobs/`."""

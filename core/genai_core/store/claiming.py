@@ -60,7 +60,7 @@ class Holder:
         name: Of the lease.
         holder: Who to ask.
         lasts: For how long each writing of it counts.
-        now: The clock.
+        now: The clock; None = the store's, asked once.
         sleep: How a sweep's end is waited for.
     """
 
@@ -71,7 +71,7 @@ class Holder:
         *,
         holder: str,
         lasts: timedelta = LASTS,
-        now: Clock = utc_now,
+        now: Clock | None = None,
         sleep: Sleep = time.sleep,
     ) -> None:
         self.store = store
@@ -80,10 +80,19 @@ class Holder:
         self.problem = ""
         """Why the last writing failed; a build may stand on a store that it cannot write."""
         self._lasts = lasts
-        self._now = now
+        self._clock = now
+        self._ahead: timedelta | None = None
         self._sleep = sleep
         self._lease: Lease | None = None
         self._read = False
+
+    def _now(self) -> datetime:
+        """The time that gc goes by."""
+        if self._clock is not None:
+            return self._clock()
+        if self._ahead is None:
+            self._ahead = self.store.now() - utc_now()
+        return utc_now() + self._ahead
 
     @property
     def due(self) -> bool:
@@ -107,7 +116,9 @@ class Holder:
         kept = lease.containers if lease is not None else ()
         self._write(claimed | new, kept, uploads=models.union(known or ()))
         if new or models:
-            await_sweeps(self.store, records=new, uploads=models, now=self._now, sleep=self._sleep)
+            await_sweeps(
+                self.store, records=new, uploads=models, now=self._clock, sleep=self._sleep
+            )
 
     def settle(
         self,

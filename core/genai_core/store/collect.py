@@ -23,8 +23,7 @@ from typing import NamedTuple, TypeVar
 
 from genai_core.errors import CorruptBlob
 from genai_core.names import Digest
-from genai_core.store.protocol import BlobStat, RecordRef, Store, Sweep, Upload
-from genai_core.store.sweeps import SWEEP_LASTS
+from genai_core.store.protocol import SWEEP_LASTS, BlobStat, RecordRef, Store, Sweep, Upload
 
 __all__ = ["DEFAULT_GRACE", "LEAST_GRACE", "Collected", "collect"]
 
@@ -70,7 +69,7 @@ class Collected:
 def collect(
     store: Store,
     *,
-    now: datetime,
+    now: datetime | None = None,
     grace: timedelta = DEFAULT_GRACE,
     roots: Iterable[RecordRef] = (),
     dry_run: bool = False,
@@ -80,7 +79,8 @@ def collect(
 
     Args:
         store: The store; of a layered one, the first.
-        now: The time, with a zone.
+        now: The time, with a zone; None = the store's own, since times in the store are compared
+            with it: a machine whose clock runs ahead would remove what is young.
         grace: How long things stay untouched after they were written. Below 12 hours
             only where nobody writes: a writer relies on a blob that it found younger than that.
         roots: Records that are kept beside those that leases name.
@@ -91,6 +91,7 @@ def collect(
         StoreUnreadable: The store, or a lease in it, cannot be read; nothing was removed then.
     """
     done = Collected(dry_run=dry_run)
+    now = now or store.now()
     before = now - grace
     began = time.monotonic()
     wanted = set(roots)

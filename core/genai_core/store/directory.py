@@ -15,28 +15,34 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import os
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from genai_core.budgets import LEASE, RECORD, SWEEP, Budget
 from genai_core.canonical import is_digest
-from genai_core.errors import CorruptBlob, StoreUnreadable
+from genai_core.errors import CorruptBlob, StoreUnavailable, StoreUnreadable
 from genai_core.names import Digest, Key
 from genai_core.record import Record
+from genai_core.regular import NotRegular, read_regular
 from genai_core.store import view
 from genai_core.store.blob_folder import BlobFolder, children
-from genai_core.store.files import DRAFT_SUFFIX, explain, temporary, write_atomically
+from genai_core.store.files import DRAFT_SUFFIX, explain, put_away, temporary, write_atomically
 from genai_core.store.leases import (
+    bounded,
     check_lease_name,
     lease_from_bytes,
     lease_to_bytes,
-    sweep_from_bytes,
+    readable_sweep,
     sweep_to_bytes,
 )
 from genai_core.store.lookup import first_fault
 from genai_core.store.protocol import (
+    SWEEP_LASTS,
     Capabilities,
     Committed,
     Existing,
@@ -50,9 +56,12 @@ from genai_core.store.protocol import (
     Sweep,
     Upload,
 )
+from genai_core.store.sweeps import utc_now
 from genai_core.store.vouching import key_fault
 
 __all__ = ["DirectoryStore"]
+
+_LOCK_SECONDS = 120
 
 
 class DirectoryStore(BlobFolder):
@@ -87,9 +96,11 @@ class DirectoryStore(BlobFolder):
     def _record_bytes(self, operation: str, key: Key) -> bytes | None:
         path = self._record_path(operation, key)
         try:
-            return path.read_bytes()
+            return read_regular(path, RECORD.most_bytes)
         except FileNotFoundError:
             return None
+        except NotRegular:
+            return b""  # no record: a miss, and the next writer replaces whatever stands there
         except OSError as error:
             raise explain(error, path) from error
 
@@ -153,6 +164,8 @@ class DirectoryStore(BlobFolder):
                     self.root, record, blob_path=self._places(record), scratch=self.scratch
                 )
                 first = standing is None
+                if path.is_dir():
+                    put_away(path, self.scratch)
                 if write_atomically(path, data, scratch=self.scratch, exclusive=first):
                     return Committed(record)
         # Without working locks another writer slipped in: its record stands, so its folder must.
@@ -173,7 +186,7 @@ class DirectoryStore(BlobFolder):
                 return
             with _locked(path.parent / ".lock"):
                 standing = self._record_bytes(ref.operation, ref.key)
-                path.unlink(missing_ok=True)
+                put_away(path, self.scratch)
                 record = _parsed(standing) if standing is not None else None
                 if record is not None:
                     view.remove_view(self.root, record, scratch=self.scratch)
@@ -215,13 +228,19 @@ class DirectoryStore(BlobFolder):
         path = self._note("leases", name)
         with self.explained(path):
             try:
-                return lease_from_bytes(path.read_bytes(), name)
+                return _lease(path)
             except FileNotFoundError:
                 return None
 
     def list_leases(self) -> Sequence[Lease]:
         """Read `leases/`."""
-        return [lease_from_bytes(data, name) for name, data in self._notes("leases")]
+        paths = self._notes("leases")
+        now = self.now() if paths else None
+        found: list[Lease] = []
+        for path in paths:
+            with self.explained(path), suppress(FileNotFoundError):
+                found.append(_lease(path, now))
+        return found
 
     def put_sweep(self, sweep: Sweep) -> None:
         """Write `sweeps/<name>.json`."""
@@ -232,8 +251,15 @@ class DirectoryStore(BlobFolder):
         self._delete_note("sweeps", name)
 
     def list_sweeps(self) -> Sequence[Sweep]:
-        """Read `sweeps/`."""
-        return [sweep_from_bytes(data, name) for name, data in self._notes("sweeps")]
+        """Read what is young of `sweeps/`."""
+        paths = self._notes("sweeps")
+        now = self.now() if paths else None
+        found: list[Sweep] = []
+        for path in paths:
+            with self.explained(path), suppress(FileNotFoundError):
+                if now is not None and abs(now - _modified(path)) < SWEEP_LASTS:
+                    found.append(readable_sweep(_note_bytes(path, SWEEP), path.stem, self.location))
+        return found
 
     def _note(self, folder: str, name: str) -> Path:
         return self.root / folder / f"{check_lease_name(name)}.json"
@@ -249,15 +275,20 @@ class DirectoryStore(BlobFolder):
         self._must_be_writable()
         path = self._note(folder, name)
         with self.explained(path):
-            path.unlink(missing_ok=True)
+            put_away(path, self.scratch)
 
-    def _notes(self, folder: str) -> Iterator[tuple[str, bytes]]:
+    def _notes(self, folder: str) -> list[Path]:
         with self.explained(self.root / folder):
-            for path in children(self.root / folder):
-                if path.suffix != ".json":
-                    continue
-                with suppress(FileNotFoundError):
-                    yield path.stem, path.read_bytes()
+            return [path for path in children(self.root / folder) if path.suffix == ".json"]
+
+    def now(self) -> datetime:
+        """When a file that is written now counts as written."""
+        try:
+            with temporary(self.scratch, "clock") as path:
+                path.touch()
+                return _modified(path)
+        except (OSError, StoreUnreadable):
+            return utc_now()  # it is only read, or full
 
     def probe(self) -> Capabilities:
         """Try links, replacement and locks in `tmp/`."""
@@ -307,13 +338,51 @@ def _parsed(data: bytes) -> Record | None:
         return None
 
 
+def _modified(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
+def _note_bytes(path: Path, budget: Budget) -> bytes:
+    """A lease or a sweep; what is no file, or too large, has no bytes that could be read as one."""
+    try:
+        return read_regular(path, budget.most_bytes)
+    except NotRegular:
+        return b""
+
+
+def _lease(path: Path, now: datetime | None = None) -> Lease:
+    data, written = _note_bytes(path, LEASE), _modified(path)
+    # A file's time can be set, to the future as well.
+    return bounded(lease_from_bytes(data, path.stem), min(written, now or written))
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[bool]:
-    """Hold a lock file; yields False where the file system has no locks."""
-    with path.open("ab") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        except OSError:
-            yield False
-            return
+    """Hold a lock file; yields False where the file system has no locks.
+
+    Raises:
+        StoreUnavailable: Somebody else has held it for two minutes; writers take milliseconds.
+    """
+    try:
+        # Not blocked by a FIFO, which whoever may write here could have put in its place.
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except IsADirectoryError:
+        yield False
+        return
+    with os.fdopen(handle, "ab") as stream:
+        until, pause = time.monotonic() + _LOCK_SECONDS, 0.002
+        while True:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise StoreUnavailable(
+                        f"another process has held its lock for {_LOCK_SECONDS} s", where=str(path)
+                    ) from error
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1)
+            except OSError:
+                yield False
+                return
         yield True

@@ -10,13 +10,15 @@ import errno
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from genai_core.errors import GenAIError, NoSpace, StoreUnavailable, StoreUnreadable
 from genai_core.names import Digest
+from genai_core.regular import open_regular
 
 __all__ = [
     "DRAFT_SUFFIX",
@@ -24,6 +26,7 @@ __all__ = [
     "explain",
     "hash_file",
     "private_name",
+    "put_away",
     "sync_folder",
     "temporary",
     "write_atomically",
@@ -105,9 +108,21 @@ def _write_all(target: BinaryIO, data: memoryview) -> None:
 
 
 def hash_file(path: Path) -> tuple[Digest, int]:
-    """Return digest and size of a file, read whole."""
-    with path.open("rb", buffering=0) as stream:
-        return copy_hashed(stream, None)
+    """Return digest and size of a file, read whole; of an ordinary file only."""
+    with open_regular(path) as stream:
+        return copy_hashed(cast("BinaryIO", stream), None)
+
+
+def put_away(path: Path, scratch: Path) -> None:
+    """Remove a file, or whatever else stands in its place, in one step as others see it."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        if path.is_symlink() or not path.is_dir():
+            raise
+        away = scratch / private_name(path.name)
+        path.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
 
 
 @contextmanager

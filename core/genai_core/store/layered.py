@@ -236,6 +236,10 @@ class LayeredStore:
         """Read the first store's sweeps."""
         return self.first.list_sweeps()
 
+    def now(self) -> datetime:
+        """The first store's time."""
+        return self.first.now()
+
     def probe(self) -> Capabilities:
         """Probe the first store."""
         return self.first.probe()

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
+from genai_core.budgets import LEASE, SWEEP, Budget
 from genai_core.canonical import canonical_json, is_digest
-from genai_core.errors import StoreUnreadable
+from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.names import Digest, Key
-from genai_core.store.protocol import KeptContainer, Lease, RecordRef, Sweep
+from genai_core.store.protocol import LEASE_MOST, KeptContainer, Lease, RecordRef, Sweep
 
 __all__ = [
+    "bounded",
     "check_lease_name",
     "lease_from_bytes",
     "lease_to_bytes",
+    "readable_sweep",
     "sweep_from_bytes",
     "sweep_to_bytes",
 ]
@@ -64,7 +67,7 @@ def lease_from_bytes(data: bytes, name: str) -> Lease:
         StoreUnreadable: It is no lease. Never skipped: gc would then delete what it claims.
     """
     remedy = "use the newest genai for gc, or delete that file"
-    with _read_as(_SCHEMA, data, f"leases/{name}.json", remedy) as value:
+    with _read_as(_SCHEMA, LEASE, data, f"leases/{name}.json", remedy) as value:
         uploads = value.get("uploads")
         return Lease(
             name,
@@ -79,6 +82,16 @@ def lease_from_bytes(data: bytes, name: str) -> Lease:
             ),
             tuple(map(str, uploads)) if uploads is not None else None,
         )
+
+
+def bounded(lease: Lease, written: datetime) -> Lease:
+    """The lease, ending not later than any honest one that was written then.
+
+    Args:
+        lease: As its file says.
+        written: When, by the store's clock.
+    """
+    return replace(lease, expires_at=min(lease.expires_at, written + LEASE_MOST))
 
 
 def sweep_to_bytes(sweep: Sweep) -> bytes:
@@ -98,10 +111,11 @@ def sweep_from_bytes(data: bytes, name: str) -> Sweep:
     """Read what `sweep_to_bytes` wrote.
 
     Raises:
-        StoreUnreadable: It is no sweep. Never skipped: a builder would then use what goes.
+        StoreUnreadable: It is no sweep. Never skipped while a gc may be at it (see `list_sweeps`):
+            a builder would then use what goes.
     """
     remedy = "use the newest genai, or delete that file where no gc runs"
-    with _read_as(_SWEEP_SCHEMA, data, f"sweeps/{name}.json", remedy) as value:
+    with _read_as(_SWEEP_SCHEMA, SWEEP, data, f"sweeps/{name}.json", remedy) as value:
         return Sweep(
             name,
             frozenset(map(_ref, value["records"])),
@@ -111,11 +125,29 @@ def sweep_from_bytes(data: bytes, name: str) -> Sweep:
         )
 
 
+def readable_sweep(data: bytes, name: str, location: str) -> Sweep:
+    """Read a sweep that is young.
+
+    Raises:
+        StoreUnavailable: It is none. Ten minutes after it was written it counts for nothing.
+    """
+    try:
+        return sweep_from_bytes(data, name)
+    except StoreUnreadable as error:
+        raise StoreUnavailable(
+            f"{error.where}: {error.message}; a gc may be at work",
+            where=location,
+            remedy=f"{error.remedy}; ten minutes after it was written it counts for nothing",
+        ) from error
+
+
 @contextmanager
-def _read_as(schema: str, data: bytes, where: str, remedy: str) -> Iterator[dict[str, Any]]:
+def _read_as(
+    schema: str, budget: Budget, data: bytes, where: str, remedy: str
+) -> Iterator[dict[str, Any]]:
     """Yield the JSON object; whatever it is not becomes an error that names the file."""
     try:
-        value = json.loads(data)
+        value = budget.read(data)
         _expect_schema(value["schema"], schema)
         yield value
     except (ValueError, KeyError, TypeError, AttributeError) as error:

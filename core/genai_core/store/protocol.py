@@ -18,14 +18,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeAlias
 
+from genai_core.errors import CorruptBlob
 from genai_core.names import Digest, Key
 from genai_core.record import Blob, Record
 
 __all__ = [
+    "LEASE_MOST",
+    "READ_AT_ONCE_BYTES",
+    "SWEEP_LASTS",
     "BlobStat",
     "Capabilities",
     "Committed",
@@ -41,6 +45,7 @@ __all__ = [
     "StoredRecord",
     "Sweep",
     "Upload",
+    "check_small",
 ]
 
 
@@ -216,6 +221,28 @@ class Capabilities:
     checksums: bool
 
 
+SWEEP_LASTS = timedelta(minutes=10)
+"""A gc uses half of it. By the store's clock a sweep counts for no longer after it was written."""
+LEASE_MOST = timedelta(days=32)
+"""By the store's clock a lease counts for no longer after it was written; builds take 30 days."""
+READ_AT_ONCE_BYTES = 64 << 20
+"""Of a blob that is read into memory: facts, a manifest, a log."""
+
+
+def check_small(blob: Blob, location: str) -> None:
+    """Refuse to read a blob into memory that a record says to be large.
+
+    Raises:
+        CorruptBlob: It is; nothing of ours is, so that the record is not ours either.
+    """
+    if blob.size > READ_AT_ONCE_BYTES:
+        raise CorruptBlob(
+            f"blob {blob.sha256[:12]} has {blob.size} bytes, and at most {READ_AT_ONCE_BYTES} are "
+            "read at once",
+            where=location,
+        )
+
+
 class Store(Protocol):
     """The contract; see the module's docstring.
 
@@ -283,10 +310,10 @@ class Store(Protocol):
         ...
 
     def read_blob(self, blob: Blob) -> bytes:
-        """Return a small blob's verified bytes.
+        """Return a small blob's verified bytes, at most `READ_AT_ONCE_BYTES`.
 
         Raises:
-            CorruptBlob: As for `fetch_blob`.
+            CorruptBlob: As for `fetch_blob`; or the blob is larger.
         """
         ...
 
@@ -367,7 +394,11 @@ class Store(Protocol):
         ...
 
     def get_lease(self, name: str) -> Lease | None:
-        """Return one lease, expired or not; None where there is none."""
+        """Return one lease, expired or not; None where there is none.
+
+        None lasts for longer than `LEASE_MOST` after it was written, by the store's clock, whatever
+        it says itself.
+        """
         ...
 
     def list_leases(self) -> Sequence[Lease]:
@@ -383,7 +414,19 @@ class Store(Protocol):
         ...
 
     def list_sweeps(self) -> Sequence[Sweep]:
-        """Return all sweeps, expired ones too."""
+        """Return the sweeps of the last ten minutes (`SWEEP_LASTS`), by the store's clock.
+
+        Raises:
+            StoreUnavailable: One of them cannot be read; later it counts for nothing.
+        """
+        ...
+
+    def now(self) -> datetime:
+        """The store's own time, with a zone: that of the server, or of the file system.
+
+        What is compared with times that the store notes is compared with this: the clocks of those
+        who use it may differ by days. A store that cannot tell gives this machine's time.
+        """
         ...
 
     def probe(self) -> Capabilities:

@@ -21,19 +21,22 @@ from functools import cached_property
 
 from botocore.exceptions import ClientError
 
+from genai_core.budgets import LEASE, RECORD, SWEEP, Budget
 from genai_core.canonical import is_digest
 from genai_core.errors import CorruptBlob, StoreUnavailable
 from genai_core.names import Key
 from genai_core.record import Record
 from genai_core.store.leases import (
+    bounded,
     check_lease_name,
     lease_from_bytes,
     lease_to_bytes,
-    sweep_from_bytes,
+    readable_sweep,
     sweep_to_bytes,
 )
 from genai_core.store.lookup import first_fault
 from genai_core.store.protocol import (
+    SWEEP_LASTS,
     Capabilities,
     Committed,
     Existing,
@@ -51,12 +54,18 @@ from genai_core.store.s3_blobs import S3Blobs
 from genai_core.store.s3_errors import code_of, explained
 from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.s3_transfer import TooLarge
 from genai_core.store.uploads import SOURCES, is_upload
 from genai_core.store.vouching import key_fault
 
 __all__ = ["S3Store"]
 
 _ROUNDS = 6
+_MOST_NOTES = 20_000
+"""Leases, or sweeps, in one store; of sweeps those that a killed gc left as well."""
+_MOST_SWEEPS = 100
+"""That are read: young ones of gcs at work, of which there is one a store as a rule."""
+_NOTES_SECONDS = 120.0
 
 log = logging.getLogger("genai_core.store")
 
@@ -97,7 +106,7 @@ class S3Store(S3Blobs):
 
     def get_record(self, operation: str, key: Key) -> StoredRecord | None:
         """Read a record."""
-        found = self._objects.get(_record_name(operation, key))
+        found = self._standing(_record_name(operation, key))
         if found is None:
             return None
         record = _parsed(found[0])
@@ -107,9 +116,17 @@ class S3Store(S3Blobs):
             )
         return StoredRecord(record, found[1])
 
+    def _standing(self, name: str) -> tuple[bytes, str] | None:
+        """A record's bytes and tag; what is larger than any record has no bytes that are one."""
+        try:
+            found = self._objects.get(name, most=RECORD.most_bytes)
+        except TooLarge as error:
+            return b"", error.etag
+        return (found.data, found.etag) if found is not None else None
+
     def lookup(self, operation: str, key: Key, *, head: HeadBlob | None = None) -> Lookup:
         """Hit where the record stands and every blob answers to HEAD."""
-        found = self._objects.get(_record_name(operation, key))
+        found = self._standing(_record_name(operation, key))
         if found is None:
             return Miss("no record")
         record, etag = _parsed(found[0]), found[1]
@@ -136,7 +153,7 @@ class S3Store(S3Blobs):
         for _ in range(_ROUNDS):
             if self._put_on_condition(name, data, etag):
                 return Committed(record)
-            found = self._objects.get(name)
+            found = self._standing(name)
             if found is None:  # deleted since
                 etag = None
                 continue
@@ -153,12 +170,12 @@ class S3Store(S3Blobs):
         can = self._known_capabilities()
         if can.conditional_create if etag is None else can.conditional_replace:
             return self._objects.put(name, data, only_new=etag is None, replaces=etag)
-        standing = self._objects.get(name)
+        standing = self._standing(name)
         if (standing[1] if standing else None) != etag:
             return False
         self._objects.put(name, data)
         # A writer at the same moment may have overwritten ours: what is read back stands.
-        written = self._objects.get(name)
+        written = self._standing(name)
         return written is not None and written[0] == data
 
     def _known_capabilities(self) -> Capabilities:
@@ -180,7 +197,7 @@ class S3Store(S3Blobs):
     def list_records(self, operation: str | None = None) -> Iterator[RecordRef]:
         """List `records/`."""
         place = f"records/{operation}" if operation else "records"
-        for name, _, modified in self._objects.list(place):
+        for name, _, modified, _ in self._objects.list(place):
             folder, _, file = name.rpartition("/")
             key = file.removesuffix(".json")
             if is_digest(key):
@@ -199,7 +216,7 @@ class S3Store(S3Blobs):
     def list_uploads(self) -> Sequence[Upload]:
         """List `sources/`; what users put there under other names is theirs."""
         found: dict[str, Upload] = {}
-        for path, size, modified in self._objects.list(SOURCES):
+        for path, size, modified, _ in self._objects.list(SOURCES):
             name = path.partition("/")[0]
             if is_upload(name):
                 one = found.get(name, Upload(name, 0, modified))
@@ -211,8 +228,8 @@ class S3Store(S3Blobs):
         self._must_be_writable()
         if not is_upload(name):
             raise ValueError(f"{name!r} is not the name of an upload")
-        for file, _, _ in self._objects.list(f"{SOURCES}/{name}"):
-            self._objects.delete(f"{SOURCES}/{name}/{file}")
+        for file in self._objects.list(f"{SOURCES}/{name}"):
+            self._objects.delete(f"{SOURCES}/{name}/{file.name}")
 
     # Leases, sweeps and the store itself
 
@@ -228,12 +245,18 @@ class S3Store(S3Blobs):
 
     def get_lease(self, name: str) -> Lease | None:
         """Read `leases/<name>.json`."""
-        found = self._objects.get(_note_name("leases", name))
-        return lease_from_bytes(found[0], name) if found else None
+        found = self._note(_note_name("leases", name), LEASE)
+        return bounded(lease_from_bytes(found[0], name), found[1]) if found else None
 
     def list_leases(self) -> Sequence[Lease]:
         """Read `leases/`."""
-        return [lease_from_bytes(data, name) for name, data in self._notes("leases")]
+        found: list[Lease] = []
+        for name, _, _, _ in self._objects.list("leases", most=_MOST_NOTES):
+            data = self._note(f"leases/{name}", LEASE) if name.endswith(".json") else None
+            if data is not None:
+                lease = lease_from_bytes(data[0], name.removesuffix(".json"))
+                found.append(bounded(lease, data[1]))
+        return found
 
     def put_sweep(self, sweep: Sweep) -> None:
         """Write `sweeps/<name>.json`."""
@@ -246,15 +269,34 @@ class S3Store(S3Blobs):
         self._objects.delete(_note_name("sweeps", name))
 
     def list_sweeps(self) -> Sequence[Sweep]:
-        """Read `sweeps/`."""
-        return [sweep_from_bytes(data, name) for name, data in self._notes("sweeps")]
+        """Read what is young of `sweeps/`."""
+        files = list(self._objects.list("sweeps", most=_MOST_NOTES, seconds=_NOTES_SECONDS))
+        now = self.now() if files else None
+        found: list[Sweep] = []
+        for file in files:
+            if now is None or now - file.modified >= SWEEP_LASTS or file.name[-5:] != ".json":
+                continue
+            if len(found) >= _MOST_SWEEPS:
+                raise StoreUnavailable(
+                    f"more than {_MOST_SWEEPS} sweeps are under way", where=self.location
+                )
+            data = self._note(f"sweeps/{file.name}", SWEEP)
+            if data is not None:
+                name = file.name.removesuffix(".json")
+                found.append(readable_sweep(data[0], name, self.location))
+        return found
 
-    def _notes(self, folder: str) -> Iterator[tuple[str, bytes]]:
-        for file, _, _ in self._objects.list(folder):
-            name = file.removesuffix(".json")
-            data = self._objects.get(f"{folder}/{file}")
-            if data is not None and name != file:
-                yield name, data[0]
+    def _note(self, name: str, budget: Budget) -> tuple[bytes, datetime] | None:
+        """A lease's or sweep's bytes and time; what is too large has no bytes that are one."""
+        try:
+            found = self._objects.get(name, most=budget.most_bytes)
+        except TooLarge:
+            return b"", self.now()
+        return (found.data, found.modified) if found is not None else None
+
+    def now(self) -> datetime:
+        """The server's time."""
+        return self._objects.now()
 
     def create_bucket(self) -> None:
         """Create the store's bucket; no error where it is ours already."""

@@ -23,7 +23,7 @@ from genai_core.names import Digest
 from genai_core.record import Blob
 from genai_core.store import s3_transfer as transfer
 from genai_core.store.files import explain, hash_file, temporary
-from genai_core.store.protocol import BlobStat
+from genai_core.store.protocol import BlobStat, check_small
 from genai_core.store.s3_client import new_client
 from genai_core.store.s3_errors import explained, is_absent
 from genai_core.store.s3_guard import Refuse
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 __all__ = ["S3Blobs"]
 
 _IN_MEMORY_BYTES = 32 << 20
-_MOST_READ_BYTES = 256 << 20
 
 
 class S3Blobs:
@@ -189,12 +188,16 @@ class S3Blobs:
 
     def read_blob(self, blob: Blob) -> bytes:
         """Read a small blob into memory."""
-        found = self._objects.get(_blob_name(blob.sha256), most=_MOST_READ_BYTES)
+        check_small(blob, self.location)
+        try:
+            found = self._objects.get(_blob_name(blob.sha256), most=blob.size)
+        except transfer.TooLarge as error:
+            raise self._corrupt(blob, "has more bytes", remove=True) from error
         if found is None:
             raise self._corrupt(blob, "is missing")
-        if digest_bytes(found[0]) != blob.sha256:
+        if digest_bytes(found.data) != blob.sha256:
             raise self._corrupt(blob, "has other bytes", remove=True)
-        return found[0]
+        return found.data
 
     def check_blob(self, blob: Blob) -> str | None:
         """Read a blob whole and compare."""
@@ -226,7 +229,7 @@ class S3Blobs:
 
     def list_blobs(self) -> Iterator[BlobStat]:
         """List `blobs/`."""
-        for name, size, modified in self._objects.list("blobs"):
+        for name, size, modified, _ in self._objects.list("blobs"):
             digest = name.rpartition("/")[2]
             if is_digest(digest):
                 yield BlobStat(Digest(digest), size, None, modified)

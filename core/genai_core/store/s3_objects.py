@@ -7,17 +7,18 @@ mean is `s3`'s business.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from botocore.exceptions import ClientError
 
 from genai_core.canonical import digest_bytes, is_digest
-from genai_core.errors import GenAIError, StoreUnreadable
+from genai_core.errors import GenAIError, StoreUnavailable, StoreUnreadable
 from genai_core.names import Digest
 from genai_core.store import s3_transfer as transfer
 from genai_core.store.protocol import Capabilities
@@ -33,10 +34,11 @@ from genai_core.store.s3_errors import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Head", "Objects"]
+__all__ = ["Head", "Listed", "Objects"]
 
-_MOST_BYTES = 32 << 20
-"""Of a record, a lease or a sweep."""
+_MOST_NAMES = 2_000_000
+"""Of a listing; 12 GB of them would be a bucket's, not a store's."""
+_LISTING_SECONDS = 1800.0
 _NO_TAG = '"00000000000000000000000000000000"'
 
 
@@ -53,6 +55,15 @@ class Head:
     digest: Digest | None
     modified: datetime
     now: datetime
+
+
+class Listed(NamedTuple):
+    """An object of a listing: its name below the folder, and what the server says of it."""
+
+    name: str
+    size: int
+    modified: datetime
+    tag: str
 
 
 class Objects:
@@ -96,25 +107,26 @@ class Objects:
                 # An answer to HEAD has no body, so a missing object, bucket and user are the same
                 # bare 404; GET tells them apart, and once is enough.
                 if not self._reachable:
-                    self.get(name)
+                    with suppress(transfer.TooLarge):
+                        self.get(name, most=0)
                 return None
         self._reachable = True
         modified = answer["LastModified"].astimezone(UTC)
-        date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
-        now = parsedate_to_datetime(date).astimezone(UTC) if date else modified
+        now = _date(answer) or modified
         # Sent in parts: the server's checksum is one of checksums, and what we noted counts.
         in_parts = "-" in answer["ETag"] or answer.get("ChecksumType") == "COMPOSITE"
         checksum = None if in_parts else answer.get("ChecksumSHA256")
         digest = _kept_digest(checksum, answer.get("Metadata", {}))
         return Head(answer["ContentLength"], digest, modified, now)
 
-    def get(self, name: str, *, most: int = _MOST_BYTES) -> tuple[bytes, str] | None:
-        """Return a small object's bytes and tag; None where there is none.
+    def get(self, name: str, *, most: int) -> transfer.Small | None:
+        """Return a small object; None where there is none.
 
         Raises:
-            StoreUnreadable: Among others, it has more than `most` bytes.
+            TooLarge: It has more than `most` bytes.
         """
         with explained(self.location):
+            found: transfer.Small | None = None
             try:
                 found = transfer.read(
                     self.client, bucket=self.bucket, key=self.key(name), most=most
@@ -122,9 +134,16 @@ class Objects:
             except ClientError as error:
                 if not is_absent(error):
                     raise
-                found = None
         self._reachable = True
         return found
+
+    def now(self) -> datetime:
+        """The server's time, by the date of an answer; this machine's where it tells none."""
+        with explained(self.location):
+            answer = self.client.list_objects_v2(
+                Bucket=self.bucket, Prefix=self.key("sweeps/"), MaxKeys=1
+            )
+        return _date(answer) or datetime.now(UTC)
 
     def put(
         self,
@@ -172,15 +191,47 @@ class Objects:
         with explained(self.location):
             self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
 
-    def list(self, folder: str) -> Iterator[tuple[str, int, datetime]]:
-        """Yield name relative to a folder, size and time of all objects in it."""
-        start = self.key(f"{folder}/")
+    def list(
+        self, folder: str = "", *, most: int = _MOST_NAMES, seconds: float = _LISTING_SECONDS
+    ) -> Iterator[Listed]:
+        """Yield all objects in a folder, in order of their names.
+
+        Args:
+            folder: Its name; empty = everything.
+            most: Of the objects; a server may go on for ever.
+            seconds: That the whole listing may take.
+
+        Raises:
+            StoreUnreadable: There are more.
+            StoreUnavailable: It takes longer.
+        """
+        start = self.key(f"{folder}/") if folder else f"{self.prefix}/".lstrip("/")
         pages = self.client.get_paginator("list_objects_v2")
+        count, until = 0, time.monotonic() + seconds
         with explained(self.location):
-            for page in pages.paginate(Bucket=self.bucket, Prefix=start):
+            for number, page in enumerate(pages.paginate(Bucket=self.bucket, Prefix=start)):
                 for item in page.get("Contents", ()):
-                    modified = item["LastModified"].astimezone(UTC)
-                    yield item["Key"].removeprefix(start), item["Size"], modified
+                    count += 1
+                    if count > most:
+                        break
+                    yield Listed(
+                        item["Key"].removeprefix(start),
+                        item["Size"],
+                        item["LastModified"].astimezone(UTC),
+                        item.get("ETag", "").strip('"'),
+                    )
+                # A page without names, again and again, is no listing either.
+                if count > most or number > most // 100 + 100:
+                    raise StoreUnreadable(
+                        f"{folder or 'it'} holds more than {most} objects",
+                        where=self.location,
+                        remedy="remove what is not ours",
+                    )
+                if time.monotonic() > until:
+                    raise StoreUnavailable(
+                        f"listing {folder or 'it'} takes longer than {seconds:.0f} s",
+                        where=self.location,
+                    )
 
     def abort_uploads(self, folder: str, before: datetime, *, dry_run: bool) -> int:
         """Abort the uploads in parts that began before a time; return how many.
@@ -214,8 +265,8 @@ class Objects:
             create = self._refuses(name, only_new=True)
             replace = self._refuses(name, replaces=_NO_TAG)
             self.put(name, b"3")
-            found, head = self.get(name), self.head(name)
-            if found is None or found[0] != b"3" or head is None:
+            found, head = self.get(name, most=1), self.head(name)
+            if found is None or found.data != b"3" or head is None:
                 raise StoreUnreadable(
                     "it does not return what was written",
                     where=self.location,
@@ -234,6 +285,15 @@ class Objects:
             if isinstance(error.__cause__, ClientError) and is_unsupported(error.__cause__):
                 return False
             raise
+
+
+def _date(answer: Mapping[str, Any]) -> datetime | None:
+    """The server's clock at the time of an answer; None where it does not tell."""
+    date = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+    try:
+        return parsedate_to_datetime(date).astimezone(UTC) if date else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def _kept_digest(checksum: str | None, metadata: dict[str, str]) -> Digest | None:

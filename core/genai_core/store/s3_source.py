@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["S3Source"]
 
+_MOST_FILES = 10_000
+"""Of a model; as many as of an archive."""
+_LISTING_SECONDS = 120.0
+
 
 class S3Source:
     """See the module's docstring.
@@ -62,17 +66,13 @@ class S3Source:
 
         Raises:
             BadModel: There is none.
+            StoreUnreadable: There are more than a model has.
             GenAIError: The bucket cannot be read.
         """
-        start = f"{self.where.prefix}/" if self.where.prefix else ""
         found: dict[str, ListedFile] = {}
-        with explained(str(self.where)):
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.where.bucket, Prefix=start):
-                for item in page.get("Contents", ()):
-                    name = item["Key"].removeprefix(start)
-                    if name and not name.endswith("/"):
-                        found[name] = ListedFile(size=item["Size"], tag=item["ETag"].strip('"'))
+        for file in self._objects.list(most=_MOST_FILES, seconds=_LISTING_SECONDS):
+            if file.name and not file.name.endswith("/"):
+                found[file.name] = ListedFile(size=file.size, tag=file.tag)
         if not found:
             raise BadModel(
                 "there is nothing", where=str(self.where), remedy="correct spec.model.source"

@@ -16,8 +16,9 @@ import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
 
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
@@ -32,7 +33,17 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
-__all__ = ["PART_BYTES", "decoded", "download", "encoded", "hash_object", "read", "upload"]
+__all__ = [
+    "PART_BYTES",
+    "Small",
+    "TooLarge",
+    "decoded",
+    "download",
+    "encoded",
+    "hash_object",
+    "read",
+    "upload",
+]
 
 PART_BYTES = 16 << 20
 _MOST_PARTS = 10_000
@@ -220,23 +231,48 @@ def _one_piece(
     return Digest(digest.hexdigest()), size
 
 
-def read(client: S3Client, *, bucket: str, key: str, most: int) -> tuple[bytes, str]:
-    """Return a small object's bytes and tag.
+class TooLarge(StoreUnreadable):
+    """An object is larger than what is read at once.
 
-    Raises:
-        StoreUnreadable: It has more than `most` bytes. Whoever wrote it need not be whoever reads.
+    Attributes:
+        etag: Its tag, with which it can be replaced.
     """
 
-    def get() -> tuple[bytes, str]:
+    etag = ""
+
+
+class Small(NamedTuple):
+    """A small object: its bytes, its tag, and when it was written by the server's clock."""
+
+    data: bytes
+    etag: str
+    modified: datetime
+
+
+def read(client: S3Client, *, bucket: str, key: str, most: int) -> Small:
+    """Return a small object.
+
+    Raises:
+        TooLarge: It has more than `most` bytes. Whoever wrote it need not be whoever reads.
+    """
+
+    def get() -> Small:
         answer = client.get_object(Bucket=bucket, Key=key)
         with closing(answer["Body"]) as body:
-            if answer["ContentLength"] > most:
-                raise StoreUnreadable(
-                    f"it has {answer['ContentLength']} bytes, and at most {most} are read at once",
-                    where=f"s3://{bucket}/{key}",
-                    remedy="remove that object: nothing of ours is as large",
-                )
-            return body.read(), answer["ETag"]
+            announced = int(answer.get("ContentLength") or 0)
+            # Never without a limit: not every server announces what it sends.
+            data = body.read(most + 1) if announced <= most else b""
+        etag = answer.get("ETag", "")
+        if announced > most or len(data) > most:
+            error = TooLarge(
+                f"it has more than {most} bytes, which is what is read at once",
+                where=f"s3://{bucket}/{key}",
+                remedy="remove that object: nothing of ours is as large",
+            )
+            error.etag = etag
+            raise error
+        modified = answer.get("LastModified") or datetime.now(UTC)
+        return Small(data, etag, modified.astimezone(UTC))
 
     return _retried(get)
 
