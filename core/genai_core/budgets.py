@@ -18,6 +18,7 @@ from genai_core.canonical import canonical_json
 __all__ = [
     "ANSWER",
     "CONFIG",
+    "DOCUMENT",
     "FACTS",
     "LEASE",
     "MANIFEST",
@@ -121,6 +122,8 @@ LEASE = Budget("lease", 4 * _MIB, 8, 60_000)
 SWEEP = Budget("sweep", 256 * _KIB, 8, 4_000)
 """A gc names at most 200 things at once."""
 MANIFEST = Budget("manifest", 4 * _MIB, 32, 80_000)
+DOCUMENT = Budget("file", 16 * _MIB, 32, 400_000)
+"""Any other file of a container."""
 FACTS = Budget("facts", 8 * _MIB, 32, 250_000)
 """What ingest found out: some 200 values a layer."""
 CONFIG = Budget("configuration", 4 * _MIB, 64, 100_000)

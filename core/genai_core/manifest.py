@@ -95,15 +95,6 @@ class Manifest(BaseModel):
     """Relative path -> file, but for `manifest.json`, `report.json`, `golden.json` (its margins are
     measured) and `emulation/`."""
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Manifest:
-        """Read `manifest.json`.
-
-        Raises:
-            ValueError: Not JSON, not a manifest of a version known here, or beyond its budget.
-        """
-        return cls.model_validate_json(budgets.MANIFEST.within(data))
-
     def revision(self) -> str:
         """`sha256:` and the digest of the canonical manifest."""
         payload = self.model_dump(mode="json", exclude_none=True)
@@ -114,9 +105,11 @@ def read_manifest(data: bytes | str, *, where: str = MANIFEST_FILE) -> Manifest:
     """The manifest of a container, of this version or an older one.
 
     Raises:
-        BadInput: It is newer, or no manifest.
+        BadInput: It is newer, no manifest, or more than one holds.
     """
-    return read_versioned(Manifest, data, newest=SCHEMA_VERSION, where=where)
+    return read_versioned(
+        Manifest, data, newest=SCHEMA_VERSION, where=where, budget=budgets.MANIFEST
+    )
 
 
 class Report(BaseModel):

@@ -16,12 +16,15 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from genai_core.budgets import DOCUMENT, Budget
 from genai_core.errors import BadInput
 
 _M = TypeVar("_M", bound=BaseModel)
 
 
-def read_versioned(model: type[_M], data: bytes | str, *, newest: int, where: str) -> _M:
+def read_versioned(
+    model: type[_M], data: bytes | str, *, newest: int, where: str, budget: Budget = DOCUMENT
+) -> _M:
     """A JSON file as its model.
 
     Args:
@@ -29,11 +32,13 @@ def read_versioned(model: type[_M], data: bytes | str, *, newest: int, where: st
         data: The file's content.
         newest: The newest version that this program reads.
         where: The file, for messages.
+        budget: How much it may hold.
 
     Raises:
         BadInput: The file is newer, is not JSON, or lacks the model's form.
     """
     try:
+        data = budget.within(data if isinstance(data, bytes) else data.encode())
         content = json.loads(data)
     except ValueError as error:
         raise BadInput(f"not JSON: {error}", where=where) from error
