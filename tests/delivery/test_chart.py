@@ -188,6 +188,26 @@ def test_with_their_images_all_targets_are_ready(rendered: Callable[..., Objects
     assert found["sm8750"]["image"] == f"genai-stages-htp@{DIGEST}"
 
 
+def test_pods_select_the_architecture_of_their_image(rendered: Callable[..., Objects]) -> None:
+    def arches(*values: str) -> tuple[object, object, object]:
+        objects = rendered(*values)
+        found = targets(objects)
+        operator = next(o for o in objects if o["kind"] == "Deployment")
+        return (
+            operator["spec"]["template"]["spec"].get("nodeSelector"),
+            found["cpu"].get("nodeSelector"),
+            found["sm8750"].get("nodeSelector"),
+        )
+
+    amd64, arm64 = {"kubernetes.io/arch": "amd64"}, {"kubernetes.io/arch": "arm64"}
+    assert arches() == (amd64, amd64, amd64)
+    assert arches('image.arch="arm64"', 'stages.image.arch=""') == (arm64, None, amd64)
+    own = 'targets.items.cpu.nodeSelector={"disk":"fast","kubernetes.io/arch":"arm64"}'
+    assert arches(own)[1] == arm64 | {"disk": "fast"}
+    image = f'targets.items.cpu.image="registry.example/mine@{DIGEST}"'
+    assert arches(image)[1] is None, "only its owner knows what that image runs on"
+
+
 def test_a_target_can_be_left_out_added_and_given_its_own_image(
     rendered: Callable[..., Objects],
 ) -> None:

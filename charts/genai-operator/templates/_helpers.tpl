@@ -90,3 +90,10 @@ seccompProfile:
 {{- end -}}
 {{- toJson $names -}}
 {{- end -}}
+
+{{/* Labels of the nodes that an image runs on, with those that were given; a given one wins. */}}
+{{- define "genai.nodeSelector" -}}
+{{- $found := dict }}
+{{- with .arch }}{{ $_ := set $found "kubernetes.io/arch" . }}{{ end }}
+{{- toYaml (mergeOverwrite $found (default dict .given)) }}
+{{- end }}

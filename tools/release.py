@@ -1,0 +1,190 @@
+"""Makes everything of one version that is installed: wheel, sdist, charts, images (`make release`).
+
+    python tools/release.py                       # all of it into dist/
+    python tools/release.py --without-images      # where no image builder is
+    python tools/release.py --platform linux/amd64 --platform linux/arm64
+
+The version is pyproject.toml's; charts that say another are refused. Images are OCI archives, built
+with docker buildx or buildah, and never hold the vendor's wheel. `dist/release.json` lists every
+file with its digest, and of an image also the digest by which a GenAITarget names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+CHARTS = ("genai-operator-crds", "genai-operator")
+IMAGES = {"operator": "genai-operator", "stages": "genai-stages"}
+"""Target of the Dockerfile -> name."""
+
+
+def version() -> str:
+    """The version of the distribution."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    return str(tomllib.loads(text)["project"]["version"])
+
+
+def check_versions(wanted: str) -> None:
+    """Refuse charts of another version.
+
+    Raises:
+        SystemExit: Names the chart and both versions.
+    """
+    for chart in CHARTS:
+        path = ROOT / "charts" / chart / "Chart.yaml"
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for field in ("version", "appVersion"):
+            if str(found[field]) != wanted:
+                raise SystemExit(
+                    f"charts/{chart}/Chart.yaml: {field} is {found[field]}, pyproject.toml says "
+                    f"{wanted}; write the same in both"
+                )
+
+
+def distributions(out: Path) -> list[Path]:
+    """The wheel and the sdist."""
+    # Without isolation: what they are built with is pinned like everything else.
+    command = (sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT))
+    _run(*command, env=_clock())
+    return sorted(out.glob("genai_operator-*"))
+
+
+def charts(out: Path, helm: str, wanted: str) -> list[Path]:
+    """The charts as helm packages them."""
+    for chart in CHARTS:
+        _run(
+            helm, "package", str(ROOT / "charts" / chart), "--destination", str(out),
+            "--version", wanted, "--app-version", wanted,
+        )  # fmt: skip
+    return [out / f"{chart}-{wanted}.tgz" for chart in CHARTS]
+
+
+@dataclass(frozen=True)
+class ImageBuild:
+    """How images are built.
+
+    Attributes:
+        builder: docker (with buildx) or buildah.
+        platforms: `linux/amd64`, `linux/arm64`; none: this machine's.
+        arguments: `NAME=value` of the Dockerfile.
+    """
+
+    builder: str
+    platforms: Sequence[str] = ()
+    arguments: Sequence[str] = ()
+
+    def archive(self, target: str, tag: str, archive: Path) -> None:
+        """Build one target into an OCI archive; of several platforms it holds all."""
+        given = [f"--build-arg={argument}" for argument in self.arguments]
+        given += [f"--platform={','.join(self.platforms)}"] if self.platforms else []
+        if Path(self.builder).name == "docker":
+            output = f"--output=type=oci,dest={archive}"
+            _run(
+                self.builder, "buildx", "build", "--target", target, "--tag", tag, *given, output,
+                ".",
+            )  # fmt: skip
+            return
+        several = len(self.platforms) > 1
+        local, place = f"localhost/{tag}", f"oci-archive:{archive}:{tag}"
+        _run(
+            self.builder, "bud", "--layers", "--ignorefile", ".containerignore",
+            "--target", target, "--manifest" if several else "--tag", local, *given, ".",
+        )  # fmt: skip
+        push = ("manifest", "push", "--all") if several else ("push",)
+        _run(self.builder, *push, local, place)
+
+
+def images(out: Path, wanted: str, how: ImageBuild) -> list[Path]:
+    """OCI archives of the images, one for each role."""
+    found = []
+    for target, name in IMAGES.items():
+        archive = out / f"{name}-{wanted}.oci.tar"
+        how.archive(target, f"{name}:{wanted}", archive)
+        found.append(archive)
+    return found
+
+
+def image_digest(archive: Path) -> str:
+    """The digest by which a registry serves an archive that was copied as it is."""
+    with tarfile.open(archive) as tar:
+        member = tar.extractfile("index.json")
+        assert member is not None
+        index = json.load(member)
+    return str(index["manifests"][0]["digest"])
+
+
+def listing(files: Sequence[Path], wanted: str) -> dict[str, Any]:
+    """What `release.json` says."""
+    found = []
+    for path in files:
+        entry: dict[str, Any] = {
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "size": path.stat().st_size,
+        }
+        if path.name.endswith(".oci.tar"):
+            entry["image"] = image_digest(path)
+        found.append(entry)
+    return {"version": wanted, "files": found}
+
+
+def _clock() -> Mapping[str, str]:
+    """Files of the wheel bear the commit's time, so that the same commit makes the same bytes."""
+    told = subprocess.run(
+        ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return {"SOURCE_DATE_EPOCH": told.stdout.strip()} if told.returncode == 0 else {}
+
+
+def _run(*command: str, env: Mapping[str, str] | None = None) -> None:
+    subprocess.run(command, cwd=ROOT, check=True, env=os.environ | dict(env or {}))
+
+
+def _helm() -> str:
+    from manifests import helm
+
+    return helm()
+
+
+def main() -> int:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "dist")
+    parser.add_argument("--without-images", action="store_true")
+    parser.add_argument("--builder", default=shutil.which("docker") or "buildah")
+    parser.add_argument("--platform", action="append", default=[], help="e.g. linux/arm64")
+    parser.add_argument("--build-arg", action="append", default=[], help="e.g. BASE=...")
+    given = parser.parse_args()
+    wanted = version()
+    check_versions(wanted)
+    out = given.out.resolve()
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    files = [*distributions(out), *charts(out, _helm(), wanted)]
+    if not given.without_images:
+        how = ImageBuild(given.builder, given.platform, given.build_arg)
+        files += images(out, wanted, how)
+    found = listing(files, wanted)
+    (out / "release.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    for entry in found["files"]:
+        print(f"{entry['sha256']}  {entry['file']}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
