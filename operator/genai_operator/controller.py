@@ -17,7 +17,13 @@ import aiohttp
 from genai_operator.api import Api, ApiError
 from genai_operator.build import Builds
 from genai_operator.comparing import Comparing
-from genai_operator.metrics import QUEUE_SECONDS, RECONCILE_SECONDS, TASK_SECONDS, TASKS
+from genai_operator.metrics import (
+    QUEUE_SECONDS,
+    RECONCILE_SECONDS,
+    TASK_SECONDS,
+    TASKS,
+    operation_label,
+)
 from genai_operator.observed import BuildView, Observed, asked_of, build_view
 from genai_operator.projection import lean
 from genai_operator.references import References
@@ -204,10 +210,10 @@ class Controller:
         result = job.state.value
         whole = "chain" if job.chain else job.operation
         for operation in job.operations if job.state is JobState.SUCCEEDED else (whole,):
-            TASKS.labels(operation=operation, result=result).inc()
+            TASKS.labels(operation=operation_label(operation), result=result).inc()
         if job.ended_at is not None:
             seconds = (job.ended_at - job.created_at).total_seconds()
-            TASK_SECONDS.labels(operation=whole, result=result).observe(seconds)
+            TASK_SECONDS.labels(operation=operation_label(whole), result=result).observe(seconds)
 
     def _wake_owners(self, job: JobView) -> None:
         for build in self.observed.builds:

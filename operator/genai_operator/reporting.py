@@ -14,7 +14,7 @@ from typing import Any
 from genai_core.kinds.base import API_VERSION
 from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
-from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS
+from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS, operation_label
 from genai_operator.observed import Observed, build_view
 from genai_operator.status import (
     Outcome,
@@ -109,7 +109,9 @@ def _count_end(
     if ready != "True":
         return
     for stage in status.get("stages", ()):
-        TASKS.labels(operation=stage["operation"], result="cached").inc(stage["cached"])
+        TASKS.labels(operation=operation_label(stage["operation"]), result="cached").inc(
+            stage["cached"]
+        )
     before = condition_of(previous, "Ready")
     # A spec that changed and was built already: no pass found it unfinished.
     if before is None or before["status"] != "True":

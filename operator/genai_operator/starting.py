@@ -15,7 +15,7 @@ from genai_operator.apply import Applier
 from genai_operator.build_pass import BuildPass
 from genai_operator.decide import Verdict
 from genai_operator.jobs import JobRequest
-from genai_operator.metrics import TASK_RETRIES
+from genai_operator.metrics import TASK_RETRIES, operation_label
 
 __all__ = ["Starter"]
 
@@ -63,7 +63,9 @@ class Starter:
 
     async def _tell(self, one: BuildPass, request: JobRequest, verdict: Verdict) -> None:
         log.info("task tried again", extra={"task": request.task, "why": verdict.retried})
-        TASK_RETRIES.labels(operation=request.operation, reason=verdict.retried_for).inc()
+        TASK_RETRIES.labels(
+            operation=operation_label(request.operation), reason=verdict.retried_for
+        ).inc()
         allowance = self._allowances.setdefault(one.owner.uid, _Allowance(self._clock()))
         if not allowance.take(self._clock()):
             return

@@ -56,6 +56,11 @@ RENDERING = f"{GROUP}/rendering"
 JOB_NAME = "batch.kubernetes.io/job-name"
 
 _MOST_WORDS = 300
+_UNREADABLE = (
+    *(ValueError, TypeError, KeyError, AttributeError),
+    *(OverflowError, RecursionError),  # 1e999 as a number, and ten thousand brackets
+)
+"""What others' words on our objects come to, when they are not ours."""
 _MOST_DIGITS = 20
 _LONGEST_TTL = 10 * 365 * 86400
 """A time that far away can still be reckoned with."""
@@ -237,7 +242,7 @@ def job_view(value: Mapping[str, Any]) -> JobView | None:
         return None
     try:
         return _job_view(value)
-    except ValueError:
+    except _UNREADABLE:
         return None
 
 
@@ -334,7 +339,7 @@ def _noted(meta: Mapping[str, Any]) -> PodView | None:
             reason=str(found["reason"]),
             message=str(found["message"]),
         )
-    except (ValueError, TypeError, KeyError, AttributeError):  # none, or another version's
+    except _UNREADABLE:  # none, or another version's
         return None
 
 
@@ -344,7 +349,7 @@ def _links(text: str) -> tuple[Link, ...]:
             Link(str(task), str(name), Digest(str(made)))
             for task, name, made in json.loads(text or "[]")
         )
-    except (ValueError, TypeError):  # written by another version; its tasks are looked up anyway
+    except _UNREADABLE:  # written by another version; its tasks are looked up anyway
         return ()
 
 
@@ -414,6 +419,6 @@ def _ending(ended: Mapping[str, Any]) -> Ending:
 def _message(ended: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         found = json.loads(ended.get("message") or "{}")
-    except ValueError:
+    except _UNREADABLE:
         return {}
     return found if isinstance(found, dict) else {}

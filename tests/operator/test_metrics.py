@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, generate_latest
 
 from genai_core.names import Digest
 from genai_core.store.s3 import S3Store
 from genai_core.store.s3_client import shared_session
 from genai_core.store.s3_location import S3Credentials, S3Location
-from genai_operator import metrics
+from genai_operator import metrics, s3_metrics
 from genai_operator.build import Builds
 from genai_operator.controller import Controller
 from genai_operator.observed import Observed, build_view
@@ -84,6 +85,37 @@ def test_a_chain_counts_each_task_that_it_did_and_its_time_once() -> None:
     assert value("genai_build_task_seconds_sum", operation="chain", result="succeeded") == (
         seconds + 90
     )
+
+
+def test_no_new_series_comes_from_names_that_others_write_on_jobs() -> None:
+    async def scenario() -> None:
+        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller._leading = lambda: True
+        for number in range(50):
+            for end in ("", "Complete"):
+                odd = job(end)
+                odd["metadata"] |= {"name": f"j{number}", "uid": f"u{number}"}
+                odd["metadata"]["labels"] = {"genai-operator.dev/operation": f"odd-{number}"}
+                odd["metadata"]["annotations"] = NOTES | {
+                    "genai-operator.dev/chain": json.dumps([["t", f"odder-{number}", "d" * 64]])
+                }
+                controller.take("jobs", "MODIFIED", odd)
+
+    labels = {"operation": "other", "result": "succeeded"}
+    lines, before = len(generate_latest().splitlines()), value("genai_build_tasks_total", **labels)
+    asyncio.run(scenario())
+    assert value("genai_build_tasks_total", **labels) - before == 100
+    assert "odd" not in generate_latest().decode()
+    assert len(generate_latest().splitlines()) - lines <= 40
+
+
+@pytest.mark.parametrize(("code", "label"), [(503, "503"), (200, "200"), (799, "other")])
+def test_s3_answers_are_counted_by_known_codes(code: int, label: str) -> None:
+    operation = SimpleNamespace(name="GetObject")
+    labels = {"operation": "GetObject", "code": label}
+    before = value("genai_s3_requests_total", **labels)
+    s3_metrics._count(operation, (SimpleNamespace(status_code=code), {}))
+    assert value("genai_s3_requests_total", **labels) == before + 1
 
 
 def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:

@@ -66,6 +66,9 @@ def test_a_termination_message_is_json_or_the_end_of_the_log() -> None:
     ).ending
     assert told is not None
     assert (told.message, told.words) == ({"log": "d1"}, "")
+    deep = seen(containerStatuses=container(terminated={"exitCode": 2, "message": "[" * 4096}))
+    assert deep.ending is not None
+    assert deep.ending.message == {}
     cut = "line\n" * 200 + "the last line"
     killed = seen(containerStatuses=container(terminated={"exitCode": 137, "message": cut})).ending
     assert killed is not None
@@ -100,7 +103,7 @@ def test_a_time_beyond_all_calendars_can_still_be_reckoned_with() -> None:
     assert datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=view.ttl_seconds)
 
 
-@pytest.mark.parametrize("text", ["null", "[1]", '[["a", "b", [1]]]', '[["a"]]', "{"])
+@pytest.mark.parametrize("text", ["null", "[1]", '[["a", "b", [1]]]', '[["a"]]', "{", "[" * 9999])
 def test_a_chain_that_another_version_wrote_breaks_nothing(text: str) -> None:
     view = job(chain=text)
     assert view is not None
@@ -117,7 +120,8 @@ def test_how_a_pod_ended_is_read_back_from_its_job(ending: Ending | None) -> Non
     assert ENDING.endswith("/ending")
     assert view is not None
     assert view.noted == pod
-    for bad in ("", "{}", "[]", '{"ending": 3}'):
+    odd = '{"pod": "p", "node": "", "reason": "", "message": "", "ending": {"exitCode": 1e999}}'
+    for bad in ("", "{}", "[]", '{"ending": 3}', "[" * 9999, odd):
         other = job(ending=bad)
         assert other is not None
         assert other.noted is None
