@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     except GenAIError as error:
         return _end(error, settings)
     except TyperException as error:
+        if type(error).__name__ == "NoArgsIsHelpError":  # `genai`, `genai cache`
+            return _help(error)
         return _end(_of_usage(error), settings)
     except (KeyboardInterrupt, Abort):
         return _end(_INTERRUPTED, settings)
@@ -82,6 +84,17 @@ def _end(error: GenAIError, settings: Settings, *, cause: BaseException | None =
 def _end_of_pipe() -> int:
     """Whoever read our output has seen enough; the interpreter must not flush into the pipe."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _help(error: TyperException) -> int:
+    """Print the help of a command that was given nothing to do."""
+    context = getattr(error, "ctx", None)
+    try:
+        print(context.get_help() if context is not None else error.format_message())  # noqa: T201
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return _end_of_pipe()
     return 0
 
 

@@ -7,28 +7,34 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from genai_cli.chatting import talk
+from genai_cli.choosing import runnable_container
 from genai_cli.local_work import known_digests
 from genai_cli.output import emit, say
 from genai_cli.render import busy
 from genai_cli.settings import Settings
-from genai_cli.words import duration
+from genai_cli.streaming import TextStream, speed
+from genai_cli.words import duration, plain
 from genai_core.errors import BadInput
 from genai_runtime import container as containers
 from genai_runtime.container import Container
 from genai_runtime.evaluate import evaluate as measure
 from genai_runtime.evaluate import read_pieces
-from genai_runtime.generate import Generation, generate
+from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import Tokens
 from genai_runtime.tokenizing import TextTokenizer, parse_tokens
 
 __all__ = ["Prompt", "evaluate", "run"]
+
+_TOKENS = 64
+"""That `run` writes unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -60,47 +66,51 @@ class Prompt:
         return ids
 
 
-@dataclass
-class _Stream:
-    """Prints text while tokens come; characters that are cut in two wait for their rest."""
-
-    tokenizer: TextTokenizer | None
-    tokens: list[int] = field(default_factory=list)
-    shown: int = 0
-
-    def __call__(self, token: int) -> None:
-        self.tokens.append(token)
-        self.flush(whole=False)
-
-    def flush(self, *, whole: bool) -> None:
-        if self.tokenizer is None:
-            text = " ".join(map(str, self.tokens))
-        else:
-            text = self.tokenizer.decode(self.tokens)
-            if not whole:
-                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-        sys.stdout.write(text[self.shown :])
-        sys.stdout.flush()
-        self.shown = max(self.shown, len(text))
-
-
 def run(
     path: Path,
     settings: Settings,
     *,
     prompt: Prompt,
-    max_tokens: int,
+    max_tokens: int | None,
     sampling: Mapping[str, Any],
     ignore_end: bool,
     context_length: int | None,
     threads: int,
+    chat: str | None = None,
 ) -> int:
-    """Continue a prompt and print text and speed; returns the exit code."""
+    """Continue a prompt, or converse, and print text and speed; returns the exit code.
+
+    Args:
+        path: The container's folder, or that of a build.
+        settings: Of the program.
+        prompt: What is continued, or said.
+        max_tokens: At most; None = 64, or until an answer ends.
+        sampling: Fields of `Sampling`.
+        ignore_end: Go on behind the model's end token.
+        context_length: Slots of the cache; None = the container's.
+        threads: On the CPU.
+        chat: The system message of a conversation, which may be empty; None = no conversation.
+    """
     took = Sampling(**sampling)
-    opened = containers.load(path, digest_of=known_digests().digest)
+    if chat is not None:
+        if prompt.tokens is not None or ignore_end:
+            option = "--ignore-end" if ignore_end else "--prompt-tokens"
+            raise BadInput("a conversation is text that ends", where=option, remedy="leave it out")
+        opened = _opened(path)
+        return talk(
+            opened,
+            system=chat,
+            once=prompt.text if prompt.text != "-" else sys.stdin.read().strip(),
+            sampling=took,
+            limit=max_tokens,
+            context_length=context_length,
+            threads=threads,
+            as_json=settings.json,
+        )
+    opened = _opened(path)
     tokenizer = opened.tokenizer()
     ids = prompt.encoded(tokenizer)
-    stream = None if settings.json else _Stream(tokenizer)
+    stream = None if settings.json else TextStream(tokenizer)
     began = time.monotonic()
     with closing(opened.open_session(threads=threads, context_length=context_length)) as session:
         ready = time.monotonic() - began
@@ -109,19 +119,20 @@ def run(
         result = generate(
             session,
             ids,
-            max_tokens=max_tokens,
+            max_tokens=_TOKENS if max_tokens is None else max_tokens,
             sampling=took,
             stop_tokens=frozenset() if ignore_end else opened.stop_tokens(),
             on_token=stream,
         )
-    metrics = _metrics(result, ready)
+    told = speed(result)
+    metrics = {"initSeconds": round(ready, 4), **told["metrics"]}
     if stream is None:
         text = tokenizer.decode(result.tokens) if tokenizer else ""
         emit(
             {
                 "text": text,
                 "tokens": list(result.tokens),
-                "stopped": "end" if result.stopped else "length",
+                **told,
                 "metrics": metrics,
             }
         )
@@ -148,7 +159,7 @@ def evaluate(
     threads: int,
 ) -> int:
     """Score tokens and print loss and perplexity; returns the exit code."""
-    opened = containers.load(path, digest_of=known_digests().digest)
+    opened = _opened(path)
     array = read_pieces(tokens, pieces=pieces, length=length)
     began = time.monotonic()
     console = Console(stderr=True, highlight=False)
@@ -177,6 +188,11 @@ def evaluate(
     return 0
 
 
+def _opened(path: Path) -> Container:
+    """The container that a path means, each file compared with its manifest."""
+    return containers.load(runnable_container(path), digest_of=known_digests().digest)
+
+
 def _executor(opened: Container) -> str:
     backend = opened.manifest.target.backend.value
     return ", in the emulator" if backend == "Htp" else ", on the CPU"
@@ -186,18 +202,5 @@ def _show_prompt(prompt: Prompt) -> None:
     """On a terminal, show what is being continued; a pipe gets the continuation alone."""
     if prompt.text not in {None, "-"} and sys.stdout.isatty():
         Console(highlight=False).print(
-            prompt.text, style="dim", end="", markup=False, soft_wrap=True
+            plain(str(prompt.text)), style="dim", end="", markup=False, soft_wrap=True
         )
-
-
-def _metrics(result: Generation, ready: float) -> dict[str, float]:
-    metrics = result.metrics
-    return {
-        "initSeconds": round(ready, 4),
-        "promptTokens": metrics.prompt_tokens,
-        "promptSeconds": round(metrics.prompt_seconds, 6),
-        "promptTokensPerSecond": round(metrics.prompt_tokens_per_second, 2),
-        "generatedTokens": metrics.generated_tokens,
-        "generationSeconds": round(metrics.generation_seconds, 6),
-        "generationTokensPerSecond": round(metrics.generation_tokens_per_second, 2),
-    }

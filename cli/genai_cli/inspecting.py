@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from genai_cli.choosing import the_container
 from genai_cli.local_work import known_digests
 from genai_cli.output import emit, table
 from genai_cli.settings import Settings
@@ -29,7 +30,7 @@ _LABELS = {
 
 def inspect(path: Path, settings: Settings) -> int:
     """Print what a container or artifact holds; returns the exit code."""
-    found = describe(path, digest_of=known_digests().digest)
+    found = describe(the_container(path), digest_of=known_digests().digest)
     if settings.json:
         emit(found)
         return 0

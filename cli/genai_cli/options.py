@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from genai_cli import completing
+
 if TYPE_CHECKING:
     from genai_cli.cluster.connection import Access
 
@@ -36,6 +38,7 @@ Target = Annotated[
         "--target",
         metavar="TARGET",
         help="sm8750, cpu, chipset:SM8750 or dsp_arch:v79;soc_model:69; repeat.",
+        autocompletion=completing.targets,
     ),
 ]
 Ar = Annotated[
@@ -47,10 +50,29 @@ Cl = Annotated[
 Splits = Annotated[str | None, typer.Option("--splits", metavar="N", help="A number, or auto.")]
 Gaps = Annotated[
     str | None,
-    typer.Option(metavar="WHAT", help="Tensors without an encoding: Error, Float or Calibrate."),
+    typer.Option(
+        metavar="WHAT",
+        help="Tensors without an encoding: Error, Float or Calibrate.",
+        autocompletion=completing.gaps,
+    ),
 ]
 Precision = Annotated[
-    str | None, typer.Option(metavar="P", help="Of a cpu container: Auto, Int8, Int4 or Float.")
+    str | None,
+    typer.Option(
+        metavar="P",
+        help="Of a cpu container: Auto, Int8, Int4 or Float.",
+        autocompletion=completing.precisions,
+    ),
+]
+Onnx = Annotated[
+    str | None,
+    typer.Option("--onnx", metavar="FILE", help="Of the model's folder, where it has several."),
+]
+Encodings = Annotated[
+    str | None,
+    typer.Option(
+        "--encodings", metavar="FILE", help="Of the model's folder, where it has several."
+    ),
 ]
 Set = Annotated[
     list[str] | None,
@@ -67,7 +89,12 @@ ReadFrom = Annotated[
     typer.Option("--read-from", metavar="DIR|s3://...", help="A further store, only read; repeat."),
 ]
 Container = Annotated[
-    Path, typer.Argument(metavar="CONTAINER", help="Its folder.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="CONTAINER",
+        help="Its folder, or that of a build: what runs here is found.",
+        show_default=False,
+    ),
 ]
 ContextLength = Annotated[
     int | None,
@@ -123,6 +150,8 @@ class SpecFlags:
     splits: str | None = None
     gaps: str | None = None
     precision: str | None = None
+    onnx: str | None = None
+    encodings: str | None = None
     fields: list[str] | None = None
 
     def changes(self) -> dict[str, Any]:
@@ -136,6 +165,8 @@ class SpecFlags:
             "splits.count": self.splits,
             "quantization.gaps": self.gaps,
             "quantization.cpuPrecision": self.precision,
+            "model.onnx": self.onnx,
+            "model.encodings": self.encodings,
         }
         return {
             **{path: value for path, value in listed.items() if value},

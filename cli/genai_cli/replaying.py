@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from genai_cli.engine import run_task
 from genai_cli.output import emit, say
 from genai_cli.settings import Settings
-from genai_cli.store_entries import opened, read_entry, records
+from genai_cli.store_entries import find_entry, named_key, opened, read_entry, records
 from genai_cli.words import duration, size
 from genai_core.errors import BadInput, InvalidSpec, from_dict
 from genai_core.filecache import FileCache
@@ -44,7 +44,7 @@ _OPTIONS = "options"
 
 
 def replay(
-    entry: Path,
+    entry: str,
     settings: Settings,
     *,
     changes: Sequence[str],
@@ -54,14 +54,13 @@ def replay(
     """Run an entry's stage again; returns 0 where the outputs are the same, else 1.
 
     Args:
-        entry: The entry's folder.
+        entry: The entry's folder, its key or the beginning of it.
         settings: Of the program.
         changes: `name=value` for fields of the stage's config; empty = exactly as it was.
         source: Folder of the model, for ingest, whose inputs lie outside the store.
         store: Address; None = the one that the entry lies in.
     """
-    record = read_entry(entry)
-    artifacts = opened(settings, store or _store_around(entry, record) or settings.store)
+    record, artifacts = _found(entry, settings, store)
     operation = _operation(record)
     config = changed_config(operation, record, changes)
     inputs = _Inputs(record, artifacts, source).found()
@@ -69,6 +68,17 @@ def replay(
     if changes and task.key != record.key:
         return _run_changed(task, artifacts, settings)
     return _run_again(record, task, artifacts, settings=settings)
+
+
+def _found(entry: str, settings: Settings, store: str | None) -> tuple[Record, Store]:
+    """The record, and the store that its inputs come from."""
+    folder = Path(entry)
+    if folder.exists():
+        record = read_entry(folder)
+        return record, opened(settings, store or _store_around(folder, record) or settings.store)
+    named_key(entry)  # what is none needs no store to be refused
+    artifacts = opened(settings, store)
+    return find_entry(artifacts, entry), artifacts
 
 
 def _operation(record: Record) -> Operation:

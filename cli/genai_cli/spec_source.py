@@ -33,7 +33,10 @@ _OPTION = {
     "splits.count": "--splits",
     "quantization.gaps": "--gaps",
     "quantization.cpuPrecision": "--precision",
+    "model.onnx": "--onnx",
+    "model.encodings": "--encodings",
 }
+_FILES = {"model.onnx", "model.encodings"}
 
 
 def build_of(flags: SpecFlags) -> GenAIBuild:
@@ -52,7 +55,7 @@ def build_of(flags: SpecFlags) -> GenAIBuild:
             remedy="e.g. genai build -f build.yaml, or genai build MODEL_DIR --target cpu",
         )
     build = _of_file(flags) if flags.file is not None else _of_folder(flags)
-    changes = _changes(flags)
+    changes = _changes(flags, build.spec.model.source)
     if not changes:
         return build
     spec = build.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
@@ -125,9 +128,12 @@ def _name_of(folder: Path) -> str:
     return name or "model"
 
 
-def _changes(flags: SpecFlags) -> list[tuple[tuple[str, ...], Any]]:
+def _changes(flags: SpecFlags, source: str) -> list[tuple[tuple[str, ...], Any]]:
     found: list[tuple[tuple[str, ...], Any]] = []
     for dotted, given in flags.changes().items():
+        if dotted in _FILES:
+            found.append((tuple(dotted.split(".")), _inside(given, source, _OPTION[dotted])))
+            continue
         values = [part.strip() for text in _as_list(given) for part in text.split(",")]
         plain = (
             values if dotted == "targets" else [_value(text, _OPTION[dotted]) for text in values]
@@ -145,6 +151,31 @@ def _changes(flags: SpecFlags) -> list[tuple[tuple[str, ...], Any]]:
             read = value  # the vendor's options are text, whatever they look like
         found.append((path, read))
     return found
+
+
+def _inside(name: str, source: str, option: str) -> str:
+    """A file of the model as the spec names it: relative to the source.
+
+    The shell completes paths from where the user stands, so such a path is understood too.
+
+    Raises:
+        InvalidSpec: The file lies elsewhere.
+    """
+    if not is_local(source):
+        return name
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    if (folder / name).is_file() and not Path(name).is_absolute():
+        return name
+    if not Path(name).is_file():
+        return name  # reading the model says what is there
+    near = os.path.relpath(Path(name).absolute(), folder)
+    if near.startswith(os.pardir):
+        raise InvalidSpec(
+            "it is not in the model's folder",
+            where=f"{option} {name}",
+            remedy=f"put it into {folder}",
+        )
+    return near
 
 
 def _field_path(name: str) -> tuple[str, ...]:

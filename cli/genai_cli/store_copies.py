@@ -7,7 +7,7 @@ from pathlib import Path
 from genai_cli.containers import place
 from genai_cli.output import emit, say
 from genai_cli.settings import Settings
-from genai_cli.store_entries import find_entry, opened, records
+from genai_cli.store_entries import checked_operation, find_entry, opened, records
 from genai_cli.words import counted
 from genai_core.errors import CorruptBlob
 from genai_core.record import entry_folder
@@ -31,6 +31,7 @@ def pull(settings: Settings, address: str | None, *, entry: str, output: Path | 
 
 def export(settings: Settings, address: str | None, *, folder: Path, operation: str | None) -> int:
     """Write all entries as folders; returns 1 where a blob was missing or wrong."""
+    operation = checked_operation(operation)
     store = opened(settings, address)
     written: list[str] = []
     faults: list[str] = []

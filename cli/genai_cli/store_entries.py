@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,15 +18,31 @@ from genai_cli.words import counted, duration, size
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.home import expanded
+from genai_core.kinds.problems import nearest
+from genai_core.operations import OPERATIONS
 from genai_core.record import SIDECAR_NAME, Record, entry_folder, flat_strings, record_of_sidecar
+from genai_core.resolved import RESOLVE
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
 
-__all__ = ["find_entry", "list_entries", "opened", "records", "show"]
+__all__ = [
+    "checked_operation",
+    "find_entry",
+    "list_entries",
+    "named_key",
+    "opened",
+    "records",
+    "show",
+]
 
 _SHORT_KEY = 12
-_LEAST_PREFIX = 6
+_LEAST_PREFIX = 4
+_CANDIDATES = 8
 _AT_ONCE = 8
+_ENTRY = re.compile(
+    r"(?:.*/)??(?:(?P<operation>[a-z][a-z0-9_]*)[/_])?(?:sha256:)?(?P<key>[0-9a-f]+)/?"
+)
+"""`<folders>/convert_3f2a...`, `convert/3f2a`, `3f2a`."""
 
 
 def opened(settings: Settings, address: str | None) -> Store:
@@ -64,6 +81,7 @@ def list_entries(
     settings: Settings, address: str | None, *, operation: str | None, terms: Sequence[str]
 ) -> int:
     """Print the entries of an operation that match every term; returns the exit code."""
+    operation = checked_operation(operation)
     store = opened(settings, address)
     tests = [_test_of(term) for term in terms]
     found = [record for record in records(store, operation) if all(test(record) for test in tests)]
@@ -118,18 +136,62 @@ def find_entry(store: Store, text: str) -> Record:
     folder = Path(text)
     if (folder / SIDECAR_NAME).is_file() or folder.name == SIDECAR_NAME:
         return read_entry(folder)
-    wanted = text.rsplit("/", 1)[-1].rsplit("_", 1)[-1].removeprefix("sha256:").lower()
+    name, wanted = named_key(text)
     if len(wanted) < _LEAST_PREFIX:
         raise BadInput(
             f"a key needs at least {_LEAST_PREFIX} digits", where=text, remedy="see genai cache ls"
         )
-    refs = [ref for ref in store.list_records() if ref.key.startswith(wanted)]
+    operation = checked_operation(name)
+    refs = [ref for ref in store.list_records(operation) if ref.key.startswith(wanted)]
     found = [record for ref in refs if (record := _read(store, ref)) is not None]
-    if len(found) != 1:
-        names = ", ".join(f"{record.operation}/{record.key[:16]}" for record in found[:5])
-        message = f"several entries begin so: {names}" if found else "there is no such entry"
-        raise BadInput(message, where=text, remedy="see genai cache ls")
+    if not found:
+        raise BadInput(
+            "there is no such entry", where=text, remedy=f"see genai cache ls, in {store.location}"
+        )
+    if len(found) > 1:
+        names = [f"{one.operation}/{one.key[:_SHORT_KEY]}" for one in found[:_CANDIDATES]]
+        if len(found) > _CANDIDATES:
+            names.append(f"{len(found) - _CANDIDATES} more")
+        raise BadInput(
+            f"{len(found)} entries begin so: {', '.join(names)}",
+            where=text,
+            remedy="give more digits, or operation/digits",
+        )
     return found[0]
+
+
+def named_key(text: str) -> tuple[str | None, str]:
+    """The operation, where one is given, and the digits of `convert/3f2a`, `3f2a`.
+
+    Raises:
+        BadInput: It is nothing of the kind.
+    """
+    named = _ENTRY.fullmatch(text.lower())
+    if named is None:
+        raise BadInput(
+            "it is no key and no entry's folder",
+            where=text,
+            remedy="give a key or its beginning, hex digits; see genai cache ls",
+        )
+    return named["operation"], named["key"]
+
+
+def checked_operation(name: str | None) -> str | None:
+    """An operation that a user named.
+
+    Raises:
+        BadInput: There is none of that name; names the known ones.
+    """
+    known = list(dict.fromkeys([RESOLVE, *(row.name for row in OPERATIONS)]))
+    if name is None or name in known:
+        return name
+    near = nearest(name, known)
+    meant = f"did you mean {near}? " if near else ""
+    raise BadInput(
+        f"no operation is called {name!r}",
+        where="operation",
+        remedy=f"{meant}known: {', '.join(known)}",
+    )
 
 
 def read_entry(folder: Path) -> Record:

@@ -10,9 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from genai_cli.choosing import best_to_run
 from genai_cli.containers import Delivered
 from genai_cli.events import BuildResult
 from genai_cli.words import counted, duration, size
+from genai_core.manifest import CHAT_TEMPLATE_FILE
 
 __all__ = ["as_json", "print_summary"]
 
@@ -77,19 +79,23 @@ def print_summary(
             _print(console, f"          what to do: {escape(error.remedy)}")
         if failure.log:
             _print(console, f"          log: {escape(str(failure.log))}")
-    if not result.failures and (shown := _try(containers)):
-        _print(console, f"  [dim]try[/]  {escape(shown)}")
+    if not result.failures and containers:
+        _print(console, f"  [dim]try[/]  {escape(_try(containers))}")
 
 
-def _try(containers: dict[str, Delivered]) -> str:
-    """A command that runs one of the containers; empty where none runs here."""
-    for item in reversed(containers.values()):
-        path = item.path
-        if (path / "emulation").is_dir() or (path / "model.onnx").is_file():
-            text = (path / "tokenizer.json").is_file()
-            prompt = "--prompt 'Once upon a time'" if text else "--prompt-tokens 1,2,3"
-            return f"genai run {shlex.quote(_shown(path))} {prompt}"
-    return ""
+def _try(containers: Mapping[str, Delivered]) -> str:
+    """The container that is best to try, and the command that does it."""
+    targets = {item.path: target for target, item in containers.items()}
+    best = best_to_run(list(targets))
+    if best is None:
+        return "nothing here: these containers run on devices; build the cpu target as well"
+    if (best / CHAT_TEMPLATE_FILE).is_file():
+        how = "--chat"
+    elif (best / "tokenizer.json").is_file():
+        how = "--prompt 'Once upon a time'"
+    else:
+        how = "--prompt-tokens 1,2,3"
+    return f"{targets[best]}: genai run {shlex.quote(_shown(best))} {how}"
 
 
 def _print(console: Console, text: str) -> None:

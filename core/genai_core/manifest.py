@@ -28,6 +28,8 @@ EMULATION_FOLDER = "emulation"
 
 
 GOLDEN_FILE = "golden.json"
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+"""How conversations are written for the model, as Hugging Face saves it."""
 _OUTSIDE = frozenset({MANIFEST_FILE, REPORT_FILE, GOLDEN_FILE})
 
 

@@ -6,6 +6,8 @@ out="${DEMO_OUTPUT:-$(cd ../.. && pwd)/demo}"
 prompt='def __init__(self, '
 
 say() { printf '\n\033[1m%s\033[0m\n' "$*"; }
+number=0
+step() { number=$((number + 1)); say "$number. $*"; }
 show() { printf '$'; for word in "$@"; do [[ $word == *[^[:alnum:]/._=:,-]* ]] && word="'$word'"; printf ' %s' "$word"; done; echo; "$@"; }
 
 targets=(sm8750 cpu)
@@ -16,16 +18,16 @@ if ! python -c 'import importlib.metadata as m; m.version("onnxruntime-qnn")' 2>
   build=(genai build model --name tiny-llama --target cpu --output "$out")
 fi
 
-say "1. What will be built"
-show genai graph -f build.yaml | tail -n +1
-say "2. Build"
+step "What will be built"
+show genai graph -f build.yaml
+step "Build"
 show "${build[@]}"
 for target in "${targets[@]}"; do
-  say "3. Run the $target container"
+  step "Run the $target container"
   show genai run "$out/tiny-llama/$target" --prompt "$prompt" --max-tokens 24
 done
-say "4. How good is it? Loss on held-out text, nats a token"
+step "How good is it? Loss on held-out text, nats a token"
 show genai evaluate "$out/tiny-llama/cpu" --tokens ../../tests/fixtures/tokens/eval.npy
-say "5. Once more: nothing has changed, so nothing runs"
+step "Once more: nothing has changed, so nothing runs"
 show "${build[@]}"
 say "The containers are in $out/tiny-llama; 'genai inspect' shows what is in them."

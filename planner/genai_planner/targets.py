@@ -47,11 +47,12 @@ def parse_target(text: str) -> Target:
     if ":" not in name:
         known = [_CPU, *(chip.name.lower() for chip in chips.CHIPS)]
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            meant = f"did you mean {near[0]}? Known" if near else "known"
             raise UnknownTarget(
                 f"no target named {text!r} is known",
                 where="spec.targets",
-                remedy=f"use {', '.join(near)}, or dsp_arch:vNN;soc_model:NN",
+                remedy=f"{meant} are {', '.join(known)}, and dsp_arch:vNN;soc_model:NN",
             )
     chip = chips.parse(text)
     return Target(

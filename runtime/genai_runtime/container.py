@@ -192,14 +192,7 @@ def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container
         BadInput: The folder is not a container, or not a whole one.
         CorruptBlob: A file has other bytes.
     """
-    manifest_file = folder / MANIFEST_FILE
-    if not manifest_file.is_file():
-        raise BadInput(
-            f"not a container: it has no {MANIFEST_FILE}",
-            where=str(folder),
-            remedy="name the folder that `genai build` or `genai pull` wrote",
-        )
-    manifest = read_manifest(manifest_file.read_bytes(), where=str(manifest_file))
+    manifest = manifest_of(folder)
     metadata_file = folder / METADATA_FILE
     try:
         written = metadata_file.read_bytes()
@@ -209,3 +202,19 @@ def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container
     found = Container(folder=folder, manifest=manifest, metadata=metadata)
     found.verify(digest_of=digest_of)
     return found
+
+
+def manifest_of(folder: Path) -> Manifest:
+    """The manifest of a container's folder.
+
+    Raises:
+        BadInput: There is none, or it is of no form that is known here.
+    """
+    manifest_file = folder / MANIFEST_FILE
+    if not manifest_file.is_file():
+        raise BadInput(
+            f"not a container: it has no {MANIFEST_FILE}",
+            where=str(folder),
+            remedy="name the folder that `genai build` or `genai pull` wrote",
+        )
+    return read_manifest(manifest_file.read_bytes(), where=str(manifest_file))

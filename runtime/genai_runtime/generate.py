@@ -21,7 +21,7 @@ class Metrics:
     """Speed of one generation.
 
     Attributes:
-        prompt_tokens: Tokens of the prompt.
+        prompt_tokens: Tokens of the prompt that were read.
         prompt_seconds: Time to the first token.
         generated_tokens: Tokens that were generated.
         generation_seconds: Time from the first token to the last.
@@ -63,8 +63,9 @@ def generate(
     sampling: Sampling | None = None,
     stop_tokens: Collection[int] = (),
     on_token: Callable[[int], None] | None = None,
+    kept: int = 0,
 ) -> Generation:
-    """Continue `prompt` from an empty cache by at most `max_tokens` tokens.
+    """Continue `prompt` by at most `max_tokens` tokens.
 
     Generation also ends when the context is full.
 
@@ -75,6 +76,8 @@ def generate(
         sampling: Greedy by default.
         stop_tokens: End tokens.
         on_token: Called with each token as soon as it is known.
+        kept: So many tokens at the prompt's beginning, fewer than it has, are in the cache already
+            and not read again; what lies behind them there is forgotten.
 
     Raises:
         BadInput: The prompt is empty, too long or outside the vocabulary.
@@ -86,10 +89,13 @@ def generate(
         vocab_size=session.vocab_size,
         prompt=checked_tokens(prompt, session, 0),
     )
-    session.reset()
+    if kept:
+        session.truncate(kept)
+    else:
+        session.reset()
     began = time.monotonic()
     logits = np.zeros((1, session.vocab_size), dtype=np.float32)
-    for part in in_chunks(session, prompt):
+    for part in in_chunks(session, prompt[kept:]):
         logits = part
     tokens = [sampler.next(logits[-1])]
     first = time.monotonic()
@@ -108,7 +114,7 @@ def generate(
     return Generation(
         tokens=tuple(tokens),
         metrics=Metrics(
-            prompt_tokens=int(np.asarray(prompt).size),
+            prompt_tokens=int(np.asarray(prompt).size) - kept,
             prompt_seconds=first - began,
             generated_tokens=len(tokens),
             generation_seconds=ended - first,

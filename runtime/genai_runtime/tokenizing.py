@@ -33,9 +33,16 @@ class TextTokenizer:
         path = folder / TOKENIZER_FILE
         return cls(path) if path.is_file() else None
 
-    def encode(self, text: str) -> NDArray[np.int64]:
-        """Token ids [T] of a prompt, with the special tokens that this tokenizer adds itself."""
-        return np.asarray(self._tokenizer.encode(text).ids, dtype=np.int64)
+    def encode(self, text: str, *, special: bool = True) -> NDArray[np.int64]:
+        """Token ids [T] of a text.
+
+        Args:
+            text: What is to be read.
+            special: Add the special tokens that this tokenizer adds itself; not where the text has
+                them, as a rendered chat template does.
+        """
+        ids = self._tokenizer.encode(text, add_special_tokens=special).ids
+        return np.asarray(ids, dtype=np.int64)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without special tokens."""

@@ -14,8 +14,9 @@ import pytest
 
 from genai_cli.settings import read_settings
 from genai_cli.testing import InProcess, Program
+from genai_core.chips import CHIPS
 
-COMMANDS = ["build", "graph", "replay", "inspect", "run", "evaluate", "cache"]
+COMMANDS = ["build", "graph", "replay", "inspect", "run", "verify", "evaluate", "cache"]
 
 
 def test_help_lists_every_command(genai: Program) -> None:
@@ -29,6 +30,38 @@ def test_each_command_has_help(tmp_path: Path, command: str) -> None:
     ran = InProcess(tmp_path)(*command.split(), "--help")
     assert ran.code == 0
     assert ran.out.startswith(f"Usage: genai {command} ")
+
+
+@pytest.mark.parametrize("command", [[], ["cache"]])
+def test_help_is_printed_when_there_is_nothing_to_do(tmp_path: Path, command: list[str]) -> None:
+    call = InProcess(tmp_path)
+    assert call(*command) == call(*command, "--help")
+
+
+SM8 = [chip.name.lower() for chip in CHIPS if chip.name.startswith("SM8")]
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("genai build m --target sm8", SM8),
+        ("genai build m --target C", ["Cpu"]),
+        ("genai build m --gaps ", ["Error", "Float", "Calibrate"]),
+        ("genai graph m --precision int", ["int8", "int4"]),
+        ("genai pull b --target cp", ["cpu"]),
+        ("genai cache ls --operation co", ["convert", "compile"]),
+    ],
+)
+def test_the_shell_is_offered_what_a_value_may_be(
+    genai: Program, words: str, offered: list[str]
+) -> None:
+    asked = {
+        "_GENAI_COMPLETE": "complete_bash",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split(" ")) - 1),
+    }
+    ran = genai(env=asked)
+    assert ran.out.split() == offered
 
 
 def test_help_is_light() -> None:
@@ -69,7 +102,7 @@ BAD_INPUT = {
     "run no --prompt x": "no: not a container: it has no manifest",
     "evaluate no --tokens x": "no: not a container: it has no manifest",
     "inspect no": "no: neither a container nor an artifact; name a container's",
-    "replay no": "no: it is no entry of a store: there is no builder_cache_info.json",
+    "replay no": "no: it is no key and no entry's folder; give a key",
     "cache ls --store no": "no: there is no store; name one with --store",
     "cache ls --store ftp://x": "ftp://x: a store is a folder or s3://bucket/prefix",
 }

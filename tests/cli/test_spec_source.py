@@ -49,6 +49,32 @@ def test_a_folder_and_targets_are_a_build(tmp_path: Path) -> None:
     assert build.spec.graphs.auto_regression == [1, 128]
 
 
+def test_files_of_the_model_are_named_in_its_folder_or_from_where_one_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("a.onnx", "b.onnx", "b.encodings"):
+        (folder / name).touch()
+    (tmp_path / "other.onnx").touch()
+    monkeypatch.chdir(tmp_path)
+
+    def built(onnx: str) -> Any:
+        flags = SpecFlags(
+            file=None, model=Path("model"), target=["cpu"], onnx=onnx, encodings="b.encodings"
+        )
+        return build_of(flags).spec.model
+
+    for onnx in ("b.onnx", "model/b.onnx", str(folder / "b.onnx")):
+        assert (built(onnx).onnx, built(onnx).encodings) == ("b.onnx", "b.encodings")
+    assert built("not-there.onnx").onnx == "not-there.onnx"  # named when the model is read
+    for outside in ("other.onnx", "model/../other.onnx"):
+        with pytest.raises(InvalidSpec, match=r"^--onnx .*other\.onnx: it is not in the model's"):
+            built(outside)
+    with pytest.raises(InvalidSpec, match=r"--onnx"):
+        built("../not-there.onnx")
+
+
 def test_options_win_over_the_file(flags: Any) -> None:
     spec = build_of(
         flags(

@@ -129,12 +129,49 @@ def test_one_entry_is_shown_by_key_prefix_or_folder(
     assert cache("show", record.key[:8], "--log").out == "log of a\n"
 
 
-@pytest.mark.parametrize("wrong", ["abc", "ffffffff"])
-def test_an_unknown_entry_is_bad_input(cache: Any, store: DirectoryStore, wrong: str) -> None:
-    entry(store, "a")
-    ran = cache("show", wrong)
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("abc", "a key needs at least 4 digits"),
+        ("ffffffff", "there is no such entry"),
+        ("arcl/{key}", "there is no such entry"),
+        ("konvert/{key}", "no operation is called 'konvert'; did you mean convert? known: "),
+        ("xyzt", "it is no key and no entry's folder"),
+    ],
+)
+def test_an_unknown_entry_is_bad_input(
+    cache: Any, store: DirectoryStore, wrong: str, says: str
+) -> None:
+    record = entry(store, "a")
+    ran = cache("show", wrong.format(key=record.key[:8]))
     assert ran.code == 2
     assert len(ran.errors) == 1
+    assert says in ran.errors[0]
+
+
+@pytest.mark.parametrize("command", [["cache", "show"], ["cache", "pull"], ["replay"]])
+def test_an_ambiguous_prefix_lists_the_candidates(
+    genai: Program, store: DirectoryStore, command: list[str]
+) -> None:
+    one = entry(store, "a", operation="convert")
+    other = entry(store, "b", operation="compile")
+    key = Key(one.key[:10] + other.key[10:])
+    alike = other.model_copy(update={"key": key})
+    store.commit(alike)
+    ran = genai(*command, one.key[:8], "--store", str(store.root))
+    assert ran.code == 2
+    (error,) = ran.errors
+    assert error.startswith(f"error: {one.key[:8]}: 2 entries begin so: ")
+    assert f"convert/{one.key[:12]}" in error
+    assert f"compile/{key[:12]}" in error
+    assert genai("cache", "show", f"compile/{one.key[:8]}", "--store", str(store.root)).code == 0
+
+
+@pytest.mark.parametrize("command", [["ls"], ["export", "out"]])
+def test_an_unknown_operation_lists_the_known(cache: Any, command: list[str]) -> None:
+    ran = cache(*command, "--operation", "comple")
+    assert ran.code == 2
+    assert "no operation is called 'comple'; did you mean compile? known: resolve," in ran.errors[0]
 
 
 def test_an_entry_is_pulled_into_a_folder(

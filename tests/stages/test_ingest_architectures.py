@@ -110,7 +110,7 @@ def test_core_graph_has_the_logits_of_the_pytorch_model(name: str, ingested: Ing
     assert [one.window for one in facts.attention] == windows
     assert [one.rope for one in facts.attention] == ropes
     assert result.notes["drift"] < 2e-6
-    assert ("UnknownArchitecture" in " ".join(result.warnings)) == (architecture == "generic")
+    assert "UnknownArchitecture" not in " ".join(result.warnings)
 
     reference = np.load(FIXTURES / name / "reference.npz")
     tokens, expected = reference["tokens"], reference["logits"]

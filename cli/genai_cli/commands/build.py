@@ -32,6 +32,8 @@ def build(
     splits: options.Splits = None,
     gaps: options.Gaps = None,
     precision: options.Precision = None,
+    onnx: options.Onnx = None,
+    encodings: options.Encodings = None,
     fields: options.Set = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="DIR", help="Gets <build>/<target>/.")
@@ -70,7 +72,7 @@ def build(
     settings.json = json
     flags = options.SpecFlags(
         file=file, model=model, name=name, target=target, ar=ar, cl=cl, splits=splits,
-        gaps=gaps, precision=precision, fields=fields,
+        gaps=gaps, precision=precision, onnx=onnx, encodings=encodings, fields=fields,
     )  # fmt: skip
     from genai_cli.spec_source import as_yaml, build_of
 

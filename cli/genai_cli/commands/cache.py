@@ -7,19 +7,27 @@ from typing import Annotated
 
 import typer
 
-from genai_cli import options
+from genai_cli import completing, options
 from genai_cli.settings import Settings
 
-app = typer.Typer(help="The store: what is in it, copies out of it, checks, cleaning.")
+app = typer.Typer(
+    help="The store: what is in it, copies out of it, checks, cleaning.", no_args_is_help=True
+)
 
 Key = Annotated[
     str,
     typer.Argument(
-        metavar="ENTRY", help="A key or its beginning (6 digits), or the entry's folder."
+        metavar="ENTRY", help="A key or its beginning (4 digits), or the entry's folder."
     ),
 ]
 Operation = Annotated[
-    str | None, typer.Option("--operation", metavar="NAME", help="Only ingest, arcl, convert ...")
+    str | None,
+    typer.Option(
+        "--operation",
+        metavar="NAME",
+        help="Only ingest, arcl, convert ...",
+        autocompletion=completing.operations,
+    ),
 ]
 
 

@@ -29,6 +29,8 @@ def graph(
     splits: options.Splits = None,
     gaps: options.Gaps = None,
     precision: options.Precision = None,
+    onnx: options.Onnx = None,
+    encodings: options.Encodings = None,
     fields: options.Set = None,
     store: options.Store = None,
     read_from: options.ReadFrom = None,
@@ -46,7 +48,7 @@ def graph(
     settings.json = json
     flags = options.SpecFlags(
         file=file, model=model, name=name, target=target, ar=ar, cl=cl, splits=splits,
-        gaps=gaps, precision=precision, fields=fields,
+        gaps=gaps, precision=precision, onnx=onnx, encodings=encodings, fields=fields,
     )  # fmt: skip
     from genai_cli.planning import show_plan
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from genai_cli import options
+from genai_cli import completing, options
 from genai_cli.settings import Settings
 from genai_core.errors import BadInput
 
@@ -130,7 +130,13 @@ def pull(
     *,
     target: Annotated[
         str | None,
-        typer.Option("-t", "--target", metavar="TARGET", help="Where it has several containers."),
+        typer.Option(
+            "-t",
+            "--target",
+            metavar="TARGET",
+            help="Where it has several containers.",
+            autocompletion=completing.targets,
+        ),
     ] = None,
     output: Annotated[
         Path | None,

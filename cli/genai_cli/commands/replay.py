@@ -12,6 +12,7 @@ from genai_cli.settings import Settings
 
 EXAMPLES = """\b
 Examples:
+  genai replay 3f2a
   genai replay STORE/tiny-llama/convert_3f2a...
   genai replay STORE/tiny-llama/compile_90ab... --set options.graphs.O=2
 """
@@ -20,7 +21,11 @@ Examples:
 def replay(
     context: typer.Context,
     entry: Annotated[
-        Path, typer.Argument(metavar="ENTRY_DIR", help="<store>/<model>/<operation>_<key>.")
+        str,
+        typer.Argument(
+            metavar="ENTRY",
+            help="A key or its beginning (4 digits), or <store>/<model>/<operation>_<key>.",
+        ),
     ],
     *,
     fields: Annotated[
@@ -33,7 +38,9 @@ def replay(
     ] = None,
     store: Annotated[
         str | None,
-        typer.Option(metavar="DIR|s3://...", help="Else the store that the entry lies in."),
+        typer.Option(
+            metavar="DIR|s3://...", help="Else the one that the folder lies in, else as ever."
+        ),
     ] = None,
     json: options.Json = False,
 ) -> int:

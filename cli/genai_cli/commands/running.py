@@ -8,10 +8,12 @@ import typer
 
 from genai_cli import options
 from genai_cli.settings import Settings
+from genai_core.errors import BadInput
 
 EXAMPLES = """\b
 Examples:
   genai run containers/tiny-llama/cpu --prompt 'def main('
+  genai run containers/tiny-llama/cpu --chat
   genai run containers/tiny-llama/cpu --prompt-tokens 1,2,3 --json
 """
 
@@ -26,7 +28,18 @@ def run(
     prompt_tokens: Annotated[
         str | None, typer.Option(metavar="1,2,3", help="Token ids; nothing is added to them.")
     ] = None,
-    max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="At most so many.")] = 64,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Converse; from a pipe, each line is a turn.")
+    ] = False,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="With --chat: the system message.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="At most so many; else 64, with --chat to the answer's end."
+        ),
+    ] = None,
     temperature: Annotated[
         float, typer.Option(min=0, metavar="X", help="0 takes the most likely token.")
     ] = 0.0,
@@ -44,13 +57,16 @@ def run(
     threads: options.Threads = 0,
     json: options.Json = False,
 ) -> int:
-    """Run a prompt through a container.
+    """Run a prompt through a container, or converse with it.
 
-    A container for the CPU runs as it is, one for Snapdragon in the emulator, where the build was
-    small enough to have a twin for it.
+    --chat writes the conversation as the model's chat template says. A container for the CPU runs
+    as it is, one for Snapdragon in the emulator, where the build was small enough to have a twin
+    for it.
     """
     settings: Settings = context.obj
     settings.json = json
+    if system is not None and not chat:
+        raise BadInput("it is of conversations", where="--system", remedy="add --chat")
     from genai_cli import executing
 
     return executing.run(
@@ -62,4 +78,5 @@ def run(
         ignore_end=ignore_end,
         context_length=context_length,
         threads=threads,
+        chat=(system or "") if chat else None,
     )

@@ -21,6 +21,18 @@ FAMILIES = tuple(
 GENERIC = Family(name="generic", model_types=(), architectures=(), windows=listed_windows)
 """What is assumed of an architecture that no module describes."""
 
+TESTED = {
+    "CohereForCausalLM": "cohere",
+    "GlmForCausalLM": "glm",
+    "GPTNeoXForCausalLM": "gpt_neox",
+    "GraniteForCausalLM": "granite",
+    "Olmo2ForCausalLM": "olmo2",
+    "PhiForCausalLM": "phi",
+    "SmolLM3ForCausalLM": "smollm3",
+    "StableLmForCausalLM": "stablelm",
+}
+"""Architecture -> model_type of families that the generic rules fit: tests compare their logits."""
+
 UNKNOWN = "UnknownArchitecture"
 
 
@@ -32,7 +44,7 @@ def detect(config: Config, override: str | None = None) -> tuple[Family, str | N
         override: The user's word, which counts more.
 
     Returns:
-        The family, and a warning where the generic rules had to be taken.
+        The family, and a warning where the generic rules are taken for one that no test knows.
 
     Raises:
         BadModel: The override names no family.
@@ -57,5 +69,7 @@ def detect(config: Config, override: str | None = None) -> tuple[Family, str | N
         for family in FAMILIES:
             if kind in family.model_types:
                 return family, None
+    if any(name in TESTED for name in listed) or (not listed and kind in TESTED.values()):
+        return GENERIC, None
     shown = ", ".join(listed) or kind or "no architecture in config.json"
     return GENERIC, f"{UNKNOWN}: {shown} is not among the known ones; generic rules are used"

@@ -27,9 +27,17 @@ def main() -> None:
         Cluster.attach(arguments.folder).down()
     if arguments.command == "down":
         return
+    if lacking := programs.missing():
+        sys.exit(_refusal(lacking))
     cluster = Cluster(arguments.folder)
     cluster.up(arguments.nodes, tuple(arguments.image))
     print(f"export KUBECONFIG={cluster.admin}")
+
+
+def _refusal(lacking: list[str]) -> str:
+    """What is missing, and what brings it."""
+    remedy = "run it as root" if lacking == ["root"] else "run tools/cluster_packages.sh as root"
+    return f"error: no cluster can be made here: it lacks {', '.join(lacking)}; {remedy}"
 
 
 if __name__ == "__main__":

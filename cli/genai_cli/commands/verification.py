@@ -1,0 +1,23 @@
+"""`genai verify`: a container's files against its manifest."""
+
+from __future__ import annotations
+
+import typer
+
+from genai_cli import options
+from genai_cli.settings import Settings
+
+
+def verify(
+    context: typer.Context, container: options.Container, *, json: options.Json = False
+) -> int:
+    """Read every byte of a container and compare it with the manifest.
+
+    Exit code 1 where a file is missing, other than the manifest says, or not in it. `genai cache
+    verify` does the same for a store.
+    """
+    settings: Settings = context.obj
+    settings.json = json
+    from genai_cli import verifying
+
+    return verifying.verify(container, settings)

@@ -1,0 +1,151 @@
+"""Conversations as a model was taught to read them: its chat template.
+
+A template is a program that comes with the model. It is rendered by jinja2's immutable sandbox in a
+process of its own that has no environment, five seconds and 512 MB.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from genai_core.errors import BadInput, BadModel, NotRunnableHere
+from genai_core.manifest import CHAT_TEMPLATE_FILE
+from genai_runtime.container import Container
+
+__all__ = ["ChatTemplate", "Message"]
+
+_CONFIG_FILE = "tokenizer_config.json"
+_LARGEST_FILE = 16 << 20
+_SECONDS = 20
+"""Of the clock; the process's own limit of CPU time comes first on a machine at rest."""
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
+
+Message = Mapping[str, str]
+"""`role` (system, user, assistant) and `content`."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A template and the special tokens that it may name.
+
+    Attributes:
+        source: Text of the template.
+        special: `bos_token` and so on -> text.
+        file: Where it came from, for messages.
+    """
+
+    source: str
+    special: Mapping[str, str]
+    file: str = CHAT_TEMPLATE_FILE
+
+    @classmethod
+    def of_container(cls, container: Container) -> ChatTemplate | None:
+        """The container's template, None where it has none.
+
+        It lies in chat_template.jinja, or in tokenizer_config.json as older exports have it.
+
+        Raises:
+            BadModel: A file cannot be read.
+        """
+        config: dict[str, Any] = {}
+        if container.holds(_CONFIG_FILE):
+            config = _json_object(container.folder / _CONFIG_FILE)
+        special = {name: text for name in _SPECIAL if (text := _token(config.get(name)))}
+        if container.holds(CHAT_TEMPLATE_FILE):
+            return cls(_text(container.folder / CHAT_TEMPLATE_FILE), special)
+        template = _chosen(config.get("chat_template"))
+        return cls(template, special, _CONFIG_FILE) if template else None
+
+    def render(self, messages: Sequence[Message], **variables: object) -> str:
+        """The conversation as text that ends where the assistant is to speak.
+
+        Args:
+            messages: From the first to the last, which is the user's.
+            variables: Further ones that the template reads, e.g. `enable_thinking`.
+
+        Raises:
+            BadInput: The template refuses the conversation, in its own words.
+            BadModel: The template is broken, or takes too much time or memory.
+        """
+        given = {
+            **self.special,
+            "messages": [dict(message) for message in messages],
+            "add_generation_prompt": True,
+            **variables,
+        }
+        request = json.dumps({"template": self.source, "variables": given}).encode()
+        try:
+            done = subprocess.run(
+                [sys.executable, "-I", "-m", "genai_runtime.chat_child"],
+                input=request,
+                capture_output=True,
+                check=False,
+                timeout=_SECONDS,
+                env={},
+            )
+        except subprocess.TimeoutExpired as error:
+            raise self._broken(f"it is not done after {_SECONDS} s") from error
+        if done.returncode < 0:
+            raise self._broken("it takes more time than a template may")
+        if b"No module named 'jinja2'" in done.stderr:
+            raise NotRunnableHere(
+                "chat templates need it, and it is not installed",
+                where="jinja2",
+                remedy="pip install 'genai-operator[all]'",
+            )
+        try:
+            answer = json.loads(done.stdout)
+        except ValueError as error:
+            raise self._broken("it takes more memory than a template may") from error
+        if "refused" in answer:
+            raise BadInput(f"the model's chat template says: {answer['refused']}", where=self.file)
+        if "broken" in answer:
+            raise self._broken(answer["broken"])
+        return str(answer["text"])
+
+    def _broken(self, why: str) -> BadModel:
+        return BadModel(
+            f"the chat template cannot be rendered: {why}",
+            where=self.file,
+            remedy="use --prompt, or mend the template and build again",
+        )
+
+
+def _text(path: Path) -> str:
+    if path.stat().st_size > _LARGEST_FILE:
+        raise BadModel(f"has more than {_LARGEST_FILE >> 20} MB", where=path.name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except ValueError as error:
+        raise BadModel("is not UTF-8", where=path.name) from error
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_text(path))
+    except (ValueError, RecursionError) as error:
+        raise BadModel(f"not JSON: {error}", where=path.name) from error
+    return value if isinstance(value, dict) else {}
+
+
+def _token(value: object) -> str:
+    """A special token: text, or an object with `content`."""
+    if isinstance(value, Mapping):
+        value = value.get("content")
+    return value if isinstance(value, str) else ""
+
+
+def _chosen(value: object) -> str:
+    """The template of tokenizer_config.json: text, or the default of several."""
+    if isinstance(value, list):
+        named = {
+            item.get("name"): item.get("template") for item in value if isinstance(item, Mapping)
+        }
+        value = named.get("default")
+    return value if isinstance(value, str) else ""

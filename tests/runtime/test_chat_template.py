@@ -1,0 +1,102 @@
+"""Chat templates: as transformers renders them, and what a hostile one comes to."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genai_core.errors import BadInput, BadModel
+from genai_runtime.chat_template import ChatTemplate
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hi"},
+    {"role": "assistant", "content": "Hello"},
+    {"role": "user", "content": "{{ 7 * 7 }}"},
+]
+
+DOUBLING = (
+    "{% set x = namespace(s='a') %}{% for i in range(60) %}{% set x.s = x.s ~ x.s %}{% endfor %}"
+)
+
+
+def render(source: str, **variables: object) -> str:
+    return ChatTemplate(source, SPECIAL).render(TALK, **variables)
+
+
+def test_render_writes_the_conversation_when_the_template_is_the_examples() -> None:
+    """What people say is text and never rendered itself."""
+    assert render((EXAMPLE / "chat_template.jinja").read_text()) == (
+        "<s><|system|>\nBe brief.<|end|>\n<|user|>\nHi<|end|>\n<|assistant|>\nHello<|end|>\n"
+        "<|user|>\n{{ 7 * 7 }}<|end|>\n<|assistant|>\n"
+    )
+
+
+def test_render_follows_transformers_when_a_template_relies_on_its_environment() -> None:
+    source = (
+        "{%- for m in messages %}\n"
+        "    {%- if m.role == 'system' %}{% continue %}{% endif %}\n"
+        "    {% generation %}{{ m.content | tojson }}{% endgeneration %}\n"
+        "{% endfor %}\n"
+        "{{ strftime_now('%Y')|length }} {{ think }}"
+    )
+    assert render(source, think=True) == '"Hi""Hello""{{ 7 * 7 }}"4 True'
+    assert render("{{ [{'a': 'ü<'}] | tojson(indent=1) }}") == '[\n {\n  "a": "ü<"\n }\n]'
+
+
+def test_render_gives_the_templates_own_words_when_it_refuses() -> None:
+    with pytest.raises(BadInput, match=r"chat_template\.jinja: .* says: no system, please"):
+        render("{{ raise_exception('no system, please') }}")
+
+
+@pytest.mark.parametrize(
+    ("source", "why"),
+    [
+        ("{% for m in messages %}", "line 1: "),
+        ("\n\n{{ messages | nothing }}", "line 3: No filter named 'nothing'"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "sandbox"),
+        ("{{ messages.append(1) }}", "sandbox"),
+        ("{{ cycler.__init__.__globals__.os.environ }}", "sandbox"),
+        ("{% include '/etc/passwd' %}", "no loader"),
+        ("{{ messages[9].content.x }}", "no element 9"),
+        ("{{ 'a' * 10**10 }}", "memory"),
+        (DOUBLING, "memory"),
+        ("{% for i in range(90000) %}{{ 'a' * 1000 }}{% endfor %}", "memory"),
+        ("{{ '%999999999d' | format(1) }}", "memory"),
+    ],
+)  # fmt: skip
+def test_render_names_what_is_wrong_when_the_template_is_broken_or_hostile(
+    source: str, why: str
+) -> None:
+    with pytest.raises(BadModel) as caught:
+        render(source)
+    assert why in str(caught.value)
+    assert str(caught.value).startswith("chat_template.jinja: ")
+
+
+def test_render_ends_when_the_template_does_not() -> None:
+    began = time.monotonic()
+    loops = "".join("{% for i in range(90000) %}" for _ in range(3))
+    with pytest.raises(BadModel, match=r"more time|not done"):
+        render(loops + "{% endfor %}" * 3)
+    assert time.monotonic() - began < 60
+
+
+def test_render_gives_its_process_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the sandbox had a hole, no credentials would be behind it."""
+    given: list[object] = []
+    real = subprocess.run
+
+    def seen(*arguments: Any, **options: Any) -> Any:
+        given.append(options["env"])
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "run", seen)
+    assert render("x") == "x"
+    assert given == [{}]
