@@ -17,12 +17,12 @@ import aiohttp
 from genai_operator.api import Api, ApiError
 from genai_operator.build import Builds
 from genai_operator.comparing import Comparing
+from genai_operator.labels import operation_label
 from genai_operator.metrics import (
     QUEUE_SECONDS,
     RECONCILE_SECONDS,
     TASK_SECONDS,
     TASKS,
-    operation_label,
 )
 from genai_operator.observed import BuildView, Observed, asked_of, build_view
 from genai_operator.projection import lean

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from genai_core.operations import OPERATIONS
-
 __all__ = [
     "API_REQUESTS",
     "API_SECONDS",
@@ -33,19 +31,7 @@ __all__ = [
     "WATCH_DEAF",
     "WATCH_EVENT",
     "WATCH_MISSED",
-    "operation_label",
 ]
-
-_OPERATIONS = frozenset(row.name for row in OPERATIONS) | {
-    *("resolve", "look", "lease", "probe", "collect"),
-    "chain",
-}
-
-
-def operation_label(name: str) -> str:
-    """An operation as a label: whoever may create Jobs may write any other name on them."""
-    return name if name in _OPERATIONS else "other"
-
 
 _QUICK = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LONG = (1, 2, 5, 10, 20, 60, 120, 300, 600, 1200, 3600, 7200, 14400)

@@ -14,7 +14,8 @@ from typing import Any
 from genai_core.kinds.base import API_VERSION
 from genai_operator.api import Api, Json
 from genai_operator.apply import Applier
-from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS, operation_label
+from genai_operator.labels import operation_label
+from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS
 from genai_operator.observed import Observed, build_view
 from genai_operator.status import (
     Outcome,

@@ -6,9 +6,9 @@ server that answers 503 twice before it answers, or a connection that was cut.
 
 from __future__ import annotations
 
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
+from genai_operator.labels import code_label
 from genai_operator.metrics import S3_REQUESTS
 
 if TYPE_CHECKING:
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 __all__ = ["count_requests"]
 
 _NO_ANSWER = "none"
-_CODES = frozenset(int(code) for code in HTTPStatus)
 
 
 def count_requests(session: Session) -> None:
@@ -26,10 +25,5 @@ def count_requests(session: Session) -> None:
 
 
 def _count(operation: Any, response: Any, **_: object) -> None:
-    code = _NO_ANSWER if response is None else _label(response[0].status_code)
+    code = _NO_ANSWER if response is None else code_label(response[0].status_code)
     S3_REQUESTS.labels(operation=operation.name, code=code).inc()
-
-
-def _label(code: int) -> str:
-    """A tenant's server may answer with any number."""
-    return str(code) if code in _CODES else "other"

@@ -15,7 +15,8 @@ from genai_operator.apply import Applier
 from genai_operator.build_pass import BuildPass
 from genai_operator.decide import Verdict
 from genai_operator.jobs import JobRequest
-from genai_operator.metrics import TASK_RETRIES, operation_label
+from genai_operator.labels import operation_label
+from genai_operator.metrics import TASK_RETRIES
 
 __all__ = ["Starter"]
 
