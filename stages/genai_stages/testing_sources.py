@@ -55,6 +55,10 @@ class Style:
         half: Weights stored as float16.
         contrib: Norms and attention as ONNX Runtime's own fused operators; with rotary halves or
             neighbours, a past, and fused projections where `fused`.
+        late: What begins to depend on the position at `late_from`: a factor on queries, new keys,
+            new values, all values, scores, probabilities or the stream; a bias on scores; a mask of
+            chunks; other frequencies of ready waves; position embeddings that were zero.
+        late_from: A position.
         seed: Of the weights.
     """
 
@@ -86,6 +90,11 @@ class Style:
     external: bool = False
     half: bool = False
     contrib: bool = False
+    late: Literal[
+        "", "query", "key", "value", "values", "scores", "probs", "stream", "bias", "chunks",
+        "waves", "learned",
+    ] = ""  # fmt: skip
+    late_from: int = 100
     seed: int = 0
 
 
@@ -134,6 +143,11 @@ class _Writer:
         table = self.weight("embed", (style.vocab, style.hidden))
         stream = self.op("Gather", table, "input_ids", axis=0)
         self.sizes()
+        if style.late == "learned":
+            rows = np.zeros((512, style.hidden), np.float32)
+            rows[style.late_from :] = self.random.standard_normal(rows[style.late_from :].shape)
+            added = self.op("Gather", self.constant(rows), self.position())
+            stream = self.op("Add", stream, added)
         if style.rotary != "none":
             self.waves()
         self.hidden_keys()
@@ -209,6 +223,9 @@ class _Writer:
         inv_freq = (1.0 / np.float32(style.theta) ** exponent).astype(np.float32)
         if style.waves == "ready":
             angles = np.arange(512)[:, None] * inv_freq.astype(np.float64)
+            if style.late == "waves":
+                later = angles[style.late_from :] / np.linspace(1, 3, len(inv_freq))
+                angles = np.concatenate([angles[: style.late_from], later])
             tables = [self.constant(f(angles).astype(np.float32)) for f in (np.cos, np.sin)]
             rows = [self.op("Gather", table, self.position()) for table in tables]
             self.cos, self.sin = (self.op("Unsqueeze", row, self.ints(1)) for row in rows)
@@ -221,6 +238,26 @@ class _Writer:
             factor = self.number(style.wave_factor)
             self.cos, self.sin = (self.op("Mul", wave, factor) for wave in (self.cos, self.sin))
 
+    def later(self, kind: str, x: str, *axes: int) -> str:
+        """A tensor times 1 + 1.5 log(1 + floor(position / late_from)), where the style says so.
+
+        Llama 4 and Ministral 3 scale queries so. `axes` are added to [B, T].
+        """
+        if self.style.late != kind:
+            return x
+        every = kind == "values"
+        place = self.op("Unsqueeze", self.every, self.ints(0)) if every else self.position()
+        steps = self.op("Div", place, self.ints(self.style.late_from))
+        steps = self.op("Cast", steps, to=TensorProto.FLOAT)
+        grown = self.op("Log", self.op("Add", steps, self.number(1.0)))
+        factor = self.op("Add", self.op("Mul", grown, self.number(1.5)), self.number(1.0))
+        factor = self.op("Unsqueeze", factor, self.ints(*axes))
+        if kind != "bias":
+            return self.op("Mul", x, factor)
+        far = self.op("Mul", self.op("Sub", factor, self.number(1.0)), self.number(0.01))
+        key = self.op("Cast", self.every, to=TensorProto.FLOAT)
+        return self.op("Add", x, self.op("Mul", far, key))
+
     def hidden_keys(self) -> None:
         """Bool [1, 1, T, K], true = visible."""
         one = self.constant(np.array(1, np.int64))
@@ -228,7 +265,12 @@ class _Writer:
         every = self.op("Range", zero, self.scalar(self.total), one)
         new = self.op("Range", self.scalar(self.behind), self.scalar(self.total), one)
         column = self.op("Unsqueeze", new, self.ints(1))
+        self.every = every
         visible = self.op("LessOrEqual", every, column)
+        if self.style.late == "chunks":
+            chunk = self.ints(self.style.late_from)
+            same = self.op("Equal", self.op("Div", every, chunk), self.op("Div", column, chunk))
+            visible = self.op("And", visible, same)
         if self.style.window:
             oldest = self.op("Sub", column, self.ints(self.style.window))
             visible = self.op("And", visible, self.op("Greater", every, oldest))
@@ -342,6 +384,7 @@ class _Writer:
     def layer(self, layer: int, stream: str) -> str:
         style = self.style
         wide, narrow = style.heads * style.head_dim, style.kv_heads * style.head_dim
+        stream = self.later("stream", stream, 2)
         x = self.norm(stream, f"{layer}.attention")
         if style.fused:
             packed = self.project(x, f"{layer}.qkv", style.hidden, wide + 2 * narrow,
@@ -359,10 +402,12 @@ class _Writer:
         if style.contrib:
             flat = self.grouped(layer, [packed] if style.fused else [query, key, value])
             return self.behind_attention(layer, stream, flat)
-        query = self.rotate(self.heads(query, style.heads))
-        key = self.rotate(self.heads(key, style.kv_heads))
+        query = self.later("query", self.rotate(self.heads(query, style.heads)), 1, 3)
+        key = self.later("key", self.rotate(self.heads(key, style.kv_heads)), 1, 3)
         key = self.repeated(self.cached(layer, "key", key))
-        value = self.repeated(self.cached(layer, "value", self.heads(value, style.kv_heads)))
+        value = self.later("value", self.heads(value, style.kv_heads), 1, 3)
+        value = self.later("values", self.cached(layer, "value", value), 1, 3)
+        value = self.repeated(value)
         context = self.attend(query, key, value)
         context = self.op("Transpose", context, perm=[0, 2, 1, 3])
         flat = self.op("Reshape", context, self.ints(0, -1, wide))
@@ -431,12 +476,13 @@ class _Writer:
             scores = self.op("Mul", scores, self.number(1 / root))
         elif style.scale == "divide":
             scores = self.op("Div", scores, self.number(root))
+        scores = self.later("bias", self.later("scores", scores, 1, 3), 1, 3)
         if style.mask == "where":
             masked = self.op("Where", self.visible, scores, self.lowest)
         else:
             masked = self.op("Add", self.additive, scores)
         probs = self.op("Softmax", masked, axis=-1)
-        context = self.op("MatMul", probs, value)
+        context = self.op("MatMul", self.later("probs", probs, 1, 3), value)
         if grouped:
             context = self.op("Reshape", context, self.ints(0, style.heads, -1, style.head_dim))
         return context

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from genai_core.errors import UnsupportedOperator
+from genai_core.errors import BadModel, UnsupportedOperator
 from genai_stages.passes.classify_mask import reference
 from genai_stages.passes.folded_graph import StaticGraph, StaticNode, infer_outputs
 from genai_stages.source_model import Array, Constant
@@ -100,7 +100,7 @@ class _Lowering:
             past = self.shape(past_key)[2]
             positions = np.arange(past, past + self.shape(query)[2])
             interleaved = bool(self.integer("rotary_interleaved", 0))
-            waves = [self.table(name)[positions] for name in (cos, sin)]
+            waves = [self.wave(name, positions) for name in (cos, sin)]
             query = self.rotated(query, waves, interleaved=interleaved)
             key = self.rotated(key, waves, interleaved=interleaved)
         key = self.joined(past_key, key, self.outputs[1])
@@ -118,10 +118,10 @@ class _Lowering:
         tokens = self.shape(source)[1 if flat else 2]
         if len(index) == 1:
             index = np.arange(int(index[0]), int(index[0]) + tokens)
-        waves = [self.table(name)[index] for name in (cos, sin)]
+        waves = [self.wave(name, index) for name in (cos, sin)]
         heads = self.integer("num_heads", 0)
         if flat and not heads:
-            rotary = self.integer("rotary_embedding_dim", 0) or 2 * waves[0].shape[-1]
+            rotary = self.integer("rotary_embedding_dim", 0) or 2 * self.shape(waves[0])[-1]
             heads = self.shape(source)[-1] // rotary
         inside = self.heads(source, heads) if flat else source
         turned = self.rotated(inside, waves, interleaved=bool(self.integer("interleaved", 0)))
@@ -183,10 +183,23 @@ class _Lowering:
         self.graph.constants[name] = Constant.of(name, visible)
         return self.op("Where", [name, scores, self.lowest()])
 
-    def rotated(self, source: str, waves: Sequence[Array], *, interleaved: bool) -> str:
+    def wave(self, name: str, positions: npt.NDArray[np.int64]) -> str:
+        """Rows of a table of cosines or sines, as a constant."""
+        table = self.table(name)
+        if len(positions) and int(positions.max()) >= len(table):
+            raise BadModel(
+                f"its table {name} ends at position {len(table) - 1}",
+                where=self.node.where(),
+                remedy="export the model for longer texts",
+            )
+        made = self.constant(table[positions].astype(np.float32))
+        self.graph.ancestors[made] = (name,)
+        return made
+
+    def rotated(self, source: str, waves: Sequence[str], *, interleaved: bool) -> str:
         """Turn [1, heads, T, D] by cosine and sine [T, pairs]."""
-        cos, sin = (self.constant(wave.astype(np.float32)) for wave in waves)
-        pairs, width = waves[0].shape[-1], self.shape(source)[-1]
+        cos, sin = waves
+        pairs, width = self.shape(cos)[-1], self.shape(source)[-1]
         if interleaved:
             left = self.sliced(source, 0, 2 * pairs, axis=3, step=2)
             right = self.sliced(source, 1, 2 * pairs, axis=3, step=2)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from genai_core.facts import Role, RopeTable
 from genai_stages.passes import classify_rotary
+from genai_stages.passes.attention_parts import AttentionParts, Joint, NewHeads, Side, new_heads
 from genai_stages.passes.attention_scores import AGREEMENT, MaskAtScale, ScoreChain
 from genai_stages.passes.drafts import Data, Draft, Weight
 from genai_stages.passes.evaluate_region import region_of, run_region
@@ -132,6 +133,7 @@ class AttentionSolver:
         self.order = {id(node): index for index, node in enumerate(walk.graph.nodes)}
         self.names = RoleNames(walk.graph, walk.values, self.past_inputs, tokens=sizes.tokens)
         self.found: list[Found] = []
+        self.parts: list[AttentionParts] = []
         self.caches: list[Cache] = []
 
     def finish(self) -> list[Found]:
@@ -279,6 +281,38 @@ class _Attention:
         error = np.abs(context - have).max() / max(np.abs(have).max(), 1e-30)
         if not error < AGREEMENT:
             raise self.refuse(f"its context departs by {error:.1e} from the definition")
+        met: dict[str, NewHeads] = {}
+        for side, operand, new in (
+            ("keys", k_operand, rotated_k),
+            ("values", v_operand, heads_of["value"]),
+        ):
+            joint = Joint(self.graph, self.solver.producers, operand, self.known, new.size)
+            held = new_heads(joint, self.tensors, new)
+            if held is None:
+                raise self.refuse(f"new {side} do not stand by themselves before the past")
+            met[side] = held
+        product_factor = float((raw * self.tensors[self.chain.product.outputs[0]].reshape(
+            raw.shape)).sum() / (raw * raw).sum())  # fmt: skip
+        self.solver.parts.append(
+            AttentionParts(
+                layer=layer,
+                where=self.softmax.where(),
+                product=self.product.outputs[0],
+                softmax=self.softmax.outputs[0],
+                scores=self.chain.product.outputs[0],
+                heads=heads,
+                kv_heads=kv_heads,
+                width=width,
+                rows={"query": rows["query"], "key": rows["key"], "value": rows["value"]},
+                norms=self.norm_values(norms),
+                rotation=turn_q,
+                factor=factor,
+                scale=scale / product_factor,
+                softcap=softcap,
+                window=window,
+                **met,
+            )
+        )
 
         projections = {
             role: self.solver.walk.cut(draft, rows[role], labels[role])
@@ -380,6 +414,16 @@ class _Attention:
                 None if constant is None else Weight(constant, vector=constant.array().reshape(-1))
             )
         return tuple(weights), given[0][1]
+
+    def norm_values(
+        self, norms: dict[str, tuple[str, float, str] | None]
+    ) -> dict[Side, tuple[npt.NDArray[np.float32], float]]:
+        sides: tuple[Side, ...] = ("query", "key")
+        return {
+            side: (self.graph.constants[norm[0]].array().reshape(-1), norm[1])
+            for side in sides
+            if (norm := norms[side]) is not None
+        }
 
     def tables_of(self, nodes: Iterable[StaticNode]) -> tuple[float, list[npt.NDArray[np.float32]]]:
         """The factor on cosine and sine, and frequencies that they may come from."""

@@ -15,14 +15,19 @@ _LOWEST = -1e37
 _SMALL = 1 << 16
 
 
-def remove_noise(graph: StaticGraph) -> None:
-    """Remove identities in place; their outputs become other names of their inputs."""
+def remove_noise(graph: StaticGraph, *, small: int = _SMALL) -> None:
+    """Remove identities in place; their outputs become other names of their inputs.
+
+    Args:
+        graph: Changed in place.
+        small: Elements; larger constants are not looked at.
+    """
     alias: dict[str, str] = {}
     producers = graph.producers()
     kept: list[StaticNode] = []
     for node in graph.nodes:
         node.inputs = [alias.get(name, name) for name in node.inputs]
-        same = _identity_of(graph, node, producers)
+        same = _identity_of(graph, node, producers, small)
         if same is None or graph.shapes[same] != graph.shapes[node.outputs[0]]:
             kept.append(node)
             continue
@@ -44,7 +49,7 @@ def remove_dead(graph: StaticGraph) -> None:
 
 
 def _identity_of(
-    graph: StaticGraph, node: StaticNode, producers: dict[str, StaticNode]
+    graph: StaticGraph, node: StaticNode, producers: dict[str, StaticNode], small: int
 ) -> str | None:
     """The input that the node's only output always equals, or None."""
     if node.domain:
@@ -56,17 +61,17 @@ def _identity_of(
             if guard is not None and guard.op_type == "IsNaN" and len(open_inputs) == 2:
                 return guard.inputs[0]
             condition = graph.constants.get(node.inputs[0])
-            if condition is not None and condition.size <= _SMALL:
+            if condition is not None and condition.size <= small:
                 values = condition.array()
                 chosen = node.inputs[1 if values.all() else 2]
                 if (values.all() or not values.any()) and chosen not in graph.constants:
                     return chosen
         case "Mul":
-            return _neutral(graph, node, 1.0, commutes=True)
+            return _neutral(graph, node, 1.0, commutes=True, small=small)
         case "Div":
-            return _neutral(graph, node, 1.0, commutes=False)
+            return _neutral(graph, node, 1.0, commutes=False, small=small)
         case "Sub":
-            return _neutral(graph, node, 0.0, commutes=False)
+            return _neutral(graph, node, 0.0, commutes=False, small=small)
         case "Max" | "Min" if len(open_inputs) == 1:
             sign = 1 if node.op_type == "Max" else -1
             others = [graph.constants[name] for name in node.inputs if name in graph.constants]
@@ -81,7 +86,9 @@ def _identity_of(
     return None
 
 
-def _neutral(graph: StaticGraph, node: StaticNode, value: float, *, commutes: bool) -> str | None:
+def _neutral(
+    graph: StaticGraph, node: StaticNode, value: float, *, commutes: bool, small: int
+) -> str | None:
     left, right = node.inputs
     if right in graph.constants:
         constant, other = graph.constants[right], left
@@ -89,6 +96,6 @@ def _neutral(graph: StaticGraph, node: StaticNode, value: float, *, commutes: bo
         constant, other = graph.constants[left], right
     else:
         return None
-    if constant.size <= _SMALL and np.all(constant.array() == value):
+    if constant.size <= small and np.all(constant.array() == value):
         return other
     return None

@@ -151,16 +151,22 @@ class SourceInputs:
         self,
         sizes: Sizes,
         ropes: Mapping[str, RopeTable],
+        *,
+        at: npt.NDArray[np.int64] | None = None,
     ) -> dict[str, Array]:
         """Values of all inputs but tokens and past.
 
         Args:
             sizes: T and P; positions are P ... P + T - 1.
             ropes: Tables for the static form, from config.json.
+            at: Other values [T] for an input of positions.
         """
         positions = np.arange(sizes.past, sizes.total)
+        placed = positions if at is None else at
         return {
-            one.name: self._value(one, sizes, ropes, positions)
+            one.name: self._value(
+                one, sizes, ropes, placed if one.purpose == "positions" else positions
+            )
             for one in self.inputs
             if one.purpose not in ("tokens", "past")
         }

@@ -13,6 +13,7 @@ from genai_stages.architectures.family import Family
 from genai_stages.architectures.rope import ropes_of
 from genai_stages.core_graph import CoreWriter
 from genai_stages.passes.check_config import check_config, disagreements, text_config
+from genai_stages.passes.check_positions import check_positions
 from genai_stages.passes.drafts import Data
 from genai_stages.passes.find_boundaries import find_boundaries
 from genai_stages.passes.fuse_norms import fuse_norms
@@ -113,6 +114,8 @@ def source_to_core(
             dataclasses.replace(one, window=_given_window(one, inputs.windows)) for one in found
         ]
     check_config(config, found, final, cuts.order[0].weights)
+    looked = check_positions(source, inputs, ropes, config, walk=walk, parts=solver.parts)
+    notes += looked.warnings
     layer_ropes, tables = name_ropes(found, ropes)
     limit = config.get("max_position_embeddings")
     notes += disagreements(config, family, found, ropes=ropes)

@@ -19,6 +19,7 @@ import onnx_ir as ir
 from onnx import helper
 
 from genai_core.errors import BadModel, UnsupportedOperator
+from genai_stages.passes.fold_limits import elements
 from genai_stages.passes.folded_graph import (
     FLOAT_TYPES,
     StaticGraph,
@@ -283,6 +284,13 @@ class _Folding:
                 remedy="export the model with plain weights",
             )
         arrays = [None if constant is None else constant.array() for constant in constants]
+        made = elements(node, arrays)
+        if made > _FOLD_LIMIT:
+            raise BadModel(
+                f"it computes {made} constant elements, which nothing here can hold",
+                where=node.where(),
+                remedy="export the model with a past, positions and a mask of ordinary sizes",
+            )
         origin = first.origin if first is not None and node.op_type in _VIEWS else None
         for name, array in zip(node.outputs, evaluate(node, arrays, self.graph.opset), strict=True):
             if name:
