@@ -98,6 +98,18 @@ KINDS: tuple[Kind, ...] = (
                 "!(self.multiContext && size(self.contextLengths) > 0)",
                 "multiContext and contextLengths exclude each other: keep one",
             ),
+            *(
+                Rule(
+                    path,
+                    "self.all(one, self.exists_one(other, other == one))",
+                    "it holds an entry twice: keep one of them",
+                )
+                for path in (
+                    "spec.targets",
+                    "spec.graphs.autoRegression",
+                    "spec.graphs.contextLengths",
+                )
+            ),
             Rule(
                 "spec.splits",
                 "type(self.count) == int ? self.count >= 1 : self.count == 'auto'",

@@ -25,7 +25,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from genai_core.addresses import AddressRefused, check_peer, why_refused
-from genai_core.errors import BadModel, InvalidSpec, NoSpace, StoreUnavailable
+from genai_core.errors import BadModel, InvalidSpec, NoSpace, SourceNotFound, StoreUnavailable
 from genai_core.names import Digest
 from genai_core.store.files import explain
 
@@ -290,7 +290,8 @@ def _refusal(error: HTTPError, url: str) -> Exception:
             where=url,
             remedy="name a Secret with the key token in spec.model.secretRef",
         )
-    return BadModel(
+    kind = SourceNotFound if code in {404, 410} else BadModel
+    return kind(
         f"the server answers {code} {error.reason}",
         where=url,
         remedy="correct spec.model.source",

@@ -4,7 +4,8 @@
     ├── BadInput             2   a retry cannot cure it; names file, node or field, and a remedy
     │   ├── InvalidSpec          the YAML: a field, a value, a combination
     │   ├── BadModel             the ONNX, its data, config.json or tokenizer
-    │   │   └── UnsupportedOperator   an operator or pattern no stage can carry over
+    │   │   ├── UnsupportedOperator   an operator or pattern no stage can carry over
+    │   │   └── SourceNotFound        its address leads nowhere: no such bucket, folder or file
     │   ├── BadEncodings         the quantization encodings
     │   ├── OverBudget           no permitted precision keeps the loss within the budget
     │   ├── UnknownTarget        a chip or backend that is not known here
@@ -93,6 +94,12 @@ class UnsupportedOperator(BadModel):
     """An operator or pattern that no stage can carry over."""
 
     code = "UnsupportedOperator"
+
+
+class SourceNotFound(BadModel):
+    """There is nothing at the model's address; it may yet come."""
+
+    code = "SourceNotFound"
 
 
 class BadEncodings(BadInput):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -18,7 +18,7 @@ from functools import partial
 import aiohttp
 
 from genai_core.errands import LookFile
-from genai_core.errors import GenAIError
+from genai_core.errors import GenAIError, StoreUnavailable, StoreUnreadable
 from genai_core.names import MODEL, Key, TaskId
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
@@ -69,6 +69,8 @@ _MOST_QUESTIONS = 8
 """How often one pass goes on with what a Job has told."""
 
 _CREATED_AT_ONCE = 8
+_DOUBTS = frozenset({"StoreNotReady", "SourceUnreadable", "SourceNotReady", "NoAnswer"})
+"""Whoever meets one of these has the store tried at once: its status may be minutes old."""
 _REFUSALS = frozenset({400, 403, 405, 422})
 """The apiserver will say the same again, until somebody changes something."""
 
@@ -77,9 +79,16 @@ class Builds:
     """Works on builds, one at a time each."""
 
     def __init__(
-        self, api: Api, observed: Observed, stores: Stores, *, chain_tasks: int = 1
+        self,
+        api: Api,
+        observed: Observed,
+        stores: Stores,
+        *,
+        chain_tasks: int = 1,
+        doubt: Callable[[str, str], None] = lambda _namespace, _store: None,
     ) -> None:
         self._api = api
+        self._doubt = doubt
         self._observed = observed
         self._stores = stores
         self._chain_tasks = chain_tasks
@@ -166,7 +175,9 @@ class Builds:
         known = replace(outcome, requested_at=one.requested, source=one.source, since=one.since)
         await self._reporter.report(value, known)
         if outcome.state in {State.SUSPENDED, State.STALLED}:
-            return await self._renewed(one)  # what it has, and its model, stay until it goes on
+            rest = await self._renewed(one)  # what it has, and its model, stay until it goes on
+            of_source = any(task == RESOLVE for task, _, _ in outcome.failed)
+            return min(rest, one.after or rest) if of_source else rest
         return JOINED_SECONDS if one.joined else one.after
 
     def tidy(self) -> None:
@@ -195,9 +206,16 @@ class Builds:
         except (Stalled, Waiting) as error:
             problem = error
         if isinstance(problem, Waiting):
+            if problem.reason in _DOUBTS:
+                self._doubt(one.namespace, one.spec.store.name)
             one.after = self._patience.after(one.owner.uid, problem)
             return Outcome(State.WAITING, problem.reason, problem.message)
         assert isinstance(problem, Stalled)
+        if problem.failure is not None and problem.failure[0] == RESOLVE:
+            # The model may have been looked at while it was being uploaded: nothing tells of that.
+            one.after = self._patience.after(
+                one.owner.uid, Waiting(problem.reason, "", after=30.0, most=600.0)
+            )
         # What failed stays: without it the next pass would begin anew.
         claimed = self._observed.claimed_by(one.owner.uid)
         failed = [job.uid for job in claimed if job.state is JobState.FAILED]
@@ -277,6 +295,8 @@ class Builds:
                     return waits
         else:
             raise Waiting("Progressing", "its records are still being looked up", after=5.0)
+        if any(isinstance(e, (StoreUnavailable, StoreUnreadable)) for e in seen.waits_for):
+            self._doubt(one.namespace, one.spec.store.name)
         await self._apply(one, seen, claimed, access=access)
         outcome = self._judged(one, seen, opened.where, targets)
         if outcome.state is State.READY and one.source is not None:

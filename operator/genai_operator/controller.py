@@ -76,7 +76,9 @@ class Controller:
         self._leading: Callable[[], bool] = lambda: False
         self._working_since = time.monotonic()
         stores = Stores(api, settings, self.observed.stores.get)
-        self._builds = Builds(api, self.observed, stores, chain_tasks=settings.chain_tasks)
+        self._builds = Builds(
+            api, self.observed, stores, chain_tasks=settings.chain_tasks, doubt=self._doubt
+        )
         self._references = References(
             api, self.observed, stores, collect_seconds=settings.collect_hours * 3600
         )
@@ -297,6 +299,11 @@ class Controller:
         if ref.plural == "artifactstores":
             return await self._references.store(ref.namespace, ref.name)
         return await self._references.target(ref.name)
+
+    def _doubt(self, namespace: str, name: str) -> None:
+        """A build has met a fault of its store."""
+        if self._references.doubt(namespace, name):
+            self.queue.add(Ref("artifactstores", namespace, name))
 
     async def _upkeep(self, leading: Callable[[], bool]) -> None:
         while True:

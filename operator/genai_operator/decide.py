@@ -3,6 +3,7 @@
 exit code 2 (bad input)          failed, at once
 out of memory                    once more with twice the memory; a second time: failed
 the store did not answer         once more after a pause, as often as it takes
+nothing is at the source's address ever later, as often as it takes
 bytes of an input were lost      what made them is looked up again, then once more
 anything else                    `retries` times more, after growing pauses
 a node died, was drained ...     the Job controller replaces the pod; no attempt is spent
@@ -27,6 +28,7 @@ from genai_core.errors import (
     GenAIError,
     Interrupted,
     NoSpace,
+    SourceNotFound,
     StoreUnavailable,
     StoreUnreadable,
     ToolchainMismatch,
@@ -42,6 +44,7 @@ __all__ = ["OutOfMemory", "Verdict", "judge"]
 
 _MOST_IN_VAIN = 3
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
+_ABSENT_PAUSES = (15.0, 30.0, 60.0, 120.0, 300.0)
 _WORDS_SECONDS = 5.0
 _LEAVING_SECONDS = 2.0
 """Not everybody who waits for that is told that a Job is gone at last."""
@@ -88,6 +91,7 @@ class Verdict:
         log: Digest of the last failed attempt's log in the store.
         retried: Why there is to be another attempt; empty for the first.
         retried_for: The same in one word of a small set, for counting.
+        waits_for: What the next attempt waits for is the store's, or the source's, to mend.
         tries: Attempts so far.
         spent: Jobs of attempts that nobody needs to know of any more.
         renewal: The Job that is at it never started, and is to be made anew.
@@ -102,6 +106,7 @@ class Verdict:
     log: str = ""
     retried: str = ""
     retried_for: str = ""
+    waits_for: GenAIError | None = None
     tries: int = 0
     spent: tuple[JobView, ...] = ()
     renewal: Renewal | None = None
@@ -118,7 +123,7 @@ class _Failure:
     @property
     def free(self) -> bool:
         """It costs no attempt."""
-        return self.refused or isinstance(self.error, _STORE)
+        return self.refused or isinstance(self.error, (*_STORE, SourceNotFound))
 
 
 def judge(
@@ -236,14 +241,15 @@ def _in_vain(attempts: list[JobView], gone: Verdict, task: str, now: datetime) -
 
 def _is_final(error: GenAIError) -> bool:
     """Another attempt cannot help. A full disk may be another node's next time."""
-    if isinstance(error, (NoSpace, *_STORE)):
+    if isinstance(error, (NoSpace, SourceNotFound, *_STORE)):
         return False
     return isinstance(error, (BadInput, ToolchainMismatch, DeadlineExceeded))
 
 
 def _again(failures: list[_Failure], times: int, now: datetime) -> Verdict:
     failure = failures[-1]
-    left = _until(failure.job, _PAUSES[min(times, len(_PAUSES)) - 1], now)
+    pauses = _ABSENT_PAUSES if isinstance(failure.error, SourceNotFound) else _PAUSES
+    left = _until(failure.job, pauses[min(times, len(pauses)) - 1], now)
     return Verdict(
         running=left > 0,
         memory_bytes=failure.job.memory_bytes,
@@ -252,6 +258,7 @@ def _again(failures: list[_Failure], times: int, now: datetime) -> Verdict:
         log=failure.log,
         retried=str(failure.error),
         retried_for=failure.error.code,
+        waits_for=failure.error if isinstance(failure.error, (*_STORE, SourceNotFound)) else None,
         spent=tuple(f.job for f in failures if f.free)[:-_FREE_KEPT],
     )
 

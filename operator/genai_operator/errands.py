@@ -196,6 +196,7 @@ class Errands:
         owner: Owner,
         access: StoreAccess,
         target: BuildTarget,
+        anew: bool = False,
     ) -> Ending | None:
         """Send a Job, or see how the one that was sent ended; None while it is under way.
 
@@ -206,6 +207,7 @@ class Errands:
             owner: The ArtifactStore.
             access: To it.
             target: Whose image is used.
+            anew: What an earlier Job found counts for nothing any more.
 
         Raises:
             Stalled: It says what the user must do.
@@ -241,7 +243,7 @@ class Errands:
             now = datetime.now(UTC)
             if ending is None and last.ended_at and now < last.ended_at + _WORDS:
                 return None
-            if last.state is JobState.SUCCEEDED and ending is not None:
+            if last.state is JobState.SUCCEEDED and ending is not None and not anew:
                 return ending
             if last.state is JobState.FAILED and (
                 not last.ended_at or now < last.ended_at + _AGAIN

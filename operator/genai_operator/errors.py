@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from genai_core.errors import BadInput, GenAIError, StoreUnreadable
+from genai_core.errors import BadInput, GenAIError, SourceNotFound, StoreUnreadable
 from genai_core.names import TaskId
 
 __all__ = ["Failure", "Stalled", "Waiting", "not_enabled", "of_error"]
@@ -69,6 +69,8 @@ def of_error(error: GenAIError) -> Stalled | Waiting:
 
     A store that denies access is waited for: credentials are mended without touching the build.
     """
+    if isinstance(error, SourceNotFound):
+        return Waiting(error.code, str(error), after=15.0, most=300.0)
     if isinstance(error, StoreUnreadable):
         return Waiting("StoreNotReady", str(error), after=5.0)
     if isinstance(error, BadInput):

@@ -32,6 +32,7 @@ _AGAIN_READY = 300.0
 _AGAIN_UNREADY = 5.0
 _AGAIN_HANGING = 60.0
 _SHARE = 4.0
+_DOUBT_SECONDS = 10.0
 _AGAIN_TOLD = 3600.0
 """Where each look takes a Job."""
 _COUNTS = (
@@ -52,6 +53,16 @@ class References:
         self._applier = Applier(api, observed)
         self._errands = Errands(api, observed, self._applier)
         self._collect_seconds = collect_seconds
+        self._tried: dict[tuple[str, str], float] = {}
+        self._doubted: set[tuple[str, str]] = set()
+
+    def doubt(self, namespace: str, name: str) -> bool:
+        """Somebody has met a fault of a store; returns whether it is to be tried now."""
+        last = self._tried.get((namespace, name), float("-inf"))
+        if time.monotonic() - last < _DOUBT_SECONDS:
+            return False
+        self._doubted.add((namespace, name))
+        return True
 
     async def store(self, namespace: str, name: str) -> float | None:
         """Try a store (write, write twice under a condition, read) and have it cleaned."""
@@ -61,7 +72,7 @@ class References:
         extra: Json = {}
         able: bool | None = None
         waits, again = False, _AGAIN_READY
-        began = time.monotonic()
+        began = self._tried[namespace, name] = time.monotonic()
         try:
             opened = await self._stores.open(value)
             if opened.store is not None:
@@ -110,7 +121,9 @@ class References:
             owner=Owner(meta["name"], meta["uid"], "ArtifactStore"),
             access=opened.access,
             target=self._any_target(),
+            anew=(meta["namespace"], meta["name"]) in self._doubted,
         )
+        self._doubted.discard((meta["namespace"], meta["name"]))
         if ending is None:
             return None
         facts = ending.message.get("facts")
@@ -176,6 +189,9 @@ class References:
     def tidy(self) -> None:
         """Forget what is known of Jobs that are gone."""
         self._errands.keep({job.uid for job in self._observed.jobs})
+        places = set(self._observed.stores.places())
+        self._tried = {place: at for place, at in self._tried.items() if place in places}
+        self._doubted &= places
 
     async def target(self, name: str) -> float | None:
         """Say whether anything can be built for a target."""

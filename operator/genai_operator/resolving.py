@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
 from genai_core.names import Key, TaskId
 from genai_core.record import Record
 from genai_core.resolved import (
@@ -34,7 +35,7 @@ from genai_operator.lookups import Unanswered
 from genai_operator.observed import Observed
 from genai_operator.sources import SourcePlace, list_source
 from genai_operator.starting import Starter
-from genai_operator.status import Outcome
+from genai_operator.status import Outcome, State
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.targets import BuildTarget
 from genai_operator.threads import in_thread
@@ -136,14 +137,17 @@ class Resolver:
             keys = opened.credentials
             if one.spec.model.secret_ref is not None:
                 keys = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
-            listed = await in_thread(
-                list_source,
-                one.spec,
-                place.bucket,
-                keys,
-                store=opened.where,
-                refuse=self._stores.peers.refuse,
-            )
+            try:
+                listed = await in_thread(
+                    list_source,
+                    one.spec,
+                    place.bucket,
+                    keys,
+                    store=opened.where,
+                    refuse=self._stores.peers.refuse,
+                )
+            except (StoreUnreadable, StoreUnavailable) as error:
+                raise _of_source(error) from error
             return *listed, True
         pin = one.spec.model.digest if place.bucket is None else None
         question = resolve_file(one.spec, place.uri, pin=pin)
@@ -226,8 +230,17 @@ class Resolver:
             queued=not verdict.running and bool(one.spec.run.queue_name),
         )
         one.look_after(stands.after)
+        if verdict.pause > 0 and isinstance(verdict.waits_for, SourceNotFound):
+            return Outcome(State.WAITING, verdict.waits_for.code, str(verdict.waits_for))
         message = stands.message(f"resolving {one.spec.model.source}")
         return Outcome(stands.state, stands.reason, message)
+
+
+def _of_source(error: GenAIError) -> Waiting:
+    """The store may be well all the same; whether it is, is tried."""
+    denied = isinstance(error, StoreUnreadable)
+    reason = "SourceUnreadable" if denied else "SourceNotReady"
+    return Waiting(reason, f"spec.model.source: {error}", after=5.0, most=60.0)
 
 
 def _known_source(one: BuildPass, place: SourcePlace) -> RecordRef | None:

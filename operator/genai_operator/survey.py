@@ -84,6 +84,7 @@ class Survey:
         after: Seconds until it has to be looked at again, whatever happens.
         retried: What is known of the earlier attempts at tasks that start again.
         renewals: Jobs that never started, and are to be made anew.
+        waits_for: Faults of the store, or the source, that further attempts wait for.
         warnings: The plan's and those of the tasks whose result stands, in the plan's order.
     """
 
@@ -100,6 +101,7 @@ class Survey:
     after: float | None = None
     retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
     renewals: tuple[Renewal, ...] = ()
+    waits_for: tuple[GenAIError, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -333,6 +335,11 @@ class _Look:
             after=min(pauses) if pauses else None,
             retried={task: verdict for task, verdict in starts.items() if verdict.retried},
             renewals=self._renewals(good),
+            waits_for=tuple(
+                verdict.waits_for
+                for task, verdict in self._verdicts.items()
+                if verdict.waits_for is not None and task not in good
+            ),
             warnings=self._warnings(good),
         )
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from genai_core.archive import unpack_archive
 from genai_core.download import Rules, download
-from genai_core.errors import BadModel, InvalidSpec, StoreUnreadable
+from genai_core.errors import BadModel, InvalidSpec, SourceNotFound, StoreUnreadable
 from genai_core.names import Digest
 from genai_core.paths import inside
 from genai_core.source_address import HttpsAddress, PvcAddress, parse_pvc
@@ -98,7 +98,7 @@ def mounted_folder(address: PvcAddress) -> Path:
 
     Raises:
         StoreUnreadable: Nothing is mounted here.
-        BadModel: There is no such folder in it.
+        SourceNotFound: There is no such folder in it.
     """
     text = os.environ.get(f"{_PREFIX}ROOT")
     if not text:
@@ -108,7 +108,7 @@ def mounted_folder(address: PvcAddress) -> Path:
     root = Path(text)
     folder = inside(root / address.path, root, str(address), of="volume")
     if not folder.exists():
-        raise BadModel(
+        raise SourceNotFound(
             f"there is no folder {address.path} in the volume",
             where=str(address),
             remedy="correct spec.model.source",

@@ -56,6 +56,8 @@ def test_enum_values_are_read_in_any_case(gaps: Gaps, data: st.DataObject) -> No
         ({"quantization": {"activationBits": 8}}, "16"),
         ({"quantisation": {}}, "Extra inputs are not permitted"),
         ({"targets": []}, "at least 1 item"),
+        ({"targets": ["cpu", "sm8750", "cpu"]}, "it holds cpu twice"),
+        ({"run": {"activeDeadlineSeconds": 2**31}}, "less than or equal to 2147483647"),
     ],
 )
 def test_wrong_specs_are_refused(more: dict[str, object], message: str) -> None:

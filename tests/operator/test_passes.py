@@ -432,3 +432,14 @@ def test_an_unknown_architecture_is_one_warning_event() -> None:
         outcome = Outcome(state, "Progressing", progress, warnings=[text, "another"])
         asyncio.run(reporter.report(known.value, outcome))
     assert room.api.events.count("UnknownArchitecture") == 1
+
+
+def test_a_target_that_stands_twice_is_the_users_to_mend_and_no_error_of_ours() -> None:
+    room = Room()
+    twice = build(resourceVersion="2")
+    twice["spec"] = SPEC | {"targets": ["cpu", "cpu"]}
+    room.observed.builds.put(twice, build_view(twice))
+    assert room.work() is None
+    ready = room.api.statuses[-1]["status"]["conditions"][0]
+    assert (ready["status"], ready["reason"]) == ("False", "InvalidSpec")
+    assert ready["message"] == "spec.targets: it holds cpu twice: keep one of them"

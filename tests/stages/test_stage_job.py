@@ -98,11 +98,11 @@ def test_what_is_wrong_is_said_of_the_address_and_the_log_outlives_the_pod(
 
 def test_an_empty_folder_and_a_missing_bucket_are_told_apart(job: Any, server: S3Server) -> None:
     code, message = job(resolve_file(spec(), str(server.where("nothing-here"))))
-    assert (code, message["error"]["code"]) == (2, "BadModel")
+    assert (code, message["error"]["code"]) == (2, "SourceNotFound")
     elsewhere = dataclasses.replace(server.where("m"), bucket="no-such-bucket")
     code, message = job(resolve_file(spec(), str(elsewhere)))
-    assert (code, message["error"]["code"]) == (2, "StoreUnreadable")
-    assert "no-such-bucket" in json.dumps(message["error"])
+    assert (code, message["error"]["code"]) == (2, "SourceNotFound")
+    assert "no bucket no-such-bucket" in json.dumps(message["error"])
 
 
 @pytest.mark.parametrize("name", ["GENAI_STORE", "GENAI_TASK", "GENAI_READ_FROM"])

@@ -5,7 +5,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    field_validator,
+    model_validator,
+)
 
 from genai_core.kinds.affinity import Affinity
 from genai_core.kinds.base import (
@@ -95,7 +101,7 @@ class Graphs(KindModel):
             ("contextLengths", self.context_lengths),
         ):
             if len(set(values)) != len(values):
-                raise ValueError(f"{name} holds a number twice")
+                raise ValueError(f"{name} holds a number twice: keep one of them")
         return self
 
 
@@ -221,7 +227,7 @@ class Run(KindModel):
     """Secrets that the stages' image is pulled with."""
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     """Further attempts of a task that failed for no fault of its input."""
-    active_deadline_seconds: Annotated[int, Field(ge=1)] = 3600
+    active_deadline_seconds: Annotated[int, Field(ge=1, le=2**31 - 1)] = 3600
     """Longest that one task may run."""
     ttl_seconds_after_finished: Annotated[int, Field(ge=0)] = 600
     """How long a finished Job can still be looked at."""
@@ -250,7 +256,7 @@ class BuildSpec(KindModel):
         list[Annotated[str, StringConstraints(min_length=1, max_length=128)]],
         Field(min_length=1, max_length=32),
     ]
-    """Names of GenAITargets; on the command line also `chipset:SM8750`."""
+    """Names of GenAITargets, each once; on the command line also `chipset:SM8750`."""
     graphs: Graphs = Field(default_factory=Graphs)
     splits: Splits = Field(default_factory=Splits)
     transformation: Transformation = Field(default_factory=Transformation)
@@ -259,6 +265,14 @@ class BuildSpec(KindModel):
     golden: Golden = Field(default_factory=Golden)
     store: StoreRef = Field(default_factory=StoreRef)
     run: Run = Field(default_factory=Run)
+
+    @field_validator("targets")
+    @classmethod
+    def _each_once(cls, targets: list[str]) -> list[str]:
+        for number, name in enumerate(targets):
+            if name in targets[:number]:
+                raise ValueError(f"it holds {name} twice: keep one of them")
+        return targets
 
 
 class GenAIBuild(KindObject):

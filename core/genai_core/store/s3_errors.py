@@ -12,6 +12,7 @@ from genai_core.addresses import AddressRefused
 from genai_core.errors import CorruptBlob, GenAIError, NoSpace, StoreUnavailable, StoreUnreadable
 
 __all__ = [
+    "NoSuchBucket",
     "code_of",
     "explained",
     "is_absent",
@@ -44,6 +45,10 @@ _CREDENTIALS = (
     boto.ProfileNotFound,
     boto.TokenRetrievalError,
 )
+
+
+class NoSuchBucket(StoreUnreadable):
+    """The bucket is not there."""
 
 
 def code_of(error: boto.ClientError) -> str:
@@ -150,7 +155,7 @@ def _of_answer(error: boto.ClientError, where: str) -> GenAIError:
     if status >= 500 or status in {409, 412, 429} or code in _PASSING:
         return StoreUnavailable(message, where=where)
     if code == "NoSuchBucket":
-        return StoreUnreadable(
+        return NoSuchBucket(
             "there is no such bucket", where=where, remedy="create it, or correct the address"
         )
     if code == "RequestTimeTooSkewed":

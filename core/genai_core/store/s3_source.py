@@ -6,6 +6,8 @@ taken from the server where it keeps one, else from the bytes as they stream by.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +15,13 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from botocore.exceptions import ClientError
 
-from genai_core.errors import BadModel
+from genai_core.errors import BadModel, SourceNotFound
 from genai_core.names import Digest
 from genai_core.resolved import ListedFile
 from genai_core.store import s3_transfer as transfer
 from genai_core.store.files import explain
 from genai_core.store.s3_client import new_client
-from genai_core.store.s3_errors import explained, is_absent
+from genai_core.store.s3_errors import NoSuchBucket, explained, is_absent
 from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.s3_objects import Objects
@@ -65,19 +67,33 @@ class S3Source:
         """Relative path -> size and tag of every object in the folder.
 
         Raises:
-            BadModel: There is none.
+            SourceNotFound: There is none, or no such bucket.
             StoreUnreadable: There are more than a model has.
             GenAIError: The bucket cannot be read.
         """
         found: dict[str, ListedFile] = {}
-        for file in self._objects.list(most=_MOST_FILES, seconds=_LISTING_SECONDS):
-            if file.name and not file.name.endswith("/"):
-                found[file.name] = ListedFile(size=file.size, tag=file.tag)
+        with self._bucket_is_there():
+            for file in self._objects.list(most=_MOST_FILES, seconds=_LISTING_SECONDS):
+                if file.name and not file.name.endswith("/"):
+                    found[file.name] = ListedFile(size=file.size, tag=file.tag)
         if not found:
-            raise BadModel(
-                "there is nothing", where=str(self.where), remedy="correct spec.model.source"
+            raise SourceNotFound(
+                "there is nothing",
+                where=str(self.where),
+                remedy="upload the model, or correct spec.model.source",
             )
         return found
+
+    @contextmanager
+    def _bucket_is_there(self) -> Iterator[None]:
+        try:
+            yield
+        except NoSuchBucket as error:
+            raise SourceNotFound(
+                f"there is no bucket {self.where.bucket}",
+                where=str(self.where),
+                remedy="create it, or correct spec.model.source",
+            ) from error
 
     def digest(self, name: str) -> Digest:
         """The SHA-256 of an object: the server's word for it, else of its bytes."""

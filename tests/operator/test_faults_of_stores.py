@@ -1,0 +1,145 @@
+"""What a build meets of its store, or its source: called by its name, looked at again, told on."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from test_decide import NOW as THEN
+from test_decide import judged, said
+from test_passes import Room, build
+
+from genai_core.errors import (
+    BadModel,
+    GenAIError,
+    SourceNotFound,
+    StoreUnavailable,
+    StoreUnreadable,
+)
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import TaskId
+from genai_core.resolved import RESOLVE
+from genai_core.store.s3_location import S3Location
+from genai_operator import resolving
+from genai_operator.build_pass import BuildPass
+from genai_operator.controller import Controller, Ref
+from genai_operator.errors import Stalled, Waiting
+from genai_operator.jobs import Owner
+from genai_operator.references import References
+from genai_operator.settings import Settings
+from genai_operator.sources import SourcePlace
+from genai_operator.status import State
+
+GONE = SourceNotFound("there is nothing", where="s3://models/x")
+
+
+def a_pass() -> BuildPass:
+    spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
+    return BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
+
+
+def outcomes(error: Exception, times: int = 1) -> tuple[list[tuple[State, str, float | None]], Any]:
+    """What passes that meet an error come to, and which stores are doubted."""
+    room, doubted = Room(), []
+    room.builds._doubt = lambda namespace, name: doubted.append((namespace, name))
+    found = []
+
+    async def fails(_: Any) -> Any:
+        raise error
+
+    room.builds._progress = fails  # type: ignore[method-assign]
+    for _ in range(times):
+        one = a_pass()
+        outcome = asyncio.run(room.builds._outcome(one))
+        found.append((outcome.state, outcome.reason, one.after))
+    return found, doubted
+
+
+def test_a_missing_source_is_waited_for_ever_more_seldom_and_is_no_fault_of_the_store() -> None:
+    found, doubted = outcomes(GONE, times=7)
+    assert {(state, reason) for state, reason, _ in found} == {(State.WAITING, "SourceNotFound")}
+    assert [after for _, _, after in found] == [15, 30, 60, 120, 240, 300, 300]
+    assert doubted == []
+
+
+@pytest.mark.parametrize(
+    "error", [StoreUnavailable("it does not answer"), StoreUnreadable("access is denied")]
+)
+def test_whoever_meets_a_fault_of_the_store_has_it_tried(error: GenAIError) -> None:
+    found, doubted = outcomes(error)
+    assert found == [(State.WAITING, "StoreNotReady", 5.0)]
+    assert doubted == [("n", "default")]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (StoreUnreadable("access is denied"), "SourceUnreadable"),
+        (StoreUnavailable("it does not answer"), "SourceNotReady"),
+        (GONE, "SourceNotFound"),
+    ],
+)
+def test_a_fault_of_the_source_is_not_called_the_stores(
+    monkeypatch: pytest.MonkeyPatch, error: GenAIError, reason: str
+) -> None:
+    def list_source(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(resolving, "list_source", list_source)
+    room = Room()
+    place = SourcePlace("s3://models/x", S3Location("models", "x"))
+
+    class Opened:
+        credentials, where = object(), S3Location("genai", "n")
+
+    with pytest.raises((Waiting, SourceNotFound)) as raised:
+        asyncio.run(room.builds._resolver._question(a_pass(), Opened(), place))  # type: ignore[arg-type]
+    found = raised.value
+    assert (found.reason if isinstance(found, Waiting) else found.code) == reason
+
+
+def test_a_store_is_tried_once_for_all_who_doubt_it() -> None:
+    controller = Controller(Room().api, Settings())  # type: ignore[arg-type]
+    references: References = controller._references
+    asked = [controller._doubt("n", "default") for _ in range(3)]
+    assert len(asked) == 3
+    assert len(controller.queue) == 1
+    assert asyncio.run(controller.queue.get()) == Ref("artifactstores", "n", "default")
+    asyncio.run(references.store("n", "default"))
+    assert references.doubt("n", "default"), "there is no such store, so it was not tried"
+    value = {"metadata": {"namespace": "n", "name": "default", "uid": "s", "generation": 1},
+             "spec": {"bucket": "abc", "secretRef": {"name": "s3"}}}  # fmt: skip
+    controller.observed.stores.put(value, value)
+    asyncio.run(references.store("n", "default"))
+    assert not references.doubt("n", "default"), "a moment ago"
+
+
+def test_a_pod_that_finds_no_source_is_sent_again_after_ever_longer_pauses() -> None:
+    for count, seconds in enumerate((15, 30, 60, 120, 300, 300), 1):
+        verdict = judged([said(GONE, 2)] * count, retries=0, ended_at=None)
+        assert (verdict.error, verdict.running) == (None, False)
+        late = judged(
+            [said(GONE, 2)] * count, retries=0, ended_at=THEN - timedelta(seconds=seconds - 1)
+        )
+        assert (late.running, round(late.pause)) == (True, 1)
+        assert late.waits_for is not None
+    assert isinstance(judged([said(BadModel("no onnx"), 2)]).error, BadModel)
+
+
+def test_a_model_that_was_looked_at_too_early_is_looked_at_again() -> None:
+    room = Room()
+
+    async def fails(_: Any) -> Any:
+        error = BadModel("there is no .onnx in it")
+        raise Stalled("BadModel", str(error), failure=(TaskId(RESOLVE), error, ""))
+
+    async def renewed(_: Any) -> float:
+        return 3000.0
+
+    room.builds._progress = fails  # type: ignore[method-assign]
+    room.builds._renewed = renewed  # type: ignore[method-assign]
+    assert [room.work() for _ in range(6)] == [30, 60, 120, 240, 480, 600]
+    ready = room.api.statuses[-1]["status"]["conditions"][0]
+    assert (ready["status"], ready["reason"]) == ("False", "BadModel")
