@@ -28,6 +28,7 @@ from genai_core.manifest import (
 )
 from genai_core.names import Backend
 from genai_core.versions import read_versioned
+from genai_runtime.executor import Executor
 from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session
@@ -151,6 +152,64 @@ class Container:
                 libraries on this machine.
             BadInput: More slots than the container offers.
         """
+        longest = self._places(context_length)
+        if self.manifest.target.backend is Backend.CPU:
+            from genai_runtime.cpu import CpuSession
+
+            return CpuSession(
+                self.folder / CPU_MODEL_FILE,
+                context_length=longest,
+                threads=threads,
+                rope=self.metadata.rope,
+            )
+        self._need_twin()
+        from genai_runtime.htp.executor import HtpSession
+
+        return HtpSession(self.folder / EMULATION_FOLDER, context_length=context_length)
+
+    def open_executor(
+        self,
+        *,
+        cache: Path,
+        threads: int = 0,
+        context_length: int | None = None,
+        digest_of: DigestOf = digest_file,
+    ) -> Executor:
+        """Start what runs several sequences beside one another.
+
+        A CPU container's graphs are optimized for this machine at the first start and mapped from
+        `cache` at every later one (see `genai_runtime.cpu.prepared`).
+
+        Args:
+            cache: A folder of this user's own; made where absent.
+            threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
+            context_length: The most tokens of a slot, if fewer than the container offers.
+            digest_of: How cached files are compared with their digests.
+
+        Raises:
+            NotRunnableHere: As `open_session`.
+            BadInput: More tokens than the container offers.
+        """
+        longest = self._places(context_length)
+        if self.manifest.target.backend is Backend.CPU:
+            from genai_runtime.cpu import open_executor
+
+            return open_executor(
+                self.folder / CPU_MODEL_FILE,
+                cache=cache,
+                identity=self.revision,
+                context_length=longest,
+                threads=threads,
+                rope=self.metadata.rope,
+                digest_of=digest_of,
+            )
+        self._need_twin()
+        from genai_runtime.htp.executor import HtpExecutor
+
+        return HtpExecutor(self.folder / EMULATION_FOLDER, context_length=longest)
+
+    def _places(self, context_length: int | None) -> int:
+        """The context length to run with."""
         longest = self.manifest.context_length
         if context_length is not None and context_length > longest:
             raise BadInput(
@@ -158,15 +217,9 @@ class Container:
                 where=f"context length {context_length}",
                 remedy="build it for a longer context",
             )
-        if self.manifest.target.backend is Backend.CPU:
-            from genai_runtime.cpu import CpuSession
+        return context_length or longest
 
-            return CpuSession(
-                self.folder / CPU_MODEL_FILE,
-                context_length=context_length or longest,
-                threads=threads,
-                rope=self.metadata.rope,
-            )
+    def _need_twin(self) -> None:
         if not self.runnable:
             raise NotRunnableHere(
                 f"a container for {self.manifest.target.name} without an emulation twin runs on "
@@ -174,9 +227,6 @@ class Container:
                 where=str(self.folder),
                 remedy="push it to a device, or build the cpu target",
             )
-        from genai_runtime.htp.executor import HtpSession
-
-        return HtpSession(self.folder / EMULATION_FOLDER, context_length=context_length)
 
 
 def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container:

@@ -59,6 +59,9 @@ class AdapterUse:
 class Tree:
     """How the tokens of a row relate where they are no chain: a tree of drafts to verify.
 
+    A node's numbers are those of its chain to rounding, not to the bit: hidden tokens that stand
+    between its ancestors change the order of sums. Rows beside a tree keep their bits.
+
     Attributes:
         positions: [T] places in the text; those of siblings are equal.
         sees: bool [T, T]; token i attends to token j of this row, itself included, never to a

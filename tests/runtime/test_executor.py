@@ -9,6 +9,7 @@ import pytest
 from genai_core.errors import BadInput
 from genai_runtime.executor import Executor, Row, SlotTable, Want
 from genai_runtime.session import Session, SlotSession
+from genai_runtime.steadiness import Steadiness, try_out
 from genai_runtime.testing import ScriptedExecutor
 
 
@@ -70,3 +71,37 @@ def test_slot_table_gives_the_lowest_number_again_when_it_is_freed():
 @pytest.mark.parametrize(("want", "count"), [(Want.NONE, 0), (Want.LAST, 1), (Want.ALL, 5)])
 def test_want_counts_the_places(want, count):
     assert want.count(5) == count
+
+
+class Unsteady(ScriptedExecutor):
+    """Answers otherwise where a pass has more than `rows` rows, or a row fewer than `tokens`."""
+
+    def __init__(self, *, rows: int = 99, tokens: int = 0) -> None:
+        super().__init__()
+        self.limits = (rows, tokens)
+
+    def forward(self, rows):
+        outputs = super().forward(rows)
+        most, least = self.limits
+        if len(rows) > most or any(row.tokens.size < least for row in rows):
+            for output in outputs:
+                output.logits[-1, 0] += 1e-6
+        return outputs
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        ({}, Steadiness(chunks=True, neighbours=True)),
+        ({"rows": 4}, Steadiness(chunks=True, neighbours=False)),
+        ({"tokens": 2}, Steadiness(chunks=False, neighbours=False)),
+    ],
+)
+def test_try_out_finds_what_bits_depend_on(limits, expected):
+    executor = Unsteady(**limits)
+    assert try_out(executor) == expected
+    assert executor.open_slots == frozenset()
+
+
+def test_try_out_fits_a_short_context():
+    assert try_out(ScriptedExecutor(context_length=6)).chunks

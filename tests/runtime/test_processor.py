@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from genai_runtime import cpu, processor
+from genai_runtime import processor
+from genai_runtime.cpu.sessions import session_options
 
 SHARED = "fpu sse4_1 avx avx2 fma"
 
@@ -49,7 +50,7 @@ def test_saturates_when_the_system_does_not_tell(tmp_path):
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_session_options_carry_the_switch_when_exact_kernels_are_needed(exact):
-    options = cpu.session_options(1, exact=exact)
+    options = session_options(1, exact=exact)
     if exact:
         assert options.get_session_config_entry("session.x64quantprecision") == "1"
     else:

@@ -11,8 +11,8 @@ import pytest
 from genai_core.errors import BadEncodings, BadInput, BadModel, DriftError
 from genai_core.names import Gaps, Precision
 from genai_core.operations import CompileCpuConfig, ConvertCpuConfig
-from genai_runtime import cpu, processor
-from genai_runtime.cpu import CpuSession
+from genai_runtime import processor
+from genai_runtime.cpu import CpuSession, sessions
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.backends.cpu import check
 from genai_stages.backends.cpu.graph import rotates_inside
@@ -121,8 +121,9 @@ def test_a_cache_full_of_nan_is_never_read(tmp_path):
     random_core_model(core, windows=(0, 4))
     model, _ = compiled(core, tmp_path, Precision.FLOAT)
     session = CpuSession(model, context_length=40, threads=1)
-    for buffer in session._buffers:
-        buffer.update_inplace(np.full(buffer.shape(), np.nan, dtype=np.float32))
+    session._executor.grow(session._slot, 40)
+    for buffer in session._executor._slots[session._slot].buffers.values():
+        buffer[:] = np.nan
     session.forward(IDS[:5])
     assert np.isfinite(session.forward(IDS[5:9])).all()
 
@@ -332,9 +333,9 @@ def test_cpu_session_takes_exact_kernels_when_wide_weights_meet_a_processor_that
         monkeypatch.setattr(module, "encodings_of", lambda _, **__: encodings)
     model, _ = compiled(core, tmp_path, Precision.INT8, gaps=Gaps.ERROR)
     asked = []
-    options = cpu.session_options
+    options = sessions.session_options
     monkeypatch.setattr(
-        cpu,
+        sessions,
         "session_options",
         lambda threads, *, exact: asked.append(exact) or options(threads, exact=exact),
     )

@@ -1,0 +1,84 @@
+"""Containers for the CPU: a dynamic-T model with GroupQueryAttention, run over packed rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from genai_core.canonical import digest_file
+from genai_core.facts import RopeTable
+from genai_runtime import processor
+from genai_runtime.cpu.executor import CpuExecutor
+from genai_runtime.cpu.model import read_model
+from genai_runtime.cpu.prepared import DigestOf, PreparedSessions, prepare
+from genai_runtime.cpu.sessions import PlainSessions
+from genai_runtime.session import SlotSession
+
+__all__ = ["CpuSession", "open_executor"]
+
+
+class CpuSession(SlotSession):
+    """One sequence over one model file, nothing written anywhere.
+
+    Args:
+        model: `model.onnx` beside its data.
+        context_length: The most tokens; memory is taken as they come in.
+        threads: Of ONNX Runtime; 0 = as many as there are cores.
+        rope: Rotary tables; None = those that the model itself states.
+        features: Of the processor (see `processor.features`); None = of this one.
+
+    Raises:
+        BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
+        BadInput: The context length is below 1.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        context_length: int,
+        threads: int = 0,
+        rope: Mapping[str, RopeTable] | None = None,
+        features: frozenset[str] | None = None,
+    ) -> None:
+        opened = read_model(model)
+        known = processor.features() if features is None else features
+        exact = opened.wide and processor.saturates(known)
+        sessions = PlainSessions(opened, threads=threads, exact=exact)
+        super().__init__(CpuExecutor(opened, sessions, context_length=context_length, rope=rope))
+
+
+def open_executor(
+    model: Path,
+    *,
+    cache: Path,
+    identity: str,
+    context_length: int,
+    threads: int = 0,
+    rope: Mapping[str, RopeTable] | None = None,
+    digest_of: DigestOf = digest_file,
+) -> CpuExecutor:
+    """Several sequences over one model file, by graphs that are prepared in a cache.
+
+    Args:
+        model: `model.onnx` beside its data.
+        cache: See `prepared`.
+        identity: Of the container that the model is from: its revision.
+        context_length: The most tokens of a slot.
+        threads: Of ONNX Runtime; 0 = as many as there are cores.
+        rope: Rotary tables; None = those that the model itself states.
+        digest_of: How cached files are compared with their digests.
+
+    Raises:
+        BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
+        BadInput: The context length is below 1.
+        OSError: The cache cannot be written.
+    """
+    opened = read_model(model)
+    features = processor.features()
+    exact = opened.wide and processor.saturates(features)
+    folder = prepare(
+        opened, cache, identity=identity, features=features, exact=exact, digest_of=digest_of
+    )
+    sessions = PreparedSessions(folder, threads=threads, exact=exact)
+    return CpuExecutor(opened, sessions, context_length=context_length, rope=rope)

@@ -1,0 +1,201 @@
+"""Slots on the CPU: passes of packed rows, each slot on its own buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from genai_core.errors import BadInput
+from genai_core.facts import RopeTable
+from genai_runtime.cpu.binding import BoundGraph
+from genai_runtime.cpu.layout import Part, lay_out
+from genai_runtime.cpu.model import CpuModel
+from genai_runtime.cpu.sessions import Sessions
+from genai_runtime.cpu.slots import SPARE, Slot, bucketed, cache_bytes
+from genai_runtime.executor import (
+    Row,
+    RowOutput,
+    SlotTable,
+    checked_places,
+    checked_rows,
+    checked_truncation,
+)
+from genai_runtime.rope import cos_sin
+
+_FILLER = 2
+"""Tokens of a filler's attention: its row of a pass that has fewer rows than its graph."""
+
+
+class CpuExecutor:
+    """See `genai_runtime.executor.Executor`.
+
+    Args:
+        model: The container's.
+        sessions: Its packed graphs. A pass with more rows than the largest takes several runs.
+        context_length: The most tokens of a slot.
+        rope: Rotary tables; None = those that the model itself states.
+
+    Raises:
+        BadInput: The context length is below 1.
+        BadModel: A session cannot be opened.
+    """
+
+    def __init__(
+        self,
+        model: CpuModel,
+        sessions: Sessions,
+        *,
+        context_length: int,
+        rope: Mapping[str, RopeTable] | None = None,
+    ) -> None:
+        if context_length < 1:
+            raise BadInput("must be at least 1", where="context length")
+        self._model = model
+        self._context_length = context_length
+        self._tables = _tables(model.rope if rope is None else rope, context_length + SPARE)
+        self._slots: SlotTable[Slot] = SlotTable()
+        self._filler = Slot(model.cache, _FILLER)
+        self._sessions: Sessions | None = sessions
+        self._graphs: dict[tuple[int, bool], BoundGraph] = {}
+        for rows in sessions.sizes:
+            self._graph(rows, trees=False)
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens of a slot."""
+        return self._context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """Last axis of the logits."""
+        return self._model.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        """Of what the output layer reads."""
+        return next(iter(self._graphs.values())).hidden_size
+
+    @property
+    def adapters(self) -> frozenset[str]:
+        """None."""
+        return frozenset()
+
+    @property
+    def trees(self) -> bool:
+        """Where no layer has a window: a window counts places, which in a tree are no positions."""
+        return not self._model.windows
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Memory of a slot of so many tokens."""
+        return cache_bytes(self._model.cache, tokens)
+
+    def open(self) -> int:
+        """An empty slot."""
+        return self._slots.add(Slot(self._model.cache, bucketed(1)))
+
+    def length(self, slot: int) -> int:
+        """Tokens in a slot."""
+        return self._slots[slot].length
+
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
+        """One pass; in several runs where there are more rows than the largest graph has."""
+        checked = checked_rows(rows, self)
+        slots = [self._slots[row.slot] for row in rows]
+        for slot, tokens in zip(slots, checked, strict=True):
+            self._grow(slot, slot.length + tokens.size)
+        outputs: list[RowOutput] = []
+        assert self._sessions is not None
+        most = self._sessions.sizes[-1]
+        for start in range(0, len(rows), most):
+            part = slice(start, start + most)
+            outputs += self._run(rows[part], slots[part], checked[part])
+        return outputs
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Keep the first `length` tokens."""
+        held = self._slots[slot]
+        held.length = checked_truncation(length, held.length)
+
+    def grow(self, slot: int, tokens: int) -> None:
+        """Make room for so many tokens."""
+        if tokens > self._context_length:
+            raise BadInput(
+                f"the context length is {self._context_length}", where=f"{tokens} tokens"
+            )
+        self._grow(self._slots[slot], tokens)
+
+    def move(self, slot: int, start: int, places: Sequence[int]) -> None:
+        """Keep the first tokens and those at `places`."""
+        held = self._slots[slot]
+        held.move(start, checked_places(start, places, held.length))
+
+    def free(self, slot: int) -> None:
+        """Close a slot."""
+        self._release(self._slots.pop(slot))
+
+    def close(self) -> None:
+        """Free graphs and slots."""
+        self._graphs.clear()
+        self._slots.open_slots.clear()
+        self._sessions = None
+
+    def _run(
+        self, rows: Sequence[Row], slots: Sequence[Slot], tokens: Sequence[NDArray[np.int64]]
+    ) -> list[RowOutput]:
+        assert self._sessions is not None
+        size = next(size for size in self._sessions.sizes if size >= len(rows))
+        graph = self._graph(size, trees=any(row.tree is not None for row in rows))
+        # A slot stays where it is bound; what a row yields does not depend on its place.
+        chosen = graph.places(slots)
+        parts = [
+            None
+            if number is None
+            else Part(tokens[number], slots[number].length, rows[number].want, rows[number].tree)
+            for number in chosen
+        ]
+        layout = lay_out(parts, trees=graph.trees)
+        logits, hidden = graph.run([None if n is None else slots[n] for n in chosen], layout)
+        outputs: dict[int, RowOutput] = {}
+        for number, (begin, end) in zip(chosen, layout.wanted, strict=True):
+            if number is not None:
+                slots[number].length += tokens[number].size
+                states = hidden[begin:end] if rows[number].hidden else None
+                outputs[number] = RowOutput(logits[begin:end], states)
+        return [outputs[number] for number in range(len(rows))]
+
+    def _grow(self, slot: Slot, tokens: int) -> None:
+        before = slot.values
+        slot.grow(tokens)
+        if slot.values is not before:
+            self._release(slot)
+
+    def _release(self, slot: Slot) -> None:
+        """Buffers that are bound somewhere would stay in memory."""
+        for graph in self._graphs.values():
+            graph.release(slot)
+
+    def _graph(self, rows: int, *, trees: bool) -> BoundGraph:
+        if (rows, trees) not in self._graphs:
+            assert self._sessions is not None
+            self._graphs[rows, trees] = BoundGraph(
+                self._sessions.session(rows, trees=trees),
+                rows,
+                trees=trees,
+                tables=self._tables,
+                filler=self._filler,
+            )
+        return self._graphs[rows, trees]
+
+
+def _tables(rope: Mapping[str, RopeTable], positions: int) -> dict[str, ort.OrtValue]:
+    """Rotary tables of all positions, by input name."""
+    made = {}
+    for name, table in rope.items():
+        suffix = "" if name == "default" else f"_{name}"
+        cos, sin = cos_sin(np.arange(positions), table)
+        for kind, values in (("cos_cache", cos), ("sin_cache", sin)):
+            made[f"{kind}{suffix}"] = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(values))
+    return made
