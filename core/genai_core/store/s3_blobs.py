@@ -204,12 +204,17 @@ class S3Blobs:
         with explained(self.location):
             try:
                 digest, size = transfer.hash_object(
-                    self._client(), bucket=self.where.bucket, key=self._blob_key(blob.sha256)
+                    self._client(),
+                    bucket=self.where.bucket,
+                    key=self._blob_key(blob.sha256),
+                    most=blob.size + 1,
                 )
             except ClientError as error:
                 if not is_absent(error):
                     raise
                 return "is missing"
+        if size > blob.size:
+            return f"has more than {blob.size} bytes"
         if size != blob.size:
             return f"has {size} bytes instead of {blob.size}"
         return None if digest == blob.sha256 else f"has bytes of digest {digest[:12]}"

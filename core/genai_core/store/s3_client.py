@@ -70,6 +70,5 @@ def new_client(
                 tcp_keepalive=True,
             ),
         )
-        if refuse is not None:
-            guard(client, refuse)
+        guard(client, refuse)
         return client

@@ -10,6 +10,7 @@ from botocore import exceptions as boto
 
 from genai_core.addresses import AddressRefused
 from genai_core.errors import CorruptBlob, GenAIError, NoSpace, StoreUnavailable, StoreUnreadable
+from genai_core.store.s3_guard import AnswerTooLarge, CallTooLong
 
 __all__ = [
     "NoSuchBucket",
@@ -96,7 +97,8 @@ def explained(where: str) -> Iterator[None]:
     """Turn botocore's errors into ours.
 
     Raises:
-        StoreUnavailable: Throttled, a server's fault, or no connection, after all retries.
+        StoreUnavailable: Throttled, a server's fault, no connection, or none of this in time,
+            after all retries.
         StoreUnreadable: Credentials, permissions, certificates, bucket.
         NoSpace: The server has no room.
         CorruptBlob: The bytes sent do not have the digest announced.
@@ -134,6 +136,23 @@ def explained(where: str) -> Iterator[None]:
             f"it does not answer ({error})",
             where=where,
             remedy="see that the server runs, and that it can be reached from here",
+        ) from error
+    except CallTooLong as error:
+        raise StoreUnavailable(
+            str(error),
+            where=where,
+            remedy="see that the server runs, and that it can be reached from here",
+        ) from error
+    except (ValueError, KeyError, OverflowError) as error:
+        # What boto3 and we make of a header or a field that is missing, or is no number or date.
+        raise StoreUnreadable(
+            f"its answer is none of an S3 server ({type(error).__name__}: {str(error)[:200]})",
+            where=where,
+            remedy="name an S3 server's own address",
+        ) from error
+    except AnswerTooLarge as error:
+        raise StoreUnreadable(
+            str(error), where=where, remedy="name an S3 server's own address"
         ) from error
     except boto.BotoCoreError as error:
         raise StoreUnreadable(

@@ -110,14 +110,14 @@ class Objects:
                     with suppress(transfer.TooLarge):
                         self.get(name, most=0)
                 return None
-        self._reachable = True
-        modified = answer["LastModified"].astimezone(UTC)
-        now = _date(answer) or modified
-        # Sent in parts: the server's checksum is one of checksums, and what we noted counts.
-        in_parts = "-" in answer["ETag"] or answer.get("ChecksumType") == "COMPOSITE"
-        checksum = None if in_parts else answer.get("ChecksumSHA256")
-        digest = _kept_digest(checksum, answer.get("Metadata", {}))
-        return Head(answer["ContentLength"], digest, modified, now)
+            self._reachable = True
+            modified = answer["LastModified"].astimezone(UTC)
+            now = _date(answer) or modified
+            # Sent in parts: the server's checksum is one of checksums, and what we noted counts.
+            in_parts = "-" in answer["ETag"] or answer.get("ChecksumType") == "COMPOSITE"
+            checksum = None if in_parts else answer.get("ChecksumSHA256")
+            digest = _kept_digest(checksum, answer.get("Metadata", {}))
+            return Head(answer["ContentLength"], digest, modified, now)
 
     def get(self, name: str, *, most: int) -> transfer.Small | None:
         """Return a small object; None where there is none.

@@ -98,12 +98,20 @@ class S3Source:
     def digest(self, name: str) -> Digest:
         """The SHA-256 of an object: the server's word for it, else of its bytes."""
         head = self._objects.head(name)
-        if head is not None and head.digest is not None:
+        if head is None:
+            raise self._changed(name, "it is gone")
+        if head.digest is not None:
             return head.digest
         with explained(str(self.where)):
-            return transfer.hash_object(
-                self._client, bucket=self.where.bucket, key=self._objects.key(name)
-            )[0]
+            digest, size = transfer.hash_object(
+                self._client,
+                bucket=self.where.bucket,
+                key=self._objects.key(name),
+                most=head.size + 1,
+            )
+        if size != head.size:
+            raise self._changed(name, f"it does not have the {head.size} bytes that it had")
+        return digest
 
     def fetch(self, name: str, dest: Path, *, size: int) -> Digest:
         """Write an object to a file; returns the digest of its bytes.
@@ -130,9 +138,12 @@ class S3Source:
         except OSError as error:
             raise explain(error, dest, need=size) from error
         if length != size:
-            raise BadModel(
-                f"it has {length} bytes, not {size}: it changed while the build was running",
-                where=str(replace(self.where, prefix=key)),
-                remedy="apply the build again",
-            )
+            raise self._changed(name, f"it has {length} bytes, not {size}")
         return found
+
+    def _changed(self, name: str, how: str) -> BadModel:
+        return BadModel(
+            f"{how}: it changed while the build was running",
+            where=str(replace(self.where, prefix=self._objects.key(name))),
+            remedy="apply the build again",
+        )

@@ -28,8 +28,10 @@ from genai_core.names import Digest
 from genai_core.record import Blob
 from genai_core.store.files import hash_file
 from genai_core.store.s3_errors import code_of
+from genai_core.store.s3_guard import CALL_SECONDS, within
 
 if TYPE_CHECKING:
+    from botocore.response import StreamingBody
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import CompletedPartTypeDef
 
@@ -48,6 +50,8 @@ __all__ = [
 PART_BYTES = 16 << 20
 _MOST_PARTS = 10_000
 _READ_BYTES = 512 << 10
+_READ_SECONDS = 60.0
+"""For so many bytes: a connection slower than 8.7 kB/s is of no use for models."""
 _THREADS = 8
 _ATTEMPTS = 5
 _BROKEN_STREAM = (
@@ -194,8 +198,9 @@ def download(
             IfMatch=head["ETag"],
         )
         offset = start
+        end = start + length  # whatever the server sends: one may not know ranges
         with closing(answer["Body"]) as body:
-            while data := body.read(_READ_BYTES):
+            while offset < end and (data := _next(body, min(_READ_BYTES, end - offset))):
                 os.pwrite(handle, data, offset)
                 offset += len(data)
         if offset != start + length:
@@ -224,7 +229,7 @@ def _one_piece(
     size = 0
     digest = hashlib.sha256()
     with closing(client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
-        while size < limit and (data := body.read(min(_READ_BYTES, limit - size))):
+        while size < limit and (data := _next(body, min(_READ_BYTES, limit - size))):
             target.write(data)
             digest.update(data)
             size += len(data)
@@ -261,7 +266,8 @@ def read(client: S3Client, *, bucket: str, key: str, most: int) -> Small:
         with closing(answer["Body"]) as body:
             announced = int(answer.get("ContentLength") or 0)
             # Never without a limit: not every server announces what it sends.
-            data = body.read(most + 1) if announced <= most else b""
+            with within(CALL_SECONDS):
+                data = body.read(most + 1) if announced <= most else b""
         etag = answer.get("ETag", "")
         if announced > most or len(data) > most:
             error = TooLarge(
@@ -277,18 +283,24 @@ def read(client: S3Client, *, bucket: str, key: str, most: int) -> Small:
     return _retried(get)
 
 
-def hash_object(client: S3Client, *, bucket: str, key: str) -> tuple[Digest, int]:
-    """Read an object without keeping it; return digest and size."""
+def hash_object(client: S3Client, *, bucket: str, key: str, most: int) -> tuple[Digest, int]:
+    """Read an object without keeping it; return digest and size of its first `most` bytes."""
 
     def read() -> tuple[Digest, int]:
         digest, size = hashlib.sha256(), 0
         with closing(client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
-            while data := body.read(_READ_BYTES):
+            while size < most and (data := _next(body, min(_READ_BYTES, most - size))):
                 digest.update(data)
                 size += len(data)
         return Digest(digest.hexdigest()), size
 
     return _retried(read)
+
+
+def _next(body: StreamingBody, count: int) -> bytes:
+    """The next bytes of a body, which may not take for ever."""
+    with within(_READ_SECONDS):
+        return body.read(count)
 
 
 def _retried(call: Callable[[], _T]) -> _T:
