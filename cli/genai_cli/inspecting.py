@@ -78,6 +78,8 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     report = found.get("report") or {}
     if "verified" in report:
         facts.append(("verified", str(report["verified"])))
+    if linears := report.get("linears"):
+        facts.append(("linears", ", ".join(f"{count} {form}" for form, count in linears.items())))
     for name, value in (report.get("fidelity") or {}).items():
         if isinstance(value, int | float | str):
             facts.append(("fidelity", f"{name} {_plain(value)}"))

@@ -124,5 +124,7 @@ class Report(BaseModel):
     stages: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Task -> what it noted: drift, unused encodings, seconds, peak memory."""
     fidelity: dict[str, Any] = Field(default_factory=dict)
+    linears: dict[str, int] = Field(default_factory=dict)
+    """How many linears of a cpu container are in which form: int8, int4, float."""
     tools: dict[str, str] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)

@@ -216,7 +216,7 @@ OPERATIONS: tuple[Operation, ...] = (
         (*_GRAPH, "onnxruntime", "onnxruntime-qnn"),
         Backend.HTP,
     ),
-    Operation("convert", "convert_cpu", ConvertCpuConfig, 1, _GRAPH, Backend.CPU),
+    Operation("convert", "convert_cpu", ConvertCpuConfig, 2, _GRAPH, Backend.CPU),
     Operation(
         "compile",
         "compile_htp",

@@ -12,7 +12,6 @@ model is read from the file's bytes, since a build that finds everything cached 
 
 from __future__ import annotations
 
-import json
 import mmap
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -20,15 +19,14 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
-from genai_core.budgets import CONFIG
 from genai_core.canonical import digest_json
 from genai_core.encoding_bits import weight_bits
 from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
+from genai_core.foreign import read_json_object, refuse_pointer
 from genai_core.home import expanded
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest
 from genai_core.paths import inside, links_may_reach
-from genai_core.regular import read_regular
 
 __all__ = ["MODEL_ROLE", "Digests", "SourceFacts", "SourceFile", "inspect_source", "source_folder"]
 
@@ -153,6 +151,7 @@ def inspect_source(
         paths = _find_files(spec, root, named)
         for path in paths.values():
             inside(path, links_within or links_may_reach(root), str(path))
+            refuse_pointer(path, where=str(path), remedy=f"run `git lfs pull` in {root}")
         files = {
             role: SourceFile(path, cache.digest(path), path.stat().st_size)
             for role, path in sorted(paths.items())
@@ -163,7 +162,11 @@ def inspect_source(
             where=str(error.filename or root),
             remedy="check the file and its permissions",
         ) from error
-    config = _read_config(files[CONFIG_ROLE].path) if CONFIG_ROLE in files else {}
+    config = (
+        read_json_object(files[CONFIG_ROLE].path, where=str(files[CONFIG_ROLE].path))
+        if CONFIG_ROLE in files
+        else {}
+    )
     encodings = files.get(ENCODINGS_ROLE)
     facts = SourceFacts(root, files, config, weight_bits(encodings.path) if encodings else None)
     if spec.model.digest not in {None, facts.digest}:
@@ -292,19 +295,3 @@ def _data_file(onnx: Path, location: str) -> Path:
             remedy=f"put {path.name} into {path.parent}",
         )
     return path
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(CONFIG.within(read_regular(path, CONFIG.most_bytes)))
-    except ValueError as error:
-        raise BadModel(
-            f"it is not JSON: {error}", where=str(path), remedy="restore the model's config.json"
-        ) from error
-    except OSError as error:
-        raise BadModel(
-            error.strerror or str(error), where=str(path), remedy="restore the model's config.json"
-        ) from error
-    if not isinstance(value, dict):
-        raise BadModel("it is not a JSON object", where=str(path), remedy="restore it")
-    return value

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
+from genai_core.foreign import boundary, refuse_pointer
 from genai_runtime.session import Logits, Session, in_chunks
 
 
@@ -89,18 +90,19 @@ def read_pieces(path: Path, *, pieces: int = 0, length: int = 0) -> NDArray[np.i
     Raises:
         BadInput: The file is missing or holds something else.
     """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadInput(
-            f"cannot be read as an array: {error}",
-            where=str(path),
-            remedy="write it with numpy.save, integers [pieces, length]",
-        ) from error
+    with boundary(
+        str(path),
+        kind=BadInput,
+        what="cannot be read as an array",
+        remedy="write it with numpy.save, integers [pieces, length]",
+    ):
+        refuse_pointer(path, where=str(path))
+        # Mapped: a header may name more numbers than the file, or any memory, holds.
+        array = np.load(path, allow_pickle=False, mmap_mode="r")
     if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind not in "iu":
         raise BadInput(
             "expected an integer array [pieces, length]",
             where=str(path),
             remedy="write it with numpy.save, integers [pieces, length]",
         )
-    return array[: pieces or None, : length or None]
+    return np.array(array[: pieces or None, : length or None])

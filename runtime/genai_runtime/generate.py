@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from genai_core.errors import BadInput, BadModel
+from genai_core.foreign import read_json_object
 from genai_runtime.executor import checked_tokens
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.session import Session, Tokens, in_chunks
@@ -133,18 +133,22 @@ def stop_tokens(folder: Path, *, holds: Callable[[str], bool] = lambda _: True) 
     Raises:
         BadModel: The file is not JSON, or eos_token_id is neither a number nor a list of them.
     """
+    return stated_stop_tokens(folder, holds=holds)[1]
+
+
+def stated_stop_tokens(
+    folder: Path, *, holds: Callable[[str], bool] = lambda _: True
+) -> tuple[str, frozenset[int]]:
+    """The same, with the file that names them; empty where none does."""
     for name in ("generation_config.json", "config.json"):
         path = folder / name
         if not (holds(name) and path.is_file()):
             continue
-        try:
-            value = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-        except (ValueError, AttributeError) as error:
-            raise BadModel(f"not a JSON object: {error}", where=name) from error
+        value = read_json_object(path, where=name).get("eos_token_id")
         if value is None:
             continue
         listed = value if isinstance(value, list) else [value]
-        if not all(isinstance(token, int) for token in listed):
+        if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
             raise BadModel("must be a token id or a list of them", where=f"{name}: eos_token_id")
-        return frozenset(listed)
-    return frozenset()
+        return name, frozenset(listed)
+    return "", frozenset()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from genai_core.errors import BadInput, BadModel
+from genai_core.errors import BadInput
+from genai_core.foreign import boundary, plain_text, refuse_pointer
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -18,14 +20,14 @@ class TextTokenizer:
     """The tokenizer of one model."""
 
     def __init__(self, path: Path) -> None:
-        try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
-            raise BadModel(
-                f"not a tokenizer that the tokenizers library can read: {error}",
-                where=path.name,
-                remedy="export it with the tokenizer's save_pretrained",
-            ) from error
+        refuse_pointer(path)
+        self._where = path.name
+        with boundary(
+            path.name,
+            what="not a tokenizer that the tokenizers library can read",
+            remedy="export it with the tokenizer's save_pretrained",
+        ):
+            self._tokenizer = Tokenizer.from_buffer(plain_text(path.read_bytes()))
 
     @classmethod
     def of_folder(cls, folder: Path) -> TextTokenizer | None:
@@ -41,12 +43,18 @@ class TextTokenizer:
             special: Add the special tokens that this tokenizer adds itself; not where the text has
                 them, as a rendered chat template does.
         """
-        ids = self._tokenizer.encode(text, add_special_tokens=special).ids
-        return np.asarray(ids, dtype=np.int64)
+        with self._use("it cannot cut the text into tokens"):
+            ids = self._tokenizer.encode(text, add_special_tokens=special).ids
+            return np.asarray(ids, dtype=np.int64)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without special tokens."""
-        return str(self._tokenizer.decode([int(token) for token in tokens]))
+        with self._use("it cannot turn tokens into text"):
+            return str(self._tokenizer.decode([int(token) for token in tokens]))
+
+    def _use(self, what: str) -> AbstractContextManager[None]:
+        """Its rules are the model's: one that backtracks without end is ended by the library."""
+        return boundary(self._where, what=what, remedy="restore the model's own tokenizer")
 
 
 def parse_tokens(text: str) -> NDArray[np.int64]:

@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 
 from genai_core.errors import BadEncodings, BadInput, BadModel
+from genai_core.foreign import boundary, decoded, plain_text, refuse_pointer
 from genai_core.source import ASSETS as OTHER_ASSETS
 from genai_core.source import CONFIG_ROLE
+from genai_runtime.generate import stated_stop_tokens
 from genai_stages.aimet.checks import refuse_foreign, refuse_infinite_masks
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.aimet.read import read_encodings
@@ -26,6 +28,7 @@ from genai_stages.source_model import SourceModel
 
 ASSETS = (CONFIG_ROLE, *OTHER_ASSETS)
 """What goes along to the container, where it is there."""
+_TEXTS = {".json", ".jinja", ".txt"}
 ENCODINGS_FILE = "encodings/model.encodings"
 
 
@@ -60,9 +63,42 @@ def copy_assets(folder: Path, out: Path) -> list[str]:
     for source, target in pairs:
         if source.is_file():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, target)
+            if source.suffix in _TEXTS:
+                # What drives the container expects UTF-8 without a mark in front.
+                with boundary(source.name):
+                    target.write_bytes(plain_text(source.read_bytes()))
+            else:
+                shutil.copyfile(source, target)
             copied.append(source.name)
     return copied
+
+
+def refuse_pointers(folder: Path) -> None:
+    """Refuse a folder in which Git LFS left pointers.
+
+    Raises:
+        BadModel: Names the first of them.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            refuse_pointer(path, where=path.relative_to(folder).as_posix())
+
+
+def check_stop_tokens(folder: Path, vocab_size: int) -> None:
+    """Check that the tokens that end an answer are tokens of the model.
+
+    Raises:
+        BadModel: One is no number, or beyond the vocabulary: it would never end an answer.
+    """
+    file, tokens = stated_stop_tokens(folder)
+    wrong = sorted(token for token in tokens if not 0 <= token < vocab_size)
+    if wrong:
+        raise BadModel(
+            f"{wrong[0]} is no token of the model, which knows {vocab_size}, and would never end "
+            "an answer",
+            where=f"{file}: eos_token_id",
+            remedy="put the ids of the model's own end tokens there",
+        )
 
 
 def read_beside(folder: Path) -> EncodingSet | None:
@@ -137,12 +173,19 @@ def check_tokens(folder: Path, vocab_size: int) -> list[str]:
 
 
 def _check_token_file(path: Path, vocab_size: int) -> None:
-    try:
+    with boundary(
+        path.name,
+        kind=BadInput,
+        what="it is no NumPy array",
+        remedy="save token ids with numpy.save",
+    ):
         tokens = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (ValueError, OSError) as error:
+    if not isinstance(tokens, np.ndarray):
         raise BadInput(
-            "it is no NumPy array", where=path.name, remedy="save token ids with numpy.save"
-        ) from error
+            "it is an archive of arrays",
+            where=path.name,
+            remedy="save token ids as one array with numpy.save",
+        )
     if not np.issubdtype(tokens.dtype, np.integer) or tokens.ndim != 2:
         raise BadInput(
             f"it has type {tokens.dtype} and shape {list(tokens.shape)}, not integers "
@@ -162,12 +205,9 @@ def _tokenizer_ids(path: Path) -> tuple[list[int], dict[str, int]]:
     """Ids of the vocabulary, and those of the tokens that were added to it."""
     if not path.is_file():
         return [], {}
-    try:
-        content: Any = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadModel(
-            "it is not JSON", where="tokenizer.json", remedy="copy the file again"
-        ) from error
+    refuse_pointer(path)
+    with boundary(path.name, what="it is not JSON", remedy="copy the file again"):
+        content: Any = json.loads(decoded(path.read_bytes()))
     model = content.get("model") if isinstance(content, dict) else None
     vocab = model.get("vocab") if isinstance(model, dict) else None
     ids = [len(vocab) - 1] if isinstance(vocab, list) else []

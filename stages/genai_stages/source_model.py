@@ -8,7 +8,6 @@ not fit into memory do not pile up in it.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
 from genai_core.errors import BadModel
+from genai_core.foreign import boundary, read_json_object
 from genai_stages.number_dims import number_dims
 from genai_stages.stripped_proto import read_stripped
 
@@ -124,14 +123,12 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
     """
     if not path.is_file():
         raise BadModel("there is no such file", where=path.name, remedy="name the ONNX file")
-    try:
+    with boundary(
+        path.name,
+        what="it is not an ONNX model, or it was cut short",
+        remedy="copy the file again and compare its size",
+    ):
         model = _graph_of(_read_proto(path), path)
-    except (DecodeError, ValueError, TypeError, KeyError, OSError) as error:
-        raise BadModel(
-            "it is not an ONNX model, or it was cut short",
-            where=path.name,
-            remedy="copy the file again and compare its size",
-        ) from error
     if not len(model.graph) or not model.graph.inputs or not model.graph.outputs:
         raise BadModel(
             "the graph has no nodes, inputs or outputs",
@@ -140,12 +137,15 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
         )
     half = False
     for name, value in model.graph.initializers.items():
+        where = f"{path.name}: {name}"
         tensor = value.const_value
         if tensor is None:
-            raise BadModel("the initializer has no data", where=f"{path.name}: {name}")
-        half = half or tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
-        if isinstance(tensor, ir.ExternalTensor):
-            _check_external(path, tensor)
+            raise BadModel("the initializer has no data", where=where)
+        with boundary(where, what="it is no tensor of numbers", remedy="export the model again"):
+            half = half or tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+            tensor.dtype.numpy()
+            if isinstance(tensor, ir.ExternalTensor):
+                _check_external(path, tensor)
     return SourceModel(path, model, config, half)
 
 
@@ -226,12 +226,5 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
         return {}
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadModel(
-            f"it is not JSON ({error})", where="config.json", remedy="copy the file again"
-        ) from error
-    if not isinstance(config, dict):
-        raise BadModel("it is not a JSON object", where="config.json", remedy="copy it again")
+    config: dict[str, Any] = read_json_object(path)
     return config

@@ -16,6 +16,7 @@ from genai_runtime.cpu import CpuSession, sessions
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.backends.cpu import check
 from genai_stages.backends.cpu.graph import rotates_inside
+from genai_stages.backends.cpu.sites import linear_sites
 from genai_stages.core_graph import read_core
 from genai_stages.operations import compile_cpu, convert_cpu
 from genai_stages.passes.expand_attention import AttentionSpec
@@ -224,6 +225,54 @@ def test_without_encodings_gaps_decide(tmp_path):
     assert sqnr(reference(core, tmp_path), got) > 60
     with pytest.raises(BadEncodings, match="no calibration text"):
         compiled(core, tmp_path / "calibrate", Precision.INT8, gaps=Gaps.CALIBRATE)
+
+
+@pytest.mark.parametrize(
+    ("precision", "covered", "forms", "said"),
+    [
+        (
+            Precision.INT8,
+            "weights",
+            {"float": 15},
+            "9 tensors, so 15 of 15 linears stay in float32",
+        ),
+        (Precision.INT8, "one weight too few", {"float": 15}, "10 tensors, so 15 of 15 linears"),
+        (Precision.INT4, "weights", {"int4": 15}, ""),
+        (Precision.INT4, "one weight too few", {"float": 1, "int4": 14}, "1 tensor, so 1 of 15"),
+        (Precision.INT8, "inputs too", {"int8": 15}, ""),
+        (Precision.FLOAT, "weights", {"float": 15}, ""),
+    ],
+)
+def test_convert_cpu_names_what_stays_float_when_encodings_have_gaps(
+    tmp_path, precision, covered, forms, said
+):
+    core = tmp_path / "core"
+    random_core_model(core)
+    sites = linear_sites(read_core(core)[0])
+    names = [site.weight for site in sites]
+    names = names[1:] if covered == "one weight too few" else names
+    if covered == "inputs too":
+        names += dict.fromkeys(site.source for site in sites)
+    entry = {"output_dtype": "int8", "y_scale": 0.01}
+    content = {"version": "2.0.0", "encodings": [{"name": name, **entry} for name in names]}
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "model.encodings").write_text(json.dumps(content))
+    extra = {"encodings": tmp_path / "given"}
+    config = ConvertCpuConfig(precision=precision, gaps=Gaps.FLOAT, **ALL)
+    out = tmp_path / "part"
+    out.mkdir()
+    result = convert_cpu.run({"model": core, **extra}, config, out, Context(scratch=out))
+    counted = {form: count for form, count in result.notes["linears"].items() if form in forms}
+    assert counted == forms
+    assert len(result.warnings) == bool(said)
+    for warning in result.warnings:
+        assert said in warning
+        assert result.notes["floatTensors"][0] in warning
+        assert len(warning) < 300
+    _, made = compiled(
+        core, tmp_path / "whole", precision, gaps=Gaps.FLOAT, extra=extra, parts=[ALL]
+    )
+    assert made.notes["linears"] == forms
 
 
 def test_fragments_of_another_precision_are_refused(tmp_path):

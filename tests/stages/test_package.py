@@ -228,6 +228,8 @@ def test_a_container_runs_and_answers_its_golden_prompts_again(built, tmp_path):
     assert result.facts["verified"] == "Cpu"
     report = json.loads((tmp_path / "container" / "report.json").read_text())
     assert report["stages"]["compile/cpu"]["largestDifference"] < 1e-4
+    assert report["linears"] == report["stages"]["compile/cpu"]["linears"]
+    assert report["linears"].keys() == {"float"}
     assert report["stages"]["package"]["generationTokensPerSecond"] > 0
     assert opened.manifest.target.precision is Precision.FLOAT
     assert opened.stop_tokens() == {2, 6}

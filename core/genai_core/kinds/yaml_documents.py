@@ -22,6 +22,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from genai_core.errors import InvalidSpec
+from genai_core.foreign import plain_text
 
 __all__ = ["Document", "Path", "load_documents"]
 
@@ -84,7 +85,7 @@ def load_documents(text: bytes | str, *, name: str) -> list[Document]:
     """Read every document of a YAML stream; empty ones are left out.
 
     Args:
-        text: UTF-8.
+        text: UTF-8, or with the mark of another byte order.
         name: The file's name as messages show it.
 
     Raises:
@@ -95,7 +96,7 @@ def load_documents(text: bytes | str, *, name: str) -> list[Document]:
             f"{len(text)} bytes are more than an apiserver takes ({MAX_BYTES})", where=name
         )
     try:
-        loader = _Loader(text)
+        loader = _Loader(plain_text(text) if isinstance(text, bytes) else text)
         found: list[Document] = []
         while loader.check_node():
             node = loader.get_node()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from genai_core.errors import BadEncodings
+from genai_core.foreign import boundary, decoded, refuse_pointer
 from genai_stages.aimet import fields, v0_6_1, v1_0_0, v2_0_0
 from genai_stages.aimet.model import Encoding, EncodingSet, Outline
 
@@ -54,7 +55,8 @@ def read_encodings(path: Path, *, of: Collection[str] | None = None) -> Encoding
             with nonsense in it, or a name twice.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        refuse_pointer(path)
+        text = decoded(path.read_bytes())
     except OSError as error:
         raise BadEncodings(
             f"cannot be read ({error.strerror})", where=str(path), remedy="name an existing file"
@@ -63,7 +65,8 @@ def read_encodings(path: Path, *, of: Collection[str] | None = None) -> Encoding
         raise BadEncodings(
             "is not UTF-8 text", where=path.name, remedy="name AIMET's .encodings file"
         ) from None
-    return parse_encodings(text, path.name, of=of)
+    with boundary(path.name, kind=BadEncodings, remedy=fields.REMEDY):
+        return parse_encodings(text, path.name, of=of)
 
 
 def parse_encodings(text: str, where: str, *, of: Collection[str] | None = None) -> EncodingSet:

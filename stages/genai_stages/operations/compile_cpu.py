@@ -7,6 +7,7 @@ convert tasks, the source's encodings where it has any, and with gaps: Calibrate
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import onnx_ir as ir
@@ -71,7 +72,9 @@ def run(inputs: Inputs, config: CompileCpuConfig, out: Path, context: Context) -
         vocab=facts.vocab_size,
         threads=context.threads,
     )
+    forms = Counter(linear.form for linear in joined.linears.values())
     notes = {
+        "linears": dict(sorted(forms.items())),
         "largestDifference": agreement.largest,
         "sqnrDb": agreement.sqnr_db if agreement.largest else None,
         "chunkedDifference": agreement.chunked,

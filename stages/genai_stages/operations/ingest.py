@@ -10,21 +10,29 @@ from __future__ import annotations
 from pathlib import Path
 
 from genai_core.errors import BadModel
+from genai_core.foreign import boundary
 from genai_core.operations import IngestConfig
 from genai_stages.aimet.checks import refuse_infinite_masks
 from genai_stages.architectures.detect import detect
 from genai_stages.model_files import (
+    check_stop_tokens,
     check_tokens,
     copy_assets,
     copy_encodings,
     only_file,
     own_entries,
     read_beside,
+    refuse_pointers,
 )
 from genai_stages.passes.compare_source import compare_source
+from genai_stages.passes.refuse_source import refuse_source
 from genai_stages.passes.source_to_core import source_to_core, stated_vocabulary
 from genai_stages.source_model import read_config, read_source
 from genai_stages.stage import Context, Inputs, StageResult
+
+_CONFIG = "it has a value that fits no model"
+_GRAPH = "its graph has a form that is not known here"
+_REMEDY = "export the model again; if it stays so, report it with the task's log"
 
 
 def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> StageResult:
@@ -41,24 +49,32 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         raise BadModel(
             "there is no ONNX file", where=str(folder.name), remedy="export the model to ONNX"
         )
+    refuse_pointers(folder)
     settings = read_config(folder)
-    family, warning = detect(settings, config.architecture)
+    with boundary("config.json", what=_CONFIG):
+        family, warning = detect(settings, config.architecture)
     # Whatever can be told from small files comes before what takes minutes on a large model.
     encodings = read_beside(folder)
     source = read_source(path, settings)
-    entries = None if encodings is None else own_entries(encodings, source)
-    stated = stated_vocabulary(source)
-    foreign = [] if stated is None else check_tokens(folder, stated)
-    found = source_to_core(source, family, out, warnings=() if warning is None else (warning,))
+    with boundary(path.name, what=_GRAPH, remedy=_REMEDY):
+        refuse_source(source)
+        entries = None if encodings is None else own_entries(encodings, source)
+        stated = stated_vocabulary(source)
+    foreign = [] if stated is None else _check_vocabulary(folder, stated)
+    with boundary(path.name, what=_GRAPH, remedy=_REMEDY):
+        found = source_to_core(source, family, out, warnings=() if warning is None else (warning,))
     if found.facts.vocab_size != stated:
-        foreign = check_tokens(folder, found.facts.vocab_size)
+        foreign = _check_vocabulary(folder, found.facts.vocab_size)
     if encodings is not None:
         masked = [one.roles["masked"] for one in found.facts.attention if "masked" in one.roles]
         refuse_infinite_masks(encodings, masked)
         copy_encodings(folder, out)
         del encodings
     assets = copy_assets(folder, out)
-    compared = compare_source(found.source, found.inputs, found.ropes, out, threads=context.threads)
+    with boundary(path.name, what="it cannot be run part by part", remedy=_REMEDY):
+        compared = compare_source(
+            found.source, found.inputs, found.ropes, out, threads=context.threads
+        )
     facts = found.facts
     return StageResult(
         facts={
@@ -77,3 +93,8 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         },
         warnings=(*facts.warnings, *foreign),
     )
+
+
+def _check_vocabulary(folder: Path, vocab_size: int) -> list[str]:
+    check_stop_tokens(folder, vocab_size)
+    return check_tokens(folder, vocab_size)

@@ -12,6 +12,7 @@ machine may round otherwise, are therefore outside the identity, like `emulation
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -120,10 +121,12 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     opened = container.load(out, digest_of=None)  # hashed a moment ago
     verified, speed = _try(opened, config, draft, threads=context.threads)
     fidelity = find_file(inputs, RESULT_FILE)
+    measured = read_measurements(inputs)
     report = Report(
         verified=verified,
         fidelity={} if fidelity is None else read_json(fidelity),
-        stages=read_measurements(inputs) | ({"package": speed} if speed else {}),
+        linears=_linears(measured),
+        stages=measured | ({"package": speed} if speed else {}),
         tools={name: version_of(name) for name in _libraries()},
         warnings=draft.warnings,
     )
@@ -139,6 +142,12 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         # Measured, so never twice the same; whoever compares two packages compares the rest.
         semantic={REPORT_FILE: digest_bytes(REPORT_FILE.encode())},
     )
+
+
+def _linears(measured: Mapping[str, Any]) -> dict[str, int]:
+    """How many linears compile has put into which form (cpu)."""
+    found = [one.get("linears") for task, one in measured.items() if task.startswith("compile/")]
+    return next((dict(one) for one in found if isinstance(one, dict)), {})
 
 
 def _tables(facts: ModelFacts, config: PackageConfig) -> dict[str, RopeTable]:

@@ -26,8 +26,8 @@ from genai_core.facts import ModelFacts, RopeTable
 from genai_stages.core_graph import read_core
 from genai_stages.passes.expand_attention import expand
 from genai_stages.passes.recognise_attention import Sizes
+from genai_stages.passes.refuse_source import logits_name
 from genai_stages.passes.source_inputs import SourceInputs
-from genai_stages.passes.source_to_core import logits_name
 from genai_stages.source_model import Array, SourceModel
 
 TOLERANCE = 1e-4

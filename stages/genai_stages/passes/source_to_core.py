@@ -9,6 +9,7 @@ from pathlib import Path
 
 from genai_core.errors import BadModel
 from genai_core.facts import ModelFacts, RopeTable
+from genai_core.foreign import boundary
 from genai_stages.architectures.family import Family
 from genai_stages.architectures.rope import ropes_of
 from genai_stages.core_graph import CoreWriter
@@ -21,12 +22,15 @@ from genai_stages.passes.mask_at_scale import MaskAtScale
 from genai_stages.passes.name_ropes import name_ropes
 from genai_stages.passes.recognise_attention import AttentionSolver, Found, Sizes
 from genai_stages.passes.recognise_layers import Walk
+from genai_stages.passes.refuse_source import logits_name, no_logits
 from genai_stages.passes.remove_noise import remove_noise
 from genai_stages.passes.resize_static import LARGE, resize, resized_sizes
 from genai_stages.passes.source_inputs import SourceInputs, read_inputs
 from genai_stages.passes.specialise import specialise
 from genai_stages.passes.write_core import Identity, write_core
 from genai_stages.source_model import SourceModel
+
+_CONFIG = "it has a value that fits no model"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +81,9 @@ def source_to_core(
             source = source.changed(partial(resize, sizes=smaller))
             inputs = read_inputs(source)
         layers = len(inputs.named("past")) // 2
-        inputs, warning = inputs.layer_windows(family.windows(config, layers))
+        with boundary("config.json", what=_CONFIG):
+            windows = family.windows(config, layers)
+        inputs, warning = inputs.layer_windows(windows)
         notes += [] if warning is None else [warning]
     ropes, unknown = _described_ropes(config, family, needed=native is not None)
     notes += unknown
@@ -107,18 +113,20 @@ def source_to_core(
     walk.ends = dict.fromkeys(solver.ends, solver)
     walk.run()
     found = solver.finish()
-    final = _logits(walk, output, sizes)
+    final = _logits(walk, source, output, sizes=sizes)
     cuts = find_boundaries(final.draft, [one.draft for one in found])
     if native is not None:
         found = [
             dataclasses.replace(one, window=_given_window(one, inputs.windows)) for one in found
         ]
-    check_config(config, found, final, cuts.order[0].weights)
+    with boundary("config.json", what=_CONFIG):
+        check_config(config, found, final, cuts.order[0].weights)
     looked = check_positions(source, inputs, ropes, config, walk=walk, parts=solver.parts)
     notes += looked.warnings
     layer_ropes, tables = name_ropes(found, ropes)
     limit = config.get("max_position_embeddings")
-    notes += disagreements(config, family, found, ropes=ropes)
+    with boundary("config.json", what=_CONFIG):
+        notes += disagreements(config, family, found, ropes=ropes)
     identity = Identity(
         family.name,
         "dynamic" if native is None else "static",
@@ -139,7 +147,8 @@ def _described_ropes(
     Only a source that takes its rotary tables as inputs needs them.
     """
     try:
-        return ropes_of(config, family), []
+        with boundary("config.json", what=_CONFIG):
+            return ropes_of(config, family), []
     except BadModel as error:
         if needed:
             raise
@@ -151,23 +160,6 @@ def _given_window(one: Found, windows: Mapping[str, int]) -> int:
     return max((windows.get(name, 0) for name in one.mask_inputs or ()), default=0)
 
 
-def logits_name(source: SourceModel) -> str:
-    """The output of logits: named so, or the only one that is no cache."""
-    names = [str(value.name) for value in source.model.graph.outputs]
-    if "logits" in names:
-        return "logits"
-    plain = [
-        name for name in names if not any(word in name for word in ("present", "past", "cache"))
-    ]
-    if len(plain) != 1:
-        raise BadModel(
-            f"none of its outputs is called logits: {', '.join(names[:5])}",
-            where=source.path.name,
-            remedy="export a language model with its head",
-        )
-    return plain[0]
-
-
 def stated_vocabulary(source: SourceModel) -> int | None:
     """The last dimension of the logits, where the graph states it."""
     name = logits_name(source)
@@ -176,7 +168,7 @@ def stated_vocabulary(source: SourceModel) -> int | None:
     return last if isinstance(last, int) else None
 
 
-def _logits(walk: Walk, output: str, sizes: Sizes) -> Data:
+def _logits(walk: Walk, source: SourceModel, output: str, *, sizes: Sizes) -> Data:
     held = walk.graph.outputs[output]
     shape = walk.graph.shapes.get(held, ())
     if len(shape) != 3 or shape[1] != sizes.tokens:
@@ -187,6 +179,8 @@ def _logits(walk: Walk, output: str, sizes: Sizes) -> Data:
             remedy="export a causal language model with logits of all tokens",
         )
     final = walk.settle(walk.final(output))
+    if final.draft.op_type in ("RMSNormalization", "LayerNormalization"):
+        raise no_logits(source, [output])
     if final.layout.shape != shape or final.draft.op_type == "Embedding":
         raise BadModel("it is not a row of logits for each token", where=output)
     return final

@@ -95,6 +95,20 @@ def convert_group(
     return fragment
 
 
+def gaps(
+    model: ir.Model,
+    facts: ModelFacts,
+    encodings: Mapping[str, Encoding] | None,
+    *,
+    config: ConvertCpuConfig,
+) -> dict[str, list[str]]:
+    """Linears that lack an encoding -> the source tensors that have none; arguments as above."""
+    lookup = SourceEncodings(encodings, facts)
+    sites = [use.linear for use in _uses(model) if use.linear and _chosen(use.group, config)]
+    found = {site.weight: _missing(lookup, config, site) for site in sites}
+    return {weight: names for weight, names in found.items() if names}
+
+
 def names_read(model: ir.Model, facts: ModelFacts, config: ConvertCpuConfig) -> set[str]:
     """Source tensors whose encodings `convert_group` asks for: its weights, and all activations."""
     names = {role for one in facts.attention for role in one.roles.values()}
@@ -145,6 +159,18 @@ def _chosen(group: str, config: ConvertCpuConfig) -> bool:
     return config.first <= int(group.rpartition("_")[2]) < config.last
 
 
+def _missing(lookup: SourceEncodings, config: ConvertCpuConfig, site: LinearSite) -> list[str]:
+    """Tensors of a linear that need an encoding and have none, by the source's names."""
+    if config.precision is Precision.FLOAT:
+        return []
+    names = []
+    if lookup.weight(site.weight, inputs=site.inputs, outputs=site.outputs) is None:
+        names.append(site.weight)
+    if config.precision is Precision.INT8 and lookup.activation(site.source) is None:
+        names.append(site.source)
+    return [lookup.source(name) for name in names]
+
+
 class _Writer:
     def __init__(self, file: BinaryIO, lookup: SourceEncodings, config: ConvertCpuConfig) -> None:
         self._file = file
@@ -168,9 +194,7 @@ class _Writer:
         if config.precision is Precision.FLOAT:
             return "float", None
         encoding = self._lookup.weight(site.weight, inputs=site.inputs, outputs=site.outputs)
-        missing = [] if encoding is not None else [site.weight]
-        if config.precision is Precision.INT8 and self._lookup.activation(site.source) is None:
-            missing.append(site.source)
+        missing = _missing(self._lookup, config, site)
         if missing and config.gaps is Gaps.ERROR:
             raise BadEncodings(
                 "has no encoding",

@@ -79,9 +79,13 @@ class SourceEncodings:
                 for name in names:
                     self._twins[name] = names
 
+    def source(self, tensor: str) -> str:
+        """The source's name of a tensor."""
+        return self._provenance[tensor].source if tensor in self._provenance else tensor
+
     def activation(self, tensor: str) -> Encoding | None:
         """The encoding of an activation; None where there is none or it stays float."""
-        source = self._provenance[tensor].source if tensor in self._provenance else tensor
+        source = self.source(tensor)
         for name in (source, tensor, *self._twins.get(source, ()), *self._twins.get(tensor, ())):
             found = self._encodings.get(name)
             if found is not None:
