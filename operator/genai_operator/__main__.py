@@ -7,12 +7,13 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 
 import kopf
 
 from genai_operator import health
 from genai_operator.api import Api
-from genai_operator.connecting import connection
+from genai_operator.connecting import audiences, connection
 from genai_operator.controller import Controller
 from genai_operator.handlers import registry_of
 from genai_operator.json_log import set_up
@@ -31,7 +32,9 @@ async def run(settings: Settings) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Api(connection()) as api:
+    to = connection()
+    settings = replace(settings, own_audiences=audiences(to))
+    async with Api(to) as api:
         controller = Controller(api, settings)
         lease = LeaseHolder(
             api,

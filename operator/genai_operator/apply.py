@@ -5,27 +5,22 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
-import aiohttp
-
-from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
 from genai_operator.access import StoreAccess
-from genai_operator.api import MANAGER, Api, ApiError, Json
+from genai_operator.api import Api, ApiError, Json
 from genai_operator.blocked import NOT_ADMITTED
 from genai_operator.errors import Stalled, Waiting, not_enabled
+from genai_operator.events import post_event
 from genai_operator.jobs import JobRequest, Owner, job_name, owner_reference, render, scope_of
 from genai_operator.observed import Observed
 from genai_operator.renewal import Renewal
-from genai_operator.status import rfc3339
 from genai_operator.views import ENDING, TASK, JobView, PodView, ending_note, job_view
 
 __all__ = ["Applier"]
 
 log = logging.getLogger("genai_operator.apply")
 
-_MOST_MESSAGE = 1000
 _KEPT_SECONDS = 30.0
 _REFUSED_SECONDS = (15.0, 60.0)
 
@@ -183,33 +178,5 @@ class Applier:
     async def event(
         self, value: Json, kind: str, *, reason: str, message: str, warning: bool = False
     ) -> None:
-        """Post an Event; an event that cannot be posted is not worth a failure."""
-        meta = value["metadata"]
-        now = datetime.now(UTC)
-        time = rfc3339(now)
-        namespace = meta.get("namespace") or "default"
-        body = {
-            "metadata": {
-                "name": f"{meta['name'][:200]}.{int(now.timestamp() * 1e6):x}",
-                "namespace": namespace,
-            },
-            "involvedObject": {
-                "apiVersion": API_VERSION,
-                "kind": kind,
-                "name": meta["name"],
-                "namespace": meta.get("namespace", ""),
-                "uid": meta["uid"],
-            },
-            "reason": reason,
-            "message": " ".join(message.split())[:_MOST_MESSAGE] or reason,
-            "type": "Warning" if warning else "Normal",
-            "source": {"component": MANAGER},
-            "reportingComponent": MANAGER,
-            "firstTimestamp": time,
-            "lastTimestamp": time,
-            "count": 1,
-        }
-        try:
-            await self._api.create("events", body, namespace=namespace)
-        except (ApiError, aiohttp.ClientError, TimeoutError) as error:
-            log.warning("an event was not posted", extra={"reason": reason, "why": str(error)})
+        """Post an Event of an object of ours; see `post_event`."""
+        await post_event(self._api, value, kind, reason=reason, message=message, warning=warning)

@@ -264,6 +264,7 @@ class Builds:
             await self._forget_failures(one)
         for job, pod in self._observed.unnoted(one.owner.uid):
             await self._applier.note_ending(job, pod)
+        self._stores.policy.check_run(one.spec.run)
         targets = self._loader.targets(one)
         opened = await self._loader.store(one)
         one.store = opened.where

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import ssl
 import tempfile
@@ -12,7 +13,7 @@ from typing import Any, TypeAlias
 
 import yaml
 
-__all__ = ["Connection", "connection"]
+__all__ = ["Connection", "audiences", "connection"]
 
 Json: TypeAlias = dict[str, Any]
 
@@ -32,6 +33,17 @@ class Connection:
     tls: ssl.SSLContext
     token: str = ""
     token_file: Path | None = None
+
+
+def audiences(to: Connection) -> frozenset[str]:
+    """Whom our own token is for, as it says itself; nothing where it is no JWT."""
+    token = to.token_file.read_text(encoding="utf-8") if to.token_file else to.token
+    try:
+        body = token.split(".")[1]
+        found = json.loads(base64.urlsafe_b64decode(body + "=" * (-len(body) % 4)))["aud"]
+    except (IndexError, KeyError, TypeError, ValueError):
+        return frozenset()
+    return frozenset([found] if isinstance(found, str) else map(str, found))
 
 
 def connection() -> Connection:

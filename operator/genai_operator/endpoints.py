@@ -81,7 +81,7 @@ def check_endpoint(
         raise Stalled(
             "EndpointNotAllowed",
             f"{endpoint} is not among the endpoints that the operator may use "
-            f"({', '.join(allowed)})",
+            f"({', '.join(allowed) or 'none'})",
         )
     peers = Peers(apiserver, resolve)
     for address in resolve(host):

@@ -81,6 +81,8 @@ class Resolver:
         """
         if place.bucket is not None:
             await self._stores.check_endpoint(place.bucket.endpoint)
+        if one.spec.model.secret_ref is not None:  # pods are given it, whoever lists the source
+            await self._stores.secrets.get(one.namespace, one.spec.model.secret_ref.name)
         ref = _known_source(one, place)
         record = await _look(opened, ref) if ref is not None else None
         if ref is None or record is None:

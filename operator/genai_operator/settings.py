@@ -6,11 +6,19 @@ import os
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["Settings", "read_settings"]
+__all__ = ["SecretLabel", "Settings", "read_settings"]
 
 _OWN_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
+
+
+class SecretLabel(StrEnum):
+    """What becomes of a Secret without the label."""
+
+    REQUIRE = "Require"
+    WARN = "Warn"
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,14 @@ class Settings:
     compare_seconds: float = 30.0
     allowed_endpoints: tuple[str, ...] = ("*",)
     allowed_sources: tuple[str, ...] = ("*",)
+    secret_label: SecretLabel = SecretLabel.REQUIRE
+    allowed_audiences: tuple[str, ...] = ("sts.amazonaws.com",)
+    allowed_sts_endpoints: tuple[str, ...] = ()
+    allowed_priority_classes: tuple[str, ...] = ("*",)
+    allowed_tolerations: tuple[str, ...] = ("*",)
+    allowed_service_accounts: tuple[str, ...] = ("*",)
+    own_audiences: frozenset[str] = frozenset()
+    """Whom our own token is for: the apiserver. Read from it, not from the environment."""
     cluster_name: str = "cluster"
     collect_hours: float = 24.0
     log_level: str = "INFO"
@@ -37,7 +53,7 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
     """Read GENAI_* variables.
 
     Raises:
-        ValueError: A number that is none.
+        ValueError: A number that is none, or an unknown word.
     """
     namespace = environment.get("GENAI_OPERATOR_NAMESPACE", "")
     if not namespace:
@@ -54,10 +70,22 @@ def read_settings(environment: Mapping[str, str] = os.environ) -> Settings:
         chain_tasks=int(environment.get("GENAI_CHAIN_TASKS", "8")),
         allowed_endpoints=_listed(environment.get("GENAI_ALLOWED_ENDPOINTS", "")) or ("*",),
         allowed_sources=_listed(environment.get("GENAI_ALLOWED_SOURCES", "")) or ("*",),
+        secret_label=SecretLabel(environment.get("GENAI_SECRET_LABEL", "Require")),
+        allowed_audiences=_given("GENAI_ALLOWED_AUDIENCES", environment, ("sts.amazonaws.com",)),
+        allowed_sts_endpoints=_given("GENAI_ALLOWED_STS_ENDPOINTS", environment, ()),
+        allowed_priority_classes=_given("GENAI_ALLOWED_PRIORITY_CLASSES", environment, ("*",)),
+        allowed_tolerations=_given("GENAI_ALLOWED_TOLERATIONS", environment, ("*",)),
+        allowed_service_accounts=_given("GENAI_ALLOWED_SERVICE_ACCOUNTS", environment, ("*",)),
         cluster_name=environment.get("GENAI_CLUSTER_NAME", "") or "cluster",
         collect_hours=float(environment.get("GENAI_COLLECT_HOURS", "24")),
         log_level=environment.get("GENAI_LOG_LEVEL", "INFO"),
     )
+
+
+def _given(name: str, environment: Mapping[str, str], default: tuple[str, ...]) -> tuple[str, ...]:
+    """A list of patterns; set and empty it allows nothing."""
+    text = environment.get(name)
+    return default if text is None else _listed(text)
 
 
 def _listed(text: str) -> tuple[str, ...]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import tempfile
-import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,18 +22,18 @@ from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_operator.access import ReadAccess, StoreAccess
-from genai_operator.api import Api, ApiError
+from genai_operator.api import Api
 from genai_operator.endpoints import Peers, check_endpoint
-from genai_operator.errors import Stalled, Waiting, not_enabled
+from genai_operator.errors import Stalled, Waiting
 from genai_operator.lookups import Answers, Lookups, ToldLookups
+from genai_operator.policy import Policy
 from genai_operator.projection import PARTIAL
 from genai_operator.s3_metrics import count_requests
 from genai_operator.settings import Settings
+from genai_operator.tenant_secrets import Secrets
 from genai_operator.threads import in_thread
 
 __all__ = ["Credentials", "OpenStore", "Stores", "credentials_of"]
-
-_SECRET_SECONDS = 5.0
 
 ACCESS_KEY, SECRET_KEY, TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 
@@ -104,7 +103,8 @@ class Stores:
         self._settings = settings
         self._find = find
         self._open: dict[tuple[str, str], tuple[object, OpenStore]] = {}
-        self._secrets: dict[tuple[str, str], tuple[float, S3Credentials]] = {}
+        self.policy = Policy(settings)
+        self.secrets = Secrets(api, self.policy)
         self._certificates = Path(tempfile.mkdtemp(prefix="genai-operator-"))
 
     @property
@@ -121,32 +121,24 @@ class Stores:
         """Read a Secret of the namespace.
 
         Raises:
-            Waiting: It is not there, or incomplete.
+            Waiting: See `Secrets.get`; or it is incomplete.
         """
-        known = self._secrets.get((namespace, name))
-        if known is not None and known[0] > time.monotonic():
-            return known[1]
-        try:
-            secret = await self._api.get("secrets", name, namespace=namespace)
-        except ApiError as error:
-            if error.code != 403:
-                raise
-            raise not_enabled(f"read Secret {name}", namespace) from error
-        if secret is None:
-            raise Waiting("SecretNotFound", f"there is no Secret {name}")
-        found = credentials_of(secret)
-        self._secrets[namespace, name] = (time.monotonic() + _SECRET_SECONDS, found)
-        return found
+        return credentials_of(await self.secrets.get(namespace, name))
 
     def keep(self, places: Collection[tuple[str, str]]) -> None:
-        """Forget stores that are gone, by (namespace, name), and what Secrets said a while ago."""
+        """Forget stores that are gone, by (namespace, name)."""
         for place in self._open.keys() - set(places):
             del self._open[place]
-        now = time.monotonic()
-        self._secrets = {name: kept for name, kept in self._secrets.items() if kept[0] > now}
+        self.secrets.tidy()
 
-    async def check_endpoint(self, endpoint: str | None) -> None:
+    async def check_endpoint(
+        self, endpoint: str | None, *, allowed: Sequence[str] | None = None
+    ) -> None:
         """Refuse what is not allowed.
+
+        Args:
+            endpoint: A URL; None: AWS.
+            allowed: Patterns; None: those of S3 servers.
 
         Raises:
             Stalled: Says which rule.
@@ -154,7 +146,7 @@ class Stores:
         await in_thread(
             check_endpoint,
             endpoint,
-            allowed=self._settings.allowed_endpoints,
+            allowed=self._settings.allowed_endpoints if allowed is None else allowed,
             apiserver=self._api.server,
         )
 
@@ -188,8 +180,26 @@ class Stores:
         spec = read_served(ArtifactStoreSpec, value["spec"], where=f"ArtifactStore {name}")
         await self.check_endpoint(spec.endpoint)
         if spec.secret_ref is None:
+            await self._check_identity(spec)
             return spec, None
         return spec, await self.credentials(namespace, spec.secret_ref.name)
+
+    async def _check_identity(self, spec: ArtifactStoreSpec) -> None:
+        assert spec.service_account_name is not None  # the schema saw to it
+        self.policy.check_account("spec.serviceAccountName", spec.service_account_name)
+        if spec.web_identity is None:
+            return
+        self.policy.check_audience(spec.web_identity)
+        try:
+            await self.check_endpoint(
+                spec.web_identity.sts_endpoint, allowed=self._settings.allowed_sts_endpoints
+            )
+        except Stalled as error:
+            raise Stalled(
+                error.reason,
+                f"spec.webIdentity.stsEndpoint: {error.message} (chart: "
+                "operator.allowedStsEndpoints)",
+            ) from error
 
     async def _reader(self, namespace: str, first: ArtifactStoreSpec, name: str) -> _Reader:
         """A store that is looked into besides; its own readFrom counts for nothing here."""

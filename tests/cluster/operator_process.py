@@ -49,6 +49,8 @@ class Operator:
                     "GENAI_HTTP_PORT": str(self.port),
                     "GENAI_IDENTITY": self.identity,
                     "GENAI_LEASE_SECONDS": "6",
+                    "GENAI_ALLOWED_AUDIENCES": "genai-test-*",
+                    "GENAI_ALLOWED_STS_ENDPOINTS": "*",
                 }
                 | environment,
             )

@@ -117,7 +117,11 @@ class Tenant:
             {
                 "apiVersion": "v1",
                 "kind": "Secret",
-                "metadata": {"name": "s3", "namespace": self.namespace},
+                "metadata": {
+                    "name": "s3",
+                    "namespace": self.namespace,
+                    "labels": {"genai-operator.dev/use": "true"},
+                },
                 "stringData": {
                     "AWS_ACCESS_KEY_ID": access,
                     "AWS_SECRET_ACCESS_KEY": secret or right,

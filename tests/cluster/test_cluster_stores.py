@@ -48,7 +48,11 @@ def secret_of(tenant: Tenant, name: str, **data: str) -> dict[str, Any]:
     return {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": name, "namespace": tenant.namespace},
+        "metadata": {
+            "name": name,
+            "namespace": tenant.namespace,
+            "labels": {"genai-operator.dev/use": "true"},
+        },
         "stringData": data,
     }
 

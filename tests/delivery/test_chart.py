@@ -143,6 +143,8 @@ def test_values_reach_the_operator_as_it_reads_them(rendered: Callable[..., Obje
             rendered(
                 'watchNamespaces=["a","b"]', "operator.workers=7", "operator.leaseSeconds=6.5",
                 'operator.allowedEndpoints=["https://*.example","http://minio:9000"]',
+                'operator.allowedTolerations=["gpu","spot*"]', "operator.allowedAudiences=[]",
+                'secretLabel="Warn"',
             )
         )
     )  # fmt: skip
@@ -151,7 +153,12 @@ def test_values_reach_the_operator_as_it_reads_them(rendered: Callable[..., Obje
     assert settings.namespaces == ("a", "b")
     assert (settings.workers, settings.lease_seconds) == (7, 6.5)
     assert settings.allowed_endpoints == ("https://*.example", "http://minio:9000")
+    assert settings.allowed_tolerations == ("gpu", "spot*")
+    assert settings.allowed_audiences == ()
+    assert settings.secret_label == "Warn"
     default = read_settings({"GENAI_OPERATOR_NAMESPACE": "x"})
+    for name in ("sts_endpoints", "priority_classes", "service_accounts"):
+        assert getattr(settings, f"allowed_{name}") == getattr(default, f"allowed_{name}"), name
     assert settings.collect_hours == default.collect_hours
     assert settings.chain_tasks == default.chain_tasks
     assert settings.cluster_name == default.cluster_name

@@ -23,6 +23,10 @@ REQUESTED_AT = f"{GROUP}/requestedAt"
 """Annotation with which a user asks for a rebuild with the current toolchain."""
 
 
+USE_LABEL = f"{GROUP}/use"
+"""Label, "true" on Secrets that builds and stores may use."""
+
+
 class KindModel(BaseModel):
     """Base of every object in a spec: camelCase in YAML, frozen, unknown fields are errors."""
 
