@@ -151,6 +151,8 @@ class Api:
         namespace: str = "",
         name: str = "",
         labels: str = "",
+        about: str = "",
+        most: int = 0,
         fresh: bool = False,
         names_only: bool = False,
     ) -> tuple[list[Json], int]:
@@ -161,12 +163,19 @@ class Api:
             namespace: Empty = all.
             name: Only the one of that name.
             labels: Selector.
+            about: Of events: only those about the object with that UID.
+            most: So many at most; 0: all.
             fresh: Ask etcd, not the apiserver's cache.
             names_only: Their metadata alone.
         """
         query: dict[str, str] = {} if fresh else {"resourceVersion": "0"}
         if name:
             query["fieldSelector"] = f"metadata.name={name}"
+        if about:
+            query["fieldSelector"] = f"involvedObject.uid={about}"
+        if most:
+            query["limit"] = str(most)
+            query.pop("resourceVersion", None)  # from its cache the apiserver gives all
         if labels:
             query["labelSelector"] = labels
         accept = _METADATA if names_only else _JSON

@@ -45,11 +45,13 @@ class Hold:
         reason: One word of a small set.
         message: Task, cause, and what to change.
         after: Seconds until it counts; none are left when that is 0.
+        podless: The Job, where no pod is made of it.
     """
 
     reason: str
     message: str
     after: float = 0.0
+    podless: JobView | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +61,14 @@ class Standing:
     Attributes:
         held: Why a task does not begin though it has a Job; empty if all do.
         after: Seconds until it may stand otherwise though nothing happens.
+        podless: The Job that is called so in `held`, where no pod is made of it.
     """
 
     state: State
     reason: str
     held: str = ""
     after: float | None = None
+    podless: JobView | None = None
 
     def message(self, doing: str) -> str:
         """What the build does, and what holds it up."""
@@ -99,7 +103,7 @@ def standing(
     idle = len(ripe) == len(active) + queued
     for hold in sorted(ripe, key=lambda hold: hold.reason in {ADMISSION, _UNSCHEDULABLE}):
         if idle or hold.reason not in {ADMISSION, _UNSCHEDULABLE}:
-            return Standing(State.WAITING, hold.reason, hold.message, later)
+            return Standing(State.WAITING, hold.reason, hold.message, later, hold.podless)
     shown = next((hold.message for hold in known if hold.reason != NOT_ADMITTED), "")
     shown = ripe[0].message if ripe else shown
     return Standing(State.BUILDING, "Progressing", shown, later)
@@ -119,7 +123,7 @@ def hold_of(job: JobView, pods: Sequence[PodView], now: datetime) -> Hold | None
     if not pods and job.started_at is not None:
         after = (job.started_at + _RIPE - now).total_seconds()
         ask = f"kubectl -n {job.namespace} describe job {job.name}"
-        return Hold(NOT_ADMITTED, f"{job.task} gets no pod: see {ask}", max(after, 0.0))
+        return Hold(NOT_ADMITTED, f"{job.task} gets no pod: see {ask}", max(after, 0.0), job)
     return None
 
 

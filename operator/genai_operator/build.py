@@ -26,7 +26,7 @@ from genai_core.store.s3_location import S3Location
 from genai_operator.access import StoreAccess
 from genai_operator.api import Api, ApiError, Json
 from genai_operator.apply import Applier
-from genai_operator.blocked import Standing, standing
+from genai_operator.blocked import Standing
 from genai_operator.build_pass import (
     JOINED_SECONDS,
     WATCHED_SECONDS,
@@ -299,7 +299,9 @@ class Builds:
         if any(isinstance(e, (StoreUnavailable, StoreUnreadable)) for e in seen.waits_for):
             self._doubt(one.namespace, one.spec.store.name)
         await self._apply(one, seen, claimed, access=access)
-        outcome = self._judged(one, seen, opened.where, targets)
+        queued = bool(seen.start and one.spec.run.queue_name)
+        stands = await self._errands.standings.of(one.namespace, seen.active, queued=queued)
+        outcome = self._judged(one, seen, opened.where, targets, stands)
         if outcome.state is State.READY and one.source is not None:
             refs = seen.refs | {RecordRef(RESOLVE, Key(one.source[2]))}
             await self._leases.settle(
@@ -419,10 +421,8 @@ class Builds:
         seen: Survey,
         where: S3Location,
         targets: list[BuildTarget],
+        stands: Standing,
     ) -> Outcome:
-        pods = self._observed.pods_of(one.namespace)
-        queued = bool(seen.start and one.spec.run.queue_name)
-        stands = standing(seen.active, pods, now=datetime.now(UTC), queued=queued)
         outcome = Outcome(
             stands.state,
             stands.reason,

@@ -20,12 +20,13 @@ from genai_operator.access import StoreAccess
 from genai_operator.api import Api, ApiError
 from genai_operator.apply import Applier
 from genai_operator.attempts import group
-from genai_operator.blocked import Standing, standing
+from genai_operator.blocked import Standing
 from genai_operator.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.decide import Verdict, judge
 from genai_operator.errors import Stalled, Waiting, not_enabled, of_error
 from genai_operator.jobs import JobRequest, Owner, given_memory, scope_of
 from genai_operator.observed import Observed
+from genai_operator.podless import Standings
 from genai_operator.renewal import renewal
 from genai_operator.starting import Starter
 from genai_operator.targets import BuildTarget
@@ -56,12 +57,14 @@ class Errands:
         self._observed = observed
         self._applier = applier
         self._starter = starter or Starter(applier)
+        self.standings = Standings(api, observed)
         self._heard: set[str] = set()
         self._answered: set[str] = set()
 
     def keep(self, uids: Collection[str]) -> None:
         """Forget Jobs that are gone."""
         self._heard.intersection_update(uids)
+        self.standings.keep(uids)
         self._answered.intersection_update(uids)
 
     # What Jobs told
@@ -180,8 +183,7 @@ class Errands:
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
             one.joined |= await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
-        pods = self._observed.pods_of(one.namespace)
-        stands = standing(attempts, pods, now=datetime.now(UTC))
+        stands = await self.standings.of(one.namespace, attempts)
         one.look_after(stands.after)
         return stands
 
@@ -253,14 +255,14 @@ class Errands:
         await self._applier.create(request, owner, run=run, access=access)
         return None
 
-    def waiting(self, namespace: str) -> Standing:
+    async def waiting(self, namespace: str) -> Standing:
         """How a store's Job stands."""
         jobs = [
             job
             for job in self._observed.jobs
             if job.namespace == namespace and job.operation == "probe"
         ]
-        return standing(jobs, self._observed.pods_of(namespace), now=datetime.now(UTC))
+        return await self.standings.of(namespace, jobs)
 
 
 def _problem(job: JobView, ending: Ending | None) -> Stalled | Waiting:

@@ -134,7 +134,7 @@ class References:
         meta = value["metadata"]
         status = value.get("status") or {}
         if status.get("observedGeneration") != meta["generation"] or ready_of(status)[0] != "True":
-            stands = self._errands.waiting(meta["namespace"])
+            stands = await self._errands.waiting(meta["namespace"])
             await self._report(
                 "artifactstores",
                 "ArtifactStore",

@@ -25,7 +25,6 @@ from genai_core.store.protocol import RecordRef
 from genai_operator.access import StoreAccess
 from genai_operator.apply import Applier
 from genai_operator.attempts import group
-from genai_operator.blocked import standing
 from genai_operator.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.decide import Verdict, judge
 from genai_operator.errands import Errands, errand_key
@@ -225,12 +224,8 @@ class Resolver:
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
             one.joined |= await self._applier.claim(attempts[-1], one.owner)
         one.after = verdict.pause or WATCHED_SECONDS
-        stands = standing(
-            attempts,
-            self._observed.pods_of(one.namespace),
-            now=datetime.now(UTC),
-            queued=not verdict.running and bool(one.spec.run.queue_name),
-        )
+        queued = not verdict.running and bool(one.spec.run.queue_name)
+        stands = await self._errands.standings.of(one.namespace, attempts, queued=queued)
         one.look_after(stands.after)
         if verdict.pause > 0 and isinstance(verdict.waits_for, SourceNotFound):
             return Outcome(State.WAITING, verdict.waits_for.code, str(verdict.waits_for))

@@ -1,0 +1,192 @@
+"""Jobs that do not start: named within seconds, mended by an edit, and no hindrance to neighbours.
+
+What a cluster refuses (a policy, a broken webhook, a quota) is waited for, and goes on by itself.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+import pytest
+from tenant import MODELS, SMALL, SMALL_MODEL, Tenant, s3_client, upload, wait
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+ZERO = "localhost/genai-stages@sha256:" + "0" * 64
+NOWHERE: dict[str, Any] = {"run": {"nodeSelector": {"nope": "x"}}}
+BLOCKED_SECONDS = 30
+"""What a build may take to say that its Job does not start."""
+
+
+def message(tenant: Tenant, name: str) -> str:
+    found = [c for c in tenant.status(name).get("conditions", ()) if c["type"] == "Ready"]
+    return str(found[0]["message"]) if found else ""
+
+
+def blocked(tenant: Tenant, name: str, reason: str, *words: str) -> None:
+    """A build says that it is blocked, in REASON, in an Event, and what to change."""
+    tenant.wait_condition(name, ("Unknown", reason), seconds=BLOCKED_SECONDS)
+    wait(lambda: all(word in message(tenant, name) for word in words), 20,
+         lambda: message(tenant, name))  # fmt: skip
+    listed = tenant.cluster.kubectl("-n", tenant.namespace, "get", "gb", name)
+    assert reason in listed
+    told = [e for e in tenant.get("events") if e["involvedObject"]["name"] == name]
+    assert ("Warning", reason) in {(e["type"], e["reason"]) for e in told}
+
+
+def test_an_edit_reaches_a_job_that_fits_nowhere_and_a_neighbour_does_not_wait(
+    tenant: Tenant,
+) -> None:
+    tenant.small("first", **NOWHERE)
+    blocked(tenant, "first", "Unschedulable", "spec.run.nodeSelector", "node affinity/selector")
+    assert "claims" not in message(tenant, "first"), "the scheduler's own noise"
+    tenant.small("neighbour")
+    tenant.wait_ready("neighbour", 120)
+    # The neighbour's Job served both; what the edit makes anew is what is left.
+    tenant.small("first", quantization={"fidelity": {"budgetNats": 0.5}})
+    tenant.wait_ready("first", 90)
+    tenant.ran_apart()
+
+
+def test_an_image_that_does_not_exist_is_named_and_the_targets_mending_reaches_the_pod(
+    tenant: Tenant,
+) -> None:
+    good = json.loads(tenant.cluster.kubectl("get", "genaitarget", "cpu", "-o", "json"))
+    name = f"bad-{tenant.namespace}"
+    bad = {"apiVersion": good["apiVersion"], "kind": "GenAITarget", "metadata": {"name": name}}
+    tenant.cluster.apply(bad | {"spec": good["spec"] | {"image": ZERO}})
+    try:
+        tenant.small("b", targets=[name])
+        blocked(tenant, "b", "ImagePullFailed", "GenAITarget", "0" * 12)
+        tenant.cluster.apply(bad | {"spec": good["spec"]})
+        tenant.wait_ready("b", 90)
+    finally:
+        tenant.cluster.kubectl("delete", "genaitarget", name)
+
+
+def test_a_quota_is_named_and_a_renamed_secret_reaches_the_job(tenant: Tenant) -> None:
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "0"}}}
+    tenant.cluster.apply(quota | {"metadata": {"name": "q", "namespace": tenant.namespace}})
+    tenant.small("b")
+    blocked(tenant, "b", "NotAdmitted", "exceeded quota: q", "raise the quota")
+    secret = tenant.get("secret", "s3")
+    meta = {"name": "s3-b", "namespace": tenant.namespace,
+            "labels": secret["metadata"].get("labels", {})}  # fmt: skip
+    tenant.cluster.apply({"apiVersion": "v1", "kind": "Secret", "metadata": meta,
+                          "data": secret["data"]})  # fmt: skip
+    patch = json.dumps({"spec": {"secretRef": {"name": "s3-b"}}})
+    space = ("-n", tenant.namespace)
+    tenant.cluster.kubectl(*space, "patch", "gas", "default", "--type=merge", "-p", patch)
+    tenant.cluster.kubectl(*space, "delete", "secret/s3", "resourcequota/q")
+    tenant.wait_ready("b", 90)
+    tenant.credentials()
+
+
+def policy(tenant: Tenant) -> tuple[dict[str, Any], ...]:
+    name = f"no-jobs-{tenant.namespace}"
+    group = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": name}}
+    jobs = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": ["jobs"]}  # fmt: skip
+    ours = {"matchLabels": {"kubernetes.io/metadata.name": tenant.namespace}}
+    return (
+        group | {"kind": "ValidatingAdmissionPolicy", "spec": {
+            "matchConstraints": {"resourceRules": [jobs]},
+            "validations": [{"expression": "'team' in object.metadata.labels",
+                             "message": "every Job needs the label team"}]}},
+        group | {"kind": "ValidatingAdmissionPolicyBinding", "spec": {
+            "policyName": name, "validationActions": ["Deny"],
+            "matchResources": {"namespaceSelector": ours}}},
+    )  # fmt: skip
+
+
+def webhook(tenant: Tenant) -> tuple[dict[str, Any], ...]:
+    jobs = {"apiGroups": ["batch"], "apiVersions": ["v1"], "operations": ["CREATE"],
+            "resources": ["jobs"]}  # fmt: skip
+    hook = {
+        "name": "wh.case.example", "rules": [jobs], "failurePolicy": "Fail", "sideEffects": "None",
+        "clientConfig": {"service": {"name": "nope", "namespace": tenant.namespace}},
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": tenant.namespace}},
+        "admissionReviewVersions": ["v1"], "timeoutSeconds": 2,
+    }  # fmt: skip
+    return ({"apiVersion": "admissionregistration.k8s.io/v1",
+             "kind": "ValidatingWebhookConfiguration",
+             "metadata": {"name": f"wh-{tenant.namespace}"}, "webhooks": [hook]},)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("made", "words"), [(policy, "every Job needs the label team"), (webhook, "failed calling")]
+)
+def test_a_cluster_that_admits_no_job_is_waited_for_with_its_own_words(
+    tenant: Tenant, made: Any, words: str
+) -> None:
+    objects = made(tenant)
+    name = f"b-{made.__name__}"
+    tenant.cluster.apply(*objects)
+    try:
+        time.sleep(2)  # until the apiserver has taken it in
+        tenant.small(name, golden={"prompts": [made.__name__], "maxTokens": 1})
+        blocked(tenant, name, "NotAdmitted", words)
+    finally:
+        for value in objects:
+            tenant.cluster.kubectl("delete", value["kind"], value["metadata"]["name"])
+    tenant.wait_ready(name, 120)
+
+
+def test_a_target_that_stands_twice_and_a_list_with_a_number_twice_are_refused_at_once(
+    tenant: Tenant,
+) -> None:
+    for spec in ({"targets": ["cpu", "cpu"]}, {"graphs": {"autoRegression": [1, 1]}}):
+        text = json.dumps(tenant.manifest("twice", SMALL | spec))
+        with pytest.raises(RuntimeError, match="it holds an entry twice: keep one of them"):
+            tenant.cluster.kubectl("create", "-f", "-", "--dry-run=server", stdin=text)
+
+
+def test_a_limit_below_the_defaults_is_kept_and_a_deadline_is_called_so(tenant: Tenant) -> None:
+    limits = {"limits": {"cpu": "200m", "memory": "3Gi"}, "requests": {"memory": "512Mi"}}
+    tenant.small("b", run={"resources": limits, "activeDeadlineSeconds": 1, "retries": 5},
+                 golden={"prompts": ["late"], "maxTokens": 2})  # fmt: skip
+    status = tenant.wait_condition("b", ("False", "DeadlineExceeded"), seconds=90)
+    assert status["failures"][0]["message"].count(status["failures"][0]["task"]) == 1
+    assert "activeDeadlineSeconds" in status["failures"][0]["message"]
+    (job,) = tenant.jobs()[:1]
+    given = job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert given == {
+        "requests": {"cpu": "200m", "memory": "512Mi"},
+        "limits": {"cpu": "200m", "memory": "3Gi"},
+    }
+
+
+def test_a_source_that_is_not_there_is_called_so_and_found_when_it_comes(tenant: Tenant) -> None:
+    tenant.small("nowhere", model={"source": "s3://no-such-bucket/x"})
+    late = f"late-{tenant.namespace}"
+    tenant.small("late", model={"source": f"s3://{MODELS}/{late}"})
+    for name in ("nowhere", "late"):
+        tenant.wait_condition(name, ("Unknown", "SourceNotFound"), seconds=BLOCKED_SECONDS)
+    assert "no bucket no-such-bucket" in message(tenant, "nowhere")
+    ready = tenant.get("artifactstore", "default")["status"]["conditions"][0]
+    assert (ready["type"], ready["status"]) == ("Ready", "True")
+    upload(tenant.cluster, SMALL_MODEL, name=late)
+    try:
+        tenant.wait_ready("late", 120)
+    finally:
+        client = s3_client(tenant.cluster)
+        for item in client.list_objects_v2(Bucket=MODELS, Prefix=f"{late}/").get("Contents", ()):
+            client.delete_object(Bucket=MODELS, Key=item["Key"])
+
+
+def test_a_store_that_a_build_finds_closed_says_so_itself_at_once(tenant: Tenant) -> None:
+    tenant.credentials("wrong")
+    try:
+        tenant.small("b", golden={"prompts": ["closed"], "maxTokens": 2})
+        tenant.wait_condition("b", ("Unknown", "StoreNotReady"), seconds=BLOCKED_SECONDS)
+
+        def told() -> bool:
+            status = tenant.get("artifactstore", "default")["status"]
+            return bool(status["conditions"][0]["status"] == "False")
+
+        wait(told, 15, lambda: str(tenant.get("artifactstore", "default")["status"]))
+    finally:
+        tenant.credentials()
+    tenant.wait_ready("b", 120)
