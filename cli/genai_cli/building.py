@@ -12,9 +12,8 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from rich.console import Console
-
 from genai_cli.claims import Claim, working
+from genai_cli.console import PlainConsole
 from genai_cli.containers import (
     Delivered,
     UntrueRecord,
@@ -25,7 +24,7 @@ from genai_cli.containers import (
 from genai_cli.engine import PlannedBuild, plan_build, run_plan
 from genai_cli.events import BuildResult
 from genai_cli.local_work import known_digests
-from genai_cli.output import emit
+from genai_cli.output import emit, tell
 from genai_cli.render import busy, progress
 from genai_cli.settings import Settings
 from genai_cli.summary import as_json, print_summary
@@ -74,17 +73,17 @@ def run_build(
         tasks = planned.local.ready().tasks
         problem = Claim(artifacts, name, folder, uploads).renew(tasks, result.containers)
     if problem:
-        sys.stderr.write(f"warning: {problem}\n")
+        tell(f"warning: {problem}")
     result = replace(result, seconds=time.monotonic() - began)
     if settings.json:
         emit(as_json(name, result, containers))
     else:
-        console = Console(highlight=False)
+        console = PlainConsole(highlight=False)
         print_summary(console, name, result=result, containers=containers)
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     for failure in result.failures:
-        sys.stderr.write(f"error: {failure.id}: {failure.error}\n")
+        tell(f"error: {failure.id}: {failure.error}")
     return result.failures[0].error.exit_code if result.failures else 0
 
 
@@ -101,7 +100,7 @@ def _built(
             return _build_once(build, artifacts, folder, claim=claim, jobs=jobs)
         except CorruptBlob as error:
             # Found wrong when it was read, blob or record is gone: the task is a miss now.
-            sys.stderr.write(f"warning: {error}\n")
+            tell(f"warning: {error}")
     return _build_once(build, artifacts, folder, claim=claim, jobs=jobs)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 
-from genai_cli.output import emit, say
+from genai_cli.output import emit, say, tell
 from genai_cli.streaming import TextStream, speed
 from genai_core.errors import BadInput
 from genai_runtime.chat_template import ChatTemplate
@@ -157,7 +157,7 @@ def converse(chat: Chat, *, once: str | None, as_json: bool) -> int:
         return 0
     on_terminal = sys.stdin.isatty()
     if on_terminal:
-        sys.stderr.write("Ctrl-C ends an answer, Ctrl-D the conversation.\n")
+        tell("Ctrl-C ends an answer, Ctrl-D the conversation.")
     for line in _lines(on_terminal=on_terminal):
         try:
             _turn(chat, line)
@@ -168,7 +168,7 @@ def converse(chat: Chat, *, once: str | None, as_json: bool) -> int:
         except BadInput as error:
             if not on_terminal:
                 raise
-            sys.stderr.write(f"error: {error}\n")
+            tell(f"error: {error}")
     return 0
 
 

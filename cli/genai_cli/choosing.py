@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from genai_cli.output import tell
 from genai_core.errors import BadInput, NotRunnableHere
 from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, read_manifest
 from genai_core.names import Backend
@@ -48,7 +48,7 @@ def runnable_container(path: Path) -> Path:
             remedy="build the cpu target",
         )
     others = ", ".join(name for name in names if name != best.name)
-    sys.stderr.write(f"container {best}" + (f" (there too: {others})\n" if others else "\n"))
+    tell(f"container {best}" + (f" (there too: {others})" if others else ""))
     return best
 
 

@@ -51,7 +51,7 @@ def steps(folder: Path, *, name: str) -> list[Step]:
     if manifest.target.backend is Backend.CPU:
         return [Step("run it here", (_run(folder),))]
     arch = manifest.target.dsp_arch
-    device = f"{_ROOT}/{name}-{manifest.target.name}"
+    device = shlex.quote(f"{_ROOT}/{name}-{manifest.target.name}")
     about = f"the runtime beside it, from the Qualcomm AI Runtime SDK{_version(manifest)}"
     found = (
         _windows(about, arch) if _is_windows(manifest) else _android(folder, device, about, arch)
@@ -86,7 +86,7 @@ def _android(folder: Path, device: str, about: str, arch: int | None) -> list[St
         Step(
             "put it on the device (adb of the Android platform tools)",
             (
-                f"adb shell mkdir -p {device}",
+                _on_device(f"mkdir -p {device}"),
                 f"(cd {shlex.quote(str(folder))} && adb push {shlex.join(files)} {device}/)",
             ),
         ),
@@ -94,11 +94,17 @@ def _android(folder: Path, device: str, about: str, arch: int | None) -> list[St
             about,
             (
                 f"adb push {' '.join(runtime)} {device}/",
-                f"adb shell chmod +x {device}/genie-t2t-run",
+                _on_device(f"chmod +x {device}/genie-t2t-run"),
             ),
         ),
         Step("start it in Genie", (f"adb shell {shlex.quote(start)}",)),
     ]
+
+
+def _on_device(command: str) -> str:
+    """`adb shell` hands its words to a shell of the device: what needs quotes needs them twice."""
+    plain = command if re.fullmatch(r"[\w @%+=:,./-]+", command) else shlex.quote(command)
+    return f"adb shell {plain}"
 
 
 def _windows(about: str, arch: int | None) -> list[Step]:

@@ -11,17 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from genai_cli.chatting import talk
 from genai_cli.choosing import runnable_container
+from genai_cli.console import PlainConsole
 from genai_cli.local_work import known_digests
 from genai_cli.output import emit, say
 from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.streaming import TextStream, speed
-from genai_cli.words import duration, plain
+from genai_cli.words import duration
 from genai_core.errors import BadInput
+from genai_core.redaction import plain
 from genai_runtime import container as containers
 from genai_runtime.container import Container
 from genai_runtime.evaluate import evaluate as measure
@@ -139,7 +139,7 @@ def run(
         return 0
     stream.flush(whole=True)
     say()
-    Console(stderr=True, highlight=False).print(
+    PlainConsole(stderr=True, highlight=False).print(
         f"[dim]{metrics['promptTokens']} tokens read at {metrics['promptTokensPerSecond']:,.0f}/s, "
         f"{metrics['generatedTokens']} written at {metrics['generationTokensPerSecond']:,.0f}/s, "
         f"loaded in {duration(ready)}{_executor(opened)}[/]",
@@ -162,7 +162,7 @@ def evaluate(
     opened = _opened(path)
     array = read_pieces(tokens, pieces=pieces, length=length)
     began = time.monotonic()
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True, highlight=False)
     with (
         busy(f"scoring {array.shape[0]} pieces"),
         closing(opened.open_session(threads=threads, context_length=context_length)) as session,
@@ -201,6 +201,6 @@ def _executor(opened: Container) -> str:
 def _show_prompt(prompt: Prompt) -> None:
     """On a terminal, show what is being continued; a pipe gets the continuation alone."""
     if prompt.text not in {None, "-"} and sys.stdout.isatty():
-        Console(highlight=False).print(
+        PlainConsole(highlight=False).print(
             plain(str(prompt.text)), style="dim", end="", markup=False, soft_wrap=True
         )

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from genai_cli.choosing import the_container
+from genai_cli.console import PlainConsole
 from genai_cli.local_work import known_digests
 from genai_cli.output import emit, table
 from genai_cli.settings import Settings
@@ -34,7 +35,7 @@ def inspect(path: Path, settings: Settings) -> int:
     if settings.json:
         emit(found)
         return 0
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     for name, value in _facts(found):
         console.print(
             Text.assemble((f"{_LABELS.get(name, name):15}", "dim"), value), soft_wrap=True

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
+from genai_cli.console import PlainConsole
 from genai_cli.engine import PlannedBuild, plan_build
 from genai_cli.events import PlanReady, TaskView
 from genai_cli.options import SpecFlags
-from genai_cli.output import emit, say, table
+from genai_cli.output import emit, say, table, tell
 from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.spec_source import build_of
@@ -46,7 +46,7 @@ def show_plan(
             wanted.spec, Path.cwd(), artifacts, name=wanted.metadata.name, bring=False
         )
     for text in planned.warnings:
-        sys.stderr.write(f"warning: {text}\n")
+        tell(f"warning: {text}")
     if explain is not None:
         task = _task(planned.ready, explain)
         emit(_as_json(task)) if settings.json else _explain(planned.ready, task)
@@ -93,12 +93,12 @@ def _write_page(name: str, text: str) -> None:
         return
     path = Path(f"{name}-plan.html")
     path.write_text(text, encoding="utf-8")
-    sys.stderr.write(f"written to {path}\n")
+    tell(f"written to {path}")
 
 
 def _print_table(planned: PlannedBuild) -> None:
     ready = planned.ready
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     cached = sum(task.cached for task in ready.tasks)
     more = "" if ready.complete else " so far; the rest follows from what ingest finds"
     console.print(
@@ -133,7 +133,7 @@ def _task(ready: PlanReady, name: str) -> TaskView:
 
 
 def _explain(ready: PlanReady, task: TaskView) -> None:
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
 
     def line(name: str, text: str) -> None:
         console.print(Text.assemble((f"{name:10}", "dim"), text), soft_wrap=True)

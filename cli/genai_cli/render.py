@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genai_cli.board import Board, Row, Running
+from genai_cli.console import PlainConsole
 from genai_cli.events import (
     BuildWarning,
     Event,
@@ -57,7 +58,7 @@ class Progress(Protocol):
 
 def progress(title: str) -> Progress:
     """The progress that suits standard error."""
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True, highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveProgress(title, console)
     return PlainProgress(console)
@@ -66,7 +67,7 @@ def progress(title: str) -> Progress:
 @contextmanager
 def busy(text: str) -> Iterator[None]:
     """Show on a terminal that something goes on which says nothing itself."""
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True, highlight=False)
     if not console.is_terminal or console.is_dumb_terminal:
         yield
         return

@@ -8,7 +8,6 @@ the store proper: another key, another entry, the old one stays.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from genai_cli.engine import run_task
-from genai_cli.output import emit, say
+from genai_cli.output import emit, say, tell
 from genai_cli.settings import Settings
 from genai_cli.store_entries import find_entry, named_key, opened, read_entry, records
 from genai_cli.words import duration, size
@@ -307,7 +306,7 @@ def _run_again(record: Record, task: TaskFile, store: Store, *, settings: Settin
         )
         return 0 if same else 1
     if task.key != record.key:
-        sys.stderr.write("warning: libraries or code differ from those that made the entry\n")
+        tell("warning: libraries or code differ from those that made the entry")
     for path, (before, after) in sorted(_pairs(record, again)):
         say(f"  {_verdict(before, after):9}  {path}")
     if record.facts != again.facts:

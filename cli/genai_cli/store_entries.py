@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
-from genai_cli.output import emit, say, table
+from genai_cli.console import PlainConsole
+from genai_cli.output import emit, say, table, tell
 from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
 from genai_core.canonical import digest_file
@@ -21,6 +21,7 @@ from genai_core.home import expanded
 from genai_core.kinds.problems import nearest
 from genai_core.operations import OPERATIONS
 from genai_core.record import SIDECAR_NAME, Record, entry_folder, flat_strings, record_of_sidecar
+from genai_core.redaction import plain
 from genai_core.resolved import RESOLVE
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
@@ -90,7 +91,7 @@ def list_entries(
         emit({"store": store.location, "entries": [_as_json(record) for record in found]})
         return 0
     if not found:
-        sys.stderr.write(f"nothing found in {store.location}\n")
+        tell(f"nothing found in {store.location}")
         return 0
     table(
         ("operation", "model", "key", "made", "size", "took", "about"),
@@ -114,12 +115,12 @@ def show(settings: Settings, address: str | None, *, entry: str, log: bool) -> i
                 where=f"{record.operation}/{record.key[:12]}",
                 remedy="leave --log out to see what it cost",
             )
-        sys.stdout.write(store.read_blob(kept).decode(errors="replace"))
+        sys.stdout.write(plain(store.read_blob(kept).decode(errors="replace")))
         return 0
     if settings.json:
         emit({"folder": entry_folder(record), **record.to_json()})
         return 0
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     for name, text in _facts(record):
         console.print(Text.assemble((f"{name:11}", "dim"), text), soft_wrap=True)
     for path, output in sorted(record.outputs.items()):

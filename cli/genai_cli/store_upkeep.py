@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import timedelta
 
-from genai_cli.output import emit, say
+from genai_cli.output import emit, say, tell
 from genai_cli.settings import Settings
 from genai_cli.store_entries import opened
 from genai_cli.words import counted, size
@@ -86,4 +85,4 @@ def _counts(entries: int, uploads: int, held: int) -> str:
 
 
 def _tell(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
+    tell(f"{line}")

@@ -6,7 +6,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from genai_cli.words import plain
+from genai_core.redaction import plain
 from genai_runtime.generate import Generation
 from genai_runtime.tokenizing import TextTokenizer
 

@@ -80,22 +80,23 @@ def print_summary(
         if failure.log:
             _print(console, f"          log: {escape(str(failure.log))}")
     if not result.failures and containers:
-        _print(console, f"  [dim]try[/]  {escape(_try(containers))}")
+        target, command = _try(containers)
+        _print(console, f"  [dim]try[/] {escape(target)}  {escape(command)}")
 
 
-def _try(containers: Mapping[str, Delivered]) -> str:
-    """The container that is best to try, and the command that does it."""
+def _try(containers: Mapping[str, Delivered]) -> tuple[str, str]:
+    """The target whose container is best to try, and the command that does it."""
     targets = {item.path: target for target, item in containers.items()}
     best = best_to_run(list(targets))
     if best is None:
-        return "nothing here: these containers run on devices; build the cpu target as well"
+        return "it", "on a device: none of them runs here; build the cpu target for one that does"
     if (best / CHAT_TEMPLATE_FILE).is_file():
         how = "--chat"
     elif (best / "tokenizer.json").is_file():
         how = "--prompt 'Once upon a time'"
     else:
         how = "--prompt-tokens 1,2,3"
-    return f"{targets[best]}: genai run {shlex.quote(_shown(best))} {how}"
+    return targets[best], f"genai run {shlex.quote(_shown(best))} {how}"
 
 
 def _print(console: Console, text: str) -> None:

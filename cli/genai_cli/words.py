@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
-"""Characters that move a cursor, ring, or turn text around; not the tab and the newline."""
-
 _STEP = 1000
 _MINUTE = 60
 _HOUR = 3600
@@ -40,17 +35,3 @@ def counted(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {noun[:-1]}ies" if noun.endswith("y") else f"{number:,} {noun}s"
-
-
-def plain(text: str) -> str:
-    """Text that others wrote, harmless on a terminal: control characters become their escapes.
-
-    A log, a name or an error may hold `ESC ]0;...` to change a window's title, colours that hide
-    lines, or a carriage return that writes over one.
-    """
-    return _CONTROL.sub(lambda found: _escaped(found[0]), text)
-
-
-def _escaped(character: str) -> str:
-    code = ord(character)
-    return f"\\x{code:02x}" if code < 256 else f"\\u{code:04x}"

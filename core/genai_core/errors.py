@@ -27,9 +27,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from genai_core.redaction import hidden_queries, plain
+
 
 class GenAIError(Exception):
-    """Base of all expected errors.
+    """Base of all expected errors. Queries of addresses are never shown: they may be secrets.
 
     Args:
         message: One sentence, without a trailing period: what is wrong.
@@ -42,16 +44,16 @@ class GenAIError(Exception):
 
     def __init__(self, message: str, *, where: str = "", remedy: str = "") -> None:
         super().__init__(message)
-        self.message = message
-        self.where = where
-        self.remedy = remedy
+        self.message = hidden_queries(message)
+        self.where = hidden_queries(where)
+        self.remedy = hidden_queries(remedy)
 
     def __str__(self) -> str:
         """One line: `where: message; remedy`."""
         text = f"{self.where}: {self.message}" if self.where else self.message
         if self.remedy:
             text = f"{text}; {self.remedy}"
-        return " ".join(text.split())
+        return plain(" ".join(text.split()))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Keep where and remedy when an error crosses a process boundary."""

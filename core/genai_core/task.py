@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import base64
 import zlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genai_core.errors import BadInput
 from genai_core.names import Backend
 from genai_core.paths import RelativePath
 
@@ -92,10 +94,55 @@ class TaskResult(BaseModel):
     """What an errand found out."""
 
 
+TASK_VARIABLE = "GENAI_TASK"
+_LARGEST_VARIABLE = 120_000
+_MOST_VARIABLES = 6
+"""With the rest of a Job below the 1.5 MB that an apiserver's store takes, and below a process's
+2 MB of arguments and environment."""
+
+
 def pack(document: BaseModel) -> str:
     """A document as an environment variable carries it: nothing a shell or kubelet would expand."""
     text = document.model_dump_json(exclude_none=True).encode()
     return base64.b64encode(zlib.compress(text, 9)).decode()
+
+
+def task_variables(document: BaseModel, *, where: str = "task") -> dict[str, str]:
+    """The environment variables that hand a document to a pod.
+
+    One, unless it is so large that Linux would not start the process (E2BIG: a variable has less
+    than 128 KiB): then several, GENAI_TASK, GENAI_TASK_2 and so on.
+
+    Raises:
+        BadInput: It is larger than a Job can be.
+    """
+    text = pack(document)
+    size = _LARGEST_VARIABLE
+    parts = [text[start : start + size] for start in range(0, len(text), size)]
+    if len(parts) > _MOST_VARIABLES:
+        raise BadInput(
+            f"its description takes {len(text)} bytes, and a pod can be given "
+            f"{size * _MOST_VARIABLES}",
+            where=where,
+            remedy="build fewer graphs at once, or shorten golden.prompts",
+        )
+    return {
+        TASK_VARIABLE if number == 1 else f"{TASK_VARIABLE}_{number}": part
+        for number, part in enumerate(parts, 1)
+    }
+
+
+def packed_task(environment: Mapping[str, str]) -> bytes:
+    """The JSON that `task_variables` wrote.
+
+    Raises:
+        KeyError: There is none.
+        ValueError: It is damaged.
+    """
+    parts = [environment[TASK_VARIABLE]]
+    while (part := environment.get(f"{TASK_VARIABLE}_{len(parts) + 1}")) is not None:
+        parts.append(part)
+    return unpack("".join(parts))
 
 
 def unpack(text: str) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 
 from genai_core.kinds.base import API_VERSION
+from genai_core.redaction import hidden_queries, plain
 from genai_operator.api import MANAGER, Api, ApiError
 from genai_operator.status import rfc3339
 
@@ -58,7 +59,7 @@ async def post_event(
             "uid": meta["uid"],
         },
         "reason": reason,
-        "message": " ".join(message.split())[:_MOST_MESSAGE] or reason,
+        "message": plain(" ".join(hidden_queries(message).split()))[:_MOST_MESSAGE] or reason,
         "type": "Warning" if warning else "Normal",
         "source": {"component": MANAGER},
         "reportingComponent": MANAGER,

@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 
 from genai_core.canonical import digest_json
-from genai_core.errors import InvalidSpec
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
 from genai_core.names import Key
-from genai_core.task import pack
+from genai_core.task import task_variables
 from genai_operator.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.api import Json
 from genai_operator.renewal import Wanted
@@ -192,16 +191,9 @@ def render(
         turn: How many others' renderings of the same Job could not start before it.
 
     Raises:
-        InvalidSpec: The task does not fit into an environment variable.
+        BadInput: The task does not fit into a Job.
     """
     scope = scope_of(access.address, run)
-    packed = pack(request.document)
-    if len(packed) > MOST_TASK_BYTES:
-        raise InvalidSpec(
-            f"its description takes {len(packed)} bytes, more than a pod can be given",
-            where=request.task,
-            remedy="build fewer graphs at once",
-        )
     looks = request.wanted(owner, run=run, access=access).digest
     labels = {
         MANAGED: MANAGER,
@@ -321,7 +313,10 @@ def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
 
 def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
     environment: list[Json] = [
-        {"name": "GENAI_TASK", "value": pack(request.document)},
+        *(
+            {"name": name, "value": value}
+            for name, value in task_variables(request.document, where=request.task).items()
+        ),
         {"name": "GENAI_SCRATCH", "value": "/scratch"},
         *environment_of(access, reads_source=request.reads_source),
     ]

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
 from genai_core.names import Key, TaskId
 from genai_core.record import Record
+from genai_core.redaction import hidden_queries
 from genai_core.resolved import (
     RESOLVE,
     ResolvedSource,
@@ -244,7 +245,7 @@ def _known_source(one: BuildPass, place: SourcePlace) -> RecordRef | None:
     if one.fresh:
         return None
     for entry in one.status.get("sources") or ():
-        if entry["uri"] == place.uri and "record" in entry:
+        if entry["uri"] in {place.uri, hidden_queries(place.uri)} and "record" in entry:
             one.source = (entry["uri"], entry["digest"], entry["record"][7:])
             return RecordRef(RESOLVE, Key(entry["record"].removeprefix("sha256:")))
     return None

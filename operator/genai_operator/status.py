@@ -17,6 +17,7 @@ from genai_core.errors import GenAIError
 from genai_core.kinds.base import GROUP
 from genai_core.names import TaskId
 from genai_core.record import Record
+from genai_core.redaction import hidden_queries, plain
 from genai_core.store.s3_location import S3Location
 from genai_planner.progress import Progress
 
@@ -109,7 +110,7 @@ def condition(
         "type": kind,
         "status": status,
         "reason": reason,
-        "message": " ".join(message.split())[:_MOST_MESSAGE],
+        "message": plain(" ".join(hidden_queries(message).split()))[:_MOST_MESSAGE],
         "observedGeneration": generation,
     }
 
@@ -165,7 +166,8 @@ def build_status(
     found |= _counts(outcome, previous if same else {})
     if outcome.source is not None:
         uri, digest, key = outcome.source
-        found["sources"] = [{"uri": uri, "digest": digest, "record": f"sha256:{key}"}]
+        entry = {"uri": hidden_queries(uri), "digest": digest, "record": f"sha256:{key}"}
+        found["sources"] = [entry]
     elif same and "sources" in previous:
         found["sources"] = previous["sources"]
     if outcome.since is not None:

@@ -13,6 +13,7 @@ from genai_core.chain import ChainStep, MadeFiles, StepCondition
 from genai_core.names import Backend, SourceName, TaskId
 from genai_core.operations import operation_of
 from genai_core.record import model_slug
+from genai_core.redaction import hidden_queries
 from genai_core.selection import matches, unmet
 from genai_core.task import TaskFile, TaskFileInput, Toolchain
 from genai_planner.events import Start
@@ -66,7 +67,7 @@ class TaskFiles:
             },
             toolchain=self.toolchains[task.operation, row.backend],
             slug=self.slug,
-            source=self.address,
+            source=hidden_queries(self.address),
             threads=threads,
         )
 

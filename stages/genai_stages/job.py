@@ -1,7 +1,7 @@
 """A task as the container of a Job: everything from the environment, the outcome to the kubelet.
 
     GENAI_TASK          the task file or the chain's, zlib and base64 (a shell or a kubelet finds
-                        nothing to expand)
+                        nothing to expand); GENAI_TASK_2 and so on go on where it is long
     GENAI_TASK_SECONDS  longest that one task of a chain may take
     GENAI_STORE ...     the store, see `store_access`; GENAI_SOURCE_...: the model, `source_access`
     GENAI_SCRATCH       folder for scratch
@@ -36,7 +36,7 @@ from genai_core.errors import DeadlineExceeded, GenAIError, Interrupted, NoSpace
 from genai_core.names import Key
 from genai_core.resolved import RESOLVE, ResolveFile
 from genai_core.store.protocol import Store
-from genai_core.task import TaskFile, TaskResult, unpack
+from genai_core.task import TaskFile, TaskResult, packed_task
 from genai_stages import runner
 from genai_stages.chain import run_chain
 from genai_stages.errands import Errand, run_errand, show_record, tell
@@ -61,9 +61,8 @@ _ERRANDS: dict[str, type[Document]] = {
 }
 
 
-def _unpacked(text: str) -> Document:
+def _unpacked(data: bytes) -> Document:
     """What stands in GENAI_TASK."""
-    data = unpack(text)
     kinds = _ERRANDS | {RESOLVE: ResolveFile, "chain": ChainFile}
     return kinds.get(json.loads(data).get("kind", ""), TaskFile).model_validate_json(data)
 
@@ -124,7 +123,7 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
 
     def work() -> TaskResult:
         nonlocal store
-        document = _unpacked(os.environ["GENAI_TASK"])
+        document = _unpacked(packed_task(os.environ))
         store = open_job_store()
         result = _work(document, store, scratch, place)()
         if os.environ.get("GENAI_TELL"):

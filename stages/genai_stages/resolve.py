@@ -31,6 +31,7 @@ from genai_core.record import (
     ToolchainUsed,
     model_slug,
 )
+from genai_core.redaction import hidden_queries
 from genai_core.resolved import (
     RESOLVE,
     ListedFile,
@@ -134,8 +135,11 @@ def _publish(
         operation=RESOLVE,
         key=key,
         model=model_slug(name),
-        source=question.uri,
-        config=question.model_dump(mode="json", exclude_none=True),
+        source=hidden_queries(question.uri),
+        config={
+            **question.model_dump(mode="json", exclude_none=True),
+            "uri": hidden_queries(question.uri),
+        },
         outputs=dict(outputs or {}),
         facts=found.model_dump(mode="json", exclude_none=True),
         toolchain=ToolchainUsed(id=toolchain_id({})),

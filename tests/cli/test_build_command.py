@@ -134,7 +134,7 @@ def test_people_read_paths_revisions_and_costs(call: InProcess, first: Ran) -> N
     assert lines[2].split()[0] == first.json["containers"]["cpu"]["revision"]
     assert lines[2].split()[-1] == "unchanged"
     assert lines[3].split()[0] == "warning"
-    assert lines[4].split(maxsplit=1)[1] == ("genai run containers/small/cpu --prompt-tokens 1,2,3")
+    assert lines[4] == "  try cpu  genai run containers/small/cpu --prompt-tokens 1,2,3"
 
 
 def test_another_name_place_and_order_is_the_same_build(

@@ -149,7 +149,7 @@ def test_news_are_what_changed_between_two_looks() -> None:
 def test_a_live_board_shows_names_in_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     terminal = partial(Console, file=out, force_terminal=True, color_system=None, width=120)
-    monkeypatch.setattr(following, "Console", lambda **_: terminal())
+    monkeypatch.setattr(following, "PlainConsole", lambda **_: terminal())
     monkeypatch.setattr(following, "_EVERY", 0.0)
     waits = {"type": "Ready", "status": "Unknown", "reason": "StoreNotReady"}
     first = build_view(build("a", phase="Building"))

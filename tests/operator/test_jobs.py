@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_core.errors import InvalidSpec
+from genai_core.errors import BadInput
 from genai_core.kinds.build import Run
 from genai_core.names import Digest, Key
 from genai_core.resolved import ResolveFile
@@ -151,9 +151,9 @@ def test_memory_is_read_as_kubernetes_reads_it(text: str, number: int) -> None:
 
 
 def test_a_task_that_does_not_fit_is_refused_by_name() -> None:
-    names = {f"f{n}": hashlib.sha256(str(n).encode()).hexdigest() for n in range(5000)}
+    names = {f"f{n}": hashlib.sha256(str(n).encode()).hexdigest() for n in range(20000)}
     big = ResolveFile(uri="s3://models/x", model=names, quantization={})
-    with pytest.raises(InvalidSpec, match="convert/cpu/1_of_1"):
+    with pytest.raises(BadInput, match="convert/cpu/1_of_1"):
         rendered(document=big)
 
 

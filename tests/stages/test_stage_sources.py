@@ -310,3 +310,23 @@ def test_each_store_is_checked_with_its_own_certificates(
         assert source.where.ca is not None, "a source on the store's endpoint is checked likewise"
         elsewhere = str(server.where("tls", endpoint="https://s3.example:9000"))
         assert source_access.open_source(elsewhere).where.ca is None
+
+
+def test_a_presigned_query_is_neither_recorded_nor_told(
+    site: tuple[Path, str], store: DirectoryStore, job: Job, near: None
+) -> None:
+    folder, server = site
+    query = "X-Amz-Signature=TOPSECRETSIG&X-Amz-Credential=AKIA"
+    pack_model(folder / "m.tar")
+    code, message = job(f"{server}/m.tar?{query}")
+    assert (code, message.get("error")) == (0, None)
+    found = store.get_record(RESOLVE, Key(message["record"]))
+    assert found is not None
+    assert found.record.source.startswith(f"{server}/m.tar?...(")
+    held = [path for path in store.root.rglob("*") if path.is_file()]
+    assert len(held) > 5
+    assert not [path for path in held if b"TOPSECRETSIG" in path.read_bytes()]
+    code, message = job(f"{server}/none.tar?{query}")
+    assert code == 2
+    assert "none.tar" in json.dumps(message)
+    assert "TOPSECRETSIG" not in json.dumps(message)

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.markup import escape
 
 from genai_cli.claims import claim_upload
@@ -25,8 +24,9 @@ from genai_cli.cluster.following import Followed, follow
 from genai_cli.cluster.problems import NotAllowed, NotThere
 from genai_cli.cluster.stores import StoreOptions, reaching
 from genai_cli.cluster.views import BuildView
+from genai_cli.console import PlainConsole
 from genai_cli.local_work import known_digests
-from genai_cli.output import emit, say
+from genai_cli.output import emit, say, tell
 from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
@@ -181,15 +181,15 @@ def _upload(cluster: Cluster, build: GenAIBuild, body: Json, *, options: StoreOp
             problem = claim_upload(store, upload.name, build.metadata.name)
             missing = upload.missing()
         if problem:
-            sys.stderr.write(f"warning: {problem}\n")
+            tell(f"warning: {problem}")
         for role in missing:
             file = upload.files[role]
-            sys.stderr.write(f"upload   {file.path.name} ({size(file.size)})\n")
+            tell(f"upload   {file.path.name} ({size(file.size)})")
             with busy(f"uploading {file.path.name} ({size(file.size)})"):
                 upload.send(role)
         kept = len(upload.files) - len(missing)
         if kept:
-            sys.stderr.write(f"upload   {counted(kept, 'file')} there already\n")
+            tell(f"upload   {counted(kept, 'file')} there already")
         address = str(S3Location(place.public.bucket, upload.where.prefix))
     body["spec"] = uploaded(spec, body["spec"], address, facts.digest)
 
@@ -230,10 +230,11 @@ def _stuck(value: Mapping[str, Any]) -> bool:
 
 
 def _back(view: BuildView) -> str:
-    place = f"{shlex.quote(view.name)} -n {view.namespace}"
+    namespace = shlex.quote(view.namespace)
+    place = f"{shlex.quote(view.name)} -n {namespace}"
     return (
         f"  genai status {place} --watch\n  genai logs {place} --follow\n"
-        f"  kubectl delete -n {view.namespace} genaibuild {view.name}     # stops it\n"
+        f"  kubectl delete -n {namespace} genaibuild {shlex.quote(view.name)}     # stops it\n"
     )
 
 
@@ -258,9 +259,9 @@ def _report(settings: Settings, ended: _Ended) -> int:
     else:
         _print_summary(ended)
     for failure in view.failures:
-        sys.stderr.write(f"error: {failure.task}: {failure.message}\n")
+        tell(f"error: {failure.task}: {failure.message}")
     if errors and not view.failures:
-        sys.stderr.write(f"error: {errors[0]}\n")
+        tell(f"error: {errors[0]}")
     return errors[0].exit_code if errors else 0
 
 
@@ -315,7 +316,7 @@ def _as_json(ended: _Ended, errors: list[GenAIError]) -> dict[str, Any]:
 
 def _print_summary(ended: _Ended) -> None:
     view = ended.found.view
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
 
     def put(text: str) -> None:
         console.print(text, soft_wrap=True)
@@ -346,7 +347,9 @@ def _print_summary(ended: _Ended) -> None:
     for failure in view.failures:
         put(f"  [red]failed[/]  [bold]{escape(failure.task)}[/] ({failure.reason})")
         put(f"          {escape(failure.message)}")
-        put(f"          log: genai logs {view.name} {failure.task} -n {view.namespace}")
+        log = shlex.join(("genai", "logs", view.name, failure.task, "-n", view.namespace))
+        put(f"          log: {escape(log)}")
     if good and view.artifacts:
         target = view.artifacts[-1].target
-        put(f"  [dim]get it[/]  genai pull {view.name} --target {target} -n {view.namespace}")
+        get = shlex.join(("genai", "pull", view.name, "--target", target, "-n", view.namespace))
+        put(f"  [dim]get it[/]  {escape(get)}")

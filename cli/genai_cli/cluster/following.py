@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from genai_cli import output
 from genai_cli.board import Row, Running
 from genai_cli.cluster.problems import ClusterUnavailable
 from genai_cli.cluster.views import BuildView, TaskView
+from genai_cli.console import PlainConsole
 from genai_cli.render import board_view
 from genai_cli.words import counted, duration, size
 from genai_core.errors import GenAIError
@@ -217,14 +218,14 @@ class _Board:
 
 @contextmanager
 def _shown(title: str, found: Followed) -> Iterator[Callable[[News], None]]:
-    console = Console(stderr=True, highlight=False)
+    console = PlainConsole(stderr=True, highlight=False)
     told: set[str] = set()
     if not console.is_terminal or console.is_dumb_terminal:
 
         def tell(item: News) -> None:
             if item.text not in told or not item.odd:
                 told.add(item.text)
-                sys.stderr.write(f"{item.text}\n")
+                output.tell(item.text)
                 sys.stderr.flush()
 
         yield tell

@@ -28,6 +28,7 @@ from genai_core.errors import GenAIError
 from genai_core.kinds.problems import nearest
 from genai_core.names import Digest, Key
 from genai_core.record import Blob, Record
+from genai_core.redaction import plain
 from genai_core.store.protocol import Store
 
 __all__ = ["show_logs"]
@@ -137,7 +138,7 @@ class _Reader:
         """Print a pod's log; False where it has none (any more)."""
         try:
             for line in self._cluster.log(task.pod, namespace=task.namespace):
-                _write(f"{line}\n")
+                _write(f"{plain(line)}\n")
         except GenAIError:
             return False
         return task.state != "waiting"
@@ -187,7 +188,8 @@ def _of_blob(store: Store, digest: str) -> bool:
     found = store.head_blob(Digest(digest))
     if found is None:
         return False
-    _write(store.read_blob(Blob(sha256=found.sha256, size=found.size)).decode(errors="replace"))
+    text = store.read_blob(Blob(sha256=found.sha256, size=found.size)).decode(errors="replace")
+    _write(plain(text))
     return True
 
 
@@ -195,11 +197,11 @@ def _of_record(store: Store, record: Record) -> None:
     """Print a finished task's log, and what it cost where it had nothing to say."""
     kept = record.measurements.log
     if kept is not None:
-        _write(store.read_blob(kept).decode(errors="replace"))
+        _write(plain(store.read_blob(kept).decode(errors="replace")))
         return
     _write(f"it said nothing: {_cost(record)}\n")
     for warning in record.measurements.warnings:
-        _write(f"warning: {warning}\n")
+        _write(f"warning: {plain(warning)}\n")
 
 
 def _cost(record: Record) -> str:
@@ -227,7 +229,7 @@ def _follow(cluster: Cluster, view: BuildView, task: str | None) -> None:
                 name, line = lines.get(timeout=left)
             except queue.Empty:
                 break
-            _write(f"{_prefix(name) if prefixed else ''}{line}\n")
+            _write(f"{_prefix(name) if prefixed else ''}{plain(line)}\n")
         if view.settled and not any(reader.is_alive() for reader in readers.values()):
             if lines.empty():
                 return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -90,7 +91,7 @@ def _chosen(view: BuildView, target: str | None) -> Artifact:
         raise BadInput(
             f"it has {len(by_target)} containers",
             where=where,
-            remedy=f"choose one: --target {' or '.join(by_target)}",
+            remedy=f"choose one: --target {' or '.join(map(shlex.quote, by_target))}",
         )
     wanted = {name.lower(): item for name, item in by_target.items()}.get(target.lower())
     if wanted is None:

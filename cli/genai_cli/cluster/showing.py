@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from genai_cli.cluster.builds import age, read_build, read_builds
 from genai_cli.cluster.connection import Access, Cluster, connect
 from genai_cli.cluster.problems import ClusterUnavailable
 from genai_cli.cluster.views import BuildView, TaskView
+from genai_cli.console import PlainConsole
 from genai_cli.output import emit
 from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
@@ -71,7 +73,7 @@ def show_status(
 
 def watched(picture: Callable[[], RenderableType], *, watch: bool, every: float = _EVERY) -> int:
     """Print a picture once, or again and again until Ctrl-C; in a pipe only where it changes."""
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     first = picture()
     if not watch:
         put(first)
@@ -103,7 +105,7 @@ def _patiently(picture: Callable[[], RenderableType]) -> RenderableType:
 
 def put(picture: RenderableType) -> None:
     """Print a picture: fitted to a terminal, as wide as it needs in a pipe."""
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     if console.is_terminal:
         console.print(picture)
     else:
@@ -111,7 +113,7 @@ def put(picture: RenderableType) -> None:
 
 
 def _plain(picture: RenderableType) -> str:
-    console = Console(highlight=False, width=_WIDE, color_system=None)
+    console = PlainConsole(highlight=False, width=_WIDE, color_system=None)
     with console.capture() as captured:
         console.print(picture)
     return "".join(f"{line.rstrip()}\n" for line in captured.get().splitlines())
@@ -188,7 +190,7 @@ def details(view: BuildView) -> RenderableType:
     if view.running:
         rows.add_row("running", _running(view.running))
     for failure in view.failures:
-        log = f"genai logs {view.name} {failure.task} -n {view.namespace}"
+        log = shlex.join(("genai", "logs", view.name, failure.task, "-n", view.namespace))
         text = Text.assemble((failure.task, "bold"), f"  {failure.reason}\n{failure.message}")
         rows.add_row(Text("failed", style="red"), text.append(f"\nlog: {log}", style="dim"))
     for item in view.artifacts:

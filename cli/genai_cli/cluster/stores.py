@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from genai_cli.cluster.connection import Cluster, Json
 from genai_cli.cluster.forwarding import reachable
 from genai_cli.cluster.problems import NotAllowed, NotThere
+from genai_cli.output import tell
 from genai_core.errors import GenAIError, InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_served
@@ -143,7 +144,7 @@ def opened_stores(
                 way = StoreOptions(endpoint=options.endpoint if same else None)
                 others.append(stack.enter_context(_further(cluster, namespace, further.name, way)))
             except GenAIError as error:
-                sys.stderr.write(f"note: a further store is left out: {error}\n")
+                tell(f"note: a further store is left out: {error}")
         yield LayeredStore(first, others) if others else first
 
 

@@ -8,7 +8,6 @@ predecessors. Nothing depends on today's toolchain, so logs of an outdated build
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pydantic import ValidationError
 
 from genai_cli.cluster.connection import Cluster, Json
 from genai_cli.cluster.problems import NotAllowed, NotThere
+from genai_cli.output import tell
 from genai_core import chips
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
@@ -168,7 +168,7 @@ def _records(store: Store, operations: set[str]) -> list[Record]:
         except GenAIError as error:
             if place is store.writable:
                 raise
-            sys.stderr.write(f"note: a further store is left out: {error}\n")
+            tell(f"note: a further store is left out: {error}")
     return found
 
 

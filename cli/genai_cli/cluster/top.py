@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
@@ -23,7 +23,8 @@ from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_cli.cluster.problems import ClusterUnavailable, NotAllowed
 from genai_cli.cluster.showing import put
 from genai_cli.cluster.views import BuildView, TaskView, quantity
-from genai_cli.output import emit
+from genai_cli.console import PlainConsole
+from genai_cli.output import emit, say
 from genai_cli.settings import Settings
 from genai_cli.words import counted, duration
 
@@ -110,12 +111,12 @@ def show_top(access: Access, settings: Settings, *, everywhere: bool, once: bool
 
 
 def _live(cluster: Cluster, namespace: str | None, rates: Rates) -> int:
-    console = Console(highlight=False)
+    console = PlainConsole(highlight=False)
     found = snapshot(cluster, namespace)
     if not console.is_terminal:
         while True:
             now = datetime.now(UTC)
-            sys.stdout.write(_line(found, rates.per_minute(found.builds, now), now) + "\n")
+            say(_line(found, rates.per_minute(found.builds, now), now))
             sys.stdout.flush()
             time.sleep(_EVERY)
             found = _patiently(cluster, namespace, found)

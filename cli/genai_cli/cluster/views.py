@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Literal, TypeAlias, TypeVar
 
 from genai_core.kinds.base import GROUP
+from genai_core.redaction import hidden_queries
 from genai_planner.progress import StageProgress
 
 __all__ = [
@@ -209,7 +210,10 @@ def build_view(value: Mapping[str, Any], tasks: Sequence[TaskView] = ()) -> Buil
         ),
         targets=tuple(spec["targets"]),
         store=str((spec.get("store") or {}).get("name") or "default"),
-        source=(resolved["uri"], resolved["digest"]) if resolved else (spec["model"]["source"], ""),
+        source=(
+            hidden_queries(resolved["uri"] if resolved else spec["model"]["source"]),
+            resolved["digest"] if resolved else "",
+        ),
         done=int(done) if done.isdigit() else 0,
         total=int(total) if total.isdigit() else 0,
         cached=int(status.get("cached", 0)),
