@@ -2,7 +2,8 @@
 
 Input `source`: a folder of roles (`model.onnx` and its data, `config.json`, `model.encodings`,
 tokenizer files, `tokens.npy`, `calibration.*`). Output: `model.onnx`, `facts.json`, `weights/`,
-`encodings/model.encodings`, `assets/`, `tokens/`.
+`source/` (the source's own graph over those weights), `encodings/model.encodings`, `assets/`,
+`tokens/`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from genai_stages.model_files import (
     refuse_pointers,
 )
 from genai_stages.passes.compare_source import compare_source
+from genai_stages.passes.keep_source import keep_source
 from genai_stages.passes.refuse_source import refuse_source
 from genai_stages.passes.source_to_core import source_to_core, stated_vocabulary
 from genai_stages.source_model import read_config, read_source
@@ -75,6 +77,7 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         compared = compare_source(
             found.source, found.inputs, found.ropes, out, threads=context.threads
         )
+        kept = keep_source(source, out)
     facts = found.facts
     return StageResult(
         facts={
@@ -89,6 +92,7 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
             "comparedParts": compared.parts,
             "comparedPasses": [list(one) for one in compared.passes],
             "encodings": entries,
+            "sourceBytes": {"pointing": kept.bytes_pointing, "copied": kept.bytes_copied},
             "assets": assets,
         },
         warnings=(*facts.warnings, *foreign),
