@@ -15,7 +15,7 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATH=/opt/genai/bin:/usr/local/
 FROM base AS dependencies
 COPY pyproject.toml constraints.txt LICENSE /source/
 RUN cd /source && touch README.md \
- && for room in core planner runtime stages cli operator; do \
+ && for room in core planner runtime stages serving cli operator; do \
       mkdir -p $room/genai_$room && touch $room/genai_$room/__init__.py; done \
  && python3 -m venv /opt/genai \
  && pip install --no-cache-dir --quiet --upgrade 'pip>=25.1'

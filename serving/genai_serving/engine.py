@@ -1,0 +1,299 @@
+"""The loop that owns the slots: one thread, one pass after another over whatever waits.
+
+Requests come in from any thread (`submit`, `cancel`), answers go out through listeners. Prompts and
+answers of all sequences share passes (continuous batching); what a pass does, the scheduler says.
+A pass that fails ends the requests in it and no others.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import numpy as np
+
+from genai_core.errors import GenAIError
+from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
+from genai_runtime.sampling import Sampler, logprobs
+from genai_serving.requests import Ended, Finish, Listener, Request, Times
+from genai_serving.scheduler import Limits, Scheduler, Sequence, Step, Work
+
+
+class Closed(GenAIError):
+    """The engine takes no more requests."""
+
+    code = "ShuttingDown"
+
+
+class Observer(Protocol):
+    """Who counts; called in the engine's thread."""
+
+    def on_pass(self, *, rows: int, tokens: int, seconds: float) -> None:
+        """A pass was run."""
+        ...
+
+    def on_end(self, request: Request, ended: Ended) -> None:
+        """A request ended."""
+        ...
+
+
+class _Nobody:
+    """An observer that counts nothing."""
+
+    def on_pass(self, *, rows: int, tokens: int, seconds: float) -> None:
+        """Nothing."""
+
+    def on_end(self, request: Request, ended: Ended) -> None:
+        """Nothing."""
+
+
+@dataclass
+class _Answer:
+    """A request on its way."""
+
+    request: Request
+    listener: Listener
+    sampler: Sampler
+    arrived: float
+    admitted: float | None = None
+    first: float | None = None
+    slot: int | None = None
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the engine holds now.
+
+    Attributes:
+        running: Sequences with a slot.
+        waiting: Sequences without.
+        reserved: Share of the cache's memory that running ones may come to take, 0 to 1.
+    """
+
+    running: int
+    waiting: int
+    reserved: float
+
+
+class Engine:
+    """See the module's docstring.
+
+    Args:
+        executor: Its slots are the engine's alone; closed with it.
+        limits: What it gives out.
+        observer: Who counts.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        limits: Limits,
+        *,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._executor = executor
+        self._scheduler = Scheduler(limits)
+        self._observer: Observer = observer or _Nobody()
+        self._clock = clock
+        self._keys = itertools.count()
+        self._answers: dict[int, _Answer] = {}
+        self._wake = threading.Condition()
+        self._cancelled: set[int] = set()
+        self._closing = False
+        self._draining = True
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the loop runs."""
+        return self._thread.is_alive()
+
+    @property
+    def load(self) -> Load:
+        """What it holds now."""
+        with self._wake:
+            scheduler = self._scheduler
+            share = scheduler.reserved_bytes / scheduler.limits.cache_bytes
+            return Load(len(scheduler.running), len(scheduler.waiting), share)
+
+    def submit(self, request: Request, listener: Listener) -> int:
+        """Queue a request; its key. Callable from any thread.
+
+        Raises:
+            BadInput: The prompt is empty, outside the vocabulary or too long for the context, or
+                the request needs more memory than there is.
+            QueueFull: Too many wait.
+            Closed: The engine is shutting down.
+        """
+        prompt = checked_tokens(request.prompt, self._executor, 0)
+        # The last token of an answer needs no place: it is told and never read.
+        most = min(request.max_tokens, self._executor.context_length - prompt.size + 1)
+        request = replace(request, prompt=prompt, max_tokens=most)
+        sampler = Sampler(
+            request.sampling, vocab_size=self._executor.vocab_size, prompt=request.prompt
+        )
+        with self._wake:
+            if self._closing or not self.alive:
+                raise Closed("the server is shutting down", remedy="ask another one")
+            key = next(self._keys)
+            need = self._executor.cache_bytes(prompt.size + most - 1)
+            self._scheduler.add(Sequence(key, prompt.size, most, need, request.deadline))
+            self._answers[key] = _Answer(request, listener, sampler, self._clock())
+            self._wake.notify()
+        return key
+
+    def cancel(self, key: int) -> None:
+        """End a request soon; nothing where it has ended. Callable from any thread."""
+        with self._wake:
+            if key in self._answers:
+                self._cancelled.add(key)
+                self._wake.notify()
+
+    def close(self, *, seconds: float = 0.0) -> bool:
+        """Take nothing new, finish what is there, end the loop and close the executor.
+
+        Args:
+            seconds: What is not finished by then is cancelled.
+
+        Returns:
+            Whether everything was finished.
+        """
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join(seconds)
+        finished = not self._thread.is_alive()
+        with self._wake:
+            self._draining = False
+            self._wake.notify()
+        self._thread.join()
+        return finished
+
+    def _loop(self) -> None:
+        try:
+            while self._next():
+                pass
+        finally:
+            with self._wake:
+                self._closing = True
+                left = list(self._answers)
+            for key in left:
+                self._end(key, Finish.CANCELLED)
+            self._executor.close()
+
+    def _next(self) -> bool:
+        """Wait for something to do and do it; False when the engine is to end."""
+        with self._wake:
+            while True:
+                idle = not self._answers
+                if self._closing and (idle or not self._draining):
+                    return False
+                if not idle:
+                    break
+                self._wake.wait()
+            cancelled, self._cancelled = self._cancelled, set()
+            overdue = self._scheduler.overdue(self._clock())
+        for key in cancelled:
+            self._end(key, Finish.CANCELLED)
+        for key in overdue:
+            self._end(key, Finish.DEADLINE)
+        with self._wake:
+            step = self._scheduler.schedule()
+        if step.work:
+            self._run(step)
+        return True
+
+    def _run(self, step: Step) -> None:
+        began = self._clock()
+        for key in step.admitted:
+            self._answers[key].admitted = began
+        try:
+            for key in step.admitted:
+                self._answers[key].slot = self._executor.open()
+            outputs = self._executor.forward([self._row(work) for work in step.work])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
+            for key in {*step.admitted, *(work.key for work in step.work)}:
+                self._end(key, Finish.ERROR, _known(error))
+            return
+        finished, failed = set(), {}
+        for work, output in zip(step.work, outputs, strict=True):
+            try:
+                if self._tell(work, output):
+                    finished.add(work.key)
+            except Exception as error:  # noqa: BLE001 - as above
+                failed[work.key] = _known(error)
+        tokens = sum(work.count for work in step.work)
+        self._observer.on_pass(rows=len(step.work), tokens=tokens, seconds=self._clock() - began)
+        with self._wake:
+            ended = self._scheduler.update(step, finished=finished)
+        for key, known in failed.items():
+            self._end(key, Finish.ERROR, known)
+        for key in ended:
+            self._end(key, Finish.STOP if key in finished else Finish.LENGTH)
+
+    def _row(self, work: Work) -> Row:
+        answer = self._answers[work.key]
+        assert answer.slot is not None
+        prompt = answer.request.prompt
+        if work.start < prompt.size:
+            tokens = prompt[work.start : work.start + work.count]
+        else:
+            tokens = np.array(answer.tokens[-1:], dtype=np.int64)
+        told = answer.request.prompt_logprobs is not None and work.start < prompt.size
+        want = Want.ALL if told else Want.LAST if work.yields else Want.NONE
+        return Row(answer.slot, tokens, want=want)
+
+    def _tell(self, work: Work, output: RowOutput) -> bool:
+        """Hand on what a row yielded; whether the answer is at its end."""
+        answer = self._answers[work.key]
+        request = answer.request
+        if request.prompt_logprobs is not None and work.start < request.prompt.size:
+            behind = request.prompt[work.start + 1 : work.start + work.count + 1]
+            answer.listener.on_prompt(
+                [
+                    logprobs(row, int(token), request.prompt_logprobs)
+                    for row, token in zip(output.logits, behind, strict=False)
+                ]
+            )
+        if not work.yields:
+            return False
+        logits = output.logits[-1]
+        early = len(answer.tokens) < request.min_tokens
+        token = answer.sampler.next(logits, banned=request.stop_tokens if early else ())
+        answer.tokens.append(token)
+        if answer.first is None:
+            answer.first = self._clock()
+        told = None if request.logprobs is None else logprobs(logits, token, request.logprobs)
+        enough = answer.listener.on_token(token, told)
+        return enough or token in request.stop_tokens
+
+    def _end(self, key: int, reason: Finish, error: GenAIError | None = None) -> None:
+        with self._wake:
+            answer = self._answers.pop(key, None)
+            self._scheduler.cancel(key)
+            self._cancelled.discard(key)
+        if answer is None:
+            return
+        if answer.slot is not None:
+            self._executor.free(answer.slot)
+        times = Times(answer.arrived, answer.admitted, answer.first, self._clock())
+        ended = Ended(reason, answer.request.prompt.size, len(answer.tokens), times, error)
+        self._observer.on_end(answer.request, ended)
+        answer.listener.on_end(ended)
+
+
+def _known(error: Exception) -> GenAIError:
+    if isinstance(error, GenAIError):
+        return error
+    return GenAIError(f"a pass failed: {type(error).__name__}: {error}"[:500])
+
+
+__all__ = ["Closed", "Engine", "Limits", "Load", "Observer"]

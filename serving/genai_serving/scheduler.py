@@ -1,0 +1,260 @@
+"""What the next pass does: a pure function of who waits and who runs.
+
+    step = scheduler.schedule()              # changes nothing
+    ... run it ...
+    ended = scheduler.update(step, finished={...})
+
+A sequence is admitted in the order of arrival, when a slot is free and its whole need of memory
+(prompt and answer) fits beside those that run: so what runs is never put out again, and whoever
+waits longest comes next. In a pass every sequence that is writing gets its one token; what is left
+of the pass's budget goes to prompts, the oldest first. There is no clock here: times are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from genai_core.errors import BadInput, GenAIError
+
+
+class QueueFull(GenAIError):
+    """As many requests wait as may."""
+
+    code = "QueueFull"
+
+
+class TooLarge(BadInput):
+    """A request that would never fit, however long it waited."""
+
+    code = "TooLarge"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the server gives out.
+
+    Attributes:
+        sequences: That run at once; each has a slot.
+        tokens: Of a pass; at least `sequences`, so that all who write get their token.
+        waiting: Sequences that may wait for a slot or for memory.
+        cache_bytes: Memory of all slots together.
+    """
+
+    sequences: int
+    tokens: int
+    waiting: int
+    cache_bytes: int
+
+    def __post_init__(self) -> None:
+        """Refuse limits under which something would wait for ever.
+
+        Raises:
+            BadInput: A limit is below what the others need.
+        """
+        if self.sequences < 1 or self.waiting < 0 or self.cache_bytes < 1:
+            raise BadInput("sequences and cache must be at least 1, the queue 0", where="limits")
+        if self.tokens < self.sequences:
+            raise BadInput(
+                f"{self.tokens} tokens in a pass are fewer than {self.sequences} sequences",
+                where="limits",
+            )
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What is asked for.
+
+    Attributes:
+        key: Names it; unique.
+        prompt: Tokens of the prompt, at least 1.
+        most: Tokens of the answer, at least 1.
+        cache_bytes: Memory that prompt and answer take.
+        deadline: When it must have ended; None = whenever.
+    """
+
+    key: int
+    prompt: int
+    most: int
+    cache_bytes: int
+    deadline: float | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A running sequence.
+
+    Attributes:
+        asked: What for.
+        held: Tokens in its slot.
+        written: Tokens of its answer; the last one is in the slot after the next pass only.
+    """
+
+    asked: Sequence
+    held: int = 0
+    written: int = 0
+
+    @property
+    def left(self) -> int:
+        """Known tokens that its slot does not hold yet."""
+        return self.asked.prompt + self.written - self.held
+
+    @property
+    def writing(self) -> bool:
+        """Its prompt was read."""
+        return self.written > 0
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a sequence does in a pass.
+
+    Attributes:
+        key: Whose.
+        start: Tokens in its slot before.
+        count: Tokens that it appends.
+        yields: A token of the answer comes out.
+    """
+
+    key: int
+    start: int
+    count: int
+    yields: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass.
+
+    Attributes:
+        admitted: Sequences that need a slot first, in order.
+        work: At most `Limits.sequences`, together at most `Limits.tokens` tokens.
+    """
+
+    admitted: tuple[int, ...]
+    work: tuple[Work, ...]
+
+
+class Scheduler:
+    """See the module's docstring."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self._waiting: dict[int, Sequence] = {}
+        self._running: dict[int, Progress] = {}
+
+    @property
+    def waiting(self) -> tuple[int, ...]:
+        """Who waits, the longest first."""
+        return tuple(self._waiting)
+
+    @property
+    def running(self) -> tuple[int, ...]:
+        """Who runs, the longest first."""
+        return tuple(self._running)
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Memory that those who run may come to take."""
+        return sum(progress.asked.cache_bytes for progress in self._running.values())
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            TooLarge: It needs more memory than all slots may have.
+            QueueFull: As many wait as may.
+            ValueError: Its key is taken, or it asks for nothing.
+        """
+        if sequence.key in self._waiting or sequence.key in self._running:
+            raise ValueError(f"sequence {sequence.key} is there already")
+        if sequence.prompt < 1 or sequence.most < 1:
+            raise ValueError("a sequence has a prompt and an answer of at least one token")
+        if sequence.cache_bytes > self.limits.cache_bytes:
+            raise TooLarge(
+                f"{sequence.prompt} prompt tokens and {sequence.most} more take "
+                f"{mebibytes(sequence.cache_bytes)} MiB of cache, the server has "
+                f"{mebibytes(self.limits.cache_bytes)} MiB",
+                remedy="shorten the prompt or ask for fewer tokens",
+            )
+        self._waiting[sequence.key] = sequence
+        stuck = len(self._waiting) - len(tuple(self._admitted()))
+        if stuck > self.limits.waiting:
+            del self._waiting[sequence.key]
+            raise QueueFull(
+                f"{len(self._running)} sequences run and {len(self._waiting)} wait, no more may; "
+                f"{mebibytes(self.reserved_bytes)} of {mebibytes(self.limits.cache_bytes)} MiB of "
+                f"cache are taken and this request needs {mebibytes(sequence.cache_bytes)} MiB",
+                remedy="try again later",
+            )
+
+    def cancel(self, key: int) -> bool:
+        """Take a sequence out; whether it was there."""
+        there = self._waiting.pop(key, None) or self._running.pop(key, None)
+        return there is not None
+
+    def overdue(self, now: float) -> tuple[int, ...]:
+        """Who is past the deadline."""
+        asked = [*self._waiting.values(), *(p.asked for p in self._running.values())]
+        return tuple(s.key for s in asked if s.deadline is not None and s.deadline <= now)
+
+    def schedule(self) -> Step:
+        """The next pass; nothing to do where nobody waits and nobody runs."""
+        admitted = tuple(self._admitted())
+        members = dict(self._running)
+        members |= {key: Progress(self._waiting[key]) for key in admitted}
+        budget = self.limits.tokens - sum(progress.writing for progress in members.values())
+        work = []
+        for key, progress in members.items():
+            count = 1 if progress.writing else min(progress.left, budget)
+            if count:
+                budget -= 0 if progress.writing else count
+                work.append(Work(key, progress.held, count, yields=count == progress.left))
+        return Step(admitted, tuple(work))
+
+    def update(self, step: Step, *, finished: Collection[int] = ()) -> tuple[int, ...]:
+        """Take over what a pass did.
+
+        Args:
+            step: As `schedule` gave it; sequences that were cancelled since are passed over.
+            finished: Who reached an end token or the like.
+
+        Returns:
+            Who has ended: those that finished, and those whose answer is as long as it may be.
+        """
+        for key in step.admitted:
+            if key in self._waiting:
+                self._running[key] = Progress(self._waiting.pop(key))
+        ended = []
+        for work in step.work:
+            before = self._running.get(work.key)
+            if before is None:
+                continue
+            after = Progress(
+                before.asked, before.held + work.count, before.written + int(work.yields)
+            )
+            self._running[work.key] = after
+            if work.key in finished or after.written >= after.asked.most:
+                del self._running[work.key]
+                ended.append(work.key)
+        return tuple(ended)
+
+    def progress(self, key: int) -> Progress | None:
+        """How far a running sequence is."""
+        return self._running.get(key)
+
+    def _admitted(self) -> Iterator[int]:
+        """Who gets a slot now: from the front of the queue, and nobody past another."""
+        slots = self.limits.sequences - len(self._running)
+        memory = self.limits.cache_bytes - self.reserved_bytes
+        for key, sequence in self._waiting.items():
+            if slots < 1 or sequence.cache_bytes > memory:
+                return
+            slots -= 1
+            memory -= sequence.cache_bytes
+            yield key
+
+
+def mebibytes(size: int) -> str:
+    """A number of bytes, for messages."""
+    return f"{size / (1 << 20):.1f}"

@@ -1,0 +1,85 @@
+"""Text as it is streamed: whole characters, and nothing of a stop string."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genai_runtime.tokenizing import TextTokenizer
+from genai_serving.text import REPLACEMENT, Detokenizer, StopFinder
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
+TOKENIZER = TextTokenizer.of_folder(EXAMPLE)
+
+
+def pieces(tokens):
+    detokenizer = Detokenizer(TOKENIZER.decode)
+    shown = [detokenizer.push(token) for token in tokens]
+    return [*shown, detokenizer.finish()]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.integers(0, 2047), max_size=40))
+def test_pieces_joined_are_the_text_of_all_tokens(tokens):
+    assert "".join(pieces(tokens)) == TOKENIZER.decode(tokens)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(alphabet="aé€😀日 \n", min_size=1, max_size=20))
+def test_no_piece_ever_shows_a_part_of_a_character(text):
+    tokens = TOKENIZER.encode(text)
+    shown = pieces(tokens)
+    assert "".join(shown) == TOKENIZER.decode(tokens)
+    assert not any(REPLACEMENT in piece for piece in shown)
+
+
+def test_a_character_of_four_tokens_comes_whole_with_the_last():
+    tokens = list(TOKENIZER.encode("😀", special=False))
+    assert len(tokens) > 1
+    assert pieces(tokens) == [""] * (len(tokens) - 1) + ["😀", ""]
+
+
+def test_a_cut_character_is_shown_when_the_answer_ends_in_it():
+    tokens = list(TOKENIZER.encode("😀", special=False))[:-1]
+    assert "".join(pieces(tokens)) == TOKENIZER.decode(tokens) != ""
+
+
+@given(
+    st.text(alphabet="abc", max_size=25),
+    st.lists(st.text(alphabet="abc", min_size=1, max_size=4), max_size=3),
+    st.lists(st.integers(0, 25), max_size=6),
+    st.booleans(),
+)
+def test_stop_finder_shows_what_stands_before_the_first_stop(text, stops, cuts, include):
+    finder = StopFinder(stops, include=include)
+    ends = sorted({0, len(text), *(min(cut, len(text)) for cut in cuts)})
+    shown = "".join(finder.push(text[a:b]) for a, b in pairwise(ends)) + finder.finish()
+    # Text is searched as it comes: what ends a prefix counts before what comes later.
+    expected, found = text, None
+    for end in ends[1:]:
+        there = [(text[:end].find(s), -len(s), s) for s in stops if s in text[:end]]
+        if there:
+            place, _, found = min(there)
+            expected = text[: place + (len(found) if include else 0)]
+            break
+    assert shown == expected
+    assert finder.found == found
+
+
+def test_stop_finder_holds_back_what_may_begin_a_stop():
+    finder = StopFinder(["END"])
+    assert [finder.push("xE"), finder.push("N"), finder.push("Qy")] == ["x", "", "ENQy"]
+    assert [finder.push("E"), finder.push("ND"), finder.push("more")] == ["", "", ""]
+    assert finder.found == "END"
+    assert finder.finish() == ""
+
+
+@pytest.mark.parametrize("stops", [[], [""]])
+def test_stop_finder_lets_everything_through_without_a_stop(stops):
+    finder = StopFinder(stops)
+    assert finder.push("abc") == "abc"
+    assert finder.found is None
