@@ -69,6 +69,10 @@ _INTERRUPTED = Interrupted("interrupted", remedy="the same command goes on where
 def _end(error: GenAIError, settings: Settings, *, cause: BaseException | None = None) -> int:
     """Report an error; returns its exit code."""
     try:
+        if settings.in_options:
+            from genai_cli.option_words import in_options
+
+            cause, error = cause or error, in_options(error)
         if settings.debug:
             traceback.print_exception(cause or error)
         for line in (str(error), *getattr(error, "__notes__", ())):

@@ -24,6 +24,7 @@ from genai_cli.containers import (
 from genai_cli.engine import PlannedBuild, plan_build, run_plan
 from genai_cli.events import BuildResult
 from genai_cli.local_work import known_digests
+from genai_cli.option_words import in_options
 from genai_cli.output import emit, tell
 from genai_cli.render import busy, progress
 from genai_cli.settings import Settings
@@ -83,7 +84,8 @@ def run_build(
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     for failure in result.failures:
-        tell(f"error: {failure.id}: {failure.error}")
+        error = in_options(failure.error) if settings.in_options else failure.error
+        tell(f"error: {failure.id}: {error}")
     return result.failures[0].error.exit_code if result.failures else 0
 
 

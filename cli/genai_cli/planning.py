@@ -39,6 +39,7 @@ def show_plan(
     """Plan the build that the flags mean and print the plan; returns the exit code."""
     if settings.json and html:
         raise BadInput("--json and --html exclude each other", where="genai graph")
+    settings.in_options = flags.file is None
     wanted = build_of(flags)
     artifacts = open_store(store or settings.store, read_from=read_from)
     with busy("reading the model and looking up what is there"):

@@ -18,11 +18,13 @@ class Settings:
         store: Where artifacts live unless --store says otherwise: a folder or `s3://...`.
         debug: Show tracebacks.
         json: Standard output belongs to one JSON object; set by a command's --json.
+        in_options: A build was typed, not written: errors name options instead of fields.
     """
 
     store: str
     debug: bool = False
     json: bool = False
+    in_options: bool = False
 
 
 def read_settings(environment: Mapping[str, str]) -> Settings:

@@ -20,6 +20,9 @@ from genai_core.names import GraphName
 NATIVE_KV_ARS = (32, 64, 128, 256)
 """The ARs for which the vendor's native KV layout exists."""
 
+SAFE_FACTOR = 4
+"""Passes of the largest AR from which on contexts were tested with Genie."""
+
 _NAME = re.compile(r"(?:(prompt|token)_)?ar([1-9]\d*)_cl([1-9]\d*)(?:_([1-9]\d*)_of_([1-9]\d*))?")
 
 
@@ -96,6 +99,11 @@ def check_graph(ar: int, cl: int) -> None:
         )
 
 
+def fits_htp(ar: int, cl: int) -> bool:
+    """Whether a context holds a pass and more than one beside it, as Genie needs."""
+    return cl > 2 * ar
+
+
 def check_htp_graphs(ars: Iterable[int], cls: Iterable[int]) -> tuple[str, ...]:
     """Check every AR x CL of an htp container and return warnings.
 
@@ -113,16 +121,16 @@ def check_htp_graphs(ars: Iterable[int], cls: Iterable[int]) -> tuple[str, ...]:
     largest = ars[-1]
     warnings: list[str] = []
     for cl in cls:
-        if cl <= 2 * largest:
+        if not fits_htp(largest, cl):
             raise InvalidSpec(
                 f"CL {cl} is at most twice the largest AR {largest}: Genie loses the cache there",
                 where="graphs.contextLengths",
-                remedy=f"use at least {4 * largest}, or a smaller autoRegression",
+                remedy=f"use at least {SAFE_FACTOR * largest}, or a smaller autoRegression",
             )
-        if cl < 4 * largest:
+        if cl < SAFE_FACTOR * largest:
             warnings.append(
                 f"CL {cl} is less than four times the largest AR {largest}: tested with Genie "
-                f"only from {4 * largest} on"
+                f"only from {SAFE_FACTOR * largest} on"
             )
     return tuple(warnings)
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 from genai_core.errors import GenAIError, ToolchainMismatch
@@ -31,6 +31,7 @@ from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Committed, Hit, Miss, Store
 from genai_core.task import TaskFile, TaskResult
 from genai_core.toolchain import check_toolchain
+from genai_core.user_names import with_user_names
 from genai_stages.local_file import take_local
 from genai_stages.measured import note_measurements
 from genai_stages.stage import Context, OperationModule, StageResult
@@ -111,15 +112,25 @@ def run_recorded(
 
 
 def failed(task: TaskFile, error: GenAIError, started: float) -> TaskResult:
-    """The result of a task that ended with an error."""
+    """The result of a task that ended with an error; files have the names that the user gave."""
     return TaskResult(
         id=task.id,
         outcome="failed",
-        error=error.as_dict(),
+        error=with_user_names(error, _user_names(task)).as_dict(),
         exit_code=error.exit_code,
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
     )
+
+
+def _user_names(task: TaskFile) -> dict[str, str]:
+    """Role -> name, of the source's files that a task reads where they lie."""
+    return {
+        role: PurePosixPath(file.path.partition("?")[0]).name
+        for files in task.inputs.values()
+        for role, file in files.items()
+        if file.path is not None
+    }
 
 
 def peak_memory_bytes() -> int:

@@ -46,7 +46,7 @@ def test_a_folder_and_targets_are_a_build(tmp_path: Path) -> None:
     assert build.metadata.name == "my-model-v2"
     assert build.spec.model.source == str(folder)
     assert build.spec.targets == ["sm8750", "cpu"]
-    assert build.spec.graphs.auto_regression == [1, 128]
+    assert build.spec.graphs.auto_regression == []
 
 
 def test_files_of_the_model_are_named_in_its_folder_or_from_where_one_stands(

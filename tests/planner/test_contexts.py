@@ -53,3 +53,36 @@ def test_cpu_ignores_default_ars_but_not_wrong_ones() -> None:
     assert grid(64, htp=False).context_length == 64
     with pytest.raises(InvalidSpec, match="AR 128 is larger"):
         grid(64, htp=False, autoRegression=[128])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "native", "ars"),
+    [
+        ([4096], False, [1, 128]),
+        ([257, 4096], False, [1, 128]),
+        ([256], False, [1, 64]),
+        ([512, 200], False, [1, 32]),
+        ([64], False, [1, 16]),
+        ([4], False, [1]),
+        ([4096], True, [32, 128]),
+        ([256], True, [32, 64]),
+        ([128], True, [32]),
+    ],
+)
+def test_derive_graphs_takes_ars_that_fit_when_none_are_given(
+    lengths: list[int], native: bool, ars: list[int]
+) -> None:
+    shape = shape_from_config({"num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 16})
+    assert shape is not None
+    for given in ({}, {"autoRegression": []}):
+        graphs = Graphs.model_validate({"contextLengths": lengths, **given})
+        found = derive_graphs(graphs, shape, htp=True, native_kv=native)
+        assert sorted({graph.ar for graph in found.graphs}) == ars
+        usual = [32, 128] if native else [1, 128]
+        assert ("is too many" in found.notes[1]) == (ars != usual)
+        assert bool(found.warnings) == (ars == usual and min(lengths) < 512)
+
+
+def test_derive_graphs_refuses_ars_that_do_not_fit_when_they_are_given() -> None:
+    with pytest.raises(InvalidSpec, match="CL 256 is at most twice the largest AR 128"):
+        grid(None, autoRegression=[1, 128], contextLengths=[256])

@@ -74,6 +74,7 @@ def build(
         file=file, model=model, name=name, target=target, ar=ar, cl=cl, splits=splits,
         gaps=gaps, precision=precision, onnx=onnx, encodings=encodings, fields=fields,
     )  # fmt: skip
+    settings.in_options = file is None
     from genai_cli.spec_source import as_yaml, build_of
 
     wanted = build_of(flags)

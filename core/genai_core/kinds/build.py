@@ -82,9 +82,10 @@ class Graphs(KindModel):
     """The static graphs of an htp container: every AR x every CL."""
 
     auto_regression: Annotated[
-        list[Annotated[int, Field(ge=1, le=65536)]], Field(min_length=1, max_length=16)
-    ] = Field(default_factory=lambda: [1, 128])
-    """Tokens in one pass: 1 decodes, the largest reads prompts."""
+        list[Annotated[int, Field(ge=1, le=65536)]], Field(max_length=16)
+    ] = Field(default_factory=list)
+    """Tokens in one pass: 1 decodes, the largest reads prompts. Empty: 1 and 128, or 1 and as many
+    as the shortest context holds four times."""
     context_lengths: Annotated[
         list[Annotated[int, Field(ge=2, le=1048576)]], Field(max_length=16)
     ] = Field(default_factory=list)

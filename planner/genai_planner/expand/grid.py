@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genai_core.graphs import check_graph, check_htp_graphs, check_native_kv
+from genai_core.graphs import (
+    NATIVE_KV_ARS,
+    SAFE_FACTOR,
+    check_graph,
+    check_htp_graphs,
+    check_native_kv,
+    fits_htp,
+)
 from genai_core.kinds.build import MULTI_CONTEXT_LENGTHS, Graphs
 from genai_core.operations import GraphConfig
 from genai_planner.shape import ModelShape
@@ -15,6 +22,8 @@ DEFAULT_CL = 4096
 """What phones are commonly built for; a model's own limit counts where it is smaller."""
 
 
+DEFAULT_ARS = (1, 128)
+"""ARs where none are given and the contexts hold them."""
 NATIVE_KV_DEFAULT = (32, 128)
 """ARs with nativeKV where none are given: the smallest that has the layout, and the usual one."""
 
@@ -52,7 +61,7 @@ def derive_graphs(
             the native layout.
     """
     lengths, why = _context_lengths(graphs, shape.max_positions)
-    ars, ar_why = _auto_regression(graphs, native_kv=native_kv)
+    ars, ar_why = _auto_regression(graphs, native_kv=native_kv, shortest=lengths[0])
     notes = [f"context length {_and(lengths)}: {why}"]
     warnings: list[str] = []
     if htp:
@@ -60,7 +69,7 @@ def derive_graphs(
             check_native_kv(ars)
         warnings += check_htp_graphs(ars, lengths)
         notes.append(f"AR (tokens in one pass) {_and(ars)}: {ar_why}")
-    elif "auto_regression" in graphs.model_fields_set:
+    elif graphs.auto_regression:
         for cl in lengths:
             check_graph(ars[-1], cl)
     if shape.max_positions is not None and lengths[-1] > shape.max_positions:
@@ -76,12 +85,18 @@ def derive_graphs(
     )
 
 
-def _auto_regression(graphs: Graphs, *, native_kv: bool) -> tuple[list[int], str]:
-    if "auto_regression" in graphs.model_fields_set:
+def _auto_regression(graphs: Graphs, *, native_kv: bool, shortest: int) -> tuple[list[int], str]:
+    if graphs.auto_regression:
         return sorted(graphs.auto_regression), "as given"
+    usual, why, allowed = DEFAULT_ARS, "the default", [2**n for n in range(7)]
     if native_kv:
-        return list(NATIVE_KV_DEFAULT), "nativeKV allows no AR 1, so decoding pads to the smallest"
-    return sorted(graphs.auto_regression), "the default"
+        usual, allowed = NATIVE_KV_DEFAULT, list(NATIVE_KV_ARS)
+        why = "nativeKV allows no AR 1, so decoding pads to the smallest"
+    if fits_htp(usual[-1], shortest):
+        return list(usual), why
+    fitting = [ar for ar in allowed if SAFE_FACTOR * ar <= shortest]
+    why = f"CL {shortest} should hold {SAFE_FACTOR} passes, so the default {usual[-1]} is too many"
+    return sorted({usual[0], *fitting[-1:]}), why
 
 
 def _context_lengths(graphs: Graphs, limit: int | None) -> tuple[list[int], str]:

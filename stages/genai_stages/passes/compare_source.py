@@ -114,7 +114,7 @@ def _run_source(source: SourceModel, session: Any, feeds: Mapping[str, Array]) -
         raise BadModel(
             f"ONNX Runtime cannot run it ({str(error).splitlines()[0]})",
             where=source.path.name,
-            remedy="check the model in ONNX Runtime",
+            remedy="export it so that onnxruntime.InferenceSession runs it",
         ) from error
     return np.asarray(result)
 
@@ -125,7 +125,7 @@ def _drift(wanted: Array, have: Array, rows: slice) -> float:
         raise BadModel(
             "the source itself gives values that are not finite",
             where="logits",
-            remedy="check the model in ONNX Runtime",
+            remedy="export weights without NaN or infinity, and in float32 where float16 overflows",
         )
     return float(np.abs(wanted - have).max() / max(1.0, float(np.abs(wanted).max())))
 
@@ -262,7 +262,7 @@ def _source_session(source: SourceModel, start: str | None, end: str | None, thr
         raise BadModel(
             f"ONNX Runtime refuses it ({str(error).splitlines()[0]})",
             where=source.path.name,
-            remedy="check the model in ONNX Runtime",
+            remedy="export it so that onnxruntime.InferenceSession loads it",
         ) from error
 
 

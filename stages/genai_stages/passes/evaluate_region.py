@@ -101,6 +101,6 @@ def run_region(
         raise BadModel(
             f"this part of the graph does not run ({str(error).splitlines()[0]})",
             where=plain[-1].where(),
-            remedy="check the model in ONNX Runtime",
+            remedy="export the model again with standard operators",
         ) from error
     return {**feeds, **dict(zip(names, results, strict=True))}
