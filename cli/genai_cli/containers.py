@@ -20,7 +20,7 @@ from pathlib import Path
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
 from genai_core.manifest import MANIFEST_FILE, REPORT_FILE, read_manifest
-from genai_core.record import SIDECAR_NAME, Output, Record, sidecar
+from genai_core.record import SIDECAR_NAME, Blob, Output, Record, sidecar
 from genai_core.store.protocol import Store
 from genai_core.store.vouching import container_fault
 
@@ -218,6 +218,7 @@ def place(
     *,
     described: bool = False,
     instead: Mapping[str, bytes] | None = None,
+    beside: Mapping[str, Blob] | None = None,
 ) -> None:
     """Write all outputs of a record into a folder, in place of what is there.
 
@@ -227,6 +228,7 @@ def place(
         path: The folder.
         described: As an entry of a store, with its `builder_cache_info.json`.
         instead: Relative path -> content of files that take a blob's place.
+        beside: Relative path -> further files.
 
     Raises:
         BadInput: The folder holds something else.
@@ -236,7 +238,7 @@ def place(
     check_container(record, store)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        for name, output in record.outputs.items():
+        for name, output in {**(beside or {}), **record.outputs}.items():
             dest = draft / name
             dest.parent.mkdir(parents=True, exist_ok=True)
             if instead and name in instead:

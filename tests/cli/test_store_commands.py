@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import onnx
 import pytest
 
 from genai_cli.testing import InProcess, Program, Ran
@@ -295,3 +297,68 @@ def test_gc_names_a_number_of_days_that_is_none(
     assert ran.code == 2
     assert "--keep-days" in ran.errors[0]
     assert "defect" not in ran.err
+
+
+@pytest.fixture
+def graph_of_another_entrys_weights(store: DirectoryStore, tmp_path: Path) -> Record:
+    """As arcl leaves it: a graph whose data is one of the task's inputs."""
+    values = np.arange(64, dtype=np.float32)
+    tensor = onnx.numpy_helper.from_array(values, "w")
+    onnx.external_data_helper.set_external_data(tensor, "weights/layer_000.data", length=256)
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    graph = onnx.helper.make_graph([], "g", [], [], initializer=[tensor])
+    own = store.put_bytes(onnx.helper.make_model(graph).SerializeToString())
+    data, other = store.put_bytes(values.tobytes()), store.put_bytes(b"not named")
+    record = entry(store, "a", operation="arcl")
+    changed = record.model_copy(
+        update={
+            "key": Key("a" * 64),
+            "inputs": {
+                "model": {
+                    "weights/layer_000.data": data.sha256,
+                    "weights/layer_001.data": other.sha256,
+                    "model.onnx": own.sha256,
+                }
+            },
+            "outputs": {"ar1_cl256.onnx": Output(sha256=own.sha256, size=own.size)},
+        }
+    )
+    store.commit(changed)
+    return changed
+
+
+@pytest.mark.parametrize("command", ["pull", "export"])
+def test_what_comes_out_of_a_store_is_opened_by_onnx_load(
+    cache: Any,
+    store: DirectoryStore,
+    tmp_path: Path,
+    graph_of_another_entrys_weights: Record,
+    command: str,
+) -> None:
+    record = graph_of_another_entrys_weights
+    folder = tmp_path / "out"
+    if command == "pull":
+        ran = cache("pull", "arcl/aaaa", "-o", "out", "--json")
+        assert ran.json["weights"] == ["weights/layer_000.data"]
+    else:
+        ran = cache("export", "out")
+        folder /= entry_folder(record)
+    assert ran.code == 0, ran.err
+    model = onnx.load(folder / "ar1_cl256.onnx")  # noqa: TID251 - users do
+    assert np.array_equal(onnx.numpy_helper.to_array(model.graph.initializer[0]), np.arange(64))
+    assert not (folder / "weights" / "layer_001.data").exists()
+    where = ["arcl/aaaa", "-o", "bare"] if command == "pull" else ["bare"]
+    plain = cache(command, *where, "--no-weights")
+    assert plain.code == 0
+    assert not list((tmp_path / "bare").rglob("*.data"))
+
+
+def test_weights_that_are_gone_are_named(
+    cache: Any, store: DirectoryStore, graph_of_another_entrys_weights: Record
+) -> None:
+    record = graph_of_another_entrys_weights
+    store.delete_blob(Digest(record.inputs["model"]["weights/layer_000.data"]))
+    ran = cache("pull", "arcl/aaaa", "-o", "out")
+    assert ran.code == 0
+    assert "weights/layer_000.data is not in the store any more" in ran.err

@@ -30,6 +30,14 @@ Operation = Annotated[
     ),
 ]
 
+Weights = Annotated[
+    bool,
+    typer.Option(
+        "--weights/--no-weights",
+        help="With the weights of other entries that graphs of arcl and transform name.",
+    ),
+]
+
 
 @app.command("ls")
 def ls(
@@ -91,13 +99,15 @@ def pull(
         Path | None,
         typer.Option("-o", "--output", metavar="DIR", help="Else the entry's name here."),
     ] = None,
+    weights: Weights = True,
     store: options.Store = None,
     json: options.Json = False,
 ) -> int:
-    """Copy one entry's files out of the store."""
+    """Copy one entry's files out of the store, so that onnx.load opens its graphs."""
     from genai_cli import store_copies
 
-    return store_copies.pull(_settings(context, json=json), store, entry=entry, output=output)
+    settings = _settings(context, json=json)
+    return store_copies.pull(settings, store, entry=entry, output=output, weights=weights)
 
 
 @app.command("export")
@@ -106,6 +116,7 @@ def export(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets <model>/<operation>_<key>/.")],
     *,
     operation: Operation = None,
+    weights: Weights = True,
     store: options.Store = None,
     json: options.Json = False,
 ) -> int:
@@ -113,7 +124,7 @@ def export(
     from genai_cli import store_copies
 
     settings = _settings(context, json=json)
-    return store_copies.export(settings, store, folder=folder, operation=operation)
+    return store_copies.export(settings, store, folder=folder, operation=operation, weights=weights)
 
 
 @app.command("verify")
