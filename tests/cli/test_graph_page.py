@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,7 +75,7 @@ def test_a_stage_has_one_column() -> None:
 class Tags(HTMLParser):
     """Checks that tags close in order; counts what is drawn."""
 
-    void = frozenset({"meta", "rect", "path", "br"})
+    void = frozenset({"meta", "rect", "path", "br", "input"})
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,3 +144,41 @@ def test_an_empty_plan_is_a_page_too() -> None:
     tags = Tags()
     tags.feed(page("x", PlanReady(())))
     assert tags.open == []
+
+
+def test_twenty_columns_and_a_hundred_tasks_fit_the_page() -> None:
+    """Every text stays in its box, no two boxes meet, and the window's width is enough."""
+    tasks: list[TaskView] = []
+    before: list[str] = []
+    for column in range(20):
+        names = [f"stage_of_a_long_name_{column}/sm8750/{row}" for row in range(5)]
+        tasks += [
+            TaskView(
+                name, name.partition("/")[0], target="dsp_arch:v79;soc_model:69",
+                graph="ar128_cl4096", split=f"{row}/5", after=tuple(before),
+            )
+            for row, name in enumerate(names)
+        ]  # fmt: skip
+        before = names
+    text = page("big", PlanReady(tuple(tasks)))
+    assert re.search(r"svg \{[^}]*max-width: 100%;[^}]*height: auto", text)
+    width, height = map(float, re.findall(r'<svg [^>]*width="(\d+)" height="(\d+)"', text)[0])
+    assert width / height < 20
+    assert width <= 4200, "two and a half windows: legible when it is made to fit"
+    boxes = [
+        tuple(map(float, found))
+        for found in re.findall(
+            r'<rect x="([\d.]+)" y="([\d.]+)" width="(\d+)" height="(\d+)"', text
+        )
+    ]
+    assert len(boxes) == 100
+    for x, y, wide, high in boxes:
+        assert x >= 0
+        assert x + wide <= width
+        assert y + high <= height
+    assert len({(x, y) for x, y, *_ in boxes}) == 100
+    columns = sorted({x for x, *_ in boxes})
+    assert all(b - a > boxes[0][2] for a, b in pairwise(columns))
+    for kind, letter in (("name", 8.2), ("detail", 7.3)):
+        shown = re.findall(rf'class="{kind}">([^<]*)', text)
+        assert max(map(len, shown)) * letter <= boxes[0][2]
