@@ -20,6 +20,8 @@ from genai_core.names import Key
 from genai_core.task import task_variables
 from genai_operator.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.api import Json
+from genai_operator.disk import LEAST, storage_of, volume_limit
+from genai_operator.quantities import amount
 from genai_operator.renewal import Wanted
 from genai_operator.views import (
     ATTEMPT,
@@ -40,7 +42,6 @@ __all__ = [
     "MOST_TASK_BYTES",
     "JobRequest",
     "Owner",
-    "amount",
     "appearance",
     "given_memory",
     "job_name",
@@ -52,12 +53,6 @@ __all__ = [
 MANAGER = "genai-operator"
 _USER = 65532
 _MIB = 1 << 20
-_DECIMAL, _BINARY = "kMGTPE", "KMGTPE"
-_UNITS = (
-    {"": 1.0, "m": 1e-3, "ki": 1024.0}
-    | {unit: 1000.0 ** (n + 1) for n, unit in enumerate(_DECIMAL)}
-    | {f"{unit}i": 1024.0 ** (n + 1) for n, unit in enumerate(_BINARY)}
-)
 MOST_TASK_BYTES = 120_000
 """Linux takes no environment variable over 128 KiB."""
 _UNREACHABLE_SECONDS = 30
@@ -84,6 +79,7 @@ class JobRequest:
         seconds: That all of them may take.
         node_selector: Of the target; the build's own is added.
         chain: The tasks that follow in the same pod.
+        disk_bytes: Of the node's disk, that all of them may take.
     """
 
     namespace: str
@@ -98,6 +94,7 @@ class JobRequest:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     reads_source: bool = False
     chain: tuple[Link, ...] = ()
+    disk_bytes: int = LEAST
 
     def wanted(self, owner: Owner, *, run: Run, access: StoreAccess) -> Wanted:
         """How it would be written now."""
@@ -119,12 +116,6 @@ def given_memory(run: Run) -> int | None:
     """Bytes that the user gives every task; None: sized from the model."""
     text = run.resources.limits.get("memory") or run.resources.requests.get("memory")
     return None if text is None else int(amount(text))
-
-
-def amount(text: str) -> float:
-    """A quantity as a number: `250m` is 0.25, `1Ki` is 1024."""
-    number = text.rstrip("EPTGMKkim")
-    return float(number) * _UNITS[text[len(number) :]]
 
 
 def scope_of(store: str, run: Run) -> str:
@@ -282,8 +273,8 @@ def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         "tolerations": tolerations,
         "containers": [_container(request, run, access)],
         "volumes": [
-            {"name": "tmp", "emptyDir": {}},
-            _scratch(run),
+            {"name": "tmp", "emptyDir": {"sizeLimit": volume_limit(run, request.disk_bytes)}},
+            _scratch(run, request.disk_bytes),
             *volumes_of(access, reads_source=request.reads_source),
         ],
     }
@@ -326,11 +317,12 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
     requests = {"cpu": _cpu("1" if request.seconds > 60 else "250m", run)}
     memory = f"{-(-request.memory_bytes // _MIB)}Mi"
     # What a user gives is where it begins; out of memory, the next attempt gets twice as much.
-    limits = dict(run.resources.limits) | {"memory": memory}
+    set_aside, disk = storage_of(run, request.disk_bytes)
+    limits = dict(run.resources.limits) | {"memory": memory} | disk
     given = dict(run.resources.requests)
     if "memory" not in run.resources.limits:
         given.pop("memory", None)  # it stands for the limit, which an attempt may have raised
-    requests |= {"memory": memory} | given
+    requests |= {"memory": memory} | given | set_aside
     return {
         "name": "stage",
         "image": request.image,
@@ -358,7 +350,7 @@ def _cpu(default: str, run: Run) -> str:
     return limit if limit is not None and amount(limit) < amount(default) else default
 
 
-def _scratch(run: Run) -> Json:
+def _scratch(run: Run, disk_bytes: int) -> Json:
     size, storage = run.scratch.size, run.scratch.storage_class_name
     if storage:
         claim = {
@@ -367,4 +359,4 @@ def _scratch(run: Run) -> Json:
             "resources": {"requests": {"storage": size or "20Gi"}},
         }
         return {"name": "scratch", "ephemeral": {"volumeClaimTemplate": {"spec": claim}}}
-    return {"name": "scratch", "emptyDir": {"sizeLimit": size} if size else {}}
+    return {"name": "scratch", "emptyDir": {"sizeLimit": volume_limit(run, disk_bytes)}}

@@ -47,6 +47,7 @@ class Policy:
             patterns = allowed.allowed_priority_classes
             if name.startswith("system-"):
                 patterns = tuple(p for p in patterns if p.startswith("system-"))
+                patterns = patterns or ("* without system-...",)
             _check("spec.run.priorityClassName", name, patterns, "allowedPriorityClasses")
         if run.service_account_name:
             self.check_account("spec.run.serviceAccountName", run.service_account_name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from genai_core.chain import ChainFile
+from genai_core.chain import ChainFile, ChainStep
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, SourceName, TaskId
 from genai_core.resolved import ResolvedSource
@@ -13,6 +13,7 @@ from genai_core.task import TaskFile, Toolchain, pack
 from genai_operator import targets as target_rules
 from genai_operator.access import StoreAccess
 from genai_operator.decide import Verdict
+from genai_operator.disk import disk_for
 from genai_operator.jobs import MOST_TASK_BYTES, JobRequest, appearance, given_memory
 from genai_operator.renewal import Wanted
 from genai_operator.sources import SourcePlace
@@ -144,6 +145,17 @@ def job_request(
         node_selector=target.node_selector,
         reads_source=_reads_source(head),
         chain=tuple(Link(t.id, t.operation, phase.derivations[t.id]) for t in tasks[1:]),
+        disk_bytes=disk_for(_read_bytes(document)),
+    )
+
+
+def _read_bytes(document: TaskFile | ChainFile) -> int:
+    """Of all files that are known to be read."""
+    tasks: list[TaskFile | ChainStep] = [document] if isinstance(document, TaskFile) else []
+    if isinstance(document, ChainFile):
+        tasks = [document.first, *document.then]
+    return sum(
+        file.size for task in tasks for files in task.inputs.values() for file in files.values()
     )
 
 

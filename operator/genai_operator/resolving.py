@@ -28,6 +28,7 @@ from genai_operator.apply import Applier
 from genai_operator.attempts import group
 from genai_operator.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.decide import Verdict, judge
+from genai_operator.disk import UNKNOWN
 from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting, of_error
 from genai_operator.jobs import JobRequest, given_memory, scope_of
@@ -128,6 +129,7 @@ class Resolver:
             memory_bytes=given_memory(one.spec.run) or _RESOLVE_BYTES,
             node_selector=target.node_selector,
             reads_source=True,
+            disk_bytes=UNKNOWN,
         )
         return await self._send(one, request, attempts, access)
 

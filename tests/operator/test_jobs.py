@@ -83,6 +83,7 @@ def test_a_pod_meets_the_restricted_standard() -> None:
     assert security["capabilities"] == {"drop": ["ALL"]}
     assert pod["automountServiceAccountToken"] is False
     assert {kind for v in pod["volumes"] for kind in v if kind != "name"} == {"emptyDir"}
+    assert all(v["emptyDir"]["sizeLimit"] for v in pod["volumes"])
 
 
 def test_the_task_arrives_as_it_was_whatever_it_holds() -> None:
@@ -136,8 +137,8 @@ def test_what_a_user_asks_for_stands_in_the_pod() -> None:
     claim = pod["volumes"][1]["ephemeral"]["volumeClaimTemplate"]["spec"]
     assert claim["resources"]["requests"]["storage"] == "50Gi"
     assert container(job)["resources"] == {
-        "requests": {"cpu": "2", "memory": "2048Mi"},
-        "limits": {"cpu": "2", "memory": "2048Mi"},
+        "requests": {"cpu": "2", "memory": "2048Mi", "ephemeral-storage": "256Mi"},
+        "limits": {"cpu": "2", "memory": "2048Mi", "ephemeral-storage": "59392Mi"},
     }
 
 
@@ -177,8 +178,8 @@ def resources(**given: Any) -> dict[str, Any]:
 
 def test_resources_are_a_containers_own() -> None:
     assert resources() == {
-        "requests": {"cpu": "1", "memory": "700Mi"},
-        "limits": {"memory": "700Mi"},
+        "requests": {"cpu": "1", "memory": "700Mi", "ephemeral-storage": "256Mi"},
+        "limits": {"memory": "700Mi", "ephemeral-storage": "28672Mi"},
     }
     limited = resources(limits={"cpu": "200m"})
     assert limited["requests"]["cpu"] == limited["limits"]["cpu"] == "200m"

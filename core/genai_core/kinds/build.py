@@ -204,7 +204,8 @@ class Scratch(KindModel):
     """Disk that a stage works on."""
 
     size: Quantity | None = None
-    """e.g. 20Gi; left out: sized from the model."""
+    """e.g. 20Gi; left out: 20Gi and sixteen times what a task reads. A pod that takes more of its
+    node is evicted."""
     storage_class_name: ShortText = ""
     """Of the volume; empty: the cluster's default."""
 
