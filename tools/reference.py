@@ -23,9 +23,10 @@ _INTRO = """\
 {about}
 
 The same file works with `genai build -f` on a laptop and with `kubectl apply` in a cluster. Values
-of closed lists are read without regard to case; a field that is left out has its default. On the
-command line a relative `model.source` counts from the YAML file, and files such as tokens from the
-model's source. A mistake is named with file, line and field:
+of closed lists are written as they stand here: the command line reads them without regard to case,
+an apiserver does not. A field that is left out has its default. On the command line a relative
+`model.source` counts from the YAML file, and files such as tokens from the model's source. A
+mistake is named with file, line and field:
 
 ```
 $ genai build -f build.yaml

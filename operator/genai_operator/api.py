@@ -64,10 +64,12 @@ class ApiError(Exception):
 
 
 class NotLeading(ApiError):
-    """Another replica works; this one must not write."""
+    """This replica must not write: its Lease has run out, and another may have taken it."""
 
     def __init__(self) -> None:
-        super().__init__(0, "NotLeading", "another replica works by now")
+        super().__init__(
+            0, "NotLeading", "this replica did not renew its Lease in time, another may work by now"
+        )
 
 
 class _How(TypedDict, total=False):

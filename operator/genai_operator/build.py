@@ -444,7 +444,8 @@ class Builds:
             return outcome
         if seen.failed:
             task, error, _ = seen.failed[0]
-            message = f"{task}: {error}"
+            said = str(error)
+            message = said if said.startswith(f"{task}: ") else f"{task}: {said}"
             return replace(outcome, state=State.STALLED, reason=error.code, message=message)
         built = ", ".join(
             f"{name} {str(record.facts.get('revision', ''))[:19]}"

@@ -70,12 +70,17 @@ def check_endpoint(
     """
     if endpoint is None:
         return
+    if "@" in endpoint:  # not quoted: what stands before it may be a password
+        raise Stalled(
+            "EndpointNotAllowed",
+            "user and password must not stand in an endpoint: name a Secret in spec.secretRef",
+        )
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname or "", _port(parts)
     except ValueError as error:
         raise Stalled("EndpointNotAllowed", f"{endpoint} is no URL: {error}") from error
-    if parts.scheme not in _PORTS or not host or parts.username is not None:
+    if parts.scheme not in _PORTS or not host:
         raise Stalled("EndpointNotAllowed", f"{endpoint} is not an http:// or https:// URL")
     if not any(fnmatchcase(endpoint, p) or fnmatchcase(host, p) for p in allowed):
         raise Stalled(

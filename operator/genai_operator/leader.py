@@ -91,7 +91,7 @@ class LeaseHolder:
         if not self.held:
             return
         lease = await self._api.get("leases", NAME, namespace=self._namespace)
-        if lease is not None and lease["spec"].get("holderIdentity") == self._identity:
+        if lease is not None and lease.get("spec", {}).get("holderIdentity") == self._identity:
             lease["spec"]["holderIdentity"] = ""
             await self._api.replace("leases", lease, namespace=self._namespace)
         self._renewed = float("-inf")
@@ -103,7 +103,7 @@ class LeaseHolder:
         if lease is None:
             await self._api.create("leases", self._new(), namespace=self._namespace)
             return True
-        spec = lease["spec"]
+        spec = lease.setdefault("spec", {})  # the chart makes it empty
         holder = spec.get("holderIdentity", "")
         version = lease["metadata"]["resourceVersion"]
         if version != self._seen[0]:

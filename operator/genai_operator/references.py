@@ -32,6 +32,7 @@ _AGAIN_READY = 300.0
 _AGAIN_UNREADY = 5.0
 _AGAIN_HANGING = 60.0
 _SHARE = 4.0
+_DECLARED = "its image is declared; whether it can be pulled, pods show (ImagePullFailed)"
 _DOUBT_SECONDS = 10.0
 _AGAIN_TOLD = 3600.0
 """Where each look takes a Job."""
@@ -202,7 +203,7 @@ class References:
             problem = target_problem(read_served(TargetSpec, value["spec"], where="spec"))
         except GenAIError as error:
             problem = (error.code, str(error))
-        verdict = ("False", *problem) if problem else ("True", "Ready", "its image is declared")
+        verdict = ("False", *problem) if problem else ("True", "Ready", _DECLARED)
         await self._report(
             "genaitargets",
             "GenAITarget",

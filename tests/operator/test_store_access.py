@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from genai_core.errands import Answer, LookFile, answer_lines, read_answer, ref_of
-from genai_core.errors import CorruptBlob
+from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.keys import task_key
 from genai_core.kinds.artifact_store import ArtifactStoreSpec, WebIdentity
 from genai_core.kinds.build import BuildSpec, Run
@@ -19,7 +19,7 @@ from genai_core.record import Blob, Output, Record, ToolchainUsed
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import RecordRef
-from genai_core.store.s3_location import S3Location
+from genai_core.store.s3_location import S3Location, parse_s3
 from genai_operator.access import ReadAccess, StoreAccess
 from genai_operator.endpoints import Peers, check_endpoint
 from genai_operator.errors import Stalled
@@ -48,6 +48,16 @@ def test_endpoints_that_nobody_may_name(endpoint: str) -> None:
     with pytest.raises(Stalled) as caught:
         check_endpoint(endpoint, allowed=["*"], apiserver=SERVER, resolve=names())
     assert caught.value.reason == "EndpointNotAllowed"
+
+
+def test_a_password_in_an_endpoint_is_not_shown() -> None:
+    for endpoint in ("http://user:hunter2@s3.example", "http://user:hunter2@[::1"):
+        with pytest.raises(Stalled) as caught:
+            check_endpoint(endpoint, allowed=["*"], apiserver=SERVER, resolve=names())
+        assert "hunter2" not in caught.value.message
+        with pytest.raises(GenAIError) as refused:
+            parse_s3(f"s3://bucket/x?endpoint={endpoint}")
+        assert "hunter2" not in str(refused.value)
 
 
 def test_a_name_is_judged_by_where_it_leads() -> None:

@@ -56,6 +56,23 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- toJson $enabled -}}
 {{- end -}}
 
+{{/*
+Those of some namespaces that are there, as JSON: one that is gone must not stop an upgrade. Without
+an apiserver (helm template, Argo CD) all of them.
+*/}}
+{{- define "genai.present" -}}
+{{- $found := list -}}
+{{- $live := lookup "v1" "Namespace" "" "kube-system" -}}
+{{- range . -}}
+{{- $space := lookup "v1" "Namespace" "" . -}}
+{{- $phase := dig "status" "phase" "" (default (dict) $space) -}}
+{{- if or (not $live) (and $space (ne $phase "Terminating")) -}}
+{{- $found = append $found . -}}
+{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
 {{- define "genai.subject" -}}
 - kind: ServiceAccount
   name: {{ include "genai.account" . }}

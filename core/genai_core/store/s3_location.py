@@ -74,6 +74,8 @@ def parse_s3(address: str) -> S3Location:
     if unknown:
         raise wrong_address(address, f"unknown option {unknown[0]!r}")
     endpoint = options.get("endpoint")
+    if endpoint and "@" in endpoint:
+        raise wrong_address(address.partition("?")[0], "credentials must not stand in its endpoint")
     if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
         raise wrong_address(address, "endpoint is not an http:// or https:// URL")
     addressing = options.get("addressing", "path" if endpoint else "auto")
