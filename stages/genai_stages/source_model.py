@@ -8,6 +8,7 @@ not fit into memory do not pile up in it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -59,7 +60,7 @@ class Constant:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     def array(self) -> Array:
         """The values; floats as float32."""
@@ -181,7 +182,11 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
             where=where,
             remedy="copy it beside the ONNX file",
         )
-    needed = int(np.prod(tensor.shape.numpy(), dtype=np.int64)) * tensor.dtype.bitwidth // 8
+    dims = [int(dim) for dim in tensor.shape.numpy()]
+    if min(dims, default=0) < 0:
+        raise BadModel(f"its shape is {dims}", where=where, remedy="export the model again")
+    # Plain integers: a product of dimensions may be more than 64 bits hold.
+    needed = math.prod(dims) * tensor.dtype.bitwidth // 8
     start = tensor.offset or 0
     have = file.stat().st_size
     length = tensor.length if tensor.length is not None else needed

@@ -20,6 +20,16 @@ _SPREADING = {
 }  # fmt: skip
 
 
+BY_VALUES = frozenset(
+    {
+        "BlackmanWindow", "Col2Im", "ConvTranspose", "Einsum", "Gather", "HammingWindow",
+        "HannWindow", "MaxUnpool", "Pad", "RandomNormal", "RandomUniform", "Resize", "Upsample",
+    }
+)  # fmt: skip
+"""Operators whose output may have more elements than their inputs, by rules that ONNX's shape
+inference knows best."""
+
+
 def elements(node: StaticNode, arrays: Sequence[Array | None]) -> int:
     """Elements of a node's first output, 0 where that follows from its inputs' own sizes."""
     given = [array for array in arrays if array is not None]

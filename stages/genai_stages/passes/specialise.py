@@ -12,6 +12,7 @@ Floating types are not told apart: everything counts as float32 and casts betwee
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ import onnx_ir as ir
 from onnx import helper
 
 from genai_core.errors import BadModel, UnsupportedOperator
-from genai_stages.passes.fold_limits import elements
+from genai_stages.passes.fold_limits import BY_VALUES, elements
 from genai_stages.passes.folded_graph import (
     FLOAT_TYPES,
     StaticGraph,
@@ -35,6 +36,8 @@ from genai_stages.source_model import Array, Constant, SourceModel, constant_of,
 
 LAZY_SIZE = 4096
 """Elements; larger constants stay views of their initializer instead of being computed."""
+_LARGEST = 1 << 28
+"""Elements of a tensor that is computed for some tens of tokens: a GiB."""
 _FOLD_LIMIT = 1 << 26
 _VIEWS = {"Transpose", "Reshape", "Squeeze", "Unsqueeze", "Identity", "Cast", "Flatten"}
 _PICKS = {"Gather", "Slice", "Shape"}
@@ -285,6 +288,8 @@ class _Folding:
             )
         arrays = [None if constant is None else constant.array() for constant in constants]
         made = elements(node, arrays)
+        if node.op_type in BY_VALUES:
+            made = max(math.prod(shape) for _, shape, _ in infer_outputs(self.graph, node))
         if made > _FOLD_LIMIT:
             raise BadModel(
                 f"it computes {made} constant elements, which nothing here can hold",
@@ -298,6 +303,12 @@ class _Folding:
 
     def infer(self, node: StaticNode) -> None:
         for name, shape, dtype in infer_outputs(self.graph, node):
+            if math.prod(shape) > _LARGEST:
+                raise BadModel(
+                    f"it computes a tensor of shape {list(shape)}, which nothing here can hold",
+                    where=node.where(),
+                    remedy="export the model with a batch of 1 and dynamic lengths",
+                )
             self.graph.shapes[name] = shape
             self.graph.dtypes[name] = dtype
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 import onnx_ir as ir
 
 from genai_core.errors import BadInput
+from genai_stages.bounded_match import full_matches
 from genai_stages.passes.graph_builder import ROLE
 from genai_stages.passes.head_regions import head_axes_of
 from genai_stages.passes.provenance import source_of
@@ -68,17 +69,10 @@ def additional_starts(static: StaticGraph, patterns: Iterable[str]) -> list[ir.N
 
 
 def _matched(static: StaticGraph, pattern: str) -> list[ir.Value]:
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise BadInput(
-            f"start point {pattern!r} is no regular expression: {error}",
-            where="transformation.additionalStartPoints",
-        ) from error
-    values = [value for node in static.model.graph for value in node.outputs]
-    return [
-        value for value in values if any(compiled.fullmatch(name) for name in _names(static, value))
-    ]
+    named = {value: _names(static, value) for node in static.model.graph for value in node.outputs}
+    everything = frozenset[str]().union(*named.values())
+    matched = full_matches(pattern, everything, where="transformation.additionalStartPoints")
+    return [value for value, names in named.items() if not matched.isdisjoint(names)]
 
 
 def _names(static: StaticGraph, value: ir.Value) -> set[str]:
