@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-__all__ = ["AddressRefused", "check_peer", "why_refused"]
+__all__ = ["AddressRefused", "check_peer", "pod_peers", "why_refused"]
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -52,6 +52,36 @@ def _plain(address: _Address) -> _Address:
     if inside is None and address in _NAT64:
         inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return inside or address
+
+
+def pod_peers(environment: Mapping[str, str]) -> Callable[[str, int], str | None] | None:
+    """What a pod must not be sent to; None where this is no pod of a cluster.
+
+    Args:
+        environment: Of the process: a kubelet tells every pod where the apiserver is.
+
+    Returns:
+        Address and port -> why not, or None.
+    """
+    host = environment.get("KUBERNETES_SERVICE_HOST", "")
+    if not host:
+        return None
+    ports = {environment.get(f"KUBERNETES_SERVICE_PORT{end}", "443") for end in ("", "_HTTPS")}
+
+    def refuse(address: str, port: int) -> str | None:
+        if str(port) in ports and _same(address, host):
+            return "is the apiserver"
+        return why_refused(address)
+
+    return refuse
+
+
+def _same(address: str, other: str) -> bool:
+    try:
+        pair = [_plain(ipaddress.ip_address(text.partition("%")[0])) for text in (address, other)]
+    except ValueError:
+        return address == other
+    return pair[0] == pair[1]
 
 
 def check_peer(connected: socket.socket, refuse: Callable[[str, int], str | None]) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import re
 import socket
 import ssl
 import string
@@ -22,17 +23,25 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
 
 from genai_core.addresses import AddressRefused, check_peer, why_refused
+from genai_core.deadlines import hang_up, hung_up_after
 from genai_core.errors import BadModel, InvalidSpec, NoSpace, SourceNotFound, StoreUnavailable
 from genai_core.names import Digest
+from genai_core.redaction import hidden_queries
 from genai_core.store.files import explain
 
 __all__ = ["Downloaded", "Rules", "download"]
 
 _BUFFER_BYTES = 1 << 20
 _SECONDS = 60.0
+_ANSWER_SECONDS = 120.0
+"""For a connection and an answer's headers."""
+_PIECE_SECONDS = 60.0
+"""For a MiB; a connection that is slower is of no use for models."""
+_MOST_ADDRESSES = 4
+"""Of a name that are tried."""
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MOST_REDIRECTS = 5
 _ATTEMPTS = 4
@@ -48,12 +57,22 @@ class Rules:
         hosts: Patterns of hosts; `*` = any.
         checks_addresses: Refuse the machine itself, link-local and metadata addresses: whoever
             wrote the URL is not whoever runs this process.
+        refuse: What is asked instead of the general rule: address and port -> why not, or None.
         most_bytes: Of the file.
+        seconds: Longest that one attempt may take as a whole; for each MiB there is a minute.
     """
 
     hosts: Sequence[str] = ("*",)
     checks_addresses: bool = True
+    refuse: Callable[[str, int], str | None] | None = None
     most_bytes: int = 512 << 30
+    seconds: float = 12 * 3600.0
+
+    def refused(self, address: str, port: int) -> str | None:
+        """Why nobody may be sent to an address, or None."""
+        if not self.checks_addresses:
+            return None
+        return self.refuse(address, port) if self.refuse is not None else why_refused(address)
 
 
 @dataclass(frozen=True)
@@ -78,18 +97,60 @@ class _Stay(urllib.request.HTTPRedirectHandler):
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
-class _Checked(ssl.SSLContext):
-    """Hangs up before the handshake where a connection led to a refused address."""
+class _Watched(ssl.SSLContext):
+    """Hangs up before the handshake where a connection led to a refused address, or when told."""
+
+    rules: Rules
+    connected: socket.socket | None = None
 
     def wrap_socket(self, sock: socket.socket, *arguments: Any, **options: Any) -> ssl.SSLSocket:
         """Look where it leads, then go on."""
-        check_peer(sock, lambda address, _port: why_refused(address))
+        check_peer(sock, self.rules.refused)
+        self.forget()
+        # Another name of the connection: the handshake takes the first one away.
+        self.connected = sock.dup()
         return super().wrap_socket(sock, *arguments, **options)
 
+    def hang_up(self) -> None:
+        """End whatever waits for the last connection."""
+        hang_up(self.connected)
 
-def _context(rules: Rules, authorities_beside: str) -> ssl.SSLContext:
-    kind = _Checked if rules.checks_addresses else ssl.SSLContext
-    context = kind(ssl.PROTOCOL_TLS_CLIENT)
+    def forget(self) -> None:
+        """The last connection is over."""
+        if self.connected is not None:
+            self.connected.close()
+            self.connected = None
+
+
+class _Connection(http.client.HTTPSConnection):
+    """Tries few addresses of a name: each may take its time."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._create_connection = _connected
+
+
+def _connected(
+    address: tuple[str, int], timeout: float = _SECONDS, source_address: Any = None
+) -> socket.socket:
+    found = socket.getaddrinfo(*address, 0, socket.SOCK_STREAM)
+    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))[:_MOST_ADDRESSES]
+    for host in addresses[:-1]:
+        with suppress(OSError):
+            return socket.create_connection((host, address[1]), timeout, source_address)
+    return socket.create_connection((addresses[-1], address[1]), timeout, source_address)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> Any:
+        """Open with a connection of ours."""
+        context: Any = self._context  # type: ignore[attr-defined]
+        return self.do_open(_Connection, req, context=context)
+
+
+def _context(rules: Rules, authorities_beside: str) -> _Watched:
+    context = _Watched(ssl.PROTOCOL_TLS_CLIENT)
+    context.rules = rules
     authorities = os.environ.get("SSL_CERT_FILE")
     with _certificates(f"SSL_CERT_FILE={authorities}"):
         if authorities:
@@ -144,24 +205,55 @@ def download(
         StoreUnavailable: The server does not answer.
         NoSpace: There is no room for it.
     """
-    tls = urllib.request.HTTPSHandler(context=_context(rules, authorities))
-    opener = urllib.request.build_opener(_Stay, tls)
-    for attempt in range(_ATTEMPTS):
-        try:
-            return _fetch(opener, url, dest, rules=rules, token=token, tag=tag)
-        except StoreUnavailable:
-            if attempt + 1 == _ATTEMPTS:
-                raise
-            sleep(2.0**attempt)
+    context = _context(rules, authorities)
+    opener = urllib.request.build_opener(_Stay, _Https(context=context))
+    asked = _Asked(url, hidden_queries(url), rules, context)
+    try:
+        for attempt in range(_ATTEMPTS):
+            try:
+                return _fetch(opener, asked, dest, token=token, tag=tag)
+            except StoreUnavailable:
+                if attempt + 1 == _ATTEMPTS:
+                    raise
+                sleep(2.0**attempt)
+    finally:
+        context.forget()
     raise AssertionError("not reached")
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A download: its address, the same as it is shown, and under which rules."""
+
+    url: str
+    shown: str
+    rules: Rules
+    context: _Watched
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Hang up where the block takes longer."""
+        with hung_up_after(seconds, self.context.hang_up) as deadline:
+            try:
+                yield
+            except Exception as error:
+                if deadline.expired:
+                    raise self._too_slow(seconds) from error
+                raise
+        if deadline.expired:
+            raise self._too_slow(seconds)
+
+    def _too_slow(self, seconds: float) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"the server sends too slowly, and was given {seconds:.0f} s", where=self.shown
+        )
 
 
 def _fetch(
     opener: urllib.request.OpenerDirector,
-    url: str,
+    asked: _Asked,
     dest: Path,
     *,
-    rules: Rules,
     token: str | None,
     tag: str,
 ) -> Downloaded | None:
@@ -170,29 +262,34 @@ def _fetch(
         headers["If-Modified-Since" if tag.startswith("at ") else "If-None-Match"] = (
             tag.removeprefix("at ")
         )
+    url, shown = asked.url, asked.shown
     here = url
     for _ in range(_MOST_REDIRECTS + 1):
-        check_host(here, url, rules)
+        check_host(here, url, asked.rules)
         sent = dict(headers)
         if token and urlsplit(here).netloc == urlsplit(url).netloc:
             sent["Authorization"] = f"Bearer {token}"
         try:
-            with opener.open(_request(here, sent), timeout=_SECONDS) as answer:
-                return _save(answer, dest, url=url, rules=rules)
+            with asked.within(_ANSWER_SECONDS):
+                answer = opener.open(_request(here, sent), timeout=_SECONDS)
+            with answer:
+                return _save(answer, dest, asked)
         except HTTPError as error:
             with error:
                 if error.code == 304:
                     return None
                 if error.code not in _REDIRECTS or "Location" not in error.headers:
-                    raise _refusal(error, url) from error
+                    raise _refusal(error, shown) from error
                 here = _led(here, error.headers["Location"])
         except AddressRefused as error:
-            raise InvalidSpec(str(error), where=url, remedy=_OUTSIDE) from error
+            raise InvalidSpec(str(error), where=shown, remedy=_OUTSIDE) from error
         except URLError as error:
-            raise _unreached(error.reason, url) from error
+            raise _unreached(error.reason, shown) from error
         except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
-            raise StoreUnavailable(f"the download broke off ({error})", where=url) from error
-    raise BadModel("it redirects again and again", where=url, remedy="name the file's own address")
+            raise StoreUnavailable(f"the download broke off ({error})", where=shown) from error
+    raise BadModel(
+        "it redirects again and again", where=shown, remedy="name the file's own address"
+    )
 
 
 def _led(here: str, location: str) -> str:
@@ -219,27 +316,36 @@ def check_host(here: str, url: str, rules: Rules) -> None:
     Raises:
         InvalidSpec: Says which rule.
     """
+    shown = hidden_queries(url)
     try:
         parts = urlsplit(here)
         host = parts.hostname or ""
     except ValueError as error:
         raise InvalidSpec(
-            f"it redirects to {here[:200]}, which is no address", where=url, remedy=_OUTSIDE
+            f"it redirects to {hidden_queries(here)[:200]}, which is no address",
+            where=shown,
+            remedy=_OUTSIDE,
         ) from error
     led = "" if here == url else f"it redirects to {parts.scheme}://{host}: "
     if parts.scheme != "https" or not host:
-        raise InvalidSpec(f"{led}only https is read", where=url, remedy="name an https:// address")
+        raise InvalidSpec(
+            f"{led}only https is read", where=shown, remedy="name an https:// address"
+        )
     if not any(fnmatchcase(host, pattern) for pattern in rules.hosts):
         raise InvalidSpec(
             f"{led}{host} is not among the hosts that models may come from "
             f"({', '.join(rules.hosts)})",
-            where=url,
+            where=shown,
             remedy="upload the model to a bucket, or have the host allowed",
         )
     for address in _addresses(host) if rules.checks_addresses else ():
-        why = why_refused(address)
+        why = rules.refused(address, _port(parts))
         if why is not None:
-            raise InvalidSpec(f"{led}{address} {why}", where=url, remedy=_OUTSIDE)
+            raise InvalidSpec(f"{led}{address} {why}", where=shown, remedy=_OUTSIDE)
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or 443
 
 
 def _addresses(host: str) -> set[str]:
@@ -250,19 +356,23 @@ def _addresses(host: str) -> set[str]:
         return set()
 
 
-def _save(answer: Any, dest: Path, *, url: str, rules: Rules) -> Downloaded:
+def _save(answer: Any, dest: Path, asked: _Asked) -> Downloaded:
+    rules, url = asked.rules, asked.shown
     length = answer.headers.get("Content-Length", "")
-    announced = int(length) if length.isdigit() else None
+    announced = int(length) if re.fullmatch("[0-9]{1,18}", length) else None
     too_large = BadModel(
         f"it has more than {rules.most_bytes} bytes", where=url, remedy="name a smaller archive"
     )
     if announced is not None and announced > rules.most_bytes:
         raise too_large
     digest, size = hashlib.sha256(), 0
+    until = time.monotonic() + rules.seconds
     try:
         with dest.open("wb") as target:
-            while data := answer.read(_BUFFER_BYTES):
+            while data := _next(answer, asked):
                 size += len(data)
+                if time.monotonic() > until:
+                    raise StoreUnavailable(f"it takes longer than {rules.seconds:.0f} s", where=url)
                 if size > rules.most_bytes:
                     raise too_large
                 digest.update(data)
@@ -280,10 +390,15 @@ def _save(answer: Any, dest: Path, *, url: str, rules: Rules) -> Downloaded:
     return Downloaded(Digest(digest.hexdigest()), size, tag)
 
 
+def _next(answer: Any, asked: _Asked) -> bytes:
+    with asked.within(_PIECE_SECONDS):
+        return bytes(answer.read(_BUFFER_BYTES))
+
+
 def _refusal(error: HTTPError, url: str) -> Exception:
-    code = error.code
+    code, reason = error.code, str(error.reason)[:100]
     if code >= 500 or code in _PASSING:
-        return StoreUnavailable(f"the server answers {code} {error.reason}", where=url)
+        return StoreUnavailable(f"the server answers {code} {reason}", where=url)
     if code in {401, 403}:
         return BadModel(
             f"the server denies access ({code})",
@@ -292,7 +407,7 @@ def _refusal(error: HTTPError, url: str) -> Exception:
         )
     kind = SourceNotFound if code in {404, 410} else BadModel
     return kind(
-        f"the server answers {code} {error.reason}",
+        f"the server answers {code} {reason}",
         where=url,
         remedy="correct spec.model.source",
     )

@@ -17,7 +17,13 @@ from genai_core.errors import InvalidSpec
 from genai_core.names import Digest
 from genai_core.paths import check_relative_path
 
-__all__ = ["HttpsAddress", "PvcAddress", "parse_https", "parse_pvc", "readable_name"]
+__all__ = [
+    "HttpsAddress",
+    "PvcAddress",
+    "parse_https",
+    "parse_pvc",
+    "readable_name",
+]
 
 _CLAIM = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 
@@ -104,7 +110,9 @@ def parse_https(address: str) -> HttpsAddress:
 
 def _wrong_https(address: str, why: str) -> InvalidSpec:
     return InvalidSpec(
-        why, where=address, remedy="write https://host/model.tar.gz, with #sha256=... to pin it"
+        why,
+        where=address,
+        remedy="write https://host/model.tar.gz, with #sha256=... to pin it",
     )
 
 

@@ -23,6 +23,7 @@ from genai_core.resolved import (
     resolve_file,
 )
 from genai_core.store.protocol import RecordRef
+from genai_core.store.s3_location import source_credentials
 from genai_operator.access import StoreAccess
 from genai_operator.apply import Applier
 from genai_operator.attempts import group
@@ -138,9 +139,13 @@ class Resolver:
     ) -> tuple[Key, ResolveFile, bool]:
         """Key and question, and whether the key is the record's: else its Job will tell that."""
         if place.bucket is not None and opened.credentials is not None:
-            keys = opened.credentials
+            own = None
             if one.spec.model.secret_ref is not None:
-                keys = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
+                own = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
+            keys = source_credentials(
+                place.bucket, own=own, store=opened.where, of_store=opened.credentials
+            )
+            assert keys is not None
             try:
                 listed = await in_thread(
                     list_source,

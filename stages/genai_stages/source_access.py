@@ -6,8 +6,10 @@
     GENAI_SOURCE_ROOT     pvc://    where the claim is mounted
 
 A server of archives may be known by the store's certificates (GENAI_STORE_CA) or by the usual ones.
-Without credentials of its own a bucket is read with the store's (AWS_* variables, the pod's service
-account), and where it lies on the store's endpoint its certificate is checked as the store's is.
+Without credentials of its own a bucket on the store's endpoint is read with the store's (AWS_*
+variables, the pod's service account), and its certificate is checked as the store's is. On any
+other endpoint only what is public is read: the store's credentials are sent to the store alone.
+Nobody is sent to the pod itself, to link-local addresses or to the apiserver.
 """
 
 from __future__ import annotations
@@ -16,13 +18,14 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from genai_core.addresses import pod_peers
 from genai_core.archive import unpack_archive
 from genai_core.download import Rules, download
 from genai_core.errors import BadModel, InvalidSpec, SourceNotFound, StoreUnreadable
 from genai_core.names import Digest
 from genai_core.paths import inside
 from genai_core.source_address import HttpsAddress, PvcAddress, parse_pvc
-from genai_core.store.s3_location import S3Credentials, parse_s3
+from genai_core.store.s3_location import S3Credentials, parse_s3, source_credentials
 from genai_core.store.s3_source import S3Source
 from genai_core.task import TaskFileInput
 from genai_stages.local_file import take_local
@@ -48,10 +51,17 @@ def open_source(address: str) -> S3Source:
             os.environ.get(f"{_PREFIX}SECRET_ACCESS_KEY", ""),
             os.environ.get(f"{_PREFIX}SESSION_TOKEN"),
         )
+    # Certificates are named by the store: a file of this pod is not the address's to name.
     where = parse_s3(address)
-    if where.ca is None:
-        where = replace(where, ca=certificates_of(where.endpoint))
-    return S3Source(where, credentials)
+    where = replace(where, ca=certificates_of(where.endpoint))
+    store = os.environ.get("GENAI_STORE", "")
+    credentials = source_credentials(
+        where,
+        own=credentials,
+        store=parse_s3(store) if store.startswith("s3://") else None,
+        of_store=None,
+    )
+    return S3Source(where, credentials, refuse=pod_peers(os.environ))
 
 
 def fetch_archive(address: HttpsAddress, scratch: Path) -> tuple[Path, Digest]:
@@ -69,7 +79,7 @@ def fetch_archive(address: HttpsAddress, scratch: Path) -> tuple[Path, Digest]:
         InvalidSpec: It leads where it must not.
     """
     hosts = [part.strip() for part in os.environ.get(f"{_PREFIX}HOSTS", "").split(",")]
-    rules = Rules(hosts=[part for part in hosts if part] or ["*"])
+    rules = Rules(hosts=[part for part in hosts if part] or ["*"], refuse=pod_peers(os.environ))
     file = scratch / "archive"
     token = os.environ.get(f"{_PREFIX}TOKEN") or None
     found = download(

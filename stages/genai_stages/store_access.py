@@ -7,6 +7,9 @@
     GENAI_READ_<n>_ACCESS_KEY_ID, ..._SECRET_ACCESS_KEY, ..._SESSION_TOKEN   of the n-th of them;
                        absent = as for the store itself
 
+Whoever wrote the addresses is not whoever runs the pod: each connection is judged by where it
+really led, and the pod itself, link-local addresses and the apiserver are hung up on.
+
 Certificates are checked for each store by itself: what one tenant's store trusts says nothing about
 another server.
 """
@@ -21,6 +24,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from genai_core.addresses import pod_peers
 from genai_core.store.layered import LayeredStore
 from genai_core.store.location import open_store
 from genai_core.store.protocol import Store
@@ -60,7 +64,12 @@ def _open(address: str, pem: str, read_only: int | None = None) -> Store:
     if pem:
         where = replace(where, ca=_file(pem))
     credentials = _credentials(f"GENAI_READ_{read_only}_") if read_only is not None else None
-    return S3Store(where, credentials=credentials, read_only=read_only is not None)
+    return S3Store(
+        where,
+        credentials=credentials,
+        read_only=read_only is not None,
+        refuse=pod_peers(os.environ),
+    )
 
 
 def _credentials(prefix: str) -> S3Credentials | None:

@@ -7,11 +7,12 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import boto3
+from botocore import UNSIGNED
 from botocore.config import Config
 
 from genai_core.store.s3_errors import explained
 from genai_core.store.s3_guard import Refuse, guard
-from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.s3_location import ANONYMOUS, S3Credentials, S3Location
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -39,12 +40,15 @@ def new_client(
 
     Args:
         where: Endpoint, region, CA and addressing count.
-        credentials: None = boto3's usual places.
+        credentials: None = boto3's usual places; `ANONYMOUS` = none.
         refuse: Address and port that it was connected to -> why it must hang up, or None.
 
     Raises:
         StoreUnreadable: An address or certificate that cannot be used.
     """
+    unsigned = {"signature_version": UNSIGNED} if credentials == ANONYMOUS else {}
+    if unsigned:
+        credentials = None
     with explained(str(where)), _making:
         session = shared_session()
         region = where.region or session.region_name
@@ -66,6 +70,7 @@ def new_client(
                 # hash of the body for the signature needless.
                 request_checksum_calculation="when_required",
                 response_checksum_validation="when_required",
+                **unsigned,
                 s3={"addressing_style": where.addressing, "payload_signing_enabled": False},
                 tcp_keepalive=True,
             ),

@@ -15,7 +15,15 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from genai_core.errors import InvalidSpec
 
-__all__ = ["S3Credentials", "S3Location", "parse_s3", "wrong_address"]
+__all__ = [
+    "ANONYMOUS",
+    "S3Credentials",
+    "S3Location",
+    "parse_s3",
+    "same_server",
+    "source_credentials",
+    "wrong_address",
+]
 
 
 @dataclass(frozen=True)
@@ -25,6 +33,10 @@ class S3Credentials:
     access_key_id: str
     secret_access_key: str = field(repr=False)
     session_token: str | None = field(default=None, repr=False)
+
+
+ANONYMOUS = S3Credentials("", "")
+"""None at all: requests are not signed, and only what is public can be read."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +86,8 @@ def parse_s3(address: str) -> S3Location:
     if unknown:
         raise wrong_address(address, f"unknown option {unknown[0]!r}")
     endpoint = options.get("endpoint")
-    if endpoint and "@" in endpoint:
-        raise wrong_address(address.partition("?")[0], "credentials must not stand in its endpoint")
-    if endpoint and urlsplit(endpoint).scheme not in {"http", "https"}:
-        raise wrong_address(address, "endpoint is not an http:// or https:// URL")
+    if endpoint:
+        _check_endpoint(endpoint, f"s3://{parts.netloc}{parts.path}")
     addressing = options.get("addressing", "path" if endpoint else "auto")
     if addressing not in {"path", "virtual", "auto"}:
         raise wrong_address(address, "addressing is path, virtual or auto")
@@ -94,8 +104,68 @@ def parse_s3(address: str) -> S3Location:
     )
 
 
+def _check_endpoint(endpoint: str, shown: str) -> None:
+    """Refuse an endpoint that is none, without showing it: it may hold a password."""
+    try:
+        parts = urlsplit(endpoint)
+        host, _ = parts.hostname, parts.port
+    except ValueError as error:
+        raise wrong_address(shown, "its endpoint is no URL") from error
+    if parts.scheme not in {"http", "https"} or not host:
+        raise wrong_address(shown, "endpoint is not an http:// or https:// URL")
+    if "@" in endpoint:
+        raise wrong_address(shown, "credentials must not stand in its endpoint")
+    if parts.query or parts.fragment:
+        raise wrong_address(shown, "its endpoint has more than a host, a port and a path")
+
+
+def same_server(one: str | None, other: str | None) -> bool:
+    """Tell whether two endpoints are one server, to which the same credentials belong.
+
+    Args:
+        one: URL; None = AWS, as any `https://` host of amazonaws.com.
+        other: As well.
+    """
+    return _server(one) == _server(other)
+
+
+def _server(endpoint: str | None) -> tuple[str, str, int]:
+    parts = urlsplit(endpoint or "https://s3.amazonaws.com")
+    host = (parts.hostname or "").rstrip(".")
+    if parts.scheme == "https" and host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+        return ("https", "AWS", 443)
+    return (parts.scheme, host, parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0))
+
+
+def source_credentials(
+    source: S3Location,
+    *,
+    own: S3Credentials | None,
+    store: S3Location | None,
+    of_store: S3Credentials | None,
+) -> S3Credentials | None:
+    """What a model's bucket is read with.
+
+    A store's credentials go to the store's own server and to no other: whoever names a source need
+    not be whoever they belong to.
+
+    Args:
+        source: The bucket.
+        own: Credentials that were given for it.
+        store: Of the build; None = it lies in a folder, and has no credentials.
+        of_store: The store's credentials; None = those of the environment.
+    """
+    if own is not None:
+        return own
+    if store is None or same_server(source.endpoint, store.endpoint):
+        return of_store
+    return ANONYMOUS
+
+
 def wrong_address(address: str, why: str) -> InvalidSpec:
     """Return the error for an address that cannot be read."""
     return InvalidSpec(
-        why, where=address, remedy="write s3://bucket/prefix?endpoint=https://host&region=name"
+        why,
+        where=address.partition("?")[0],
+        remedy="write s3://bucket/prefix?endpoint=https://host&region=name",
     )
