@@ -133,7 +133,7 @@ def check_container(record: Record, store: Store) -> None:
         raise UntrueRecord(
             f"its record does not name the container that was built: {fault}",
             where=f"{store.location}: {record.operation}/{record.key[:12]}",
-            remedy="have it built again: remove that record; docs/stores.md says who may write one",
+            remedy="genai build makes it anew; docs/stores.md says what a writer of a store can do",
         )
 
 

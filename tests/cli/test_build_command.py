@@ -17,6 +17,7 @@ import pytest
 
 from genai_cli.claims import Claim
 from genai_cli.testing import InProcess, Program, Ran, environment
+from genai_core.record import Output
 from genai_core.store.directory import DirectoryStore
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"
@@ -102,6 +103,41 @@ def test_again_nothing_runs_and_the_container_stays(first: Ran, home: Path) -> N
     assert not again["changed"]
     after = container.stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+
+
+def forge(store: DirectoryStore, name: str) -> None:
+    """Have the package record name other bytes for a file of the container."""
+    (ref,) = store.list_records("package")
+    stored = store.get_record(ref.operation, ref.key)
+    assert stored is not None
+    evil = store.put_bytes(b"{{ of another writer }}")
+    outputs = {**stored.record.outputs, name: Output(sha256=evil.sha256, size=evil.size)}
+    store.delete_record(ref)
+    store.commit(stored.record.model_copy(update={"outputs": outputs}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_a_record_that_names_other_files_is_never_delivered(
+    call: InProcess, home: Path, first: Ran, tmp_path: Path, name: str, *, read_only: bool
+) -> None:
+    """The revision vouches for its files, in the own store and in one that is only read."""
+    copy = tmp_path / "store"
+    shutil.copytree(home / ".cache" / "genai-operator" / "store", copy, symlinks=True)
+    forge(DirectoryStore(copy), name)
+    where = ["--store", tmp_path / "own", "--read-from", copy] if read_only else ["--store", copy]
+    ran = call("build", "-f", "b.yaml", "--json", "--output", tmp_path / "out", *where)
+    assert ran.code == 0, ran.err
+    container = ran.json["containers"]["cpu"]
+    assert container["revision"] == first.json["containers"]["cpu"]["revision"]
+    assert ran.json["tasks"]["run"] == 1
+    good = home / "containers" / "small" / "cpu"
+    for file in good.iterdir():
+        if file.name not in {"report.json", "golden.json"}:
+            assert (Path(container["path"]) / file.name).read_bytes() == file.read_bytes()
+    assert call("verify", container["path"]).code == 0
+    if not read_only:
+        assert f"does not name the container that was built: {name} " in ran.err
 
 
 def test_a_wrong_byte_in_the_store_is_never_delivered(
