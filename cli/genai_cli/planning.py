@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,7 @@ def _task(ready: PlanReady, name: str) -> TaskView:
         return found[0]
     ids = [task.id for task in ready.tasks]
     near = nearest(name, ids) or next((task for task in ids if name in task), None)
+    near = near or next(iter(get_close_matches(name, ids, n=1)), None)
     remedy = f"did you mean {near}?" if near else "genai graph lists the tasks of this plan"
     raise BadInput("there is no such task in the plan", where=f"--explain {name}", remedy=remedy)
 

@@ -49,7 +49,8 @@ def verify(path: Path, settings: Settings) -> int:
         )
         return 1 if faults else 0
     for fault in faults:
-        say(f"{_SAID[fault.kind]:8} {fault.name}: {fault.text}")
+        why = "" if fault.kind == "missing" else f": {fault.text}"
+        say(f"{_SAID[fault.kind]:8} {fault.name}{why}")
     found = Counter(_SAID[fault.kind] for fault in faults)
     state = ", ".join(f"{number} {kind}" for kind, number in found.items()) or "all is well"
     say(f"{folder}: {counted(count, 'file')}, {size(total)}: {state}")
