@@ -20,6 +20,13 @@ from genai_core.names import Key
 from genai_core.record import Blob, Record
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, Lookup, RecordRef, Store
+from genai_operator.remembered import (
+    MOST_WEIGHT,
+    Blobs,
+    check_weight,
+    stripped,
+    weight_of,
+)
 
 __all__ = ["Answers", "Lookups", "ToldLookups", "Unanswered"]
 
@@ -27,8 +34,8 @@ _FOUND_SECONDS = 300.0
 _MISSED_SECONDS = 15.0
 _THREADS = 16
 _MOST_RECORDS = 20_000
-_MOST_BLOBS = 1000
-"""Small ones: what a plan is made from."""
+_AT_ONCE = 16
+"""Records that are read before they are weighed."""
 _CONTAINER = "package"
 """The one task whose record must stand in the build's own store, and all that it names."""
 
@@ -82,13 +89,6 @@ class Answers(Protocol):
         ...
 
 
-def _keep(blobs: dict[str, bytes], digest: str, data: bytes) -> None:
-    """Remember a blob instead of the oldest; of several threads none minds what another drops."""
-    blobs[digest] = data
-    if len(blobs) > _MOST_BLOBS:
-        blobs.pop(next(iter(list(blobs))), None)
-
-
 class Lookups:
     """Of a store that the operator may read."""
 
@@ -97,7 +97,8 @@ class Lookups:
         self._clock = clock
         self._found: dict[RecordRef, tuple[Record, float]] = {}
         self._missed: dict[RecordRef, tuple[str, float]] = {}
-        self._blobs: dict[str, bytes] = {}
+        self._weights: dict[RecordRef, int] = {}
+        self._blobs = Blobs()
 
     @property
     def location(self) -> str:
@@ -116,19 +117,30 @@ class Lookups:
             entry = found if found and found[1] > now else missed
             if entry is not None and entry[1] > now:
                 answers[ref] = entry[0]
-        wanted = [ref for ref in refs if ref not in answers]
-        if len(self._found) + len(self._missed) > _MOST_RECORDS:
+        wanted = [ref for ref in dict.fromkeys(refs) if ref not in answers]
+        many = len(self._found) + len(self._missed) > _MOST_RECORDS
+        if many or sum(list(self._weights.values())) > MOST_WEIGHT:
             self.forget()
-        for ref, answer in lookup_all(self._store, wanted, threads=_THREADS).items():
-            record = self._usable(ref, answer)
-            if isinstance(record, Record):
-                self._missed.pop(ref, None)
-                self._found[ref] = (record, now + _FOUND_SECONDS)
-            else:
-                self._found.pop(ref, None)
-                self._missed[ref] = (record, now + _MISSED_SECONDS)
-            answers[ref] = record
+        weight = sum(self._weights.get(ref, 0) for ref in answers)
+        for start in range(0, len(wanted), _AT_ONCE):
+            looked = lookup_all(self._store, wanted[start : start + _AT_ONCE], threads=_THREADS)
+            for ref, answer in looked.items():
+                answers[ref] = self._take(ref, self._usable(ref, answer), now)
+                weight += self._weights.get(ref, 0)
+            check_weight(weight, self.location)
         return answers
+
+    def _take(self, ref: RecordRef, record: Record | str, now: float) -> Record | str:
+        if not isinstance(record, Record):
+            self._found.pop(ref, None)
+            self._weights.pop(ref, None)
+            self._missed[ref] = (record, now + _MISSED_SECONDS)
+            return record
+        self._missed.pop(ref, None)
+        record = stripped(record)
+        self._weights[ref] = weight_of(record)
+        self._found[ref] = (record, now + _FOUND_SECONDS)
+        return record
 
     def _usable(self, ref: RecordRef, answer: Lookup) -> Record | str:
         """A hit of another store serves as an input; a container is brought into one's own."""
@@ -143,13 +155,14 @@ class Lookups:
         data = self._blobs.get(blob.sha256)
         if data is None:
             data = self._store.read_blob(blob)
-            _keep(self._blobs, blob.sha256, data)
+            self._blobs.keep(blob.sha256, data)
         return data
 
     def forget(self) -> None:
         """See `Answers`."""
         self._found.clear()
         self._missed.clear()
+        self._weights.clear()
 
 
 class ToldLookups:
@@ -159,7 +172,8 @@ class ToldLookups:
         self._location = location
         self._found: dict[RecordRef, Record] = {}
         self._missed: set[RecordRef] = set()
-        self._blobs: dict[str, bytes] = {}
+        self._weight = 0
+        self._blobs = Blobs()
         self._gone_through: set[str] = set()
 
     @property
@@ -175,11 +189,13 @@ class ToldLookups:
             known: Digests of a source whose whole offspring it was asked for.
         """
         self._gone_through |= set(known)
-        if len(self._found) + len(self._missed) > _MOST_RECORDS:
+        many = len(self._found) + len(self._missed) > _MOST_RECORDS
+        if many or self._weight > MOST_WEIGHT:
             self.forget()
         for digest, text in answer.blobs.items():
-            _keep(self._blobs, digest, base64.b64decode(text))
-        found = {RecordRef(r.operation, r.key): r for r in answer.records}
+            self._blobs.keep(digest, base64.b64decode(text))
+        found = {RecordRef(r.operation, r.key): stripped(r) for r in answer.records}
+        self._weight += sum(map(weight_of, found.values()))
         self._found |= found
         self._missed -= found.keys()
         self._missed |= {ref for text in answer.asked if (ref := ref_of(text)) not in found}
@@ -220,4 +236,5 @@ class ToldLookups:
         """See `Answers`."""
         self._found.clear()
         self._missed.clear()
+        self._weight = 0
         self._gone_through.clear()

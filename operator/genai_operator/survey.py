@@ -22,6 +22,7 @@ from genai_operator.decide import Verdict, judge
 from genai_operator.jobs import JobRequest
 from genai_operator.lookups import Answers, Unanswered
 from genai_operator.planned import Plans
+from genai_operator.remembered import check_weight, weight_of
 from genai_operator.renewal import Renewal
 from genai_operator.requests import Looks, Setting, job_request
 from genai_operator.views import JobState, JobView, PodView
@@ -179,6 +180,7 @@ class _Look:
         self._jobs: dict[TaskId, list[JobView]] = {}
         self._stands: set[TaskId] = set()
         self.records: dict[Key, Record] = {}
+        self._weight = 0
         self.advice = advance(
             phase.plan,
             self._answers,
@@ -273,6 +275,9 @@ class _Look:
 
     def _answer(self, look: Look, answer: Record | str) -> Event:
         if isinstance(answer, Record):
+            if look.key not in self.records:
+                self._weight += weight_of(answer)
+                check_weight(self._weight, self._lookups.location)
             self.records[look.key] = answer
             self._stands.add(look.task)
             return Found(look.task, self._phase.result(answer))
