@@ -2,28 +2,29 @@
 
 Only ordinary files and folders come out, below the destination and nowhere else; links, devices
 and names that leave the folder are errors, not skipped. What comes out is bounded in bytes and in
-number while it is written, whatever the archive says about itself. The kind of archive is told from
-its first bytes, not from its name: zip, tar, and tar packed with gzip, bzip2 or xz.
+number while it is written, whatever the archive says about itself, and in proportion to the
+archive; some room stays on the disk. What a reader keeps in memory (a tar's long names, a zip's
+directory) is bounded as well. The kind of archive is told from its first bytes, not from its name:
+zip, tar, and tar packed with gzip, bzip2 or xz.
 
 Where everything lies in one folder, as archives usually have it, that folder is the model's.
 """
 
 from __future__ import annotations
 
-import shutil
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from lzma import LZMAError
 from pathlib import Path
 from typing import BinaryIO, cast
 
 from genai_core.errors import BadModel, NoSpace
 from genai_core.paths import check_relative_path
-from genai_core.store.files import explain
+from genai_core.store.files import explain, room_in
 
 __all__ = ["Bounds", "unpack_archive"]
 
@@ -38,7 +39,20 @@ _MAGIC = {
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _TAR_MARK, _TAR_AT = b"ustar", 257
 _IGNORED = "__MACOSX"
+_EXTENDED = {
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+}
+_HEADER_BYTES, _HEADERS_BYTES = 64 << 10, 16 << 20
+"""Of one extended header of a tar, and of all."""
+_NAME_BYTES = 1024
+_DIRECTORY_BYTES = 4 << 20
+"""Of a zip; ten thousand files take 1.5 MB."""
+_DIRECTORY_SIZE = 5
+"""Where zipfile has it."""
+_NO_SPARSE = "pack without --sparse"
 _DAMAGED = (
+    RecursionError,  # tarfile's word for a chain of headers
     tarfile.TarError,
     zipfile.BadZipFile,
     zlib.error,
@@ -57,6 +71,13 @@ class Bounds:
 
     most_bytes: int = 512 << 30
     most_files: int = 10_000
+    """Files and folders together."""
+    most_depth: int = 32
+    """Folders inside one another."""
+    ratio: int = 100
+    """Unpacked to packed; weights hardly shrink at all."""
+    any_ratio_bytes: int = 1 << 30
+    """So much may come out of however little."""
 
 
 @dataclass
@@ -65,26 +86,57 @@ class _Left:
 
     where: str
     bounds: Bounds
+    packed: int
+    room: int
     bytes: int = 0
     files: int = 0
+    members: int = 0
+    header_bytes: int = 0
+    folders: set[str] = field(default_factory=set)
 
-    def take_file(self) -> None:
+    def take_member(self) -> None:
+        """One more header, of whatever kind."""
+        self.members += 1
+        if self.members > 4 * self.bounds.most_files:
+            raise self._beyond(f"it has more than {self.members - 1} members")
+
+    def take_header(self, count: int) -> None:
+        """A tar's long name or attributes, which its reader keeps in memory."""
+        self.header_bytes += count
+        if count > _HEADER_BYTES or self.header_bytes > _HEADERS_BYTES:
+            raise self._beyond("the headers of its members are too large")
+
+    def take_file(self, name: str) -> None:
+        """One more file, and the folders that it needs."""
+        parts = name.split("/")
+        if len(parts) > self.bounds.most_depth:
+            raise _refused(self.where, name[:200], "lies too deep")
+        if len(name.encode()) > _NAME_BYTES or max(len(p.encode()) for p in parts) > 255:
+            raise _refused(self.where, f"{name[:80]}...", "has too long a name")
+        self.folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
         self.files += 1
-        if self.files > self.bounds.most_files:
-            raise BadModel(
-                f"it holds more than {self.bounds.most_files} files",
-                where=self.where,
-                remedy="pack the model's own files only",
-            )
+        if self.files + len(self.folders) > self.bounds.most_files:
+            raise self._beyond(f"it holds more than {self.bounds.most_files} files")
 
     def take_bytes(self, count: int) -> None:
+        """So many bytes are about to be written."""
         self.bytes += count
-        if self.bytes > self.bounds.most_bytes:
-            raise BadModel(
-                f"unpacked it has more than {self.bounds.most_bytes} bytes",
+        bounds = self.bounds
+        if self.bytes > self.room:
+            raise NoSpace(
+                f"{self.room} bytes may be written, and it holds more",
                 where=self.where,
-                remedy="pack the model's own files only",
+                remedy="make room",
             )
+        if self.bytes > bounds.most_bytes:
+            raise self._beyond(f"unpacked it has more than {bounds.most_bytes} bytes")
+        if self.bytes > max(bounds.any_ratio_bytes, bounds.ratio * self.packed):
+            raise self._beyond(
+                f"unpacked it has more than {bounds.ratio} times its {self.packed} bytes"
+            )
+
+    def _beyond(self, what: str) -> BadModel:
+        return BadModel(what, where=self.where, remedy="pack the model's own files only")
 
 
 def unpack_archive(archive: Path, dest: Path, *, where: str, bounds: Bounds | None = None) -> Path:
@@ -94,7 +146,7 @@ def unpack_archive(archive: Path, dest: Path, *, where: str, bounds: Bounds | No
         archive: The file.
         dest: The folder; what an error leaves in it is the caller's to remove.
         where: How errors name the archive.
-        bounds: Beyond them it is refused. Free room on the disk bounds it too.
+        bounds: Beyond them it is refused. Room on the disk bounds it too, see `room_in`.
 
     Returns:
         The folder of the model: `dest`, or the only folder in it.
@@ -103,24 +155,16 @@ def unpack_archive(archive: Path, dest: Path, *, where: str, bounds: Bounds | No
         BadModel: It is no archive, is damaged, or holds something that must not be unpacked.
         NoSpace: There is no room for what it holds.
     """
-    free = shutil.disk_usage(dest).free
-    wanted = bounds or Bounds()
-    left = _Left(where, Bounds(min(wanted.most_bytes, free), wanted.most_files))
+    left = _Left(where, bounds or Bounds(), archive.stat().st_size, room_in(dest))
     try:
-        for name, stream in _members(archive, where):
-            left.take_file()
+        for name, stream in _members(archive, left):
+            left.take_file(name)
             path = dest / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with stream, path.open("xb") as target:
                 while data := stream.read(_BUFFER_BYTES):
                     left.take_bytes(len(data))
                     target.write(data)
-    except BadModel:
-        if left.bytes > free:
-            raise NoSpace(
-                f"{free} bytes are free, and it holds more", where=where, remedy="make room"
-            ) from None
-        raise
     except FileExistsError as error:
         name = Path(str(error.filename)).relative_to(dest).as_posix()
         raise _refused(where, name, "is in it twice") from error
@@ -142,9 +186,9 @@ def _damaged(error: Exception, where: str) -> BadModel:
     )
 
 
-def _members(archive: Path, where: str) -> Iterator[tuple[str, BinaryIO]]:
-    kind = _kind(archive, where)
-    return _zip_members(archive, where) if kind == "zip" else _tar_members(archive, where)
+def _members(archive: Path, left: _Left) -> Iterator[tuple[str, BinaryIO]]:
+    kind = _kind(archive, left.where)
+    return _zip_members(archive, left) if kind == "zip" else _tar_members(archive, left)
 
 
 def _kind(archive: Path, where: str) -> str:
@@ -161,14 +205,39 @@ def _kind(archive: Path, where: str) -> str:
     )
 
 
-def _tar_members(archive: Path, where: str) -> Iterator[tuple[str, BinaryIO]]:
-    with tarfile.open(archive, "r:*") as packed:
+def _header_reader(left: _Left) -> type[tarfile.TarInfo]:
+    """Members whose extended headers are bounded: tarfile reads them into memory whole."""
+
+    class Header(tarfile.TarInfo):
+        def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+            left.take_member()
+            if self.type == tarfile.GNUTYPE_SPARSE:
+                raise _refused(left.where, self.name[:200], "is sparse", _NO_SPARSE)
+            if self.type in _EXTENDED:
+                left.take_header(self.size)
+            return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
+
+        def _sparse(self, *_: object) -> None:
+            # Its map is as long as it says, and read before anything can be counted.
+            raise _refused(left.where, self.name[:200], "is sparse", _NO_SPARSE)
+
+        _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
+
+    return Header
+
+
+def _tar_members(archive: Path, left: _Left) -> Iterator[tuple[str, BinaryIO]]:
+    where = left.where
+    with tarfile.open(archive, "r:*", tarinfo=_header_reader(left)) as packed:
         for member in packed:
+            packed.members.clear()  # type: ignore[attr-defined] # it remembers all of them
             name = _checked(member.name, where)
             if member.isdir() or name.split("/")[0] == _IGNORED:
                 continue
             if member.issym() or member.islnk():
                 raise _refused(where, name, "is a link", "pack with tar --dereference")
+            if member.issparse():
+                raise _refused(where, name, "is sparse", _NO_SPARSE)
             if not member.isreg():
                 raise _refused(where, name, "is neither a file nor a folder")
             stream = packed.extractfile(member)
@@ -176,9 +245,12 @@ def _tar_members(archive: Path, where: str) -> Iterator[tuple[str, BinaryIO]]:
             yield name, cast("BinaryIO", stream)
 
 
-def _zip_members(archive: Path, where: str) -> Iterator[tuple[str, BinaryIO]]:
+def _zip_members(archive: Path, left: _Left) -> Iterator[tuple[str, BinaryIO]]:
+    where = left.where
+    _check_directory(archive, left)
     with zipfile.ZipFile(archive) as packed:
         for info in packed.infolist():
+            left.take_member()
             name = _checked(info.filename, where)
             if info.is_dir() or name.split("/")[0] == _IGNORED:
                 continue
@@ -192,6 +264,18 @@ def _zip_members(archive: Path, where: str) -> Iterator[tuple[str, BinaryIO]]:
             except NotImplementedError as error:
                 raise _refused(where, name, f"cannot be unpacked ({error})") from error
             yield name, cast("BinaryIO", stream)
+
+
+def _check_directory(archive: Path, left: _Left) -> None:
+    """Refuse a zip whose directory, which zipfile reads into memory, is too large."""
+    with archive.open("rb") as stream:
+        end = zipfile._EndRecData(stream)  # type: ignore[attr-defined] # noqa: SLF001 - as it does
+    if end is not None and end[_DIRECTORY_SIZE] > _DIRECTORY_BYTES:
+        raise BadModel(
+            f"its directory has {end[_DIRECTORY_SIZE]} bytes",
+            where=left.where,
+            remedy="pack the model's own files only",
+        )
 
 
 def _checked(name: str, where: str) -> str:

@@ -30,7 +30,7 @@ from genai_core.deadlines import hang_up, hung_up_after
 from genai_core.errors import BadModel, InvalidSpec, NoSpace, SourceNotFound, StoreUnavailable
 from genai_core.names import Digest
 from genai_core.redaction import hidden_queries
-from genai_core.store.files import explain
+from genai_core.store.files import explain, room_in
 
 __all__ = ["Downloaded", "Rules", "download"]
 
@@ -40,6 +40,8 @@ _ANSWER_SECONDS = 120.0
 """For a connection and an answer's headers."""
 _PIECE_SECONDS = 60.0
 """For a MiB; a connection that is slower is of no use for models."""
+_CHECK_BYTES = 64 << 20
+"""Between looks at the disk."""
 _MOST_ADDRESSES = 4
 """Of a name that are tried."""
 _REDIRECTS = {301, 302, 303, 307, 308}
@@ -365,7 +367,7 @@ def _save(answer: Any, dest: Path, asked: _Asked) -> Downloaded:
     )
     if announced is not None and announced > rules.most_bytes:
         raise too_large
-    digest, size = hashlib.sha256(), 0
+    digest, size, checked = hashlib.sha256(), 0, _CHECK_BYTES
     until = time.monotonic() + rules.seconds
     try:
         with dest.open("wb") as target:
@@ -375,6 +377,14 @@ def _save(answer: Any, dest: Path, asked: _Asked) -> Downloaded:
                     raise StoreUnavailable(f"it takes longer than {rules.seconds:.0f} s", where=url)
                 if size > rules.most_bytes:
                     raise too_large
+                if size >= checked:
+                    checked = size + _CHECK_BYTES
+                    if room_in(dest.parent) < _CHECK_BYTES:
+                        raise NoSpace(
+                            f"the disk is nearly full after {size} bytes",
+                            where=str(dest.parent),
+                            remedy="make room",
+                        )
                 digest.update(data)
                 target.write(data)
     except OSError as error:

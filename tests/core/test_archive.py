@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
 import tarfile
 import tempfile
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_core.archive import Bounds, unpack_archive
-from genai_core.errors import BadModel
+from genai_core.errors import BadModel, NoSpace
 
 FILES = {"model.onnx": b"graph" * 100, "onnx/model.onnx_data": b"w" * 3000, "config.json": b"{}"}
 Pack = Callable[[Path, dict[str, bytes]], None]
@@ -176,3 +178,125 @@ def _unpack_damaged(folder: Path, cut: int, kind: str, flip: bool) -> None:
     with suppress(BadModel):
         unpack(archive, folder / "out")
     assert {p.name for p in folder.iterdir()} == {"download", "out"}
+
+
+# What a reader would keep in memory, or a disk would not hold
+
+
+def header(kind: bytes, size: int, name: str = "x") -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def write_gz(archive: Path, *pieces: bytes) -> None:
+    import gzip
+
+    with gzip.open(archive, "wb") as stream:
+        for piece in pieces:
+            stream.write(piece)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+def test_unpack_refuses_a_header_that_fills_the_memory(tmp_path: Path, kind: bytes) -> None:
+    archive = tmp_path / "download"
+    size = 64 << 20
+    write_gz(archive, header(kind, size), bytes(size), header(tarfile.REGTYPE, 0, "model.onnx"))
+    tracemalloc.start()
+    with pytest.raises(BadModel, match="headers of its members are too large"):
+        unpack(archive, tmp_path / "out")
+    assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    tracemalloc.stop()
+
+
+def test_unpack_refuses_headers_that_fill_the_memory_together(tmp_path: Path) -> None:
+    archive = tmp_path / "download"
+    one = header(tarfile.GNUTYPE_LONGNAME, 60 << 10) + b"n" * (60 << 10)
+    write_gz(archive, *[one + header(tarfile.REGTYPE, 0, f"f{n}") for n in range(400)])
+    with pytest.raises(BadModel, match=r"too large|too long"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_unpack_calls_a_chain_of_headers_damaged(tmp_path: Path) -> None:
+    archive = tmp_path / "download"
+    write_gz(archive, header(tarfile.GNUTYPE_LONGNAME, 0) * 3000)
+    with pytest.raises(BadModel, match=r"damaged|members"):
+        unpack(archive, tmp_path / "out")
+
+
+def test_unpack_refuses_sparse_members_of_every_format(tmp_path: Path) -> None:
+    archive = tmp_path / "download"
+    write_gz(archive, header(tarfile.GNUTYPE_SPARSE, 0, "model.onnx"), bytes(1024))
+    with pytest.raises(BadModel, match=r"is sparse.*without --sparse"):
+        unpack(archive, tmp_path / "out")
+    for fields in (
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9" * 12},
+        {"GNU.sparse.map": "0,1,2,3", "GNU.sparse.size": "9" * 12},
+        {"GNU.sparse.size": "9" * 12, "GNU.sparse.numblocks": "1"},
+    ):
+        with tarfile.open(archive, "w:gz", format=tarfile.PAX_FORMAT) as packed:
+            info = member("model.onnx", b"9999999999\n" + bytes(501))
+            info.pax_headers = fields
+            packed.addfile(info, io.BytesIO(b"9999999999\n" + bytes(501)))
+        with pytest.raises(BadModel, match="is sparse"):
+            unpack(archive, tmp_path / f"out{len(fields)}{min(fields)}")
+
+
+@pytest.mark.parametrize("kind", ["zip", "gz"])
+def test_unpack_counts_folders_depth_and_lengths_of_names(tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / "download"
+    PACKS[kind](archive, {"/".join(f"{n}-{d}" for d in range(20)) + "/f": b"" for n in range(10)})
+    with pytest.raises(BadModel, match="more than 100 files"):
+        unpack(archive, tmp_path / "folders", Bounds(most_files=100))
+    PACKS[kind](archive, {"d/" * 40 + "f": b""})
+    with pytest.raises(BadModel, match="lies too deep"):
+        unpack(archive, tmp_path / "deep")
+    for name in ("n" * 256, "/".join(["n" * 200] * 6)):
+        PACKS[kind](archive, {name: b""})
+        with pytest.raises(BadModel, match="has too long a name"):
+            unpack(archive, tmp_path / f"long{len(name)}")
+
+
+def test_unpack_counts_members_that_are_left_out(tmp_path: Path) -> None:
+    archive = tmp_path / "download"
+    write_gz(archive, *[header(tarfile.DIRTYPE, 0, f"d{n}") for n in range(200)])
+    with pytest.raises(BadModel, match="more than 80 members"):
+        unpack(archive, tmp_path / "out", Bounds(most_files=20))
+
+
+def test_unpack_refuses_a_zip_whose_directory_fills_the_memory(tmp_path: Path) -> None:
+    archive = tmp_path / "download"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for n in range(700):
+            info = zipfile.ZipInfo(f"f{n}")
+            info.comment = b"c" * 10_000
+            packed.writestr(info, b"")
+    with pytest.raises(BadModel, match="its directory has 7"):
+        unpack(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["zip", "gz", "bz2", "xz"])
+def test_unpack_refuses_what_is_out_of_proportion(tmp_path: Path, kind: str) -> None:
+    archive = tmp_path / "download"
+    PACKS[kind](archive, {"model.onnx": bytes(8 << 20)})
+    bounds = Bounds(any_ratio_bytes=1 << 20)
+    with pytest.raises(BadModel, match="more than 100 times its"):
+        unpack(archive, tmp_path / "out", bounds)
+    PACKS[kind](archive, {"model.onnx": os.urandom(2 << 20)})
+    assert tree(unpack(archive, tmp_path / "whole", bounds))
+
+
+def test_unpack_leaves_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = tmp_path / "download"
+    pack_zip(archive, {"model.onnx": os.urandom(3 << 20)})
+    usage = type(shutil.disk_usage(tmp_path))
+    for total, free, fits in ((40 << 20, 4 << 20, False), (40 << 20, 6 << 20, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, t=total, f=free: usage(t, t - f, f))
+        folder = tmp_path / f"out{free}"
+        if fits:
+            unpack(archive, folder)
+        else:
+            with pytest.raises(NoSpace, match="2097152 bytes may be written"):
+                unpack(archive, folder)

@@ -27,6 +27,7 @@ __all__ = [
     "hash_file",
     "private_name",
     "put_away",
+    "room_in",
     "sync_folder",
     "temporary",
     "write_atomically",
@@ -68,6 +69,15 @@ def explain(error: OSError, path: Path, *, need: int | None = None) -> GenAIErro
         where=str(error.filename or path),
         remedy="check that the folder exists, is a folder, and that you may read and write it",
     )
+
+
+def room_in(folder: Path) -> int:
+    """Bytes that a stranger's file may take there: some room stays for everybody else.
+
+    A twentieth of the disk stays free, at most 2 GiB.
+    """
+    disk = shutil.disk_usage(folder)
+    return max(0, disk.free - min(disk.total // 20, 2 << 30))
 
 
 def _free_bytes(path: Path) -> int | str:
