@@ -34,6 +34,8 @@ _MARKS = (
 )
 """The mark of the byte order that a text may begin with; the longer of two that agree first."""
 
+_LONGEST = 160
+"""Characters of another library's sentence."""
 _POINTER = b"version https://git-lfs.github.com/spec/"
 _LARGEST_POINTER = 1024
 _OURS = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO}
@@ -47,6 +49,7 @@ def boundary(
     kind: type[BadInput] = BadModel,
     what: str = "it cannot be read",
     remedy: str = "copy the file again, or export the model anew",
+    detailed: bool = False,
 ) -> Iterator[None]:
     """Turn what a reader raises into an error of the file that it reads.
 
@@ -55,6 +58,8 @@ def boundary(
         kind: Of the error.
         what: Begins the sentence; how it failed stands behind it in brackets.
         remedy: What to do.
+        detailed: Name the exception and the module of ours that it came from: for whoever the
+            user reports it to.
 
     Raises:
         BadInput: Of `kind`, for anything but expected errors, lack of memory or disk, and
@@ -67,28 +72,32 @@ def boundary(
     except OSError as error:
         if error.errno in _OURS:
             raise
-        raise _error(error, where, kind, what=what, remedy=remedy) from error
+        raise _error(error, where, kind, what=what, remedy=remedy, detailed=detailed) from error
     except BaseException as error:
         # Libraries written in Rust raise their panics beside Exception.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise _error(error, where, kind, what=what, remedy=remedy) from error
+        raise _error(error, where, kind, what=what, remedy=remedy, detailed=detailed) from error
 
 
 def _error(
-    error: BaseException, where: str, kind: type[BadInput], *, what: str, remedy: str
+    error: BaseException,
+    where: str,
+    kind: type[BadInput],
+    *,
+    what: str,
+    remedy: str,
+    detailed: bool,
 ) -> BadInput:
     log.info("%s: unexpected while reading", where, exc_info=error)
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if "genai_" in frame.filename]
-    place = f" in {Path(own[-1].filename).stem}" if own else ""
     said = " ".join(str(error).split())
-    shown = f"{said[:120]}..." if len(said) > 120 else said
-    return kind(
-        f"{what} ({type(error).__name__}{place}{': ' if shown else ''}{shown})",
-        where=where,
-        remedy=remedy,
-    )
+    said = f"{said[:_LONGEST]}..." if len(said) > _LONGEST else said
+    if detailed or not said:
+        frames = traceback.extract_tb(error.__traceback__)
+        own = [Path(frame.filename).stem for frame in frames if "genai_" in frame.filename]
+        name = f"{type(error).__name__}{f' in {own[-1]}' if own else ''}"
+        said = f"{name}: {said}" if said else name
+    return kind(f"{what} ({said})", where=where, remedy=remedy)
 
 
 def decoded(data: bytes) -> str:

@@ -149,6 +149,10 @@ def stated_stop_tokens(
             continue
         listed = value if isinstance(value, list) else [value]
         if not all(isinstance(token, int) and not isinstance(token, bool) for token in listed):
-            raise BadModel("must be a token id or a list of them", where=f"{name}: eos_token_id")
+            raise BadModel(
+                f"{value!r} is neither a token id nor a list of them"[:200],
+                where=f"{name}: eos_token_id",
+                remedy="write numbers, e.g. 2 or [2, 5]",
+            )
         return name, frozenset(listed)
     return "", frozenset()

@@ -34,9 +34,9 @@ def ingested(folder: Path) -> StageResult:
         ([2, 99999], "99999 is no token of the model, which knows 64"),
         (-1, "-1 is no token"),
         (64, "64 is no token"),
-        ("2", "must be a token id or a list"),
-        (True, "must be a token id or a list"),
-        ([2, 2.0], "must be a token id or a list"),
+        ("2", "is neither a token id nor a list"),
+        (True, "is neither a token id nor a list"),
+        ([2, 2.0], "is neither a token id nor a list"),
     ],
 )
 def test_ingest_refuses_end_tokens_when_the_model_has_none_such(

@@ -152,6 +152,12 @@ def with_length_first(model: onnx.ModelProto) -> None:
             dims[2].CopyFrom(heads)
 
 
+def with_one_cache(model: onnx.ModelProto) -> None:
+    for value in model.graph.input:
+        if value.name == "past_0_key":
+            value.type.tensor_type.shape.dim.add().dim_value = 2
+
+
 def with_learned_positions(model: onnx.ModelProto) -> None:
     table = weight(model, "wpe", np.ones((512, 32)))
     gather = next(node for node in model.graph.node if node.op_type == "Gather")
@@ -208,6 +214,12 @@ def with_fused_experts(model: onnx.ModelProto) -> None:
             {},
             "model.onnx: input past_0_key",
             "the cache has the layout [batch, length, heads, width] ([B, P, 2, 8])",
+        ),
+        (
+            with_one_cache,
+            {},
+            "model.onnx: input past_0_key",
+            "the cache has the shape [B, 2, P, 8, 2]",
         ),
         (with_learned_positions, {}, "model.onnx: node sum (Add)", "positions (table wpe)"),
         (with_sinks, {}, "model.onnx: node probabilities (Softmax)", "has attention sinks"),

@@ -58,12 +58,12 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
     # Whatever can be told from small files comes before what takes minutes on a large model.
     encodings = read_beside(folder)
     source = read_source(path, settings)
-    with boundary(path.name, what=_GRAPH, remedy=_REMEDY):
+    with boundary(path.name, what=_GRAPH, remedy=_REMEDY, detailed=True):
         refuse_source(source)
         entries = None if encodings is None else own_entries(encodings, source)
         stated = stated_vocabulary(source)
     foreign = [] if stated is None else _check_vocabulary(folder, stated)
-    with boundary(path.name, what=_GRAPH, remedy=_REMEDY):
+    with boundary(path.name, what=_GRAPH, remedy=_REMEDY, detailed=True):
         found = source_to_core(source, family, out, warnings=() if warning is None else (warning,))
     if found.facts.vocab_size != stated:
         foreign = _check_vocabulary(folder, found.facts.vocab_size)
@@ -73,7 +73,7 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         copy_encodings(folder, out)
         del encodings
     assets = copy_assets(folder, out)
-    with boundary(path.name, what="it cannot be run part by part", remedy=_REMEDY):
+    with boundary(path.name, what="it cannot be run part by part", remedy=_REMEDY, detailed=True):
         compared = compare_source(
             found.source, found.inputs, found.ropes, out, threads=context.threads
         )

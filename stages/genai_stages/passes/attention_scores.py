@@ -143,7 +143,7 @@ class ScoreChain:
         change = np.where(np.isfinite(given), given - capped, -np.inf)
         visible = change > classify_mask.HIDDEN
         if not (visible == visible[:1]).all():
-            raise self.refuse("heads have masks of their own")
+            raise self.refuse("heads have masks of their own, as ALiBi gives them")
         shift = np.abs(np.where(visible, change, 0.0)).max()
         if shift > AGREEMENT * max(1.0, np.abs(capped).max()):
             raise self.refuse(f"scores are shifted by up to {shift:.2g} (a bias on positions)")

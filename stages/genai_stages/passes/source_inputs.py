@@ -293,6 +293,14 @@ def _read(source: SourceModel, value: ir.Value) -> SourceInput:
     fixed = all(isinstance(dim, int) for dim in dims)
     if purpose is None and dtype.is_floating_point() and len(dims) == 2 and fixed:
         purpose = "adapter" if "lora" in name.lower() else None
+    cached = any(word in name.lower() for word in ("past", "cache"))
+    if purpose is None and cached and dtype.is_floating_point():
+        raise BadModel(
+            f"the cache has the shape [{', '.join(map(str, dims))}]",
+            where=f"{source.path.name}: input {name}",
+            remedy="export one input [batch, heads, length, width] for the keys and one for the "
+            "values of each layer",
+        )
     if purpose is None:
         words = {
             "inputs_embeds": "pass token ids instead of embeddings",
