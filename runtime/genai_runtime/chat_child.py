@@ -12,17 +12,16 @@ from datetime import datetime
 from typing import Any
 
 _MEMORY_BYTES = 512 << 20
-_CPU_SECONDS = 5
 _LARGEST_TEXT = 4 << 20
 """Characters of a rendered conversation."""
 
 
 def main() -> int:
     """Read one request, write one answer: `text`, or `refused` or `broken` with words."""
-    resource.setrlimit(resource.RLIMIT_CPU, (_CPU_SECONDS, _CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     request = json.loads(sys.stdin.buffer.read())
+    resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
     json.dump(_answer(request), sys.stdout)
     return 0
 

@@ -15,15 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from genai_core.errors import BadInput, BadModel, NotRunnableHere
+from genai_core.foreign import boundary, decoded, read_json_object, refuse_pointer
 from genai_core.manifest import CHAT_TEMPLATE_FILE
+from genai_core.regular import read_regular
 from genai_runtime.container import Container
 
 __all__ = ["ChatTemplate", "Message"]
 
 _CONFIG_FILE = "tokenizer_config.json"
-_LARGEST_FILE = 16 << 20
+_LARGEST_FILE = 1 << 20
+_CPU_SECONDS = 5
 _SECONDS = 20
-"""Of the clock; the process's own limit of CPU time comes first on a machine at rest."""
+"""Of the clock; the limit of CPU time comes first on a machine at rest."""
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
 Message = Mapping[str, str]
@@ -55,7 +58,7 @@ class ChatTemplate:
         """
         config: dict[str, Any] = {}
         if container.holds(_CONFIG_FILE):
-            config = _json_object(container.folder / _CONFIG_FILE)
+            config = read_json_object(container.folder / _CONFIG_FILE)
         special = {name: text for name in _SPECIAL if (text := _token(config.get(name)))}
         if container.holds(CHAT_TEMPLATE_FILE):
             return cls(_text(container.folder / CHAT_TEMPLATE_FILE), special)
@@ -79,7 +82,9 @@ class ChatTemplate:
             "add_generation_prompt": True,
             **variables,
         }
-        request = json.dumps({"template": self.source, "variables": given}).encode()
+        request = json.dumps(
+            {"template": self.source, "variables": given, "seconds": _CPU_SECONDS}
+        ).encode()
         try:
             done = subprocess.run(
                 [sys.executable, "-I", "-m", "genai_runtime.chat_child"],
@@ -118,20 +123,9 @@ class ChatTemplate:
 
 
 def _text(path: Path) -> str:
-    if path.stat().st_size > _LARGEST_FILE:
-        raise BadModel(f"has more than {_LARGEST_FILE >> 20} MB", where=path.name)
-    try:
-        return path.read_text(encoding="utf-8")
-    except ValueError as error:
-        raise BadModel("is not UTF-8", where=path.name) from error
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise BadModel(f"not JSON: {error}", where=path.name) from error
-    return value if isinstance(value, dict) else {}
+    refuse_pointer(path)
+    with boundary(path.name, remedy="restore the model's own template"):
+        return decoded(read_regular(path, _LARGEST_FILE))
 
 
 def _token(value: object) -> str:

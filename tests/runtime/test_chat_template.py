@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -9,8 +10,13 @@ from typing import Any
 
 import pytest
 
+from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput, BadModel
+from genai_core.manifest import Manifest, ManifestFile, ManifestTarget
+from genai_core.names import Backend
+from genai_runtime import chat_template
 from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.container import Container, Metadata
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
@@ -80,7 +86,8 @@ def test_render_names_what_is_wrong_when_the_template_is_broken_or_hostile(
     assert str(caught.value).startswith("chat_template.jinja: ")
 
 
-def test_render_ends_when_the_template_does_not() -> None:
+def test_render_ends_when_the_template_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "_CPU_SECONDS", 1)
     began = time.monotonic()
     loops = "".join("{% for i in range(90000) %}" for _ in range(3))
     with pytest.raises(BadModel, match=r"more time|not done"):
@@ -100,3 +107,57 @@ def test_render_gives_its_process_no_environment(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(subprocess, "run", seen)
     assert render("x") == "x"
     assert given == [{}]
+
+
+@pytest.mark.parametrize(
+    ("files", "file"),
+    [
+        ({"chat_template.jinja": b"\xff\xfe\xff"}, "chat_template.jinja"),
+        ({"chat_template.jinja": b"x" * (2 << 20)}, "chat_template.jinja"),
+        ({"tokenizer_config.json": b"[" * 90_000}, "tokenizer_config.json"),
+        ({"tokenizer_config.json": b'["not an object"]'}, "tokenizer_config.json"),
+    ],
+)
+def test_of_container_names_the_file_when_it_cannot_be_read(
+    tmp_path: Path, files: dict[str, bytes], file: str
+) -> None:
+    with pytest.raises(BadModel) as caught:
+        ChatTemplate.of_container(holding(tmp_path, files))
+    assert str(caught.value).startswith(f"{file}: ")
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        ({"chat_template": "A", "bos_token": "<s>"}, "A"),
+        ({"chat_template": [{"name": "tool_use", "template": "B"},
+                            {"name": "default", "template": "C"}]}, "C"),
+        ({"chat_template": 3, "bos_token": None}, None),
+        ({}, None),
+    ],
+)  # fmt: skip
+def test_of_container_finds_the_template_when_an_older_export_has_it_in_its_configuration(
+    tmp_path: Path, config: dict[str, object], found: str | None
+) -> None:
+    files = {"tokenizer_config.json": json.dumps(config).encode()}
+    template = ChatTemplate.of_container(holding(tmp_path, files))
+    assert (template and template.source) == found
+    beside = {**files, "chat_template.jinja": b"{{ bos_token }}D"}
+    template = ChatTemplate.of_container(holding(tmp_path, beside))
+    assert template is not None
+    assert template.source == "{{ bos_token }}D"
+
+
+def holding(folder: Path, files: dict[str, bytes]) -> Container:
+    """A container of these files, as far as templates are concerned."""
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    manifest = Manifest(
+        model={}, architecture="llama", context_length=1,
+        target=ManifestTarget(name="cpu", backend=Backend.CPU),
+        files={n: ManifestFile(sha256=digest_bytes(d), size=len(d)) for n, d in files.items()},
+    )  # fmt: skip
+    metadata = Metadata(
+        backend=Backend.CPU, architecture="llama", context_length=1, vocab_size=1, model_files={}
+    )
+    return Container(folder=folder, manifest=manifest, metadata=metadata)
