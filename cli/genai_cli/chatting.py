@@ -6,10 +6,12 @@ a turn. What the cache holds already is not read again.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from types import FrameType
 
 from genai_cli.output import emit, say, tell
 from genai_cli.streaming import TextStream, speed
@@ -174,7 +176,8 @@ def converse(chat: Chat, *, once: str | None, as_json: bool) -> int:
 
 def _turn(chat: Chat, text: str) -> None:
     stream = TextStream(chat.tokenizer)
-    result = chat.answer(text, stream)
+    with _between_tokens(stream) as heard:
+        result = chat.answer(text, heard)
     stream.flush(whole=True)
     say()
     if sys.stderr.isatty():
@@ -183,6 +186,33 @@ def _turn(chat: Chat, text: str) -> None:
             f"\x1b[2m{facts['promptTokens']} tokens, {facts['generatedTokens']} written at "
             f"{facts['generationTokensPerSecond']:,.0f}/s\x1b[0m\n"
         )
+
+
+@contextmanager
+def _between_tokens(stream: TextStream) -> Iterator[Callable[[int], None]]:
+    """Have Ctrl-C end an answer behind a token, not within a pass; the second Ctrl-C at once.
+
+    An executor that runs in a process of its own would otherwise be asked the next thing while it
+    still answers the last.
+    """
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            signal.default_int_handler(number, frame)
+        asked = True
+
+    def heard(token: int) -> None:
+        stream(token)
+        if asked:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield heard
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _lines(*, on_terminal: bool) -> Iterator[str]:

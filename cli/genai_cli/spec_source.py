@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def _of_folder(flags: SpecFlags) -> GenAIBuild:
         what = "it is a file" if folder.exists() else "there is no such folder"
         remedy = "name the folder of a model"
         if folder.suffix in {".yaml", ".yml"}:
-            remedy = f"write -f {folder}"
+            remedy = f"write -f {shlex.quote(str(folder))}"
         raise BadModel(what, where=str(folder), remedy=remedy)
     if not flags.target and not any(f.startswith("targets=") for f in flags.fields or ()):
         raise InvalidSpec("no target is given", where="--target", remedy="add e.g. --target cpu")

@@ -6,6 +6,7 @@ copied beside it, so that onnx.load opens it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from genai_cli.containers import place
@@ -88,15 +89,26 @@ def export(
     address: str | None,
     *,
     folder: Path,
+    entries: Sequence[str],
     operation: str | None,
     weights: bool,
 ) -> int:
-    """Write all entries as folders; returns 1 where a blob was missing or wrong."""
+    """Write entries as folders; returns 1 where a blob was missing or wrong.
+
+    Args:
+        settings: Of the program.
+        address: Of the store; None = the settings'.
+        folder: Gets `<model>/<operation>_<key>/`.
+        entries: Keys, beginnings of keys or folders; empty = all of the operation.
+        operation: None = of all.
+        weights: With the files of other entries that graphs name.
+    """
     operation = checked_operation(operation)
     store = opened(settings, address)
     written: list[str] = []
     faults: list[str] = []
-    for record in records(store, operation):
+    chosen = [find_entry(store, entry) for entry in entries]
+    for record in chosen or records(store, operation):
         path = folder / entry_folder(record)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

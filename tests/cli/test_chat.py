@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from genai_cli.chatting import Chat
+from genai_cli.chatting import Chat, _between_tokens
+from genai_cli.streaming import TextStream
 from genai_cli.testing import InProcess, Program
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput
@@ -124,3 +126,26 @@ def test_chat_reads_only_what_is_new_and_drops_the_oldest_when_the_context_is_fu
                 "far too long " * 40
             )
         assert chat.turns == before
+
+
+def test_ctrl_c_ends_an_answer_behind_a_token_and_the_conversation_goes_on(talking: Path) -> None:
+    opened = containers.load(talking)
+    tokenizer = opened.tokenizer()
+    assert tokenizer is not None
+    with closing(opened.open_session(threads=1)) as session:
+        chat = Chat(session, ChatTemplate(TEMPLATE, {}), tokenizer, Sampling(), frozenset())
+        stream = TextStream(tokenizer)
+        with pytest.raises(KeyboardInterrupt), _between_tokens(stream) as heard:
+            chat.answer("one two", lambda token: (signal.raise_signal(signal.SIGINT), heard(token)))
+        assert len(stream.tokens) == 1
+        assert [turn["role"] for turn in chat.turns] == ["user", "assistant"]
+        chat.limit = 2
+        again = chat.answer("three")
+        fresh = Chat(session, chat.template, tokenizer, Sampling(), frozenset(), limit=2)
+        fresh.turns = list(chat.turns[:2])
+        assert fresh.answer("three").tokens == again.tokens, "what was kept is what was said"
+    with _between_tokens(stream):
+        signal.raise_signal(signal.SIGINT)  # noted
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -354,6 +354,16 @@ def test_what_comes_out_of_a_store_is_opened_by_onnx_load(
     assert not list((tmp_path / "bare").rglob("*.data"))
 
 
+def test_some_entries_are_exported_when_they_are_named(
+    cache: Any, store: DirectoryStore, tmp_path: Path
+) -> None:
+    one, other, third = (entry(store, name) for name in "abc")
+    ran = cache("export", "out", one.key[:8], f"convert/{third.key[:6]}", "--json")
+    assert ran.json["entries"] == sorted([entry_folder(one), entry_folder(third)])
+    assert not (tmp_path / "out" / entry_folder(other)).exists()
+    assert cache("export", "out", "ffffffff").code == 2
+
+
 def test_weights_that_are_gone_are_named(
     cache: Any, store: DirectoryStore, graph_of_another_entrys_weights: Record
 ) -> None:

@@ -114,17 +114,23 @@ def pull(
 def export(
     context: typer.Context,
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Gets <model>/<operation>_<key>/.")],
+    entries: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[ENTRY]...", help="As of pull; else all.", show_default=False),
+    ] = None,
     *,
     operation: Operation = None,
     weights: Weights = True,
     store: options.Store = None,
     json: options.Json = False,
 ) -> int:
-    """Write every entry as a folder with its builder_cache_info.json."""
+    """Write entries, else every one, as folders with their builder_cache_info.json."""
     from genai_cli import store_copies
 
     settings = _settings(context, json=json)
-    return store_copies.export(settings, store, folder=folder, operation=operation, weights=weights)
+    return store_copies.export(
+        settings, store, folder=folder, entries=entries or [], operation=operation, weights=weights
+    )
 
 
 @app.command("verify")
