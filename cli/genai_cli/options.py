@@ -96,6 +96,9 @@ Container = Annotated[
         show_default=False,
     ),
 ]
+OneContainer = Annotated[
+    Path, typer.Argument(metavar="CONTAINER", help="Its folder.", show_default=False)
+]
 ContextLength = Annotated[
     int | None,
     typer.Option(

@@ -9,7 +9,7 @@ from genai_cli.settings import Settings
 
 
 def verify(
-    context: typer.Context, container: options.Container, *, json: options.Json = False
+    context: typer.Context, container: options.OneContainer, *, json: options.Json = False
 ) -> int:
     """Read every byte of a container and compare it with the manifest.
 
