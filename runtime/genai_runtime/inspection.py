@@ -14,6 +14,7 @@ import onnx
 
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, BadModel
+from genai_core.foreign import boundary
 from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE
 from genai_core.names import Backend
 from genai_runtime import container
@@ -84,12 +85,25 @@ def describe_container(found: Container) -> dict[str, Any]:
             {"prompt": entry.prompt, "promptTokens": entry.prompt_tokens, "tokens": entry.tokens}
             for entry in golden.prompts
         ],
-        "report": json.loads(report.read_text(encoding="utf-8")) if report.is_file() else {},
+        "report": _report(report) if report.is_file() else {},
         "modelFiles": {
             file: {name: _dump(graph) for name, graph in graphs.items()}
             for file, graphs in found.metadata.model_files.items()
         },
     }
+
+
+def _report(path: Path) -> dict[str, Any]:
+    """The members of a report that have the type of one: no manifest vouches for it."""
+    with boundary(str(path), kind=BadInput, what="it is no report", remedy="deliver it again"):
+        value = json.loads(path.read_bytes())
+    kinds = {"verified": str, "stages": dict, "fidelity": dict, "linears": dict, "tools": dict,
+             "warnings": list}  # fmt: skip
+    given = value if isinstance(value, dict) else {}
+    found = {name: given[name] for name, kind in kinds.items() if isinstance(given.get(name), kind)}
+    if "warnings" in found:
+        found["warnings"] = [text for text in found["warnings"] if isinstance(text, str)]
+    return found
 
 
 def onnx_graph(path: Path) -> GraphInfo:
@@ -132,10 +146,8 @@ def _artifact(folder: Path) -> dict[str, Any]:
             where=str(folder),
             remedy="name a container's or a cache entry's folder",
         )
-    try:
-        values = json.loads(record.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"not JSON: {error}", where=str(record)) from error
+    with boundary(str(record), kind=BadInput, what="not JSON", remedy="pull the entry again"):
+        values = json.loads(record.read_bytes())
     files = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))

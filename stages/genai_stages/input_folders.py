@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
+from genai_core.foreign import decoded
 from genai_runtime.evaluate import read_pieces
 from genai_runtime.tokenizing import TextTokenizer
 from genai_stages.aimet.model import EncodingSet
@@ -85,7 +86,7 @@ def token_pieces(inputs: Inputs, name: str) -> NDArray[np.integer] | None:
             remedy="add the tokenizer to the model, or give token ids as .npy",
         )
     try:
-        text = files[0].read_text(encoding="utf-8")
+        text = decoded(files[0].read_bytes())
     except UnicodeDecodeError as error:
         raise BadInput("neither .npy nor UTF-8 text", where=files[0].name) from error
     tokens = TextTokenizer(tokenizer_file).encode(text)

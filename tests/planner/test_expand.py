@@ -344,3 +344,24 @@ def test_native_kv_derives_the_ars_that_it_allows() -> None:
     found = plan(graphs={"contextLengths": [1024]}, compilation={"nativeKV": True})
     assert {t.graph for t in of(found, "arcl")} == {"ar32_cl1024", "ar128_cl1024"}
     assert any("nativeKV allows no AR 1" in note for note in found.notes)
+
+
+def test_a_package_knows_its_verdict_and_everything_that_it_is_made_of() -> None:
+    found = plan(targets=["cpu", "sm8750"])
+    package = found.containers["cpu"][0]
+    assert found.verdict_on(package) == "fidelity/cpu/int8"
+    ids = [task.id for task in found.made_of(package)]
+    assert ids == ["ingest", "convert/cpu/int8_1_of_1", "compile/cpu/int8", "fidelity/cpu/int8"]
+    (htp,) = found.containers["sm8750"]
+    made = {task.id for task in found.made_of(htp)}
+    shared = {task.id for task in found.tasks if not task.target}
+    mine = {task.id for task in found.tasks if task.target == "sm8750"}
+    assert mine <= made | {htp} <= mine | shared
+    assert not any("cpu" in task for task in made)
+    # By another way: whatever can be reached from it.
+    reached, waiting = set[str](), [package]
+    while waiting:
+        before = found.task(waiting.pop()).after()
+        waiting += before
+        reached |= set(before)
+    assert reached == set(ids)

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 Shape = tuple[int, ...]
 
-_SAME = {"Identity", "Cast", "CastLike", "Dropout"}
+_SAME = {"Identity", "Cast", "CastLike", "DequantizeLinear", "Dropout"}
 _RESHAPED = {"Reshape", "Squeeze", "Unsqueeze", "Flatten"}
 
 
