@@ -1,0 +1,178 @@
+"""gc beside builds on a directory store, in processes of their own.
+
+Readers claim and look up: a hit stays fetchable while a gc sweeps what nothing leases. Writers find
+an old blob standing, store it again and publish. Afterwards every young record has its blobs.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from genai_core.canonical import digest_bytes
+from genai_core.errors import GenAIError
+from genai_core.keys import task_key, toolchain_id
+from genai_core.names import Key
+from genai_core.operations import operation_of
+from genai_core.record import Blob, Output, Record, ToolchainUsed
+from genai_core.store.claiming import Holder
+from genai_core.store.collect import LEAST_GRACE, collect
+from genai_core.store.directory import DirectoryStore
+from genai_core.store.lookup import BlobSwept, publish
+from genai_core.store.protocol import Hit, RecordRef
+
+FORK = multiprocessing.get_context("fork")
+TOOLS = toolchain_id({})
+MEMORY = Path("/dev/shm")
+
+
+def key_of(number: int) -> Key:
+    version = operation_of("ingest").code_version
+    return task_key("ingest", version, toolchain_id=TOOLS, config={"n": number}, inputs={})
+
+
+def ref_of(number: int) -> RecordRef:
+    return RecordRef("ingest", key_of(number))
+
+
+def stored(store: DirectoryStore, number: int, datas: list[bytes]) -> Record:
+    outputs = {}
+    for index, data in enumerate(datas):
+        blob = store.put_bytes(data)
+        outputs[f"f{index}"] = Output(sha256=blob.sha256, size=blob.size)
+    return Record(
+        operation="ingest",
+        key=key_of(number),
+        config={"n": number},
+        outputs=outputs,
+        toolchain=ToolchainUsed(id=TOOLS),
+        created_at=datetime.now(UTC),
+    )
+
+
+def age(root: Path, seconds: float) -> None:
+    for path in [*(root / "blobs").rglob("*"), *(root / "records").rglob("*.json")]:
+        if path.is_file():
+            os.utime(path, ns=(1, path.stat().st_mtime_ns - int(seconds * 1e9)))
+
+
+def gc(root: Path, pause: float, told: Any) -> None:
+    time.sleep(pause)
+    try:
+        done = collect(DirectoryStore(root), grace=LEAST_GRACE)
+        told.put(("gc", done.records_deleted))
+    except BaseException as error:  # noqa: BLE001 - the test looks at it
+        told.put(("error", repr(error)))
+
+
+def reader(root: Path, numbers: list[int], pause: float, told: Any) -> None:
+    time.sleep(pause)
+    store = DirectoryStore(root)
+    try:
+        name = f"r{os.getpid()}"
+        Holder(store, name, holder="r").claim(map(ref_of, numbers))
+        for number in numbers:
+            answer = store.lookup("ingest", key_of(number))
+            if not isinstance(answer, Hit):
+                continue
+            told.put(("hit", 1))
+            for _ in range(2):
+                for output in answer.record.outputs.values():
+                    blob = Blob(sha256=output.sha256, size=output.size)
+                    store.fetch_blob(blob, root / "tmp" / name, shared=True)
+                time.sleep(random.random() * 0.01)
+    except BaseException as error:  # noqa: BLE001
+        told.put(("error", repr(error)))
+
+
+def writer(root: Path, number: int, datas: list[bytes], pause: float, told: Any) -> None:
+    time.sleep(pause)
+    store = DirectoryStore(root)
+    try:
+        Holder(store, f"w{number}-{os.getpid()}", holder="w").claim([ref_of(number)])
+        for _ in range(6):
+            try:
+                record = stored(store, number, datas)
+                time.sleep(random.random() * 0.01)
+                publish(store, record)
+                break
+            except BlobSwept:
+                told.put(("swept", 1))
+        if isinstance(store.lookup("ingest", key_of(number)), Hit):
+            told.put(("written", 1))
+        else:
+            told.put(("error", f"what a writer published is no hit: {number}"))
+    except BaseException as error:  # noqa: BLE001
+        told.put(("error", repr(error)))
+
+
+def race(root: Path, chance: random.Random, *, reads: bool) -> Counter[str]:
+    store = DirectoryStore(root)
+    datas = [[chance.randbytes(200) for _ in range(3)] for _ in range(8)]
+    shared = chance.randbytes(300)
+    for number, data in enumerate(datas):
+        publish(store, stored(store, number, [*data, shared]))
+    age(root, 20 * 3600)
+    told = FORK.SimpleQueue()
+    work: list[Any] = [(gc, root, chance.random() * 0.03, told)]
+    if chance.random() < 0.4:
+        work.append((gc, root, chance.random() * 0.05, told))
+    if reads:
+        for _ in range(2):
+            work.append((reader, root, chance.sample(range(8), 4), chance.random() * 0.04, told))
+    else:
+        for number in chance.sample(range(8), chance.choice([0, 4, 8])):
+            store.delete_record(ref_of(number))
+        for number in chance.sample(range(8), 3):
+            data = [*datas[number], shared]
+            work.append((writer, root, number, data, chance.random() * 0.04, told))
+    processes = [FORK.Process(target=call, args=tuple(rest)) for call, *rest in work]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    counts: Counter[str] = Counter()
+    while not told.empty():
+        kind, value = told.get()
+        assert kind != "error", value
+        counts[kind] += value
+    now = store.now()
+    for ref in store.list_records():
+        assert ref.modified is not None
+        young = now - ref.modified < timedelta(hours=1)
+        assert not young or isinstance(store.lookup(ref.operation, ref.key), Hit), ref
+    return counts
+
+
+def races(folder: Path, rounds: int, seed: int) -> Counter[str]:
+    chance, counts = random.Random(seed), Counter[str]()
+    for number in range(rounds):
+        counts += race(folder / f"s{number}", chance, reads=number % 2 == 0)
+    return counts
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+@pytest.mark.parametrize("rounds", [6, pytest.param(400, marks=[pytest.mark.long])])
+def test_what_builds_use_stays_when_a_gc_runs_beside_them(tmp_path: Path, rounds: int) -> None:
+    counts = races(tmp_path, rounds, seed=rounds)
+    assert counts["gc"] > 0
+    assert counts["hit"] > 0
+    assert counts["written"] == 3 * (rounds // 2)
+
+
+def test_a_gc_alone_removes_what_the_races_above_protect(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    publish(store, stored(store, 1, [b"a"]))
+    age(tmp_path, 20 * 3600)
+    assert collect(store, grace=LEAST_GRACE).records_deleted == 1
+    with pytest.raises(GenAIError):
+        store.read_blob(Blob(sha256=digest_bytes(b"a"), size=1))
