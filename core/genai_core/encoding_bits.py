@@ -16,8 +16,8 @@ __all__ = ["weight_bits"]
 
 _PARAMETERS = re.compile(rb'"param_encodings"\s*:')
 _ACTIVATIONS = re.compile(rb'"activation_encodings"\s*:')
-_WIDTH = re.compile(rb'"(?:bw|bitwidth)"\s*:\s*(\d+)')
-_DTYPE = re.compile(rb'"output_dtype"\s*:\s*"u?int(\d+)"')
+_WIDTH = re.compile(rb'"(?:bw|bitwidth)"\s*:\s*(\d{1,9})')
+_DTYPE = re.compile(rb'"output_dtype"\s*:\s*"u?int(\d{1,9})"')
 _WIDEST = 8
 
 

@@ -12,6 +12,7 @@ read where it is mounted, now and again by the tasks that need it; those refuse 
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections.abc import Mapping
@@ -56,6 +57,7 @@ __all__ = ["resolve"]
 log = logging.getLogger("genai_stages.resolve")
 
 _READ = (".onnx", ".encodings", "config.json")
+_NO_FOLDER = {errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EFBIG}
 
 
 def resolve(question: ResolveFile, store: Store, scratch: Path) -> TaskResult:
@@ -200,12 +202,20 @@ def _inspect(
             dest = folder / check_relative_path(name)
         except ValueError as error:
             raise InvalidSpec(str(error), where=question.uri, remedy="rename it") from error
-        dest.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            dest.parent.mkdir(parents=True, exist_ok=True)
+            with dest.open("xb") as stream:
+                stream.truncate(file.size)
+        except OSError as error:
+            if error.errno not in _NO_FOLDER:
+                raise
+            raise InvalidSpec(
+                f"its object {name[:200]} makes no folder of files ({error.strerror})",
+                where=question.uri,
+                remedy="rename it",
+            ) from error
         if _is_read(name, question):
             fetched[name] = source.fetch(name, dest, size=file.size)
-        else:
-            with dest.open("wb") as stream:
-                stream.truncate(file.size)
     try:
         facts = inspect_source(_spec(question, folder), folder, _Remote(source, folder, fetched))
     except GenAIError as error:

@@ -34,6 +34,8 @@ __all__ = ["S3Source"]
 _MOST_FILES = 10_000
 """Of a model; as many as of an archive."""
 _LISTING_SECONDS = 120.0
+_LARGEST_OBJECT = 50 << 40
+"""S3 allows 50 TB."""
 
 
 class S3Source:
@@ -74,6 +76,12 @@ class S3Source:
         found: dict[str, ListedFile] = {}
         with self._bucket_is_there():
             for file in self._objects.list(most=_MOST_FILES, seconds=_LISTING_SECONDS):
+                if not 0 <= file.size <= _LARGEST_OBJECT:
+                    raise BadModel(
+                        f"{file.name[:200]!r} has {file.size} bytes, which no object has",
+                        where=str(self.where),
+                        remedy="name an S3 server's own address",
+                    )
                 if file.name and not file.name.endswith("/"):
                     found[file.name] = ListedFile(size=file.size, tag=file.tag)
         if not found:
