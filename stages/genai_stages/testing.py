@@ -20,8 +20,17 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from genai_core.facts import AttentionFacts, ModelFacts, Role, RopeTable
-from genai_stages.core_graph import DOMAIN, CoreWriter, FloatArray, layer_group, mapped, read_core
+from genai_stages.core_graph import (
+    DOMAIN,
+    CoreWriter,
+    FloatArray,
+    layer_group,
+    mapped,
+    read_core,
+    write_proto,
+)
 from genai_stages.passes.expand_attention import expand
+from genai_stages.passes.keep_source import SOURCE_FILE, SOURCE_FOLDER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -299,6 +308,13 @@ class _Builder:
     def _scaled(self, source: str, output: str, factor: float) -> str:
         constant = self.writer.constant(f"{output}.factor", np.array(factor, np.float32))
         return self.writer.node("Mul", [source, constant], [output], shapes=[None])
+
+
+def keep_expanded(core: Path) -> None:
+    """Give a core graph that no source was read for one to be held against: its own expansion."""
+    model, facts = read_core(core)
+    (core / SOURCE_FOLDER).mkdir()
+    write_proto(expand(model, facts), core / SOURCE_FILE)
 
 
 def assemble_step1(fixture: Path, example: Path, out: Path, *, encodings: str = "") -> Path:

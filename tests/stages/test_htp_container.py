@@ -37,7 +37,7 @@ from genai_stages.operations import (
 )
 from genai_stages.segments import SegmentedModel
 from genai_stages.stage import Context
-from genai_stages.testing import random_core_model
+from genai_stages.testing import keep_expanded, random_core_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 GRAPH = GraphConfig(ar=8, cl=32)
@@ -67,6 +67,7 @@ def built(tmp_path_factory):
     root = tmp_path_factory.mktemp("htp")
     core = root / "core"
     random_core_model(core, vocab=2048, hidden=32, intermediate=48)
+    keep_expanded(core)
     random = np.random.default_rng(0)
     for name in ("calibration", "tokens", "source"):
         (root / name).mkdir()

@@ -31,7 +31,7 @@ from genai_stages.measured import note_measurements
 from genai_stages.operations import compile_cpu, convert_cpu, fidelity, package
 from genai_stages.segments import SegmentedModel
 from genai_stages.stage import Context
-from genai_stages.testing import random_core_model
+from genai_stages.testing import keep_expanded, random_core_model
 from genai_stages.written_text import write_pieces
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
@@ -43,6 +43,7 @@ def built(tmp_path_factory):
     """A random model with tiny-llama's vocabulary, compiled in float."""
     root = tmp_path_factory.mktemp("built")
     random_core_model(root / "core", vocab=2048, hidden=32, layers=1, intermediate=48)
+    keep_expanded(root / "core")
     for name in ("convert", "compile", "source"):
         (root / name).mkdir()
     convert_cpu.run(

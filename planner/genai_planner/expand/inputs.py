@@ -64,7 +64,8 @@ def calibration() -> Inputs:
 
 def scored(context: Context) -> Inputs:
     """What fidelity reads besides what was compiled: the yardstick, and the text that is scored."""
-    sources: Inputs = {"core": core(), "assets": ingested("assets/*")}
+    yardstick = ingested("model.onnx", "facts.json", "weights/*", "source/*")
+    sources: Inputs = {"core": yardstick, "assets": ingested("assets/*")}
     if context.model.has_encodings:
         sources["encodings"] = encodings()
     if context.model.has_tokens:

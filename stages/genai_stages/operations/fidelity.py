@@ -1,8 +1,9 @@
 """How much worse a compiled model predicts text than its source with the encodings simulated.
 
-Inputs: the core graph with its weights, the compiled model (cpu: `model.onnx` and its data beside
-each other; htp: the `emulation/` folders of all splits), the source's encodings where it has any,
-and a folder `tokens` with one .npy or text file. Without tokens the float model writes the text.
+Inputs: the core graph with its weights and, over these, the source's own graph, which is run as the
+yardstick; the compiled model (cpu: `model.onnx` and its data beside each other; htp: the
+`emulation/` folders of all splits), the source's encodings where it has any, and a folder `tokens`
+with one .npy or text file. Without tokens the float model writes the text.
 
 The verdict is a fact, not an error: where several precisions may be tried, the plan goes on.
 """
@@ -24,9 +25,11 @@ from genai_core.names import Backend
 from genai_core.operations import FidelityConfig
 from genai_runtime.evaluate import evaluate, losses
 from genai_runtime.session import Session
+from genai_stages.aimet.model import EncodingSet
 from genai_stages.core_graph import FACTS_FILE, read_facts
 from genai_stages.input_folders import core_folder, encodings_of, folders_with, token_pieces
 from genai_stages.segments import Floats, SegmentedModel
+from genai_stages.source_reference import SourceReference
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.twin_folder import gather_twin
 from genai_stages.written_text import write_pieces
@@ -53,13 +56,13 @@ def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> 
     if written_nats is not None and encodings is not None:
         float_nats = written_nats
     else:
-        # The yardstick itself: computed from the core graph, not by what wrote the text.
-        float_model = SegmentedModel(core, context.scratch / "float", threads=context.threads)
+        # The yardstick itself: the source, not what wrote the text.
+        float_model = _yardstick(core, pieces, None, context.scratch / "float", context.threads)
         float_nats = _loss(float_model.logits([piece[:-1] for piece in pieces]), pieces)
     baseline = float_nats
     if encodings is not None:
-        simulated = SegmentedModel(
-            core, context.scratch / "simulated", encodings=encodings, threads=context.threads
+        simulated = _yardstick(
+            core, pieces, encodings, context.scratch / "simulated", context.threads
         )
         baseline = _loss(simulated.logits([piece[:-1] for piece in pieces]), pieces)
     nats = found.nats_per_token
@@ -79,6 +82,20 @@ def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> 
     # Another machine's last digits are no reason to package again.
     verdict = digest_json({"within": within})
     return StageResult(facts=facts, semantic={RESULT_FILE: verdict})
+
+
+def _yardstick(
+    core: Path,
+    pieces: NDArray[np.integer],
+    encodings: EncodingSet | None,
+    scratch: Path,
+    threads: int,
+) -> SourceReference | SegmentedModel:
+    """The source; the core graph where pieces are longer than what a static source can take."""
+    source = SourceReference(core, scratch, encodings=encodings, threads=threads)
+    if source.fits([piece[:-1] for piece in pieces]):
+        return source
+    return SegmentedModel(core, scratch, encodings=encodings, threads=threads)
 
 
 def _rounded(nats: float) -> float | None:
