@@ -11,12 +11,22 @@ from dataclasses import dataclass, field
 
 from genai_core.kinds.artifact_store import WebIdentity
 from genai_operator.api import Json
+from genai_operator.errors import Stalled
 
-__all__ = ["ReadAccess", "StoreAccess", "environment_of", "mounts_of", "volumes_of"]
+__all__ = [
+    "ReadAccess",
+    "StoreAccess",
+    "check_certificates",
+    "environment_of",
+    "mounts_of",
+    "volumes_of",
+]
 
 _TOKEN_FOLDER = "/var/run/secrets/genai-operator.dev"  # noqa: S105 - a folder
 _TOKEN_SECONDS = 3600
 _SOURCE_ROOT = "/source"
+_MOST_VARIABLE_BYTES = 120_000
+"""Linux takes no environment variable over 128 KiB."""
 _KEYS = ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "SESSION_TOKEN")
 
 
@@ -63,6 +73,23 @@ class StoreAccess:
     source_secret: str = ""
     source_claim: str = ""
     source_hosts: tuple[str, ...] = field(default=("*",))
+
+
+def check_certificates(access: StoreAccess) -> None:
+    """Refuse certificates that no pod could be given.
+
+    Raises:
+        Stalled: They are too many.
+    """
+    for entry in environment_of(access, reads_source=False):
+        size = len(entry.get("value", "").encode())
+        if size > _MOST_VARIABLE_BYTES:
+            raise Stalled(
+                "CertificatesTooLarge",
+                f"spec.caBundle, with those of spec.readFrom, takes {size} bytes, and a pod can be "
+                f"given {_MOST_VARIABLE_BYTES}: leave out certificates that the endpoints do not "
+                "need",
+            )
 
 
 def environment_of(access: StoreAccess, *, reads_source: bool) -> list[Json]:

@@ -21,7 +21,7 @@ from genai_core.kinds.reading import read_served
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 from genai_core.store.s3_location import S3Credentials, S3Location
-from genai_operator.access import ReadAccess, StoreAccess
+from genai_operator.access import ReadAccess, StoreAccess, check_certificates
 from genai_operator.api import Api
 from genai_operator.endpoints import Peers, check_endpoint
 from genai_operator.errors import Stalled, Waiting
@@ -245,6 +245,7 @@ class Stores:
             ),
             source_hosts=self._settings.allowed_sources,
         )
+        check_certificates(access)
         store: Store | None = None
         if keys is not None:
             others = [

@@ -20,7 +20,7 @@ from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import RecordRef
 from genai_core.store.s3_location import S3Location, parse_s3
-from genai_operator.access import ReadAccess, StoreAccess
+from genai_operator.access import ReadAccess, StoreAccess, check_certificates
 from genai_operator.endpoints import Peers, check_endpoint
 from genai_operator.errors import Stalled
 from genai_operator.jobs import JobRequest, Owner, render
@@ -261,6 +261,15 @@ def test_a_look_tells_what_was_made_of_what_was_asked_for(
     with pytest.raises(Unanswered):
         told.look(refs(records[0]))
     assert not told.assume_missing(Unanswered([later], ["5" * 64]))
+
+
+def test_certificates_are_refused_when_no_pod_could_be_given_them() -> None:
+    fine = ReadAccess("s3://t/x", "team", "C" * 65536)
+    check_certificates(StoreAccess("s3://b/n", "mine", ca="C" * 65536, read_from=(fine,)))
+    with pytest.raises(Stalled, match=r"spec\.readFrom, takes \d+ bytes"):
+        check_certificates(StoreAccess("s3://b/n", "mine", read_from=(fine, fine)))
+    with pytest.raises(Stalled, match="takes 131072 bytes"):
+        check_certificates(StoreAccess("s3://b/n", "mine", ca="\u00fc" * 65536))
 
 
 def test_an_answer_survives_a_log_and_damage_is_no_answer() -> None:
