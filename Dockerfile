@@ -4,6 +4,10 @@
 #   docker build --target stages   -t genai-stages .                       # cpu targets
 #   docker build --target stages   -t genai-stages-htp --build-arg HTP=1 . # and Snapdragon targets
 #
+# Packages go in by hash: requirements/*.txt, which `make requirements` writes from constraints.txt. The
+# base is a name here; a release names it by digest (`make release` refuses another), which
+# `docker buildx imagetools inspect python:3.12-slim` prints; renew it with each release.
+#
 # The vendor's wheel may not be redistributed, so the published stages image is built without it
 # and everybody builds their own with HTP=1. It needs glibc 2.35: Debian 12 or later as BASE.
 ARG BASE=python:3.12-slim
@@ -13,28 +17,24 @@ ENV PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATH=/opt/genai/bin:/usr/local/
 
 # Dependencies apart from the code, so that a change of the code sends one small layer.
 FROM base AS dependencies
-COPY pyproject.toml constraints.txt LICENSE /source/
-RUN cd /source && touch README.md \
- && for room in core planner runtime stages serving cli operator; do \
-      mkdir -p $room/genai_$room && touch $room/genai_$room/__init__.py; done \
- && python3 -m venv /opt/genai \
- && pip install --no-cache-dir --quiet --upgrade 'pip>=25.1'
-# No role in a cluster draws on a terminal or downloads models, speaks to AWS other than S3 and its
-# logins, or tests numpy: 53 MB of the operator's image, 120 MB of the stages'.
-ENV PACKAGES=/opt/genai/lib/python3*/site-packages \
-    UNUSED="setuptools typer rich pygments markdown-it-py mdurl shellingham annotated-doc huggingface-hub hf-xet fsspec" \
+COPY requirements /requirements/
+RUN python3 -m venv /opt/genai
+# No role in a cluster speaks to AWS other than S3 and its logins, or tests numpy: 53 MB of the
+# operator's image, 120 MB of the stages' with what tools/requirements.py leaves out.
+ENV INSTALL="pip install --no-cache-dir --quiet --disable-pip-version-check --require-hashes --no-deps" \
+    REMOVE="pip uninstall --quiet --yes setuptools pip" \
+    PACKAGES=/opt/genai/lib/python3*/site-packages \
     USED_AWS="-name s3 -o -name sts -o -name sso -o -name sso-oidc -o -name signin"
 
 FROM dependencies AS operator-dependencies
-RUN cd /source && pip install --no-cache-dir --quiet -c constraints.txt '.[operator]' \
- && pip uninstall --quiet --yes genai-operator $UNUSED pip \
+RUN $INSTALL -r /requirements/operator.txt \
+ && $REMOVE \
  && find $PACKAGES/botocore/data -mindepth 1 -maxdepth 1 -type d ! \( $USED_AWS \) -exec rm -r {} +
 
 FROM dependencies AS stages-dependencies
 ARG HTP=0
-RUN cd /source && pip install --no-cache-dir --quiet -c constraints.txt '.[stages,s3]' \
- && if [ "$HTP" != 1 ]; then pip uninstall --quiet --yes onnxruntime-qnn; fi \
- && pip uninstall --quiet --yes genai-operator $UNUSED pip \
+RUN $INSTALL -r /requirements/stages.txt $([ "$HTP" != 1 ] || echo -r /requirements/htp.txt) \
+ && $REMOVE \
  && find $PACKAGES/botocore/data -mindepth 1 -maxdepth 1 -type d ! \( $USED_AWS \) -exec rm -r {} + \
  && rm -rf $PACKAGES/onnx/backend/test \
  && find $PACKAGES/numpy -type d -name tests -prune -exec rm -r {} +

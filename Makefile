@@ -80,6 +80,9 @@ image-htp: ## The stages' image with the vendor's wheel, for Snapdragon targets 
 release: $(READY) ## Wheel, charts and images of one version into dist/ (helm or Go; docker or buildah)
 	$(BIN)/python tools/release.py $(RELEASE)
 
+requirements: $(READY) ## Write what goes into images by hash, after constraints.txt changed (x86-64; asks the package index)
+	$(BIN)/python tools/requirements.py
+
 manifests: generate ## Render the kustomize base from the chart (helm, or Go to build it)
 	$(BIN)/python tools/manifests.py
 
@@ -92,4 +95,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate manifests release bench bench-cluster test-long test-health test-cluster test-cluster-core image-htp cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core image-htp cluster-up cluster-down clean

@@ -5,7 +5,9 @@
     python tools/release.py --platform linux/amd64 --platform linux/arm64
 
 The version is pyproject.toml's; charts that say another are refused. Images are OCI archives, built
-with docker buildx or buildah, and never hold the vendor's wheel. `dist/release.json` lists every
+with docker buildx or buildah on a base that is named by digest (`--build-arg BASE=...@sha256:...`),
+and never hold the vendor's wheel. Beside each stand what it holds (CycloneDX, `.cdx.json`, for each
+platform) and how it was made (in-toto, `.intoto.json`; not signed). `dist/release.json` lists every
 file with its digest, and of an image also the digest by which a GenAITarget names it.
 """
 
@@ -15,6 +17,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,9 +25,11 @@ import tarfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import attest
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -110,13 +115,48 @@ class ImageBuild:
 
 
 def images(out: Path, wanted: str, how: ImageBuild) -> list[Path]:
-    """OCI archives of the images, one for each role."""
+    """OCI archives of the images, one for each role, with what is attested of them."""
     found = []
     for target, name in IMAGES.items():
         archive = out / f"{name}-{wanted}.oci.tar"
+        started = _now()
         how.archive(target, f"{name}:{wanted}", archive)
-        found.append(archive)
+        made = attest.Made(
+            target, how.builder, how.platforms, how.arguments, started=started, finished=_now()
+        )
+        found += [archive, *attested(archive, name, wanted, made)]
     return found
+
+
+def attested(archive: Path, name: str, wanted: str, made: attest.Made) -> list[Path]:
+    """Files beside an archive that say what it holds and how it was made."""
+    contents = attest.images_of(archive)
+    told = {
+        f"{name}-{wanted}-{image.machine}.cdx.json": attest.bill_of_materials(
+            image, name, wanted, made=made.finished
+        )
+        for image in contents
+    }
+    told[f"{name}-{wanted}.intoto.json"] = attest.provenance(archive, contents, made)
+    for file, value in told.items():
+        text = json.dumps(value, indent=1) + "\n"
+        (archive.parent / file).write_text(text, encoding="utf-8")
+    return [archive.parent / file for file in told]
+
+
+def check_base(arguments: Sequence[str]) -> None:
+    """Refuse a base that may be another one tomorrow.
+
+    Raises:
+        SystemExit: Says how to name it.
+    """
+    bases = [text.partition("=")[2] for text in arguments if text.startswith("BASE=")]
+    if not bases or not re.fullmatch(r"[^@\s]+@sha256:[0-9a-f]{64}", bases[-1]):
+        raise SystemExit(
+            "a release's base is named by digest: --build-arg BASE=python:3.12-slim@sha256:..., "
+            "which `docker buildx imagetools inspect python:3.12-slim` prints; for a trial "
+            "--any-base"
+        )
 
 
 def image_digest(archive: Path) -> str:
@@ -141,6 +181,10 @@ def listing(files: Sequence[Path], wanted: str) -> dict[str, Any]:
             entry["image"] = image_digest(path)
         found.append(entry)
     return {"version": wanted, "files": found}
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _clock() -> Mapping[str, str]:
@@ -168,10 +212,13 @@ def main() -> int:
     parser.add_argument("--without-images", action="store_true")
     parser.add_argument("--builder", default=shutil.which("docker") or "buildah")
     parser.add_argument("--platform", action="append", default=[], help="e.g. linux/arm64")
+    parser.add_argument("--any-base", action="store_true", help="also one without a digest")
     parser.add_argument("--build-arg", action="append", default=[], help="e.g. BASE=...")
     given = parser.parse_args()
     wanted = version()
     check_versions(wanted)
+    if not given.without_images and not given.any_base:
+        check_base(given.build_arg)
     out = given.out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -83,7 +83,7 @@ def project(target: str) -> Path:
     """Archive of one target of the project's Dockerfile, built on the Debian base."""
     digest = hashlib.sha256()
     listed = _run(
-        "git", "ls-files", "-z", "--", "Dockerfile", "pyproject.toml", "constraints.txt",
+        "git", "ls-files", "-z", "--", "Dockerfile", "requirements",
         *ROOMS[target], cwd=ROOT,
     )  # fmt: skip
     for name in sorted(filter(None, listed.split("\0"))):
