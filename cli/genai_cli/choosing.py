@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from genai_cli.output import tell
 from genai_core.errors import BadInput, NotRunnableHere
-from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, read_manifest
+from genai_core.manifest import (
+    CHAT_TEMPLATE_FILE,
+    EMULATION_FOLDER,
+    MANIFEST_FILE,
+    read_manifest,
+)
 from genai_core.names import Backend
 
-__all__ = ["best_to_run", "runnable_container", "the_container"]
+__all__ = ["best_to_run", "runnable_container", "the_container", "trial_of"]
 
 
 def best_to_run(folders: list[Path]) -> Path | None:
@@ -28,6 +34,22 @@ def _speed(folder: Path) -> int | None:
     if manifest.target.backend is Backend.CPU:
         return 0
     return 1 if (folder / EMULATION_FOLDER).is_dir() else None
+
+
+def trial_of(folder: Path, *, shown: str = "") -> str:
+    """The command that tries a container.
+
+    Args:
+        folder: The container's.
+        shown: How the folder is named in the command; empty = as it is.
+    """
+    if (folder / CHAT_TEMPLATE_FILE).is_file():
+        how = "--chat"
+    elif (folder / "tokenizer.json").is_file():
+        how = "--prompt 'Once upon a time'"
+    else:
+        how = "--prompt-tokens 1,2,3"
+    return f"genai run {shlex.quote(shown or str(folder))} {how}"
 
 
 def runnable_container(path: Path) -> Path:

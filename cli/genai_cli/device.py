@@ -11,6 +11,7 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
+from genai_cli.choosing import trial_of
 from genai_core import chips
 from genai_core.errors import UnknownTarget
 from genai_core.manifest import (
@@ -49,7 +50,7 @@ def steps(folder: Path, *, name: str) -> list[Step]:
     path = folder / MANIFEST_FILE
     manifest = read_manifest(path.read_bytes(), where=str(path))
     if manifest.target.backend is Backend.CPU:
-        return [Step("run it here", (_run(folder),))]
+        return [Step("run it here", (trial_of(folder),))]
     arch = manifest.target.dsp_arch
     device = shlex.quote(f"{_ROOT}/{name}-{manifest.target.name}")
     about = f"the runtime beside it, from the Qualcomm AI Runtime SDK{_version(manifest)}"
@@ -57,17 +58,8 @@ def steps(folder: Path, *, name: str) -> list[Step]:
         _windows(about, arch) if _is_windows(manifest) else _android(folder, device, about, arch)
     )
     if (folder / EMULATION_FOLDER).is_dir():
-        found.append(Step("or run it here, in the emulator", (_run(folder),)))
+        found.append(Step("or run it here, in the emulator", (trial_of(folder),)))
     return found
-
-
-def _run(folder: Path) -> str:
-    prompt = f"--prompt {_PROMPT!r}" if _has_text(folder) else "--prompt-tokens 1,2,3"
-    return f"genai run {shlex.quote(str(folder))} {prompt}"
-
-
-def _has_text(folder: Path) -> bool:
-    return (folder / "tokenizer.json").is_file()
 
 
 def _android(folder: Path, device: str, about: str, arch: int | None) -> list[Step]:

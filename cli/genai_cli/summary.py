@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from genai_cli.choosing import best_to_run
+from genai_cli.choosing import best_to_run, trial_of
 from genai_cli.containers import Delivered
 from genai_cli.events import BuildResult
 from genai_cli.words import counted, duration, size
-from genai_core.manifest import CHAT_TEMPLATE_FILE
 
 __all__ = ["as_json", "print_summary"]
 
@@ -90,13 +88,7 @@ def _try(containers: Mapping[str, Delivered]) -> tuple[str, str]:
     best = best_to_run(list(targets))
     if best is None:
         return "it", "on a device: none of them runs here; build the cpu target for one that does"
-    if (best / CHAT_TEMPLATE_FILE).is_file():
-        how = "--chat"
-    elif (best / "tokenizer.json").is_file():
-        how = "--prompt 'Once upon a time'"
-    else:
-        how = "--prompt-tokens 1,2,3"
-    return targets[best], f"genai run {shlex.quote(_shown(best))} {how}"
+    return targets[best], trial_of(best, shown=_shown(best))
 
 
 def _print(console: Console, text: str) -> None:

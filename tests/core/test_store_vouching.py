@@ -74,6 +74,10 @@ def test_key_fault_is_none_when_the_operation_is_not_in_the_table(make_record: M
     assert key_fault(make_record(operation="resolve").model_copy(update={"key": "1" * 64})) is None
 
 
+def OTHER_REVISION(files: dict[str, Blob]) -> None:
+    """The record tells of another revision than that of its manifest."""
+
+
 def package(
     store: Store, make_record: MakeRecord, change: Callable[[dict[str, Blob]], None]
 ) -> Record:
@@ -88,8 +92,12 @@ def package(
     )
     files["manifest.json"] = store.put_bytes(manifest.model_dump_json().encode())
     files |= {name: store.put_bytes(b"{}") for name in ("report.json", "emulation/x.json")}
-    change(files)
-    record = make_record(files, operation="package")
+    facts = {"revision": manifest.revision()}
+    if change is OTHER_REVISION:
+        facts = {"revision": f"sha256:{'0' * 64}"}
+    else:
+        change(files)
+    record = make_record(files, operation="package", facts=facts)
     store.commit(record)
     return record
 
@@ -100,6 +108,7 @@ def package(
         (lambda files: None, True),
         (lambda files: files.update({"model.data": files["model.onnx"]}), False),
         (lambda files: files.pop("model.data"), False),
+        (OTHER_REVISION, False),
         (lambda files: files.update({"more.bin": files["model.onnx"]}), False),
     ],
 )

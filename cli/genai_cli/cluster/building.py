@@ -350,6 +350,7 @@ def _print_summary(ended: _Ended) -> None:
         log = shlex.join(("genai", "logs", view.name, failure.task, "-n", view.namespace))
         put(f"          log: {escape(log)}")
     if good and view.artifacts:
-        target = view.artifacts[-1].target
+        targets = [item.target for item in view.artifacts]
+        target = "cpu" if "cpu" in targets else targets[-1]  # what runs where people sit
         get = shlex.join(("genai", "pull", view.name, "--target", target, "-n", view.namespace))
         put(f"  [dim]get it[/]  {escape(get)}")

@@ -83,4 +83,8 @@ def container_fault(record: Record, store: Store) -> str | None:
         )
     data = store.read_blob(Blob(sha256=manifest.sha256, size=manifest.size))
     source = f"package {record.key[:12]}: {MANIFEST_FILE}"
-    return manifest_fault(read_manifest(data, where=source), record.outputs)
+    read = read_manifest(data, where=source)
+    told = record.facts.get("revision")
+    if told is not None and told != read.revision():
+        return f"it tells of {told}, and its manifest is {read.revision()}"
+    return manifest_fault(read, record.outputs)
