@@ -9,6 +9,7 @@ from typing import Literal
 
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.manifest import Manifest, outside_identity
+from genai_core.record import SIDECAR_NAME
 
 __all__ = ["DigestOf", "FileFault", "extra_files", "file_faults"]
 
@@ -65,9 +66,14 @@ def file_faults(
 
 
 def extra_files(folder: Path, manifest: Manifest) -> Iterator[FileFault]:
-    """Files that no manifest names: nothing vouches for them, and nothing reads them."""
+    """Files that no manifest names: nothing vouches for them, and nothing reads them.
+
+    But for what belongs to no container: its own manifest, measurements, the twin, and the record
+    that `genai cache pull` puts beside.
+    """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or name in manifest.files or outside_identity(name):
+        known = name in manifest.files or outside_identity(name) or name == SIDECAR_NAME
+        if path.is_dir() or known:
             continue
         yield FileFault(name, "extra", "is not in the manifest")

@@ -266,3 +266,28 @@ def test_a_pulled_container_is_whole(built: Built, tmp_path: Path) -> None:
     assert there["revision"] == f"{record.facts['revision']}"
     ran = program.ok("run", tmp_path / "c", "--prompt", "def ", "--max-tokens", "4", "--json")
     assert len(ran.json["tokens"]) == 4
+    assert program("verify", tmp_path / "c").code == 0
+
+
+# The commands of a newcomer's first minutes
+
+
+def test_both_containers_converse_and_are_what_their_manifests_say(built: Built) -> None:
+    folder = built.container("cpu").parent
+    found = built.program(
+        "run", folder, "--chat", "--prompt", "def f(x):", "--max-tokens", "6", "--json"
+    )
+    assert found.code == 0, found.err
+    assert f"container {folder}/cpu (there too: sm8750)" in found.err
+    named = [
+        built.program(
+            "run", folder / target, "--chat", "--prompt", "def f(x):", "--max-tokens", "6", "--json"
+        ).json
+        for target in ("cpu", "sm8750")
+    ]
+    assert found.json["tokens"] == named[0]["tokens"]
+    assert named[1]["tokens"][:2] == named[0]["tokens"][:2], "both read the same conversation"
+    for target in ("cpu", "sm8750"):
+        checked = built.program("verify", folder / target, "--json")
+        assert checked.code == 0, checked.out
+        assert checked.json["revision"] == built.answer["containers"][target]["revision"]
