@@ -22,6 +22,8 @@ import onnx_ir as ir
 from genai_core.errors import BadModel
 from genai_core.foreign import boundary, read_json_object
 from genai_stages.number_dims import number_dims
+from genai_stages.packed_bits import packed_bytes, unpack_bits
+from genai_stages.reference_form import reference_form
 from genai_stages.stripped_proto import read_stripped
 
 Array = npt.NDArray[Any]
@@ -32,6 +34,14 @@ _FLOATS = {
     ir.DataType.BFLOAT16,
     ir.DataType.DOUBLE,
 }
+
+
+_BYTE = 8
+ROUNDINGS = {
+    np.dtype(np.float16): 2.0**-11,
+    np.dtype(ml_dtypes.bfloat16): 2.0**-8,
+}
+"""One unit in the last place of a cosine of 0.5 to 1, by the type that it is stored in."""
 
 
 def is_float(dtype: np.dtype[Any]) -> bool:
@@ -49,6 +59,7 @@ class Constant:
         dtype: Floating types count as float32, in which everything is computed.
         load: Yields the array; called at each use.
         origin: The initializer of which this is a transposed, reshaped or widened view.
+        rounding: Of the type in which it is stored, see `ROUNDINGS`; zero for float32 and integers.
     """
 
     name: str
@@ -56,6 +67,7 @@ class Constant:
     dtype: np.dtype[Any]
     load: Callable[[], Array]
     origin: str | None = None
+    rounding: float = 0.0
 
     @property
     def size(self) -> int:
@@ -86,21 +98,25 @@ class SourceModel:
         path: The ONNX file.
         model: Its graph; functions inlined.
         config: config.json, empty where there is none.
-        half: Whether weights or activations are 16 bit floats, whose rounding is not reproduced.
+        rounding: By how much the rotary tables that its graph stores are rounded, see `ROUNDINGS`.
         change: What was changed in it after reading, see `changed`.
     """
 
     path: Path
     model: ir.Model
     config: Mapping[str, Any]
-    half: bool
+    rounding: float = 0.0
     change: Callable[[onnx.ModelProto], None] | None = None
 
     def stripped(self) -> onnx.ModelProto:
-        """The model as a protobuf without its weights, to run it or a part of it."""
+        """The model as a protobuf without its weights, to run it or a part of it.
+
+        In its reference form: see `reference_form`.
+        """
         proto = _read_proto(self.path)
         if self.change is not None:
             self.change(proto)
+        reference_form(proto)
         return proto
 
     def changed(self, change: Callable[[onnx.ModelProto], None]) -> SourceModel:
@@ -136,18 +152,16 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
             where=path.name,
             remedy="export the model again",
         )
-    half = False
     for name, value in model.graph.initializers.items():
         where = f"{path.name}: {name}"
         tensor = value.const_value
         if tensor is None:
             raise BadModel("the initializer has no data", where=where)
         with boundary(where, what="it is no tensor of numbers", remedy="export the model again"):
-            half = half or tensor.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
             tensor.dtype.numpy()
             if isinstance(tensor, ir.ExternalTensor):
                 _check_external(path, tensor)
-    return SourceModel(path, model, config, half)
+    return SourceModel(path, model, config)
 
 
 def _read_proto(path: Path) -> onnx.ModelProto:
@@ -186,7 +200,7 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
     if min(dims, default=0) < 0:
         raise BadModel(f"its shape is {dims}", where=where, remedy="export the model again")
     # Plain integers: a product of dimensions may be more than 64 bits hold.
-    needed = math.prod(dims) * tensor.dtype.bitwidth // 8
+    needed = packed_bytes(math.prod(dims), tensor.dtype.bitwidth)
     start = tensor.offset or 0
     have = file.stat().st_size
     length = tensor.length if tensor.length is not None else needed
@@ -208,18 +222,31 @@ def constant_of(path: Path, name: str, tensor: ir.TensorProtocol) -> Constant:
     """The constant of an initializer; external data is mapped at each use."""
     shape = tuple(int(dim) for dim in tensor.shape.numpy())
     dtype = np.dtype(np.float32) if tensor.dtype in _FLOATS else tensor.dtype.numpy()
-    if not isinstance(tensor, ir.ExternalTensor):
-        return Constant(name, shape, dtype, tensor.numpy, name)
     stored = tensor.dtype.numpy()
+    rounding = ROUNDINGS.get(stored, 0.0)
+    if not isinstance(tensor, ir.ExternalTensor):
+        return Constant(name, shape, dtype, tensor.numpy, name, rounding)
     file = path.parent / str(tensor.location)
     offset = int(tensor.offset or 0)
 
     def load() -> Array:
         if 0 in shape:
             return np.zeros(shape, stored)
-        return np.memmap(file, stored, "r", offset, shape)
+        bits = tensor.dtype.bitwidth
+        if bits >= _BYTE:
+            return np.memmap(file, stored, "r", offset, shape)
+        count = int(np.prod(shape, dtype=np.int64))
+        packed = np.memmap(file, np.uint8, "r", offset, packed_bytes(count, bits))
+        if is_float(stored):
+            raise BadModel(
+                f"weights of type {tensor.dtype.name} are not read",
+                where=f"{path.name}: {name}",
+                remedy="export the model with integer or wider float weights",
+            )
+        values = unpack_bits(packed, bits, count, signed=tensor.dtype.is_signed())
+        return values.astype(stored).reshape(shape)
 
-    return Constant(name, shape, dtype, load, name)
+    return Constant(name, shape, dtype, load, name, rounding)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

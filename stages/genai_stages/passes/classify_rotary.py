@@ -37,15 +37,17 @@ class Rotation:
         rotary_dim: Rotated channels at the head's beginning.
         interleaved: Whether pairs are (2i, 2i + 1) instead of (i, i + rotary_dim / 2).
         scale: What else the head is multiplied with.
+        rounding: Of the cosines and sines, see `source_model.ROUNDINGS`; zero = float32.
     """
 
     inv_freq: npt.NDArray[np.float32]
     rotary_dim: int
     interleaved: bool
     scale: float
+    rounding: float = 0.0
 
     def apply(self, heads: FloatArray, positions: npt.NDArray[np.int64]) -> FloatArray:
-        """Turn [heads, T, D], without the scale; float64."""
+        """Turn [heads, T, D], without the scale and rounding; float64."""
         return rotated(heads, positions, self.inv_freq, interleaved=self.interleaved)
 
 
@@ -55,16 +57,40 @@ def rotated(
     inv_freq: npt.NDArray[np.float32],
     *,
     interleaved: bool,
+    factor: float = 1.0,
+    rounding: float = 0.0,
 ) -> FloatArray:
-    """Rotate the first 2 * len(inv_freq) channels of [heads, T, D]; float64."""
+    """Rotate the first 2 * len(inv_freq) channels of [heads, T, D]; float64.
+
+    Args:
+        heads: As projected.
+        positions: Of the tokens.
+        inv_freq: Radians a position.
+        interleaved: Whether pairs are neighbours.
+        factor: On cosine and sine, before they are rounded; the result is without it.
+        rounding: Of cosine and sine.
+    """
     result = heads.astype(np.float64)
     if not len(inv_freq):
         return result
     left, right = _pairs(len(inv_freq), interleaved=interleaved)
     angle = (positions.astype(np.float32)[:, None] * inv_freq[None]).astype(np.float64)
-    turned = (result[..., left] + 1j * result[..., right]) * np.exp(1j * angle)
+    waves = np.exp(1j * angle)
+    if rounding:
+        waves = _rounded(waves.real * factor, rounding) + 1j * _rounded(
+            waves.imag * factor, rounding
+        )
+        waves /= factor
+    turned = (result[..., left] + 1j * result[..., right]) * waves
     result[..., left], result[..., right] = turned.real, turned.imag
     return result
+
+
+def _rounded(values: FloatArray, rounding: float) -> FloatArray:
+    """To as many binary digits as a type with this rounding has."""
+    mantissa, exponent = np.frexp(values)
+    rounded: FloatArray = np.ldexp(np.rint(mantissa / rounding) * rounding, exponent)
+    return rounded
 
 
 def find_rotation(
@@ -74,6 +100,7 @@ def find_rotation(
     *,
     tables: Iterable[npt.NDArray[np.float32]],
     factor: float = 1.0,
+    rounding: float = 0.0,
 ) -> Rotation | None:
     """The rotation that turns `before` into `after`, both [heads, T, D]; None = there is none.
 
@@ -83,6 +110,9 @@ def find_rotation(
         positions: Of the tokens.
         tables: Frequencies to try.
         factor: On cosine and sine, so on the turned channels alone.
+        rounding: Of the tables that the source stores. Frequencies cannot be measured on rounded
+            cosines, so one of the tables must fit; a value may be off by its last place, since a
+            cosine near the middle of two is rounded to either.
     """
     none = np.zeros(0, np.float32)
     candidates = [none]
@@ -90,14 +120,22 @@ def find_rotation(
     best: tuple[float, Rotation] | None = None
     for table in candidates:
         for interleaved in (False, True):
-            found = _fit(before, after, positions, table, interleaved=interleaved, factor=factor)
+            found = _fit(
+                before,
+                after,
+                positions,
+                table,
+                interleaved=interleaved,
+                factor=factor,
+                rounding=rounding,
+            )
             if best is None or found[0] < best[0] * 0.5:
                 best = found
         if best is not None and best[0] < TOLERANCE / 10:
             break
-    if best is not None and best[0] < TOLERANCE:
+    if best is not None and best[0] < TOLERANCE + 2 * rounding:
         return best[1]
-    return _measured(before, after, positions, factor)
+    return None if rounding else _measured(before, after, positions, factor)
 
 
 def _fit(
@@ -108,12 +146,16 @@ def _fit(
     *,
     interleaved: bool,
     factor: float,
+    rounding: float = 0.0,
 ) -> tuple[float, Rotation]:
-    expected = rotated(before, positions, table, interleaved=interleaved)
+    expected = rotated(
+        before, positions, table, interleaved=interleaved, factor=factor, rounding=rounding
+    )
     expected[..., : 2 * len(table)] *= factor
     scale = float((expected * after).sum() / (expected * expected).sum())
     error = float(np.abs(after - scale * expected).max() / max(np.abs(after).max(), 1e-30))
-    return error, Rotation(table, 2 * len(table), interleaved and len(table) > 1, scale)
+    paired = interleaved and len(table) > 1
+    return error, Rotation(table, 2 * len(table), paired, scale, rounding if len(table) else 0.0)
 
 
 def _measured(
@@ -166,7 +208,10 @@ def _pairs(count: int, *, interleaved: bool) -> tuple[npt.NDArray[np.int64], npt
 
 
 def attention_factor(
-    tables: Sequence[npt.NDArray[np.floating]], *, known: Iterable[float] = ()
+    tables: Sequence[npt.NDArray[np.floating]],
+    *,
+    known: Iterable[float] = (),
+    rounding: float = 0.0,
 ) -> float:
     """The common magnitude of cosine and sine tables: sqrt(cos^2 + sin^2), 1.0 if unknown.
 
@@ -178,8 +223,9 @@ def attention_factor(
             if one.shape == other.shape:
                 square = one.astype(np.float64) ** 2 + other.astype(np.float64) ** 2
                 mean = float(square.mean())
-                if mean > 0 and np.abs(square - mean).max() < 1e-4 * mean:
+                if mean > 0 and np.abs(square - mean).max() < (1e-4 + 4 * rounding) * mean:
                     factor = float(np.sqrt(mean))
-                    near = [one for one in (1.0, *known) if abs(factor - one) < 1e-5 * one]
+                    close = 1e-5 + rounding
+                    near = [one for one in (1.0, *known) if abs(factor - one) < close * one]
                     return near[0] if near else float(f"{factor:.7g}")
     return 1.0

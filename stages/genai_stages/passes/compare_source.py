@@ -32,8 +32,8 @@ from genai_stages.source_model import Array, SourceModel
 
 TOLERANCE = 1e-4
 """Largest difference of logits, relative to the largest logit (at least 1)."""
-HALF_TOLERANCE = 2e-2
-"""The same for a source that computes in 16 bit floats, whose rounding is not reproduced."""
+ROUNDED_TABLES = 8
+"""How much larger it may be for each rounding of the rotary tables that a source stores."""
 WHOLE_BYTES = 256 << 20
 """Models with less weights than this are compared in one part."""
 
@@ -79,7 +79,7 @@ def compare_source(
     parts = _parts(source, facts, whole_bytes)
     passes = _passes(inputs)
     worst = 0.0
-    tolerance = HALF_TOLERANCE if source.half else TOLERANCE
+    tolerance = TOLERANCE + ROUNDED_TABLES * source.rounding
     states: list[Array | None] = [None] * len(passes)
     feeders = [_Feeder(inputs, ropes, facts, sizes, seed) for seed, sizes in enumerate(passes)]
     for start, end in parts:
@@ -225,7 +225,6 @@ def _as_source(values: Array, shape: Sequence[int], sizes: Sizes, *, is_key: boo
 
 _NUMPY = {
     "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
     "tensor(double)": np.float64,
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
@@ -329,5 +328,6 @@ def _element(source: SourceModel, name: str) -> int:
     for node in source.model.graph:
         for value in node.outputs:
             if value.name == name and value.dtype is not None:
-                return int(value.dtype)
-    return int(onnx.TensorProto.FLOAT16 if source.half else onnx.TensorProto.FLOAT)
+                half = value.dtype in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16)
+                return int(ir.DataType.FLOAT if half else value.dtype)
+    return int(onnx.TensorProto.FLOAT)

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from genai_core.errors import BadModel, UnsupportedOperator
 from genai_stages.passes.classify_mask import reference
+from genai_stages.passes.dequantize import matrix_of_bits, table_of_bits
 from genai_stages.passes.folded_graph import StaticGraph, StaticNode, infer_outputs
 from genai_stages.source_model import Array, Constant
 
@@ -83,9 +84,9 @@ class _Lowering:
 
     def grouped_query_attention(self) -> None:
         """ONNX Runtime's GroupQueryAttention: causal, with its own rotary embedding."""
-        query, key, value, past_key, past_value, _, _, cos, sin = self.inputs[:9]
-        if any(self.inputs[9:]) or not past_key or not past_value:
-            raise self.refuse("positions, a bias, sinks or no past")
+        query, key, value, past_key, past_value, _, _, cos, sin, given, bias = self.inputs[:11]
+        if any(self.inputs[11:14]) or not past_key or not past_value:
+            raise self.refuse("sinks, scales of a quantized cache or no past")
         heads, kv_heads = self.integer("num_heads", 0), self.integer("kv_num_heads", 0)
         if not key:
             width = self.shape(query)[-1] // (heads + 2 * kv_heads)
@@ -96,9 +97,15 @@ class _Lowering:
             )
         query = self.heads(query, heads)
         key = self.heads(key, kv_heads)
+        query, key = (
+            self.head_norm(heads, scale)
+            for heads, scale in zip((query, key), self.inputs[14:16], strict=True)
+        )
         if self.integer("do_rotary", 0):
             past = self.shape(past_key)[2]
             positions = np.arange(past, past + self.shape(query)[2])
+            if given:
+                positions = self.table(given).reshape(-1).astype(np.int64)
             interleaved = bool(self.integer("rotary_interleaved", 0))
             waves = [self.wave(name, positions) for name in (cos, sin)]
             query = self.rotated(query, waves, interleaved=interleaved)
@@ -107,8 +114,50 @@ class _Lowering:
         value = self.joined(past_value, self.heads(value, kv_heads), self.outputs[2])
         # ONNX Runtime counts the tokens before the current one that are seen.
         window = self.integer("local_window_size", -1)
-        scores = self.causal(self.scores(query, key), max(0, window))
+        scores = self.scores(query, key)
+        if bias:
+            scores = self.op("Add", [scores, bias])
+        scores = self.causal(scores, max(0, window))
         self.context(scores, value, flat=True)
+
+    def multi_head_attention(self) -> None:
+        """ONNX Runtime's MultiHeadAttention over separate projections."""
+        query, key, value, bias, padding, mask, past_key, past_value = self.inputs[:8]
+        if bias or any(self.inputs[8:]) or self.outputs[3] or not key or not value:
+            raise self.refuse("packed projections, a bias, or a cache that is shared")
+        if padding and not (len(self.table(padding).shape) == 2 and self.table(padding).all()):
+            raise self.refuse("a padding mask that hides keys of a text without padding")
+        heads = self.integer("num_heads", 0)
+        query, key, value = (
+            self.heads(name, heads) if len(self.shape(name)) == 3 else name
+            for name in (query, key, value)
+        )
+        key = self.joined(past_key, key, self.outputs[1])
+        value = self.joined(past_value, value, self.outputs[2])
+        scores = self.scores(query, key)
+        if mask:
+            scores = self.op("Add", [scores, mask])
+        if self.integer("unidirectional", 0):
+            scores = self.causal(scores, 0)
+        self.context(scores, value, flat=True)
+
+    def matmul_bits(self) -> None:
+        """ONNX Runtime's MatMulNBits: a projection whose weight is packed integers."""
+        self.need_known(self.inputs[1:6])
+        name = f"{MADE}{self.node.outputs[0]}:weight"
+        self.graph.constants[name] = matrix_of_bits(self.node, self.graph.constants, name)
+        bias = self.inputs[5]
+        product = self.op("MatMul", [self.inputs[0], name], output="" if bias else self.outputs[0])
+        if bias:
+            self.op("Add", [product, bias], output=self.outputs[0])
+
+    def gather_bits(self) -> None:
+        """ONNX Runtime's GatherBlockQuantized: rows of a table of packed integers."""
+        self.need_known([self.inputs[0], *self.inputs[2:4]])
+        name = f"{MADE}{self.node.outputs[0]}:table"
+        self.graph.constants[name] = table_of_bits(self.node, self.graph.constants, name)
+        axis = self.integer("gather_axis", 0)
+        self.op("Gather", [name, self.inputs[1]], output=self.outputs[0], axis=axis)
 
     def rotary_embedding(self) -> None:
         """ONNX Runtime's RotaryEmbedding over [1, T, heads * D] or [1, heads, T, D]."""
@@ -140,17 +189,28 @@ class _Lowering:
         if bias:
             source = self.op("Add", [source, bias])
         stream = self.op("Add", [source, skip], output=self.outputs[3])
-        self.rms_norm(stream, scale)
+        self.rms_norm(stream, scale, default=1e-12)
 
-    def rms_norm(self, source: str, scale: str) -> None:
+    def head_norm(self, heads: str, scale: str) -> str:
+        """RMSNorm of [1, heads, T, D] over a head, where there is a weight for it."""
+        if not scale:
+            return heads
+        epsilon = self.number_of("qk_norm_epsilon", 1e-6)
+        return self.normalized(heads, scale, epsilon, output="")
+
+    def rms_norm(self, source: str, scale: str, *, default: float = 1e-5) -> None:
+        epsilon = self.number_of("epsilon", default)
+        self.normalized(source, scale, epsilon, output=self.outputs[0])
+
+    def normalized(self, source: str, scale: str, epsilon: float, *, output: str) -> str:
         square = self.op("Mul", [source, source])
         if self.graph.opset >= 18:
             mean = self.op("ReduceMean", [square, self.ints([-1])], keepdims=1)
         else:
             mean = self.op("ReduceMean", [square], axes=[-1], keepdims=1)
-        plus = self.op("Add", [mean, self.number(self.number_of("epsilon", 1e-5))])
+        plus = self.op("Add", [mean, self.number(epsilon)])
         scaled = self.op("Div", [source, self.op("Sqrt", [plus])])
-        self.op("Mul", [scaled, scale], output=self.outputs[0])
+        return self.op("Mul", [scaled, scale], output=output)
 
     def scores(self, query: str, key: str) -> str:
         """Scaled and capped products of queries and keys."""
@@ -218,6 +278,10 @@ class _Lowering:
             return turned
         rest = self.sliced(source, 2 * pairs, width, axis=3)
         return self.op("Concat", [turned, rest], axis=3)
+
+    def need_known(self, names: Sequence[str]) -> None:
+        if any(name and name not in self.graph.constants for name in names):
+            raise self.refuse("its weight depends on the tokens")
 
     def shape(self, name: str) -> tuple[int, ...]:
         constant = self.graph.constants.get(name)
@@ -291,6 +355,9 @@ _CONTRIB = "com.microsoft"
 _RULES: dict[tuple[str, str], Callable[[_Lowering], None]] = {
     ("", "Attention"): _Lowering.attention,
     (_CONTRIB, "GroupQueryAttention"): _Lowering.grouped_query_attention,
+    (_CONTRIB, "MatMulNBits"): _Lowering.matmul_bits,
+    (_CONTRIB, "GatherBlockQuantized"): _Lowering.gather_bits,
+    (_CONTRIB, "MultiHeadAttention"): _Lowering.multi_head_attention,
     (_CONTRIB, "RotaryEmbedding"): _Lowering.rotary_embedding,
     ("", "SimplifiedLayerNormalization"): _Lowering.simplified_norm,
     (_CONTRIB, "SimplifiedLayerNormalization"): _Lowering.simplified_norm,

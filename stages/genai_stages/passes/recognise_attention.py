@@ -10,12 +10,14 @@ the values. So it does not matter how an exporter wrote it. At the end the defin
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from genai_core.errors import UnsupportedOperator
 from genai_core.facts import Role, RopeTable
 from genai_stages.passes import classify_rotary
 from genai_stages.passes.attention_parts import AttentionParts, Joint, NewHeads, Side, new_heads
@@ -238,15 +240,18 @@ class _Attention:
             "key": self.norm(k_nodes, heads_of, "key"),
         }
         positions = np.arange(self.sizes.past, total)
-        factor, tables = self.tables_of([*q_nodes, *k_nodes])
+        waves = self.waves_of([*q_nodes, *k_nodes])
+        rounding = self.rounding_of(waves)
+        factor, tables = self.tables_of(waves, rounding)
         query = self.tensors[q_operand].reshape(heads, tokens, width)
         keys = np.swapaxes(self.tensors[k_operand].reshape(-1, width, total), 1, 2)
         groups = len(keys) // kv_heads
         keys = keys.reshape(kv_heads, groups, total, width)[:, 0]
-        turn_q = self.rotation(heads_of["query"], query, positions, tables, factor=factor)
+        turned = partial(self.rotation, positions=positions, factor=factor, rounding=rounding)
+        turn_q = turned(heads_of["query"], query, tables=tables)
         tables = [turn_q.inv_freq, *tables] if len(turn_q.inv_freq) else tables
         new_k = keys[:, self.sizes.past :]
-        turn_k = self.rotation(heads_of["key"], new_k, positions, tables, factor=factor)
+        turn_k = turned(heads_of["key"], new_k, tables=tables)
         if not np.array_equal(turn_q.inv_freq, turn_k.inv_freq) or (
             turn_q.interleaved != turn_k.interleaved
         ):
@@ -260,6 +265,9 @@ class _Attention:
         rotated_k = turn_k.apply(heads_of["key"], positions)
         rotated_q[..., : turn_q.rotary_dim] *= factor
         rotated_k[..., : turn_k.rotary_dim] *= factor
+        if turn_q.rounding:
+            # What follows is held against the source's own heads, as strictly as elsewhere.
+            rotated_q, rotated_k = query / turn_q.scale, new_k / turn_k.scale
         past_k = self.past(k_past, kv_heads, width, is_key=True)
         past_v = self.past(v_past, kv_heads, width, is_key=False)
         all_k = np.concatenate([past_k, rotated_k], axis=1)
@@ -425,8 +433,8 @@ class _Attention:
             if (norm := norms[side]) is not None
         }
 
-    def tables_of(self, nodes: Iterable[StaticNode]) -> tuple[float, list[npt.NDArray[np.float32]]]:
-        """The factor on cosine and sine, and frequencies that they may come from."""
+    def waves_of(self, nodes: Iterable[StaticNode]) -> dict[str, npt.NDArray[np.floating]]:
+        """Cosines and sines, and what else has a value for each token."""
         waves: dict[str, npt.NDArray[np.floating]] = {}
         for node in nodes:
             for name in node.inputs:
@@ -438,6 +446,18 @@ class _Attention:
                     and self.sizes.tokens in constant.shape
                 ):
                     waves[name] = constant.array()
+        return waves
+
+    def rounding_of(self, waves: Mapping[str, npt.NDArray[np.floating]]) -> float:
+        """Of the tables of cosines and sines that the source stores; frequencies are no such."""
+        width = max((wave.shape[-1] for wave in waves.values()), default=0)
+        stored = [one for name in waves for one in self.graph.known_ancestors(name)]
+        return max((one.rounding for one in stored if one.size > width), default=0.0)
+
+    def tables_of(
+        self, waves: Mapping[str, npt.NDArray[np.floating]], rounding: float
+    ) -> tuple[float, list[npt.NDArray[np.float32]]]:
+        """The factor on cosine and sine, and frequencies that they may come from."""
         tables: dict[bytes, npt.NDArray[np.float32]] = {}
         limit = max((wave.shape[-1] for wave in waves.values()), default=0)
         for name in waves:
@@ -446,21 +466,32 @@ class _Attention:
                     table = constant.array().reshape(-1).astype(np.float32)
                     if (table >= 0).all() and table[0] > 0:
                         tables[table.tobytes()] = table
-        factor = classify_rotary.attention_factor(list(waves.values()), known=self.solver.factors)
+        factor = classify_rotary.attention_factor(
+            list(waves.values()), known=self.solver.factors, rounding=rounding
+        )
         return factor, [*tables.values(), *self.solver.tables]
 
     def rotation(
         self,
         before: npt.NDArray[np.floating],
         after: npt.NDArray[np.floating],
+        *,
         positions: npt.NDArray[np.int64],
         tables: Sequence[npt.NDArray[np.float32]],
-        *,
         factor: float,
+        rounding: float,
     ) -> classify_rotary.Rotation:
         found = classify_rotary.find_rotation(
-            before, after, positions, tables=tables, factor=factor
+            before, after, positions, tables=tables, factor=factor, rounding=rounding
         )
+        if found is None and rounding:
+            raise UnsupportedOperator(
+                "its rotary table is stored in 16 bits, which is too coarse to tell frequencies "
+                "by, and config.json describes no table that fits",
+                where=self.softmax.where(),
+                remedy="put the model's own config.json beside it: rope_theta, head_dim, "
+                "rope_scaling",
+            )
         if found is None:
             raise self.refuse("heads are neither rotated by position nor left alone")
         return found

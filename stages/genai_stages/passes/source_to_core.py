@@ -136,7 +136,8 @@ def source_to_core(
     )
     with CoreWriter(out) as writer:
         facts = write_core(writer, cuts, found, layer_ropes, tables=tables, identity=identity)
-    return Ingested(facts, source, inputs, ropes)
+    rounding = max(one.rotation.rounding for one in found)
+    return Ingested(facts, dataclasses.replace(source, rounding=rounding), inputs, ropes)
 
 
 def _described_ropes(

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnx import helper
 
 from genai_core.errors import BadModel, UnsupportedOperator
+from genai_stages.passes.dequantize import dequantized
 from genai_stages.passes.fold_limits import BY_VALUES, elements
 from genai_stages.passes.folded_graph import (
     FLOAT_TYPES,
@@ -275,6 +276,9 @@ class _Folding:
             self.graph.ancestors[name] = tuple(name for name in node.inputs if name)
         if first is not None and node.op_type in _VIEWS and first.origin and first.size > LAZY_SIZE:
             self.graph.constants[node.outputs[0]] = _view(node, first, constants)
+            return
+        if first is not None and node.op_type == "DequantizeLinear":
+            self.graph.constants[node.outputs[0]] = dequantized(node, constants)
             return
         if first is not None and _is_widening(node, first):
             self.graph.constants[node.outputs[0]] = dataclasses.replace(first, name=node.outputs[0])
