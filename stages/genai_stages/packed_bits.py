@@ -42,3 +42,13 @@ def unpack_bits(
         return result
     sign = np.uint8(1 << (bits - 1))
     return ((result ^ sign) - sign).view(np.int8)
+
+
+def pack_bits(values: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """Pack flat integers, of which the lowest bits count; the last byte is filled with zeros."""
+    each = 8 // bits
+    filled = np.pad(values & np.uint8((1 << bits) - 1), (0, -len(values) % each))
+    packed = np.zeros(len(filled) // each, np.uint8)
+    for index in range(each):
+        packed |= filled[index::each] << np.uint8(index * bits)
+    return packed

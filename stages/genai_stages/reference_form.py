@@ -25,24 +25,32 @@ _STORED = ":16bit"
 """Behind the name of a weight as it is stored, where the name itself is the widened one."""
 
 
-def reference_form(model: onnx.ModelProto) -> None:
-    """Bring a model without its weights into this form, in place."""
-    _graph(model.graph)
+def reference_form(model: onnx.ModelProto, *, stored: bool = True) -> None:
+    """Bring a model without its weights into this form, in place.
+
+    Args:
+        model: The model.
+        stored: Whether weights keep their type, with a Cast behind them, or are called float32.
+    """
+    _graph(model.graph, stored=stored)
     for function in model.functions:
         _values(function.value_info)
-        _nodes(function.node)
+        _nodes(function.node, stored=stored)
 
 
-def _graph(graph: onnx.GraphProto) -> None:
+def _graph(graph: onnx.GraphProto, *, stored: bool) -> None:
     for values in (graph.input, graph.output, graph.value_info):
         _values(values)
-    _nodes(graph.node)
+    _nodes(graph.node, stored=stored)
     casts = []
     for tensor in graph.initializer:
         if tensor.data_type not in _HALF:
             continue
         if not tensor.external_data:
             _widen(tensor)
+            continue
+        if not stored:
+            tensor.data_type = TensorProto.FLOAT
             continue
         name = tensor.name
         tensor.name = f"{name}{_STORED}"
@@ -64,12 +72,12 @@ def _values(values: Iterable[onnx.ValueInfoProto]) -> None:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
 
 
-def _nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+def _nodes(nodes: Iterable[onnx.NodeProto], *, stored: bool) -> None:
     for node in nodes:
         for attribute in node.attribute:
             match attribute.type:
                 case onnx.AttributeProto.GRAPH:
-                    _graph(attribute.g)
+                    _graph(attribute.g, stored=stored)
                 case onnx.AttributeProto.TENSOR if attribute.t.data_type in _HALF:
                     _widen(attribute.t)
                 case onnx.AttributeProto.INT if (

@@ -108,15 +108,19 @@ class SourceModel:
     rounding: float = 0.0
     change: Callable[[onnx.ModelProto], None] | None = None
 
-    def stripped(self) -> onnx.ModelProto:
+    def stripped(self, *, stored: bool = True) -> onnx.ModelProto:
         """The model as a protobuf without its weights, to run it or a part of it.
 
         In its reference form: see `reference_form`.
+
+        Args:
+            stored: Whether weights refer to the source's files; else 16 bit floats are called
+                float32, for who puts such data in their place.
         """
         proto = _read_proto(self.path)
         if self.change is not None:
             self.change(proto)
-        reference_form(proto)
+        reference_form(proto, stored=stored)
         return proto
 
     def changed(self, change: Callable[[onnx.ModelProto], None]) -> SourceModel:

@@ -110,8 +110,8 @@ def integer_weights(model: onnx.ModelProto) -> None:
     packed = weight(model, "packed", np.zeros((32, 1, 16)), np.uint8)
     scales = weight(model, "scales", np.ones(32))
     other = helper.make_node(
-        "MatMulNBits", [node.input[0], packed, scales], list(node.output), name="nbits",
-        domain="com.microsoft", K=32, N=32, bits=4, block_size=32,
+        "MatMulBnb4", [node.input[0], packed, scales], list(node.output), name="nbits",
+        domain="com.microsoft", K=32, N=32, quant_type=1, block_size=32,
     )  # fmt: skip
     node.CopyFrom(other)
     if not any(one.domain == "com.microsoft" for one in model.opset_import):
@@ -123,7 +123,7 @@ def integer_weights(model: onnx.ModelProto) -> None:
     [
         (around_activations, "node Q1 (QuantizeLinear): the model is quantized already"),
         (dynamic_integers, "(DynamicQuantizeLinear): the model is quantized already"),
-        (integer_weights, "node nbits (MatMulNBits): the model is quantized already"),
+        (integer_weights, "node nbits (MatMulBnb4): the model is quantized already"),
     ],
 )
 def test_ingest_says_that_a_model_is_quantized_when_it_has_integer_nodes(

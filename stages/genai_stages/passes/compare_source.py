@@ -253,9 +253,12 @@ def _source_session(source: SourceModel, start: str | None, end: str | None, thr
     model = source.stripped()
     _keep_part(model, source, start, end)
     folder = _resolve_data(model, source.path.parent)
+    options = _options(folder, threads)
+    # Further levels join dequantized weights with their products, and round activations to 8 bits.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
         return ort.InferenceSession(
-            model.SerializeToString(), _options(folder, threads), providers=["CPUExecutionProvider"]
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:
         raise BadModel(

@@ -72,7 +72,7 @@ def keep_source(source: SourceModel, core: Path) -> Kept:
     """
     model, facts = read_core(core)
     pieces = _pieces(model, facts)
-    proto = source.stripped()
+    proto = source.stripped(stored=False)
     _lift_constants(proto)
     (core / SOURCE_FOLDER).mkdir(exist_ok=True)
     held = source.model.graph.initializers
@@ -104,6 +104,8 @@ def keep_source(source: SourceModel, core: Path) -> Kept:
                 pointing += 1
                 bytes_pointing += array.nbytes
                 continue
+            if tensor.data_type == onnx.TensorProto.FLOAT:
+                array = array.astype(np.float32, copy=False)
             added = rest.add(tensor.name, array).const_value
             assert isinstance(added, ir.ExternalTensor)
             kept.append(_external(tensor.name, tensor.data_type, REST_FILE, added))

@@ -30,7 +30,8 @@ _QUANTIZING = {
     "QLinearConv",
     "QLinearMatMul",
 }
-_WEIGHTS_ALONE = {"GatherBlockQuantized", "MatMulBnb4", "MatMulFpQ4", "MatMulNBits"}
+_WEIGHTS_ALONE = {"MatMulBnb4", "MatMulFpQ4"}
+"""Integer weights that are not read as the floats they stand for, as those of MatMulNBits are."""
 _EXPERTS = {"MoE", "QMoE"}
 _EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 _LEARNED_POSITIONS = {"EmbedLayerNormalization"}

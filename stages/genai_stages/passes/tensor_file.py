@@ -19,11 +19,13 @@ from genai_core.errors import BadModel
 from genai_stages.aimet.arithmetic import expand, on_grid, storage_dtype
 from genai_stages.aimet.model import Encoding
 from genai_stages.core_graph import mapped
+from genai_stages.packed_bits import pack_bits
 
 if TYPE_CHECKING:
     from types import TracebackType
 
 _ALIGNMENT = 64
+_BYTE = 8
 _PIECE = 1 << 20
 """Values quantized at a time: 4 MB of floats, which stay in the cache between the steps."""
 
@@ -194,9 +196,6 @@ def _part(table: npt.NDArray[np.float64], rows: slice) -> npt.NDArray[np.float64
 
 
 def _raw(array: npt.NDArray[np.generic]) -> bytes:
-    if ir.DataType.from_numpy(array.dtype).itemsize >= 1:
-        return np.ascontiguousarray(array).tobytes()
-    flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8) & 0x0F
-    if flat.size % 2:
-        flat = np.append(flat, np.uint8(0))
-    return (flat[0::2] | (flat[1::2] << 4)).tobytes()
+    bits = ir.DataType.from_numpy(array.dtype).bitwidth
+    flat = np.ascontiguousarray(array).reshape(-1)
+    return flat.tobytes() if bits >= _BYTE else pack_bits(flat.view(np.uint8), bits).tobytes()
