@@ -74,7 +74,7 @@ class SourceReference:
         self._threads = threads
         self._proto = read_kept(core)
         model, self.facts = read_core(core)
-        source = SourceModel(core / SOURCE_FILE, ir.from_proto(self._proto), {}, half=False)
+        source = SourceModel(core / SOURCE_FILE, ir.from_proto(self._proto), {})
         self._inputs = _windowed(read_inputs(source), self.facts)
         self._feeds = SourceFeeds(self._inputs, self.facts.rope)
         self._groups = _groups(self._proto, self.facts, logits_name(source), group_bytes)

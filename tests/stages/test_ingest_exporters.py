@@ -24,6 +24,7 @@ from genai_stages.operations.ingest import run
 from genai_stages.passes import folded_graph
 from genai_stages.passes.folded_graph import StaticNode, evaluate
 from genai_stages.passes.run_node import NotComputed
+from genai_stages.source_reference import SourceReference
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import assemble_step1, core_logits
 from genai_stages.testing_sources import Style, write_source
@@ -373,3 +374,11 @@ def test_ingest_takes_still_pairs_when_the_table_is_proportional(
     assert not [text for text in result.warnings if "rotary" in text]
     assert facts.rope["default"].inv_freq == table.astype(np.float32).tolist()
     assert facts.rope["default"].theta == 10000.0
+
+
+def test_keep_source_states_the_width_of_heads_when_the_source_does_not(tmp_path: Path) -> None:
+    edited(tmp_path, _without_inner_shapes, positions="counted")
+    ingest(tmp_path)
+    reference = SourceReference(tmp_path / "out", tmp_path / "reference")
+    (logits,) = reference.logits(TOKENS[None])
+    np.testing.assert_allclose(logits, core_logits(tmp_path / "out", TOKENS), atol=1e-5)

@@ -77,7 +77,8 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         compared = compare_source(
             found.source, found.inputs, found.ropes, out, threads=context.threads
         )
-        kept = keep_source(source, out)
+        caches = {one.name: one.dims for one in found.inputs.named("past")}
+        kept = keep_source(source, out, caches if found.inputs.native is None else None)
     facts = found.facts
     return StageResult(
         facts={

@@ -63,17 +63,26 @@ class _Piece:
     rows: tuple[int, ...] | range | None
 
 
-def keep_source(source: SourceModel, core: Path) -> Kept:
+def keep_source(
+    source: SourceModel, core: Path, caches: Mapping[str, Sequence[int | str]] | None = None
+) -> Kept:
     """Write `source/model.onnx` (and `source/rest.data`) into the folder of the core graph.
 
     Args:
         source: As it was read, at its own sizes.
         core: Folder of the finished core graph.
+        caches: Sizes of cache inputs that its own shapes leave open.
     """
     model, facts = read_core(core)
     pieces = _pieces(model, facts)
     proto = source.stripped(stored=False)
     _lift_constants(proto)
+    for value in proto.graph.input:
+        for dim, size in zip(
+            value.type.tensor_type.shape.dim, (caches or {}).get(value.name, ()), strict=False
+        ):
+            if isinstance(size, int):
+                dim.dim_value = size
     (core / SOURCE_FOLDER).mkdir(exist_ok=True)
     held = source.model.graph.initializers
     made: list[onnx.NodeProto] = []
