@@ -18,9 +18,17 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _METADATA = frozenset(
     ipaddress.ip_address(text)
-    for text in ("fd00:ec2::254", "fd00:ec2::23", "100.100.100.200", "192.0.0.192", "168.63.129.16")
+    for text in (
+        *("fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:42::42"),
+        *("100.100.100.200", "192.0.0.192", "168.63.129.16"),
+    )
 )
-"""Metadata services beside 169.254.0.0/16: AWS over IPv6, Alibaba, Oracle, Azure's host."""
+"""Metadata services beside 169.254.0.0/16: AWS, Google and Scaleway over IPv6, Alibaba, Oracle,
+Azure's host."""
+_OWN = ipaddress.ip_network("0.0.0.0/8")
+"""This network: Linux takes the first of it for itself."""
+_TEREDO = ipaddress.ip_network("2001::/32")
+_ISATAP = 0x5EFE
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
@@ -37,9 +45,10 @@ def why_refused(address: str) -> str | None:
     found = _plain(ipaddress.ip_address(address.partition("%")[0]))
     if found.is_link_local or found in _METADATA:
         return "is a metadata service's or link-local address"
-    if found.is_loopback or found.is_unspecified:
+    if found.is_loopback or found.is_unspecified or found in _OWN:
         return "is an address of the machine itself"
-    if found.is_multicast or found.is_reserved:
+    tunnels = found.version == 6 and (found in _TEREDO or found.is_site_local)
+    if found.is_multicast or found.is_reserved or tunnels:
         return "is no address of one machine"
     return None
 
@@ -49,7 +58,8 @@ def _plain(address: _Address) -> _Address:
     if isinstance(address, ipaddress.IPv4Address):
         return address
     inside = address.ipv4_mapped or address.sixtofour
-    if inside is None and address in _NAT64:
+    isatap = int(address) >> 32 & 0xFFFF == _ISATAP and not address.is_link_local
+    if inside is None and (address in _NAT64 or isatap):
         inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return inside or address
 

@@ -9,6 +9,7 @@ ContainerNotCreated   its container cannot be made: a Secret, a key of it, is no
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -122,7 +123,7 @@ def hold_of(job: JobView, pods: Sequence[PodView], now: datetime) -> Hold | None
     # A quota, a missing service account, pod security: only Events of the Job tell which.
     if not pods and job.started_at is not None:
         after = (job.started_at + _RIPE - now).total_seconds()
-        ask = f"kubectl -n {job.namespace} describe job {job.name}"
+        ask = shlex.join(["kubectl", "-n", job.namespace, "describe", "job", job.name])
         return Hold(NOT_ADMITTED, f"{job.task} gets no pod: see {ask}", max(after, 0.0), job)
     return None
 

@@ -239,7 +239,8 @@ def test_an_unknown_authority_is_said(
         "169.254.169.254", "169.254.170.23", "fe80::1%eth0", "::ffff:169.254.169.254",
         "fd00:ec2::254", "100.100.100.200", "127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1",
         "0.0.0.0", "::", "224.0.0.1", "ff02::1", "255.255.255.255", "240.0.0.1",
-        "64:ff9b::a9fe:a9fe", "2002:7f00:1::",
+        "64:ff9b::a9fe:a9fe", "2002:7f00:1::", "fd20:ce::254", "fd00:42::42", "0.1.2.3", "fec0::1",
+        "2001:0:a9fe:a9fe::5601:5601", "2001:db8::5efe:a9fe:a9fe", "fe80::5efe:1.2.3.4",
     ],
 )  # fmt: skip
 def test_addresses_nobody_may_be_sent_to(address: str) -> None:
@@ -247,7 +248,16 @@ def test_addresses_nobody_may_be_sent_to(address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["10.96.0.10", "192.168.1.9", "52.216.1.1", "fd12::5", "2a00::1"]
+    "address",
+    [
+        "10.96.0.10",
+        "192.168.1.9",
+        "52.216.1.1",
+        "fd12::5",
+        "2a00::1",
+        "2001:4860::8888",
+        "64:ff9b::a00:1",
+    ],
 )
 def test_ordinary_addresses_are_allowed(address: str) -> None:
     assert why_refused(address) is None
