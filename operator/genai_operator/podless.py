@@ -6,6 +6,7 @@ are asked for once in a while, of what stands still because of that, and of noth
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -24,6 +25,7 @@ __all__ = ["Standings"]
 _ASKED_SECONDS = 15.0
 _MOST_EVENTS = 20
 _MOST_WORDS = 500
+_POD = re.compile(r'^pods "[^"]*" ')
 _REMEDIES = (
     ("quota", "raise the quota, or lower spec.run.resources"),
     ("serviceaccount", "make the account, or change spec.run.serviceAccountName"),
@@ -82,6 +84,7 @@ class Standings:
         failed = [event for event in events if event.get("reason") == "FailedCreate"]
         words = str(max(failed, key=_seen_at).get("message", "")) if failed else ""
         words = " ".join(words.split()).removeprefix("Error creating: ")[:_MOST_WORDS]
+        words = _POD.sub("its pod ", words)  # each try has another name
         self._known[job.uid] = (self._clock(), words)
         return words
 

@@ -124,7 +124,8 @@ class JobView:
         attempt: From 1.
         memory_bytes: What its pod may use.
         owners: UIDs of the builds that claim it.
-        started_at: When the Job controller took it up, or a queue let it go on.
+        started_at: When the Job controller took it up, or a queue let it go on; its creation where
+            nobody has said: of a Job without a pod the controller writes no status.
         ended_at: When it succeeded or failed.
         reason: Of the failure, the Job controller's word.
         deleting: It is on its way out.
@@ -250,8 +251,11 @@ def _job_view(value: Mapping[str, Any]) -> JobView:
     meta = value["metadata"]
     notes, labels = meta.get("annotations") or {}, meta.get("labels") or {}
     state, ended, reason, message = JobState.ACTIVE, None, "", ""
-    started = (value.get("status") or {}).get("startTime")
+    started: str | None = (value.get("status") or {}).get("startTime") or meta["creationTimestamp"]
     for condition in value.get("status", {}).get("conditions") or ():
+        if condition["type"] == "Suspended" and "startTime" not in value["status"]:
+            resumed = condition.get("status") == "False"
+            started = condition["lastTransitionTime"] if resumed else None
         if condition.get("status") != "True" or condition["type"] not in {"Complete", "Failed"}:
             continue
         done = condition["type"] == "Complete"

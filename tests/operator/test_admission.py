@@ -9,7 +9,7 @@ from typing import Any
 from genai_core.names import Key
 from genai_operator.blocked import hold_of, standing
 from genai_operator.decide import judge
-from genai_operator.status import State
+from genai_operator.status import State, rfc3339
 from genai_operator.views import JobState, JobView, job_view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -56,3 +56,24 @@ def test_a_job_that_lost_its_turn_is_no_failed_attempt() -> None:
     verdict = judge([view], {}, retries=0, now=NOW)
     assert (verdict.running, verdict.error) == (True, None)
     assert not seen(suspend=False).suspended  # type: ignore[union-attr]
+
+
+def test_a_job_of_which_nobody_says_that_it_began_did_so_when_it_was_made_or_let_go() -> None:
+    made, later = "2026-01-01T00:00:00Z", "2026-01-01T00:09:00Z"
+
+    def begun(status: dict[str, Any]) -> str | None:
+        meta = {"namespace": "n", "name": "j", "uid": "u", "creationTimestamp": made,
+                "annotations": {"genai-operator.dev/key": "a" * 64}}  # fmt: skip
+        view = job_view({"metadata": meta, "status": status})
+        assert view is not None
+        return rfc3339(view.started_at) if view.started_at else None
+
+    def queued(status: str) -> dict[str, Any]:
+        return {"conditions": [
+            {"type": "Suspended", "status": status, "lastTransitionTime": later}]}  # fmt: skip
+
+    assert begun({}) == made
+    assert begun({"startTime": later}) == later
+    assert begun(queued("False")) == later
+    assert begun(queued("True")) is None
+    assert begun(queued("False") | {"startTime": made}) == made

@@ -56,7 +56,7 @@ def test_of_says_what_the_job_controller_said_last_and_what_to_change() -> None:
     api = Events("Error creating: older", QUOTA)
     found = stands(api)
     assert found.held == (
-        'convert/x gets no pod: pods "job-x" is forbidden: exceeded quota: q, requested: pods=1, '
+        "convert/x gets no pod: its pod is forbidden: exceeded quota: q, requested: pods=1, "
         "used: pods=0, limited: pods=0; raise the quota, or lower spec.run.resources"
     )
     assert api.asked == [{"plural": "events", "namespace": "ns", "about": "u", "most": 20}]
