@@ -29,6 +29,7 @@ from genai_operator.apply import Applier
 from genai_operator.blocked import Standing
 from genai_operator.build_pass import (
     JOINED_SECONDS,
+    STARTED_SECONDS,
     WATCHED_SECONDS,
     BuildPass,
 )
@@ -178,6 +179,8 @@ class Builds:
             rest = await self._renewed(one)  # what it has, and its model, stay until it goes on
             of_source = any(task == RESOLVE for task, _, _ in outcome.failed)
             return min(rest, one.after or rest) if of_source else rest
+        if one.started:
+            one.look_after(STARTED_SECONDS)
         return JOINED_SECONDS if one.joined else one.after
 
     def tidy(self) -> None:

@@ -12,10 +12,12 @@ from genai_core.store.s3_location import S3Location
 from genai_operator.api import Json
 from genai_operator.jobs import Owner
 
-__all__ = ["JOINED_SECONDS", "WATCHED_SECONDS", "BuildPass"]
+__all__ = ["JOINED_SECONDS", "STARTED_SECONDS", "WATCHED_SECONDS", "BuildPass"]
 
 WATCHED_SECONDS = 60.0
 """A build in progress is looked at that often even if nothing seems to happen."""
+STARTED_SECONDS = 11.0
+"""One that made a Job is looked at again so soon: by then it counts as held up (`blocked`)."""
 JOINED_SECONDS = 0.2
 """One that claimed a Job that others had made is looked at again so soon."""
 
@@ -36,6 +38,8 @@ class BuildPass:
     after: float | None = None
     joined: bool = False
     """It claimed a Job that was there: what became of that before the claim, nobody told it."""
+    started: bool = False
+    """It made a Job: nothing tells of one that gets no pod."""
     source: tuple[str, str, str] | None = None
     store: S3Location | None = None
     warnings: list[str] = field(default_factory=list)

@@ -52,6 +52,7 @@ class Starter:
         one.joined |= await self._applier.create(
             request, one.owner, run=one.spec.run, access=access
         )
+        one.started = True
         for job in verdict.spent:
             await self._applier.release(job, one.owner.uid)
         if verdict.retried:

@@ -72,6 +72,8 @@ class World:
     """Of the one node."""
     anywhere: frozenset[str] = frozenset()
     """Operations whose pods run whatever they ask for."""
+    no_pods: bool = False
+    """A quota leaves none."""
     refuses: ApiError | None = None
     """What the cluster answers to each Job."""
 
@@ -157,6 +159,9 @@ class World:
     async def _run(self, name: str, uid: str) -> None:
         await self.pause()
         job = self._job(name, uid)
+        while job is not None and self.no_pods:
+            await asyncio.sleep(0.01)
+            job = self._job(name, uid)
         if job is None:
             return
         pod = self.put(

@@ -9,6 +9,7 @@ import asyncio
 import copy
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,7 +17,18 @@ from typing import Any
 import pytest
 from simulated import Replica, Value, Weather, World, build, furnished, opener
 
-from genai_operator import apply, comparing, controller, decide, lookups, observed, renewal, survey
+from genai_operator import (
+    apply,
+    blocked,
+    comparing,
+    controller,
+    decide,
+    lookups,
+    observed,
+    renewal,
+    survey,
+)
+from genai_operator import build as build_module
 from genai_operator.api import ApiError
 from genai_operator.stores import Stores
 
@@ -277,6 +289,24 @@ def test_they_come_through_nodes_that_refuse_and_users_who_mend_it(
 
     weather = Weather(lost=0.02, missed=0.02, delay=0.01)
     played(tmp_path, monkeypatch, story, seed=seed, weather=weather, chain_tasks=seed % 2 * 7 + 1)
+
+
+def test_a_job_that_gets_no_pod_is_said_though_nothing_happens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build_module, "STARTED_SECONDS", 0.3)
+    monkeypatch.setattr(blocked, "_RIPE", timedelta(seconds=5.2))  # a Job here is 5 s old
+
+    async def story(room: Room) -> None:
+        room.world.no_pods = True
+        room.apply("one")
+        await asyncio.sleep(1.0)
+        ready = room.status("one")["conditions"][0]
+        assert (ready["status"], ready["reason"]) == ("Unknown", "NotAdmitted")
+        room.world.no_pods = False
+
+    room = played(tmp_path, monkeypatch, story)
+    assert ("one", "NotAdmitted") in room.world.events
 
 
 DENIED = ApiError(422, "Invalid", "jobs.batch is forbidden: policy p denied request: no team")
