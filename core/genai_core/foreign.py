@@ -21,7 +21,7 @@ from genai_core.budgets import CONFIG
 from genai_core.errors import BadInput, BadModel, GenAIError
 from genai_core.regular import NotRegular, read_regular
 
-__all__ = ["boundary", "decoded", "plain_text", "read_json_object", "refuse_pointer"]
+__all__ = ["boundary", "decoded", "is_failure", "plain_text", "read_json_object", "refuse_pointer"]
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +74,17 @@ def boundary(
             raise
         raise _error(error, where, kind, what=what, remedy=remedy, detailed=detailed) from error
     except BaseException as error:
-        # Libraries written in Rust raise their panics beside Exception.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        if not is_failure(error):
             raise
         raise _error(error, where, kind, what=what, remedy=remedy, detailed=detailed) from error
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether something went wrong, and nobody asked to stop.
+
+    Libraries written in Rust raise their panics beside Exception.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _error(

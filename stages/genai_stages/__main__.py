@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from genai_core.errors import GenAIError, Interrupted, NoSpace
+from genai_core.foreign import is_failure
 from genai_core.operations import OPERATIONS
 from genai_core.store.location import open_store
 from genai_core.task import TaskFile, TaskResult
@@ -86,7 +87,9 @@ def execute(task: TaskFile, store: str, scratch_root: Path | None) -> TaskResult
     except MemoryError:
         log.exception("the task failed")
         return runner.failed(task, GenAIError("out of memory", where=task.id), started)
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         log.exception("the task failed")
         message = f"{type(error).__name__}: {error}"
         return runner.failed(task, GenAIError(message, where=task.id), started)

@@ -33,6 +33,7 @@ from typing import TypeAlias
 from genai_core.chain import ChainFile
 from genai_core.errands import CollectFile, LeaseFile, LookFile, ProbeFile
 from genai_core.errors import DeadlineExceeded, GenAIError, Interrupted, NoSpace
+from genai_core.foreign import is_failure
 from genai_core.names import Key
 from genai_core.resolved import RESOLVE, ResolveFile
 from genai_core.store.protocol import Store
@@ -202,7 +203,9 @@ def _guarded(place: _Place, work: Callable[[], TaskResult], started: float) -> T
             if error.errno in _FULL
             else GenAIError(str(error), where=str(error.filename or place.name))
         )
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         log.exception("the task failed")
         found = GenAIError(f"{type(error).__name__}: {error}", where=place.name)
     return TaskResult(

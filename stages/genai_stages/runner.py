@@ -112,11 +112,11 @@ def run_recorded(
 
 
 def failed(task: TaskFile, error: GenAIError, started: float) -> TaskResult:
-    """The result of a task that ended with an error; files have the names that the user gave."""
+    """The result of a task that ended with an error."""
     return TaskResult(
         id=task.id,
         outcome="failed",
-        error=with_user_names(error, _user_names(task)).as_dict(),
+        error=error.as_dict(),
         exit_code=error.exit_code,
         seconds=time.monotonic() - started,
         peak_memory_bytes=peak_memory_bytes(),
@@ -227,7 +227,13 @@ def _compute(
         importlib.import_module(f"genai_stages.operations.{operation.module}"),
     )
     config = operation.config.model_validate(task.config)
-    result = module.run(inputs, config, out, Context(scratch=work, threads=task.threads))
+    try:
+        result = module.run(inputs, config, out, Context(scratch=work, threads=task.threads))
+    except GenAIError as error:
+        named = with_user_names(error, _user_names(task))
+        if named is error:
+            raise
+        raise named from error
     shutil.rmtree(work, ignore_errors=True)
     return result, out
 

@@ -28,6 +28,8 @@ from genai_stages.stripped_proto import read_stripped
 
 Array = npt.NDArray[Any]
 
+_SMALL = 4096
+"""Elements of a tensor that is looked into when the file is read."""
 _FLOATS = {
     ir.DataType.FLOAT,
     ir.DataType.FLOAT16,
@@ -165,6 +167,8 @@ def read_source(path: Path, config: Mapping[str, Any]) -> SourceModel:
             tensor.dtype.numpy()
             if isinstance(tensor, ir.ExternalTensor):
                 _check_external(path, tensor)
+            elif tensor.size <= _SMALL:
+                tensor.numpy()  # its bytes fill its shape
     return SourceModel(path, model, config)
 
 

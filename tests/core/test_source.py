@@ -214,3 +214,9 @@ def test_encodings_without_weights_have_no_width(tmp_path: Path, text: str) -> N
     path = tmp_path / "m.encodings"
     path.write_text(text)
     assert weight_bits(path) is None
+
+
+def test_weight_bits_leaves_a_width_out_when_it_has_thousands_of_digits(tmp_path: Path) -> None:
+    path = tmp_path / "a.encodings"
+    path.write_text('{"param_encodings": [{"bw": ' + "9" * 5000 + '}, {"bw": 4}]}')
+    assert weight_bits(path) == 4

@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import yaml
 
+from genai_core.encoding_bits import weight_bits
 from genai_core.errors import BadInput, DriftError
 from genai_core.filecache import FileCache
 from genai_core.kinds.build import BuildSpec
@@ -75,6 +76,7 @@ def encodings(random: Random, folder: Path) -> None:
     ]  # fmt: skip
     path = folder / "model.encodings"
     path.write_bytes(changed_json(random, random.choice(files)))
+    weight_bits(path)
     read_encodings(path)
     read_beside(folder)
 

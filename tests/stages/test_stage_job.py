@@ -10,16 +10,22 @@ from typing import Any
 
 import pytest
 
+from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel
 from genai_core.filecache import FileCache
+from genai_core.keys import task_key
 from genai_core.kinds.build import BuildSpec
+from genai_core.names import Digest
+from genai_core.operations import IngestConfig, operation_of
 from genai_core.resolved import RESOLVE, ResolvedSource, ResolveFile, resolve_file, resolve_key
 from genai_core.source import inspect_source
 from genai_core.store.protocol import Hit
 from genai_core.store.s3_client import new_client
 from genai_core.store.s3_source import S3Source
-from genai_core.task import TaskFileInput, pack
+from genai_core.task import TaskFile, TaskFileInput, pack
 from genai_core.testing import S3Server, s3_server
+from genai_core.toolchain import toolchain_of
+from genai_stages import job as jobs
 from genai_stages.job import run_job
 from genai_stages.source_access import fetch_source_file
 
@@ -144,3 +150,44 @@ def test_names_with_spaces_are_found_under_their_addresses(
     digest = "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     fetch_source_file(TaskFileInput(sha256=digest, size=2, path=str(where)), tmp_path / "x")
     assert (tmp_path / "x").read_bytes() == b"{}"
+
+
+def test_a_job_names_the_users_own_file_when_its_role_has_another_name(
+    job: Any, server: S3Server
+) -> None:
+    data = b"no graph at all"
+    client = new_client(server.where("x"), server.credentials)
+    client.put_object(Bucket="artifacts", Key="odd/decode.onnx", Body=data)
+    address = server.where("odd")
+    path = str(dataclasses.replace(address, prefix=f"{address.prefix}/decode.onnx"))
+    file = TaskFileInput(sha256=digest_bytes(data), size=len(data), path=path)
+    row, config = operation_of("ingest"), IngestConfig().model_dump(mode="json")
+    toolchain = toolchain_of(row)
+    key = task_key(
+        "ingest", row.code_version, toolchain_id=Digest(toolchain.id), config=config,
+        inputs={"source": {"model.onnx": Digest(file.sha256)}},
+    )  # fmt: skip
+    task = TaskFile(
+        id="ingest", operation="ingest", key=key, code_version=row.code_version, config=config,
+        inputs={"source": {"model.onnx": file}}, toolchain=toolchain,
+    )  # fmt: skip
+    code, message = job(task)
+    assert code == 2
+    assert message["error"]["code"] == "BadModel"
+    assert message["error"]["where"] == "decode.onnx"
+
+
+class PanicException(BaseException):
+    """As pyo3 calls what a library in Rust raises."""
+
+
+def test_a_job_tells_the_kubelet_when_a_library_panics(
+    job: Any, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def panic() -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(jobs, "_work", lambda *_: panic)
+    code, message = job(resolve_file(spec(), str(server.where("m"))))
+    assert code == 1
+    assert "PanicException: index out of bounds" in message["error"]["message"]
