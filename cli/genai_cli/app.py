@@ -15,6 +15,7 @@ from genai_cli.commands import (
     remote,
     replay,
     running,
+    serving,
     verification,
 )
 from genai_cli.settings import Settings
@@ -61,6 +62,7 @@ app.command("replay", epilog=replay.EXAMPLES)(replay.replay)
 app.add_typer(cache.app, name="cache")
 app.command("inspect")(inspection.inspect)
 app.command("run", epilog=running.EXAMPLES)(running.run)
+app.command("serve", epilog=serving.EXAMPLES)(serving.serve)
 app.command("verify")(verification.verify)
 app.command("evaluate")(evaluation.evaluate)
 app.command("status", epilog=remote.EXAMPLES_STATUS)(remote.status)

@@ -52,6 +52,10 @@ class TextTokenizer:
         with self._use("it cannot turn tokens into text"):
             return str(self._tokenizer.decode([int(token) for token in tokens]))
 
+    def piece(self, token: int) -> str:
+        """The text of one token by itself, special tokens by their names."""
+        return str(self._tokenizer.decode([int(token)], skip_special_tokens=False))
+
     def _use(self, what: str) -> AbstractContextManager[None]:
         """Its rules are the model's: one that backtracks without end is ended by the library."""
         return boundary(self._where, what=what, remedy="restore the model's own tokenizer")

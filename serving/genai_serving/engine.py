@@ -36,6 +36,10 @@ class Observer(Protocol):
         """A pass was run."""
         ...
 
+    def on_token(self, gap: float | None) -> None:
+        """A token was written, `gap` seconds behind the one before it; None = it is the first."""
+        ...
+
     def on_end(self, request: Request, ended: Ended) -> None:
         """A request ended."""
         ...
@@ -45,6 +49,9 @@ class _Nobody:
     """An observer that counts nothing."""
 
     def on_pass(self, *, rows: int, tokens: int, seconds: float) -> None:
+        """Nothing."""
+
+    def on_token(self, gap: float | None) -> None:
         """Nothing."""
 
     def on_end(self, request: Request, ended: Ended) -> None:
@@ -61,6 +68,7 @@ class _Answer:
     arrived: float
     admitted: float | None = None
     first: float | None = None
+    last: float | None = None
     slot: int | None = None
     tokens: list[int] = field(default_factory=list)
 
@@ -115,6 +123,11 @@ class Engine:
     def alive(self) -> bool:
         """Whether the loop runs."""
         return self._thread.is_alive()
+
+    @property
+    def accepting(self) -> bool:
+        """Whether new requests are taken."""
+        return self.alive and not self._closing
 
     @property
     def load(self) -> Load:
@@ -269,8 +282,10 @@ class Engine:
         early = len(answer.tokens) < request.min_tokens
         token = answer.sampler.next(logits, banned=request.stop_tokens if early else ())
         answer.tokens.append(token)
-        if answer.first is None:
-            answer.first = self._clock()
+        now, before = self._clock(), answer.last
+        answer.first = now if answer.first is None else answer.first
+        answer.last = now
+        self._observer.on_token(None if before is None else now - before)
         told = None if request.logprobs is None else logprobs(logits, token, request.logprobs)
         enough = answer.listener.on_token(token, told)
         return enough or token in request.stop_tokens

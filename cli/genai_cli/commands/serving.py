@@ -1,0 +1,92 @@
+"""`genai serve`: a container to many clients, by OpenAI's API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from genai_cli import options
+
+EXAMPLES = """\b
+Examples:
+  genai serve containers/tiny-llama
+  GENAI_API_KEY=secret genai serve containers/tiny-llama --host 0.0.0.0 --threads 4
+  curl http://127.0.0.1:8000/v1/completions -d '{"prompt": "def main("}'
+"""
+
+
+def serve(
+    container: options.Container,
+    *,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where it listens.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="N", help="0 takes a free one and says which.")
+    ] = 8000,
+    api_key: Annotated[
+        str,
+        typer.Option(
+            metavar="KEY",
+            envvar="GENAI_API_KEY",
+            show_envvar=True,
+            show_default=False,
+            help="Clients must send it.",
+        ),
+    ] = "",
+    model_name: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", show_default=False, help="What requests call it; else the build's name."
+        ),
+    ] = "",
+    max_concurrency: Annotated[
+        int, typer.Option(min=1, max=256, metavar="N", help="Answers at once; others wait.")
+    ] = 8,
+    max_waiting: Annotated[
+        int, typer.Option(min=0, metavar="N", help="More that wait are refused (429).")
+    ] = 256,
+    kv_cache_mib: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="MIB", help="Keys and values of all answers; else what memory allows."
+        ),
+    ] = None,
+    tokens_per_pass: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="More read prompts sooner, and let writers wait longer."
+        ),
+    ] = 128,
+    request_timeout: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="Of an answer; 0 is without end.")
+    ] = 0.0,
+    drain_seconds: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="For running answers at the end.")
+    ] = 30.0,
+    context_length: options.ContextLength = None,
+    threads: options.Threads = 0,
+) -> None:
+    """Serve a container to many clients: OpenAI's chat, completions and models, and metrics.
+
+    Answers are computed beside one another in shared passes. The first start prepares the model
+    for this machine's processor and keeps that in the cache.
+    """
+    from genai_cli import serving
+
+    serving.serve(
+        container,
+        {
+            "host": host,
+            "port": port,
+            "model-name": model_name,
+            "max-concurrency": max_concurrency,
+            "max-waiting": max_waiting,
+            "kv-cache-mib": kv_cache_mib,
+            "tokens-per-pass": tokens_per_pass,
+            "request-timeout": request_timeout,
+            "drain-seconds": drain_seconds,
+            "context-length": context_length,
+            "threads": threads,
+        },
+        api_key=api_key,
+    )

@@ -1,0 +1,80 @@
+"""`python -m genai_serving CONTAINER`: what `genai serve` starts, and a pod runs."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from pathlib import Path
+
+from genai_core.errors import GenAIError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Serve a container; returns the exit code: 0 ended, 2 bad input, 1 anything else."""
+    given = _arguments(argv)
+    logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
+    try:
+        from genai_serving.server import Options, serve
+
+        return serve(
+            Options(
+                container=given.container,
+                cache=given.cache,
+                host=given.host,
+                port=given.port,
+                api_keys=_keys(given.api_key),
+                model_name=given.model_name,
+                context_length=given.context_length,
+                threads=given.threads,
+                sequences=given.max_concurrency,
+                waiting=given.max_waiting,
+                tokens=given.tokens_per_pass,
+                cache_mib=given.kv_cache_mib,
+                request_seconds=given.request_timeout,
+                drain_seconds=given.drain_seconds,
+            ),
+            say=_say,
+        )
+    except GenAIError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    except OSError as error:
+        _say(f"error: {error.filename or given.host}: {error.strerror or error}")
+        return 1
+    except ModuleNotFoundError as error:
+        _say(f"error: {error.name}: serving needs it; pip install 'genai-operator[all]'")
+        return 2
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="genai serve", description="Serve a container.")
+    parser.add_argument("container", type=Path)
+    parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--api-key", action="append", default=[])
+    parser.add_argument("--model-name", default="")
+    parser.add_argument("--context-length", type=int)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--max-concurrency", type=int, default=8)
+    parser.add_argument("--max-waiting", type=int, default=256)
+    parser.add_argument("--tokens-per-pass", type=int, default=128)
+    parser.add_argument("--kv-cache-mib", type=int)
+    parser.add_argument("--request-timeout", type=float, default=0.0)
+    parser.add_argument("--drain-seconds", type=float, default=30.0)
+    return parser.parse_args(argv)
+
+
+def _keys(given: list[str]) -> tuple[str, ...]:
+    """Of the command line and of GENAI_API_KEY, which no list of processes shows to others."""
+    return tuple(key for key in (*given, os.environ.get("GENAI_API_KEY", "")) if key)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

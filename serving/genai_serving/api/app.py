@@ -1,0 +1,214 @@
+"""The HTTP application: routes, keys, request ids, errors."""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from genai_core.errors import BadInput, GenAIError
+from genai_serving.api.chat import chat_completions
+from genai_serving.api.completions import completions
+from genai_serving.api.errors import ApiError, of_failure
+from genai_serving.api.schemas import DetokenizeBody, TokenizeBody
+from genai_serving.api.service import Service, read_body
+from genai_serving.metrics import Metrics
+
+_LOG = logging.getLogger("genai_serving")
+_OPEN = frozenset({"/health", "/ready", "/metrics"})
+_REQUEST_ID = re.compile(r"^[\w.:-]{1,128}$", re.ASCII)
+_INSTEAD = {"/v1/responses": "this server has /v1/chat/completions"}
+
+Handler = Callable[[HttpRequest, Service], Awaitable[Response]]
+Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
+
+
+def application(
+    service: Service,
+    metrics: Metrics,
+    *,
+    api_keys: Sequence[str] = (),
+    on_shutdown: Callable[[], Awaitable[None]] | None = None,
+) -> Any:
+    """The ASGI application.
+
+    Args:
+        service: What the endpoints need.
+        metrics: What /metrics shows.
+        api_keys: One of them must be sent as a bearer token; none = anybody is served. Health,
+            readiness and metrics are for everybody.
+        on_shutdown: Run when the server ends.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        yield
+        if on_shutdown is not None:
+            await on_shutdown()
+
+    def route(path: str, handler: Handler, method: str = "POST") -> Route:
+        async def endpoint(request: HttpRequest) -> Response:
+            return await _answer(request, handler, service)
+
+        return Route(path, endpoint, methods=[method])
+
+    async def scrape(_request: HttpRequest, _service: Service) -> Response:
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    app = Starlette(
+        routes=[
+            route("/v1/completions", completions),
+            route("/v1/chat/completions", chat_completions),
+            route("/v1/models", _models, "GET"),
+            route("/v1/models/{model:path}", _model, "GET"),
+            route("/tokenize", _tokenize),
+            route("/detokenize", _detokenize),
+            route("/health", _health, "GET"),
+            route("/ready", _ready, "GET"),
+            route("/metrics", scrape, "GET"),
+        ],
+        exception_handlers={HTTPException: _no_such_route},
+        lifespan=lifespan,
+    )
+    return _Front(app, [key.encode() for key in api_keys])
+
+
+class _Front:
+    """Keys and request ids, before any route."""
+
+    def __init__(self, app: Any, api_keys: Sequence[bytes]) -> None:
+        self._app = app
+        self._keys = api_keys
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {key: value for key, value in scope["headers"]}  # noqa: C416 - the last counts
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        name = given if _REQUEST_ID.match(given) else secrets.token_hex(12)
+
+        async def named(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+            await send(message)
+
+        if scope["path"] in _OPEN or self._allowed(headers.get(b"authorization", b"")):
+            await self._app(scope, receive, named)
+            return
+        refusal = ApiError(
+            401,
+            "a valid API key is needed: Authorization: Bearer <key>",
+            code="invalid_api_key",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+        await refusal.response()(scope, receive, named)
+
+    def _allowed(self, header: bytes) -> bool:
+        if not self._keys:
+            return True
+        kind, _, token = header.partition(b" ")
+        if kind.lower() != b"bearer":
+            return False
+        # Every key is compared, so that time tells nothing.
+        matches = [hmac.compare_digest(token.strip(), key) for key in self._keys]
+        return any(matches)
+
+
+async def _answer(request: HttpRequest, handler: Handler, service: Service) -> Response:
+    try:
+        return await handler(request, service)
+    except ApiError as error:
+        return error.response()
+    except GenAIError as error:
+        return of_failure(error).response()
+    except Exception:  # noqa: BLE001 - a defect: it is logged, and the client gets its answer
+        _LOG.exception("%s %s failed", request.method, request.url.path)
+        return ApiError(500, "the server failed to answer", code="internal_error").response()
+
+
+async def _no_such_route(request: HttpRequest, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    hint = _INSTEAD.get(request.url.path)
+    text = f"{request.method} {request.url.path}: {error.detail}" + (f"; {hint}" if hint else "")
+    return ApiError(error.status_code, text, headers=error.headers or {}).response()
+
+
+async def _models(_request: HttpRequest, service: Service) -> Response:
+    return JSONResponse({"object": "list", "data": [_about(service)]})
+
+
+async def _model(request: HttpRequest, service: Service) -> Response:
+    service.check_model(str(request.path_params["model"]))
+    return JSONResponse(_about(service))
+
+
+def _about(service: Service) -> dict[str, Any]:
+    model = service.model
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "genai",
+        "root": model.name,
+        "parent": None,
+        "max_model_len": model.context_length,
+        "revision": model.revision,
+        "bit_stable": {
+            "chunks": model.steadiness.chunks,
+            "neighbours": model.steadiness.neighbours,
+        },
+    }
+
+
+async def _tokenize(request: HttpRequest, service: Service) -> Response:
+    body = await read_body(request, TokenizeBody)
+    service.check_model(body.model)
+    if body.prompt is not None:
+        tokens = await service.tokens_of(body.prompt, special=body.add_special_tokens)
+    else:
+        tokens = await service.chat_tokens(body.messages or [], body.chat_template_kwargs or {})
+    return JSONResponse(
+        {
+            "count": int(tokens.size),
+            "max_model_len": service.model.context_length,
+            "tokens": [int(token) for token in tokens],
+        }
+    )
+
+
+async def _detokenize(request: HttpRequest, service: Service) -> Response:
+    body = await read_body(request, DetokenizeBody)
+    service.check_model(body.model)
+    outside = [token for token in body.tokens if token >= service.vocab_size]
+    if outside:
+        raise BadInput(
+            f"token id {outside[0]} is outside the vocabulary of {service.vocab_size}",
+            where="tokens",
+        )
+    return JSONResponse({"prompt": service.model.text(body.tokens)})
+
+
+async def _health(_request: HttpRequest, service: Service) -> Response:
+    """Whether the process is worth keeping: its engine runs."""
+    if not service.engine.alive:
+        return ApiError(503, "the engine has ended", code="engine_dead").response()
+    return JSONResponse({"status": "ok"})
+
+
+async def _ready(_request: HttpRequest, service: Service) -> Response:
+    """Whether new requests are welcome."""
+    if not service.engine.accepting:
+        return ApiError(503, "the server is shutting down", code="shutting_down").response()
+    return JSONResponse({"status": "ready", "model": service.model.name})

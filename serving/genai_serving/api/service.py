@@ -1,0 +1,301 @@
+"""What the endpoints share: the engine, the model, how a body becomes answers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+
+from genai_core.errors import BadInput, GenAIError
+from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, Running, start
+from genai_serving.api.errors import ApiError, not_found, of_failure, of_validation
+from genai_serving.api.model import ServedModel
+from genai_serving.api.schemas import ChatMessage, SamplingFields
+from genai_serving.engine import Engine
+from genai_serving.requests import Ended, Finish, Request
+from genai_serving.scheduler import Limits
+
+MAX_BODY_BYTES = 8 << 20
+BODY_SECONDS = 30.0
+"""A body that has not come by then is not waited for."""
+
+_B = TypeVar("_B", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Service:
+    """See the module's docstring.
+
+    Attributes:
+        engine: It runs.
+        model: It is served.
+        limits: The engine's.
+        vocab_size: Token ids lie below it.
+        seconds: That a request may take; 0 = for ever.
+        now: Seconds since 1970, for `created`.
+    """
+
+    engine: Engine
+    model: ServedModel
+    limits: Limits
+    vocab_size: int
+    seconds: float = 0.0
+    now: Callable[[], float] = time.time  # noqa: TID251 - shown to clients, decides nothing
+
+    def check_model(self, name: str) -> None:
+        """Refuse another model's name.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name and name != self.model.name:
+            raise not_found(name, self.model.name)
+
+    async def tokens_of(self, prompt: str | list[int], *, special: bool) -> NDArray[np.int64]:
+        """A prompt's token ids; the engine checks them."""
+        if isinstance(prompt, str):
+            # A text of a megabyte takes a second: not in the loop.
+            return await asyncio.to_thread(self.model.text_tokens, prompt, special=special)
+        try:
+            return np.asarray(prompt, dtype=np.int64)
+        except OverflowError:
+            raise BadInput("a token id is outside the vocabulary", where="prompt") from None
+
+    async def chat_tokens(
+        self, messages: Sequence[ChatMessage], variables: Mapping[str, Any]
+    ) -> NDArray[np.int64]:
+        """A conversation's token ids."""
+        plain = [message.plain() for message in messages]
+        return await asyncio.to_thread(self.model.chat_tokens, plain, variables)
+
+    def begin(
+        self,
+        body: SamplingFields,
+        prompts: Sequence[NDArray[np.int64]],
+        *,
+        most: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> list[Running]:
+        """Submit every choice of every prompt, in order; all or none.
+
+        Args:
+            body: The request.
+            prompts: Token ids of each.
+            most: Tokens of an answer; None = as many as the context holds.
+            logprobs: Of answers; see `genai_serving.requests.Request`.
+            prompt_logprobs: Of prompts.
+
+        Raises:
+            GenAIError: As `Engine.submit`.
+        """
+        total, room = len(prompts) * body.n, self.limits.sequences + self.limits.waiting
+        if total > room:
+            raise BadInput(f"{total} answers are asked for, the server takes {room}", where="n")
+        end = frozenset() if body.ignore_eos else self.model.stop_tokens
+        stops = end | frozenset(body.stop_token_ids or ())
+        loop = asyncio.get_running_loop()
+        tokenizer = self.model.tokenizer
+        if tokenizer is None and body.stops:
+            raise BadInput("the model has no tokenizer", where="stop")
+        deadline = time.monotonic() + self.seconds if self.seconds else None
+        running: list[Running] = []
+        try:
+            for prompt in prompts:
+                for index in range(body.n):
+                    request = Request(
+                        prompt=prompt,
+                        max_tokens=most if most is not None else self.model.context_length,
+                        sampling=self.model.sampling(body, index),
+                        stop_tokens=stops,
+                        min_tokens=body.min_tokens,
+                        logprobs=logprobs,
+                        prompt_logprobs=prompt_logprobs,
+                        deadline=deadline,
+                    )
+                    answer = Answer(
+                        loop,
+                        None if tokenizer is None else tokenizer.decode,
+                        stops=body.stops,
+                        include_stop=body.include_stop_str_in_output,
+                        hidden=frozenset() if body.include_stop_str_in_output else stops,
+                    )
+                    running.append(start(self.engine, request, answer))
+        except BaseException:
+            cancel(running)
+            raise
+        return running
+
+
+async def read_body(request: HttpRequest, kind: type[_B]) -> _B:
+    """The request's body.
+
+    Raises:
+        ApiError: It is too large, too slow, no JSON object, or lacks the form.
+    """
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            raw = await _bytes(request)
+    except TimeoutError:
+        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+    except ClientDisconnect:
+        raise ApiError(400, "the client went away") from None
+    try:
+        content = json.loads(raw, parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise of_validation(error) from None
+    except RecursionError:
+        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
+
+
+async def _bytes(request: HttpRequest) -> bytes:
+    raw = bytearray()
+    async for chunk in request.stream():
+        raw += chunk
+        if len(raw) > MAX_BODY_BYTES:
+            raise ApiError(
+                413, f"the body has more than {MAX_BODY_BYTES >> 20} MiB", code="body_too_large"
+            )
+    return bytes(raw)
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def cancel(running: Sequence[Running]) -> None:
+    """End what is still running; nothing for what has ended."""
+    for one in running:
+        one.cancel()
+
+
+async def collect(request: HttpRequest, running: Sequence[Running]) -> list[list[Piece]]:
+    """All pieces of all answers; the answers end when the client goes away.
+
+    Raises:
+        ApiError: An answer failed, or ran out of time.
+    """
+
+    async def pieces(answer: Answer) -> list[Piece]:
+        return [piece async for piece in answer.pieces()]
+
+    async def all_pieces() -> list[list[Piece]]:
+        return list(await asyncio.gather(*(pieces(one.answer) for one in running)))
+
+    gathered = asyncio.ensure_future(all_pieces())
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait([gathered, gone], return_when=asyncio.FIRST_COMPLETED)
+        if not gathered.done():
+            raise ApiError(400, "the client went away")
+        told = gathered.result()
+    finally:
+        cancel(running)
+        gone.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await gone
+        if not gathered.done():
+            gathered.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await gathered
+    for one in running:
+        check_end(one.answer.ended)
+    return told
+
+
+async def _gone(request: HttpRequest) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def check_end(ended: Ended | None) -> str:
+    """OpenAI's finish_reason.
+
+    Raises:
+        ApiError: The answer failed, ran out of time, or was ended by the server.
+    """
+    assert ended is not None
+    if ended.reason in FINISH_REASONS:
+        return FINISH_REASONS[ended.reason]
+    if ended.reason is Finish.DEADLINE:
+        raise ApiError(503, "the answer took more time than a request may", code="timeout")
+    if ended.reason is Finish.CANCELLED:
+        raise ApiError(503, "the server is shutting down", code="shutting_down")
+    raise of_failure(ended.error or GenAIError("the answer failed"))
+
+
+async def events(
+    chunks: AsyncIterator[dict[str, Any]], running: Sequence[Running]
+) -> AsyncIterator[str]:
+    """Server-sent events of chunks; a failure is the last of them. Ends the answers with itself."""
+    try:
+        async for chunk in chunks:
+            yield f"data: {dumps(chunk)}\n\n"
+        yield "data: [DONE]\n\n"
+    except ApiError as error:
+        yield f"data: {dumps(error.body)}\n\n"
+    finally:
+        cancel(running)
+
+
+async def merged(running: Sequence[Running]) -> AsyncIterator[tuple[int, Piece | None]]:
+    """Pieces of several answers as they come, each with its answer's number; None ends one."""
+    queue: asyncio.Queue[tuple[int, Piece | None]] = asyncio.Queue()
+
+    async def forward(number: int, answer: Answer) -> None:
+        async for piece in answer.pieces():
+            queue.put_nowait((number, piece))
+        queue.put_nowait((number, None))
+
+    tasks = [
+        asyncio.ensure_future(forward(number, one.answer)) for number, one in enumerate(running)
+    ]
+    try:
+        left = len(running)
+        while left:
+            number, piece = await queue.get()
+            left -= piece is None
+            yield number, piece
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def usage(running: Sequence[Running], choices: int, *, shown: bool = True) -> dict[str, Any]:
+    """Tokens of a request: each prompt once, every answer if it was shown."""
+    ended = [one.answer.ended for one in running]
+    prompt = sum(e.prompt_tokens for e in ended[::choices] if e is not None)
+    written = sum(e.tokens for e in ended if e is not None) if shown else 0
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": written,
+        "total_tokens": prompt + written,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
+
+
+def new_id(kind: str) -> str:
+    """A name for an answer."""
+    return f"{kind}-{secrets.token_hex(12)}"
+
+
+def dumps(value: object) -> str:
+    """JSON, short."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

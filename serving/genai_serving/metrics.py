@@ -1,0 +1,122 @@
+"""What the server counts, by vLLM's names, so that dashboards made for it work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+
+from genai_serving.engine import Load
+from genai_serving.requests import Ended, Finish, Request
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
+_LABELS = ("model_name", "engine")
+_REASONS = {Finish.CANCELLED: "abort", Finish.DEADLINE: "abort"}
+
+
+class Metrics:
+    """An observer of the engine; `text` is what a scrape gets.
+
+    Args:
+        model_name: A label of every series.
+    """
+
+    def __init__(self, model_name: str) -> None:
+        self._labels = (model_name, "0")
+        self._registry = CollectorRegistry()
+        self.load: Callable[[], Load] | None = None
+        """Asked at every scrape."""
+        self._prompt = self._counter("prompt_tokens", "Prompt tokens read.")
+        self._written = self._counter("generation_tokens", "Tokens written.")
+        self._success = Counter(
+            "vllm:request_success",
+            "Requests that ended, by how.",
+            (*_LABELS, "finished_reason"),
+            registry=self._registry,
+        )
+        for reason in ("stop", "length", "abort", "error"):
+            self._success.labels(*self._labels, reason)
+        seconds = {
+            "time_to_first_token_seconds": "From arrival to the first token.",
+            "inter_token_latency_seconds": "Between two tokens of an answer.",
+            "e2e_request_latency_seconds": "From arrival to the end.",
+            "request_queue_time_seconds": "Waiting for a slot.",
+            "request_inference_time_seconds": "From the slot to the end.",
+            "request_prefill_time_seconds": "From the slot to the first token.",
+            "request_decode_time_seconds": "From the first token to the last.",
+            "request_time_per_output_token_seconds": "Mean of a request behind its first token.",
+        }
+        tokens = {
+            "request_prompt_tokens": "Prompt tokens of a request.",
+            "request_generation_tokens": "Tokens that a request wrote.",
+            "request_params_max_tokens": "What a request allowed.",
+            "iteration_tokens_total": "Tokens of a pass.",
+        }
+        self._histograms = {
+            name: Histogram(
+                f"vllm:{name}", about, _LABELS, buckets=buckets, registry=self._registry
+            ).labels(*self._labels)
+            for group, buckets in ((seconds, _SECONDS), (tokens, _TOKENS))
+            for name, about in group.items()
+        }
+        self._registry.register(self)  # type: ignore[arg-type]
+
+    def collect(self) -> Iterator[Metric]:
+        """Gauges, as they are now."""
+        load = self.load() if self.load is not None else Load(0, 0, 0.0)
+        for name, about, value in (
+            ("num_requests_running", "Sequences with a slot.", load.running),
+            ("num_requests_waiting", "Sequences that wait for a slot or memory.", load.waiting),
+            ("kv_cache_usage_perc", "Share of the cache that is reserved, 0 to 1.", load.reserved),
+        ):
+            gauge = GaugeMetricFamily(f"vllm:{name}", about, labels=_LABELS)
+            gauge.add_metric(self._labels, value)
+            yield gauge
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return generate_latest(self._registry)
+
+    def on_pass(self, *, rows: int, tokens: int, seconds: float) -> None:
+        """A pass was run."""
+        del rows, seconds
+        self._histograms["iteration_tokens_total"].observe(tokens)
+
+    def on_token(self, gap: float | None) -> None:
+        """A token was written, `gap` seconds behind the one before it."""
+        self._written.inc()
+        if gap is not None:
+            self._histograms["inter_token_latency_seconds"].observe(gap)
+
+    def on_end(self, request: Request, ended: Ended) -> None:
+        """A request ended."""
+        reason = _REASONS.get(ended.reason, ended.reason.value)
+        self._success.labels(*self._labels, reason).inc()
+        times, observe = ended.times, self._observe
+        if times.first is not None:
+            self._prompt.inc(ended.prompt_tokens)
+        observe("request_prompt_tokens", ended.prompt_tokens)
+        observe("request_generation_tokens", ended.tokens)
+        observe("request_params_max_tokens", request.max_tokens)
+        observe("e2e_request_latency_seconds", times.ended - times.arrived)
+        if times.admitted is None:
+            return
+        observe("request_queue_time_seconds", times.admitted - times.arrived)
+        observe("request_inference_time_seconds", times.ended - times.admitted)
+        if times.first is None:
+            return
+        observe("time_to_first_token_seconds", times.first - times.arrived)
+        observe("request_prefill_time_seconds", times.first - times.admitted)
+        observe("request_decode_time_seconds", times.ended - times.first)
+        if ended.tokens > 1:
+            mean = (times.ended - times.first) / (ended.tokens - 1)
+            observe("request_time_per_output_token_seconds", mean)
+
+    def _observe(self, name: str, value: float) -> None:
+        self._histograms[name].observe(value)
+
+    def _counter(self, name: str, about: str) -> Counter:
+        made = Counter(f"vllm:{name}", about, _LABELS, registry=self._registry)
+        return made.labels(*self._labels)

@@ -1,0 +1,209 @@
+"""Opens a container and serves it until told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from genai_core.errors import BadInput
+from genai_core.filecache import FileCache
+from genai_runtime import container as containers
+from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.executor import Executor
+from genai_runtime.steadiness import try_out
+from genai_serving.api.app import application
+from genai_serving.api.model import ServedModel, sampling_defaults
+from genai_serving.api.service import Service
+from genai_serving.engine import Engine, Limits
+from genai_serving.memory import cache_budget
+from genai_serving.metrics import Metrics
+from genai_serving.scheduler import mebibytes
+
+_KEEP_ALIVE_SECONDS = 30
+_CONNECTIONS = 1024
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a server is started with.
+
+    Attributes:
+        container: Its folder.
+        cache: A folder of this user's own for prepared graphs and digests.
+        host: Where it listens.
+        port: 0 = any free one.
+        api_keys: See `api.app.application`.
+        model_name: What requests call it; empty = the container's folder.
+        context_length: Tokens of prompt and answer; None = the container's.
+        threads: Of ONNX Runtime; 0 = as many as there are cores.
+        sequences: That run at once.
+        waiting: That may wait.
+        tokens: Of a pass.
+        cache_mib: Keys and values of all sequences; None = what the memory allows.
+        request_seconds: That an answer may take; 0 = for ever.
+        drain_seconds: That running answers get when the server ends.
+    """
+
+    container: Path
+    cache: Path
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: tuple[str, ...] = ()
+    model_name: str = ""
+    context_length: int | None = None
+    threads: int = 0
+    sequences: int = 8
+    waiting: int = 256
+    tokens: int = 128
+    cache_mib: int | None = None
+    request_seconds: float = 0.0
+    drain_seconds: float = 30.0
+
+
+def serve(options: Options, *, say: Callable[[str], None]) -> int:
+    """Serve until SIGTERM or SIGINT; running answers are finished first.
+
+    Args:
+        options: See there.
+        say: Gets what a person wants to read.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        BadInput: The container cannot be served with these options.
+        OSError: The address is taken.
+    """
+    began = time.monotonic()
+    listener = _bound(options.host, options.port)
+    files = FileCache(options.cache / "files.sqlite")
+    options.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    opened = containers.load(options.container, digest_of=files.digest)
+    executor = opened.open_executor(
+        cache=options.cache / "cpu",
+        threads=options.threads,
+        context_length=options.context_length,
+        digest_of=files.digest,
+    )
+    limits = Limits(
+        sequences=options.sequences,
+        tokens=max(options.tokens, options.sequences),
+        waiting=options.waiting,
+        cache_bytes=_budget(options, executor),
+    )
+    name = options.model_name or _name_of(options.container)
+    metrics = Metrics(name)
+    model = ServedModel(
+        name=name,
+        revision=opened.revision,
+        context_length=executor.context_length,
+        tokenizer=opened.tokenizer(),
+        template=ChatTemplate.of_container(opened),
+        stop_tokens=opened.stop_tokens(),
+        steadiness=try_out(executor),
+        created=int(opened.folder.stat().st_mtime),
+        defaults=sampling_defaults(opened.folder),
+    )
+    vocab_size = executor.vocab_size
+    engine = Engine(executor, limits, observer=metrics)
+    metrics.load = lambda: engine.load
+    service = Service(engine, model, limits, vocab_size, seconds=options.request_seconds)
+
+    async def shut_down() -> None:
+        await asyncio.to_thread(engine.close, seconds=options.drain_seconds)
+
+    config = uvicorn.Config(
+        application(service, metrics, api_keys=options.api_keys, on_shutdown=shut_down),
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=max(1, int(options.drain_seconds)),
+        limit_concurrency=_CONNECTIONS,
+    )
+    host, port = listener.getsockname()[:2]
+    server = uvicorn.Server(config)
+    # uvicorn takes signals over while it runs and sends them again at its end: they must not end
+    # this process before uvicorn is there, nor behind it.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+
+    async def run() -> None:
+        running = asyncio.ensure_future(server.serve(sockets=[listener]))
+        while not (server.started or running.done()):  # noqa: ASYNC110 - uvicorn has no event
+            await asyncio.sleep(0.005)
+        if not server.should_exit:
+            say(
+                f"{name} ({opened.revision[:19]}) on http://{host}:{port}, ready in "
+                f"{time.monotonic() - began:.1f} s: {limits.sequences} answers at once, "
+                f"{mebibytes(limits.cache_bytes)} MiB of cache, context {model.context_length}"
+            )
+            if not (model.steadiness.chunks and model.steadiness.neighbours):
+                say("here an answer's last bits depend on what is computed beside it")
+        await running
+
+    try:
+        asyncio.run(run())
+    finally:
+        engine.close()
+    say("ended")
+    return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket at an address, before anything is loaded; it listens when the server is ready.
+
+    Raises:
+        BadInput: No such address.
+        OSError: It is taken, or not this machine's.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError as error:
+        raise BadInput(f"no such address: {error}", where=f"host {host}") from error
+    made = socket.socket(family, kind, proto)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        made.bind(address)
+    except OSError as error:
+        made.close()
+        raise OSError(error.errno, error.strerror, f"{host}:{port}") from error
+    return made
+
+
+def _name_of(folder: Path) -> str:
+    """The build's name, as `genai build` lays containers out: `<output>/<build>/<target>`."""
+    resolved = folder.resolve()
+    return (
+        resolved.parent.name if resolved.name == "cpu" and resolved.parent.name else resolved.name
+    )
+
+
+def _budget(options: Options, executor: Executor) -> int:
+    """Bytes of keys and values.
+
+    Raises:
+        BadInput: They do not hold one sequence of the whole context.
+    """
+    whole = executor.cache_bytes(executor.context_length)
+    if options.cache_mib is None:
+        budget = min(cache_budget(), options.sequences * whole)
+        source = "what this machine's memory leaves, less 15 %"
+    else:
+        budget, source = options.cache_mib << 20, "as asked for"
+    if budget < whole:
+        raise BadInput(
+            f"one sequence of {executor.context_length} tokens takes {mebibytes(whole)} MiB of "
+            f"keys and values, the cache has {mebibytes(max(budget, 0))} MiB ({source})",
+            where="cache",
+            remedy="give it more, or serve a shorter context length",
+        )
+    return budget

@@ -1,0 +1,170 @@
+"""A server in this process on an executor without a model, and a client for it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.steadiness import Steadiness
+from genai_runtime.testing import ScriptedExecutor
+from genai_runtime.tokenizing import TextTokenizer
+from genai_serving.api.app import application
+from genai_serving.api.model import ServedModel
+from genai_serving.api.service import Service
+from genai_serving.engine import Engine, Limits
+from genai_serving.metrics import Metrics
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
+VOCAB, CONTEXT = 2048, 96
+
+
+@dataclass
+class Answered:
+    """An HTTP answer."""
+
+    status: int
+    headers: dict[str, str]
+    raw: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.raw)
+
+    @property
+    def events(self) -> list[Any]:
+        """Of a stream; the last one is the word [DONE], or an error."""
+        lines = [line for line in self.raw.decode().split("\n\n") if line]
+        assert all(line.startswith("data: ") for line in lines)
+        told = [line.removeprefix("data: ") for line in lines]
+        return [line if line == "[DONE]" else json.loads(line) for line in told]
+
+
+@dataclass
+class Client:
+    """Speaks to a server of this machine."""
+
+    port: int
+    headers: dict[str, str] = field(default_factory=dict)
+
+    def connection(self) -> HTTPConnection:
+        return HTTPConnection("127.0.0.1", self.port, timeout=60)
+
+    def __call__(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Answered:
+        raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        connection = self.connection()
+        try:
+            connection.request(method, path, raw, {**self.headers, **(headers or {})})
+            answer = connection.getresponse()
+            return Answered(answer.status, dict(answer.getheaders()), answer.read())
+        finally:
+            connection.close()
+
+    def get(self, path: str) -> Answered:
+        return self("GET", path)
+
+    def post(self, path: str, body: Any, **headers: str) -> Answered:
+        return self("POST", path, body, headers)
+
+
+class Paced(ScriptedExecutor):
+    """A pass takes `seconds`."""
+
+    seconds = 0.0
+
+    def forward(self, rows: Any) -> Any:
+        time.sleep(self.seconds)
+        return super().forward(rows)
+
+
+@dataclass
+class Running:
+    """A server in a thread of this process."""
+
+    executor: Paced
+    engine: Engine
+    service: Service
+    client: Client
+    server: uvicorn.Server
+    thread: threading.Thread
+
+    def stop(self) -> None:
+        self.server.should_exit = True
+        self.thread.join(30)
+        assert not self.thread.is_alive()
+
+
+def run_server(*, api_keys=(), limits=None, tokenizer=True, seconds=0.0) -> Running:
+    executor = Paced(vocab_size=VOCAB, context_length=CONTEXT)
+    limits = limits or Limits(sequences=4, tokens=32, waiting=32, cache_bytes=4 * CONTEXT)
+    metrics = Metrics("scripted")
+    engine = Engine(executor, limits, observer=metrics)
+    metrics.load = lambda: engine.load
+    config = json.loads((EXAMPLE / "tokenizer_config.json").read_text())
+    template = (EXAMPLE / "chat_template.jinja").read_text()
+    model = ServedModel(
+        name="scripted",
+        revision="sha256:00",
+        context_length=CONTEXT,
+        tokenizer=TextTokenizer.of_folder(EXAMPLE) if tokenizer else None,
+        template=ChatTemplate(template, {"bos_token": config["bos_token"]}) if tokenizer else None,
+        stop_tokens=frozenset({2, 6}),
+        steadiness=Steadiness(chunks=True, neighbours=True),
+        created=1,
+    )
+    service = Service(engine, model, limits, VOCAB, seconds=seconds)
+
+    async def shut_down() -> None:
+        await asyncio.to_thread(engine.close, seconds=20)
+
+    app = application(service, metrics, api_keys=api_keys, on_shutdown=shut_down)
+    settings = uvicorn.Config(app, port=0, log_config=None, lifespan="on", access_log=False)
+    socket = settings.bind_socket()
+    server = uvicorn.Server(settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})
+    thread.start()
+    while not server.started:
+        time.sleep(0.005)
+    client = Client(socket.getsockname()[1])
+    return Running(executor, engine, service, client, server, thread)
+
+
+@pytest.fixture
+def make_server():
+    made = []
+
+    def make(**given):
+        made.append(run_server(**given))
+        return made[-1]
+
+    yield make
+    for running in made:
+        running.stop()
+        assert running.executor.open_slots == frozenset(), "a slot was left open"
+
+
+@pytest.fixture(scope="module")
+def shared():
+    """For tests that leave it as it was."""
+    running = run_server()
+    yield running
+    load = running.engine.load
+    running.stop()
+    assert (load.running, load.waiting) == (0, 0)
+    assert running.executor.open_slots == frozenset()
+
+
+@pytest.fixture
+def client(shared):
+    return shared.client

@@ -1,0 +1,205 @@
+"""`genai serve` as a user starts it: tiny-llama on the CPU, many clients, signals, bad options."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import threading
+import time
+from http.client import HTTPConnection
+from pathlib import Path
+
+import pytest
+
+from genai_cli.testing import Program, environment
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
+PROMPTS = [
+    "def __init__(self, ",
+    "import os\nimport sys\n",
+    "class TestCase(unittest.TestCase):\n    def test_",
+    "for",
+    "# Copyright",
+    "if __name__ == '__main__':\n",
+]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def container(home):
+    """The example's container for the CPU, built by the command."""
+    program = Program(home)
+    built = program.ok(
+        "build", "-f", EXAMPLE / "build.yaml", "--target", "cpu", "--output", home / "out", "--json"
+    )
+    return Path(built.json["containers"]["cpu"]["path"])
+
+
+class Served:
+    """A server process."""
+
+    def __init__(self, home: Path, *arguments: str | Path, **env: str) -> None:
+        self.process = subprocess.Popen(
+            Program(home).command("serve", *arguments, "--port", "0"),
+            cwd=home,
+            env=environment(home) | env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        lines, found = [], None
+        while found is None:
+            lines.append(self.process.stderr.readline())
+            assert lines[-1], f"it ended: {lines}"
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", lines[-1])
+        self.line = lines[-1]
+        self.port = int(found[1])
+
+    def post(self, path: str, body: dict, **headers: str):
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            answer = connection.getresponse()
+            raw = answer.read()
+            return answer.status, raw
+        finally:
+            connection.close()
+
+    def stop(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            _, told = self.process.communicate(timeout=60)
+        finally:
+            self.process.kill()
+        return self.process.returncode, told
+
+
+@pytest.fixture(scope="module")
+def served(home, container):
+    made = Served(home, container, "--threads", "1")
+    yield made
+    code, told = made.stop()
+    assert code == 0, told
+    assert told.strip() == "ended"
+
+
+def answer(served, prompt, most=24, **given):
+    body = {"prompt": prompt, "max_tokens": most, "temperature": 0, "return_token_ids": True}
+    status, raw = served.post("/v1/completions", body | given)
+    assert status == 200, raw
+    return json.loads(raw)["choices"][0]
+
+
+def test_serve_writes_what_run_writes(home, container, served):
+    for prompt in PROMPTS[:2]:
+        ran = Program(home).ok(
+            "run", container, "--prompt", prompt, "--max-tokens", "24", "--threads", "1", "--json"
+        )
+        choice = answer(served, prompt)
+        assert choice["token_ids"] == ran.json["tokens"]
+        assert choice["text"] == ran.json["text"]
+
+
+def test_many_clients_get_bit_for_bit_what_each_gets_alone(served):
+    asked = [(PROMPTS[i % 6], 10 + i, {"logprobs": 2, "seed": i}) for i in range(18)]
+    alone = [answer(served, prompt, most, **given) for prompt, most, given in asked]
+    with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+        together = list(pool.map(lambda a: answer(served, a[0], a[1], **a[2]), asked))
+    assert together == alone
+
+
+def test_chat_answers_and_ends_by_itself(served):
+    messages = [{"role": "user", "content": "What does `close` do?"}]
+    body = {"messages": messages, "temperature": 0}
+    status, raw = served.post("/v1/chat/completions", body)
+    assert status == 200
+    choice = json.loads(raw)["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["message"]["content"].endswith(".")
+
+
+def test_the_model_is_called_as_the_build(served):
+    assert served.line.startswith("tiny-llama (sha256:")
+    assert served.post("/tokenize", {"prompt": "x", "model": "tiny-llama"})[0] == 200
+    assert served.post("/tokenize", {"prompt": "x", "model": "llama"})[0] == 404
+
+
+def test_a_signal_lets_running_answers_finish_and_refuses_new_ones(home, container):
+    server = Served(home, container.parent, "--threads", "1", "--model-name", "m")
+    told = []
+    body = {"prompt": "def", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
+
+    def stream():
+        told.append(server.post("/v1/completions", body | {"stream": True}))
+
+    clients = [threading.Thread(target=stream, daemon=True) for _ in range(4)]
+    for client in clients:
+        client.start()
+    time.sleep(0.3)
+    code, _ = server.stop()
+    for client in clients:
+        client.join(60)
+    assert code == 0
+    assert len(told) == 4
+    for status, raw in told:
+        assert status == 200
+        assert raw.endswith(b"data: [DONE]\n\n"), raw[-200:]
+        assert b'"finish_reason":"length"' in raw
+    with pytest.raises(OSError, match="refused"):
+        server.post("/v1/completions", body)
+
+
+def test_a_key_is_taken_from_the_environment_and_shown_in_no_list_of_processes(home, container):
+    server = Served(home, container, "--threads", "1", GENAI_API_KEY="s3cret-key")
+    arguments = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
+    assert b"s3cret-key" not in arguments
+    body = {"prompt": "x", "max_tokens": 1}
+    assert server.post("/v1/completions", body)[0] == 401
+    assert server.post("/v1/completions", body, Authorization="Bearer s3cret-key")[0] == 200
+    assert server.stop()[0] == 0
+
+
+def test_prepared_graphs_lie_in_the_user_s_cache_and_the_container_is_untouched(
+    home, container, served
+):
+    prepared = list((home / ".cache" / "genai-operator" / "serving" / "cpu").iterdir())
+    assert [len(list(folder.glob("*.onnx"))) for folder in prepared] == [8]
+    assert Program(home).ok("verify", container).code == 0
+
+
+REFUSED = {
+    "no container": (["nowhere"], 2, "nowhere"),
+    "a cache too small": (["{}", "--kv-cache-mib", "1"], 2, "takes 1.1 MiB of keys and values"),
+    "a context too long": (["{}", "--context-length", "9999"], 2, "built for 256 tokens"),
+    "an address that is not here": (["{}", "--host", "203.0.113.7"], 1, "203.0.113.7"),
+}
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_serve_refuses_in_one_line(home, container, arguments, code, words):
+    given = [argument.replace("{}", str(container)) for argument in arguments]
+    ran = Program(home)("serve", *given, "--port", "0")
+    assert ran.code == code, ran.err
+    assert len(ran.errors) == 1
+    assert words in ran.errors[0]
+
+
+def test_serve_refuses_a_port_that_is_taken(home, container):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        ran = Program(home)("serve", container, "--port", str(port))
+    assert ran.code == 1
+    assert "use" in ran.errors[0]
+    assert os.strerror(98) in ran.errors[0]
