@@ -57,7 +57,7 @@ class Style:
             neighbours, a past, and fused projections where `fused`.
         late: What begins to depend on the position at `late_from`: a factor on queries, new keys,
             new values, all values, scores, probabilities or the stream; a bias on scores; a mask of
-            chunks; other frequencies of ready waves; position embeddings that were zero.
+            chunks; the window; other frequencies of ready waves; position embeddings.
         late_from: A position.
         seed: Of the weights.
     """
@@ -92,7 +92,7 @@ class Style:
     contrib: bool = False
     late: Literal[
         "", "query", "key", "value", "values", "scores", "probs", "stream", "bias", "chunks",
-        "waves", "learned",
+        "window", "waves", "learned",
     ] = ""  # fmt: skip
     late_from: int = 100
     seed: int = 0
@@ -273,7 +273,11 @@ class _Writer:
             visible = self.op("And", visible, same)
         if self.style.window:
             oldest = self.op("Sub", column, self.ints(self.style.window))
-            visible = self.op("And", visible, self.op("Greater", every, oldest))
+            near = self.op("Greater", every, oldest)
+            if self.style.late == "window":
+                early = self.op("Less", column, self.ints(self.style.late_from))
+                near = self.op("Or", early, near)
+            visible = self.op("And", visible, near)
         given = self.op("Cast", "attention_mask", to=TensorProto.BOOL)
         given = self.op("Unsqueeze", given, self.ints(1, 2))
         self.visible = self.op("And", visible, given)

@@ -92,6 +92,16 @@ def test_a_mask_of_chunks_is_refused(tmp_path: Path) -> None:
             ingest(tmp_path / name, late="chunks", late_from=300, **style)
 
 
+@pytest.mark.parametrize("positions", ["input", "counted"])
+def test_a_window_that_starts_late_is_refused(positions: str, tmp_path: Path) -> None:
+    """A window of 120 that holds from position 500 on looks like no window, then like one."""
+    position, said, _ = refused(
+        tmp_path, window=120, late="window", late_from=500, positions=positions
+    )
+    assert position == 120
+    assert said == "a token sees 121 keys, where a sliding window of 120 shows 120"
+
+
 def test_position_embeddings_are_refused_when_they_begin_at_a_position(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedOperator):
         ingest(tmp_path, late="learned", late_from=200)

@@ -125,6 +125,23 @@ def test_the_logits_are_the_sources_own(style: dict[str, Any], tmp_path: Path) -
         np.testing.assert_allclose(have, wanted, atol=2e-5)
 
 
+def test_caches_whose_sizes_were_found_out_are_fed_in_these(tmp_path: Path) -> None:
+    """An exporter that names every dimension of a cache by a symbol."""
+    write_source(tmp_path / "source")
+    path = tmp_path / "source" / "model.onnx"
+    tokens = np.arange(20)
+    wanted = source_logits(path, tokens)
+    model = onnx.load(path)  # noqa: TID251 - a small model, to change it
+    for value in model.graph.input:
+        if value.name.startswith("past"):
+            value.type.tensor_type.shape.dim[1].dim_param = "heads"
+            value.type.tensor_type.shape.dim[3].dim_param = "width"
+    onnx.save(model, path)
+    core = ingest(tmp_path / "source", tmp_path / "core")
+    (have,) = SourceReference(core, tmp_path / "scratch").logits([tokens])
+    np.testing.assert_allclose(have, wanted, atol=2e-5)
+
+
 @pytest.mark.parametrize("pad", ["left-pad", "right-pad"])
 def test_static_sources_take_pieces_longer_than_a_pass(
     pad: str, tiny: Path, tmp_path: Path

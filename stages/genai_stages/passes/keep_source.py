@@ -146,6 +146,14 @@ def _write(
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
+def _settle(proto: onnx.ModelProto, caches: Mapping[str, Sequence[int | str]]) -> None:
+    for value in proto.graph.input:
+        dims = value.type.tensor_type.shape.dim
+        for dim, size in zip(dims, caches.get(value.name, ()), strict=False):
+            if isinstance(size, int):
+                dim.dim_value = size
+
+
 def _lift_constants(proto: onnx.ModelProto) -> None:
     """Large constants become initializers, which may lie outside of the graph."""
     left: list[onnx.NodeProto] = []
