@@ -27,6 +27,7 @@ MANAGER = "genai-operator"
 """Our field manager."""
 
 _PIECE = 64 << 10
+_LISTING_SECONDS = 300.0
 _MOST_BYTES = (16 << 20) + 4096
 """Of an answer that is no listing; the apiserver takes no object of more than three."""
 _JSON = "application/json"
@@ -79,6 +80,7 @@ class _How(TypedDict, total=False):
     query: Mapping[str, str]
     media: str
     accept: str
+    seconds: float
 
 
 class Api:
@@ -182,7 +184,10 @@ class Api:
             query["labelSelector"] = labels
         accept = _METADATA if names_only else _JSON
         place = _path(plural, "", namespace)
-        answer = await self._send("GET", place, _json, query=query, accept=accept)
+        # Others' objects may be hundreds of MB, and our share of a processor small.
+        answer = await self._send(
+            "GET", place, _json, query=query, accept=accept, seconds=_LISTING_SECONDS
+        )
         return answer["items"], int(answer["metadata"].get("resourceVersion") or 0)
 
     async def create(self, plural: str, value: Json, *, namespace: str) -> Json:
@@ -270,6 +275,9 @@ class Api:
                 params=how.get("query"),
                 data=None if body is None else json.dumps(body).encode(),
                 headers=headers,
+                timeout=aiohttp.ClientTimeout(
+                    total=how.get("seconds", self._seconds), connect=10, sock_read=self._seconds
+                ),
             ) as answer:
                 API_REQUESTS.labels(verb=verb, code=str(answer.status)).inc()
                 API_SECONDS.labels(verb=verb).observe(time.monotonic() - began)

@@ -45,7 +45,7 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
             settings.watching.label_selectors[resource] = f"{MANAGED}=genai-operator"
         settings.persistence.diffbase_storage = _NoDiffs()
         settings.persistence.progress_storage = _NoProgress()
-        settings.networking.request_timeout = 30
+        settings.networking.request_timeout = 300  # as for our own listings
         settings.networking.connect_timeout = 10
         settings.networking.error_backoffs = [0.5, 1, 2, 4, 8, 15] + [15] * 10_000
         settings.posting.enabled = False

@@ -6,6 +6,7 @@ projected while they are parsed; see `projection`. Everything else passes as it 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
@@ -21,6 +22,8 @@ __all__ = ["LeanResponse", "lean_session"]
 
 _PIECE = 64 << 10
 _TOKEN_SECONDS = 60.0
+_SILENT_SECONDS = 30.0
+"""How long an apiserver may say nothing before, or within, an answer; a listing may take longer."""
 
 
 class LeanResponse(aiohttp.ClientResponse):
@@ -33,9 +36,13 @@ class LeanResponse(aiohttp.ClientResponse):
             return await super().json(**how)
         one = plural in OURS and "fieldSelector" in self.url.query
         listing = Listing(whole if one else partial(lean, plural))
-        async for piece in self.content.iter_chunked(_PIECE):
+        pieces = aiter(self.content.iter_chunked(_PIECE))
+        while True:  # as long as it takes, while there is something
+            async with asyncio.timeout(_SILENT_SECONDS):
+                piece = await anext(pieces, None)
+            if piece is None:
+                return listing.end()
             listing.feed(piece)
-        return listing.end()
 
     async def start(self, connection: Any) -> aiohttp.ClientResponse:
         """Begin to read; see `aiohttp.ClientResponse.start`."""
@@ -76,7 +83,7 @@ class _LeanLines:
 
 
 class _Bearer:
-    """Puts the current token on each request: tokens of pods rotate."""
+    """Puts the current token on each request, since tokens of pods rotate; awaits an answer."""
 
     def __init__(self, to: Connection) -> None:
         self._to = to
@@ -93,7 +100,8 @@ class _Bearer:
             self._read = time.monotonic()
         if self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
-        return await handler(request)
+        async with asyncio.timeout(_SILENT_SECONDS):
+            return await handler(request)
 
 
 def lean_session(

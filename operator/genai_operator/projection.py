@@ -168,14 +168,14 @@ class Listing:
             ValueError: An object without an end.
         """
         self._text += self._decode(data)
-        if len(self._text) < self._enough:
+        if len(self._text) < min(self._enough, _MOST_VALUE):
             return
         while not self._ended and self._step():
             pass
         self._text = self._text[self._at :]
         self._at = 0
-        # What is incomplete is tried again when there is twice as much of it, and not at each byte.
-        self._enough = 2 * len(self._text)
+        # What is incomplete is tried again when there is much more of it, and not at each byte.
+        self._enough = 4 * len(self._text)
         if len(self._text) > _MOST_VALUE:
             raise ValueError(f"an object of more than {_MOST_VALUE >> 20} MiB in a listing")
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from large_builds import GROUP, LARGE, MIB, Apiserver, a_build
 
+from genai_operator import lean_session
 from genai_operator.api import Api, ApiError
 from genai_operator.observed import build_view
 from genai_operator.projection import PARTIAL, Listing, lean, plural_of, whole
@@ -180,5 +182,34 @@ def test_answer_without_end_is_refused() -> None:
                 for name in ("good", "bad"):
                     with pytest.raises(ApiError, match="without end"):
                         await api.get("secrets", name, namespace="n")
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_listing_is_given_up_when_the_apiserver_falls_silent(
+    monkeypatch: pytest.MonkeyPatch, *, begun: bool
+) -> None:
+    """A listing as a whole may take minutes; a dead connection may not."""
+    monkeypatch.setattr(lean_session, "_SILENT_SECONDS", 1.0)
+
+    async def silent(request: web.Request) -> web.StreamResponse:
+        stream = web.StreamResponse()
+        if begun:
+            await stream.prepare(request)
+            for number in range(5):  # longer in all than what may be silent
+                await stream.write(b'{"items": [' if number == 0 else b" ")
+                await asyncio.sleep(0.3)
+        await asyncio.sleep(30)
+        return stream
+
+    async def scenario() -> None:
+        server = Apiserver(lambda plural: [])
+        monkeypatch.setattr(server, "answer", silent)
+        async with server.serving() as to, Api(to) as api:
+            began = time.monotonic()
+            with pytest.raises(TimeoutError):
+                await api.list("genaibuilds")
+            assert (2.0 if begun else 0.9) < time.monotonic() - began < 10
 
     asyncio.run(scenario())
