@@ -367,6 +367,7 @@ def test_removal_leaves_the_kinds_and_the_builds(built: Installed) -> None:
     built.charts.uninstall()
     wait(lambda: not built.charts.pods(), 60, lambda: " ".join(built.charts.pods()))
     assert built.team.status("shipped")["artifacts"] == artifacts
+    assert not built.cluster.kubectl("-n", NAMESPACE, "get", "leases", "-o", "name")
     kinds = built.cluster.kubectl("get", "crd", "-o", "name")
     for plural in ("genaibuilds", "genaideployments", "genaitargets", "artifactstores"):
         assert f"/{plural}.genai-operator.dev" in kinds
