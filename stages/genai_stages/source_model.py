@@ -227,13 +227,18 @@ def _check_external(path: Path, tensor: ir.ExternalTensor) -> None:
 
 
 def constant_of(path: Path, name: str, tensor: ir.TensorProtocol) -> Constant:
-    """The constant of an initializer; external data is mapped at each use."""
+    """The constant of an initializer or a Constant; external data is mapped at each use.
+
+    Raises:
+        BadModel: Its external data is missing, too short or outside the model's folder.
+    """
     shape = tuple(int(dim) for dim in tensor.shape.numpy())
     dtype = np.dtype(np.float32) if tensor.dtype in _FLOATS else tensor.dtype.numpy()
     stored = tensor.dtype.numpy()
     rounding = ROUNDINGS.get(stored, 0.0)
     if not isinstance(tensor, ir.ExternalTensor):
         return Constant(name, shape, dtype, tensor.numpy, name, rounding)
+    _check_external(path, tensor)
     file = path.parent / str(tensor.location)
     offset = int(tensor.offset or 0)
 

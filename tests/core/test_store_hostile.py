@@ -128,7 +128,10 @@ def eternal(record: Record) -> Sweep:
 
 
 def test_await_sweeps_gives_up_when_a_sweep_is_written_again_and_again(
-    store: Store, make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    make_record: MakeRecord,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     assert SWEEP_LASTS.total_seconds() == sweeps._MOST_SECONDS
     monkeypatch.setattr(sweeps, "_MOST_SECONDS", 20.0)
@@ -141,6 +144,9 @@ def test_await_sweeps_gives_up_when_a_sweep_is_written_again_and_again(
     with pytest.raises(StoreUnavailable, match=r"sweeps/gc-evil\.json says for too long"):
         await_sweeps(store, records=sweep.records, sleep=sleep)
     assert 20 < sum(naps) < 23
+    told = [record.getMessage() for record in caplog.records if "waits for" in record.message]
+    assert len(told) == 1
+    assert "sweeps/gc-evil.json" in told[0]
 
 
 def test_await_sweeps_goes_on_when_a_sweep_is_older_than_any_gc(

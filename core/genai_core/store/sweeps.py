@@ -19,6 +19,7 @@ ends in a thousand years holds nobody up for longer either.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Collection
 from datetime import UTC, datetime, timedelta
@@ -32,7 +33,10 @@ __all__ = ["CLAIM_LASTS", "SWEEP_LASTS", "Clock", "Sleep", "await_sweeps", "utc_
 CLAIM_LASTS = timedelta(hours=12)
 """A blob younger than this need not be written again by who relies on it; gc's grace is longer."""
 
+log = logging.getLogger("genai_core.store")
+
 _PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 2.0
+_SILENT_SECONDS = 5.0
 _MOST_SECONDS = SWEEP_LASTS.total_seconds()
 
 Clock = Callable[[], datetime]
@@ -83,6 +87,12 @@ def await_sweeps(
                 "what is needed here",
                 where=store.location,
                 remedy="delete that file where no gc runs",
+            )
+        if waited <= _SILENT_SECONDS < waited + pause:
+            log.warning(
+                "%s: waits for a gc (sweeps/%s.json), ten minutes at most",
+                store.location,
+                lasting[0].name,
             )
         sleep(pause)
         waited += pause
