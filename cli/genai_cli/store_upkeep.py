@@ -35,15 +35,16 @@ def verify_store(settings: Settings, address: str | None, *, remove: bool) -> in
                     for fault in done.faults
                 ],
                 "unreadable": [str(ref) for ref in done.unreadable],
+                "untrue": {str(ref): why for ref, why in done.untrue.items()},
             }
         )
     else:
-        wrong = len(done.faults) + len(done.unreadable)
+        wrong = len(done.faults) + len(done.unreadable) + len(done.untrue)
         end = "all is well" if done.clean else f"{wrong} wrong"
         read = f"{counted(done.blobs, 'blob')}, {size(done.bytes)} read"
         say(f"{counted(done.records, 'entry')}, {read}: {end}")
-        if done.faults and not remove:
-            say("genai cache verify --remove removes wrong blobs; their tasks then run again")
+        if (done.faults or done.untrue) and not remove:
+            say("genai cache verify --remove removes what is wrong; its tasks then run again")
     return 0 if done.clean else 1
 
 

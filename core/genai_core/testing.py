@@ -24,8 +24,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from genai_core.keys import task_key
-from genai_core.names import Digest, Key
 from genai_core.record import Blob, Record
 from genai_core.store.s3 import S3Store
 from genai_core.store.s3_location import S3Credentials, S3Location
@@ -38,7 +36,6 @@ __all__ = [
     "certificate",
     "record_of_task",
     "s3_server",
-    "seeded_key",
 ]
 
 _VERSITYGW = "1.8.0"
@@ -382,10 +379,3 @@ def record_of_task(task: TaskFile, outputs: Mapping[str, Blob], **more: object) 
         "created_at": datetime.now(UTC),
     }
     return Record.model_validate(values | more)
-
-
-def seeded_key(operation: str, seed: str, toolchain: str = "0" * 64) -> tuple[Key, dict[str, str]]:
-    """A key that is true of a record with the config that comes with it and no inputs."""
-    config = {"seed": seed}
-    key = task_key(operation, 1, toolchain_id=Digest(toolchain), config=config, inputs={})
-    return key, config

@@ -12,7 +12,7 @@ import onnx
 import pytest
 
 from genai_cli.testing import InProcess, Program, Ran
-from genai_core.canonical import digest_bytes
+from genai_core.keys import task_key
 from genai_core.names import Digest, Key
 from genai_core.record import Measurements, Output, Record, ToolchainUsed, entry_folder
 from genai_core.store.directory import DirectoryStore
@@ -29,9 +29,10 @@ def entry(store: Store, name: str, *, operation: str = "convert", **config: Any)
     for path, data in files.items():
         blob = store.put_bytes(data)
         outputs[path] = Output(sha256=blob.sha256, size=blob.size)
+    config["seed"] = name
     record = Record(
         operation=operation,
-        key=Key(digest_bytes(name.encode())),
+        key=task_key(operation, 1, toolchain_id=Digest("0" * 64), config=config, inputs={}),
         model="tiny",
         source="/models/tiny",
         config=config,
@@ -60,17 +61,17 @@ def cache(tmp_path: Path) -> Any:
 
 def test_entries_are_listed_with_what_tells_them_apart(cache: Any, store: DirectoryStore) -> None:
     entry(store, "a", graph={"ar": 1, "cl": 256}, split={"index": 2, "count": 3}, backend="Htp")
-    entry(store, "b", operation="package", target="cpu")
+    package = entry(store, "b", operation="package", target="cpu")
     ran = cache("ls")
     assert ran.code == 0
     rows = [line.split() for line in ran.out.splitlines()]
     assert rows[0][:3] == ["operation", "model", "key"]
     listed = {row[0]: row for row in rows[1:3]}
     assert listed["convert"][-3:] == ["ar1_cl256", "2_of_3", "Htp"]
-    assert listed["package"][2] == digest_bytes(b"b")[:12]
+    assert listed["package"][2] == package.key[:12]
     assert "2 entries" in ran.out
     only = cache("ls", "--operation", "package", "--json").json
-    assert [item["key"] for item in only["entries"]] == [digest_bytes(b"b")]
+    assert [item["key"] for item in only["entries"]] == [package.key]
 
 
 def test_the_store_can_come_from_the_environment(
@@ -98,9 +99,9 @@ def test_the_store_can_come_from_the_environment(
 def test_entries_are_found_by_what_they_are(
     cache: Any, store: DirectoryStore, terms: list[str], found: str
 ) -> None:
-    entry(store, "a", graph={"ar": 1}, backend="Htp")
-    entry(store, "b", graph={"ar": 32}, backend="Cpu")
-    keys = {digest_bytes(name.encode()): name for name in "ab"}
+    one = entry(store, "a", graph={"ar": 1}, backend="Htp")
+    other = entry(store, "b", graph={"ar": 32}, backend="Cpu")
+    keys = {one.key: "a", other.key: "b"}
     shown = cache("find", *terms, "--json").json["entries"]
     assert sorted(keys[item["key"]] for item in shown) == list(found)
 
@@ -109,10 +110,10 @@ def test_a_file_leads_to_the_task_that_made_it(
     cache: Any, store: DirectoryStore, tmp_path: Path
 ) -> None:
     entry(store, "a")
-    entry(store, "b")
+    other = entry(store, "b")
     (tmp_path / "found.bin").write_bytes(b"graph b")
     (found,) = cache("find", "found.bin", "--json").json["entries"]
-    assert found["key"] == digest_bytes(b"b")
+    assert found["key"] == other.key
 
 
 def test_one_entry_is_shown_by_key_prefix_or_folder(
@@ -271,6 +272,26 @@ def test_verify_finds_a_flipped_byte_and_removes_it_when_asked(
     assert ran.code == 1
     assert "1 wrong" in ran.out
     assert store.head_blob(record.outputs["a.onnx"].sha256) is None
+
+
+def test_verify_finds_a_record_that_is_another_tasks_and_removes_it_when_asked(
+    cache: Any, store: DirectoryStore
+) -> None:
+    record, kept = entry(store, "a"), entry(store, "b")
+    store.delete_record(RecordRef("convert", record.key))
+    store.commit(record.model_copy(update={"config": {"anything": "else"}}))
+    ran = cache("verify", "--json")
+    assert ran.code == 1
+    assert ran.json["untrue"] == {
+        f"convert/{record.key}": "its key is not that of its options and inputs"
+    }
+    plain = cache("verify")
+    assert "1 wrong" in plain.out
+    assert "--remove removes what is wrong" in plain.out
+    assert cache("verify", "--remove").code == 1
+    assert store.get_record("convert", record.key) is None
+    assert store.get_record("convert", kept.key) is not None
+    assert cache("verify").code == 0
 
 
 def test_gc_keeps_what_is_leased_or_young(cache: Any, store: DirectoryStore) -> None:

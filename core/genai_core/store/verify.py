@@ -1,14 +1,15 @@
-"""Read every byte that a record names and compare it with its digest."""
+"""Compare every byte that a record names with its digest, and the record with itself."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from genai_core.errors import CorruptBlob
+from genai_core.errors import BadInput, CorruptBlob
 from genai_core.names import Digest
-from genai_core.record import Blob
+from genai_core.record import Blob, Record
 from genai_core.store.protocol import RecordRef, Store
+from genai_core.store.vouching import container_fault, key_fault
 
 __all__ = ["Fault", "Verified", "verify"]
 
@@ -35,6 +36,8 @@ class Verified:
 
     Attributes:
         unreadable: Records that are none; they are misses already.
+        untrue: Records under another task's key, or of a container that is not its manifest's,
+            and why.
     """
 
     records: int = 0
@@ -42,11 +45,12 @@ class Verified:
     bytes: int = 0
     faults: list[Fault] = field(default_factory=list)
     unreadable: list[RecordRef] = field(default_factory=list)
+    untrue: dict[RecordRef, str] = field(default_factory=dict)
 
     @property
     def clean(self) -> bool:
         """Nothing was wrong."""
-        return not self.faults and not self.unreadable
+        return not (self.faults or self.unreadable or self.untrue)
 
 
 def verify(
@@ -56,7 +60,7 @@ def verify(
 
     Args:
         store: The store.
-        remove: Remove wrong blobs, so that their tasks run again.
+        remove: Remove wrong blobs and untrue records, so that their tasks run again.
         progress: Called with a line for each fault.
     """
     done = Verified()
@@ -71,6 +75,12 @@ def verify(
         if stored is None:
             continue
         done.records += 1
+        if (why := _untrue(stored.record, store)) is not None:
+            done.untrue[ref] = why
+            progress(f"{ref}: {why}")
+            if remove:
+                store.delete_record(ref)
+                continue
         for digest, size in stored.record.blobs().items():
             users.setdefault(Blob(sha256=digest, size=size), []).append(ref)
     for blob, refs in users.items():
@@ -84,3 +94,12 @@ def verify(
         done.faults.append(Fault(blob.sha256, what, tuple(refs), removed=remove))
         progress(f"blob {blob.sha256} {what}; used by {', '.join(map(str, refs))}")
     return done
+
+
+def _untrue(record: Record, store: Store) -> str | None:
+    if (fault := key_fault(record)) is not None:
+        return fault
+    try:
+        return container_fault(record, store)
+    except (BadInput, CorruptBlob):  # of a newer version; a wrong blob is found below
+        return None
