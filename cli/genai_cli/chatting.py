@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
@@ -18,6 +18,7 @@ from genai_cli.streaming import TextStream, speed
 from genai_core.errors import BadInput
 from genai_runtime.chat_template import ChatTemplate
 from genai_runtime.container import Container
+from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import Session, Tokens
@@ -241,11 +242,14 @@ def talk(
     limit: int | None,
     context_length: int | None,
     threads: int,
+    worn: Sequence[AdapterUse] = (),
     as_json: bool,
 ) -> int:
     """Open a session and converse; returns the exit code."""
     template, tokenizer = template_of(opened)
-    with closing(opened.open_session(threads=threads, context_length=context_length)) as session:
+    with closing(
+        opened.open_session(threads=threads, context_length=context_length, worn=worn)
+    ) as session:
         chat = Chat(
             session, template, tokenizer, sampling, opened.stop_tokens(), limit=limit, system=system
         )

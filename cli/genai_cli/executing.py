@@ -19,6 +19,7 @@ from genai_cli.output import emit, say
 from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.streaming import TextStream, speed
+from genai_cli.wearing import Wearing
 from genai_cli.words import duration
 from genai_core.errors import BadInput
 from genai_core.redaction import plain
@@ -76,6 +77,7 @@ def run(
     ignore_end: bool,
     context_length: int | None,
     threads: int,
+    wearing: Wearing,
     chat: str | None = None,
 ) -> int:
     """Continue a prompt, or converse, and print text and speed; returns the exit code.
@@ -90,6 +92,7 @@ def run(
         context_length: Slots of the cache; None = the container's.
         threads: On the CPU.
         chat: The system message of a conversation, which may be empty; None = no conversation.
+        wearing: Adapters.
     """
     took = Sampling(**sampling)
     if chat is not None:
@@ -105,6 +108,7 @@ def run(
             limit=max_tokens,
             context_length=context_length,
             threads=threads,
+            worn=wearing.of(opened.adapters()),
             as_json=settings.json,
         )
     opened = _opened(path)
@@ -112,7 +116,10 @@ def run(
     ids = prompt.encoded(tokenizer)
     stream = None if settings.json else TextStream(tokenizer)
     began = time.monotonic()
-    with closing(opened.open_session(threads=threads, context_length=context_length)) as session:
+    worn = wearing.of(opened.adapters())
+    with closing(
+        opened.open_session(threads=threads, context_length=context_length, worn=worn)
+    ) as session:
         ready = time.monotonic() - began
         if stream is not None:
             _show_prompt(prompt)
@@ -157,15 +164,19 @@ def evaluate(
     length: int,
     context_length: int | None,
     threads: int,
+    wearing: Wearing,
 ) -> int:
     """Score tokens and print loss and perplexity; returns the exit code."""
     opened = _opened(path)
+    worn = wearing.of(opened.adapters())
     array = read_pieces(tokens, pieces=pieces, length=length)
     began = time.monotonic()
     console = PlainConsole(stderr=True, highlight=False)
     with (
         busy(f"scoring {array.shape[0]} pieces"),
-        closing(opened.open_session(threads=threads, context_length=context_length)) as session,
+        closing(
+            opened.open_session(threads=threads, context_length=context_length, worn=worn)
+        ) as session,
     ):
         result = measure(session, array)
     seconds = time.monotonic() - began

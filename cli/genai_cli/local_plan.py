@@ -14,11 +14,14 @@ from pathlib import Path
 
 from genai_cli.events import PlanReady, TaskView
 from genai_cli.local import look_all
-from genai_cli.local_source import bring_source
+from genai_cli.local_source import bring_folder, bring_source
 from genai_cli.local_work import cache_folder, known_digests
+from genai_core.adapter_files import inspect_adapter
+from genai_core.build_sources import sources_of
 from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
 from genai_core.filecache import FileCache
+from genai_core.home import expanded
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, SourceName, TaskId
 from genai_core.operations import OPERATIONS, operation_of
@@ -271,12 +274,9 @@ def read_plan(
         GenAIError: What is wrong with spec, model, target or store.
     """
     targets = parse_targets(spec.targets)
-    files = inspect_source(
-        bring_source(spec, cache_folder()),
-        base_dir,
-        cache or known_digests(),
-    )
-    sources = {MODEL: files}
+    digests = cache or known_digests()
+    files = inspect_source(bring_source(spec, cache_folder()), base_dir, digests)
+    sources = {MODEL: files, **_adapters(spec, base_dir, digests)}
     request = BuildRequest(
         spec=spec,
         targets=targets,
@@ -293,6 +293,21 @@ def read_plan(
         bring=bring,
     )
     found.look_up()
+    return found
+
+
+def _adapters(spec: BuildSpec, base_dir: Path, cache: FileCache) -> dict[SourceName, SourceFacts]:
+    """The files of each adapter.
+
+    Raises:
+        GenAIError: One is not there, broken, or not what the spec pins.
+    """
+    found = {}
+    for source in sources_of(spec)[1:]:
+        folder = bring_folder(source.address, cache_folder(), where=source.field)
+        if folder is None:
+            folder = (base_dir / expanded(source.address.removeprefix("file://"))).absolute()
+        found[source.name] = inspect_adapter(folder, cache, where=source.field, pin=source.pin)
     return found
 
 

@@ -25,7 +25,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.paths import check_relative_path
 from genai_core.source_address import parse_https
 
-__all__ = ["bring_source"]
+__all__ = ["bring_folder", "bring_source"]
 
 _INDEX = "index.json"
 
@@ -41,22 +41,38 @@ def bring_source(spec: BuildSpec, cache: Path) -> BuildSpec:
         InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
         GenAIError: The bucket or archive cannot be read, or there is no room.
     """
-    address = spec.model.source
+    files = bring_folder(spec.model.source, cache, where="spec.model.source")
+    if files is None:
+        return spec
+    model = spec.model.model_copy(update={"source": str(files)})
+    return spec.model_copy(update={"model": model})
+
+
+def bring_folder(address: str, cache: Path, *, where: str) -> Path | None:
+    """What an address holds, as a folder of this machine; None where it is a folder already.
+
+    Args:
+        address: Of a source.
+        cache: Folder that mirrors lie in.
+        where: The field that it stands in, for messages.
+
+    Raises:
+        InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
+        GenAIError: The bucket or archive cannot be read, or there is no room.
+    """
     if address.startswith("pvc://"):
         raise InvalidSpec(
             f"{address} is a volume of a cluster",
-            where="spec.model.source",
+            where=where,
             remedy="build it there with: genai build --remote, or name the folder that it holds",
         )
     bring = {"s3": _mirror, "https": _unpacked}.get(address.partition("://")[0])
     if bring is None or "://" not in address:
-        return spec
+        return None
     root = cache / "sources" / digest_json({"source": address})[:32]
     root.mkdir(parents=True, exist_ok=True)
     with _locked(root / "lock"):
-        files = bring(address, root)
-    model = spec.model.model_copy(update={"source": str(files)})
-    return spec.model_copy(update={"model": model})
+        return bring(address, root)
 
 
 def _unpacked(address: str, root: Path) -> Path:

@@ -105,6 +105,15 @@ ContextLength = Annotated[
         min=1, metavar="N", help="Slots of the cache (cpu); else as many as it was built for."
     ),
 ]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", metavar="NAME[=ALPHA]", help="LoRA adapter of the container; again for more."
+    ),
+]
+UseCase = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Adapters that the build named together.")
+]
 Threads = Annotated[int, typer.Option(min=0, metavar="N", help="On the CPU; 0 is one a core.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Namespace = Annotated[

@@ -123,6 +123,20 @@ KINDS: tuple[Kind, ...] = (
                 "uploads a folder and applies the build",
             ),
             Rule(
+                "spec.lora.adapters",
+                "self.all(one, one.source.startsWith('s3://') "
+                "|| one.source.startsWith('https://') || one.source.startsWith('pvc://'))",
+                "a cluster reads adapters from s3://, https:// or pvc://; genai build --remote "
+                "uploads folders and applies the build",
+            ),
+            Rule(
+                "spec.lora",
+                "self.adapters.all(one, self.adapters.exists_one(other, other.name == one.name) "
+                "&& one.name != 'base' && (!has(self.useCases) "
+                "|| self.useCases.all(useCase, useCase.name != one.name)))",
+                "adapters and use cases are called by names of their own, none of them base",
+            ),
+            Rule(
                 "spec.quantization",
                 "(self.gaps == 'Calibrate') == has(self.calibration)",
                 "gaps: Calibrate goes with calibration: a .npy or text file of the source",

@@ -7,6 +7,7 @@
     │   │   ├── UnsupportedOperator   an operator or pattern no stage can carry over
     │   │   └── SourceNotFound        its address leads nowhere: no such bucket, folder or file
     │   ├── BadEncodings         the quantization encodings
+    │   ├── BadAdapter           a LoRA adapter: its files, its kind, or where it belongs
     │   ├── OverBudget           no permitted precision keeps the loss within the budget
     │   ├── UnknownTarget        a chip or backend that is not known here
     │   ├── NotRunnableHere      a container that this machine cannot execute
@@ -108,6 +109,12 @@ class BadEncodings(BadInput):
     """The quantization encodings."""
 
     code = "BadEncodings"
+
+
+class BadAdapter(BadInput):
+    """A LoRA adapter."""
+
+    code = "BadAdapter"
 
 
 class OverBudget(BadInput):

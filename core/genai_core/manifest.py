@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core import budgets, canonical
+from genai_core.adapters import ADAPTERS_FOLDER
 from genai_core.names import Backend, Precision
 from genai_core.paths import RelativePath
 from genai_core.versions import read_versioned
@@ -20,8 +21,11 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 METADATA_FILE = "metadata.json"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """The newest version of the manifest that this program reads; see `genai_core.versions`."""
+
+BASE_VERSION = 2
+"""The version that has `base`."""
 
 EMULATION_FOLDER = "emulation"
 """Outside the identity: a twin of the same graphs that x86 can run."""
@@ -30,6 +34,7 @@ EMULATION_FOLDER = "emulation"
 GOLDEN_FILE = "golden.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 """How conversations are written for the model, as Hugging Face saves it."""
+_ADAPTERS = f"{ADAPTERS_FOLDER}/"
 _OUTSIDE = frozenset({MANIFEST_FILE, REPORT_FILE, GOLDEN_FILE})
 
 
@@ -97,10 +102,20 @@ class Manifest(BaseModel):
     """Relative path -> file, but for `manifest.json`, `report.json`, `golden.json` (its margins are
     measured) and `emulation/`."""
 
+    base: str | None = None
+    """Where there are adapters: `base_digest`, so that one may be changed under a running server.
+    Since version 2."""
+
     def revision(self) -> str:
         """`sha256:` and the digest of the canonical manifest."""
         payload = self.model_dump(mode="json", exclude_none=True)
         return f"sha256:{canonical.digest_json(payload)}"
+
+    def base_digest(self) -> str:
+        """`sha256:` and the digest of all but adapters: the revision where there are none."""
+        rest = {name: file for name, file in self.files.items() if not name.startswith(_ADAPTERS)}
+        update = {"files": rest, "base": None, "schema_version": 1}
+        return self.model_copy(update=update).revision()
 
 
 def read_manifest(data: bytes | str, *, where: str = MANIFEST_FILE) -> Manifest:

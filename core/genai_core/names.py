@@ -15,7 +15,13 @@ TaskId = NewType("TaskId", str)
 """Readable and unique in a plan, e.g. `convert/sm8750/ar32_cl256_2_of_3`."""
 
 SourceName = NewType("SourceName", str)
-"""One of the sources of a build: `model`; later `child:decode`, `adapter:c-headers`, `draft` ..."""
+"""One of the sources of a build: `model`, `adapter:c-headers`."""
+
+
+def adapter_source(name: str) -> SourceName:
+    """The source of an adapter: `adapter:c-headers`."""
+    return SourceName(f"adapter:{name}")
+
 
 MODEL = SourceName("model")
 """The source that every build has: `spec.model`."""

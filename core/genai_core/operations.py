@@ -12,9 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from genai_core.names import Backend, Gaps, Precision
 
@@ -29,20 +35,37 @@ __all__ = [
     "FidelityConfig",
     "GraphConfig",
     "IngestConfig",
+    "LoraImportConfig",
     "Operation",
     "OperationConfig",
     "PackageConfig",
     "SplitConfig",
     "StartPoint",
     "TransformConfig",
+    "UseCaseConfig",
+    "WornConfig",
     "operation_of",
 ]
 
 
 class OperationConfig(BaseModel):
-    """Base of the configs: frozen, and an unknown field is an error."""
+    """Base of the configs: frozen, and an unknown field is an error.
+
+    A field that was added after a version was released is named in `added`: while it has its
+    default it is left out of the JSON, so that keys of builds which do not use it stay the same.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    added: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        for name in self.added:
+            if getattr(self, name) == type(self).model_fields[name].get_default():
+                found.pop(name, None)
+        return found
 
 
 class GraphConfig(OperationConfig):
@@ -166,8 +189,29 @@ class FidelityConfig(OperationConfig):
     """Tokens of a row that are scored; 0 = all."""
 
 
+class LoraImportConfig(OperationConfig):
+    """An adapter in the layout of the core graph."""
+
+
+class WornConfig(OperationConfig):
+    """An adapter of a use case."""
+
+    name: str
+    alpha: str
+    """A number as text, as the user wrote it."""
+
+
+class UseCaseConfig(OperationConfig):
+    """Adapters that are used together."""
+
+    name: str
+    adapters: tuple[WornConfig, ...]
+
+
 class PackageConfig(OperationConfig):
     """The container."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"adapters", "use_cases"})
 
     target: str
     backend: Backend
@@ -178,6 +222,9 @@ class PackageConfig(OperationConfig):
     """The longest context that the container serves."""
     golden_prompts: tuple[str, ...] = ()
     golden_max_tokens: int = 16
+    adapters: tuple[str, ...] = ()
+    """Names; the input `adapter_<number>` holds each, in this order."""
+    use_cases: tuple[UseCaseConfig, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -227,6 +274,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("compile", "compile_cpu", CompileCpuConfig, 1, _GRAPH, Backend.CPU),
     Operation("fidelity", "fidelity", FidelityConfig, 4, (*_GRAPH, "onnxruntime")),
+    Operation("lora_import", "lora_import", LoraImportConfig, 1, _GRAPH),
     Operation("package", "package", PackageConfig, 3, (*_GRAPH, "onnxruntime", "tokenizers")),
 )
 

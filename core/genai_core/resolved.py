@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_json
-from genai_core.names import Digest, Key
+from genai_core.names import MODEL, Digest, Key, SourceName
 from genai_core.paths import FileName, RelativePath
 
 if TYPE_CHECKING:  # workers read answers and know no specs
@@ -61,7 +61,9 @@ class ResolveFile(BaseModel):
     quantization: dict[str, FileName]
     """The names of files in the spec's `quantization`."""
     pin: str | None = None
-    """`spec.model.digest`, of a source that cannot be listed without reading it."""
+    """The digest that the spec pins, of a source that cannot be listed without reading it."""
+    what: Literal["adapter"] | None = None
+    """None: a model."""
 
 
 class ResolvedFile(BaseModel):
@@ -89,8 +91,19 @@ class ResolvedSource(BaseModel):
     """The files are blobs of the store: they came out of an archive."""
 
 
-def resolve_file(spec: BuildSpec, uri: str, *, pin: str | None = None) -> ResolveFile:
-    """The question that a build asks about its model."""
+def resolve_file(
+    spec: BuildSpec, uri: str, *, source: SourceName = MODEL, pin: str | None = None
+) -> ResolveFile:
+    """The question that a build asks about one of its sources.
+
+    Args:
+        spec: The build's.
+        uri: Where the source lies.
+        source: Which of the build's it is.
+        pin: See `ResolveFile`.
+    """
+    if source != MODEL:
+        return ResolveFile(uri=uri, pin=pin, model={}, quantization={}, what="adapter")
     return ResolveFile(
         uri=uri,
         pin=pin,

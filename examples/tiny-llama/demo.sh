@@ -28,6 +28,11 @@ for target in "${targets[@]}"; do
 done
 step "How good is it? Loss on held-out text, nats a token"
 show genai evaluate "$out/tiny-llama/cpu" --tokens ../../tests/fixtures/tokens/eval.npy
+step "Two LoRA adapters onto the same base: only they are imported, and one is chosen by its name"
+show genai build -f adapters.yaml --output "$out"
+for adapter in c-headers uppercase; do
+  show genai run "$out/tiny-llama-adapters/cpu" --prompt 'THIS SOFTWARE IS' --max-tokens 12 --adapter "$adapter"
+done
 step "Once more: nothing has changed, so nothing runs"
 show "${build[@]}"
 say "The containers are in $out/tiny-llama; 'genai inspect' shows what is in them."

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -19,7 +19,7 @@ import aiohttp
 
 from genai_core.errands import LookFile
 from genai_core.errors import GenAIError, StoreUnavailable, StoreUnreadable
-from genai_core.names import MODEL, Key, TaskId
+from genai_core.names import MODEL, Key, SourceName, TaskId
 from genai_core.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
 from genai_core.store.s3_location import S3Location
@@ -38,7 +38,7 @@ from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting, of_error
 from genai_operator.jobs import JobRequest, scope_of
 from genai_operator.leases import Leases
-from genai_operator.loading import Loader, access_of, begin
+from genai_operator.loading import Loader, SourceAccess, accesses_of, begin
 from genai_operator.lookups import Unanswered
 from genai_operator.observed import BuildView, Observed, asked_of
 from genai_operator.patience import Patience
@@ -47,7 +47,6 @@ from genai_operator.projection import PARTIAL
 from genai_operator.reporting import Reporter
 from genai_operator.requests import Looks, Setting
 from genai_operator.resolving import Resolver
-from genai_operator.sources import SourcePlace, source_place
 from genai_operator.starting import Starter
 from genai_operator.status import (
     Outcome,
@@ -173,7 +172,7 @@ class Builds:
         if not one.fresh and not one.spec.run.suspend and await self._rests(one):
             return await self._renewed(one)
         outcome = await self._outcome(one)
-        known = replace(outcome, requested_at=one.requested, source=one.source, since=one.since)
+        known = replace(outcome, requested_at=one.requested, sources=one.sources, since=one.since)
         await self._reporter.report(value, known)
         if outcome.state in {State.SUSPENDED, State.STALLED}:
             rest = await self._renewed(one)  # what it has, and its model, stay until it goes on
@@ -271,18 +270,18 @@ class Builds:
         targets = self._loader.targets(one)
         opened = await self._loader.store(one)
         one.store = opened.where
-        place = source_place(one.spec, opened.where)
-        access = access_of(one, opened, place)
+        accesses = accesses_of(one, opened)
+        access = accesses[MODEL].access
         await self._leases.claim_upload(one, opened)
         for _ in range(_MOST_QUESTIONS):
             try:
                 found = await self._resolver.resolved(
-                    one, opened, place, access=access, target=targets[0]
+                    one, opened, accesses.values(), target=targets[0]
                 )
                 if isinstance(found, Outcome):
                     return found
                 claimed = self._observed.claimed_by(one.owner.uid)
-                question = self._question(one, found, place, access=access, targets=targets)
+                question = self._question(one, found, accesses, targets=targets)
                 await self._listen(opened, question)
                 seen = await in_thread(
                     survey,
@@ -301,12 +300,13 @@ class Builds:
             raise Waiting("Progressing", "its records are still being looked up", after=5.0)
         if any(isinstance(e, (StoreUnavailable, StoreUnreadable)) for e in seen.waits_for):
             self._doubt(one.namespace, one.spec.store.name)
-        await self._apply(one, seen, claimed, access=access)
+        await self._apply(one, seen, claimed, accesses)
         queued = bool(seen.start and one.spec.run.queue_name)
         stands = await self._errands.standings.of(one.namespace, seen.active, queued=queued)
         outcome = self._judged(one, seen, opened.where, targets, stands)
-        if outcome.state is State.READY and one.source is not None:
-            refs = seen.refs | {RecordRef(RESOLVE, Key(one.source[2]))}
+        if outcome.state is State.READY and one.sources:
+            resolved = {RecordRef(RESOLVE, Key(entry.record)) for entry in one.sources.values()}
+            refs = seen.refs | resolved
             await self._leases.settle(
                 one, opened, refs, containers=seen.containers, access=access, target=targets[0]
             )
@@ -315,18 +315,18 @@ class Builds:
     def _question(
         self,
         one: BuildPass,
-        found: ResolvedSource,
-        place: SourcePlace,
+        found: Mapping[SourceName, ResolvedSource],
+        accesses: Mapping[SourceName, SourceAccess],
         *,
-        access: StoreAccess,
         targets: list[BuildTarget],
     ) -> Question:
+        access = accesses[MODEL].access
         setting = Setting(
             name=one.owner.name,
             namespace=one.namespace,
             spec=one.spec,
-            sources={MODEL: found},
-            places={MODEL: place},
+            sources=found,
+            places={name: access.place for name, access in accesses.items()},
             targets=targets,
             toolchains=toolchains(targets),
             # What a chain made is told when its Job ends; until then it would be asked for.
@@ -339,7 +339,7 @@ class Builds:
             jobs=self._observed.jobs_of(one.namespace, scope_of(access.address, one.spec.run)),
             pods=self._observed.pods_of(one.namespace),
             now=datetime.now(UTC),
-            looks=Looks(setting, access, one.owner.uid),
+            looks=Looks(setting, {name: a.access for name, a in accesses.items()}, one.owner.uid),
         )
 
     async def _listen(self, opened: OpenStore, question: Question) -> None:
@@ -388,15 +388,18 @@ class Builds:
             return wait
         try:
             targets, opened = self._loader.targets(one), await self._loader.store(one)
-            place = source_place(one.spec, opened.where)
-            access = access_of(one, opened, place)
+            access = accesses_of(one, opened)[MODEL].access
             await self._leases.at_rest(one, opened, access=access, target=targets[0])
         except (Stalled, Waiting, GenAIError) as error:
             log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})
         return self._leases.rest(one.owner.uid)
 
     async def _apply(
-        self, one: BuildPass, seen: Survey, claimed: list[JobView], *, access: StoreAccess
+        self,
+        one: BuildPass,
+        seen: Survey,
+        claimed: list[JobView],
+        accesses: Mapping[SourceName, SourceAccess],
     ) -> None:
         # Of those that the survey knew: one that has come to light since was not asked about.
         await self._release(claimed, one.owner.uid, keep=seen.needed)
@@ -405,6 +408,7 @@ class Builds:
         async def create(request: JobRequest) -> None:
             verdict = seen.retried.get(TaskId(request.task), Verdict())
             async with free:
+                access = accesses[request.source].access
                 await self._starter.start(one, request, verdict, access=access)
 
         renewed = {found.job.uid for found in seen.renewals}

@@ -8,9 +8,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genai_core.kinds.build import BuildSpec
+from genai_core.names import SourceName
 from genai_core.store.s3_location import S3Location
 from genai_operator.api import Json
 from genai_operator.jobs import Owner
+from genai_operator.status import ResolvedEntry
 
 __all__ = ["JOINED_SECONDS", "STARTED_SECONDS", "WATCHED_SECONDS", "BuildPass"]
 
@@ -40,7 +42,7 @@ class BuildPass:
     """It claimed a Job that was there: what became of that before the claim, nobody told it."""
     started: bool = False
     """It made a Job: nothing tells of one that gets no pod."""
-    source: tuple[str, str, str] | None = None
+    sources: dict[SourceName, ResolvedEntry] = field(default_factory=dict)
     store: S3Location | None = None
     warnings: list[str] = field(default_factory=list)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from genai_core.canonical import digest_json
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
-from genai_core.names import Key
+from genai_core.names import MODEL, Key, SourceName
 from genai_core.task import task_variables
 from genai_operator.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.api import Json
@@ -78,6 +78,8 @@ class JobRequest:
         memory_bytes: That the largest of its tasks needs.
         seconds: That all of them may take.
         node_selector: Of the target; the build's own is added.
+        reads_source: The pod is given what reaches a source.
+        source: Which of the build's that is.
         chain: The tasks that follow in the same pod.
         disk_bytes: Of the node's disk, that all of them may take.
     """
@@ -93,6 +95,7 @@ class JobRequest:
     attempt: int = 1
     node_selector: Mapping[str, str] = field(default_factory=dict)
     reads_source: bool = False
+    source: SourceName = MODEL
     chain: tuple[Link, ...] = ()
     disk_bytes: int = LEAST
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 
+from genai_core.build_sources import sources_of
 from genai_core.errands import LeaseFile
 from genai_core.errors import GenAIError
 from genai_core.record import Record
@@ -71,7 +72,7 @@ class Leases:
             holder.claim(refs, _uploads(one, opened))
 
     async def claim_upload(self, one: BuildPass, opened: OpenStore) -> None:
-        """Claim the build's model, where it was uploaded beside the store, before it is listed."""
+        """Claim what was uploaded beside the store for the build, before it is listed."""
         if _uploads(one, opened):
             await in_thread(self.claim, one, opened, ())
 
@@ -156,5 +157,5 @@ class Leases:
 
 
 def _uploads(one: BuildPass, opened: OpenStore) -> frozenset[str]:
-    """Models beside the build's store that its spec reads."""
-    return uploads_among([one.spec.model.source], opened.where)
+    """Uploads beside the build's store that its spec reads."""
+    return uploads_among([source.address for source in sources_of(one.spec)], opened.where)

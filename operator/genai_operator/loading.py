@@ -5,25 +5,27 @@ What is wrong with a target or a store is mended there: the build waits for it.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from genai_core.build_sources import BuildSource, sources_of
 from genai_core.errors import GenAIError
 from genai_core.kinds.base import REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_served
+from genai_core.names import SourceName
 from genai_operator.access import StoreAccess
 from genai_operator.api import Json
 from genai_operator.build_pass import BuildPass
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs import Owner
 from genai_operator.observed import Observed
-from genai_operator.sources import SourcePlace
+from genai_operator.sources import SourcePlace, source_place
 from genai_operator.status import Outcome, State, condition_of
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.targets import BuildTarget, build_target
 from genai_operator.views import parse_time
 
-__all__ = ["Loader", "access_of", "begin"]
+__all__ = ["Loader", "SourceAccess", "accesses_of", "begin"]
 
 
 def begin(value: Json) -> BuildPass | Outcome:
@@ -49,15 +51,38 @@ def begin(value: Json) -> BuildPass | Outcome:
     return replace(one, since=parse_time(known)) if known is not None else one
 
 
-def access_of(one: BuildPass, opened: OpenStore, place: SourcePlace) -> StoreAccess:
-    """How the build's pods reach store and source."""
-    secret = one.spec.model.secret_ref
-    return replace(
-        opened.access,
-        source=place.uri,
-        source_claim=place.claim,
-        source_secret=secret.name if secret is not None else "",
-    )
+@dataclass(frozen=True)
+class SourceAccess:
+    """A source of a build and how its pods reach it.
+
+    Attributes:
+        source: As the spec names it.
+        place: Where it lies.
+        access: To the store, and to this source.
+    """
+
+    source: BuildSource
+    place: SourcePlace
+    access: StoreAccess
+
+
+def accesses_of(one: BuildPass, opened: OpenStore) -> dict[SourceName, SourceAccess]:
+    """How the build's pods reach the store and each source, the model first.
+
+    Raises:
+        Stalled: One is no address that can be read from a cluster.
+    """
+    found = {}
+    for source in sources_of(one.spec):
+        place = source_place(source, opened.where)
+        access = replace(
+            opened.access,
+            source=place.uri,
+            source_claim=place.claim,
+            source_secret=source.secret,
+        )
+        found[source.name] = SourceAccess(source, place, access)
+    return found
 
 
 class Loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from genai_core.chain import ChainFile, ChainStep
 from genai_core.kinds.build import BuildSpec
@@ -52,30 +53,35 @@ class Setting:
     chain_tasks: int = 1
 
 
+_Place: TypeAlias = tuple[str, tuple[tuple[str, str], ...], bool, SourceName]
+
+
 class Looks:
     """How Jobs of a build would be written now, whatever their tasks are.
 
     Args:
         setting: Of the build.
-        access: To store and source.
+        accesses: To the store and each source.
         owner: The build's UID.
     """
 
-    def __init__(self, setting: Setting, access: StoreAccess, owner: str) -> None:
+    def __init__(
+        self, setting: Setting, accesses: Mapping[SourceName, StoreAccess], owner: str
+    ) -> None:
         self._setting = setting
-        self._access = access
+        self._accesses = accesses
         self._owner = owner
-        self._known: dict[tuple[str, tuple[tuple[str, str], ...], bool], Wanted] = {}
+        self._known: dict[_Place, Wanted] = {}
 
     def of(self, task: Task) -> Wanted:
         """The Job that would begin with a task."""
         target = target_rules.runs_in(task, self._setting.targets)
-        reads = _reads_source(task)
-        place = (target.image, tuple(sorted(target.node_selector.items())), reads)
+        reads, source = _reads_source(task), _source(task)
+        place = (target.image, tuple(sorted(target.node_selector.items())), reads, source)
         if place not in self._known:
             digest = appearance(
                 self._setting.spec.run,
-                self._access,
+                self._accesses[source],
                 image=target.image,
                 node_selector=target.node_selector,
                 reads_source=reads,
@@ -144,6 +150,7 @@ def job_request(
         attempt=verdict.attempt,
         node_selector=target.node_selector,
         reads_source=_reads_source(head),
+        source=_source(head),
         chain=tuple(Link(t.id, t.operation, phase.derivations[t.id]) for t in tasks[1:]),
         disk_bytes=disk_for(_read_bytes(document)),
     )
@@ -161,6 +168,11 @@ def _read_bytes(document: TaskFile | ChainFile) -> int:
 
 def _reads_source(task: Task) -> bool:
     return bool(task.sources())
+
+
+def _source(task: Task) -> SourceName:
+    """The source that a task reads; of one that reads none the model's, which is as good."""
+    return next(iter(task.sources()), MODEL)
 
 
 def _task_files(setting: Setting) -> TaskFiles:

@@ -7,11 +7,13 @@ be known, unless its content is pinned; then too a record that stands is enough.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
+from genai_core.build_sources import BuildSource
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
-from genai_core.names import Key, TaskId
+from genai_core.names import MODEL, Key, SourceName, TaskId
 from genai_core.record import Record
 from genai_core.redaction import hidden_queries
 from genai_core.resolved import (
@@ -24,7 +26,6 @@ from genai_core.resolved import (
 )
 from genai_core.store.protocol import RecordRef
 from genai_core.store.s3_location import source_credentials
-from genai_operator.access import StoreAccess
 from genai_operator.apply import Applier
 from genai_operator.attempts import group
 from genai_operator.build_pass import WATCHED_SECONDS, BuildPass
@@ -33,11 +34,12 @@ from genai_operator.disk import UNKNOWN
 from genai_operator.errands import Errands, errand_key
 from genai_operator.errors import Stalled, Waiting, of_error
 from genai_operator.jobs import JobRequest, given_memory, scope_of
+from genai_operator.loading import SourceAccess
 from genai_operator.lookups import Unanswered
 from genai_operator.observed import Observed
-from genai_operator.sources import SourcePlace, list_source
+from genai_operator.sources import list_source
 from genai_operator.starting import Starter
-from genai_operator.status import Outcome, State
+from genai_operator.status import Outcome, ResolvedEntry, State
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.targets import BuildTarget
 from genai_operator.threads import in_thread
@@ -70,50 +72,63 @@ class Resolver:
         self,
         one: BuildPass,
         opened: OpenStore,
-        place: SourcePlace,
+        accesses: Iterable[SourceAccess],
         *,
-        access: StoreAccess,
         target: BuildTarget,
-    ) -> ResolvedSource | Outcome:
-        """The answer; an outcome while it is asked.
+    ) -> dict[SourceName, ResolvedSource] | Outcome:
+        """What each source consists of; an outcome while some of them are asked.
+
+        All that are not known are asked at once.
 
         Raises:
-            Stalled: The source cannot be used.
+            Stalled: A source cannot be used.
             Unanswered: A Job has to look a record up.
         """
+        found: dict[SourceName, ResolvedSource] = {}
+        waits: Outcome | None = None
+        for access in accesses:
+            answer = await self._one(one, opened, access, target=target)
+            if isinstance(answer, Outcome):
+                waits = waits or answer
+            else:
+                found[access.source.name] = answer
+        return found if waits is None else waits
+
+    async def _one(
+        self, one: BuildPass, opened: OpenStore, access: SourceAccess, *, target: BuildTarget
+    ) -> ResolvedSource | Outcome:
+        source, place = access.source, access.place
         if place.bucket is not None:
             await self._stores.check_endpoint(place.bucket.endpoint)
-        if one.spec.model.secret_ref is not None:  # pods are given it, whoever lists the source
-            await self._stores.secrets.get(one.namespace, one.spec.model.secret_ref.name)
-        ref = _known_source(one, place)
+        if source.secret:  # pods are given it, whoever lists the source
+            await self._stores.secrets.get(one.namespace, source.secret)
+        ref = _known_source(one, access)
         record = await _look(opened, ref) if ref is not None else None
         if ref is None or record is None:
-            asked = await self._asked(one, opened, place, access=access, target=target)
+            asked = await self._asked(one, opened, access, target=target)
             if isinstance(asked, Outcome):
                 return asked
             ref, record = asked
         found = ResolvedSource.model_validate(record.facts)
-        pinned = one.spec.model.digest
-        if pinned is not None and pinned != found.digest:
+        if source.pin not in {None, found.digest}:
             raise Stalled(
-                "BadModel",
-                f"the content of {place.uri} is {found.digest}, not the {pinned} that "
-                "spec.model.digest pins",
+                "BadModel" if source.name == MODEL else "BadAdapter",
+                f"the content of {place.uri} is {found.digest}, not the {source.pin} that "
+                f"{source.pin_field} pins",
             )
-        one.source = (place.uri, found.digest, ref.key)
+        one.sources[source.name] = ResolvedEntry(place.uri, found.digest, ref.key)
         return found
 
     async def _asked(
         self,
         one: BuildPass,
         opened: OpenStore,
-        place: SourcePlace,
+        access: SourceAccess,
         *,
-        access: StoreAccess,
         target: BuildTarget,
     ) -> tuple[RecordRef, Record] | Outcome:
-        key, question, exact = await self._question(one, opened, place)
-        scope = scope_of(access.address, one.spec.run)
+        key, question, exact = await self._question(one, opened, access)
+        scope = scope_of(access.access.address, one.spec.run)
         attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
         ref = RecordRef(RESOLVE, key) if exact else self._told_ref(attempts)
         if ref is not None:
@@ -130,18 +145,20 @@ class Resolver:
             memory_bytes=given_memory(one.spec.run) or _RESOLVE_BYTES,
             node_selector=target.node_selector,
             reads_source=True,
+            source=access.source.name,
             disk_bytes=UNKNOWN,
         )
         return await self._send(one, request, attempts, access)
 
     async def _question(
-        self, one: BuildPass, opened: OpenStore, place: SourcePlace
+        self, one: BuildPass, opened: OpenStore, access: SourceAccess
     ) -> tuple[Key, ResolveFile, bool]:
         """Key and question, and whether the key is the record's: else its Job will tell that."""
+        source, place = access.source, access.place
         if place.bucket is not None and opened.credentials is not None:
             own = None
-            if one.spec.model.secret_ref is not None:
-                own = await self._stores.credentials(one.namespace, one.spec.model.secret_ref.name)
+            if source.secret:
+                own = await self._stores.credentials(one.namespace, source.secret)
             keys = source_credentials(
                 place.bucket, own=own, store=opened.where, of_store=opened.credentials
             )
@@ -150,16 +167,17 @@ class Resolver:
                 listed = await in_thread(
                     list_source,
                     one.spec,
+                    source,
                     place.bucket,
                     keys,
                     store=opened.where,
                     refuse=self._stores.peers.refuse,
                 )
             except (StoreUnreadable, StoreUnavailable) as error:
-                raise _of_source(error) from error
+                raise _of_source(source, error) from error
             return *listed, True
-        pin = one.spec.model.digest if place.bucket is None else None
-        question = resolve_file(one.spec, place.uri, pin=pin)
+        pin = source.pin if place.bucket is None else None
+        question = resolve_file(one.spec, place.uri, source=source.name, pin=pin)
         pinned = pinned_content(question) if place.bucket is None else None
         if pinned is not None:
             return content_key(question, pinned), question, True
@@ -201,7 +219,7 @@ class Resolver:
             return None  # the Job that resolves finds it where it stands
 
     async def _send(
-        self, one: BuildPass, request: JobRequest, attempts: list[JobView], access: StoreAccess
+        self, one: BuildPass, request: JobRequest, attempts: list[JobView], access: SourceAccess
     ) -> Outcome:
         verdict = Verdict()
         if attempts:
@@ -212,7 +230,7 @@ class Resolver:
                 retries=one.spec.run.retries,
                 now=datetime.now(UTC),
                 owner=one.owner.uid,
-                wanted=request.wanted(one.owner, run=one.spec.run, access=access),
+                wanted=request.wanted(one.owner, run=one.spec.run, access=access.access),
                 task_seconds=one.spec.run.active_deadline_seconds,
             )
         if verdict.error is not None:
@@ -226,35 +244,38 @@ class Resolver:
                 attempt=verdict.attempt,
                 memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
-            await self._starter.start(one, request, verdict, access=access)
+            await self._starter.start(one, request, verdict, access=access.access)
         elif verdict.renewal is not None:
             await self._applier.renew(verdict.renewal, one.owner)
         elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
             one.joined |= await self._applier.claim(attempts[-1], one.owner)
-        one.after = verdict.pause or WATCHED_SECONDS
+        one.look_after(verdict.pause or WATCHED_SECONDS)
         queued = not verdict.running and bool(one.spec.run.queue_name)
         stands = await self._errands.standings.of(one.namespace, attempts, queued=queued)
         one.look_after(stands.after)
         if verdict.pause > 0 and isinstance(verdict.waits_for, SourceNotFound):
             return Outcome(State.WAITING, verdict.waits_for.code, str(verdict.waits_for))
-        message = stands.message(f"resolving {one.spec.model.source}")
+        message = stands.message(f"resolving {access.source.address}")
         return Outcome(stands.state, stands.reason, message)
 
 
-def _of_source(error: GenAIError) -> Waiting:
+def _of_source(source: BuildSource, error: GenAIError) -> Waiting:
     """The store may be well all the same; whether it is, is tried."""
     denied = isinstance(error, StoreUnreadable)
     reason = "SourceUnreadable" if denied else "SourceNotReady"
-    return Waiting(reason, f"spec.model.source: {error}", after=5.0, most=60.0)
+    return Waiting(reason, f"{source.field}: {error}", after=5.0, most=60.0)
 
 
-def _known_source(one: BuildPass, place: SourcePlace) -> RecordRef | None:
+def _known_source(one: BuildPass, access: SourceAccess) -> RecordRef | None:
     if one.fresh:
         return None
+    name, uri = access.source.name, access.place.uri
     for entry in one.status.get("sources") or ():
-        if entry["uri"] in {place.uri, hidden_queries(place.uri)} and "record" in entry:
-            one.source = (entry["uri"], entry["digest"], entry["record"][7:])
-            return RecordRef(RESOLVE, Key(entry["record"].removeprefix("sha256:")))
+        same = entry.get("name", MODEL) == name and entry["uri"] in {uri, hidden_queries(uri)}
+        if same and "record" in entry:
+            key = entry["record"].removeprefix("sha256:")
+            one.sources[name] = ResolvedEntry(entry["uri"], entry["digest"], key)
+            return RecordRef(RESOLVE, Key(key))
     return None
 
 

@@ -1,4 +1,4 @@
-"""Where a build's model lies, as an address that says everything, and what its bucket lists.
+"""Where a build's sources lie, as addresses that say everything, and what their buckets list.
 
 s3://     listed by the operator where it has the credentials, read by the tenant's pods
 https://  downloaded and unpacked into the store by a pod of the tenant, never by the operator
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from genai_core.build_sources import BuildSource
 from genai_core.errors import GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
@@ -24,7 +25,7 @@ __all__ = ["SourcePlace", "list_source", "source_place"]
 
 @dataclass(frozen=True)
 class SourcePlace:
-    """A model's folder.
+    """A source's folder.
 
     Attributes:
         uri: Address that says everything, endpoint included.
@@ -38,7 +39,7 @@ class SourcePlace:
 
     @property
     def name(self) -> str:
-        """What people would call the model."""
+        """What people would call it."""
         return readable_name(self.uri)
 
     def file(self, path: str) -> str:
@@ -48,13 +49,13 @@ class SourcePlace:
         return parse_pvc(self.uri).file(path)
 
 
-def source_place(spec: BuildSpec, store: S3Location) -> SourcePlace:
-    """Where the model is; a bucket without an endpoint of its own lies beside the store.
+def source_place(source: BuildSource, store: S3Location) -> SourcePlace:
+    """Where a source is; a bucket without an endpoint of its own lies beside the store.
 
     Raises:
         Stalled: It is no address that can be read from a cluster.
     """
-    text = spec.model.source
+    text = source.address
     try:
         if text.startswith("https://"):
             return SourcePlace(str(parse_https(text)))
@@ -68,16 +69,17 @@ def source_place(spec: BuildSpec, store: S3Location) -> SourcePlace:
             where = replace(where, region=where.region or store.region, ca=None)
             return SourcePlace(str(where), bucket=where)
     except GenAIError as error:
-        raise Stalled(error.code, f"spec.model.source: {error}") from error
+        raise Stalled(error.code, f"{source.field}: {error}") from error
     raise Stalled(
         "UnsupportedSource",
-        f"spec.model.source: {text} cannot be read from a cluster; upload the model and "
-        "write s3://bucket/folder",
+        f"{source.field}: {text} cannot be read from a cluster; upload it and write "
+        "s3://bucket/folder",
     )
 
 
 def list_source(
     spec: BuildSpec,
+    source: BuildSource,
     where: S3Location,
     credentials: S3Credentials,
     *,
@@ -88,6 +90,7 @@ def list_source(
 
     Args:
         spec: The build's.
+        source: Which of its sources.
         where: The folder.
         credentials: That it is read with.
         store: A folder on its endpoint is checked with its certificates.
@@ -96,7 +99,7 @@ def list_source(
     Raises:
         GenAIError: It cannot be listed, or there is nothing.
     """
-    question = resolve_file(spec, str(where))
+    question = resolve_file(spec, str(where), source=source.name)
     ca = store.ca if where.endpoint == store.endpoint else None
     listing = S3Source(replace(where, ca=ca), credentials, refuse=refuse).list()
     return resolve_key(question, listing), question

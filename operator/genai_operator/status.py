@@ -15,7 +15,7 @@ from typing import Any
 
 from genai_core.errors import GenAIError
 from genai_core.kinds.base import GROUP
-from genai_core.names import TaskId
+from genai_core.names import SourceName, TaskId
 from genai_core.record import Record
 from genai_core.redaction import hidden_queries, plain
 from genai_core.store.s3_location import S3Location
@@ -23,6 +23,7 @@ from genai_planner.progress import Progress
 
 __all__ = [
     "Outcome",
+    "ResolvedEntry",
     "State",
     "build_status",
     "condition",
@@ -52,6 +53,21 @@ _FIDELITY: dict[str, type | tuple[type, ...]] = {
 _LOOKED_AT = ("plan", "warnings")
 
 
+@dataclass(frozen=True)
+class ResolvedEntry:
+    """What one of a build's sources resolved to.
+
+    Attributes:
+        uri: The address that was read.
+        digest: `sha256:...` of its content.
+        record: Key of the record that lists its files.
+    """
+
+    uri: str
+    digest: str
+    record: str
+
+
 class State(StrEnum):
     """How a build stands; the words of `status.phase`."""
 
@@ -73,7 +89,7 @@ class Outcome:
         fidelity: Target -> what this build's fidelity task found.
         store: Where artifacts lie.
         ran: Operation -> tasks whose result did not stand when the build asked for it.
-        source: (uri, digest, key of its record).
+        sources: By name: what each resolved to.
         since: When this generation, or request, was taken up; None: as it is known.
         outdated: Why the toolchain is not the current one any more; empty if it is.
     """
@@ -90,7 +106,7 @@ class Outcome:
     store: S3Location | None = None
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
-    source: tuple[str, str, str] | None = None
+    sources: Mapping[SourceName, ResolvedEntry] = field(default_factory=dict)
     toolchain: str = ""
     requested_at: str = ""
     since: datetime | None = None
@@ -164,10 +180,16 @@ def build_status(
         outcome.requested_at,
     )
     found |= _counts(outcome, previous if same else {})
-    if outcome.source is not None:
-        uri, digest, key = outcome.source
-        entry = {"uri": hidden_queries(uri), "digest": digest, "record": f"sha256:{key}"}
-        found["sources"] = [entry]
+    if outcome.sources:
+        found["sources"] = [
+            {
+                "name": name,
+                "uri": hidden_queries(entry.uri),
+                "digest": entry.digest,
+                "record": f"sha256:{entry.record}",
+            }
+            for name, entry in outcome.sources.items()
+        ]
     elif same and "sources" in previous:
         found["sources"] = previous["sources"]
     if outcome.since is not None:

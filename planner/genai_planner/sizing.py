@@ -31,6 +31,7 @@ _PER_FLOAT_BYTE = {
     "compile-cpu": 1.5,
     "fidelity": 3.0,
     "package": 1.5,
+    "lora_import": 6.0,
 }
 """Peak memory beyond the base, in bytes for each byte of the float weights concerned."""
 
@@ -44,6 +45,7 @@ _START_SECONDS = {
     "compile-cpu": 1.0,
     "fidelity": 8.0,
     "package": 5.0,
+    "lora_import": 0.5,
 }
 """What even a tiny model takes: sessions, emulators, and the prompts that are recorded."""
 
@@ -60,6 +62,7 @@ _RATE = {
     "compile-cpu": 200.0,
     "fidelity": 20.0,
     "package": 100.0,
+    "lora_import": 100.0,
 }
 """MiB of float weights that one core gets through in a second."""
 

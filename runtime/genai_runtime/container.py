@@ -9,12 +9,14 @@ small builds have; the weight-shared binaries themselves are never opened on x86
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genai_core.adapters import INDEX_FILE, AdapterIndex, read_index
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, NotRunnableHere
 from genai_core.facts import RopeTable
@@ -28,12 +30,15 @@ from genai_core.manifest import (
 )
 from genai_core.names import Backend
 from genai_core.versions import read_versioned
-from genai_runtime.executor import Executor
+from genai_runtime.executor import AdapterUse, Executor
 from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session
 from genai_runtime.tokenizing import TOKENIZER_FILE, TextTokenizer
 from genai_runtime.verification import DigestOf, file_faults
+
+if TYPE_CHECKING:  # it needs ONNX Runtime
+    from genai_runtime.cpu.bank import AdapterWeights
 
 CPU_MODEL_FILE = "model.onnx"
 
@@ -140,18 +145,34 @@ class Container:
         for fault in file_faults(self.folder, self.manifest, digest_of=digest_of):
             raise fault.error(self.folder)
 
-    def open_session(self, *, threads: int = 0, context_length: int | None = None) -> Session:
+    def adapters(self) -> AdapterIndex:
+        """The adapters and use cases that it carries.
+
+        Raises:
+            BadInput: Its index is not readable.
+        """
+        return read_index(self.folder) if self.holds(INDEX_FILE) else AdapterIndex()
+
+    def open_session(
+        self,
+        *,
+        threads: int = 0,
+        context_length: int | None = None,
+        worn: Sequence[AdapterUse] = (),
+    ) -> Session:
         """Start an executor.
 
         Args:
             threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
             context_length: Fewer slots than the container offers.
+            worn: Adapters of the container that the session wears.
 
         Raises:
             NotRunnableHere: A Snapdragon container without a twin, or without the vendor's
                 libraries on this machine.
-            BadInput: More slots than the container offers.
+            BadInput: More slots than the container offers, or an adapter that it does not carry.
         """
+        weights = self._adapter_weights([use.name for use in worn])
         longest = self._places(context_length)
         if self.manifest.target.backend is Backend.CPU:
             from genai_runtime.cpu import CpuSession
@@ -161,6 +182,8 @@ class Container:
                 context_length=longest,
                 threads=threads,
                 rope=self.metadata.rope,
+                adapters=weights,
+                worn=worn,
             )
         self._need_twin()
         from genai_runtime.htp.executor import HtpSession
@@ -173,6 +196,7 @@ class Container:
         cache: Path,
         threads: int = 0,
         context_length: int | None = None,
+        adapters: Sequence[str] | None = None,
         digest_of: DigestOf = digest_file,
     ) -> Executor:
         """Start what runs several sequences beside one another.
@@ -184,6 +208,7 @@ class Container:
             cache: A folder of this user's own; made where absent.
             threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
             context_length: The most tokens of a slot, if fewer than the container offers.
+            adapters: Those that rows may wear; None = all that the container carries.
             digest_of: How cached files are compared with their digests.
 
         Raises:
@@ -197,10 +222,13 @@ class Container:
             return open_executor(
                 self.folder / CPU_MODEL_FILE,
                 cache=cache,
-                identity=self.revision,
+                identity=self.manifest.base or self.revision,
                 context_length=longest,
                 threads=threads,
                 rope=self.metadata.rope,
+                adapters=self._adapter_weights(
+                    list(self.adapters().adapters) if adapters is None else adapters
+                ),
                 digest_of=digest_of,
             )
         self._need_twin()
@@ -227,6 +255,23 @@ class Container:
                 where=str(self.folder),
                 remedy="push it to a device, or build the cpu target",
             )
+
+    def _adapter_weights(self, names: Sequence[str]) -> dict[str, AdapterWeights]:
+        index = self.adapters()
+        found = {}
+        for name in names:
+            if name not in index.adapters:
+                raise BadInput(
+                    f"the container carries no adapter {name}",
+                    where=str(self.folder),
+                    remedy=f"use one of {', '.join(index.adapters)}"
+                    if index.adapters
+                    else "build it with spec.lora",
+                )
+            from genai_runtime.cpu.bank import read_adapter
+
+            found[name] = read_adapter(self.folder / index.adapters[name].file)
+        return found
 
 
 def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container:

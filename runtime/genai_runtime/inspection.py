@@ -59,6 +59,7 @@ def describe_container(found: Container) -> dict[str, Any]:
     """Facts of an opened container."""
     manifest = found.manifest
     golden = found.golden()
+    index = found.adapters()
     report = found.folder / REPORT_FILE
     return {
         "kind": "container",
@@ -76,9 +77,15 @@ def describe_container(found: Container) -> dict[str, Any]:
         "runsHere": found.runnable,
         "runsBy": _executor(found),
         "tokenizer": found.holds("tokenizer.json"),
-        "adapters": sorted(
-            {name.split("/")[1] for name in manifest.files if name.startswith("adapters/")}
-        ),
+        "base": manifest.base or found.revision,
+        "adapters": [
+            f"{name} (rank {entry.rank}, {entry.linears} linears)"
+            for name, entry in index.adapters.items()
+        ],
+        "useCases": [
+            f"{name}: " + " + ".join(f"{worn.alpha:g} {worn.name}" for worn in case.adapters)
+            for name, case in index.use_cases.items()
+        ],
         "golden": []
         if golden is None
         else [

@@ -11,10 +11,11 @@ rows also runs sessions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from genai_runtime.executor import (
+    AdapterUse,
     Executor,
     Logits,
     Row,
@@ -78,10 +79,12 @@ class SlotSession:
 
     Args:
         executor: Where the slot is opened. It is this session's own: closing the session closes it.
+        worn: Adapters of every pass.
     """
 
-    def __init__(self, executor: Executor) -> None:
+    def __init__(self, executor: Executor, worn: Sequence[AdapterUse] = ()) -> None:
         self._executor = executor
+        self._worn = tuple(worn)
         self._slot = executor.open()
 
     @property
@@ -105,7 +108,8 @@ class SlotSession:
 
     def forward(self, tokens: Tokens) -> Logits:
         """Append tokens; logits of each. See `Session.forward`."""
-        (output,) = self._executor.forward([Row(self._slot, tokens, want=Want.ALL)])
+        row = Row(self._slot, tokens, want=Want.ALL, adapters=self._worn)
+        (output,) = self._executor.forward([row])
         return output.logits
 
     def truncate(self, length: int) -> None:

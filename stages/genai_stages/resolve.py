@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
+from genai_core.adapter_files import inspect_adapter
 from genai_core.errors import BadModel, GenAIError, InvalidSpec, from_dict
 from genai_core.filecache import FileCache
 from genai_core.keys import toolchain_id
@@ -43,7 +44,7 @@ from genai_core.resolved import (
     pinned_content,
     resolve_key,
 )
-from genai_core.source import SourceFacts, inspect_source
+from genai_core.source import Digests, SourceFacts, inspect_source
 from genai_core.source_address import PvcAddress, parse_https, parse_pvc
 from genai_core.store.layered import brought
 from genai_core.store.lookup import publish
@@ -162,19 +163,25 @@ def _read_folder(
 ) -> ResolvedSource:
     """A folder whose files are all at hand."""
     try:
-        facts = inspect_source(
-            _spec(question, folder), folder, FileCache(None), links_within=links_within
-        )
+        facts = _facts(question, folder, FileCache(None), links_within=links_within)
     except GenAIError as error:
         raise _of_the_user(error, folder, question.uri) from error
     found = _resolved(facts, folder)
     if question.pin not in {None, found.digest}:
         raise BadModel(
-            f"its content is {found.digest}, not the {question.pin} that spec.model.digest pins",
+            f"its content is {found.digest}, not the {question.pin} that the spec pins",
             where=question.uri,
-            remedy="correct spec.model.digest, or restore the model that it stands for",
+            remedy="correct the digest in the spec, or restore what it stands for",
         )
     return found
+
+
+def _facts(
+    question: ResolveFile, folder: Path, cache: Digests, *, links_within: Path | None = None
+) -> SourceFacts:
+    if question.what == "adapter":
+        return inspect_adapter(folder, cache, where=question.uri)
+    return inspect_source(_spec(question, folder), folder, cache, links_within=links_within)
 
 
 class _Remote:
@@ -217,7 +224,7 @@ def _inspect(
         if _is_read(name, question):
             fetched[name] = source.fetch(name, dest, size=file.size)
     try:
-        facts = inspect_source(_spec(question, folder), folder, _Remote(source, folder, fetched))
+        facts = _facts(question, folder, _Remote(source, folder, fetched))
     except GenAIError as error:
         raise _of_the_user(error, folder, question.uri) from error
     return _resolved(facts, folder)

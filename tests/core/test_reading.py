@@ -227,8 +227,8 @@ def test_a_list_as_kubectl_prints_it_is_unpacked(tmp_path: Path) -> None:
     indented = "".join(f"  {line}\n" for line in BUILD.splitlines())
     text = f"apiVersion: v1\nkind: List\nitems:\n-{indented[1:]}"
     assert read(tmp_path, text).metadata.name == "tiny"
-    assert refused(tmp_path, f"{text}    lora: {{}}\n")[0].startswith(
-        "b.yaml:11: spec.lora: unknown"
+    assert refused(tmp_path, f"{text}    lorry: {{}}\n")[0].startswith(
+        "b.yaml:11: spec.lorry: unknown"
     )
 
 

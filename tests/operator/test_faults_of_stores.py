@@ -11,6 +11,7 @@ from test_decide import NOW as THEN
 from test_decide import judged, said
 from test_passes import Room, build
 
+from genai_core.build_sources import BuildSource
 from genai_core.errors import (
     BadModel,
     GenAIError,
@@ -19,14 +20,16 @@ from genai_core.errors import (
     StoreUnreadable,
 )
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import TaskId
+from genai_core.names import MODEL, TaskId
 from genai_core.resolved import RESOLVE
 from genai_core.store.s3_location import S3Location
 from genai_operator import resolving
+from genai_operator.access import StoreAccess
 from genai_operator.build_pass import BuildPass
 from genai_operator.controller import Controller, Ref
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs import Owner
+from genai_operator.loading import SourceAccess
 from genai_operator.references import References
 from genai_operator.settings import Settings
 from genai_operator.sources import SourcePlace
@@ -90,12 +93,14 @@ def test_a_fault_of_the_source_is_not_called_the_stores(
     monkeypatch.setattr(resolving, "list_source", list_source)
     room = Room()
     place = SourcePlace("s3://models/x", S3Location("models", "x"))
+    source = BuildSource(MODEL, "s3://models/x", "spec.model.source")
+    access = SourceAccess(source, place, StoreAccess("s3://b/p", secret="s"))
 
     class Opened:
         credentials, where = object(), S3Location("genai", "n")
 
     with pytest.raises((Waiting, SourceNotFound)) as raised:
-        asyncio.run(room.builds._resolver._question(a_pass(), Opened(), place))  # type: ignore[arg-type]
+        asyncio.run(room.builds._resolver._question(a_pass(), Opened(), access))  # type: ignore[arg-type]
     found = raised.value
     assert (found.reason if isinstance(found, Waiting) else found.code) == reason
 

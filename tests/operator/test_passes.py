@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from genai_core.build_sources import sources_of
 from genai_core.kinds.base import REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
@@ -22,8 +23,10 @@ from genai_operator.build_pass import BuildPass
 from genai_operator.decide import judge
 from genai_operator.errors import Waiting
 from genai_operator.jobs import JobRequest, Owner, render
+from genai_operator.loading import SourceAccess
 from genai_operator.observed import Observed, build_view
 from genai_operator.settings import Settings
+from genai_operator.sources import SourcePlace
 from genai_operator.status import Outcome, State, build_status
 from genai_operator.stores import Stores
 from genai_operator.views import Ending, JobState, JobView, PodView, job_view, pod_view
@@ -294,7 +297,8 @@ def test_why_a_source_cannot_be_resolved_is_shown_with_its_log(
     )  # fmt: skip
     spec = BuildSpec.model_validate(SPEC)
     one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
-    access = StoreAccess(address="s3://b/p", secret="s")
+    store = StoreAccess(address="s3://b/p", secret="s")
+    access = SourceAccess(sources_of(spec)[0], SourcePlace("s3://models/x"), store)
 
     async def progress(one: BuildPass) -> Any:
         one.store = S3Location("b", "p")

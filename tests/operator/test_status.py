@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -9,10 +10,10 @@ import pytest
 
 from genai_core.errors import BadModel
 from genai_core.kinds.build import BuildStatus
-from genai_core.names import Digest, Key, TaskId
+from genai_core.names import MODEL, Digest, Key, TaskId, adapter_source
 from genai_core.record import Record, ToolchainUsed
 from genai_core.store.s3_location import S3Location
-from genai_operator.status import Outcome, State, build_status, same_status
+from genai_operator.status import Outcome, ResolvedEntry, State, build_status, same_status
 from genai_planner.progress import Progress, StageProgress
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -103,8 +104,14 @@ def test_counts_tell_what_ran_from_what_was_cached() -> None:
 
 
 def test_counts_and_sources_belong_to_a_generation() -> None:
-    source = ("s3://m/x", "sha256:" + "d" * 64, "e" * 64)
-    found = status(State.BUILDING, progress=Progress(()), source=source, toolchain="t")
+    entry = ResolvedEntry("s3://m/x", "sha256:" + "d" * 64, "e" * 64)
+    sources = {MODEL: entry, adapter_source("c"): replace(entry, uri="s3://m/c")}
+    found = status(State.BUILDING, progress=Progress(()), sources=sources, toolchain="t")
+    assert [(s["name"], s["uri"]) for s in found["sources"]] == [
+        ("model", "s3://m/x"),
+        ("adapter:c", "s3://m/c"),
+    ]
+    BuildStatus.model_validate(found)
     same = status(State.WAITING, previous=found)
     assert same["sources"] == found["sources"]
     assert same["toolchain"] == "t"
@@ -113,7 +120,9 @@ def test_counts_and_sources_belong_to_a_generation() -> None:
     assert "toolchain" not in other
     asked_anew = status(State.BUILDING, previous=found, requested_at="now")
     assert "sources" not in asked_anew, "the source may have been mended meanwhile"
-    assert status(State.BUILDING, previous=asked_anew, requested_at="now", source=source)["sources"]
+    assert status(State.BUILDING, previous=asked_anew, requested_at="now", sources=sources)[
+        "sources"
+    ]
 
 
 def test_what_was_found_out_stays_while_nothing_is_looked_at() -> None:

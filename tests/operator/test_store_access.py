@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from genai_core.build_sources import sources_of
 from genai_core.errands import Answer, LookFile, answer_lines, read_answer, ref_of
 from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.keys import task_key
@@ -176,7 +177,7 @@ def test_only_tasks_that_read_the_source_get_it() -> None:
 )
 def test_sources_say_everything(source: str, uri: str, file: str | None) -> None:
     spec = BuildSpec.model_validate({"model": {"source": source}, "targets": ["cpu"]})
-    place = source_place(spec, S3Location("b", "n", "http://e", "r", None, "path"))
+    place = source_place(sources_of(spec)[0], S3Location("b", "n", "http://e", "r", None, "path"))
     assert place.uri == uri
     if file is not None:
         assert place.file("f") == file
@@ -186,7 +187,16 @@ def test_sources_say_everything(source: str, uri: str, file: str | None) -> None
 def test_sources_that_cannot_be_read_stall(source: str) -> None:
     spec = BuildSpec.model_validate({"model": {"source": source}, "targets": ["cpu"]})
     with pytest.raises(Stalled, match=r"spec\.model\.source"):
-        source_place(spec, S3Location("b"))
+        source_place(sources_of(spec)[0], S3Location("b"))
+
+
+def test_an_adapter_that_cannot_be_read_is_named_by_its_field() -> None:
+    adapters = [{"name": "a", "source": "s3://m/a"}, {"name": "b", "source": "ftp://h/b"}]
+    spec = BuildSpec.model_validate(
+        {"model": {"source": "s3://m/x"}, "targets": ["cpu"], "lora": {"adapters": adapters}}
+    )
+    with pytest.raises(Stalled, match=r"spec\.lora\.adapters\[1\]\.source"):
+        source_place(sources_of(spec)[2], S3Location("b"))
 
 
 # What pods tell

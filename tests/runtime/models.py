@@ -36,6 +36,13 @@ def random_model(folder: Path, precision: Precision, **features: object) -> Path
     return _compiled(folder, inputs, precision, Gaps.CALIBRATE, layers=2)
 
 
+def compiled_float(folder: Path, core: Path, *, layers: int) -> Path:
+    """model.onnx of a core graph in floating point."""
+    for name in ("convert", "compile"):
+        (folder / name).mkdir(parents=True)
+    return _compiled(folder, {"model": core}, Precision.FLOAT, Gaps.FLOAT, layers=layers)
+
+
 def _compiled(
     folder: Path, inputs: dict[str, Path], precision: Precision, gaps: Gaps, *, layers: int
 ) -> Path:

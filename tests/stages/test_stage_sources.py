@@ -157,7 +157,7 @@ def test_another_archive_under_a_pinned_address_is_refused(
     assert job(f"{url}/m.tar.gz", pin=expected)[0] == 0, "the model in it is the same"
     code, message = job(f"{url}/m.tar.gz", pin=f"sha256:{'0' * 64}")
     assert (code, message["error"]["code"]) == (2, "BadModel")
-    assert "that spec.model.digest pins" in message["error"]["message"]
+    assert "that the spec pins" in message["error"]["message"]
 
 
 @pytest.mark.usefixtures("near")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,7 @@ from genai_cli.cluster.builds import read_build
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_cli.cluster.following import Followed, follow
 from genai_cli.cluster.problems import NotAllowed, NotThere
-from genai_cli.cluster.stores import StoreOptions, reaching
+from genai_cli.cluster.stores import Place, StoreOptions, reaching
 from genai_cli.cluster.views import BuildView
 from genai_cli.console import PlainConsole
 from genai_cli.local_work import known_digests
@@ -30,15 +30,19 @@ from genai_cli.output import emit, say, tell
 from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.words import counted, duration, size
+from genai_core.adapter_files import inspect_adapter
+from genai_core.build_sources import BuildSource, sources_of
 from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget, from_dict
+from genai_core.home import expanded
 from genai_core.kinds.base import API_VERSION, REQUESTED_AT
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.problems import nearest
 from genai_core.kinds.reading import is_local
-from genai_core.source import inspect_source
+from genai_core.names import MODEL, SourceName, adapter_source
+from genai_core.source import SourceFacts, inspect_source
 from genai_core.store.s3_location import S3Location
 
-__all__ = ["build_remotely", "manifest", "uploaded"]
+__all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter"]
 
 _ROLE_FIELDS = {"onnx": "model.onnx", "encodings": "model.encodings"}
 
@@ -80,8 +84,9 @@ def build_remotely(
     _check_targets(cluster, build.spec.targets)
     standing = _standing(cluster, build.metadata.name, namespace)
     body = manifest(build, namespace, standing)
-    if is_local(build.spec.model.source):
-        _upload(cluster, build, body, options=options)
+    local = [source for source in sources_of(build.spec) if is_local(source.address)]
+    if local:
+        _upload(cluster, build, body, local, options=options)
     with busy(f"applying {namespace}/{build.metadata.name}"):
         applied = cluster.apply("genaibuilds", body, namespace=namespace, force=force)
         if _stuck(applied):  # nothing changed, so say that it is to be tried again
@@ -165,33 +170,69 @@ def manifest(build: GenAIBuild, namespace: str, standing: Json | None) -> Json:
     return {"apiVersion": API_VERSION, "kind": "GenAIBuild", "metadata": meta, "spec": spec}
 
 
-def _upload(cluster: Cluster, build: GenAIBuild, body: Json, *, options: StoreOptions) -> None:
-    """Put the model beside the store and let the spec say where it is."""
+def _upload(
+    cluster: Cluster,
+    build: GenAIBuild,
+    body: Json,
+    local: Sequence[BuildSource],
+    *,
+    options: StoreOptions,
+) -> None:
+    """Put sources of this machine beside the store and let the spec say where they are."""
+    namespace = body["metadata"]["namespace"]
+    found = {}
+    with busy("reading the model and its adapters" if len(local) > 1 else "reading the model"):
+        for source in local:
+            found[source] = _inspected(build.spec, source)
+    with reaching(cluster, namespace, build.spec.store.name, options=options) as place:
+        for source, facts in found.items():
+            address = _sent(place, facts, build.metadata.name)
+            if source.name == MODEL:
+                body["spec"] = uploaded(build.spec, body["spec"], address, facts.digest)
+            else:
+                body["spec"] = uploaded_adapter(body["spec"], source.name, address, facts.digest)
+
+
+def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
+    if source.name == MODEL:
+        return inspect_source(spec, Path.cwd(), known_digests())
+    folder = Path(expanded(source.address.removeprefix("file://"))).absolute()
+    return inspect_adapter(folder, known_digests(), where=source.field, pin=source.pin)
+
+
+def _sent(place: Place, facts: SourceFacts, build: str) -> str:
+    """Send what is not there yet; returns the address of the upload."""
     from genai_core.store.s3 import S3Store
     from genai_core.store.s3_upload import SourceUpload
 
-    spec = build.spec
-    with busy("reading the model"):
-        facts = inspect_source(spec, Path.cwd(), known_digests())
-    namespace = body["metadata"]["namespace"]
-    with reaching(cluster, namespace, spec.store.name, options=options) as place:
-        upload = SourceUpload(place.where, facts, credentials=place.credentials)
-        with busy("looking up which files are there"):
-            store = S3Store(place.where, credentials=place.credentials)
-            problem = claim_upload(store, upload.name, build.metadata.name)
-            missing = upload.missing()
-        if problem:
-            tell(f"warning: {problem}")
-        for role in missing:
-            file = upload.files[role]
-            tell(f"upload   {file.path.name} ({size(file.size)})")
-            with busy(f"uploading {file.path.name} ({size(file.size)})"):
-                upload.send(role)
-        kept = len(upload.files) - len(missing)
-        if kept:
-            tell(f"upload   {counted(kept, 'file')} there already")
-        address = str(S3Location(place.public.bucket, upload.where.prefix))
-    body["spec"] = uploaded(spec, body["spec"], address, facts.digest)
+    upload = SourceUpload(place.where, facts, credentials=place.credentials)
+    with busy("looking up which files are there"):
+        store = S3Store(place.where, credentials=place.credentials)
+        problem = claim_upload(store, upload.name, build)
+        missing = upload.missing()
+    if problem:
+        tell(f"warning: {problem}")
+    for role in missing:
+        file = upload.files[role]
+        tell(f"upload   {file.path.name} ({size(file.size)})")
+        with busy(f"uploading {file.path.name} ({size(file.size)})"):
+            upload.send(role)
+    kept = len(upload.files) - len(missing)
+    if kept:
+        tell(f"upload   {counted(kept, 'file')} there already")
+    return str(S3Location(place.public.bucket, upload.where.prefix))
+
+
+def uploaded_adapter(written: Json, name: SourceName, address: str, digest: str) -> Json:
+    """The spec with an uploaded adapter; see `uploaded`."""
+    adapters = [
+        # Without a Secret: the store's own credentials read it.
+        {"name": adapter["name"], "source": address, "digest": digest}
+        if adapter_source(adapter["name"]) == name
+        else adapter
+        for adapter in written["lora"]["adapters"]
+    ]
+    return {**written, "lora": {**written["lora"], "adapters": adapters}}
 
 
 def uploaded(spec: BuildSpec, written: Json, address: str, digest: str) -> Json:

@@ -19,12 +19,13 @@ from genai_cli.cluster.connection import Cluster, Json
 from genai_cli.cluster.problems import NotAllowed, NotThere
 from genai_cli.output import tell
 from genai_core import chips
+from genai_core.build_sources import sources_of
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
-from genai_core.names import MODEL, Backend, Digest, Key, TaskId
+from genai_core.names import MODEL, Backend, Digest, Key, SourceName, TaskId
 from genai_core.operations import ChipConfig
 from genai_core.record import Blob, Record
 from genai_core.resolved import RESOLVE, ResolvedSource
@@ -54,37 +55,51 @@ def build_records(cluster: Cluster, value: Json, store: Store) -> dict[TaskId, R
         BadInput: Its source was never resolved, so that it has no plan.
     """
     spec = read_served(BuildSpec, value["spec"], where="spec")
-    resolved = next(iter((value.get("status") or {}).get("sources") or ()), None)
-    key = (resolved or {}).get("record")
-    stored = store.get_record(RESOLVE, Key(key.removeprefix("sha256:"))) if key else None
-    if stored is None:
-        raise BadInput(
-            "its source was not resolved, so it has no tasks yet",
-            where=f"{value['metadata']['namespace']}/{value['metadata']['name']}",
-            remedy="see genai status",
-        )
-    with _of_a_known_version(value):
-        source = ResolvedSource.model_validate(stored.record.facts)
+    sources = _resolved(value, spec, store)
     planner = BuildPlanner(
         BuildRequest(
             spec=spec,
             targets=tuple(_target(cluster, name) for name in spec.targets),
-            sources={
-                MODEL: Source(
-                    {r: FileRef(Digest(f.sha256), f.size) for r, f in source.files.items()},
-                    source.config,
-                    source.weight_bits,
-                )
-            },
+            sources=sources,
             toolchains={},  # records are found by what they are, not by keys
         )
     )
-    known = _Known(store, frozenset(Digest(file.sha256) for file in source.files.values()))
+    given = frozenset(f.sha256 for source in sources.values() for f in source.files.values())
+    known = _Known(store, given)
     with _of_a_known_version(value):
         phase = plan_build(planner, known)
     if not isinstance(phase, Exact):
         return {task.id: None for task in phase.plan.tasks}
     return known.records(phase.plan)
+
+
+def _resolved(value: Json, spec: BuildSpec, store: Store) -> dict[SourceName, Source]:
+    """What each source of a build was resolved to, by its status.
+
+    Raises:
+        BadInput: One was never resolved.
+    """
+    entries = (value.get("status") or {}).get("sources") or ()
+    keys = {entry.get("name", MODEL): entry.get("record", "") for entry in entries}
+    found = {}
+    for source in sources_of(spec):
+        key = Key(keys.get(source.name, "").removeprefix("sha256:"))
+        stored = store.get_record(RESOLVE, key) if key else None
+        if stored is None:
+            what = "its source" if source.name == MODEL else f"its source {source.name}"
+            raise BadInput(
+                f"{what} was not resolved, so it has no tasks yet",
+                where=f"{value['metadata']['namespace']}/{value['metadata']['name']}",
+                remedy="see genai status",
+            )
+        with _of_a_known_version(value):
+            resolved = ResolvedSource.model_validate(stored.record.facts)
+        found[source.name] = Source(
+            {r: FileRef(Digest(f.sha256), f.size) for r, f in resolved.files.items()},
+            resolved.config,
+            resolved.weight_bits,
+        )
+    return found
 
 
 class _Known:

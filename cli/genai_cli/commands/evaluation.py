@@ -27,6 +27,8 @@ def evaluate(
     ] = 0,
     context_length: options.ContextLength = None,
     threads: options.Threads = 0,
+    adapter: options.Adapters = None,
+    use_case: options.UseCase = None,
     json: options.Json = False,
 ) -> int:
     """Measure how well a container predicts tokens.
@@ -37,6 +39,7 @@ def evaluate(
     settings: Settings = context.obj
     settings.json = json
     from genai_cli import executing
+    from genai_cli.wearing import Wearing
 
     return executing.evaluate(
         container,
@@ -46,4 +49,5 @@ def evaluate(
         length=length,
         context_length=context_length,
         threads=threads,
+        wearing=Wearing(adapter or (), use_case),
     )

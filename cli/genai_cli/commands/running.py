@@ -55,6 +55,8 @@ def run(
     ] = False,
     context_length: options.ContextLength = None,
     threads: options.Threads = 0,
+    adapter: options.Adapters = None,
+    use_case: options.UseCase = None,
     json: options.Json = False,
 ) -> int:
     """Run a prompt through a container, or converse with it.
@@ -68,6 +70,7 @@ def run(
     if system is not None and not chat:
         raise BadInput("it is of conversations", where="--system", remedy="add --chat")
     from genai_cli import executing
+    from genai_cli.wearing import Wearing
 
     return executing.run(
         container,
@@ -78,5 +81,6 @@ def run(
         ignore_end=ignore_end,
         context_length=context_length,
         threads=threads,
+        wearing=Wearing(adapter or (), use_case),
         chat=(system or "") if chat else None,
     )

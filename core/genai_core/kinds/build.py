@@ -30,6 +30,7 @@ from genai_core.kinds.base import (
     Uri,
     either_case,
 )
+from genai_core.kinds.lora import Lora
 from genai_core.names import Gaps, Precision
 from genai_core.paths import FileName
 
@@ -265,6 +266,8 @@ class BuildSpec(KindModel):
     quantization: Quantization = Field(default_factory=Quantization)
     compilation: Compilation = Field(default_factory=Compilation)
     golden: Golden = Field(default_factory=Golden)
+    lora: Lora | None = None
+    """Adapters that the container carries."""
     store: StoreRef = Field(default_factory=StoreRef)
     run: Run = Field(default_factory=Run)
 
@@ -317,6 +320,8 @@ class TaskFailure(KindModel):
 class SourceStatus(KindModel):
     """What a source resolved to."""
 
+    name: ShortText = "model"
+    """model, or adapter:NAME."""
     uri: Uri
     """The address that was read."""
     digest: DigestText
@@ -384,7 +389,7 @@ class BuildStatus(KindModel):
     """The first that failed for good."""
     plan: Annotated[list[ShortText], Field(max_length=32)] = Field(default_factory=list)
     """What was derived (splits, graphs, precisions), and from what."""
-    sources: Annotated[list[SourceStatus], Field(max_length=16)] = Field(default_factory=list)
+    sources: Annotated[list[SourceStatus], Field(max_length=80)] = Field(default_factory=list)
     """What this generation was built from."""
     toolchain: ShortText = ""
     """A digest of the libraries that every task of this generation computes with."""

@@ -19,8 +19,9 @@ from genai_core.errors import InvalidSpec
 from genai_core.home import expanded
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.base import API_VERSION, GROUP, KindObject
-from genai_core.kinds.build import GenAIBuild
+from genai_core.kinds.build import GenAIBuild, ModelSource
 from genai_core.kinds.deployment import GenAIDeployment
+from genai_core.kinds.lora import AdapterSource
 from genai_core.kinds.problems import Problem, nearest, problems, show_path
 from genai_core.kinds.target import GenAITarget
 from genai_core.kinds.yaml_documents import Document, load_documents
@@ -42,6 +43,7 @@ KINDS: dict[str, type[KindObject]] = {
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_S = TypeVar("_S", ModelSource, AdapterSource)
 
 
 def read_build(path: Path, *, name: str | None = None) -> GenAIBuild:
@@ -86,12 +88,19 @@ def read_build_text(
 
 
 def with_local_source(build: GenAIBuild, folder: Path) -> GenAIBuild:
-    """The same build with a relative folder of its source made absolute."""
-    model = build.spec.model
-    if not is_local(model.source):
-        return build
-    source = str((folder / expanded(model.source)).resolve())
-    spec = build.spec.model_copy(update={"model": model.model_copy(update={"source": source})})
+    """The same build with relative folders of its sources made absolute."""
+
+    def placed(source: _S) -> _S:
+        if not is_local(source.source):
+            return source
+        return source.model_copy(
+            update={"source": str((folder / expanded(source.source)).resolve())}
+        )
+
+    spec = build.spec.model_copy(update={"model": placed(build.spec.model)})
+    if spec.lora is not None:
+        adapters = [placed(adapter) for adapter in spec.lora.adapters]
+        spec = spec.model_copy(update={"lora": spec.lora.model_copy(update={"adapters": adapters})})
     return build.model_copy(update={"spec": spec})
 
 

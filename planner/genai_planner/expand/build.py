@@ -20,6 +20,7 @@ from genai_planner.expand import cpu, htp
 from genai_planner.expand.context import Context
 from genai_planner.expand.grid import derive_graphs
 from genai_planner.expand.inputs import ingest_id
+from genai_planner.expand.lora import import_adapters, refuse_adapters
 from genai_planner.graph import Plan, Selection, Task
 from genai_planner.shape import ModelShape
 from genai_planner.sizing import demand
@@ -46,7 +47,9 @@ def expand_ingest(
         InvalidSpec: A combination that cannot work.
         BadEncodings: The model has none and the spec does not say what then.
     """
-    _check_gaps(spec, sources[MODEL], cpu=any(t.backend is Backend.CPU for t in targets))
+    backends = {target.backend for target in targets}
+    _check_gaps(spec, sources[MODEL], cpu=Backend.CPU in backends)
+    refuse_adapters(spec, backends)
     return Plan(
         tuple(
             _ingest(spec, name, source, shape=(shapes or {}).get(name))
@@ -81,7 +84,8 @@ def expand(
         spec.graphs, shapes[MODEL], htp=bool(chips), native_kv=spec.compilation.native_kv
     )
     context = Context(spec, shapes[MODEL], sources[MODEL], grid)
-    parts = [Plan((), notes=grid.notes, warnings=grid.warnings)]
+    adapters = tuple(import_adapters(context, sources))
+    parts = [Plan(adapters, notes=grid.notes, warnings=grid.warnings)]
     if chips:
         parts.append(htp.expand_htp(context, chips))
     parts += [

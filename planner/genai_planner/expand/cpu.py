@@ -19,6 +19,7 @@ from genai_core.operations import (
 )
 from genai_planner.expand import inputs
 from genai_planner.expand.context import Context
+from genai_planner.expand.lora import adapter_inputs, adapter_names, use_cases
 from genai_planner.expand.splits import balanced
 from genai_planner.graph import Condition, Inputs, Plan, Task
 from genai_planner.shape import ModelShape
@@ -171,10 +172,13 @@ class _Builder:
                 context_length=self.context.grid.context_length,
                 golden_prompts=tuple(golden.prompts),
                 golden_max_tokens=golden.max_tokens,
+                adapters=adapter_names(self.spec),
+                use_cases=use_cases(self.spec),
             ),
             inputs={
                 "compiled": inputs.whole(self.ids["compile"]),
                 **inputs.package_inputs(),
+                **adapter_inputs(self.spec),
                 "fidelity": inputs.whole(self.ids["fidelity"]),
             },
             demand=demand("package", self.shape.parameters),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from genai_core.canonical import digest_file
 from genai_core.facts import RopeTable
 from genai_runtime import processor
+from genai_runtime.cpu.bank import AdapterBank, AdapterWeights
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import DigestOf, PreparedSessions, prepare
 from genai_runtime.cpu.sessions import PlainSessions
+from genai_runtime.executor import AdapterUse
 from genai_runtime.session import SlotSession
 
 __all__ = ["CpuSession", "open_executor"]
@@ -26,6 +29,8 @@ class CpuSession(SlotSession):
         threads: Of ONNX Runtime; 0 = as many as there are cores.
         rope: Rotary tables; None = those that the model itself states.
         features: Of the processor (see `processor.features`); None = of this one.
+        adapters: What rows may wear, by name.
+        worn: What this sequence wears.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
@@ -40,12 +45,18 @@ class CpuSession(SlotSession):
         threads: int = 0,
         rope: Mapping[str, RopeTable] | None = None,
         features: frozenset[str] | None = None,
+        adapters: Mapping[str, AdapterWeights] | None = None,
+        worn: Sequence[AdapterUse] = (),
     ) -> None:
         opened = read_model(model)
         known = processor.features() if features is None else features
         exact = opened.wide and processor.saturates(known)
-        sessions = PlainSessions(opened, threads=threads, exact=exact)
-        super().__init__(CpuExecutor(opened, sessions, context_length=context_length, rope=rope))
+        bank = AdapterBank(adapters or {}, threads=threads or os.cpu_count() or 1)
+        sessions = PlainSessions(opened, threads=threads, exact=exact, linears=bank.linears)
+        executor = CpuExecutor(
+            opened, sessions, context_length=context_length, rope=rope, bank=bank
+        )
+        super().__init__(executor, worn)
 
 
 def open_executor(
@@ -56,6 +67,7 @@ def open_executor(
     context_length: int,
     threads: int = 0,
     rope: Mapping[str, RopeTable] | None = None,
+    adapters: Mapping[str, AdapterWeights] | None = None,
     digest_of: DigestOf = digest_file,
 ) -> CpuExecutor:
     """Several sequences over one model file, by graphs that are prepared in a cache.
@@ -67,6 +79,7 @@ def open_executor(
         context_length: The most tokens of a slot.
         threads: Of ONNX Runtime; 0 = as many as there are cores.
         rope: Rotary tables; None = those that the model itself states.
+        adapters: What rows may wear, by name.
         digest_of: How cached files are compared with their digests.
 
     Raises:
@@ -77,8 +90,15 @@ def open_executor(
     opened = read_model(model)
     features = processor.features()
     exact = opened.wide and processor.saturates(features)
+    bank = AdapterBank(adapters or {}, threads=threads or os.cpu_count() or 1)
     folder = prepare(
-        opened, cache, identity=identity, features=features, exact=exact, digest_of=digest_of
+        opened,
+        cache,
+        identity=identity,
+        features=features,
+        exact=exact,
+        linears=bank.linears,
+        digest_of=digest_of,
     )
     sessions = PreparedSessions(folder, threads=threads, exact=exact)
-    return CpuExecutor(opened, sessions, context_length=context_length, rope=rope)
+    return CpuExecutor(opened, sessions, context_length=context_length, rope=rope, bank=bank)

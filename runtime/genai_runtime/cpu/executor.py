@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
 from genai_core.facts import RopeTable
+from genai_runtime.cpu.bank import AdapterBank
 from genai_runtime.cpu.binding import BoundGraph
+from genai_runtime.cpu.branches import MASK
 from genai_runtime.cpu.layout import Part, lay_out
 from genai_runtime.cpu.model import CpuModel
 from genai_runtime.cpu.sessions import Sessions
@@ -37,6 +39,8 @@ class CpuExecutor:
         sessions: Its packed graphs. A pass with more rows than the largest takes several runs.
         context_length: The most tokens of a slot.
         rope: Rotary tables; None = those that the model itself states.
+        bank: The adapters that rows may wear; None = none. The sessions' graphs have branches at
+            its linears.
 
     Raises:
         BadInput: The context length is below 1.
@@ -50,12 +54,15 @@ class CpuExecutor:
         *,
         context_length: int,
         rope: Mapping[str, RopeTable] | None = None,
+        bank: AdapterBank | None = None,
     ) -> None:
         if context_length < 1:
             raise BadInput("must be at least 1", where="context length")
         self._model = model
         self._context_length = context_length
+        self._bank = AdapterBank({}) if bank is None else bank
         self._tables = _tables(model.rope if rope is None else rope, context_length + SPARE)
+        self._tables |= self._bank.values
         self._slots: SlotTable[Slot] = SlotTable()
         self._filler = Slot(model.cache, _FILLER)
         self._sessions: Sessions | None = sessions
@@ -80,8 +87,8 @@ class CpuExecutor:
 
     @property
     def adapters(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
+        """Those of the bank."""
+        return self._bank.names
 
     @property
     def trees(self) -> bool:
@@ -157,6 +164,10 @@ class CpuExecutor:
             for number in chosen
         ]
         layout = lay_out(parts, trees=graph.trees)
+        if self._bank.linears:
+            lengths = layout.inputs["packed.lengths"].tolist()
+            worn = [() if number is None else rows[number].adapters for number in chosen]
+            layout.inputs[MASK] = self._bank.mask(list(zip(worn, lengths, strict=True)))
         logits, hidden = graph.run([None if n is None else slots[n] for n in chosen], layout)
         outputs: dict[int, RowOutput] = {}
         for number, (begin, end) in zip(chosen, layout.wanted, strict=True):

@@ -19,7 +19,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ import onnxruntime as ort
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from genai_core.canonical import digest_file, digest_json
+from genai_runtime.cpu.branches import branched
 from genai_runtime.cpu.fusing import fused
 from genai_runtime.cpu.model import CpuModel
 from genai_runtime.cpu.packing import narrowed, packed, without_trees
@@ -90,6 +91,7 @@ def prepare(
     identity: str,
     features: frozenset[str],
     exact: bool,
+    linears: Sequence[str] = (),
     digest_of: DigestOf = digest_file,
 ) -> Path:
     """The prepared folder of a model, from the cache where it is there and whole.
@@ -100,6 +102,7 @@ def prepare(
         identity: Of the container: its revision or base.
         features: Of the processor.
         exact: See `sessions.session_options`.
+        linears: Those that get branches for adapters.
         digest_of: How files are compared with prepared.json. `FileCache.digest` reads gigabytes
             once and not again while they do not change.
 
@@ -114,6 +117,7 @@ def prepare(
             "onnxruntime": ort.__version__,
             "features": sorted(features),
             "exact": exact,
+            **({"linears": list(linears)} if linears else {}),
         }
     )
     folder = cache / key[:32]
@@ -123,7 +127,7 @@ def prepare(
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = Path(tempfile.mkdtemp(prefix=_PART, dir=cache))
     try:
-        _write(model, part, exact=exact)
+        _write(model, part, exact=exact, linears=linears)
         _publish(part, folder, digest_of)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -131,11 +135,11 @@ def prepare(
     return folder
 
 
-def _write(model: CpuModel, out: Path, *, exact: bool) -> None:
+def _write(model: CpuModel, out: Path, *, exact: bool, linears: Sequence[str]) -> None:
     work = out / "work"
     work.mkdir()
     source = model.path.parent
-    whole = packed(fused(model.proto, source, work), SIZES[-1], trees=True)
+    whole = packed(fused(branched(model.proto, linears), source, work), SIZES[-1], trees=True)
     for name in {_location(tensor) for tensor in whole.graph.initializer} - {""}:
         if not (work / name).exists():
             _link(source / name, work / name)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import onnxruntime as ort
 
 from genai_core.errors import BadModel
+from genai_runtime.cpu.branches import branched
 from genai_runtime.cpu.model import CpuModel
 from genai_runtime.cpu.packing import packed
 
@@ -67,12 +69,20 @@ class PlainSessions:
         threads: 0 = as many as there are cores.
         exact: See `session_options`.
         sizes: Rows; each size prepacks the weights for itself, so more than one costs memory.
+        linears: Those that get branches for adapters.
     """
 
     def __init__(
-        self, model: CpuModel, *, threads: int, exact: bool, sizes: tuple[int, ...] = (1,)
+        self,
+        model: CpuModel,
+        *,
+        threads: int,
+        exact: bool,
+        sizes: tuple[int, ...] = (1,),
+        linears: Sequence[str] = (),
     ) -> None:
         self._model = model
+        self._proto = branched(model.proto, linears)
         self._threads = threads
         self._exact = exact
         self._sizes = sizes
@@ -91,6 +101,6 @@ class PlainSessions:
                 "session.model_external_initializers_file_folder_path",
                 str(self._model.path.parent.resolve()),
             )
-            made = packed(self._model.proto, rows, trees=trees).SerializeToString()
+            made = packed(self._proto, rows, trees=trees).SerializeToString()
             self._open[rows, trees] = open_session(made, options, where=self._model.path)
         return self._open[rows, trees]

@@ -24,6 +24,7 @@ from genai_core.canonical import digest_bytes, digest_file, digest_json
 from genai_core.errors import BadModel, DriftError, NotRunnableHere
 from genai_core.facts import ModelFacts, RopeTable
 from genai_core.manifest import (
+    BASE_VERSION,
     EMULATION_FOLDER,
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -48,6 +49,7 @@ from genai_runtime.rope import for_context
 from genai_runtime.session import Session
 from genai_runtime.tokenizing import TextTokenizer
 from genai_stages.backends.cpu.graph import MODEL_DATA_FILE, precision_of
+from genai_stages.container_adapters import place_adapters
 from genai_stages.container_htp import GENIE_FILE, HtpParts, collect_parts
 from genai_stages.core_graph import FACTS_FILE, MODEL_FILE, read_facts
 from genai_stages.input_folders import (
@@ -105,6 +107,8 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         _cpu(inputs, out, draft)
     else:
         _htp(inputs, config, out, facts=facts, draft=draft)
+    if config.adapters:
+        place_adapters(inputs, config, out)
     _write_json(
         out / METADATA_FILE,
         Metadata(
@@ -194,7 +198,7 @@ def _manifest(
     if encodings is not None:
         model["encodings"] = digest_file(encodings)
     chip = config.chip
-    return Manifest(
+    made = Manifest(
         model=model,
         architecture=facts.architecture,
         target=ManifestTarget(
@@ -215,6 +219,9 @@ def _manifest(
             for name, path in _identity_files(out)
         },
     )
+    if not config.adapters:
+        return made
+    return made.model_copy(update={"base": made.base_digest(), "schema_version": BASE_VERSION})
 
 
 def _identity_files(out: Path) -> list[tuple[str, Path]]:

@@ -1,0 +1,85 @@
+"""spec.lora: the adapters that a container carries."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from genai_core.kinds.base import DigestText, KindModel, SecretRef, Uri
+
+__all__ = ["AdapterName", "AdapterSource", "Lora", "UseCase", "WornAdapter"]
+
+AdapterName = Annotated[
+    str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+]
+"""Requests choose it by this name, so it is one word: small letters, digits, dashes and dots."""
+
+Alpha = Annotated[str, StringConstraints(max_length=16, pattern=r"^-?[0-9]{1,4}(\.[0-9]{1,8})?$")]
+"""A number as text, since an apiserver rounds others: "1.0"."""
+
+BASE = "base"
+"""The name by which requests mean the model without adapters."""
+
+
+class AdapterSource(KindModel):
+    """A LoRA adapter and where it lies."""
+
+    name: AdapterName
+    """By which requests choose it."""
+    source: Uri
+    """PEFT's folder: s3://bucket/prefix, https:// (an archive), pvc://claim/path; on the command
+    line a folder."""
+    secret_ref: SecretRef | None = None
+    """Credentials of the source; left out: the store's."""
+    digest: DigestText | None = None
+    """Pins the content, as status.sources shows it."""
+
+
+class WornAdapter(KindModel):
+    """An adapter of a use case, and how strongly it counts."""
+
+    name: AdapterName
+    """One of spec.lora.adapters."""
+    alpha: Alpha = "1.0"
+    """What its branches are multiplied by."""
+
+
+class UseCase(KindModel):
+    """Adapters that are used together under a name."""
+
+    name: AdapterName
+    """By which requests choose it."""
+    adapters: Annotated[list[WornAdapter], Field(min_length=1, max_length=16)]
+    """All of them at once, each with its alpha."""
+
+
+class Lora(KindModel):
+    """LoRA adapters of a cpu container: they are chosen per request, without a reload."""
+
+    adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=64)]
+    """Each is imported by a task of its own, so one that changes leaves all others cached."""
+    use_cases: Annotated[list[UseCase], Field(max_length=64)] = Field(default_factory=list)
+    """Combinations under names of their own."""
+
+    @model_validator(mode="after")
+    def _names(self) -> Self:
+        names = [adapter.name for adapter in self.adapters]
+        for name in [*names, *(case.name for case in self.use_cases)]:
+            if name == BASE:
+                raise ValueError(f"{BASE} means the model without adapters: choose another name")
+        every = [*names, *(case.name for case in self.use_cases)]
+        twice = next((name for i, name in enumerate(every) if name in every[:i]), None)
+        if twice is not None:
+            raise ValueError(f"two adapters or use cases are called {twice}: rename one of them")
+        for case in self.use_cases:
+            worn = [adapter.name for adapter in case.adapters]
+            lost = next((name for name in worn if name not in names), None)
+            if lost is not None:
+                raise ValueError(
+                    f"the use case {case.name} names the adapter {lost}, which is not among "
+                    f"adapters: {', '.join(names)}"
+                )
+            if len(set(worn)) != len(worn):
+                raise ValueError(f"the use case {case.name} holds an adapter twice: keep one")
+        return self

@@ -1,0 +1,79 @@
+"""Tasks of LoRA adapters: each is imported by itself, and only the package reads what comes out."""
+
+from __future__ import annotations
+
+from genai_core.errors import InvalidSpec
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Backend, TaskId, adapter_source
+from genai_core.operations import LoraImportConfig, UseCaseConfig, WornConfig
+from genai_planner.expand import inputs
+from genai_planner.expand.context import Context
+from genai_planner.graph import Inputs, Selection, Task
+from genai_planner.sizing import demand
+from genai_planner.sources import Sources
+
+__all__ = ["adapter_inputs", "adapter_names", "import_adapters", "refuse_adapters", "use_cases"]
+
+_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
+    """Refuse adapters for targets that cannot carry them.
+
+    Raises:
+        InvalidSpec: There are adapters, and an htp target.
+    """
+    if spec.lora is not None and Backend.HTP in backends:
+        raise InvalidSpec(
+            "adapters are built into cpu containers alone",
+            where="spec.lora",
+            remedy="build the Snapdragon targets without spec.lora, in a build of their own",
+        )
+
+
+def adapter_names(spec: BuildSpec) -> tuple[str, ...]:
+    """In the spec's order."""
+    return () if spec.lora is None else tuple(adapter.name for adapter in spec.lora.adapters)
+
+
+def use_cases(spec: BuildSpec) -> tuple[UseCaseConfig, ...]:
+    """As the package writes them."""
+    if spec.lora is None:
+        return ()
+    return tuple(
+        UseCaseConfig(
+            name=case.name,
+            adapters=tuple(WornConfig(name=a.name, alpha=a.alpha) for a in case.adapters),
+        )
+        for case in spec.lora.use_cases
+    )
+
+
+def import_adapters(context: Context, sources: Sources) -> list[Task]:
+    """A task for each adapter; it reads the core graph without its weights."""
+    return [
+        Task(
+            id=_import_id(name),
+            operation="lora_import",
+            backend=None,
+            config=LoraImportConfig(),
+            inputs={
+                "adapter": (Selection(None, _FILES, adapter_source(name)),),
+                "core": inputs.ingested("model.onnx", "facts.json"),
+            },
+            demand=demand("lora_import", sources[adapter_source(name)].size // 2),
+        )
+        for name in adapter_names(context.spec)
+    ]
+
+
+def adapter_inputs(spec: BuildSpec) -> Inputs:
+    """What the package reads: in the order in which its config names them."""
+    return {
+        f"adapter_{number}": inputs.whole(_import_id(name))
+        for number, name in enumerate(adapter_names(spec))
+    }
+
+
+def _import_id(name: str) -> TaskId:
+    return TaskId(f"lora_import/{name}")

@@ -1,0 +1,61 @@
+"""Adapters of a container: each file under its name, and the index that lists them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+
+from genai_core.adapters import (
+    ADAPTER_FILE,
+    ADAPTERS_FOLDER,
+    INDEX_FILE,
+    AdapterEntry,
+    AdapterIndex,
+    UseCaseEntry,
+    WornEntry,
+)
+from genai_core.canonical import digest_file
+from genai_core.operations import PackageConfig
+from genai_stages.stage import Inputs
+from genai_stages.twin_folder import place
+
+__all__ = ["place_adapters"]
+
+
+def place_adapters(inputs: Inputs, config: PackageConfig, out: Path) -> AdapterIndex:
+    """Write `adapters/` into a container's folder.
+
+    Args:
+        inputs: `adapter_<number>` holds the adapter of that place in the config.
+        config: Names them.
+        out: The container's folder.
+    """
+    entries = {}
+    for number, name in enumerate(config.adapters):
+        file = f"{ADAPTERS_FOLDER}/{name}.safetensors"
+        place(inputs[f"adapter_{number}"] / ADAPTER_FILE, out / file)
+        entries[name] = _entry(out / file, file)
+    index = AdapterIndex(
+        adapters=entries,
+        use_cases={
+            case.name: UseCaseEntry(
+                adapters=tuple(
+                    WornEntry(name=worn.name, alpha=float(worn.alpha)) for worn in case.adapters
+                )
+            )
+            for case in config.use_cases
+        },
+    )
+    text = index.model_dump_json(indent=1)
+    (out / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
+    return index
+
+
+def _entry(path: Path, file: str) -> AdapterEntry:
+    with safe_open(path, framework="np") as opened:
+        names = [name for name in list(opened.keys()) if name.endswith(".A")]
+        ranks = [opened.get_slice(name).get_shape()[1] for name in names]
+    return AdapterEntry(
+        file=file, sha256=digest_file(path), rank=max(ranks, default=0), linears=len(ranks)
+    )

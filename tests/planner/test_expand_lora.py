@@ -1,0 +1,171 @@
+"""Adapters in the plan: a task each, read by the package alone; the base's keys never change."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import pytest
+
+from genai_core.errors import InvalidSpec
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import MODEL, Digest, SourceName, TaskId, adapter_source
+from genai_core.operations import OPERATIONS, PackageConfig
+from genai_core.task import Toolchain
+from genai_planner.advance import advance
+from genai_planner.events import Event, Found, Limits, Look
+from genai_planner.graph import FileRef, Result
+from genai_planner.phases import BuildPlanner, BuildRequest, Exact
+from genai_planner.shape import shape_from_config
+from genai_planner.sources import Source
+from genai_planner.targets import parse_targets
+
+CONFIG = {
+    "num_hidden_layers": 2, "hidden_size": 64, "vocab_size": 512, "max_position_embeddings": 256,
+}  # fmt: skip
+ADAPTERS = [
+    {"name": "c-headers", "source": "s3://a/c"},
+    {"name": "upper", "source": "s3://a/u"},
+]
+
+
+def ref(*parts: str) -> FileRef:
+    return FileRef(Digest(hashlib.sha256("/".join(parts).encode()).hexdigest()), 1)
+
+
+def sources(*names: str, content: str = "") -> dict[SourceName, Source]:
+    roles = ("adapter_config.json", "adapter_model.safetensors")
+    model = Source({r: ref(r) for r in ("model.onnx", "model.encodings")}, CONFIG, 8)
+    return {MODEL: model} | {
+        adapter_source(name): Source({r: ref(name, r, content) for r in roles}) for name in names
+    }
+
+
+def exact(
+    found: dict[SourceName, Source], targets: tuple[str, ...] = ("cpu",), **lora: Any
+) -> Exact:
+    document: dict[str, Any] = {"model": {"source": "m"}, "targets": list(targets)}
+    spec = BuildSpec.model_validate(document | ({"lora": lora} if lora else {}))
+    chains = {(row.name, row.backend): Toolchain(id="0" * 64, versions={}) for row in OPERATIONS}
+    shape = shape_from_config(CONFIG)
+    assert shape is not None
+    request = BuildRequest(spec, parse_targets(spec.targets), found, chains)
+    return BuildPlanner(request).exact({MODEL: shape})
+
+
+def keys(phase: Exact) -> dict[str, str]:
+    def answer(looks: Any) -> list[Event]:
+        return [Found(look.task, result(look)) for look in looks]
+
+    found = advance(
+        phase.plan, answer, lambda: Limits(99, 1 << 60),
+        sources=phase.request.sources, toolchains=phase.request.toolchain_ids,
+    )  # fmt: skip
+    return {str(task): str(key) for task, key in found.keys.items()}
+
+
+def result(look: Look) -> Result:
+    names = {
+        "ingest": [
+            "model.onnx",
+            "facts.json",
+            "encodings/e",
+            "measured.json",
+            "weights/embed.data",
+            "weights/layer_000.data",
+            "weights/layer_001.data",
+            "weights/head.data",
+        ],
+    }.get(look.operation, ["file"])
+    return Result({n: ref(look.key, n) for n in names}, {"within": True})
+
+
+def test_adapters_add_a_task_each_and_change_only_the_package() -> None:
+    plain = keys(exact(sources()))
+    with_two = keys(exact(sources("c-headers", "upper"), adapters=ADAPTERS))
+    added = with_two.keys() - plain.keys()
+    assert added == {"lora_import/c-headers", "lora_import/upper"}
+    changed = {task for task in plain if plain[task] != with_two[task]}
+    assert changed == {"package/cpu/int8"}
+
+
+def test_a_changed_adapter_leaves_every_other_key() -> None:
+    one = keys(exact(sources("c-headers", "upper"), adapters=ADAPTERS))
+    found = sources("c-headers", "upper")
+    found |= {adapter_source("upper"): sources("upper", content="new")[adapter_source("upper")]}
+    two = keys(exact(found, adapters=ADAPTERS))
+    changed = {task for task in one if one[task] != two[task]}
+    assert changed == {"lora_import/upper", "package/cpu/int8"}
+
+
+def test_an_adapter_is_keyed_by_its_content_and_the_graph_but_not_by_its_name() -> None:
+    found = sources("c-headers")
+    renamed = {MODEL: found[MODEL], adapter_source("other"): found[adapter_source("c-headers")]}
+    one = keys(exact(found, adapters=ADAPTERS[:1]))
+    other = keys(exact(renamed, adapters=[{"name": "other", "source": "s3://b"}]))
+    assert one["lora_import/c-headers"] == other["lora_import/other"]
+    assert one["package/cpu/int8"] != other["package/cpu/int8"]
+
+
+def test_an_import_reads_no_weights_of_the_base() -> None:
+    plan = exact(sources("c-headers"), adapters=ADAPTERS[:1]).plan
+    task = plan.task("lora_import/c-headers")
+    read = {pattern for part in task.inputs["core"] for pattern in part.patterns}
+    assert read == {"model.onnx", "facts.json"}
+    assert task.sources() == {adapter_source("c-headers")}
+    assert task.after() == (TaskId("ingest"),)
+
+
+def test_the_package_names_adapters_in_the_order_of_its_inputs() -> None:
+    cases = [{"name": "both", "adapters": [{"name": "upper", "alpha": "0.5"}]}]
+    plan = exact(sources("c-headers", "upper"), adapters=ADAPTERS, useCases=cases).plan
+    package = plan.task("package/cpu/int8")
+    config = package.config
+    assert isinstance(config, PackageConfig)
+    assert config.adapters == ("c-headers", "upper")
+    assert package.inputs["adapter_1"][0].task == "lora_import/upper"
+    assert config.use_cases[0].adapters[0].alpha == "0.5"
+
+
+def test_snapdragon_targets_are_refused_with_adapters() -> None:
+    with pytest.raises(InvalidSpec, match="cpu containers alone") as raised:
+        exact(sources("c-headers"), targets=("sm8750", "cpu"), adapters=ADAPTERS[:1])
+    assert raised.value.where == "spec.lora"
+
+
+@pytest.mark.parametrize(
+    ("lora", "words"),
+    [
+        ({"adapters": [*ADAPTERS, ADAPTERS[0]]}, "two adapters or use cases are called c-headers"),
+        ({"adapters": [{"name": "base", "source": "s3://a"}]}, "without adapters"),
+        ({"adapters": [{"name": "Not A Name", "source": "s3://a"}]}, "name"),
+        (
+            {"adapters": ADAPTERS, "useCases": [{"name": "x", "adapters": [{"name": "y"}]}]},
+            "names the adapter y, which is not among adapters: c-headers, upper",
+        ),
+        (
+            {
+                "adapters": ADAPTERS,
+                "useCases": [{"name": "upper", "adapters": [{"name": "upper"}]}],
+            },
+            "called upper",
+        ),
+        (
+            {
+                "adapters": ADAPTERS,
+                "useCases": [{"name": "x", "adapters": [{"name": "upper"}, {"name": "upper"}]}],
+            },
+            "twice",
+        ),
+        (
+            {
+                "adapters": ADAPTERS,
+                "useCases": [{"name": "x", "adapters": [{"name": "upper", "alpha": "1e9"}]}],
+            },
+            "alpha",
+        ),
+    ],
+)
+def test_names_that_cannot_work_are_refused(lora: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        BuildSpec.model_validate({"model": {"source": "m"}, "targets": ["cpu"], "lora": lora})
