@@ -32,7 +32,7 @@ _REMEDIES = (
     ("taint", "add the taint to spec.run.tolerations, or a node without it"),
     ("persistentvolumeclaim", "change spec.run.scratch.storageClassName, or make the claim"),
     ("volume", "change spec.run.scratch.storageClassName, or make the claim"),
-    ("Insufficient", "lower spec.run.resources, or add a node"),
+    ("insufficient", "lower spec.run.resources, or add a node"),
 )
 _IMAGE = "correct spec.image of the GenAITarget, or spec.run.imagePullSecrets"
 _CONTAINER = "make it, or name another in the ArtifactStore, or in spec.model"
@@ -134,6 +134,6 @@ def _remedy(pod: PodView) -> str:
     if pod.hold == "ContainerNotCreated":
         return _CONTAINER
     for word, remedy in _REMEDIES:
-        if word in pod.waiting:
+        if word in pod.waiting.lower():
             return remedy
     return "change spec.run, which says where pods may run"

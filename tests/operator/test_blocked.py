@@ -59,6 +59,8 @@ RUNS = pod(OTHER, phase="Running")
          "spec.run.resources"),
         (unscheduled("1 node(s) had untolerated taint {npu: }"), "Unschedulable",
          "spec.run.tolerations"),
+        (unscheduled("pod has unbound immediate PersistentVolumeClaims. not found"),
+         "Unschedulable", "spec.run.scratch.storageClassName"),
         (waiting("ErrImagePull", "not found"), "ImagePullFailed", "GenAITarget"),
         (waiting("ImagePullBackOff"), "ImagePullFailed", "spec.run.imagePullSecrets"),
         (waiting("InvalidImageName"), "ImagePullFailed", "GenAITarget"),
