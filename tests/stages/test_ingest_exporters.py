@@ -382,3 +382,54 @@ def test_keep_source_states_the_width_of_heads_when_the_source_does_not(tmp_path
     reference = SourceReference(tmp_path / "out", tmp_path / "reference")
     (logits,) = reference.logits(TOKENS[None])
     np.testing.assert_allclose(logits, core_logits(tmp_path / "out", TOKENS), atol=1e-5)
+
+
+def _window_as_input(model: onnx.ModelProto) -> None:
+    """The window is a scalar input and an output, as transformers 5 has it; so is a count."""
+    graph = model.graph
+    graph.input.append(helper.make_tensor_value_info("past.0._sliding_window_tensor", 7, []))
+    graph.input.append(helper.make_tensor_value_info("past.0.cumulative_length", 7, []))
+    graph.output.append(helper.make_tensor_value_info("new.0._sliding_window_tensor", 7, []))
+    (oldest,) = [node for node in graph.node if node.op_type == "Greater"]
+    made = {node.output[0]: node for node in graph.node}
+    made[oldest.input[1]].input[1] = "past.0._sliding_window_tensor"
+    graph.node.append(
+        helper.make_node(
+            "Identity", ["past.0._sliding_window_tensor"], ["new.0._sliding_window_tensor"]
+        )
+    )
+    # Positions behind what was seen: the same as the input of positions.
+    place = next(i for i, node in enumerate(graph.node) if "position_ids" in node.input)
+    graph.initializer.append(numpy_helper.from_array(np.array(0), "zero"))
+    seen = "past.0.cumulative_length"
+    counted = [
+        helper.make_node("Shape", ["input_ids"], ["new_shape"], start=1, end=2),
+        helper.make_node("Squeeze", ["new_shape"], ["new_count"]),
+        helper.make_node("Add", [seen, "new_count"], ["all_count"]),
+        helper.make_node("Range", [seen, "all_count", "one_step"], ["places"]),
+        helper.make_node("Unsqueeze", ["places", "zero_axis"], ["places_2d"]),
+    ]
+    graph.initializer.append(numpy_helper.from_array(np.array(1), "one_step"))
+    graph.initializer.append(numpy_helper.from_array(np.array([0]), "zero_axis"))
+    for node in graph.node:
+        node.input[:] = ["places_2d" if name == "position_ids" else name for name in node.input]
+    for offset, node in enumerate(counted):
+        graph.node.insert(place + offset, node)
+
+
+@pytest.mark.parametrize("window", [6, 200])
+def test_ingest_reads_scalars_of_a_cache_when_they_are_inputs(window: int, tmp_path: Path) -> None:
+    edited(tmp_path, _window_as_input, window=window)
+    set_config(tmp_path, sliding_window=window)
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    assert [one.window for one in facts.attention] == [window, window]
+    reference = SourceReference(tmp_path / "out", tmp_path / "reference")
+    (logits,) = reference.logits(TOKENS[None])
+    np.testing.assert_allclose(logits, core_logits(tmp_path / "out", TOKENS), atol=1e-5)
+
+
+def test_ingest_names_the_window_when_config_does_not_tell_it(tmp_path: Path) -> None:
+    edited(tmp_path, _window_as_input, window=6)
+    with pytest.raises(BadModel, match=r"_sliding_window_tensor.*sliding_window of the model"):
+        ingest(tmp_path)

@@ -77,8 +77,7 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         compared = compare_source(
             found.source, found.inputs, found.ropes, out, threads=context.threads
         )
-        caches = {one.name: one.dims for one in found.inputs.named("past")}
-        kept = keep_source(source, out, caches if found.inputs.native is None else None)
+        kept = keep_source(source, out, found.inputs)
     facts = found.facts
     return StageResult(
         facts={

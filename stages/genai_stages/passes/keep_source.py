@@ -24,6 +24,7 @@ from onnx import helper, numpy_helper
 
 from genai_core.facts import ModelFacts, TensorSource
 from genai_stages.core_graph import mapped, read_core
+from genai_stages.passes.source_inputs import SourceInputs
 from genai_stages.passes.tensor_file import TensorFile
 from genai_stages.source_model import Array, SourceModel, constant_of
 from genai_stages.stripped_proto import INSIDE
@@ -63,26 +64,21 @@ class _Piece:
     rows: tuple[int, ...] | range | None
 
 
-def keep_source(
-    source: SourceModel, core: Path, caches: Mapping[str, Sequence[int | str]] | None = None
-) -> Kept:
+def keep_source(source: SourceModel, core: Path, inputs: SourceInputs | None = None) -> Kept:
     """Write `source/model.onnx` (and `source/rest.data`) into the folder of the core graph.
 
     Args:
         source: As it was read, at its own sizes.
         core: Folder of the finished core graph.
-        caches: Sizes of cache inputs that its own shapes leave open.
+        inputs: Of the source, where they tell more than the graph: sizes of caches that its own
+            shapes leave open, and windows that stand in config.json.
     """
     model, facts = read_core(core)
     pieces = _pieces(model, facts)
     proto = source.stripped(stored=False)
     _lift_constants(proto)
-    for value in proto.graph.input:
-        for dim, size in zip(
-            value.type.tensor_type.shape.dim, (caches or {}).get(value.name, ()), strict=False
-        ):
-            if isinstance(size, int):
-                dim.dim_value = size
+    if inputs is not None and inputs.native is None:
+        _state(proto.graph, inputs)
     (core / SOURCE_FOLDER).mkdir(exist_ok=True)
     held = source.model.graph.initializers
     made: list[onnx.NodeProto] = []
@@ -146,12 +142,20 @@ def _write(
     path.write_bytes(proto.SerializeToString(deterministic=True))
 
 
-def _settle(proto: onnx.ModelProto, caches: Mapping[str, Sequence[int | str]]) -> None:
-    for value in proto.graph.input:
+def _state(graph: onnx.GraphProto, inputs: SourceInputs) -> None:
+    """Write into a dynamic graph what is known of its inputs."""
+    caches = {one.name: one.dims for one in inputs.named("past")}
+    for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         for dim, size in zip(dims, caches.get(value.name, ()), strict=False):
             if isinstance(size, int):
                 dim.dim_value = size
+    windows = {one.name: one for one in inputs.named("window")}
+    left = [value for value in graph.input if value.name not in windows]
+    del graph.input[:]
+    graph.input.extend(left)
+    for name, one in windows.items():
+        graph.initializer.append(numpy_helper.from_array(np.array(one.number, one.dtype), name))
 
 
 def _lift_constants(proto: onnx.ModelProto) -> None:

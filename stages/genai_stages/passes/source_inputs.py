@@ -22,17 +22,31 @@ import onnx_ir as ir
 from genai_core.errors import BadModel
 from genai_core.facts import RopeTable
 from genai_stages.passes.cache_sizes import are_open, cache_sizes, untold
+from genai_stages.passes.check_config import text_config
 from genai_stages.passes.classify_mask import reference
 from genai_stages.passes.recognise_attention import Sizes
 from genai_stages.passes.specialise import Folding
 from genai_stages.source_model import Array, SourceModel
 
-Purpose = Literal["tokens", "past", "mask", "positions", "cache_index", "cos", "sin", "adapter"]
+Purpose = Literal[
+    "tokens",
+    "past",
+    "mask",
+    "positions",
+    "cache_index",
+    "cos",
+    "sin",
+    "adapter",
+    "window",
+    "length",
+]  # fmt: skip
 
 STATIC_HIDDEN = -100.0
 """What the static form adds to hidden scores."""
 TOKENS, PAST = 31, 52
 """Sizes at which a dynamic graph is folded: 31 and 83 are primes that no model has as a width."""
+_COUNTS = ("length", "seen", "cumulative")
+"""In names of scalars that count the tokens before the new ones."""
 _POSITION_ROWS = 3
 """Time, height and width, where position_ids has a row of each and does not say how many."""
 Dims = tuple[int | str, ...]
@@ -40,12 +54,21 @@ Dims = tuple[int | str, ...]
 
 @dataclasses.dataclass(frozen=True)
 class SourceInput:
-    """One input of the source."""
+    """One input of the source.
+
+    Attributes:
+        name: Its name.
+        purpose: What it is for.
+        dims: Its dimensions, symbols as text.
+        dtype: Floats are float32.
+        number: The window that a scalar input of one stands for, config.json's.
+    """
 
     name: str
     purpose: Purpose
     dims: Dims
     dtype: np.dtype[Any]
+    number: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +220,10 @@ class SourceInputs:
                 if len(front) > 1 and isinstance(one.dims[0], str):
                     front[0] = _POSITION_ROWS
                 return np.broadcast_to(positions, (*front, sizes.tokens)).astype(one.dtype)
+            case "window":
+                return np.array(one.number, one.dtype)
+            case "length":
+                return np.array(sizes.past, one.dtype)
             case "cache_index":
                 if len(one.dims) and one.dims[-1] != 1:
                     return positions.astype(one.dtype).reshape((1,) * (len(one.dims) - 1) + (-1,))
@@ -291,6 +318,17 @@ def _read(source: SourceModel, value: ir.Value) -> SourceInput:
     kind = np.dtype(np.float32) if dtype.is_floating_point() else np.dtype(dtype.numpy())
     purpose = _purpose(name.lower(), len(dims), is_float=dtype.is_floating_point())
     fixed = all(isinstance(dim, int) for dim in dims)
+    if purpose == "window":
+        number = text_config(source.config).get("sliding_window")
+        if not isinstance(number, int) and any(
+            use.node.op_type != "Identity" for use in value.uses()
+        ):
+            raise BadModel(
+                "it is the sliding window, which config.json does not tell",
+                where=f"{source.path.name}: input {name}",
+                remedy="put sliding_window of the model into config.json",
+            )
+        return SourceInput(name, purpose, dims, kind, number if isinstance(number, int) else 0)
     if purpose is None and dtype.is_floating_point() and len(dims) == 2 and fixed:
         purpose = "adapter" if "lora" in name.lower() else None
     cached = any(word in name.lower() for word in ("past", "cache"))
@@ -324,6 +362,12 @@ def _purpose(name: str, rank: int, *, is_float: bool) -> Purpose | None:
         if "mask" in name:
             return "mask"
         return "past" if rank == 4 else None
+    if not rank and "cache" not in name:
+        # transformers 5 passes what its caches hold as tensors without an axis.
+        if "window" in name:
+            return "window"
+        if any(word in name for word in _COUNTS):
+            return "length"
     if "mask" in name:
         return "mask"
     if "cache" in name:
