@@ -12,7 +12,7 @@ from genai_core.errors import GenAIError
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Serve a container; returns the exit code: 0 ended, 2 bad input, 1 anything else."""
+    """Serve a container; returns the exit code: 0 ended, 2 bad input, 130 interrupted, 1 else."""
     given = _arguments(argv)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     try:
@@ -40,6 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     except GenAIError as error:
         _say(f"error: {error}")
         return error.exit_code
+    except KeyboardInterrupt:  # while it loads; later the server ends in its own way
+        _say("error: interrupted")
+        return 130
     except OSError as error:
         _say(f"error: {error.filename or given.host}: {error.strerror or error}")
         return 1

@@ -14,10 +14,12 @@ import uvicorn
 
 from genai_core.errors import BadInput
 from genai_core.filecache import FileCache
+from genai_core.names import Backend
 from genai_runtime import container as containers
 from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.container import Container
 from genai_runtime.executor import Executor
-from genai_runtime.steadiness import try_out
+from genai_runtime.steadiness import Steadiness, try_out
 from genai_serving.api.app import application
 from genai_serving.api.model import ServedModel, sampling_defaults
 from genai_serving.api.service import Service
@@ -98,7 +100,8 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         waiting=options.waiting,
         cache_bytes=_budget(options, executor),
     )
-    name = options.model_name or _name_of(options.container)
+    emulated = opened.manifest.target.backend is Backend.HTP
+    name = options.model_name or _name_of(opened)
     metrics = Metrics(name)
     model = ServedModel(
         name=name,
@@ -107,7 +110,9 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         tokenizer=opened.tokenizer(),
         template=ChatTemplate.of_container(opened),
         stop_tokens=opened.stop_tokens(),
-        steadiness=try_out(executor),
+        # The static graphs of a twin round by their sizes; trying that takes minutes there.
+        steadiness=Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor),
+        emulated=emulated,
         created=int(opened.folder.stat().st_mtime),
         defaults=sampling_defaults(opened.folder),
     )
@@ -146,7 +151,9 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
                 f"{time.monotonic() - began:.1f} s: {limits.sequences} answers at once, "
                 f"{mebibytes(limits.cache_bytes)} MiB of cache, context {model.context_length}"
             )
-            if not (model.steadiness.chunks and model.steadiness.neighbours):
+            if emulated:
+                say("it runs in the vendor's emulator, on this processor: slow, for trying out")
+            elif not (model.steadiness.chunks and model.steadiness.neighbours):
                 say("here an answer's last bits depend on what is computed beside it")
         await running
 
@@ -179,12 +186,10 @@ def _bound(host: str, port: int) -> socket.socket:
     return made
 
 
-def _name_of(folder: Path) -> str:
+def _name_of(opened: Container) -> str:
     """The build's name, as `genai build` lays containers out: `<output>/<build>/<target>`."""
-    resolved = folder.resolve()
-    return (
-        resolved.parent.name if resolved.name == "cpu" and resolved.parent.name else resolved.name
-    )
+    folder = opened.folder.resolve()
+    return folder.parent.name if folder.name == opened.manifest.target.name else folder.name
 
 
 def _budget(options: Options, executor: Executor) -> int:

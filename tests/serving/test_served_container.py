@@ -203,3 +203,63 @@ def test_serve_refuses_a_port_that_is_taken(home, container):
     assert ran.code == 1
     assert "use" in ran.errors[0]
     assert os.strerror(98) in ran.errors[0]
+
+
+def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, monkeypatch):
+    """By the driver of the twin's graphs, with ONNX Runtime in the emulator's place."""
+    from genai_core.names import Backend
+    from genai_runtime.testing import ScriptedExecutor
+    from genai_serving import server
+
+    said, seen = [], {}
+
+    class Opened:
+        """A container, as far as the server looks at it."""
+
+        folder = home / "phone" / "sm8750"
+        revision = "sha256:0123456789abcdef"
+        stop_tokens = staticmethod(frozenset)
+
+        class manifest:
+            class target:
+                backend, name = Backend.HTP, "sm8750"
+
+        @staticmethod
+        def open_executor(**given):
+            return ScriptedExecutor()
+
+        @staticmethod
+        def tokenizer():
+            return None
+
+        @staticmethod
+        def holds(name):
+            return False
+
+    Opened.folder.mkdir(parents=True)
+    monkeypatch.setattr(server.containers, "load", lambda *_, **__: Opened)
+    monkeypatch.setattr(server, "try_out", lambda _: pytest.fail("minutes in the emulator"))
+    application = server.application
+
+    def kept(service, *arguments, **given):
+        seen["model"] = service.model
+        return application(service, *arguments, **given)
+
+    monkeypatch.setattr(server, "application", kept)
+
+    def say(text):
+        said.append(text)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        options = server.Options(Opened.folder, home / "cache", port=0, cache_mib=1)
+        code = server.serve(options, say=say)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert code == 0
+    assert said[0].startswith("phone (sha256:")
+    assert "emulator" in said[1]
+    assert seen["model"].emulated
+    assert not seen["model"].steadiness.chunks

@@ -165,6 +165,7 @@ def _about(service: Service) -> dict[str, Any]:
         "parent": None,
         "max_model_len": model.context_length,
         "revision": model.revision,
+        "emulated": model.emulated,
         "bit_stable": {
             "chunks": model.steadiness.chunks,
             "neighbours": model.steadiness.neighbours,

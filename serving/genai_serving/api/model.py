@@ -37,6 +37,7 @@ class ServedModel:
         steadiness: What holds to the bit here.
         defaults: Sampling where a request says nothing.
         created: Seconds since 1970.
+        emulated: It runs in the vendor's emulator.
     """
 
     name: str
@@ -47,6 +48,7 @@ class ServedModel:
     stop_tokens: frozenset[int]
     steadiness: Steadiness
     created: int
+    emulated: bool = False
     defaults: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULTS))
 
     def sampling(self, body: SamplingFields, index: int) -> Sampling:
