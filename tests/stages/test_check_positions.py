@@ -74,6 +74,32 @@ def test_ingest_refuses_a_source_without_a_past_when_it_changes_at_a_position(
     assert position == 150
 
 
+def fixed(path: Path) -> None:
+    """Give a source of open sizes AR 31 and CL 83."""
+    model = onnx.load(str(path))  # noqa: TID251 - a few kilobytes
+    sizes = {"B": 1, "T": 31, "K": 83, "P": 52}
+    for value in [*model.graph.input, *model.graph.output]:
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_value = sizes[dim.dim_param]
+    onnx.save(model, path)
+
+
+@pytest.mark.parametrize("late", ["", "query", "scores", "waves"])
+def test_a_static_source_is_looked_at_by_its_input_of_positions(late: str, tmp_path: Path) -> None:
+    waves: Any = "ready" if late == "waves" else "computed"
+    write_source(tmp_path / "source", late=late, late_from=300, waves=waves)
+    fixed(tmp_path / "source" / "model.onnx")
+    (tmp_path / "out").mkdir()
+    inputs, context = {"source": tmp_path / "source"}, Context(tmp_path / "scratch")
+    if not late:
+        result = run(inputs, IngestConfig(), tmp_path / "out", context)
+        assert not [one for one in result.warnings if "looked at" in one]
+        return
+    with pytest.raises(UnsupportedOperator, match="from position 300 on "):
+        run(inputs, IngestConfig(), tmp_path / "out", context)
+
+
 def test_the_refusal_names_both_values(tmp_path: Path) -> None:
     """1 + 1.5 log 2 of the temperature; angles of the third pair, whose frequency is 0.01."""
     _, said, where = refused(tmp_path / "a", late="query", late_from=128)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +158,31 @@ def test_static_sources_take_pieces_longer_than_a_pass(
     for have, want in zip(reference.logits(pieces), dynamic.logits(pieces), strict=True):
         np.testing.assert_allclose(have, want, atol=2e-4)
     assert not reference.fits([np.zeros(200, np.int64)])
+
+
+_PEAK = """
+import re, sys
+from pathlib import Path
+import numpy as np
+from genai_stages.source_reference import SourceReference
+reference = SourceReference(Path(sys.argv[1]), Path(sys.argv[2]), group_bytes=1)
+for _ in reference.logits([np.arange(8)]):
+    pass
+print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path) -> None:
+    """Three layers more of 25 MB each; measured in processes of their own."""
+    peaks = []
+    for layers in (1, 4):
+        folder = tmp_path / str(layers)
+        write_source(folder / "source", layers=layers, hidden=512, intermediate=4096, external=True)
+        core = ingest(folder / "source", folder / "core")
+        command = [sys.executable, "-c", _PEAK, str(core), str(folder / "x")]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        peaks.append(int(done.stdout) << 10)
+    assert peaks[1] - peaks[0] < 30 << 20
 
 
 def test_a_mistake_of_the_core_graph_is_none_of_the_yardsticks(tiny: Path, tmp_path: Path) -> None:

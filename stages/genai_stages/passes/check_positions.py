@@ -19,7 +19,13 @@ from genai_core.errors import GenAIError, UnsupportedOperator
 from genai_core.facts import RopeTable
 from genai_stages.passes.attention_parts import AttentionParts
 from genai_stages.passes.far_attention import Departure, FarAttention
-from genai_stages.passes.far_positions import Far, candidates, far_passes, numbers_of
+from genai_stages.passes.far_positions import (
+    Far,
+    candidates,
+    far_passes,
+    numbers_of,
+    static_passes,
+)
 from genai_stages.passes.folded_graph import StaticGraph
 from genai_stages.passes.fuse_norms import fuse_norms
 from genai_stages.passes.recognise_attention import Sizes
@@ -78,9 +84,12 @@ def check_positions(
     Raises:
         UnsupportedOperator: It does something else there, with node, position and both values.
     """
-    if inputs.native is not None:
-        # Rotary tables, masks and cache index are inputs, and the graph has one size.
-        return Looked(None, 0, ())
+    if inputs.native is not None and not inputs.named("positions"):
+        # Rotary tables and masks are inputs: the graph itself knows no position.
+        turned = any(one.rotation.rotary_dim for one in parts)
+        told = bool(inputs.named("cos")) or not turned
+        said = "its positions follow from its fixed sizes: other positions were not looked at"
+        return Looked(None, 0, () if told else (said,))
     return _Check(source, inputs, ropes, walk, parts).run(config)
 
 
@@ -127,7 +136,10 @@ class _Check:
                 known=self.inputs.sizes.total,
                 past=past,
             )
-            passes = plan(placed=self.placed)
+            if self.inputs.native is None:
+                passes = plan(placed=self.placed)
+            else:
+                passes = static_passes(numbers, last, self.inputs.sizes, heads=heads)
             try:
                 self.fold(passes[-1])
             except GenAIError as error:
@@ -165,6 +177,8 @@ class _Check:
 
         GroupQueryAttention counts positions itself, whatever the input of positions says.
         """
+        if self.inputs.native is not None:
+            return True
         position = departure.position
         past = position if self.inputs.named("past") else 0
         far = Far(Sizes(position + 1 - past, past, past), scores=departure.kind != "rotary")
@@ -225,6 +239,8 @@ class _Check:
 
     def probe(self, position: int, far: Far) -> Far:
         """A pass at one position, of the kind in which the departure was seen."""
+        if self.inputs.native is not None:
+            return Far(far.sizes, np.full(far.sizes.tokens, position), far.scores)
         if far.at is not None:
             return Far(Sizes(1, far.sizes.past, far.sizes.length), np.array([position]), far.scores)
         if not far.sizes.past:

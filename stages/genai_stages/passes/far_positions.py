@@ -174,6 +174,18 @@ def far_passes(
     return found
 
 
+def static_passes(numbers: Numbers, last: int, sizes: Sizes, *, heads: int) -> list[Far]:
+    """The passes of a source of fixed sizes whose positions are an input: AR of them in each."""
+    at = places(numbers, last)
+    scores = heads * sizes.tokens * sizes.total <= _SCORES
+    found = []
+    for start in range(0, len(at), sizes.tokens):
+        part = at[start : start + sizes.tokens]
+        filled = np.concatenate([part, np.full(sizes.tokens - len(part), part[-1])])
+        found.append(Far(sizes, filled, scores))
+    return found
+
+
 def _text(past: int, tokens: int, heads: int) -> Far:
     scores = heads * tokens * (past + tokens) <= 2 * _SCORES
     return Far(Sizes(tokens, past, past), scores=scores)
