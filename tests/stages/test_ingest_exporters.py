@@ -433,3 +433,30 @@ def test_ingest_names_the_window_when_config_does_not_tell_it(tmp_path: Path) ->
     edited(tmp_path, _window_as_input, window=6)
     with pytest.raises(BadModel, match=r"_sliding_window_tensor.*sliding_window of the model"):
         ingest(tmp_path)
+
+
+def test_ingest_reads_norms_and_positions_inside_of_grouped_attention(tmp_path: Path) -> None:
+    """What the CPU's kernel does not have: head norms, and a cache that is cut to its window."""
+    random = np.random.default_rng(2)
+
+    def change(model: onnx.ModelProto) -> None:
+        graph = model.graph
+        for node in graph.node:
+            if node.op_type != "GroupQueryAttention":
+                continue
+            node.input.extend(["position_ids", *[""] * (14 - len(node.input) - 1)])
+            for side in "qk":
+                name = f"{node.output[0]}.{side}_norm"
+                scale = (1 + 0.2 * random.standard_normal(16)).astype(np.float32)
+                graph.initializer.append(numpy_helper.from_array(scale, name))
+                node.input.append(name)
+            for key, value in {"qk_norm_epsilon": 1e-3, "sliding_window_cache": 1}.items():
+                node.attribute.append(helper.make_attribute(key, value))
+
+    edited(tmp_path, change, contrib=True, head_dim=16, window=40)
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < STRICT
+    assert [one.window for one in facts.attention] == [40, 40]
+    core = onnx.load(tmp_path / "out" / "model.onnx", load_external_data=False)  # noqa: TID251
+    attentions = [node for node in core.graph.node if node.op_type == "Attention"]
+    assert all(len(node.input) == 5 for node in attentions)
