@@ -262,7 +262,7 @@ class Engine:
             tokens = np.array(answer.tokens[-1:], dtype=np.int64)
         told = answer.request.prompt_logprobs is not None and work.start < prompt.size
         want = Want.ALL if told else Want.LAST if work.yields else Want.NONE
-        return Row(answer.slot, tokens, want=want)
+        return Row(answer.slot, tokens, want=want, adapters=answer.request.adapters)
 
     def _tell(self, work: Work, output: RowOutput) -> bool:
         """Hand on what a row yielded; whether the answer is at its end."""

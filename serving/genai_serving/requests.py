@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import GenAIError
+from genai_runtime.executor import AdapterUse
 from genai_runtime.sampling import Sampling, TokenLogprob
 
 
@@ -38,6 +39,7 @@ class Request:
         logprobs: So many of the most likely tokens are told with each token; None = none.
         prompt_logprobs: The same for the prompt's tokens.
         deadline: When it must have ended, by the engine's clock; None = whenever.
+        adapters: What every pass of it wears.
     """
 
     prompt: NDArray[np.int64]
@@ -48,6 +50,7 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     deadline: float | None = None
+    adapters: tuple[AdapterUse, ...] = ()
 
 
 @dataclass(frozen=True)

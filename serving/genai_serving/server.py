@@ -12,6 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
+from genai_core.adapters import AdapterIndex
 from genai_core.errors import BadInput
 from genai_core.filecache import FileCache
 from genai_core.names import Backend
@@ -69,6 +70,22 @@ class Options:
     drain_seconds: float = 30.0
 
 
+def _adapters(opened: containers.Container, name: str) -> AdapterIndex:
+    """The adapters and use cases of a container.
+
+    Raises:
+        BadInput: One of them has the base's name.
+    """
+    index = opened.adapters()
+    if name in {*index.adapters, *index.use_cases}:
+        raise BadInput(
+            f"an adapter of the container is called {name} too",
+            where="--model-name",
+            remedy="serve the base under another name",
+        )
+    return index
+
+
 def serve(options: Options, *, say: Callable[[str], None]) -> int:
     """Serve until SIGTERM or SIGINT; running answers are finished first.
 
@@ -114,6 +131,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         steadiness=Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor),
         emulated=emulated,
         created=int(opened.folder.stat().st_mtime),
+        adapters=_adapters(opened, name),
         defaults=sampling_defaults(opened.folder),
     )
     vocab_size = executor.vocab_size

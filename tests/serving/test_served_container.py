@@ -5,18 +5,15 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
-import re
-import signal
 import socket
-import subprocess
 import threading
 import time
-from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
+from served import Served, answer
 
-from genai_cli.testing import Program, environment
+from genai_cli.testing import Program
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 PROMPTS = [
@@ -44,46 +41,6 @@ def container(home):
     return Path(built.json["containers"]["cpu"]["path"])
 
 
-class Served:
-    """A server process."""
-
-    def __init__(self, home: Path, *arguments: str | Path, **env: str) -> None:
-        self.process = subprocess.Popen(
-            Program(home).command("serve", *arguments, "--port", "0"),
-            cwd=home,
-            env=environment(home) | env,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stderr is not None
-        lines, found = [], None
-        while found is None:
-            lines.append(self.process.stderr.readline())
-            assert lines[-1], f"it ended: {lines}"
-            found = re.search(r"http://127\.0\.0\.1:(\d+)", lines[-1])
-        self.line = lines[-1]
-        self.port = int(found[1])
-
-    def post(self, path: str, body: dict, **headers: str):
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
-        try:
-            connection.request("POST", path, json.dumps(body), headers)
-            answer = connection.getresponse()
-            raw = answer.read()
-            return answer.status, raw
-        finally:
-            connection.close()
-
-    def stop(self) -> tuple[int, str]:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            _, told = self.process.communicate(timeout=60)
-        finally:
-            self.process.kill()
-        return self.process.returncode, told
-
-
 @pytest.fixture(scope="module")
 def served(home, container):
     made = Served(home, container, "--threads", "1")
@@ -91,13 +48,6 @@ def served(home, container):
     code, told = made.stop()
     assert code == 0, told
     assert told.strip() == "ended"
-
-
-def answer(served, prompt, most=24, **given):
-    body = {"prompt": prompt, "max_tokens": most, "temperature": 0, "return_token_ids": True}
-    status, raw = served.post("/v1/completions", body | given)
-    assert status == 200, raw
-    return json.loads(raw)["choices"][0]
 
 
 def test_serve_writes_what_run_writes(home, container, served):

@@ -146,23 +146,24 @@ async def _no_such_route(request: HttpRequest, error: Exception) -> Response:
 
 
 async def _models(_request: HttpRequest, service: Service) -> Response:
-    return JSONResponse({"object": "list", "data": [_about(service)]})
+    index = service.model.adapters
+    names = [service.model.name, *index.adapters, *index.use_cases]
+    return JSONResponse({"object": "list", "data": [_about(service, name) for name in names]})
 
 
 async def _model(request: HttpRequest, service: Service) -> Response:
-    service.check_model(str(request.path_params["model"]))
-    return JSONResponse(_about(service))
+    return JSONResponse(_about(service, service.chosen(request.path_params["model"]).name))
 
 
-def _about(service: Service) -> dict[str, Any]:
+def _about(service: Service, name: str) -> dict[str, Any]:
     model = service.model
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
         "created": model.created,
         "owned_by": "genai",
         "root": model.name,
-        "parent": None,
+        "parent": None if name == model.name else model.name,
         "max_model_len": model.context_length,
         "revision": model.revision,
         "emulated": model.emulated,
@@ -175,7 +176,7 @@ def _about(service: Service) -> dict[str, Any]:
 
 async def _tokenize(request: HttpRequest, service: Service) -> Response:
     body = await read_body(request, TokenizeBody)
-    service.check_model(body.model)
+    service.chosen(body.model)
     if body.prompt is not None:
         tokens = await service.tokens_of(body.prompt, special=body.add_special_tokens)
     else:
@@ -191,7 +192,7 @@ async def _tokenize(request: HttpRequest, service: Service) -> Response:
 
 async def _detokenize(request: HttpRequest, service: Service) -> Response:
     body = await read_body(request, DetokenizeBody)
-    service.check_model(body.model)
+    service.chosen(body.model)
     outside = [token for token in body.tokens if token >= service.vocab_size]
     if outside:
         raise BadInput(

@@ -27,17 +27,21 @@ from genai_serving.api.service import (
 async def chat_completions(request: HttpRequest, service: Service) -> Response:
     """Answer a conversation `n` times."""
     body = await read_body(request, ChatBody)
-    service.check_model(body.model)
+    chosen = service.chosen(body.model)
     prompt = await service.chat_tokens(body.messages, body.chat_template_kwargs or {})
     most = body.max_completion_tokens or body.max_tokens
     running = service.begin(
-        body, [prompt], most=most, logprobs=(body.top_logprobs or 0) if body.logprobs else None
+        body,
+        [prompt],
+        most=most,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        adapters=chosen.adapters,
     )
     head = {
         "id": new_id("chatcmpl"),
         "object": "chat.completion.chunk" if body.stream else "chat.completion",
         "created": int(service.now()),
-        "model": service.model.name,
+        "model": chosen.name,
     }
     if body.stream:
         chunks = _chunks(body, running, service.model, head)

@@ -29,7 +29,7 @@ from genai_serving.api.service import (
 async def completions(request: HttpRequest, service: Service) -> Response:
     """Continue each prompt `n` times."""
     body = await read_body(request, CompletionBody)
-    service.check_model(body.model)
+    chosen = service.chosen(body.model)
     prompts = [
         await service.tokens_of(prompt, special=body.add_special_tokens) for prompt in body.prompts
     ]
@@ -39,12 +39,13 @@ async def completions(request: HttpRequest, service: Service) -> Response:
         most=None if body.max_tokens is None else max(1, body.max_tokens),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
+        adapters=chosen.adapters,
     )
     head = {
         "id": new_id("cmpl"),
         "object": "text_completion",
         "created": int(service.now()),
-        "model": service.model.name,
+        "model": chosen.name,
     }
     if body.stream:
         chunks = _chunks(body, running, service.model, head)

@@ -92,7 +92,7 @@ def not_found(model: str, known: str) -> ApiError:
     """A model that is not served; never answered by another."""
     return ApiError(
         404,
-        f"the model {model!r} does not exist; this server has {known!r}",
+        f"the model {model!r} does not exist; this server has {known}",
         "model",
         "model_not_found",
     )

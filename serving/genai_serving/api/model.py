@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from genai_core.adapters import AdapterIndex
 from genai_core.errors import BadInput, BadModel
 from genai_runtime.chat_template import ChatTemplate
 from genai_runtime.sampling import Sampling
@@ -38,6 +39,7 @@ class ServedModel:
         defaults: Sampling where a request says nothing.
         created: Seconds since 1970.
         emulated: It runs in the vendor's emulator.
+        adapters: Names that requests may use beside its own.
     """
 
     name: str
@@ -49,6 +51,7 @@ class ServedModel:
     steadiness: Steadiness
     created: int
     emulated: bool = False
+    adapters: AdapterIndex = field(default_factory=AdapterIndex)
     defaults: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULTS))
 
     def sampling(self, body: SamplingFields, index: int) -> Sampling:

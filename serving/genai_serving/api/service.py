@@ -18,6 +18,8 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from genai_core.errors import BadInput, GenAIError
+from genai_core.kinds.lora import BASE
+from genai_runtime.executor import AdapterUse
 from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, Running, start
 from genai_serving.api.errors import ApiError, not_found, of_failure, of_validation
 from genai_serving.api.model import ServedModel
@@ -31,6 +33,19 @@ BODY_SECONDS = 30.0
 """A body that has not come by then is not waited for."""
 
 _B = TypeVar("_B", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a request is answered by.
+
+    Attributes:
+        name: As it is told in the answer.
+        adapters: What its passes wear; none for the base.
+    """
+
+    name: str
+    adapters: tuple[AdapterUse, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -53,14 +68,20 @@ class Service:
     seconds: float = 0.0
     now: Callable[[], float] = time.time  # noqa: TID251 - shown to clients, decides nothing
 
-    def check_model(self, name: str) -> None:
-        """Refuse another model's name.
+    def chosen(self, name: str) -> Choice:
+        """What a request's `model` means: the base, an adapter, or a use case.
 
         Raises:
-            ApiError: 404.
+            ApiError: 404: a name that is not here is never answered by another.
         """
-        if name and name != self.model.name:
-            raise not_found(name, self.model.name)
+        if name in {"", BASE, self.model.name}:
+            return Choice(self.model.name)
+        index = self.model.adapters
+        if name not in index.adapters and name not in index.use_cases:
+            known = [self.model.name, *index.adapters, *index.use_cases]
+            raise not_found(name, ", ".join(known))
+        worn = tuple(AdapterUse(entry.name, entry.alpha) for entry in index.worn(name))
+        return Choice(name, worn)
 
     async def tokens_of(self, prompt: str | list[int], *, special: bool) -> NDArray[np.int64]:
         """A prompt's token ids; the engine checks them."""
@@ -87,6 +108,7 @@ class Service:
         most: int | None,
         logprobs: int | None,
         prompt_logprobs: int | None = None,
+        adapters: tuple[AdapterUse, ...] = (),
     ) -> list[Running]:
         """Submit every choice of every prompt, in order; all or none.
 
@@ -96,6 +118,7 @@ class Service:
             most: Tokens of an answer; None = as many as the context holds.
             logprobs: Of answers; see `genai_serving.requests.Request`.
             prompt_logprobs: Of prompts.
+            adapters: That every answer wears.
 
         Raises:
             GenAIError: As `Engine.submit`.
@@ -123,6 +146,7 @@ class Service:
                         logprobs=logprobs,
                         prompt_logprobs=prompt_logprobs,
                         deadline=deadline,
+                        adapters=adapters,
                     )
                     answer = Answer(
                         loop,

@@ -1,0 +1,62 @@
+"""`genai serve` in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from genai_cli.testing import Program, environment
+
+
+class Served:
+    """A server process."""
+
+    def __init__(self, home: Path, *arguments: str | Path, **env: str) -> None:
+        self.process = subprocess.Popen(
+            Program(home).command("serve", *arguments, "--port", "0"),
+            cwd=home,
+            env=environment(home) | env,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+        )
+        assert self.process.stderr is not None
+        lines, found = [], None
+        while found is None:
+            lines.append(self.process.stderr.readline())
+            assert lines[-1], f"it ended: {lines}"
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", lines[-1])
+        self.line = lines[-1]
+        self.port = int(found[1])
+
+    def post(self, path: str, body: dict, **headers: str):
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            answer = connection.getresponse()
+            raw = answer.read()
+            return answer.status, raw
+        finally:
+            connection.close()
+
+    def stop(self) -> tuple[int, str]:
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            _, told = self.process.communicate(timeout=60)
+        finally:
+            self.process.kill()
+        return self.process.returncode, told
+
+
+def answer(served: Served, prompt: str, most: int = 24, **given: Any) -> dict[str, Any]:
+    """The first choice of a completion, greedy where nothing else is said."""
+    body = {"prompt": prompt, "max_tokens": most, "temperature": 0, "return_token_ids": True}
+    status, raw = served.post("/v1/completions", body | given)
+    assert status == 200, raw
+    choice: dict[str, Any] = json.loads(raw)["choices"][0]
+    return choice
