@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -14,6 +15,7 @@ import pytest
 from served import Served, answer
 
 from genai_cli.testing import Program
+from genai_core.adapters import AdapterIndex
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 PROMPTS = [
@@ -169,6 +171,7 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, mon
         folder = home / "phone" / "sm8750"
         revision = "sha256:0123456789abcdef"
         stop_tokens = staticmethod(frozenset)
+        adapters = AdapterIndex
 
         class manifest:
             class target:
