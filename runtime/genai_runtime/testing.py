@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
 from genai_runtime.executor import (
+    AdapterUse,
     Logits,
     Row,
     RowOutput,
@@ -33,10 +34,19 @@ class ScriptedExecutor:
         vocab_size: V.
         context_length: Of each slot.
         seed: Of the table that maps states to logits.
+        adapters: What rows may wear; another state for each name and alpha.
     """
 
-    def __init__(self, *, vocab_size: int = 17, context_length: int = 64, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        vocab_size: int = 17,
+        context_length: int = 64,
+        seed: int = 0,
+        adapters: Collection[str] = (),
+    ) -> None:
         random = np.random.default_rng(seed)
+        self._adapters = frozenset(adapters)
         self._table: NDArray[np.float64] = random.normal(size=(_MODULUS, vocab_size))
         self._context_length = context_length
         self._slots: SlotTable[list[int]] = SlotTable()
@@ -61,8 +71,8 @@ class ScriptedExecutor:
 
     @property
     def adapters(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
+        """As given."""
+        return self._adapters
 
     @property
     def trees(self) -> bool:
@@ -95,7 +105,7 @@ class ScriptedExecutor:
             held, states = self._slots[row.slot], []
             for token in tokens:
                 held.append(int(token))
-                states.append(self._state(held))
+                states.append(self._state(held, row.adapters))
             wanted = np.asarray(states[len(states) - row.want.count(tokens.size) :], dtype=np.intp)
             outputs.append(
                 RowOutput(
@@ -130,8 +140,8 @@ class ScriptedExecutor:
         self.closed = True
 
     @staticmethod
-    def _state(tokens: list[int]) -> int:
-        state = 1
+    def _state(tokens: list[int], worn: Sequence[AdapterUse]) -> int:
+        state = 1 + sum(sum(use.name.encode()) + round(97 * use.alpha) for use in worn)
         for token in tokens:
             state = (state * 31 + token + 7) % _MODULUS
         return state

@@ -16,7 +16,7 @@ from typing import Protocol
 
 import numpy as np
 
-from genai_core.errors import GenAIError
+from genai_core.errors import BadInput, GenAIError
 from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
 from genai_runtime.sampling import Sampler, logprobs
 from genai_serving.requests import Ended, Finish, Listener, Request, Times
@@ -141,12 +141,15 @@ class Engine:
         """Queue a request; its key. Callable from any thread.
 
         Raises:
-            BadInput: The prompt is empty, outside the vocabulary or too long for the context, or
-                the request needs more memory than there is.
+            BadInput: The prompt is empty, outside the vocabulary or too long for the context, an
+                adapter is not loaded, or the request needs more memory than there is.
             QueueFull: Too many wait.
             Closed: The engine is shutting down.
         """
         prompt = checked_tokens(request.prompt, self._executor, 0)
+        for use in request.adapters:
+            if use.name not in self._executor.adapters:  # it would fail a pass, with all in it
+                raise BadInput("is not loaded", where=f"adapter {use.name}")
         # The last token of an answer needs no place: it is told and never read.
         most = min(request.max_tokens, self._executor.context_length - prompt.size + 1)
         request = replace(request, prompt=prompt, max_tokens=most)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 
+from genai_core.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
 from genai_runtime.chat_template import ChatTemplate
 from genai_runtime.steadiness import Steadiness
 from genai_runtime.testing import ScriptedExecutor
@@ -26,6 +27,13 @@ from genai_serving.metrics import Metrics
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 VOCAB, CONTEXT = 2048, 96
+ENTRY = AdapterEntry(file="x", sha256="0" * 64, rank=1, linears=1)
+INDEX = AdapterIndex(
+    adapters={"c": ENTRY, "upper": ENTRY},
+    use_cases={
+        "both": UseCaseEntry(adapters=(WornEntry(name="c", alpha=0.5), WornEntry(name="upper")))
+    },
+)
 
 
 @dataclass
@@ -106,7 +114,7 @@ class Running:
 
 
 def run_server(*, api_keys=(), limits=None, tokenizer=True, seconds=0.0) -> Running:
-    executor = Paced(vocab_size=VOCAB, context_length=CONTEXT)
+    executor = Paced(vocab_size=VOCAB, context_length=CONTEXT, adapters=("c", "upper"))
     limits = limits or Limits(sequences=4, tokens=32, waiting=32, cache_bytes=4 * CONTEXT)
     metrics = Metrics("scripted")
     engine = Engine(executor, limits, observer=metrics)
@@ -122,6 +130,7 @@ def run_server(*, api_keys=(), limits=None, tokenizer=True, seconds=0.0) -> Runn
         stop_tokens=frozenset({2, 6}),
         steadiness=Steadiness(chunks=True, neighbours=True),
         created=1,
+        adapters=INDEX,
     )
     service = Service(engine, model, limits, VOCAB, seconds=seconds)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
@@ -208,7 +210,10 @@ def test_tokenize_and_detokenize_are_inverse(client):
 
 
 def test_models_health_and_ready(client):
-    (model,) = client.get("/v1/models").json["data"]
+    model, *worn = client.get("/v1/models").json["data"]
+    assert [(m["id"], m["parent"]) for m in worn] == [
+        (name, "scripted") for name in ("c", "upper", "both")
+    ]
     assert model["id"] == "scripted"
     assert model["parent"] is None
     assert model["bit_stable"] == {"chunks": True, "neighbours": True}
@@ -337,6 +342,34 @@ def test_request_ids_are_told_back_or_made(client):
     made = client("GET", "/health", headers={"X-Request-Id": "no good"}).headers["x-request-id"]
     assert made != "no good"
     assert len(made) == 24
+
+
+def test_a_name_chooses_its_adapters_beside_others(client):
+    def worn(name, *uses):
+        executor = ScriptedExecutor(vocab_size=2048, context_length=96, adapters=("c", "upper"))
+        session = SlotSession(executor, [AdapterUse(*use) for use in uses])
+        told = generate(session, np.array(PROMPT), max_tokens=12, stop_tokens={2, 6})
+        return name, list(told.tokens)
+
+    expected = dict(
+        [
+            worn("scripted"),
+            worn("base"),
+            worn("c", ("c", 1.0)),
+            worn("upper", ("upper", 1.0)),
+            worn("both", ("c", 0.5), ("upper", 1.0)),
+        ]
+    )
+    assert len({tuple(tokens) for tokens in expected.values()}) == 4
+    names = list(expected) * 4
+    with ThreadPoolExecutor(len(names)) as pool:
+        told = list(pool.map(lambda name: complete(client, model=name), names))
+    for name, answer in zip(names, told, strict=True):
+        assert answer["model"] == ("scripted" if name == "base" else name)
+        assert answer["choices"][0]["token_ids"] == expected[name]
+    unknown = client.post("/v1/completions", {"prompt": "x", "model": "c-headers"})
+    assert unknown.status == 404
+    assert "scripted, c, upper, both" in unknown.json["error"]["message"]
 
 
 def test_metrics_count_by_vllm_s_names(client):

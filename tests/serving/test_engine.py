@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from genai_core.errors import BadInput
+from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
@@ -248,6 +249,14 @@ def test_submit_refuses_prompts_that_no_pass_can_read(engine, prompt):
     with pytest.raises(BadInput):
         engine.submit(ask(prompt), Heard())
     assert engine.load.waiting == 0
+
+
+def test_submit_refuses_an_adapter_that_is_not_loaded_before_it_joins_a_pass(engine):
+    good = Heard()
+    engine.submit(ask([2, 3], 4), good)
+    with pytest.raises(BadInput, match="adapter nobody: is not loaded"):
+        engine.submit(ask([1], adapters=(AdapterUse("nobody"),)), Heard())
+    assert good.wait().tokens == list(alone([2, 3], 4).tokens)
 
 
 def test_submit_refuses_what_the_cache_cannot_hold(executor):
