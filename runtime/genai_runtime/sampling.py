@@ -161,7 +161,7 @@ def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.
     probabilities /= probabilities.sum()
     if sampling.top_p < 1:
         hidden = np.ones(scaled.size, dtype=np.bool_)
-        hidden[_nucleus(probabilities, sampling.top_p)] = False
+        hidden[_nucleus(scaled, probabilities, sampling.top_p)] = False
         probabilities[hidden] = 0.0
         probabilities /= probabilities.sum()
     return probabilities
@@ -208,12 +208,17 @@ def _largest(values: NDArray[np.float64], count: int) -> NDArray[np.intp]:
     return order
 
 
-def _nucleus(probabilities: NDArray[np.float64], top_p: float) -> NDArray[np.intp]:
-    """Places of the smallest set of most likely tokens whose probability reaches `top_p`."""
+def _nucleus(
+    logits: NDArray[np.float64], probabilities: NDArray[np.float64], top_p: float
+) -> NDArray[np.intp]:
+    """Places of the smallest set of most likely tokens whose probability reaches `top_p`.
+
+    Logits tell the order: close ones have equal probabilities once they are rounded.
+    """
     count = _FIRST_CANDIDATES
     while True:
-        order = _largest(probabilities, min(count, probabilities.size))
+        order = _largest(logits, min(count, logits.size))
         reached = np.cumsum(probabilities[order])
-        if reached[-1] >= top_p or order.size == probabilities.size:
+        if reached[-1] >= top_p or order.size == logits.size:
             return order[reached - probabilities[order] < top_p]
         count *= 8

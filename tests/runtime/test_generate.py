@@ -106,6 +106,11 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p():
     assert np.count_nonzero(everything) == 3
 
 
+def test_top_p_keeps_the_largest_logit_where_probabilities_round_to_the_same():
+    kept = distribution(np.array([0, 6e-21], np.float32), Sampling(temperature=1.0, top_p=0.5))
+    assert kept.tolist() == [0, 1]
+
+
 @given(
     arrays(np.float32, st.integers(1, 30), elements=st.floats(-40, 40, width=32)),
     st.floats(0.05, 5),
