@@ -233,7 +233,10 @@ class Engine:
             self._answers[key].admitted = began
         try:
             for key in step.admitted:
-                self._answers[key].slot = self._executor.open()
+                answer = self._answers[key]
+                answer.slot = self._executor.open()
+                # At once, and not bucket by bucket with a copy each time.
+                self._executor.grow(answer.slot, answer.request.prompt.size)
             outputs = self._executor.forward([self._row(work) for work in step.work])
         except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
             for key in {*step.admitted, *(work.key for work in step.work)}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -250,6 +251,9 @@ BAD = {
     "stream options without a stream": ({"prompt": "x", "stream_options": {}}, 400, None),
     "best_of": ({"prompt": "x", "best_of": 4}, 400, "best_of"),
     "a lone surrogate": (b'{"prompt": "\\ud800"}', 400, None),
+    "a lone surrogate as a field": (b'{"prompt": "x", "\\uD800": 1}', 400, None),
+    "a lone surrogate as a model": (b'{"prompt": "x", "model": "\\udfff"}', 404, "model"),
+    "a number of 5000 digits": (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400, None),
 }
 
 
@@ -333,6 +337,26 @@ def test_a_body_beyond_the_limit_is_refused(client):
     answer = client.post("/v1/completions", b'{"prompt": "' + b"a" * (9 << 20) + b'"}')
     assert answer.status == 413
     assert answer.json["error"]["code"] == "body_too_large"
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(client, monkeypatch):
+    monkeypatch.setattr("genai_serving.api.service.BODY_SECONDS", 0.2)
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as slow:
+        slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
+        began = time.monotonic()
+        told = slow.recv(4096)
+    assert told.startswith(b"HTTP/1.1 408")
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "variables", [{"messages": []}, {"add_generation_prompt": False}, {"bos_token": 10**400}]
+)
+def test_template_variables_never_break_a_server(client, variables):
+    body = {"messages": CHAT, "max_tokens": 1, "chat_template_kwargs": variables}
+    answer = client.post("/v1/chat/completions", body)
+    assert answer.status in {200, 400}
+    assert "error" in answer.json or answer.json["choices"]
 
 
 def test_request_ids_are_told_back_or_made(client):
