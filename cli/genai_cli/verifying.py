@@ -10,10 +10,11 @@ from genai_cli.output import emit, say
 from genai_cli.render import busy
 from genai_cli.settings import Settings
 from genai_cli.words import counted, size
+from genai_core.adapters import INDEX_FILE, read_index
 from genai_core.canonical import digest_file
-from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, outside_identity
+from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, Manifest, outside_identity
 from genai_runtime.container import manifest_of
-from genai_runtime.verification import extra_files, file_faults
+from genai_runtime.verification import FileFault, extra_files, file_faults, index_fault
 
 __all__ = ["verify"]
 
@@ -34,6 +35,8 @@ def verify(path: Path, settings: Settings) -> int:
             *file_faults(folder, manifest, digest_of=digest_file),
             *extra_files(folder, manifest),
         ]
+    if not faults and (fault := _of_index(folder, manifest)) is not None:
+        faults.append(fault)
     unchecked = _outside(folder)
     if settings.json:
         emit(
@@ -58,6 +61,14 @@ def verify(path: Path, settings: Settings) -> int:
     if unchecked:
         say(f"  outside the revision, so nothing to compare with: {', '.join(unchecked)}")
     return 1 if faults else 0
+
+
+def _of_index(folder: Path, manifest: Manifest) -> FileFault | None:
+    """What the index of adapters says and the manifest does not."""
+    if INDEX_FILE not in manifest.files:
+        return None
+    text = index_fault(read_index(folder), manifest)
+    return FileFault(INDEX_FILE, "bytes", text) if text is not None else None
 
 
 def _outside(folder: Path) -> list[str]:

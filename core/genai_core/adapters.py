@@ -12,15 +12,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
 from genai_core.errors import BadInput
+from genai_core.paths import RelativePath
 from genai_core.versions import read_versioned
 
 __all__ = [
     "ADAPTERS_FOLDER",
     "ADAPTER_FILE",
     "INDEX_FILE",
+    "LARGEST_WEIGHT",
     "AdapterEntry",
     "AdapterIndex",
     "UseCaseEntry",
@@ -33,6 +35,9 @@ INDEX_FILE = f"{ADAPTERS_FOLDER}/index.json"
 ADAPTER_FILE = "adapter.safetensors"
 """What the import of an adapter leaves; in a container it is called by the adapter's name."""
 
+LARGEST_WEIGHT = 1e15
+"""Adapters share a pass: in rows without one, (x A) is multiplied by 0, so it must be finite."""
+
 INDEX_VERSION = 1
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +47,7 @@ class AdapterEntry(BaseModel):
 
     model_config = _FROZEN
 
-    file: str
+    file: RelativePath
     """Below the container's folder."""
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
     """Of the file: what the adapter is, whatever its name."""
@@ -58,7 +63,7 @@ class WornEntry(BaseModel):
     model_config = _FROZEN
 
     name: str
-    alpha: float = 1.0
+    alpha: FiniteFloat = 1.0
 
 
 class UseCaseEntry(BaseModel):

@@ -152,13 +152,20 @@ def refuse_pointer(path: Path, *, where: str = "", remedy: str = "") -> None:
     )
 
 
-def read_json_object(path: Path, *, where: str = "", kind: type[BadInput] = BadModel) -> Any:
+def read_json_object(
+    path: Path,
+    *,
+    where: str = "",
+    kind: type[BadInput] = BadModel,
+    remedy: str = "restore the model's own file",
+) -> Any:
     """Read a JSON object that somebody else wrote.
 
     Args:
         path: An existing file.
         where: As the user knows it; its name where empty.
         kind: Of the error.
+        remedy: What to do about it.
 
     Raises:
         BadInput: Of `kind`: a pointer of Git LFS, no text, no JSON, no object, nested too deeply,
@@ -167,7 +174,6 @@ def read_json_object(path: Path, *, where: str = "", kind: type[BadInput] = BadM
     """
     where = where or path.name
     refuse_pointer(path, where=where)
-    remedy = "restore the model's own file"
     try:
         value = CONFIG.read(plain_text(read_regular(path, CONFIG.most_bytes)))
         json.dumps(value, ensure_ascii=False).encode("utf-8")  # halves of characters

@@ -6,9 +6,9 @@ machine or a measurement decides may stand in it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from genai_core import budgets, canonical
 from genai_core.adapters import ADAPTERS_FOLDER
@@ -105,6 +105,13 @@ class Manifest(BaseModel):
     base: str | None = None
     """Where there are adapters: `base_digest`, so that one may be changed under a running server.
     Since version 2."""
+
+    @model_validator(mode="after")
+    def _base_is_its_own(self) -> Self:
+        """Servers keep what they prepared by `base`, so it may not name another container's."""
+        if self.base is not None and self.base != self.base_digest():
+            raise ValueError("base is not the digest of the files without adapters")
+        return self
 
     def revision(self) -> str:
         """`sha256:` and the digest of the canonical manifest."""

@@ -35,7 +35,7 @@ from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session
 from genai_runtime.tokenizing import TOKENIZER_FILE, TextTokenizer
-from genai_runtime.verification import DigestOf, file_faults
+from genai_runtime.verification import REMEDY, DigestOf, file_faults, index_fault
 
 if TYPE_CHECKING:  # it needs ONNX Runtime
     from genai_runtime.cpu.bank import AdapterWeights
@@ -149,9 +149,15 @@ class Container:
         """The adapters and use cases that it carries.
 
         Raises:
-            BadInput: Its index is not readable.
+            BadInput: Its index is not readable, or names files that the manifest does not.
         """
-        return read_index(self.folder) if self.holds(INDEX_FILE) else AdapterIndex()
+        if not self.holds(INDEX_FILE):
+            return AdapterIndex()
+        index = read_index(self.folder)
+        fault = index_fault(index, self.manifest)
+        if fault is not None:
+            raise BadInput(fault, where=str(self.folder / INDEX_FILE), remedy=REMEDY)
+        return index
 
     def open_session(
         self,

@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from genai_core.adapters import AdapterIndex
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.manifest import Manifest, outside_identity
 from genai_core.record import SIDECAR_NAME
 
-__all__ = ["DigestOf", "FileFault", "extra_files", "file_faults"]
+__all__ = ["REMEDY", "DigestOf", "FileFault", "extra_files", "file_faults", "index_fault"]
 
 DigestOf = Callable[[Path], str]
 """A file's SHA-256 in lower-case hex: `digest_file`, or `FileCache.digest`, which reads a file
 again only where it has changed."""
 
-_REMEDY = "fetch the container again"
+REMEDY = "fetch the container again"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class FileFault:
     def error(self, folder: Path) -> GenAIError:
         """The error of a container that has this fault."""
         kind = CorruptBlob if self.kind == "bytes" else BadInput
-        return kind(self.text, where=str(folder / self.name), remedy=_REMEDY)
+        return kind(self.text, where=str(folder / self.name), remedy=REMEDY)
 
 
 def file_faults(
@@ -77,3 +78,21 @@ def extra_files(folder: Path, manifest: Manifest) -> Iterator[FileFault]:
         if path.is_dir() or known:
             continue
         yield FileFault(name, "extra", "is not in the manifest")
+
+
+def index_fault(index: AdapterIndex, manifest: Manifest) -> str | None:
+    """Return what an index of adapters says that its container's manifest does not, or None.
+
+    The files of adapters are opened by the index alone, so each must be one of the manifest's.
+    """
+    for name, entry in index.adapters.items():
+        file = manifest.files.get(entry.file)
+        if file is None:
+            return f"the adapter {name} is {entry.file}, which is not in the manifest"
+        if file.sha256 != entry.sha256:
+            return f"the adapter {name} is another file than the manifest's {entry.file}"
+    for name, case in index.use_cases.items():
+        lost = next((w.name for w in case.adapters if w.name not in index.adapters), None)
+        if lost is not None:
+            return f"the use case {name} names {lost}, which is not among its adapters"
+    return None

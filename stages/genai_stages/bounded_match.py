@@ -10,18 +10,22 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from genai_core.errors import BadInput
 
 SECONDS = 10.0
 """For all names of a graph, some thousands: an honest expression takes milliseconds."""
 
+_SHOWN = 200
+
 _PROGRAM = """
 import json, re, sys
-pattern, names = json.load(sys.stdin)
-compiled = re.compile(pattern)
-json.dump([name for name in names if compiled.fullmatch(name)], sys.stdout)
+patterns, names = json.load(sys.stdin)
+for pattern in patterns:
+    compiled = re.compile(pattern)
+    matched = [number for number, name in enumerate(names) if compiled.fullmatch(name)]
+    print(json.dumps(matched), flush=True)
 """
 
 
@@ -39,30 +43,59 @@ def full_matches(
     Raises:
         BadInput: It is no regular expression, or does not end in time.
     """
+    return full_matches_of_all([pattern], names, where=where, seconds=seconds)[0]
+
+
+def full_matches_of_all(
+    patterns: Sequence[str], names: Collection[str], *, where: str, seconds: float | None = None
+) -> list[frozenset[str]]:
+    """The names that each of several regular expressions matches as a whole.
+
+    Args:
+        patterns: As the user wrote them.
+        names: What they are tried on.
+        where: The field, for messages.
+        seconds: How long all of them may take together; None = SECONDS.
+
+    Raises:
+        BadInput: One is no regular expression, or does not end in time; the message shows it.
+    """
+    for pattern in patterns:
+        _check(pattern, where)
+    if not patterns:
+        return []
+    tried = sorted(names)
+    seconds = SECONDS if seconds is None else seconds
     try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise BadInput(
-            f"{pattern!r} is no regular expression: {error}",
-            where=where,
-            remedy="write one for the whole name of a tensor, e.g. .*qk_matmul.*",
-        ) from error
-    given = json.dumps([pattern, sorted(names)])
-    try:
-        ran = subprocess.run(  # noqa: S603 - a program of ours, the pattern is its input
+        ran = subprocess.run(  # noqa: S603 - a program of ours, the patterns are its input
             [sys.executable, "-I", "-S", "-c", _PROGRAM],
-            input=given,
+            input=json.dumps([list(patterns), tried]).encode(),
             capture_output=True,
-            text=True,
-            encoding="utf-8",
             timeout=seconds,
             check=True,
         )
     except subprocess.TimeoutExpired as error:
+        ended = (error.stdout or b"").count(b"\n")
         raise BadInput(
-            f"{pattern!r} tries ever more ways to match: {len(names)} names took more than "
-            f"{seconds:g} s",
+            f"{_shown(patterns[ended])} tries ever more ways to match: {len(tried)} names took "
+            f"more than {seconds:g} s",
             where=where,
             remedy="write it without a repetition inside a repetition, as in (a+)+",
         ) from error
-    return frozenset(json.loads(ran.stdout))
+    lines = ran.stdout.splitlines()
+    return [frozenset(tried[number] for number in json.loads(line)) for line in lines]
+
+
+def _check(pattern: str, where: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise BadInput(
+            f"{_shown(pattern)} is no regular expression: {error}",
+            where=where,
+            remedy="write one for the whole name of a tensor, e.g. .*qk_matmul.*",
+        ) from error
+
+
+def _shown(pattern: str) -> str:
+    return repr(pattern if len(pattern) <= _SHOWN else f"{pattern[:_SHOWN]}...")

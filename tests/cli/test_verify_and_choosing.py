@@ -70,6 +70,30 @@ def test_verify_names_every_file_and_ends_with_1_when_some_are_wrong(
     assert "1 missing, 1 wrong, 2 extra" in plain.out
 
 
+@pytest.mark.parametrize(
+    ("file", "digest", "words"),
+    [
+        ("adapters/b.safetensors", "0" * 64, "b.safetensors, which is not in the manifest"),
+        ("adapters/a.safetensors", "0" * 64, "another file than the manifest's adapters/a"),
+    ],
+)
+def test_verify_names_an_index_that_leads_to_files_without_a_manifest(
+    call: InProcess,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    digest: str,
+    words: str,
+) -> None:
+    entry = {"file": file, "sha256": digest, "rank": 1, "linears": 1}
+    index = json.dumps({"adapters": {"one": entry}}).encode()
+    monkeypatch.setitem(FILES, "adapters/a.safetensors", b"x")
+    monkeypatch.setitem(FILES, "adapters/index.json", index)
+    ran = call("verify", container(tmp_path / "cpu"))
+    assert ran.code == 1
+    assert words in ran.out
+
+
 @pytest.mark.parametrize("content", [None, "{", "{}", '{"schema_version": 99}'])
 def test_verify_ends_with_2_when_it_is_no_container(
     call: InProcess, tmp_path: Path, content: str | None

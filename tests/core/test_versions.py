@@ -42,6 +42,17 @@ def test_read_manifest_refuses_by_version_when_the_container_is_newer():
     assert "adapters" not in told
 
 
+def test_read_manifest_refuses_a_base_that_is_another_containers():
+    adapter = {"adapters/a.safetensors": {"sha256": "1" * 64, "size": 1}}
+    plain = read_manifest(json.dumps(WRITTEN))
+    files = {**dict(WRITTEN["files"]), **adapter}
+    worn = WRITTEN | {"schema_version": 2, "files": files, "base": plain.revision()}
+    assert read_manifest(json.dumps(worn)).base_digest() == plain.revision()
+    other = worn | {"files": {"model.onnx": {"sha256": "2" * 64, "size": 1}, **adapter}}
+    with pytest.raises(BadInput, match="base is not the digest of the files without adapters"):
+        read_manifest(json.dumps(other))
+
+
 def test_a_newer_program_reads_an_older_manifest_and_keeps_its_revision():
     older = read_manifest(json.dumps(WRITTEN))
     newer = read_versioned(

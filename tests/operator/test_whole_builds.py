@@ -221,13 +221,20 @@ def node_of(room: Room, name: str) -> set[str]:
     return {str(spec.get("nodeSelector", {}).get("disk")) for spec in found}
 
 
+async def placed(room: Room, name: str, disk: str) -> None:
+    """Wait for the Job of an operation: every one there is has this selector."""
+    async with asyncio.timeout(60.0):
+        while not node_of(room, name):  # noqa: ASYNC110 - the world has no event
+            await asyncio.sleep(0.02)
+    assert node_of(room, name) == {disk}
+
+
 def test_an_edit_reaches_a_job_whose_pod_never_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def story(room: Room) -> None:
         room.apply("one", run=NOWHERE)
-        await asyncio.sleep(0.3)
-        assert node_of(room, "resolve") == {"none"}
+        await placed(room, "resolve", "none")
         room.apply("one", run={"nodeSelector": {}})
 
     room = played(tmp_path, monkeypatch, story)
@@ -242,8 +249,7 @@ def test_a_neighbour_does_not_wait_for_a_job_that_cannot_start(
     async def story(room: Room) -> None:
         room.world.anywhere = frozenset({"resolve"})
         room.apply("bad", run=NOWHERE)
-        await asyncio.sleep(0.4)
-        assert node_of(room, "ingest") == {"none"}
+        await placed(room, "ingest", "none")
         room.apply("good")
 
     room = played(tmp_path, monkeypatch, story)

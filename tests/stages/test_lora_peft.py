@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from genai_core.errors import BadAdapter, BadInput
+from genai_stages import bounded_match
 from genai_stages.lora.peft import read_peft
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
@@ -83,6 +85,13 @@ def test_read_peft_reads_what_peft_itself_saved() -> None:
         ({"lora_alpha": None}, "no positive number"),
         ({"lora_alpha": True}, "no positive number"),
         ({"rank_pattern": {"(": 4}}, "no pattern"),
+        ({"rank_pattern": {"a{99999999999999999999}": 4}}, "no pattern"),
+        ({"rank_pattern": {"q" * 1001: 4}}, "too long"),
+        ({"rank_pattern": {f"q{i}": 4 for i in range(10_001)}}, "10000 are read"),
+        ({"r": 10**400}, "no JSON number|no positive number|not JSON"),
+        ({"lora_alpha": float("inf")}, "not JSON"),
+        ({"lora_alpha": 1e300}, "no positive number"),
+        ({"use_rslora": "false"}, "neither true nor false"),
         ({"rank_pattern": ["q_proj"]}, "no object"),
     ],
 )
@@ -93,6 +102,29 @@ def test_read_peft_names_what_it_refuses(
     with pytest.raises(BadAdapter, match=words) as raised:
         read_peft(tmp_path, "one")
     assert raised.value.exit_code == 2
+
+
+@pytest.mark.parametrize("field", ["rank_pattern", "alpha_pattern"])
+def test_read_peft_gives_up_in_time_when_a_pattern_backtracks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, field: str
+) -> None:
+    monkeypatch.setattr(bounded_match, "SECONDS", 1.0)
+    module = "model.layers.0." + "a" * 40
+    write_peft(tmp_path, {module: (8, 8)}, **{field: {"q_proj": 4, "(a+)+b": 4}})
+    with pytest.raises(BadAdapter, match="tries ever more ways to match") as raised:
+        read_peft(tmp_path, "one")
+    assert raised.value.where == f"adapter_config.json: {field}"
+
+
+def test_read_peft_matches_as_peft_when_patterns_are_expressions(tmp_path: Path) -> None:
+    alphas = {r"layers\.0\..*": 2, "^mod.*down_proj|nothing": 6, ".*": 8}
+    write_peft(tmp_path, MODULES, rank=4, alpha_pattern=alphas)
+    expected = {
+        module: next(a for p, a in alphas.items() if re.match(rf"(.*\.)?({p})$", module)) / 4
+        for module in MODULES
+    }
+    found = read_peft(tmp_path, "one").branches
+    assert {module: branch.scale for module, branch in found.items()} == expected
 
 
 def test_gaussian_and_eva_initializations_are_plain_adapters(tmp_path: Path) -> None:
@@ -123,6 +155,18 @@ def rewrite(folder: Path, tensors: dict[str, Any]) -> None:
         (
             {"x.lora_A.weight": np.full((4, 8), np.nan), "x.lora_B.weight": np.ones((8, 4))},
             "no finite numbers",
+        ),
+        (
+            {"x.lora_A.weight": np.full((4, 8), 1e20), "x.lora_B.weight": np.ones((8, 4))},
+            "overflows",
+        ),
+        (
+            {
+                "x.lora_A.weight": np.ones((4, 8)),
+                "x.lora_A.other.weight": np.ones((4, 8)),
+                "x.lora_B.weight": np.ones((8, 4)),
+            },
+            "one half of the same branch",
         ),
         (
             {

@@ -10,6 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
+from genai_core.adapters import LARGEST_WEIGHT
 from genai_core.errors import BadInput
 from genai_runtime.cpu.branches import input_names
 from genai_runtime.executor import AdapterUse
@@ -53,6 +54,11 @@ def read_adapter(path: Path) -> AdapterWeights:
         floats = a.dtype == b.dtype == np.float32
         if not floats or a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
             raise BadInput(f"its matrices of {name} do not belong together", where=str(path))
+        if not all(np.abs(m).max(initial=0) <= LARGEST_WEIGHT for m in (a, b)):
+            raise BadInput(
+                f"its matrices of {name} hold values that are no numbers or overflow in a product",
+                where=str(path),
+            )
         branches[name] = (a, b)
     if len(tensors) != 2 * len(branches):
         raise BadInput("it holds more than pairs of matrices", where=str(path))

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from genai_core.adapters import LARGEST_WEIGHT
 from genai_core.errors import BadAdapter
 
 __all__ = ["Adapter", "Branch", "Floats"]
@@ -64,7 +65,8 @@ def branch_of(module: str, a: Floats, b: Floats, *, scale: float, where: str) ->
     """Check that A and B belong together.
 
     Raises:
-        BadAdapter: They are no matrices, disagree in rank, or hold what is no number.
+        BadAdapter: They are no matrices, disagree in rank, or hold what is no number, or too large
+            for one.
     """
     if a.ndim != 2 or b.ndim != 2:
         raise BadAdapter(
@@ -84,5 +86,11 @@ def branch_of(module: str, a: Floats, b: Floats, *, scale: float, where: str) ->
             "its LoRA weights hold values that are no finite numbers",
             where=f"{where}: {module}",
             remedy="train or export the adapter again",
+        )
+    if max(np.abs(a).max(initial=0), np.abs(b).max(initial=0)) > LARGEST_WEIGHT:
+        raise BadAdapter(
+            f"its LoRA weights reach beyond {LARGEST_WEIGHT:g}: a product with them overflows",
+            where=f"{where}: {module}",
+            remedy="its training diverged; train it again with a smaller learning rate",
         )
     return Branch(a, b, scale)

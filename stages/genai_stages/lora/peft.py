@@ -9,14 +9,15 @@ matrices added to a linear is refused by its name.
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from genai_core.errors import BadAdapter
+from genai_core.errors import BadAdapter, BadInput
+from genai_core.foreign import read_json_object
+from genai_stages.bounded_match import full_matches_of_all
 from genai_stages.lora.adapter import Adapter, Branch, branch_of
 from genai_stages.lora.tensors import Tensors
 
@@ -44,7 +45,12 @@ _REFUSED = {
     "megatron_config": "Megatron's parallel layers",
 }
 _CHANGED_BASES = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_NAME = re.compile(r"[\w.-]+")
+"""A pattern that is a name: it has one way to match."""
 _MOST_PATTERN = 1000
+_MOST_PATTERNS = 10_000
+_MOST_NUMBER = 1e6
+"""Of ranks and alphas."""
 _SHOWN = 3
 
 
@@ -63,33 +69,40 @@ def read_peft(folder: Path, name: str) -> Adapter:
     _refuse_kinds(config)
     tensors = Tensors(_weights_file(folder))
     parts = _parts(tensors)
-    branches = {module: _branch(module, keys, tensors, config) for module, keys in parts.items()}
+    ranks = _stated(parts, config, "rank_pattern", "r")
+    alphas = _stated(parts, config, "alpha_pattern", "lora_alpha")
+    root = bool(config.get("use_rslora"))
+    branches = {
+        module: _branch(module, keys, tensors, ranks[module], alphas[module], root=root)
+        for module, keys in parts.items()
+    }
     base = config.get("base_model_name_or_path")
     return Adapter(name, branches, base if isinstance(base, str) else "")
 
 
 def _read_config(folder: Path) -> Mapping[str, Any]:
     path = folder / CONFIG_FILE
-    try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
+    if not path.is_file():
         raise BadAdapter(
             f"there is no {CONFIG_FILE}",
             where=folder.name,
             remedy="name the folder that PEFT's save_pretrained wrote",
-        ) from error
-    except (ValueError, RecursionError) as error:
+        )
+    config = read_json_object(path, kind=BadAdapter, remedy="save the adapter again with PEFT")
+    if config.get("peft_type") != "LORA":
         raise BadAdapter(
-            "it is not JSON", where=CONFIG_FILE, remedy="save the adapter again with PEFT"
-        ) from error
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
-        kind = config.get("peft_type") if isinstance(config, dict) else None
-        raise BadAdapter(
-            f"peft_type is {kind!r}; LORA is what can be built",
+            f"peft_type is {str(config.get('peft_type'))[:80]!r}; LORA is what can be built",
             where=CONFIG_FILE,
             remedy="train a LoRA adapter",
         )
-    return config
+    rslora = config.get("use_rslora")
+    if not (rslora is None or isinstance(rslora, bool)):
+        raise BadAdapter(
+            "it is neither true nor false",
+            where=f"{CONFIG_FILE}: use_rslora",
+            remedy="save the adapter again with PEFT",
+        )
+    return dict(config)
 
 
 def _refuse_kinds(config: Mapping[str, Any]) -> None:
@@ -103,7 +116,7 @@ def _refuse_kinds(config: Mapping[str, Any]) -> None:
             )
     if config.get("bias", "none") != "none":
         raise BadAdapter(
-            f"it trains biases (bias: {config['bias']})",
+            f"it trains biases (bias: {str(config['bias'])[:80]})",
             where=f"{CONFIG_FILE}: bias",
             remedy="train it with bias='none', or merge it into its model",
         )
@@ -138,8 +151,15 @@ def _parts(tensors: Tensors) -> dict[str, dict[str, str]]:
         match = _KEY.fullmatch(key)
         if match is None:
             foreign.append(key)
-        else:
-            found.setdefault(match["module"], {})[match["part"]] = key
+            continue
+        halves = found.setdefault(match["module"], {})
+        if match["part"] in halves:
+            raise BadAdapter(
+                f"{halves[match['part']]} and {key} are one half of the same branch",
+                where=WEIGHTS_FILE,
+                remedy="save each adapter into a folder of its own",
+            )
+        halves[match["part"]] = key
     if foreign:
         raise BadAdapter(
             f"{len(foreign)} of {len(tensors.names)} tensors are no LoRA of a linear layer: "
@@ -147,10 +167,10 @@ def _parts(tensors: Tensors) -> dict[str, dict[str, str]]:
             where=WEIGHTS_FILE,
             remedy="train a plain LoRA adapter of linear layers",
         )
-    halves = [module for module, keys in found.items() if len(keys) < 2]
-    if halves or not found:
+    alone = [module for module, keys in found.items() if len(keys) < 2]
+    if alone or not found:
         raise BadAdapter(
-            f"{halves[0]} has lora_{''.join(found[halves[0]])} alone" if halves else "it is empty",
+            f"{alone[0]} has lora_{''.join(found[alone[0]])} alone" if alone else "it is empty",
             where=WEIGHTS_FILE,
             remedy="save the adapter again",
         )
@@ -158,10 +178,14 @@ def _parts(tensors: Tensors) -> dict[str, dict[str, str]]:
 
 
 def _branch(
-    module: str, keys: Mapping[str, str], tensors: Tensors, config: Mapping[str, Any]
+    module: str,
+    keys: Mapping[str, str],
+    tensors: Tensors,
+    rank: float,
+    alpha: float,
+    *,
+    root: bool,
 ) -> Branch:
-    rank = _stated(module, config, "rank_pattern", "r")
-    alpha = _stated(module, config, "alpha_pattern", "lora_alpha")
     a, b = tensors.read(keys["A"]), tensors.read(keys["B"])
     if a.ndim == 2 and a.shape[0] != rank:
         raise BadAdapter(
@@ -169,45 +193,76 @@ def _branch(
             where=f"{WEIGHTS_FILE}: {module}",
             remedy="take both files from one save_pretrained",
         )
-    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    scale = alpha / (math.sqrt(rank) if root else rank)
     return branch_of(module, a, b, scale=scale, where=WEIGHTS_FILE)
 
 
-def _stated(module: str, config: Mapping[str, Any], patterns: str, default: str) -> float:
-    """A number of one module: the first pattern that fits it, else the adapter's own."""
-    value: object = config.get(default)
-    where = default
+def _stated(
+    modules: Collection[str], config: Mapping[str, Any], patterns: str, default: str
+) -> dict[str, float]:
+    """A number of each module: of the first pattern that fits it, else the adapter's own."""
     given = config.get(patterns) or {}
     if not isinstance(given, dict):
         raise BadAdapter(
             "it is no object", where=f"{CONFIG_FILE}: {patterns}", remedy="save it again"
         )
-    for pattern, number in given.items():
-        if _fits(pattern, module, patterns):
-            value, where = number, f"{patterns}.{pattern}"
-            break
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-        raise BadAdapter(
-            f"{value!r} is no positive number", where=f"{CONFIG_FILE}: {where}", remedy="save the "
-            "adapter again with PEFT",
-        )  # fmt: skip
-    return float(value)
+    fits = _fitting(list(given), modules, patterns)
+    found = {}
+    for module in modules:
+        pattern = next((text for text in given if module in fits[text]), None)
+        value: Any = config.get(default) if pattern is None else given[pattern]
+        where = default if pattern is None else f"{patterns}.{pattern[:80]}"
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value <= _MOST_NUMBER:
+            raise BadAdapter(
+                f"{str(value)[:80]} is no positive number",
+                where=f"{CONFIG_FILE}: {where}",
+                remedy="save the adapter again with PEFT",
+            )
+        found[module] = float(value)
+    return found
 
 
-def _fits(pattern: str, module: str, field: str) -> bool:
-    """As PEFT matches: the end of a module's name from a dot on; `^` fits it from its beginning."""
-    if len(pattern) > _MOST_PATTERN:
-        raise _no_pattern(pattern, field, "it is too long")
-    whole = pattern if pattern.startswith("^") else rf"(?:.*\.)?(?:{pattern})"
+def _fitting(
+    patterns: Sequence[str], modules: Collection[str], field: str
+) -> dict[str, frozenset[str]]:
+    r"""The modules that each pattern fits, as PEFT matches: `(.*\.)?(pattern)$`.
+
+    PEFT's own tools write whole names, hundreds of them. What may backtrack is matched elsewhere,
+    all of it within one time limit.
+    """
+    if len(patterns) > _MOST_PATTERNS:
+        raise _no_pattern(f"{len(patterns)} patterns", field, f"{_MOST_PATTERNS} are read")
+    for pattern in patterns:
+        if len(pattern) > _MOST_PATTERN:
+            raise _no_pattern(repr(pattern[:80]), field, "it is too long")
+    found = {
+        pattern: frozenset(m for m in modules if re.fullmatch(_whole(pattern), m))
+        for pattern in patterns
+        if _NAME.fullmatch(pattern)
+    }
+    rest = [pattern for pattern in patterns if pattern not in found]
+    for pattern in rest:
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise _no_pattern(repr(pattern[:80]), field, str(error)) from error
     try:
-        return re.fullmatch(whole, module) is not None
-    except re.error as error:
-        raise _no_pattern(pattern, field, str(error)) from error
+        matched = full_matches_of_all(
+            [_whole(pattern) for pattern in rest], modules, where=f"{CONFIG_FILE}: {field}"
+        )
+    except BadInput as error:
+        raise BadAdapter(error.message, where=error.where, remedy=error.remedy) from error
+    return found | dict(zip(rest, matched, strict=True))
 
 
-def _no_pattern(pattern: str, field: str, why: str) -> BadAdapter:
+def _whole(pattern: str) -> str:
+    return rf"(?:.*\.)?(?:{pattern})"
+
+
+def _no_pattern(what: str, field: str, why: str) -> BadAdapter:
     return BadAdapter(
-        f"{pattern[:80]!r} is no pattern: {why}",
+        f"{what} is no pattern: {why}" if what.startswith(("'", '"')) else f"{what}, and {why}",
         where=f"{CONFIG_FILE}: {field}",
         remedy="save the adapter again with PEFT",
     )
