@@ -405,4 +405,6 @@ def _of_status(task: TaskId, ended: Ended) -> GenAIError:
         )
     if ended.status < 0:
         return ToolFailed(f"its worker ended by {_signal_name(ended.status)} twice", where=task)
+    if ended.status == errno.ENOSPC:
+        return NoSpace("there is no room left for the task's result", where=task)
     return GenAIError(f"its worker ended with exit code {ended.status}", where=task)

@@ -4,7 +4,8 @@
             {"kill": 7, "signal": 15}
     stdout  {"ready": true}   {"id": 7, "pid": 4711}   {"id": 7, "ended": 0, "peak": BYTES}
 
-One JSON object a line. `ended` is the exit code, negative for a signal, as in `subprocess`.
+One JSON object a line. `ended` is the exit code, negative for a signal, as in `subprocess`; the
+number of ENOSPC where the disk had no room for the result itself.
 
 Importing takes longer than most tasks of a small model do, so it is done once; a fork then costs
 milliseconds, and a crash or an out-of-memory kill still takes one task with it and no more. The
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import gc
 import importlib
 import json
@@ -162,8 +164,11 @@ class _Server:
             logging.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
-        except BaseException:
-            logging.getLogger("genai_stages").exception("the worker failed")
+        except BaseException as error:
+            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                code = errno.ENOSPC
+            with contextlib.suppress(OSError):
+                logging.getLogger("genai_stages").exception("the worker failed")
         finally:
             os._exit(code)
 

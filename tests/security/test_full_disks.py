@@ -66,10 +66,10 @@ for number, size in enumerate(sizes):
 @pytest.mark.parametrize(
     "sizes",
     [
-        [400],
+        [400, 512],
         pytest.param([2**n * k for n in range(3, 10) for k in (2, 3, 5)], marks=pytest.mark.long),
     ],
-    ids=["one", "many"],
+    ids=["two", "many"],
 )
 def test_build_says_no_space_and_goes_on_when_its_disk_is_full(
     tmp_path: Path, sizes: list[int]
