@@ -340,7 +340,7 @@ def test_a_body_beyond_the_limit_is_refused(client):
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(client, monkeypatch):
-    monkeypatch.setattr("genai_serving.api.service.BODY_SECONDS", 0.2)
+    monkeypatch.setattr("genai_serving.api.bodies.BODY_SECONDS", 0.2)
     with socket.create_connection(("127.0.0.1", client.port), timeout=20) as slow:
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
         began = time.monotonic()

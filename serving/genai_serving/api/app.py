@@ -17,11 +17,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from genai_core.errors import BadInput, GenAIError
+from genai_serving.api.bodies import read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
 from genai_serving.api.errors import ApiError, of_failure
 from genai_serving.api.schemas import DetokenizeBody, TokenizeBody
-from genai_serving.api.service import Service, read_body
+from genai_serving.api.service import Service
 from genai_serving.metrics import Metrics
 
 _LOG = logging.getLogger("genai_serving")
@@ -175,7 +176,7 @@ def _about(service: Service, name: str) -> dict[str, Any]:
 
 
 async def _tokenize(request: HttpRequest, service: Service) -> Response:
-    body = await read_body(request, TokenizeBody)
+    body = await read_body(request, service.bodies, TokenizeBody)
     service.chosen(body.model)
     if body.prompt is not None:
         tokens = await service.tokens_of(body.prompt, special=body.add_special_tokens)
@@ -191,7 +192,7 @@ async def _tokenize(request: HttpRequest, service: Service) -> Response:
 
 
 async def _detokenize(request: HttpRequest, service: Service) -> Response:
-    body = await read_body(request, DetokenizeBody)
+    body = await read_body(request, service.bodies, DetokenizeBody)
     service.chosen(body.model)
     outside = [token for token in body.tokens if token >= service.vocab_size]
     if outside:

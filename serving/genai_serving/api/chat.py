@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from genai_runtime.sampling import TokenLogprob
 from genai_serving.api.answering import Piece, Running
+from genai_serving.api.bodies import read_body
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatBody
 from genai_serving.api.service import (
@@ -19,14 +20,13 @@ from genai_serving.api.service import (
     events,
     merged,
     new_id,
-    read_body,
     usage,
 )
 
 
 async def chat_completions(request: HttpRequest, service: Service) -> Response:
     """Answer a conversation `n` times."""
-    body = await read_body(request, ChatBody)
+    body = await read_body(request, service.bodies, ChatBody)
     chosen = service.chosen(body.model)
     prompt = await service.chat_tokens(body.messages, body.chat_template_kwargs or {})
     most = body.max_completion_tokens or body.max_tokens

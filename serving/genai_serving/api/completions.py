@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from genai_runtime.sampling import TokenLogprob
 from genai_serving.api.answering import Piece, Running
+from genai_serving.api.bodies import read_body
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import CompletionBody
 from genai_serving.api.service import (
@@ -21,14 +22,13 @@ from genai_serving.api.service import (
     events,
     merged,
     new_id,
-    read_body,
     usage,
 )
 
 
 async def completions(request: HttpRequest, service: Service) -> Response:
     """Continue each prompt `n` times."""
-    body = await read_body(request, CompletionBody)
+    body = await read_body(request, service.bodies, CompletionBody)
     chosen = service.chosen(body.model)
     prompts = [
         await service.tokens_of(prompt, special=body.add_special_tokens) for prompt in body.prompts

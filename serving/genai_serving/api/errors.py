@@ -60,7 +60,7 @@ class ApiError(Exception):
 
 def of_validation(error: ValidationError) -> ApiError:
     """What is wrong with a body: its first fault, of several forms that of the closest one."""
-    faults = error.errors()
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
     field = faults[0]["loc"][:1]
     first = max((f for f in faults if f["loc"][:1] == field), key=lambda f: len(f["loc"]))
     place = ".".join(str(part) for part in first["loc"] if not _names_a_form(part))

@@ -20,6 +20,8 @@ from genai_runtime.steadiness import Steadiness
 from genai_runtime.tokenizing import TextTokenizer
 from genai_serving.api.schemas import SamplingFields
 
+MOST_CHARACTERS = 64
+"""Of a token, on average over a whole context; text has four, and long runs of blanks 16."""
 _SEED_MASK = (1 << 63) - 1
 _DEFAULTS = {"temperature": 1.0, "top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
 
@@ -86,8 +88,15 @@ class ServedModel:
         """Token ids of a text.
 
         Raises:
-            BadInput: The model has no tokenizer.
+            BadInput: The model has no tokenizer, or no context of this length holds the text.
         """
+        most = MOST_CHARACTERS * self.context_length
+        if len(text) > most:
+            raise BadInput(
+                f"the text has {len(text)} characters; {most} are read for a context of "
+                f"{self.context_length} tokens",
+                where="prompt",
+            )
         return self._tokenizer().encode(text, special=special)
 
     def chat_tokens(

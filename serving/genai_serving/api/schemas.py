@@ -17,6 +17,8 @@ Unit = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Stop = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0, strict=True)]
+Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
+"""One error is told: a body of a million wrong ids would be a GiB of them."""
 
 
 class _Body(BaseModel):
@@ -83,11 +85,11 @@ class CompletionBody(SamplingFields):
 
     prompt: (
         str
-        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[Tokens, Field(min_length=1)]
         | Annotated[list[str], Field(min_length=1, max_length=256)]
         | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]],
-            Field(min_length=1, max_length=256),
+            list[Annotated[Tokens, Field(min_length=1)]],
+            Field(min_length=1, max_length=256, fail_fast=True),
         ]
     )
     max_tokens: Annotated[int, Field(ge=0, strict=True)] | None = 16
@@ -141,7 +143,7 @@ class ChatMessage(_Body):
 class ChatBody(SamplingFields):
     """`/v1/chat/completions`."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)]
     max_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, strict=True)] | None = None
     logprobs: bool = False
@@ -162,7 +164,9 @@ class TokenizeBody(_Body):
 
     model: str = ""
     prompt: str | None = None
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=4096)] | None = None
+    messages: (
+        Annotated[list[ChatMessage], Field(min_length=1, max_length=4096, fail_fast=True)] | None
+    ) = None
     add_special_tokens: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
 
@@ -177,4 +181,4 @@ class DetokenizeBody(_Body):
     """`/detokenize`."""
 
     model: str = ""
-    tokens: list[TokenId]
+    tokens: Tokens

@@ -8,31 +8,24 @@ import json
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ValidationError
-from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.lora import BASE
 from genai_runtime.executor import AdapterUse
 from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, Running, start
-from genai_serving.api.errors import ApiError, not_found, of_failure, of_validation
+from genai_serving.api.bodies import Bodies
+from genai_serving.api.errors import ApiError, not_found, of_failure
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatMessage, SamplingFields
 from genai_serving.engine import Engine
 from genai_serving.requests import Ended, Finish, Request
 from genai_serving.scheduler import Limits
-
-MAX_BODY_BYTES = 8 << 20
-BODY_SECONDS = 30.0
-"""A body that has not come by then is not waited for."""
-
-_B = TypeVar("_B", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -67,6 +60,7 @@ class Service:
     vocab_size: int
     seconds: float = 0.0
     now: Callable[[], float] = time.time  # noqa: TID251 - shown to clients, decides nothing
+    bodies: Bodies = field(default_factory=Bodies)
 
     def chosen(self, name: str) -> Choice:
         """What a request's `model` means: the base, an adapter, or a use case.
@@ -87,7 +81,8 @@ class Service:
         """A prompt's token ids; the engine checks them."""
         if isinstance(prompt, str):
             # A text of a megabyte takes a second: not in the loop.
-            return await asyncio.to_thread(self.model.text_tokens, prompt, special=special)
+            async with self.bodies.of(len(prompt)):
+                return await asyncio.to_thread(self.model.text_tokens, prompt, special=special)
         try:
             return np.asarray(prompt, dtype=np.int64)
         except OverflowError:
@@ -98,7 +93,8 @@ class Service:
     ) -> NDArray[np.int64]:
         """A conversation's token ids."""
         plain = [message.plain() for message in messages]
-        return await asyncio.to_thread(self.model.chat_tokens, plain, variables)
+        async with self.bodies.of(sum(len(message["content"]) for message in plain)):
+            return await asyncio.to_thread(self.model.chat_tokens, plain, variables)
 
     def begin(
         self,
@@ -160,48 +156,6 @@ class Service:
             cancel(running)
             raise
         return running
-
-
-async def read_body(request: HttpRequest, kind: type[_B]) -> _B:
-    """The request's body.
-
-    Raises:
-        ApiError: It is too large, too slow, no JSON object, or lacks the form.
-    """
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            raw = await _bytes(request)
-    except TimeoutError:
-        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
-    except ClientDisconnect:
-        raise ApiError(400, "the client went away") from None
-    try:
-        content = json.loads(raw, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is not JSON: {error}", code="invalid_json") from None
-    if not isinstance(content, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
-    try:
-        return kind.model_validate(content)
-    except ValidationError as error:
-        raise of_validation(error) from None
-    except RecursionError:
-        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
-
-
-async def _bytes(request: HttpRequest) -> bytes:
-    raw = bytearray()
-    async for chunk in request.stream():
-        raw += chunk
-        if len(raw) > MAX_BODY_BYTES:
-            raise ApiError(
-                413, f"the body has more than {MAX_BODY_BYTES >> 20} MiB", code="body_too_large"
-            )
-    return bytes(raw)
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def cancel(running: Sequence[Running]) -> None:
