@@ -17,7 +17,7 @@ from types import FrameType
 from typer.exceptions import Abort, TyperException
 
 from genai_cli.settings import Settings, read_settings
-from genai_core.errors import GenAIError, Interrupted
+from genai_core.errors import GenAIError, Interrupted, OutOfMemory
 
 __all__ = ["main"]
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         return _end(_of_missing(error), settings, cause=error)
     except MemoryError:
-        return _end(GenAIError("out of memory", remedy="allow fewer tasks with --jobs"), settings)
+        return _end(OutOfMemory("out of memory", remedy="allow fewer tasks with --jobs"), settings)
     except OSError as error:
         return _end(GenAIError(error.strerror or str(error), where=_file_of(error)), settings)
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users

@@ -36,6 +36,7 @@ from genai_core.errors import (
     CorruptBlob,
     GenAIError,
     NoSpace,
+    OutOfMemory,
     StoreUnavailable,
     ToolFailed,
     from_dict,
@@ -317,7 +318,7 @@ class LocalRun:
         if isinstance(error, CorruptBlob):
             self.on_event(BuildWarning(f"{error}; what it came from is made again", task))
             return InputLost(task)
-        memory = error is not None and error.message == "out of memory"
+        memory = isinstance(error, OutOfMemory)
         if ended.status == -signal.SIGKILL or memory:
             self.on_event(
                 BuildWarning("it was killed, probably for lack of memory; once more, alone", task)

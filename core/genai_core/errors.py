@@ -183,6 +183,12 @@ class DeadlineExceeded(GenAIError):
     code = "DeadlineExceeded"
 
 
+class OutOfMemory(GenAIError):
+    """A task needed more memory than there is, or than its pod was given."""
+
+    code = "OOMKilled"
+
+
 class Interrupted(GenAIError):
     """Stopped by the user."""
 

@@ -28,6 +28,7 @@ from genai_core.errors import (
     GenAIError,
     Interrupted,
     NoSpace,
+    OutOfMemory,
     SourceNotFound,
     StoreUnavailable,
     StoreUnreadable,
@@ -40,7 +41,7 @@ from genai_operator.attempts import name_of, place_of, step_of
 from genai_operator.renewal import Renewal, Wanted, renewal
 from genai_operator.views import Ending, JobState, JobView, PodView
 
-__all__ = ["OutOfMemory", "Verdict", "judge"]
+__all__ = ["Verdict", "judge"]
 
 _MOST_IN_VAIN = 3
 _PAUSES = (1.0, 10.0, 30.0, 60.0)
@@ -69,12 +70,6 @@ class RecordLost(GenAIError):
     """A task succeeds again and again, and what it records does not stay."""
 
     code = "RecordLost"
-
-
-class OutOfMemory(GenAIError):
-    """A task needed more memory than it was given, twice."""
-
-    code = "OOMKilled"
 
 
 @dataclass(frozen=True)
@@ -332,7 +327,7 @@ def _failure(job: JobView, pods: Iterable[PodView], place: int, seconds: int) ->
         shorter = 0 < given < seconds
         return _Failure(job, error, log=_log(ending), refused=shorter)
     if said is not None:
-        return _Failure(job, said, log=_log(ending))
+        return _Failure(job, said, oom=isinstance(said, OutOfMemory), log=_log(ending))
     return _Failure(job, ToolFailed(_words(job, ending), where=task))
 
 

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from genai_core.errors import GenAIError, Interrupted, NoSpace
+from genai_core.errors import GenAIError, Interrupted, NoSpace, OutOfMemory
 from genai_core.foreign import is_failure
 from genai_core.operations import OPERATIONS
 from genai_core.store.location import open_store
@@ -86,7 +86,7 @@ def execute(task: TaskFile, store: str, scratch_root: Path | None) -> TaskResult
         return runner.failed(task, _of_os_error(error), started)
     except MemoryError:
         log.exception("the task failed")
-        return runner.failed(task, GenAIError("out of memory", where=task.id), started)
+        return runner.failed(task, OutOfMemory("it was out of memory", where=task.id), started)
     except BaseException as error:
         if not is_failure(error):
             raise

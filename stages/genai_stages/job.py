@@ -32,7 +32,7 @@ from typing import TypeAlias
 
 from genai_core.chain import ChainFile
 from genai_core.errands import CollectFile, LeaseFile, LookFile, ProbeFile
-from genai_core.errors import DeadlineExceeded, GenAIError, Interrupted, NoSpace
+from genai_core.errors import DeadlineExceeded, GenAIError, Interrupted, NoSpace, OutOfMemory
 from genai_core.foreign import is_failure
 from genai_core.names import Key
 from genai_core.resolved import RESOLVE, ResolveFile
@@ -191,7 +191,7 @@ def _guarded(place: _Place, work: Callable[[], TaskResult], started: float) -> T
         found = Interrupted("stopped before it was done", where=place.name)
     except MemoryError:
         log.exception("the task failed")
-        found = GenAIError("out of memory", where=place.name)
+        found = OutOfMemory("it was out of memory", where=place.name)
     except OSError as error:
         log.exception("the task failed")
         found = (

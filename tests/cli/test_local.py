@@ -26,7 +26,14 @@ from genai_cli.local import LocalRun
 from genai_cli.local_work import KeyLock, WorkFolder
 from genai_cli.local_workers import Ended, Job
 from genai_core.canonical import digest_bytes
-from genai_core.errors import BadModel, CorruptBlob, GenAIError, NoSpace, StoreUnavailable
+from genai_core.errors import (
+    BadModel,
+    CorruptBlob,
+    GenAIError,
+    NoSpace,
+    OutOfMemory,
+    StoreUnavailable,
+)
 from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OPERATIONS, ArclConfig, GraphConfig
 from genai_core.store.directory import DirectoryStore
@@ -255,7 +262,7 @@ def test_crash_is_tried_once_more(build) -> None:
 
 
 def test_out_of_memory_inside_python_is_tried_alone(build) -> None:
-    run, pool, _, _ = build(task("a"), script={"a": [GenAIError("out of memory")]})
+    run, pool, _, _ = build(task("a"), script={"a": [OutOfMemory("it was out of memory")]})
     assert pool.ran == ["a", "a"]
     assert not run.failures
 

@@ -13,6 +13,7 @@ from genai_core.errors import (
     DeadlineExceeded,
     Interrupted,
     NoSpace,
+    OutOfMemory,
     StoreUnavailable,
     ToolFailed,
 )
@@ -81,6 +82,15 @@ def test_out_of_memory_gets_twice_the_memory_once_and_keeps_it() -> None:
     # A crash after it does not forget what was learnt.
     third = judged([OOM, KILLED], memory_bytes=1024 * MIB)
     assert (third.error, third.memory_bytes) == (None, 1024 * MIB)
+
+
+def test_a_task_that_says_itself_that_memory_was_short_is_sized_up_too() -> None:
+    told = said(OutOfMemory("it was out of memory"))
+    first = judged([told], retries=0)
+    assert (first.error, first.memory_bytes) == (None, 1024 * MIB)
+    last = judged([told, OOM], memory_bytes=1024 * MIB)
+    assert isinstance(last.error, OutOfMemory)
+    assert "1024 MiB" in last.error.message
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])

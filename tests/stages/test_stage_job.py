@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from genai_core.canonical import digest_bytes
@@ -191,3 +192,14 @@ def test_a_job_tells_the_kubelet_when_a_library_panics(
     code, message = job(resolve_file(spec(), str(server.where("m"))))
     assert code == 1
     assert "PanicException: index out of bounds" in message["error"]["message"]
+
+
+def test_a_job_tells_the_operator_when_memory_is_short(
+    job: Any, server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def greedy() -> None:
+        np.zeros(1 << 60, np.uint8)
+
+    monkeypatch.setattr(jobs, "_work", lambda *_: greedy)
+    code, message = job(resolve_file(spec(), str(server.where("m"))))
+    assert (code, message["error"]["code"]) == (1, "OOMKilled")
