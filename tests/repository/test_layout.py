@@ -82,3 +82,13 @@ def test_light_rooms_import_nothing_heavy(module: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
     assert ran.stdout.strip() == ""
+
+
+def test_contributing_names_files_that_are_there() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[2:4] for line in text.splitlines() if line.startswith("| ")][1:]
+    named = [
+        name for row in rows for cell in row for name in re.findall(r"[\w.-]+/[\w./-]*\w", cell)
+    ]
+    assert len(named) > 40
+    assert not [name for name in named if not (ROOT / name).exists()]
