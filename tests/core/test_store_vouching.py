@@ -81,7 +81,16 @@ def OTHER_REVISION(files: dict[str, Blob]) -> None:
 def package(
     store: Store, make_record: MakeRecord, change: Callable[[dict[str, Blob]], None]
 ) -> Record:
-    """A package record; `change` is made to its files after the manifest named them."""
+    """A package record that stands; `change` is made to its files behind the manifest's back."""
+    record = package_record(store, make_record, change)
+    store.commit(record)
+    return record
+
+
+def package_record(
+    store: Store, make_record: MakeRecord, change: Callable[[dict[str, Blob]], None]
+) -> Record:
+    """As `package`, not committed."""
     files = {"model.onnx": store.put_bytes(b"graph"), "model.data": store.put_bytes(b"weights")}
     manifest = Manifest(
         model={},
@@ -97,9 +106,7 @@ def package(
         facts = {"revision": f"sha256:{'0' * 64}"}
     else:
         change(files)
-    record = make_record(files, operation="package", facts=facts)
-    store.commit(record)
-    return record
+    return make_record(files, operation="package", facts=facts)
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,33 @@ def test_adopt_takes_only_containers_that_their_manifest_vouches_for(
     assert isinstance(own.lookup("package", record.key), Hit) is adopted
     if not adopted:
         assert list(own.list_blobs()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda files: files.update({"model.data": files["model.onnx"]}), "model.data is another"),
+        (lambda files: files.pop("model.data"), "model.data is in its manifest and not in"),
+        (lambda files: files.update({"more.bin": files["model.onnx"]}), "more.bin is not in its"),
+        (lambda files: files.update({"manifest.json": files["model.onnx"]}), "cannot be read"),
+        (OTHER_REVISION, "it tells of sha256:0000"),
+    ],
+)
+def test_lookup_is_a_miss_that_can_be_healed_when_a_container_is_not_its_manifests(
+    store: Store,
+    make_record: MakeRecord,
+    change: Callable[[dict[str, Blob]], None],
+    words: str,
+) -> None:
+    """A status would name its revision, and a worker would take it for done."""
+    forged = package(store, make_record, change)
+    found = store.lookup("package", forged.key)
+    assert isinstance(found, Miss)
+    assert words in found.reason
+    assert found.etag is not None
+    honest = package_record(store, make_record, lambda files: None)
+    assert isinstance(publish(store, honest), Committed)
+    assert isinstance(store.lookup("package", forged.key), Hit)
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a//b", "a\\b", "a/../../b"])

@@ -319,3 +319,26 @@ def test_a_container_of_another_store_is_to_be_copied_and_the_rest_is_not(tmp_pa
     assert found[refs(package)[0]] == f"it is copied from {team.location}"
     assert lookups.read_blob(blob) == b"x"
     assert list(own.list_blobs()) == [], "the operator copies nothing"
+
+
+def test_a_container_that_is_not_its_manifests_is_made_anew_and_never_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = DirectoryStore(tmp_path / "store")
+    good, other = store.put_bytes(b"good"), store.put_bytes(b"other")
+    manifest = {
+        "model": {}, "architecture": "llama", "context_length": 8,
+        "target": {"name": "cpu", "backend": "Cpu"},
+        "files": {"model.onnx": {"sha256": good.sha256, "size": good.size}},
+    }  # fmt: skip
+    told = store.put_bytes(json.dumps(manifest).encode())
+    step = record(1, files={"model.onnx": other, "manifest.json": told})
+    key = task_key("package", 1, toolchain_id=step.toolchain.id, config=step.config, inputs={})
+    forged = step.model_copy(update={"operation": "package", "key": key})
+    store.commit(forged)
+    (ref,) = refs(forged)
+    assert "model.onnx is another file" in str(Lookups(store).look([ref])[ref])
+    run_errand(LookFile(refs=(str(ref),), known=(), read=()), store)
+    answer = read_answer(capsys.readouterr().out)
+    assert answer is not None
+    assert answer.records == (), "a pod of the tenant does not tell of it either"

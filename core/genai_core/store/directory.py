@@ -57,7 +57,7 @@ from genai_core.store.protocol import (
     Upload,
 )
 from genai_core.store.sweeps import utc_now
-from genai_core.store.vouching import key_fault
+from genai_core.store.vouching import container_miss, key_fault
 
 __all__ = ["DirectoryStore"]
 
@@ -120,6 +120,7 @@ class DirectoryStore(BlobFolder):
         if view.is_invalidated(self.root, record):
             return Miss("its folder was deleted", _etag(data))
         fault = first_fault(record, head or self.head_blob, pool=None)
+        fault = fault or container_miss(record, self)
         if fault is not None:
             return Miss(fault, _etag(data))
         self._refresh_view(record)

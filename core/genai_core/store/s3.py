@@ -56,7 +56,7 @@ from genai_core.store.s3_guard import Refuse
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_core.store.s3_transfer import TooLarge
 from genai_core.store.uploads import SOURCES, is_upload
-from genai_core.store.vouching import key_fault
+from genai_core.store.vouching import container_miss, key_fault
 
 __all__ = ["S3Store"]
 
@@ -137,6 +137,7 @@ class S3Store(S3Blobs):
         if (untrue := key_fault(record)) is not None:
             return Miss(untrue, etag)
         fault = first_fault(record, head or self.head_blob, pool=self._pool)
+        fault = fault or container_miss(record, self)
         return Miss(fault, etag) if fault else Hit(record, etag, self.location)
 
     def commit(self, record: Record) -> Committed | Existing:

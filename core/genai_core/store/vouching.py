@@ -7,16 +7,19 @@ one that its revision names, is no result of that task.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
-from genai_core.errors import CorruptBlob
+from genai_core.errors import BadInput, CorruptBlob
 from genai_core.keys import task_key
 from genai_core.manifest import MANIFEST_FILE, Manifest, outside_identity, read_manifest
 from genai_core.operations import OPERATIONS
 from genai_core.record import Blob, Output, Record
 from genai_core.store.protocol import Store
 
-__all__ = ["container_fault", "key_fault", "manifest_fault"]
+__all__ = ["container_fault", "container_miss", "key_fault", "manifest_fault"]
+
+log = logging.getLogger("genai_core.store")
 
 _LARGEST_MANIFEST = 16 << 20
 """Bytes; that of a container with 64 splits and 100 adapters has 0.3 MB."""
@@ -88,3 +91,20 @@ def container_fault(record: Record, store: Store) -> str | None:
     if told is not None and told != read.revision():
         return f"it tells of {told}, and its manifest is {read.revision()}"
     return manifest_fault(read, record.outputs)
+
+
+def container_miss(record: Record, store: Store) -> str | None:
+    """Return why a container's record is no hit, or None; see `container_fault`.
+
+    Every look-up asks, so nobody is told a revision whose files are others', and the next writer
+    heals the record.
+    """
+    try:
+        fault = container_fault(record, store)
+    except (CorruptBlob, BadInput) as error:
+        return f"its manifest cannot be read: {error.message}"
+    if fault is None:
+        return None
+    where = f"{store.location}: {record.operation}/{record.key[:12]}"
+    log.warning("%s: its record does not name the container that was built: %s", where, fault)
+    return f"its record does not name the container that was built: {fault}"
