@@ -36,6 +36,7 @@ _PLURALS = {
     "genaibuilds": "/apis/genai-operator.dev/v1alpha1",
     "genaitargets": "/apis/genai-operator.dev/v1alpha1",
     "artifactstores": "/apis/genai-operator.dev/v1alpha1",
+    "genaideployments": "/apis/genai-operator.dev/v1alpha1",
     "jobs": "/apis/batch/v1",
     "pods": "/api/v1",
     "secrets": "/api/v1",

@@ -60,6 +60,7 @@ class Comparing:
         self._kinds: tuple[tuple[str, Kept[Any], str], ...] = (
             ("genaitargets", observed.targets, ""),
             ("artifactstores", observed.stores, ""),
+            ("genaideployments", observed.deployments, ""),
             ("jobs", observed.jobs, SELECTOR),
             ("pods", observed.pods, SELECTOR),
             ("genaibuilds", observed.builds, ""),

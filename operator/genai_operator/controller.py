@@ -55,7 +55,7 @@ _MOST_SLOW = 64
 
 @dataclass(frozen=True)
 class Ref:
-    """What a worker works on: a build, a store or a target."""
+    """What a worker works on: a build, a store, a target or a deployment."""
 
     plural: str
     namespace: str
@@ -158,6 +158,17 @@ class Controller:
         for build in self.observed.builds:
             if name in build.targets:
                 self.queue.add(_ref_of(build))
+
+    def _take_genaideployments(self, value: Mapping[str, Any], *, deleted: bool) -> None:
+        meta = value["metadata"]
+        ref = Ref("genaideployments", meta["namespace"], meta["name"])
+        if deleted:
+            self.observed.deployments.drop(ref.namespace, ref.name, meta["uid"])
+            return
+        before = self.observed.deployments.get(ref.namespace, ref.name)
+        self.observed.deployments.put(value, lean("genaideployments", value))
+        if before is None or asked_of(before) != asked_of(value):
+            self.queue.add(ref)
 
     def _take_jobs(self, value: Mapping[str, Any], *, deleted: bool) -> None:
         view = job_view(value)
@@ -298,6 +309,8 @@ class Controller:
             return await self._builds.work(ref.namespace, ref.name)
         if ref.plural == "artifactstores":
             return await self._references.store(ref.namespace, ref.name)
+        if ref.plural == "genaideployments":
+            return await self._references.deployment(ref.namespace, ref.name)
         return await self._references.target(ref.name)
 
     def _doubt(self, namespace: str, name: str) -> None:

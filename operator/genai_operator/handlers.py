@@ -17,7 +17,7 @@ from genai_operator.views import MANAGED
 
 __all__ = ["registry_of"]
 
-_OURS = ("genaibuilds", "artifactstores", "genaitargets")
+_OURS = ("genaibuilds", "artifactstores", "genaitargets", "genaideployments")
 _KUBERNETES_OWN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
 _LISTED_AT_ONCE = 500
 

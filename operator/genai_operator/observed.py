@@ -192,6 +192,7 @@ class Observed:
     builds: Kept[BuildView] = field(default_factory=Kept)
     stores: Kept[dict[str, Any]] = field(default_factory=Kept)
     targets: Kept[dict[str, Any]] = field(default_factory=Kept)
+    deployments: Kept[dict[str, Any]] = field(default_factory=Kept)
     jobs: Kept[JobView] = field(default_factory=Kept)
     pods: Kept[PodView] = field(default_factory=Kept)
     leaving: dict[str, tuple[JobView, float]] = field(default_factory=dict)

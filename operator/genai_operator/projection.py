@@ -24,10 +24,10 @@ Json: TypeAlias = dict[str, Any]
 PARTIAL = "partial"
 """Member of an object of ours whose spec or status was not kept."""
 
-OURS = frozenset({"genaibuilds", "artifactstores", "genaitargets"})
+OURS = frozenset({"genaibuilds", "artifactstores", "genaitargets", "genaideployments"})
 _PLACE = re.compile(
     r"/(?:api|apis/[^/]+)/v[0-9a-z]+(?:/namespaces/[^/]+)?/"
-    r"(genaibuilds|artifactstores|genaitargets|jobs|pods)"
+    r"(genaibuilds|artifactstores|genaitargets|genaideployments|jobs|pods)"
 )
 
 _META = (

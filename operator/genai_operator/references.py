@@ -1,4 +1,4 @@
-"""Statuses of what builds refer to: is a store usable, can anything be built for a target."""
+"""Statuses of what builds refer to, and of deployments: can it be used?"""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ _AGAIN_UNREADY = 5.0
 _AGAIN_HANGING = 60.0
 _SHARE = 4.0
 _DECLARED = "its image is declared; whether it can be pulled, pods show (ImagePullFailed)"
+_NOT_SERVED = "nothing serves containers in a cluster yet: genai pull fetches one for genai serve"
 _DOUBT_SECONDS = 10.0
 _AGAIN_TOLD = 3600.0
 """Where each look takes a Job."""
@@ -209,6 +210,20 @@ class References:
             "GenAITarget",
             value,
             verdict=verdict,
+            extra={},
+        )
+        return None
+
+    async def deployment(self, namespace: str, name: str) -> float | None:
+        """Say that nothing is served yet, rather than leave it unanswered."""
+        value = self._observed.deployments.get(namespace, name)
+        if value is None or "deletionTimestamp" in value["metadata"]:
+            return None
+        await self._report(
+            "genaideployments",
+            "GenAIDeployment",
+            value,
+            verdict=("False", "NotServedYet", _NOT_SERVED),
             extra={},
         )
         return None

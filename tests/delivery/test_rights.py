@@ -22,7 +22,7 @@ VERB_OF_CALL = {
     "delete": "delete",
     "read": "get",
 }
-WATCHED = ("genaibuilds", "artifactstores", "genaitargets", "jobs", "pods")
+WATCHED = ("genaibuilds", "artifactstores", "genaitargets", "genaideployments", "jobs", "pods")
 """Kinds that kopf watches; in `comparing` they stand in a variable."""
 
 
@@ -66,7 +66,7 @@ def called() -> Rights:
     """What the operator's code asks of the apiserver, read from its source."""
     found: Rights = {(plural, verb) for plural in WATCHED for verb in ("list", "watch")}
     # The plural stands in a variable where a status is written.
-    found |= {(f"{plural}/status", "patch") for plural in WATCHED[:3]}
+    found |= {(f"{plural}/status", "patch") for plural in WATCHED[:4]}
     for path in sorted((OPERATOR / "genai_operator").glob("*.py")):
         if path.name == "answers.py":  # runs under the account of `helm test`
             continue

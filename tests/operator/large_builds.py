@@ -82,7 +82,7 @@ class Apiserver:
 
     async def _discovery(self, request: web.Request) -> web.Response:
         names = {"/api/v1": ["pods", "namespaces"], "/apis/batch/v1": ["jobs"]}
-        names[GROUP] = ["genaibuilds", "artifactstores", "genaitargets"]
+        names[GROUP] = ["genaibuilds", "artifactstores", "genaitargets", "genaideployments"]
         if request.path in names:
             resources = [
                 {

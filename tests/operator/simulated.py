@@ -33,6 +33,7 @@ from genai_core.testing import record_of_task
 from genai_operator.access import StoreAccess
 from genai_operator.api import ApiError
 from genai_operator.controller import Controller
+from genai_operator.projection import OURS
 from genai_operator.settings import Settings
 from genai_operator.stores import OpenStore, Stores
 from genai_operator.views import OPERATION
@@ -377,8 +378,7 @@ class Replica:
         settings = Settings(chain_tasks=chain_tasks, compare_seconds=0.2, collect_hours=0)
         self._controller = Controller(self.client, settings)  # type: ignore[arg-type]
         self._told: dict[str, asyncio.Queue[tuple[str, Value]]] = {
-            plural: asyncio.Queue()
-            for plural in ("genaibuilds", "artifactstores", "genaitargets", "jobs", "pods")
+            plural: asyncio.Queue() for plural in (*OURS, "jobs", "pods")
         }
         world.watchers.append(self._hear)
         self._tasks = [asyncio.ensure_future(self._watch(plural)) for plural in self._told]

@@ -29,7 +29,7 @@ def test_jobs_and_pods_of_others_are_left_out_by_the_apiserver_and_our_kinds_are
     for group, version, plural in (("batch", "v1", "jobs"), ("", "v1", "pods")):
         found = set(selectors.collect(Resource(group, version, plural)))
         assert found == {"app.kubernetes.io/managed-by=genai-operator"}, plural
-    for plural in ("genaibuilds", "artifactstores", "genaitargets"):
+    for plural in ("genaibuilds", "artifactstores", "genaitargets", "genaideployments"):
         ours = Resource("genai-operator.dev", "v1alpha1", plural)
         assert not list(selectors.collect(ours)), plural
 

@@ -340,3 +340,26 @@ def test_a_cluster_that_admits_no_jobs_is_waited_for_while_others_run(
     room = played(tmp_path, monkeypatch, story, chain_tasks=1)
     assert max(Counter(room.world.done).values()) == 1, "no Job that ran was given up"
     assert ("one", "JobRefused") not in room.world.events
+
+
+def test_a_deployment_is_told_that_nothing_is_served_yet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told(room: Room) -> Value:
+        status: Value = room.world.objects["genaideployments", "chat"]["status"]
+        return {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
+
+    async def story(room: Room) -> None:
+        spec = {"from": {"build": "one", "target": "cpu"}}
+        room.world.put(
+            "genaideployments", {"metadata": {"name": "chat"}, "spec": spec, "status": {}}
+        )
+        for _ in range(500):
+            await asyncio.sleep(0.02)
+            if told(room):
+                break
+        reason = "NotServedYet"
+        assert told(room) == {"Ready": ("False", reason), "Stalled": ("True", reason)}
+        room.apply("one")
+
+    played(tmp_path, monkeypatch, story)
