@@ -189,3 +189,17 @@ def test_kubectl_explain_reads_like_documentation(tenant: Tenant, kind: str) -> 
     if kind == "gb":
         deep = tenant.cluster.kubectl("explain", "gb.spec.quantization.fidelity.budgetNats")
         assert "Allowed rise of the loss" in deep
+
+
+def test_a_deployment_is_answered_with_what_serves_it_now_nothing(tenant: Tenant) -> None:
+    value = tenant.manifest("chat", {"from": {"build": "b", "target": "cpu"}})
+    tenant.cluster.apply(value | {"kind": "GenAIDeployment"})
+
+    def told() -> dict[str, tuple[str, str]]:
+        status = tenant.get("genaideployments", "chat").get("status", {})
+        return {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
+
+    wait(lambda: bool(told()), 30)
+    reason = "NotServedYet"
+    assert told() == {"Ready": ("False", reason), "Stalled": ("True", reason)}
+    assert ("Warning", reason) in events(tenant, "chat")
