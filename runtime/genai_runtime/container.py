@@ -190,6 +190,7 @@ class Container:
                 rope=self.metadata.rope,
                 adapters=weights,
                 worn=worn,
+                holds=self.holds,
             )
         self._need_twin()
         from genai_runtime.htp.executor import HtpSession
@@ -236,6 +237,7 @@ class Container:
                     list(self.adapters().adapters) if adapters is None else adapters
                 ),
                 digest_of=digest_of,
+                holds=self.holds,
             )
         self._need_twin()
         from genai_runtime.htp.executor import HtpExecutor

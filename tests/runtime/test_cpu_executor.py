@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import conformance
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from models import random_model, tiny_llama
@@ -11,7 +12,7 @@ from models import random_model, tiny_llama
 from genai_core.errors import BadInput, BadModel
 from genai_core.names import Precision
 from genai_runtime import processor
-from genai_runtime.cpu import CpuSession
+from genai_runtime.cpu import CpuSession, open_executor
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import PreparedSessions, prepare
@@ -242,3 +243,53 @@ def test_read_model_refuses_unreadable_rotary_tables_by_name(llama, tmp_path):
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
     with pytest.raises(BadModel, match=r"genai\.rope"):
         read_model(tmp_path / "model.onnx")
+
+
+def initializer(model):
+    return next(t for t in model.graph.initializer if t.external_data)
+
+
+def constant(model):
+    """In a branch of a branch, where initializers alone are not looked at."""
+    tensor = onnx.TensorProto(name="hidden", data_location=onnx.TensorProto.EXTERNAL)
+    inner = onnx.helper.make_graph(
+        [onnx.helper.make_node("Constant", [], ["c"], value=tensor)], "inner", [], []
+    )
+    outer = onnx.helper.make_graph(
+        [onnx.helper.make_node("If", ["b"], ["y"], then_branch=inner, else_branch=inner)],
+        "outer", [], [],
+    )  # fmt: skip
+    node = onnx.helper.make_node("If", ["b"], ["y"], then_branch=outer, else_branch=outer)
+    model.graph.node.append(node)
+    branch = model.graph.node[-1].attribute[0].g.node[0].attribute[0].g
+    return branch.node[0].attribute[0].t
+
+
+@pytest.mark.parametrize("find", [initializer, constant])
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("../outside.data", "leaves its folder"),
+        ("/etc/passwd", "not a relative path"),
+        ("a/../../outside.data", "leaves its folder"),
+        ("beside.data", "not in the container's manifest"),
+    ],
+)
+def test_a_containers_data_lies_in_files_of_its_manifest(llama, tmp_path, find, location, words):
+    """It is mapped and linked by name before ONNX Runtime looks at it."""
+    model = read_model(llama, holds=lambda name: name == "model.data").proto
+    tensor = find(model)
+    del tensor.external_data[:]
+    tensor.external_data.add(key="location", value=location)
+    box = tmp_path / "box"
+    box.mkdir()
+    (box / "model.onnx").write_bytes(model.SerializeToString())
+    for name in ("beside.data", "model.data", "../outside.data"):
+        (box / name).write_bytes(b"\0" * 64)
+    with pytest.raises(BadModel, match=words) as caught:
+        open_executor(
+            box / "model.onnx", cache=tmp_path / "cache", identity="x", context_length=8,
+            holds=lambda name: name == "model.data",
+        )  # fmt: skip
+    assert tensor.name in caught.value.message
+    assert not (tmp_path / "cache").exists()

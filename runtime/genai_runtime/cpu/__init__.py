@@ -11,6 +11,7 @@ from genai_core.facts import RopeTable
 from genai_runtime import processor
 from genai_runtime.cpu.bank import AdapterBank, AdapterWeights
 from genai_runtime.cpu.executor import CpuExecutor
+from genai_runtime.cpu.locations import Holds
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import DigestOf, PreparedSessions, prepare
 from genai_runtime.cpu.sessions import PlainSessions
@@ -31,6 +32,7 @@ class CpuSession(SlotSession):
         features: Of the processor (see `processor.features`); None = of this one.
         adapters: What rows may wear, by name.
         worn: What this sequence wears.
+        holds: Which files the model's data may lie in; None = any of its folder.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
@@ -47,8 +49,9 @@ class CpuSession(SlotSession):
         features: frozenset[str] | None = None,
         adapters: Mapping[str, AdapterWeights] | None = None,
         worn: Sequence[AdapterUse] = (),
+        holds: Holds | None = None,
     ) -> None:
-        opened = read_model(model)
+        opened = read_model(model, holds=holds)
         known = processor.features() if features is None else features
         exact = opened.wide and processor.saturates(known)
         bank = AdapterBank(adapters or {}, threads=threads or os.cpu_count() or 1)
@@ -69,6 +72,7 @@ def open_executor(
     rope: Mapping[str, RopeTable] | None = None,
     adapters: Mapping[str, AdapterWeights] | None = None,
     digest_of: DigestOf = digest_file,
+    holds: Holds | None = None,
 ) -> CpuExecutor:
     """Several sequences over one model file, by graphs that are prepared in a cache.
 
@@ -81,13 +85,14 @@ def open_executor(
         rope: Rotary tables; None = those that the model itself states.
         adapters: What rows may wear, by name.
         digest_of: How cached files are compared with their digests.
+        holds: Which files the model's data may lie in; None = any of its folder.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
         BadInput: The context length is below 1.
         OSError: The cache cannot be written.
     """
-    opened = read_model(model)
+    opened = read_model(model, holds=holds)
     features = processor.features()
     exact = opened.wide and processor.saturates(features)
     bank = AdapterBank(adapters or {}, threads=threads or os.cpu_count() or 1)

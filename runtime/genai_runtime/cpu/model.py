@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from genai_core.errors import BadModel
 from genai_core.facts import RopeTable
 from genai_runtime.cpu.graphs import ATTENTION, attribute
+from genai_runtime.cpu.locations import Holds, check_locations
 
 ROPE_KEY = "genai.rope"
 """Metadata of the model: JSON of its rotary tables."""
@@ -61,16 +62,21 @@ class CpuModel:
     windows: bool
 
 
-def read_model(path: Path) -> CpuModel:
+def read_model(path: Path, *, holds: Holds | None = None) -> CpuModel:
     """Read `model.onnx`.
 
+    Args:
+        path: The file.
+        holds: See `check_locations`.
+
     Raises:
-        BadModel: It is no ONNX file, or not a model of this form.
+        BadModel: It is no ONNX file, not a model of this form, or its data lies elsewhere.
     """
     try:
         proto = onnx.load(str(path), load_external_data=False)  # noqa: TID251 - no weights inside
     except Exception as error:  # protobuf and the file system raise their own kinds
         raise BadModel("not an ONNX file", where=str(path)) from error
+    check_locations(proto, path, holds=holds)
     graph = proto.graph
     inputs = {value.name: _shape(value) for value in graph.input}
     attentions = [node for node in graph.node if node.op_type == ATTENTION]

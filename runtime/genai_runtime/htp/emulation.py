@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from genai_core.errors import BadModel, NotRunnableHere
 from genai_core.facts import RopeTable
 from genai_core.graphs import parse_name
+from genai_core.paths import RelativePath
 from genai_runtime.htp.metadata import BinaryMetadata
 
 METADATA = "metadata.json"
@@ -46,7 +47,7 @@ class EmulatedPart(BaseModel):
 
     model_config = _FROZEN
 
-    file: str
+    file: RelativePath
     """The binary, relative to the folder; each graph's wrapper is `<graph>.onnx` beside it."""
     binary: BinaryMetadata
 
