@@ -29,6 +29,7 @@ from genai_cli.output import emit, tell
 from genai_cli.render import busy, progress
 from genai_cli.settings import Settings
 from genai_cli.summary import as_json, print_summary
+from genai_core.build_sources import sources_of
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
 from genai_core.report import own_report
@@ -152,10 +153,10 @@ def _delivered(result: BuildResult, artifacts: Store, folder: Path) -> dict[str,
 
 
 def _uploads(build: GenAIBuild, address: str) -> frozenset[str]:
-    """Uploaded models beside the store that the build reads."""
+    """Uploaded sources beside the store that the build reads."""
     if not address.startswith("s3://"):
         return frozenset()
-    return uploads_among([build.spec.model.source], parse_s3(address))
+    return uploads_among([source.address for source in sources_of(build.spec)], parse_s3(address))
 
 
 def _writable(folder: Path) -> Path:

@@ -20,6 +20,7 @@ from pathlib import Path
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
 from genai_core.manifest import MANIFEST_FILE, REPORT_FILE, read_manifest
+from genai_core.paths import check_relative_path
 from genai_core.record import SIDECAR_NAME, Blob, Output, Record, sidecar
 from genai_core.store.protocol import Store
 from genai_core.store.vouching import container_fault
@@ -231,9 +232,10 @@ def place(
         beside: Relative path -> further files.
 
     Raises:
-        BadInput: The folder holds something else.
+        BadInput: The folder holds something else, or a file would lie outside of it.
         NoSpace: There is no room.
     """
+    _check_names((*(beside or {}), *record.outputs), record, store)
     refuse_foreign(path, record.outputs)
     check_container(record, store)
     draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
@@ -259,6 +261,19 @@ def place(
         raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _check_names(names: Iterable[str], record: Record, store: Store) -> None:
+    """Whoever may write the store has chosen them."""
+    for name in names:
+        try:
+            check_relative_path(name)
+        except ValueError as error:
+            raise BadInput(
+                f"its record names a file outside: {error}",
+                where=f"{store.location}: {record.operation}/{record.key[:12]}",
+                remedy="remove that record; docs/stores.md says what a writer of a store can do",
+            ) from error
 
 
 def _swap(draft: Path, path: Path) -> None:

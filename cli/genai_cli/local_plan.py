@@ -14,7 +14,7 @@ from pathlib import Path
 
 from genai_cli.events import PlanReady, TaskView
 from genai_cli.local import look_all
-from genai_cli.local_source import bring_folder, bring_source
+from genai_cli.local_source import bring_folder, bring_source, token_of
 from genai_cli.local_work import cache_folder, known_digests
 from genai_core.adapter_files import inspect_adapter
 from genai_core.build_sources import sources_of
@@ -304,7 +304,12 @@ def _adapters(spec: BuildSpec, base_dir: Path, cache: FileCache) -> dict[SourceN
     """
     found = {}
     for source in sources_of(spec)[1:]:
-        folder = bring_folder(source.address, cache_folder(), where=source.field)
+        folder = bring_folder(
+            source.address,
+            cache_folder(),
+            where=source.field,
+            token=token_of(source.address, spec),
+        )
         if folder is None:
             folder = (base_dir / expanded(source.address.removeprefix("file://"))).absolute()
         found[source.name] = inspect_adapter(folder, cache, where=source.field, pin=source.pin)

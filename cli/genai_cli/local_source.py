@@ -12,12 +12,15 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from genai_core.archive import unpack_archive
+from genai_core.build_sources import sources_of
 from genai_core.canonical import digest_json
 from genai_core.download import Rules, download
 from genai_core.errors import BadModel, InvalidSpec
@@ -25,7 +28,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.paths import check_relative_path
 from genai_core.source_address import parse_https
 
-__all__ = ["bring_folder", "bring_source"]
+__all__ = ["bring_folder", "bring_source", "token_of"]
 
 _INDEX = "index.json"
 
@@ -41,20 +44,39 @@ def bring_source(spec: BuildSpec, cache: Path) -> BuildSpec:
         InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
         GenAIError: The bucket or archive cannot be read, or there is no room.
     """
-    files = bring_folder(spec.model.source, cache, where="spec.model.source")
+    files = bring_folder(
+        spec.model.source, cache, where="spec.model.source", token=token_of(spec.model.source, spec)
+    )
     if files is None:
         return spec
     model = spec.model.model_copy(update={"source": str(files)})
     return spec.model_copy(update={"model": model})
 
 
-def bring_folder(address: str, cache: Path, *, where: str) -> Path | None:
+def token_of(address: str, spec: BuildSpec) -> str | None:
+    """The user's token (GENAI_SOURCE_TOKEN), for sources on the host of the first https one.
+
+    A build's sources may be several people's: each host would get the token of another.
+    """
+    hosts = [_host(source.address) for source in sources_of(spec)]
+    host = _host(address)
+    if not host or host != next(filter(None, hosts), ""):
+        return None
+    return os.environ.get("GENAI_SOURCE_TOKEN") or None
+
+
+def _host(address: str) -> str:
+    return urlsplit(address).netloc if address.startswith("https://") else ""
+
+
+def bring_folder(address: str, cache: Path, *, where: str, token: str | None = None) -> Path | None:
     """What an address holds, as a folder of this machine; None where it is a folder already.
 
     Args:
         address: Of a source.
         cache: Folder that mirrors lie in.
         where: The field that it stands in, for messages.
+        token: Is sent to the host of an archive.
 
     Raises:
         InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
@@ -66,7 +88,11 @@ def bring_folder(address: str, cache: Path, *, where: str) -> Path | None:
             where=where,
             remedy="build it there with: genai build --remote, or name the folder that it holds",
         )
-    bring = {"s3": _mirror, "https": _unpacked}.get(address.partition("://")[0])
+    ways: dict[str, Callable[[str, Path], Path]] = {
+        "s3": _mirror,
+        "https": partial(_unpacked, token=token),
+    }
+    bring = ways.get(address.partition("://")[0])
     if bring is None or "://" not in address:
         return None
     root = cache / "sources" / digest_json({"source": address})[:32]
@@ -75,7 +101,7 @@ def bring_folder(address: str, cache: Path, *, where: str) -> Path | None:
         return bring(address, root)
 
 
-def _unpacked(address: str, root: Path) -> Path:
+def _unpacked(address: str, root: Path, *, token: str | None) -> Path:
     """Make `root/<digest of the archive>` what the archive holds."""
     archive = parse_https(address)
     known = _read_index(root / _INDEX)
@@ -88,7 +114,7 @@ def _unpacked(address: str, root: Path) -> Path:
         archive.url,
         draft,
         rules=Rules(checks_addresses=False),
-        token=os.environ.get("GENAI_SOURCE_TOKEN") or None,
+        token=token,
         tag=str(tag) if here is not None else "",
     )
     if found is None:

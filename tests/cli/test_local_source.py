@@ -9,7 +9,8 @@ import boto3
 import pytest
 
 from genai_cli.engine import plan_build
-from genai_cli.local_source import bring_source
+from genai_cli.local_source import bring_source, token_of
+from genai_core.build_sources import sources_of
 from genai_core.errors import BadModel
 from genai_core.filecache import FileCache
 from genai_core.kinds.build import BuildSpec
@@ -140,3 +141,24 @@ def test_plan_from_a_bucket_has_the_keys_of_a_folder(bucket: S3Server, tmp_path:
 
     address = str(bucket.where("models/llama"))
     assert keys(address) == keys(str(SOURCE)) != []
+
+
+@pytest.mark.parametrize(
+    ("model", "adapters", "told"),
+    [
+        ("https://mine.example/m.zip", ["https://mine.example/a.zip"], [True, True]),
+        ("https://mine.example/m.zip", ["https://theirs.example/a.zip"], [True, False]),
+        ("https://mine.example/m.zip", ["https://mine.example@theirs.example/a"], [True, False]),
+        ("./folder", ["https://one.example/a", "https://two.example/a"], [False, True, False]),
+        ("s3://bucket/m", ["./a"], [False, False]),
+    ],
+)
+def test_token_of_is_sent_to_the_host_of_the_first_source_alone(
+    monkeypatch: pytest.MonkeyPatch, model: str, adapters: list[str], told: list[bool]
+) -> None:
+    monkeypatch.setenv("GENAI_SOURCE_TOKEN", "secret")
+    named = [{"name": f"a{n}", "source": address} for n, address in enumerate(adapters)]
+    value = {"model": {"source": model}, "targets": ["cpu"], "store": {"name": "s"}}
+    spec = BuildSpec.model_validate({**value, "lora": {"adapters": named}})
+    found = [token_of(source.address, spec) for source in sources_of(spec)]
+    assert found == ["secret" if sent else None for sent in told]

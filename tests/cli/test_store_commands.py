@@ -375,6 +375,27 @@ def test_what_comes_out_of_a_store_is_opened_by_onnx_load(
     assert not list((tmp_path / "bare").rglob("*.data"))
 
 
+@pytest.mark.parametrize("command", ["pull", "export"])
+@pytest.mark.parametrize("name", ["../evil.data", "/{tmp}/evil.data", "a/../../../evil.data"])
+def test_weights_that_a_record_names_elsewhere_are_written_nowhere(
+    cache: Any, store: DirectoryStore, tmp_path: Path, command: str, name: str
+) -> None:
+    """Who may write a store has chosen a record's inputs, and what its graph names."""
+    name = name.replace("/{tmp}", str(tmp_path / "there"))
+    evil, graph = store.put_bytes(b"evil"), store.put_bytes(f"graph {name}".encode())
+    inputs = {"model": {name: evil.sha256}}
+    made = entry(store, "a", operation="arcl")
+    key = task_key("arcl", 1, toolchain_id=Digest("0" * 64), config={"seed": "a"}, inputs=inputs)
+    outputs = {"a.onnx": Output(sha256=graph.sha256, size=graph.size)}
+    changed = made.model_copy(update={"inputs": inputs, "key": key, "outputs": outputs})
+    store.commit(changed)
+    where = [f"arcl/{key[:12]}", "-o", "deep/out"] if command == "pull" else ["deep/out", key[:12]]
+    ran = cache(command, *where)
+    assert ran.code == 2
+    assert "its record names a file outside" in ran.err
+    assert not list(tmp_path.rglob("evil.data"))
+
+
 def test_some_entries_are_exported_when_they_are_named(
     cache: Any, store: DirectoryStore, tmp_path: Path
 ) -> None:
