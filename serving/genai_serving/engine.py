@@ -8,6 +8,7 @@ A pass that fails ends the requests in it and no others.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_token
 from genai_runtime.sampling import Sampler, logprobs
 from genai_serving.requests import Ended, Finish, Listener, Request, Times
 from genai_serving.scheduler import Limits, Scheduler, Sequence, Step, Work
+
+_LOG = logging.getLogger("genai_serving")
 
 
 class Closed(GenAIError):
@@ -308,7 +311,10 @@ class Engine:
         times = Times(answer.arrived, answer.admitted, answer.first, self._clock())
         ended = Ended(reason, answer.request.prompt.size, len(answer.tokens), times, error)
         self._observer.on_end(answer.request, ended)
-        answer.listener.on_end(ended)
+        try:
+            answer.listener.on_end(ended)
+        except Exception:  # noqa: BLE001 - the others must go on
+            _LOG.exception("an answer's end was not heard")
 
 
 def _known(error: Exception) -> GenAIError:

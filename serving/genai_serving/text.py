@@ -6,6 +6,10 @@ from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
+MOST_PENDING = 64
+"""Tokens without a whole character that are decoded again with the next: a character has four. More
+are shown as they are, or left out where they have no text; clients can ask for nothing else."""
+
 Decode = Callable[[Sequence[int]], str]
 """Text of some tokens, as a tokenizer's `decode`."""
 
@@ -40,6 +44,11 @@ class Detokenizer:
     def _take(self, *, whole: bool) -> str:
         known = self._decode(self._tokens[self._before : self._shown])
         text = self._decode(self._tokens[self._before :])
+        if len(self._tokens) - self._shown > MOST_PENDING:
+            if len(text) <= len(known):
+                del self._tokens[self._shown :]
+                return ""
+            whole = True
         if len(text) <= len(known) or (text.endswith(REPLACEMENT) and not whole):
             return ""
         self._before, self._shown = self._shown, len(self._tokens)

@@ -244,6 +244,20 @@ def test_a_failing_listener_ends_its_own_request_alone(engine):
     assert good.wait().tokens == list(alone([2, 3], 4).tokens)
 
 
+def test_the_engine_lives_on_when_a_listener_fails_at_its_end(engine):
+    class Deaf(Heard):
+        def on_end(self, ended):
+            super().on_end(ended)
+            raise ValueError("its tokens are no text")
+
+    deaf, good = Deaf(), Heard()
+    engine.submit(ask([1], 4), deaf)
+    deaf.wait()
+    engine.submit(ask([2, 3], 4), good)
+    assert good.wait().tokens == list(alone([2, 3], 4).tokens)
+    assert engine.alive
+
+
 @pytest.mark.parametrize("prompt", [[], [17], [-1], list(range(1, 17)) * 5])
 def test_submit_refuses_prompts_that_no_pass_can_read(engine, prompt):
     with pytest.raises(BadInput):

@@ -83,3 +83,20 @@ def test_stop_finder_lets_everything_through_without_a_stop(stops):
     finder = StopFinder(stops)
     assert finder.push("abc") == "abc"
     assert finder.found is None
+
+
+@pytest.mark.parametrize("piece", ["\ufffd", ""])
+def test_tokens_without_a_character_take_bounded_time_each(piece):
+    """A client's logit_bias makes an answer of nothing else; the engine decodes for everybody."""
+    longest = 0
+
+    def decode(tokens):
+        nonlocal longest
+        longest = max(longest, len(tokens))
+        return "".join(piece if token else "x" for token in tokens)
+
+    made = Detokenizer(decode)
+    tokens = [0, *[1] * 3000, 0]
+    told = "".join(made.push(token) for token in tokens) + made.finish()
+    assert longest < 200
+    assert told == "x" + piece * 3000 + "x"

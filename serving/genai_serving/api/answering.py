@@ -72,12 +72,14 @@ class Answer:
 
     def on_end(self, ended: Ended) -> None:
         """What was held back, and the end."""
-        left = self._finder.push(self._text.finish()) if self._text is not None else ""
-        left += self._finder.finish()
-        if left:
-            self._send(Piece(left))
         self.ended = ended
-        self._send(None)
+        try:
+            left = self._finder.push(self._text.finish()) if self._text is not None else ""
+            left += self._finder.finish()
+            if left:
+                self._send(Piece(left))
+        finally:
+            self._send(None)
 
     async def pieces(self) -> AsyncIterator[Piece]:
         """Pieces until the end; `ended` is set behind the last."""
