@@ -62,6 +62,14 @@ class Applier:
         others = kept and turn is not None and turn.uid != owner.uid
         if others or self._observed.is_leaving(request.namespace, name):
             raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
+        known = self._observed.jobs.get(request.namespace, name)
+        if known is not None:
+            # Made since the build was looked at. The apiserver may be rid of it already and take
+            # the name again, but its pod then runs for as long as its grace allows.
+            if known.deleting:
+                raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
+            await self.claim(known, owner)
+            return True
         number = turn.number if turn is not None and kept else 0
         manifest = render(request, owner, run=run, access=access, turn=number)
         try:

@@ -18,6 +18,7 @@ from genai_operator.api import Api, ApiError
 from genai_operator.build import Builds
 from genai_operator.comparing import Comparing
 from genai_operator.labels import operation_label
+from genai_operator.leaving import Leaving
 from genai_operator.metrics import (
     QUEUE_SECONDS,
     RECONCILE_SECONDS,
@@ -83,6 +84,12 @@ class Controller:
             api, self.observed, stores, collect_seconds=settings.collect_hours * 3600
         )
         self.upkeep = Upkeep(api, self.observed, wake=self._wake_owners)
+        self._leaving = Leaving(
+            api,
+            self.observed,
+            take_pod=lambda value: self._take_pods(value, deleted=False),
+            left=self._wake_owners,
+        )
         self.comparing = Comparing(api, self.observed, self, namespaces=settings.namespaces)
 
     @property
@@ -245,6 +252,7 @@ class Controller:
         await self.comparing.compare()
         tasks = [asyncio.create_task(self._worker(leading)) for _ in range(self._settings.workers)]
         tasks.append(asyncio.create_task(self._upkeep(leading)))
+        tasks.append(asyncio.create_task(self._leaving.run()))
         seconds = self._settings.compare_seconds
         tasks.append(asyncio.create_task(self.comparing.run(seconds)))
         try:

@@ -25,6 +25,7 @@ __all__ = ["BuildView", "Entry", "Kept", "Observed", "asked_of", "build_view", "
 V = TypeVar("V")
 
 _UNSEEN_SECONDS = 3.0
+"""So long the Job controller may take to hear that a Job is gone: it makes no pod of it after."""
 _MOST_GONE = 10_000
 """How many vanished objects are remembered, so that a listing from before does not revive them."""
 
@@ -198,6 +199,8 @@ class Observed:
     leaving: dict[str, tuple[JobView, float]] = field(default_factory=dict)
     """UID -> a Job that is deleted and whose pods still run, or may, and until when that is
     thought of one whose pods were not seen: its tasks must not begin again yet."""
+    _unseen: set[str] = field(default_factory=set)
+    """UIDs of those whose pods were not seen: only the apiserver can say that there are none."""
 
     def jobs_of(self, namespace: str, scope: str) -> list[JobView]:
         """Jobs that a build of this namespace and scope may use, or must wait for."""
@@ -217,7 +220,10 @@ class Observed:
         if unseen or self._runs(job):
             gone = replace(job, state=JobState.ACTIVE, deleting=True)
             until = time.monotonic() + (_UNSEEN_SECONDS if unseen else 0.0)
-            self.leaving.setdefault(job.uid, (gone, until))
+            if job.uid not in self.leaving:
+                self.leaving[job.uid] = (gone, until)
+                if unseen:
+                    self._unseen.add(job.uid)
 
     def is_leaving(self, namespace: str, name: str) -> bool:
         """A Job of that name is deleted, and its pods may still run."""
@@ -227,22 +233,37 @@ class Observed:
 
     def left(self, pod: PodView) -> list[JobView]:
         """Deleted Jobs that ended with this pod; they are forgotten."""
-        gone = [
-            job
-            for job, _ in self.leaving.values()
-            if (job.namespace, job.name) == (pod.namespace, pod.job) and not self._runs(job)
-        ]
+        gone = [job for job, _ in self.leaving.values() if pod.is_of(job) and not self._runs(job)]
         for job in gone:
-            del self.leaving[job.uid]
+            self._forget(job.uid)
         return gone
+
+    def doubtful(self) -> list[JobView]:
+        """Deleted Jobs whose pods should have been seen by now, and were not."""
+        now = time.monotonic()
+        known = ((uid, self.leaving[uid]) for uid in self._unseen)
+        return [job for _, (job, until) in known if until < now and not self._runs(job)]
+
+    def settle(self, uid: str) -> bool:
+        """Its pods, if any, were asked for and are known; tells whether it has left with that."""
+        self._unseen.discard(uid)
+        there = uid in self.leaving
+        self._forget_left()
+        return there and uid not in self.leaving
 
     def _forget_left(self) -> None:
         now = time.monotonic()
         over = [
-            u for u, (job, until) in self.leaving.items() if until < now and not self._runs(job)
+            uid
+            for uid, (job, until) in self.leaving.items()
+            if until < now and uid not in self._unseen and not self._runs(job)
         ]
         for uid in over:
-            del self.leaving[uid]
+            self._forget(uid)
+
+    def _forget(self, uid: str) -> None:
+        del self.leaving[uid]
+        self._unseen.discard(uid)
 
     def _runs(self, job: JobView) -> bool:
         return any(not pod.ended for pod in self._pods(job))
@@ -251,8 +272,7 @@ class Observed:
         return any(True for _ in self._pods(job))
 
     def _pods(self, job: JobView) -> Iterator[PodView]:
-        place = (job.namespace, job.name)
-        return (pod for pod in self.pods if (pod.namespace, pod.job) == place)
+        return (pod for pod in self.pods if pod.is_of(job))
 
     def claimed_by(self, uid: str) -> list[JobView]:
         """Jobs that a build claims."""
@@ -262,7 +282,10 @@ class Observed:
         """Job's name -> pods; where those of a failed one are gone, what was noted of them."""
         found: dict[str, list[PodView]] = {}
         for pod in self.pods:
-            if pod.namespace == namespace:
+            if pod.namespace != namespace:
+                continue
+            job = self.jobs.get(namespace, pod.job)
+            if job is None or pod.is_of(job):
                 found.setdefault(pod.job, []).append(pod)
         for job in self.jobs:
             if job.noted is not None and job.namespace == namespace:

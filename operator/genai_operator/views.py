@@ -212,6 +212,13 @@ class PodView:
     """Why its container does not start, in words: no room on any node, a missing image ..."""
     hold: str = ""
     """The same in one word: Unschedulable, ImagePullFailed, ContainerNotCreated."""
+    owners: frozenset[str] = frozenset()
+    """UIDs: its Job's is among them, and another Job may have had that name before."""
+
+    def is_of(self, job: JobView) -> bool:
+        """It is a pod of exactly this Job."""
+        same = (self.namespace, self.job) == (job.namespace, job.name)
+        return same and (not self.owners or job.uid in self.owners)
 
     @property
     def ended(self) -> bool:
@@ -386,6 +393,7 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
         message=status.get("message", "")[:_MOST_WORDS],
         waiting=waiting,
         hold=hold,
+        owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
     )
 
 

@@ -174,6 +174,7 @@ class World:
                         "batch.kubernetes.io/job-name": name,
                         "app.kubernetes.io/managed-by": "genai-operator",
                     },
+                    "ownerReferences": [{"uid": uid}],
                 },
                 "spec": {"nodeName": ""},
                 "status": {"phase": "Pending"},

@@ -178,7 +178,102 @@ def test_a_job_that_is_deleted_as_it_begins_may_have_a_pod_that_was_not_seen(
     (left,) = observed.jobs_of("n", "")
     assert left.deleting
     time.sleep(0.06)
-    assert observed.jobs_of("n", "") == []
+    assert observed.jobs_of("n", "") == [left], "that time went by says nothing of its pod"
+    assert [gone.uid for gone in observed.doubtful()] == [left.uid]
+    assert observed.settle(left.uid)
+    assert observed.jobs_of("n", "") == observed.doubtful() == []
+
+
+def deleted_unseen(controller: Controller) -> None:
+    """A Job that was deleted, and no watch has told of its pod."""
+    controller.take("genaibuilds", "ADDED", thing("b", 1, "b-uid"))
+    job = thing("j", 2, "j-uid")
+    job["metadata"] |= {
+        "annotations": {"genai-operator.dev/key": "k" * 64},
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "ownerReferences": [{"uid": "b-uid"}],
+    }
+    controller.take("jobs", "ADDED", job)
+    controller.take("jobs", "DELETED", job)
+
+
+def running_pod(job_uid: str) -> dict[str, Any]:
+    pod = thing("p-" + job_uid, 3, "p-uid-" + job_uid)
+    pod["metadata"] |= {
+        "labels": {"batch.kubernetes.io/job-name": "j"},
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+        "ownerReferences": [{"uid": job_uid}],
+    }
+    return pod | {"status": {"phase": "Running"}}
+
+
+def test_leaving_asks_for_the_pods_when_the_watch_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observed_module, "_UNSEEN_SECONDS", -1.0)
+    pods = [running_pod("j-uid")]
+    asked: list[dict[str, Any]] = []
+
+    class Late(Lists):
+        async def list(self, plural: str, **more: Any) -> tuple[list[dict[str, Any]], int]:
+            asked.append(more)
+            return pods if plural == "pods" else [], 50
+
+    async def scenario() -> None:
+        controller = Controller(Late(), Settings())  # type: ignore[arg-type]
+        deleted_unseen(controller)
+        controller.queue.done(await controller.queue.get())
+        await controller._leaving.look()
+        assert asked[0]["fresh"]
+        assert asked[0]["labels"] == "batch.kubernetes.io/job-name in (j)"
+        assert controller.observed.is_leaving("n", "j"), "its pod runs"
+        await controller._leaving.look()
+        assert len(asked) == 1, "the pod is known: its watch tells how it ends"
+        assert len(controller.queue) == 0
+        controller.take("pods", "DELETED", pods[0])
+        assert not controller.observed.is_leaving("n", "j")
+        assert len(controller.queue) == 1, "the build is looked at again"
+
+    asyncio.run(scenario())
+
+
+def test_leaving_forgets_a_job_when_the_apiserver_has_no_pod_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(observed_module, "_UNSEEN_SECONDS", -1.0)
+
+    async def scenario() -> None:
+        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        deleted_unseen(controller)
+        controller.queue.done(await controller.queue.get())
+        assert controller.observed.is_leaving("n", "j")
+        await controller._leaving.look()
+        assert not controller.observed.is_leaving("n", "j")
+        assert len(controller.queue) == 1
+
+    asyncio.run(scenario())
+
+
+def test_leave_remembers_a_job_when_the_pod_it_knows_is_of_an_earlier_one_of_that_name() -> None:
+    async def scenario() -> None:
+        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        earlier = running_pod("before") | {"status": {"phase": "Failed"}}
+        controller.take("pods", "ADDED", earlier)
+        deleted_unseen(controller)
+        assert controller.observed.is_leaving("n", "j"), "its own pod may not have been seen"
+
+    asyncio.run(scenario())
+
+
+def test_pods_of_leaves_out_those_of_an_earlier_job_of_that_name() -> None:
+    controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+    job = thing("j", 2, "j-uid")
+    job["metadata"] |= {
+        "annotations": {"genai-operator.dev/key": "k" * 64},
+        "creationTimestamp": "2026-01-01T00:00:00Z",
+    }
+    controller.take("jobs", "ADDED", job)
+    for uid in ("before", "j-uid"):
+        controller.take("pods", "ADDED", running_pod(uid))
+    assert [pod.name for pod in controller.observed.pods_of("n")["j"]] == ["p-j-uid"]
 
 
 def test_whoever_joins_a_job_as_it_ends_hears_of_it() -> None:

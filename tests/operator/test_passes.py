@@ -390,6 +390,23 @@ def test_a_name_is_not_taken_while_pods_of_its_last_job_run() -> None:
         asyncio.run(room.builds._applier.create(request, owner, run=run, access=access))
 
 
+def test_create_joins_a_job_that_is_known_by_now_when_its_name_is_free_again() -> None:
+    """It was made since the build was looked at, and is deleted: no watch has told of that yet."""
+    request = JobRequest(
+        namespace="n", key=Key("a" * 64), operation="convert", task="convert/1",
+        document=BuildSpec.model_validate(SPEC), image="i@sha256:" + "0" * 64, memory_bytes=1,
+    )  # fmt: skip
+    access, run = StoreAccess(address="s3://b/p", secret="s"), BuildSpec.model_validate(SPEC).run
+    owner = Owner("b", "build")
+    name = render(request, owner, run=run, access=access)["metadata"]["name"]
+    room = Room(a_job(name, "other"), pods=(a_pod(name),))
+    del room.api.jobs[name]
+    assert asyncio.run(room.builds._applier.create(request, owner, run=run, access=access))
+    assert room.observed.is_leaving("n", name), "its pod is waited for"
+    with pytest.raises(Waiting, match="being removed"):
+        asyncio.run(room.builds._applier.create(request, owner, run=run, access=access))
+
+
 def test_a_job_that_is_found_gone_is_not_claimed_again_and_again() -> None:
     room = Room(a_job("j", "x"))
     job = room.job("j")
