@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -474,8 +475,8 @@ def test_a_client_that_goes_away_ends_its_answer(make_server, stream):
     running = make_server()
     running.executor.seconds = 0.05
     connection = running.client.connection()
-    body = b'{"prompt": [1, 2], "max_tokens": 90, "stream": %s}' % (b"true" if stream else b"false")
-    connection.request("POST", "/v1/completions", body)
+    body = {"prompt": [1, 2], "max_tokens": 90, "stream": stream, "ignore_eos": True}
+    connection.request("POST", "/v1/completions", json.dumps(body))
     until(lambda: running.engine.load.running == 1)
     if stream:
         connection.getresponse().read(20)

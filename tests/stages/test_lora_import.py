@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from adapter_files import Floats, write_peft
@@ -17,6 +18,7 @@ from genai_core.adapters import ADAPTER_FILE
 from genai_core.errors import BadAdapter, DriftError
 from genai_core.operations import IngestConfig, LoraImportConfig
 from genai_stages.core_graph import read_core
+from genai_stages.lora import modules
 from genai_stages.lora.modules import Place, parts_of, places_of
 from genai_stages.operations import ingest, lora_import
 from genai_stages.stage import Context
@@ -266,3 +268,15 @@ def test_import_of_equal_adapters_is_an_equal_file(core: Core, tmp_path: Path) -
     assert sorted(t.shape for t in tensors.values()) == sorted(
         [(place.site.inputs, 4), (4, place.site.outputs)]
     )
+
+
+def test_linears_before_looks_at_each_tensor_once() -> None:
+    """A stranger's graph of 60 doublings has 2 to the 60 ways back."""
+    last = ir.Value(name="x")
+    makers = {"x": ir.node("Linear", [], domain="genai", outputs=[last])}
+    for number in range(60):
+        value = ir.Value(name=f"v{number}")
+        makers[f"v{number}"] = ir.node("Mul", [last, last], outputs=[value])
+        last = value
+    assert list(modules._linears_before(last, makers)) == ["x"]
+    assert modules._is_gated(last, makers)

@@ -199,16 +199,20 @@ def _feeds_attention(model: ir.Model) -> dict[str, str]:
     return found
 
 
-def _linears_before(value: ir.Value | None, makers: Mapping[str, ir.Node]) -> Iterator[str]:
-    """The nearest linears that a tensor is made of."""
-    if value is None or str(value.name) not in makers:
+def _linears_before(
+    value: ir.Value | None, makers: Mapping[str, ir.Node], seen: set[str] | None = None
+) -> Iterator[str]:
+    """The nearest linears that a tensor is made of, each tensor on the way looked at once."""
+    seen = set() if seen is None else seen
+    if value is None or str(value.name) not in makers or str(value.name) in seen:
         return
+    seen.add(str(value.name))
     node = makers[str(value.name)]
     if is_op(node, "Linear"):
         yield str(node.outputs[0].name)
     elif not is_op(node, "Attention"):
         for given in node.inputs:
-            yield from _linears_before(given, makers)
+            yield from _linears_before(given, makers, seen)
 
 
 def _head(model: ir.Model) -> str | None:
@@ -239,14 +243,18 @@ def _kinds(model: ir.Model) -> dict[str, str]:
     return {name: kind for name, kind in kinds.items() if kind}
 
 
-def _is_gated(source: ir.Value, makers: Mapping[str, ir.Node]) -> bool:
+def _is_gated(
+    source: ir.Value, makers: Mapping[str, ir.Node], seen: set[str] | None = None
+) -> bool:
     """Whether what a linear reads is made of linears without an attention or a norm between."""
-    node = makers.get(str(source.name))
+    seen = set() if seen is None else seen
+    node = makers.get(str(source.name)) if str(source.name) not in seen else None
+    seen.add(str(source.name))
     if node is None or is_op(node, "Attention") or "Norm" in node.op_type:
         return False
     if is_op(node, "Linear"):
         return True
-    return any(_is_gated(given, makers) for given in node.inputs if given is not None)
+    return any(_is_gated(given, makers, seen) for given in node.inputs if given is not None)
 
 
 def _feed_forward(
