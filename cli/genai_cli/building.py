@@ -118,9 +118,8 @@ def _build_once(
     name = build.metadata.name
     with busy("reading the model and looking up what is there"):
         planned = plan_build(build.spec, Path.cwd(), artifacts, name=name, claim=claim)
-    for (
-        target
-    ) in planned.local.planner.request.targets:  # rather now than when everything has been built
+    # Rather now than when everything has been built.
+    for target in planned.local.planner.request.targets:
         refuse_foreign(folder / folder_name(target.name))
     with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
         result = run_plan(planned, on_event=report, jobs=jobs)

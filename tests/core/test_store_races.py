@@ -48,6 +48,7 @@ def record_of(task: int) -> Record:
     }
     return Record(
         operation="convert",
+        config={"task": task},
         key=task_key("convert", 1, toolchain_id=TOOLS, config={"task": task}, inputs={}),
         outputs=outputs,
         toolchain=ToolchainUsed(id=TOOLS),

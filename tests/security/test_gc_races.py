@@ -64,7 +64,9 @@ def age(root: Path, seconds: float) -> None:
             os.utime(path, ns=(1, path.stat().st_mtime_ns - int(seconds * 1e9)))
 
 
-def gc(root: Path, pause: float, told: Any) -> None:
+def gc(root: Path, pause: float, told: Any, begun: Any = None) -> None:
+    if begun is not None:
+        assert begun.wait(60)
     time.sleep(pause)
     try:
         done = collect(DirectoryStore(root), grace=LEAST_GRACE)
@@ -73,12 +75,13 @@ def gc(root: Path, pause: float, told: Any) -> None:
         told.put(("error", repr(error)))
 
 
-def reader(root: Path, numbers: list[int], pause: float, told: Any) -> None:
+def reader(root: Path, numbers: list[int], pause: float, told: Any, begun: Any) -> None:
     time.sleep(pause)
     store = DirectoryStore(root)
     try:
         name = f"r{os.getpid()}"
         Holder(store, name, holder="r").claim(map(ref_of, numbers))
+        begun.set()
         for number in numbers:
             answer = store.lookup("ingest", key_of(number))
             if not isinstance(answer, Hit):
@@ -114,20 +117,30 @@ def writer(root: Path, number: int, datas: list[bytes], pause: float, told: Any)
         told.put(("error", repr(error)))
 
 
-def race(root: Path, chance: random.Random, *, reads: bool) -> Counter[str]:
+def race(root: Path, chance: random.Random, *, reads: bool, reader_first: bool) -> Counter[str]:
+    """One gc or two beside readers or writers.
+
+    Args:
+        root: The store.
+        chance: Draws who begins when.
+        reads: Readers; otherwise writers.
+        reader_first: A reader has claimed before any gc begins, however busy the machine is.
+    """
     store = DirectoryStore(root)
     datas = [[chance.randbytes(200) for _ in range(3)] for _ in range(8)]
     shared = chance.randbytes(300)
     for number, data in enumerate(datas):
         publish(store, stored(store, number, [*data, shared]))
     age(root, 20 * 3600)
-    told = FORK.SimpleQueue()
-    work: list[Any] = [(gc, root, chance.random() * 0.03, told)]
+    told, begun = FORK.SimpleQueue(), FORK.Event()
+    first = begun if reader_first else None
+    work: list[Any] = [(gc, root, chance.random() * 0.03, told, first)]
     if chance.random() < 0.4:
-        work.append((gc, root, chance.random() * 0.05, told))
+        work.append((gc, root, chance.random() * 0.05, told, first))
     if reads:
         for _ in range(2):
-            work.append((reader, root, chance.sample(range(8), 4), chance.random() * 0.04, told))
+            numbers = chance.sample(range(8), 4)
+            work.append((reader, root, numbers, chance.random() * 0.04, told, begun))
     else:
         for number in chance.sample(range(8), chance.choice([0, 4, 8])):
             store.delete_record(ref_of(number))
@@ -156,7 +169,9 @@ def race(root: Path, chance: random.Random, *, reads: bool) -> Counter[str]:
 def races(folder: Path, rounds: int, seed: int) -> Counter[str]:
     chance, counts = random.Random(seed), Counter[str]()
     for number in range(rounds):
-        counts += race(folder / f"s{number}", chance, reads=number % 2 == 0)
+        counts += race(
+            folder / f"s{number}", chance, reads=number % 2 == 0, reader_first=number % 4 == 0
+        )
     return counts
 
 

@@ -235,7 +235,7 @@ def halved(tensor: onnx.TensorProto) -> None:
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
 
 
-def test_float16_exports_are_read_within_their_rounding(tmp_path: Path) -> None:
+def test_float16_exports_are_read_as_exactly_as_float32_ones(tmp_path: Path) -> None:
     """The graph of llama with every float made 16 bits wide."""
     source = tmp_path / "half"
     shutil.copytree(FIXTURES / "llama", source)
@@ -254,7 +254,8 @@ def test_float16_exports_are_read_within_their_rounding(tmp_path: Path) -> None:
     del model.graph.value_info[:]
     onnx.save(model, source / "model.onnx")
     result, _ = ingest(source, tmp_path / "out")
-    assert 1e-5 < result.notes["drift"] < 1e-2
+    # Source and core are compared in float32, both from the 16 bit weights.
+    assert result.notes["drift"] < 1e-5
     reference = np.load(source / "reference.npz")
     have = core_logits(tmp_path / "out", reference["tokens"])
     np.testing.assert_allclose(have, reference["logits"], atol=2e-2)
