@@ -30,7 +30,7 @@ $(READY): pyproject.toml constraints.txt tools/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" tools/setup.sh
 	@touch $@
 
-demo: $(READY) ## Build tiny-llama for sm8750 and cpu, run a prompt through both
+demo: $(READY) ## Build tiny-llama for sm8750 and cpu, run a prompt through both, serve it
 	@PATH="$(abspath $(BIN)):$$PATH" examples/tiny-llama/demo.sh
 
 test: $(READY) ## Every test that this machine can run (ROOM=planner for one room, CLUSTER=no for none)
