@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -300,7 +300,7 @@ class Builds:
             raise Waiting("Progressing", "its records are still being looked up", after=5.0)
         if any(isinstance(e, (StoreUnavailable, StoreUnreadable)) for e in seen.waits_for):
             self._doubt(one.namespace, one.spec.store.name)
-        await self._apply(one, seen, claimed, accesses)
+        await self._apply(one, seen, claimed, accesses, known={job.uid for job in question.jobs})
         queued = bool(seen.start and one.spec.run.queue_name)
         stands = await self._errands.standings.of(one.namespace, seen.active, queued=queued)
         outcome = self._judged(one, seen, opened.where, targets, stands)
@@ -400,6 +400,8 @@ class Builds:
         seen: Survey,
         claimed: list[JobView],
         accesses: Mapping[SourceName, SourceAccess],
+        *,
+        known: Collection[str],
     ) -> None:
         # Of those that the survey knew: one that has come to light since was not asked about.
         await self._release(claimed, one.owner.uid, keep=seen.needed)
@@ -409,7 +411,9 @@ class Builds:
             verdict = seen.retried.get(TaskId(request.task), Verdict())
             async with free:
                 access = accesses[request.source].access
-                await self._starter.start(one, request, verdict, access=access)
+                jobs = self._observed.jobs_of(one.namespace, scope_of(access.address, one.spec.run))
+                newer = [job for job in jobs if job.uid not in known]
+                await self._starter.start(one, request, verdict, access=access, newer=newer)
 
         renewed = {found.job.uid for found in seen.renewals}
         for found in seen.renewals:

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from genai_core.canonical import digest_json
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
-from genai_core.names import MODEL, Key, SourceName
+from genai_core.names import MODEL, Digest, Key, SourceName
 from genai_core.task import task_variables
 from genai_operator.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.api import Json
@@ -82,6 +82,7 @@ class JobRequest:
         source: Which of the build's that is.
         chain: The tasks that follow in the same pod.
         disk_bytes: Of the node's disk, that all of them may take.
+        derivation: Of its first task; None where no Job has more than one.
     """
 
     namespace: str
@@ -98,6 +99,13 @@ class JobRequest:
     source: SourceName = MODEL
     chain: tuple[Link, ...] = ()
     disk_bytes: int = LEAST
+    derivation: Digest | None = None
+
+    @property
+    def makes(self) -> frozenset[str]:
+        """The key of its first task and the derivations of all: what another Job may make too."""
+        own = (self.derivation,) if self.derivation is not None else ()
+        return frozenset((self.key, *own, *(link.derivation for link in self.chain)))
 
     def wanted(self, owner: Owner, *, run: Run, access: StoreAccess) -> Wanted:
         """How it would be written now."""

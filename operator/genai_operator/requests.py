@@ -153,6 +153,7 @@ def job_request(
         source=_source(head),
         chain=tuple(Link(t.id, t.operation, phase.derivations[t.id]) for t in tasks[1:]),
         disk_bytes=disk_for(_read_bytes(document)),
+        derivation=phase.derivations[head.id] if setting.chain_tasks > 1 else None,
     )
 
 

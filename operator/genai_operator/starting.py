@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 
 from genai_operator.access import StoreAccess
 from genai_operator.apply import Applier
 from genai_operator.build_pass import BuildPass
 from genai_operator.decide import Verdict
-from genai_operator.jobs import JobRequest
+from genai_operator.jobs import JobRequest, scope_of
 from genai_operator.labels import operation_label
 from genai_operator.metrics import TASK_RETRIES
+from genai_operator.views import JobState, JobView
 
 __all__ = ["Starter"]
 
@@ -24,6 +25,7 @@ log = logging.getLogger("genai_operator.starting")
 
 _BURST = 10.0
 _SECONDS_A_PIECE = 60.0
+_TAKEN_SECONDS = 1.0
 
 
 class Starter:
@@ -32,31 +34,63 @@ class Starter:
     def __init__(self, applier: Applier, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._applier = applier
         self._clock = clock
+        self._starting: list[tuple[tuple[str, str], JobRequest]] = []
         self._allowances: dict[str, _Allowance] = {}
 
     async def start(
-        self, one: BuildPass, request: JobRequest, verdict: Verdict, *, access: StoreAccess
+        self,
+        one: BuildPass,
+        request: JobRequest,
+        verdict: Verdict,
+        *,
+        access: StoreAccess,
+        newer: Iterable[JobView] = (),
     ) -> None:
         """Create a Job, or claim the one of that name.
+
+        Nothing is started where another build has begun one of its tasks since this one was looked
+        at, under the name of another Job: that would make it twice. It is looked at again.
 
         Args:
             one: The build.
             request: The Job.
             verdict: Of the attempts before it.
             access: To store and source.
+            newer: Jobs that have come to light since the build was looked at.
 
         Raises:
             Waiting: See `Applier.create`.
             Stalled: Likewise.
         """
-        one.joined |= await self._applier.create(
-            request, one.owner, run=one.spec.run, access=access
-        )
+        place = (request.namespace, scope_of(access.address, one.spec.run))
+        if self._is_taken(place, request, newer):
+            log.info("another job makes it", extra={"task": request.task})
+            one.look_after(_TAKEN_SECONDS)
+            return
+        entry = place, request
+        self._starting.append(entry)
+        try:
+            one.joined |= await self._applier.create(
+                request, one.owner, run=one.spec.run, access=access
+            )
+        finally:
+            self._starting.remove(entry)
         one.started = True
         for job in verdict.spent:
             await self._applier.release(job, one.owner.uid)
         if verdict.retried:
             await self._tell(one, request, verdict)
+
+    def _is_taken(
+        self, place: tuple[str, str], request: JobRequest, newer: Iterable[JobView]
+    ) -> bool:
+        """Whether another Job makes some of it; the one of the same name is joined instead."""
+        others: list[JobView | JobRequest] = [
+            job for there, job in self._starting if there == place
+        ]
+        others += [job for job in newer if job.state is JobState.ACTIVE]
+        own = request.key, request.attempt
+        return any((job.key, job.attempt) != own and request.makes & job.makes for job in others)
 
     def keep(self, uids: Collection[str]) -> None:
         """Forget builds that are gone."""

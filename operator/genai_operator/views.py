@@ -160,6 +160,11 @@ class JobView:
     """How long its pod may run; 0 = it does not say."""
 
     @property
+    def makes(self) -> frozenset[str]:
+        """The key of its first task and the derivations of those that follow."""
+        return frozenset((self.key, *(link.derivation for link in self.chain)))
+
+    @property
     def task_seconds(self) -> int:
         """How long each of its tasks may run; 0 = it does not say."""
         return self.deadline_seconds // (1 + len(self.chain))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from prometheus_client import REGISTRY
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Key
+from genai_core.names import Digest, Key
 from genai_operator.access import StoreAccess
 from genai_operator.api import ApiError
 from genai_operator.apply import Applier
@@ -19,7 +20,7 @@ from genai_operator.decide import Verdict
 from genai_operator.jobs import JobRequest, Owner
 from genai_operator.observed import Observed
 from genai_operator.starting import Starter
-from genai_operator.views import JobView, job_view
+from genai_operator.views import JobState, JobView, Link, job_view
 
 REQUEST = JobRequest(
     namespace="n", key=Key("ab" * 32), operation="convert", task="convert/1",
@@ -38,6 +39,7 @@ class Apiserver:
         self.events: list[dict[str, Any]] = []
         self.deleted: list[str] = []
         self.problem: Exception | None = None
+        self.answer: asyncio.Event | None = None
 
     async def create(self, plural: str, value: dict[str, Any], **_: Any) -> dict[str, Any]:
         if plural == "events":
@@ -45,6 +47,8 @@ class Apiserver:
                 raise self.problem
             self.events.append(value)
             return value
+        if self.answer is not None:
+            await self.answer.wait()
         self.made.append(value)
         meta = {"uid": f"u{len(self.made)}", "creationTimestamp": "2026-01-01T00:00:00Z"}
         return {**value, "metadata": value["metadata"] | meta}
@@ -111,6 +115,51 @@ def test_a_thousand_retries_are_some_events_and_all_are_counted() -> None:
     room.starter.keep([])
     asyncio.run(room.start(AGAIN))
     assert len(room.told) == 12, "of a build that is gone nothing is remembered"
+
+
+CHAINED = replace(
+    REQUEST,
+    key=Key("cd" * 32),
+    operation="ingest",
+    task="ingest",
+    chain=(Link("convert/1", "convert", Digest("12" * 32)),),
+)
+OWN = replace(REQUEST, derivation=Digest("12" * 32))
+
+
+def test_a_task_that_another_jobs_chain_has_come_to_meanwhile_is_not_started() -> None:
+    room = Room()
+
+    async def story() -> None:
+        await room.starter.start(one(), CHAINED, Verdict(), access=ACCESS)
+        (job,) = room.observed.jobs
+        build = one()
+        await room.starter.start(build, OWN, Verdict(), access=ACCESS, newer=[job])
+        assert (len(room.api.made), build.started, build.after) == (1, False, 1.0)
+        done = replace(job, state=JobState.FAILED)
+        await room.starter.start(build, OWN, Verdict(), access=ACCESS, newer=[done])
+        assert (len(room.api.made), build.started) == (2, True)
+
+    asyncio.run(story())
+
+
+def test_of_two_builds_that_start_one_task_in_the_same_moment_one_starts_it() -> None:
+    room = Room()
+
+    async def story() -> None:
+        room.api.answer = asyncio.Event()
+        first = asyncio.create_task(room.starter.start(one(), CHAINED, Verdict(), access=ACCESS))
+        await asyncio.sleep(0)
+        await room.starter.start(one(), OWN, Verdict(), access=ACCESS)
+        other = StoreAccess(address="s3://elsewhere/p", secret="s3")
+        second = asyncio.create_task(room.starter.start(one(), OWN, Verdict(), access=other))
+        await asyncio.sleep(0)
+        room.api.answer.set()
+        await asyncio.gather(first, second)
+        await room.starter.start(one(), OWN, Verdict(), access=ACCESS)
+
+    asyncio.run(story())
+    assert len(room.api.made) == 3, "of another store too, and again when the first is known"
 
 
 @pytest.mark.parametrize("problem", [ApiError(403, "Forbidden", "no"), TimeoutError()])
