@@ -35,19 +35,7 @@ for adapter in c-headers uppercase; do
 done
 if command -v curl >/dev/null; then
   step "Serve it: the request's model chooses the adapter"
-  port=$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-  echo "$ genai serve $out/tiny-llama-adapters/cpu --port $port &"
-  genai serve "$out/tiny-llama-adapters/cpu" --port "$port" &
-  server=$!
-  trap 'kill $server 2>/dev/null || true' EXIT
-  until curl -sf "http://127.0.0.1:$port/ready" >/dev/null; do kill -0 $server; sleep 0.2; done
-  for model in tiny-llama-adapters uppercase; do
-    show curl -s "http://127.0.0.1:$port/v1/completions" -d \
-      "{\"model\": \"$model\", \"prompt\": \"THIS SOFTWARE IS\", \"max_tokens\": 12, \"temperature\": 0}"
-    echo
-  done
-  kill $server
-  wait $server
+  show ./serve.sh "$out/tiny-llama-adapters/cpu" tiny-llama-adapters uppercase
 fi
 step "Once more: nothing has changed, so nothing runs"
 show "${build[@]}"
