@@ -42,7 +42,19 @@ class TextTokenizer:
             text: What is to be read.
             special: Add the special tokens that this tokenizer adds itself; not where the text has
                 them, as a rendered chat template does.
+
+        Raises:
+            BadInput: The text holds half of a surrogate pair.
+            BadModel: The tokenizer cannot read it.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise BadInput(
+                f"character {error.start} is half of a surrogate pair, which no text in UTF-8 has",
+                where="prompt",
+                remedy="send valid Unicode",
+            ) from None
         with self._use("it cannot cut the text into tokens"):
             ids = self._tokenizer.encode(text, add_special_tokens=special).ids
             return np.asarray(ids, dtype=np.int64)

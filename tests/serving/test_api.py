@@ -251,7 +251,7 @@ BAD = {
     "a prompt beyond the context": ({"prompt": [1] * 97}, 400, None),
     "stream options without a stream": ({"prompt": "x", "stream_options": {}}, 400, None),
     "best_of": ({"prompt": "x", "best_of": 4}, 400, "best_of"),
-    "a lone surrogate": (b'{"prompt": "\\ud800"}', 400, None),
+    "a lone surrogate": (b'{"prompt": "\\ud800"}', 400, "prompt"),
     "a lone surrogate as a field": (b'{"prompt": "x", "\\uD800": 1}', 400, None),
     "a lone surrogate as a model": (b'{"prompt": "x", "model": "\\udfff"}', 404, "model"),
     "a number of 5000 digits": (b'{"prompt": "x", "seed": ' + b"9" * 5000 + b"}", 400, None),
