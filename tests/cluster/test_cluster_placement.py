@@ -80,7 +80,7 @@ def test_a_build_runs_where_and_as_its_user_says(cluster: Cluster, tenant: Tenan
     (stage,) = pod["containers"]
     assert stage["resources"] == {
         "requests": {"cpu": "100m", "memory": "1500Mi", "ephemeral-storage": "256Mi"},
-        "limits": {"memory": "1500Mi", "ephemeral-storage": "9216Mi"},
+        "limits": {"memory": "1500Mi", "ephemeral-storage": "9Gi"},
     }
     scratch = next(v for v in pod["volumes"] if v["name"] == "scratch")
     assert scratch["emptyDir"] == {"sizeLimit": "1Gi"}
