@@ -1,16 +1,13 @@
 """Conversations as a model was taught to read them: its chat template.
 
 A template is a program that comes with the model. It is rendered by jinja2's immutable sandbox in a
-process of its own that has no environment, five seconds and 512 MB.
+process of its own that has no environment, five seconds and 512 MB (`chat_process`).
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from genai_core.errors import BadInput, BadModel, NotRunnableHere
 from genai_core.foreign import boundary, decoded, read_json_object, refuse_pointer
 from genai_core.manifest import CHAT_TEMPLATE_FILE
 from genai_core.regular import read_regular
+from genai_runtime.chat_process import TemplateProcesses
 from genai_runtime.container import Container
 
 __all__ = ["ChatTemplate", "Message"]
@@ -41,11 +39,15 @@ class ChatTemplate:
         source: Text of the template.
         special: `bos_token` and so on -> text.
         file: Where it came from, for messages.
+        processes: They render it.
     """
 
     source: str
     special: Mapping[str, str]
     file: str = CHAT_TEMPLATE_FILE
+    processes: TemplateProcesses = field(
+        default_factory=TemplateProcesses, compare=False, repr=False
+    )
 
     @classmethod
     def of_container(cls, container: Container) -> ChatTemplate | None:
@@ -82,32 +84,18 @@ class ChatTemplate:
             "add_generation_prompt": True,
             **variables,
         }
-        request = json.dumps(
-            {"template": self.source, "variables": given, "seconds": _CPU_SECONDS}
-        ).encode()
-        try:
-            done = subprocess.run(
-                [sys.executable, "-I", "-m", "genai_runtime.chat_child"],
-                input=request,
-                capture_output=True,
-                check=False,
-                timeout=_SECONDS,
-                env={},
-            )
-        except subprocess.TimeoutExpired as error:
-            raise self._broken(f"it is not done after {_SECONDS} s") from error
-        if done.returncode < 0:
-            raise self._broken("it takes more time than a template may")
-        if b"No module named 'jinja2'" in done.stderr:
+        request = {"template": self.source, "variables": given, "seconds": _CPU_SECONDS}
+        answer = self.processes.ask(request, seconds=_SECONDS)
+        if answer is None:
+            raise self._broken(f"it is not done after {_SECONDS} s")
+        if "missing" in answer:
             raise NotRunnableHere(
                 "chat templates need it, and it is not installed",
-                where="jinja2",
+                where=str(answer["missing"]),
                 remedy="pip install 'genai-operator[all]'",
             )
-        try:
-            answer = json.loads(done.stdout)
-        except ValueError as error:
-            raise self._broken("it takes more memory than a template may") from error
+        if "ended" in answer:
+            raise self._broken("it takes more time than a template may")
         if "refused" in answer:
             raise BadInput(f"the model's chat template says: {answer['refused']}", where=self.file)
         if "broken" in answer:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,18 +97,75 @@ def test_render_ends_when_the_template_does_not(monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - began < 60
 
 
-def test_render_gives_its_process_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the sandbox had a hole, no credentials would be behind it."""
-    given: list[object] = []
-    real = subprocess.run
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every process of a template that is started, and its environment."""
+    found: list[Any] = []
+    real = subprocess.Popen
 
     def seen(*arguments: Any, **options: Any) -> Any:
-        given.append(options["env"])
-        return real(*arguments, **options)
+        found.append((real(*arguments, **options), options["env"]))
+        return found[-1][0]
 
-    monkeypatch.setattr(subprocess, "run", seen)
+    monkeypatch.setattr(subprocess, "Popen", seen)
+    return found
+
+
+def test_render_gives_its_process_no_environment(started: list[Any]) -> None:
+    """Where the sandbox had a hole, no credentials would be behind it."""
     assert render("x") == "x"
-    assert given == [{}]
+    assert [environment for _, environment in started] == [{}]
+
+
+def test_render_asks_one_process_again_and_again(started: list[Any]) -> None:
+    template = ChatTemplate("{{ messages[0].content }} {{ n }}", SPECIAL)
+    for n in range(5):
+        assert template.render(TALK, n=n) == f"Be brief. {n}"
+    long = [{"role": "user", "content": "ü" * 1_000_000}]
+    assert template.render(long, n=0) == "ü" * 1_000_000 + " 0"
+    with pytest.raises(BadModel, match="no element 0"):
+        template.render([], n=0)
+    assert template.render(TALK, n=9) == "Be brief. 9"
+    assert len(started) == 1
+
+
+def test_render_goes_on_when_its_process_was_killed_while_nobody_asked(
+    started: list[Any],
+) -> None:
+    template = ChatTemplate("{{ n }}", SPECIAL)
+    assert template.render(TALK, n=1) == "1"
+    started[0][0].kill()
+    started[0][0].wait()
+    assert template.render(TALK, n=2) == "2"
+    assert len(started) == 2
+
+
+def test_render_goes_on_when_a_conversation_took_too_long(
+    started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A client's variables may lead a template astray; the next client's must not suffer."""
+    monkeypatch.setattr(chat_template, "_CPU_SECONDS", 1)
+    loops = "".join("{% for i in range(n) %}" for _ in range(3)) + "{% endfor %}" * 3
+    template = ChatTemplate(loops + "done", SPECIAL)
+    with pytest.raises(BadModel, match="more time"):
+        template.render(TALK, n=90000)
+    assert template.render(TALK, n=1) == "done"
+    assert len(started) == 1
+    monkeypatch.setattr(chat_template, "_CPU_SECONDS", 60)
+    monkeypatch.setattr(chat_template, "_SECONDS", 1)
+    with pytest.raises(BadModel, match="not done after 1 s"):
+        template.render(TALK, n=90000)
+    assert template.render(TALK, n=1) == "done"
+
+
+def test_render_answers_each_thread_with_its_own_conversation(started: list[Any]) -> None:
+    template = ChatTemplate("{{ messages[0].content }}", SPECIAL)
+    talks = [[{"role": "user", "content": f"{n} " * 5000}] for n in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(template.render, talks)) == [talk[0]["content"] for talk in talks]
+    del template
+    gc.collect()
+    assert all(process.returncode is not None for process, _ in started), "none is left behind"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""Processes that render chat templates: started once, asked again and again.
+
+Each request is rendered by a fork of such a process (`chat_child`), so that nothing of one
+conversation is there for the next, at the cost of a fork instead of a start of Python.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+import weakref
+from typing import Any
+
+__all__ = ["TemplateProcesses"]
+
+_KEPT = 2
+"""Processes that wait for the next request."""
+_CHUNK = 1 << 20
+
+
+class TemplateProcesses:
+    """As many as render at the same time; some stay. Callable from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[subprocess.Popen[bytes]] = []
+        weakref.finalize(self, _end, self._idle)
+
+    def ask(self, request: dict[str, Any], *, seconds: float) -> dict[str, Any] | None:
+        """The child's answer; None where there is none after so many seconds.
+
+        Args:
+            request: See `chat_child`.
+            seconds: Of the clock.
+        """
+        line = json.dumps(request).encode() + b"\n"
+        with self._lock:
+            kept = self._idle.pop() if self._idle else None
+        deadline = time.monotonic() + seconds
+        if kept is not None:
+            answer = _asked(kept, line, deadline)
+            if answer or time.monotonic() >= deadline:
+                return self._take(kept, answer)
+            _end([kept])  # it ended while nobody asked
+        started = _started()
+        return self._take(started, _asked(started, line, deadline))
+
+    def _take(self, process: subprocess.Popen[bytes], answer: bytes) -> dict[str, Any] | None:
+        with self._lock:
+            stays = bool(answer) and len(self._idle) < _KEPT
+            if stays:
+                self._idle.append(process)
+        if not stays:
+            _end([process])
+        return dict(json.loads(answer)) if answer else None
+
+
+def _started() -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-m", "genai_runtime.chat_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,  # so that its fork ends with it
+        env={},
+        bufsize=0,
+    )
+
+
+def _asked(process: subprocess.Popen[bytes], line: bytes, deadline: float) -> bytes:
+    """A line for a line; empty where the process ends or is not done in time."""
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        with selectors.DefaultSelector() as selector:
+            os.set_blocking(process.stdin.fileno(), False)
+            selector.register(process.stdin, selectors.EVENT_WRITE)
+            selector.register(process.stdout, selectors.EVENT_READ)
+            left, answer = memoryview(line), bytearray()
+            while True:
+                ready = selector.select(deadline - time.monotonic())
+                if not ready:
+                    return b""
+                for key, _ in ready:
+                    if key.fileobj is process.stdin:
+                        left = left[os.write(key.fd, left[:_CHUNK]) :]
+                        if not left:
+                            selector.unregister(process.stdin)
+                        continue
+                    piece = os.read(key.fd, _CHUNK)
+                    if not piece:
+                        return b""
+                    answer += piece
+                    if answer.endswith(b"\n"):
+                        return bytes(answer)
+    except BrokenPipeError:
+        return b""
+
+
+def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(OSError):
+                    pipe.close()
+        process.wait()
+    processes.clear()
