@@ -514,3 +514,15 @@ def test_shutting_down_finishes_what_runs(make_server):
     assert told[0].events[-1] == "[DONE]"
     assert told[0].events[-2]["choices"][0]["finish_reason"] == "length"
     assert not running.engine.alive
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_a_prompt_beyond_the_context_is_refused_by_openais_code(client, path):
+    chat = path.endswith("chat/completions")
+    text = "x " * 400
+    body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    answered = client.post(path, body)
+    error = answered.json["error"]
+    assert (answered.status, error["code"]) == (400, "context_length_exceeded")
+    assert error["param"] == ("messages" if chat else "prompt")
+    assert "the context length is 96" in error["message"]

@@ -88,6 +88,16 @@ def of_failure(error: GenAIError, *, param: str | None = None) -> ApiError:
     return ApiError(500, text, code="internal_error")
 
 
+def too_long(tokens: int, context_length: int, param: str) -> ApiError:
+    """A prompt that no answer could follow; by OpenAI's code, which clients cut prompts on."""
+    return ApiError(
+        400,
+        f"the prompt has {tokens} tokens, the context length is {context_length}; shorten it",
+        param,
+        "context_length_exceeded",
+    )
+
+
 def not_found(model: str, known: str) -> ApiError:
     """A model that is not served; never answered by another."""
     return ApiError(

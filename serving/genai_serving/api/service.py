@@ -20,9 +20,9 @@ from genai_core.kinds.lora import BASE
 from genai_runtime.executor import AdapterUse
 from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, Running, start
 from genai_serving.api.bodies import Bodies
-from genai_serving.api.errors import ApiError, not_found, of_failure
+from genai_serving.api.errors import ApiError, not_found, of_failure, too_long
 from genai_serving.api.model import ServedModel
-from genai_serving.api.schemas import ChatMessage, SamplingFields
+from genai_serving.api.schemas import ChatBody, ChatMessage, SamplingFields
 from genai_serving.engine import Engine
 from genai_serving.requests import Ended, Finish, Request
 from genai_serving.scheduler import Limits
@@ -117,8 +117,14 @@ class Service:
             adapters: That every answer wears.
 
         Raises:
+            ApiError: A prompt is longer than the context.
             GenAIError: As `Engine.submit`.
         """
+        context = self.model.context_length
+        for prompt in prompts:
+            if prompt.size > context:
+                param = "messages" if isinstance(body, ChatBody) else "prompt"
+                raise too_long(prompt.size, context, param)
         total, room = len(prompts) * body.n, self.limits.sequences + self.limits.waiting
         if total > room:
             raise BadInput(f"{total} answers are asked for, the server takes {room}", where="n")
@@ -135,7 +141,7 @@ class Service:
                 for index in range(body.n):
                     request = Request(
                         prompt=prompt,
-                        max_tokens=most if most is not None else self.model.context_length,
+                        max_tokens=most if most is not None else context,
                         sampling=self.model.sampling(body, index),
                         stop_tokens=stops,
                         min_tokens=body.min_tokens,
