@@ -526,3 +526,23 @@ def test_a_prompt_beyond_the_context_is_refused_by_openais_code(client, path):
     assert (answered.status, error["code"]) == (400, "context_length_exceeded")
     assert error["param"] == ("messages" if chat else "prompt")
     assert "the context length is 96" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "needed"),
+    [
+        ("/v1/completions", CompletionBody, {"prompt": PROMPT}),
+        ("/v1/chat/completions", ChatBody, {"messages": CHAT}),
+    ],
+)
+def test_a_field_that_is_null_is_one_that_was_left_out(client, path, kind, needed):
+    """As OpenAI has it: clients send null for what they do not set."""
+    asked = {"max_tokens": 3, "temperature": 0} | needed
+    nulls = {name: None for name in kind.model_fields if name not in asked}
+    given = client.post(path, asked | nulls)
+    assert given.status == 200, given.raw
+    assert given.json["choices"] == client.post(path, asked).json["choices"]
+    refused = client.post(path, asked | {"tool_chioce": None}).json["error"]
+    assert (refused["param"], "not a parameter" in refused["message"]) == ("tool_chioce", True)
+    (field,) = needed
+    assert client.post(path, asked | {field: None}).json["error"]["param"] == field

@@ -24,6 +24,17 @@ Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_left_out(cls, data: object) -> object:
+        """OpenAI's fields are nullable, and clients send those that they do not set as null."""
+        if not isinstance(data, dict):
+            return data
+        known = cls.model_fields
+        return {
+            name: value for name, value in data.items() if value is not None or name not in known
+        }
+
 
 class StreamOptions(_Body):
     """Of a streamed answer."""
