@@ -7,6 +7,7 @@ so because the Service's name means nothing on this machine.
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import yaml
 from laptop import SMALL, SMALL_MODEL, TINY, TINY_MODEL, Laptop
+from safetensors.numpy import load_file, save_file
 from tenant import Tenant, wait
 
 from genai_cli.testing import Ran, environment
@@ -372,3 +375,57 @@ def test_a_user_without_the_secret_uses_his_own_credentials(user: User, tenant: 
     refused = user("status", "--kubeconfig", str(user.folder / "config"))
     assert refused.code == 2
     assert "cannot list" in refused.err
+
+
+def test_adapters_are_uploaded_resolved_and_imported_and_a_changed_one_alone_is_built_again(
+    user: User, tenant: Tenant, laptop: Laptop
+) -> None:
+    adapters = TINY_MODEL.parent / "adapters"
+    mine = shutil.copytree(adapters / "uppercase-r16", user.folder / "mine")
+    lora: dict[str, Any] = {
+        "adapters": [
+            {"name": "c-headers", "source": str(adapters / "c-headers-r8")},
+            {"name": "uppercase", "source": str(mine)},
+        ],
+        "useCases": [{"name": "both", "adapters": [{"name": "c-headers", "alpha": "0.5"},
+                                                   {"name": "uppercase"}]}],
+    }  # fmt: skip
+
+    def build() -> dict[str, Any]:
+        spec = user.write("adapted", TINY_MODEL, lora=lora)
+        built: dict[str, Any] = user.ok("build", "-f", "adapted.yaml", "--remote", "--json").json
+        expected = laptop.revisions(spec | {"model": {"source": "s3://models/tiny-llama"}})
+        assert built["containers"]["cpu"]["revision"] == expected["cpu"]
+        return built
+
+    build()
+    status = tenant.status("adapted")
+    assert [source["name"] for source in status["sources"]] == [
+        "model",
+        "adapter:c-headers",
+        "adapter:uppercase",
+    ]
+    places = {source["digest"] for source in status["sources"]}
+    assert {
+        f"sha256:{name.split('sha256-')[1].split('/')[0]}" for name in sources(tenant)
+    } == places
+
+    weights = load_file(mine / "adapter_model.safetensors")
+    half = {name: array * np.float32(0.5) for name, array in weights.items()}
+    save_file(half, mine / "adapter_model.safetensors")
+    lora["adapters"][1] = {
+        "name": "uppercase",
+        "source": str(shutil.copytree(mine, user.folder / "new")),
+    }
+    assert build()["tasks"]["run"] == 2, "its import and the package"
+
+    user.ok("pull", "adapted", "--target", "cpu", "-o", "here")
+    told = ["run", "here", "--prompt", "THIS SOFTWARE IS", "--max-tokens", "8", "--json"]
+    seen = set()
+    for worn in ([], ["--adapter", "uppercase"], ["--use-case", "both"]):
+        ran = subprocess.run(
+            [*user.command()[:3], *told, *worn],
+            cwd=user.folder, env=user.env, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        seen.add(tuple(json.loads(ran.stdout)["tokens"]))
+    assert len(seen) == 3
