@@ -277,7 +277,10 @@ def test_a_server_without_conditional_writes_builds_the_same_with_a_warning(
             if event["involvedObject"]["kind"] == "ArtifactStore" and event["type"] == "Warning"
         ]  # fmt: skip
         assert any("conditional" in event["message"] for event in warnings)
-        model = {"source": f"s3://models/small-llama?endpoint={own.s3_endpoint}"}
+        model = {
+            "source": f"s3://models/small-llama?endpoint={own.s3_endpoint}",
+            "secretRef": {"name": "s3"},  # another server than the store's is not sent its keys
+        }
         tenant.small("b", model=model)
         tenant.sound("b", laptop.revisions(SMALL))
     finally:
