@@ -337,7 +337,7 @@ def test_a_volume_is_resolved_and_read_by_pods_and_its_changes_are_refused(
         assert f"not the {source['digest']}" in json.dumps(tenant.status("pinned")["conditions"])
         missing = {"source": "pvc://models/models/none"}
         tenant.small("missing", model=missing)
-        tenant.wait_condition("missing", ("False", "BadModel"), seconds=120)
+        tenant.wait_condition("missing", ("Unknown", "SourceNotFound"), seconds=120)
     finally:
         own.kubectl("delete", "pv", f"models-{tenant.namespace}", "--wait=false", check=False)
 
