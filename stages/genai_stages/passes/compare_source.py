@@ -28,6 +28,7 @@ from genai_stages.passes.expand_attention import expand
 from genai_stages.passes.recognise_attention import Sizes
 from genai_stages.passes.refuse_source import logits_name
 from genai_stages.passes.source_inputs import SourceInputs
+from genai_stages.passes.source_part import reads
 from genai_stages.source_model import Array, SourceModel
 
 TOLERANCE = 1e-4
@@ -301,10 +302,10 @@ def _keep_part(
         if not wanted.intersection(node.output):
             continue
         kept.append(node)
-        wanted.update(name for name in _reads(node) if name and name != start)
+        wanted.update(name for name in reads(node) if name and name != start)
     del graph.node[:]
     graph.node.extend(kept[::-1])
-    used = {name for node in graph.node for name in _reads(node)}
+    used = {name for node in graph.node for name in reads(node)}
     for entries in (graph.initializer, graph.input):
         left = [entry for entry in entries if entry.name in used]
         del entries[:]
@@ -314,16 +315,6 @@ def _keep_part(
     del graph.output[:]
     graph.output.append(helper.make_tensor_value_info(last, _element(source, last), None))
     del graph.value_info[:]
-
-
-def _reads(node: onnx.NodeProto) -> list[str]:
-    names = list(node.input)
-    for attribute in node.attribute:
-        if attribute.type == onnx.AttributeProto.GRAPH:
-            for inner in attribute.g.node:
-                names += _reads(inner)
-            names += [output.name for output in attribute.g.output]
-    return names
 
 
 def _element(source: SourceModel, name: str) -> int:
