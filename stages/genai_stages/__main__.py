@@ -24,9 +24,9 @@ from genai_core.operations import OPERATIONS
 from genai_core.store.location import open_store
 from genai_core.task import TaskFile, TaskResult
 from genai_core.toolchain import toolchain_of
-from genai_stages import runner
-from genai_stages.light_imports import put_off
-from genai_stages.serve import serve
+from genai_stages.worker import runner
+from genai_stages.worker.fork_server import serve
+from genai_stages.worker.light_imports import put_off
 
 log = logging.getLogger("genai_stages")
 
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.command == "toolchain":
         return _toolchain()
     if arguments.command == "job":
-        from genai_stages.job import run_job  # brings boto3
+        from genai_stages.worker.job import run_job  # brings boto3
 
         return run_job()
     if arguments.command == "serve":

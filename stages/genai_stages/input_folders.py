@@ -19,7 +19,7 @@ from genai_runtime.evaluate import read_pieces
 from genai_runtime.tokenizing import TextTokenizer
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.aimet.read import read_encodings
-from genai_stages.core_graph import FACTS_FILE
+from genai_stages.graph.core_graph import FACTS_FILE
 from genai_stages.stage import Inputs
 
 TEXT_PIECE = 128

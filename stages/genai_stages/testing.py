@@ -20,7 +20,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from genai_core.facts import AttentionFacts, ModelFacts, Role, RopeTable
-from genai_stages.core_graph import (
+from genai_stages.graph.core_graph import (
     DOMAIN,
     CoreWriter,
     FloatArray,
@@ -29,8 +29,8 @@ from genai_stages.core_graph import (
     read_core,
     write_proto,
 )
-from genai_stages.passes.expand_attention import expand
-from genai_stages.passes.keep_source import SOURCE_FILE, SOURCE_FOLDER
+from genai_stages.graph.expand_attention import expand
+from genai_stages.ingest.output.keep_source import SOURCE_FILE, SOURCE_FOLDER
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,7 +18,7 @@ from genai_core.errors import GenAIError
 
 # A server whose tasks are Python files, so that a test can say what its task does.
 STUB = """
-from genai_stages.serve import serve
+from genai_stages.worker.fork_server import serve
 def run(request):
     scope = {"request": request}
     exec(request.task.read_text(), scope)

@@ -28,7 +28,7 @@ from genai_operator.jobs import JobRequest, Owner, render
 from genai_operator.lookups import Lookups, ToldLookups, Unanswered
 from genai_operator.remembered import stripped
 from genai_operator.sources import source_place
-from genai_stages.errands import run_errand
+from genai_stages.worker.helper_jobs import run_errand
 
 SERVER = "https://10.96.0.1:443"
 

@@ -13,7 +13,7 @@ from genai_core.resolved import ListedFile, ResolveFile
 from genai_core.store.s3_location import ANONYMOUS, parse_s3
 from genai_core.store.s3_objects import Listed
 from genai_core.store.s3_source import S3Source
-from genai_stages import resolve as resolving
+from genai_stages.worker import resolve as resolving
 
 QUESTION = ResolveFile(uri="s3://buc/m", model={}, quantization={})
 

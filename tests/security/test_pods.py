@@ -21,9 +21,9 @@ from genai_core.store.s3_location import (
     same_server,
     source_credentials,
 )
-from genai_stages import source_access
-from genai_stages.source_access import open_source
-from genai_stages.store_access import open_job_store
+from genai_stages.worker import source_access
+from genai_stages.worker.source_access import open_source
+from genai_stages.worker.store_access import open_job_store
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
 

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from genai_core.errors import DriftError, InvalidSpec
 from genai_core.facts import TensorSource
 from genai_core.operations import ArclConfig, GraphConfig, IngestConfig
-from genai_stages.compare_static import FEW_PASSES, TOKENS, compare_static, schedule
-from genai_stages.core_graph import read_core, read_facts, write_proto
+from genai_stages.graph.core_graph import read_core, read_facts, write_proto
+from genai_stages.graph.provenance import read_provenance
 from genai_stages.operations import arcl, ingest
-from genai_stages.passes.provenance import read_provenance
-from genai_stages.passes.static_graph import emit_static
 from genai_stages.stage import Context
+from genai_stages.static.compare_static import FEW_PASSES, TOKENS, compare_static, schedule
+from genai_stages.static.static_graph import emit_static
 from genai_stages.testing import assemble_step1, random_core_model
 
 REPOSITORY = Path(__file__).parents[2]
@@ -315,7 +315,7 @@ def test_drift_is_found_and_its_layer_named(tmp_path: Path) -> None:
 def test_drift_check_of_a_large_model_begins_behind_the_core_graphs_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genai_stages.compare_static.LARGE", 1)
+    monkeypatch.setattr("genai_stages.static.compare_static.LARGE", 1)
     facts = random_core_model(tmp_path, **GEMMA)
     core, _ = read_core(tmp_path)
     made = emit_static(core, facts, ar=1, cl=128)

@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 from genai_core.errors import BadModel, UnsupportedOperator
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
-from genai_stages.core_graph import read_facts
+from genai_stages.graph.core_graph import read_facts
+from genai_stages.ingest.folding.fold_limits import elements
+from genai_stages.ingest.folding.folded_graph import StaticNode
+from genai_stages.ingest.positions.far_positions import Numbers, candidates, far_passes, places
 from genai_stages.operations.ingest import run
-from genai_stages.passes.far_positions import Numbers, candidates, far_passes, places
-from genai_stages.passes.fold_limits import elements
-from genai_stages.passes.folded_graph import StaticNode
 from genai_stages.stage import Context
 from genai_stages.testing_sources import write_source
 

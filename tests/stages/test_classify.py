@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from genai_stages.passes.classify_mask import classify, reference
-from genai_stages.passes.classify_rotary import attention_factor, find_rotation
+from genai_stages.ingest.folding.classify_mask import classify, reference
+from genai_stages.ingest.recognition.classify_rotary import attention_factor, find_rotation
 
 POSITIONS = np.arange(101, 120)
 

@@ -16,11 +16,11 @@ from genai_runtime.cpu import CpuSession, sessions
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.backends.cpu import check
 from genai_stages.backends.cpu.graph import rotates_inside
-from genai_stages.backends.cpu.sites import linear_sites
-from genai_stages.core_graph import read_core
+from genai_stages.graph.core_graph import read_core
+from genai_stages.graph.expand_attention import AttentionSpec
+from genai_stages.graph.linear_sites import linear_sites
 from genai_stages.operations import compile_cpu, convert_cpu
-from genai_stages.passes.expand_attention import AttentionSpec
-from genai_stages.segments import SegmentedModel
+from genai_stages.quantize.segments import SegmentedModel
 from genai_stages.stage import Context
 from genai_stages.testing import random_core_model
 

@@ -16,8 +16,8 @@ from genai_core.errors import BadEncodings
 from genai_core.facts import AttentionFacts, ModelFacts, TensorSource
 from genai_stages.aimet.model import Encoding, per_tensor
 from genai_stages.backends.cpu.activations import grid_of_encoding, grid_of_measured, grid_of_range
-from genai_stages.backends.cpu.sites import SourceEncodings
 from genai_stages.backends.cpu.weights import int4_block, int4_rows, int8_rows, pack_nibbles
+from genai_stages.graph.linear_sites import SourceEncodings
 
 
 def weight(rows=6, inputs=70, seed=0):

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from genai_stages.passes.device_forms import to_device_forms
+from genai_stages.quantize.device_forms import to_device_forms
 
 X = np.random.default_rng(0).uniform(-4, 4, (2, 6)).astype(np.float32)
 GELU = np.array([[v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in row] for row in X])

@@ -9,9 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from genai_stages.core_graph import CoreWriter
-from genai_stages.passes.drafts import Weight
-from genai_stages.source_model import Constant
+from genai_stages.graph.core_graph import CoreWriter
+from genai_stages.ingest.recognition.drafts import Weight
+from genai_stages.ingest.source.source_model import Constant
 
 MATRIX = np.arange(24, dtype=np.float32).reshape(8, 3)
 

@@ -11,8 +11,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from genai_stages.core_graph import read_core
-from genai_stages.passes.expand_attention import AttentionSpec, expand
+from genai_stages.graph.core_graph import read_core
+from genai_stages.graph.expand_attention import AttentionSpec, expand
 from genai_stages.testing import random_core_model
 
 

@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from genai_stages.passes.folded_graph import StaticGraph
-from genai_stages.passes.fuse_norms import fuse_norms
-from genai_stages.passes.remove_noise import remove_noise
-from genai_stages.passes.specialise import specialise
-from genai_stages.source_model import read_source
+from genai_stages.ingest.folding.folded_graph import StaticGraph
+from genai_stages.ingest.folding.fuse_norms import fuse_norms
+from genai_stages.ingest.folding.remove_noise import remove_noise
+from genai_stages.ingest.folding.specialise import specialise
+from genai_stages.ingest.source.source_model import read_source
 
 WIDTH, ROWS = 12, 5
 NODES: dict[str, list[tuple[str, list[str], str]]] = {

@@ -31,9 +31,14 @@ from genai_runtime.generate import stop_tokens
 from genai_runtime.tokenizing import TextTokenizer
 from genai_stages.aimet.read import read_encodings
 from genai_stages.architectures.detect import detect
-from genai_stages.model_files import check_tokens, own_entries, read_beside
+from genai_stages.ingest.model_files import check_tokens, own_entries, read_beside
+from genai_stages.ingest.source.source_model import (
+    SourceModel,
+    constant_of,
+    read_config,
+    read_source,
+)
 from genai_stages.operations import ingest
-from genai_stages.source_model import SourceModel, constant_of, read_config, read_source
 from genai_stages.stage import Context
 from genai_stages.testing_mutations import changed_bytes, changed_json, changed_onnx, changed_value
 

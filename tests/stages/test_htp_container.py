@@ -35,7 +35,7 @@ from genai_stages.operations import (
     package,
     transform,
 )
-from genai_stages.segments import SegmentedModel
+from genai_stages.quantize.segments import SegmentedModel
 from genai_stages.stage import Context
 from genai_stages.testing import keep_expanded, random_core_model
 

@@ -17,7 +17,7 @@ from genai_core.operations import IngestConfig
 from genai_runtime.rope import for_context
 from genai_stages.architectures.detect import detect
 from genai_stages.architectures.rope import ropes_of
-from genai_stages.core_graph import FACTS_FILE, read_core, read_facts
+from genai_stages.graph.core_graph import FACTS_FILE, read_core, read_facts
 from genai_stages.operations.ingest import run
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import core_logits

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from genai_core.errors import BadEncodings, BadInput, BadModel, UnsupportedOperator
 from genai_core.operations import IngestConfig
-from genai_stages.model_files import check_tokens
+from genai_stages.ingest.model_files import check_tokens
 from genai_stages.operations import ingest
 from genai_stages.operations.ingest import run
 from genai_stages.stage import Context

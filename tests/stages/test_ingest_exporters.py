@@ -19,12 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 from genai_core.errors import BadModel, UnsupportedOperator
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
-from genai_stages.core_graph import read_facts
+from genai_stages.fidelity.source_reference import SourceReference
+from genai_stages.graph.core_graph import read_facts
+from genai_stages.ingest.folding import folded_graph
+from genai_stages.ingest.folding.folded_graph import StaticNode, evaluate
+from genai_stages.ingest.folding.run_node import NotComputed
 from genai_stages.operations.ingest import run
-from genai_stages.passes import folded_graph
-from genai_stages.passes.folded_graph import StaticNode, evaluate
-from genai_stages.passes.run_node import NotComputed
-from genai_stages.source_reference import SourceReference
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import assemble_step1, core_logits
 from genai_stages.testing_sources import Style, write_source

@@ -14,12 +14,12 @@ from onnx import numpy_helper
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
 from genai_stages.architectures.detect import detect
-from genai_stages.core_graph import read_core, read_facts
+from genai_stages.graph.core_graph import read_core, read_facts
+from genai_stages.ingest.folding.resize_static import resize, resized_sizes
+from genai_stages.ingest.output.compare_source import compare_source
+from genai_stages.ingest.source.source_model import read_config, read_source
+from genai_stages.ingest.source_to_core import source_to_core
 from genai_stages.operations.ingest import run
-from genai_stages.passes.compare_source import compare_source
-from genai_stages.passes.resize_static import resize, resized_sizes
-from genai_stages.passes.source_to_core import source_to_core
-from genai_stages.source_model import read_config, read_source
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import assemble_step1, core_logits
 

@@ -20,12 +20,12 @@ from onnx import TensorProto, helper, numpy_helper
 from genai_core.errors import BadModel, DriftError
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
-from genai_stages.core_graph import read_facts
+from genai_stages.graph.core_graph import read_facts
+from genai_stages.ingest.admission.source_inputs import read_inputs
+from genai_stages.ingest.folding import specialise
+from genai_stages.ingest.output import compare_source as comparing
+from genai_stages.ingest.source.source_model import read_config, read_source
 from genai_stages.operations.ingest import run
-from genai_stages.passes import compare_source as comparing
-from genai_stages.passes import specialise
-from genai_stages.passes.source_inputs import read_inputs
-from genai_stages.source_model import read_config, read_source
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import core_logits
 from genai_stages.testing_sources import Style, write_source

@@ -20,10 +20,10 @@ from onnx import TensorProto, helper, numpy_helper, version_converter
 from genai_core.errors import BadModel, UnsupportedOperator
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
-from genai_stages.core_graph import read_facts
+from genai_stages.graph.core_graph import read_facts
+from genai_stages.graph.packed_bits import pack_bits, packed_bytes, unpack_bits
+from genai_stages.ingest.output.keep_source import SOURCE_FILE
 from genai_stages.operations.ingest import run
-from genai_stages.packed_bits import pack_bits, packed_bytes, unpack_bits
-from genai_stages.passes.keep_source import SOURCE_FILE
 from genai_stages.stage import Context, StageResult
 from genai_stages.testing import core_logits
 from genai_stages.testing_sources import write_source

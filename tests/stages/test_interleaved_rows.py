@@ -8,11 +8,11 @@ import numpy as np
 
 from genai_core.operations import IngestConfig
 from genai_stages.aimet.model import Encoding, EncodingSet
-from genai_stages.core_graph import read_core
+from genai_stages.graph.core_graph import read_core
+from genai_stages.graph.provenance import head_of
+from genai_stages.ingest.source.source_model import read_config, read_source
 from genai_stages.operations.ingest import run
-from genai_stages.passes.encoding_lookup import core_lookup
-from genai_stages.passes.provenance import head_of
-from genai_stages.source_model import read_config, read_source
+from genai_stages.quantize.encoding_lookup import core_lookup
 from genai_stages.stage import Context
 
 NEOX = Path(__file__).parents[1] / "fixtures" / "architectures" / "gpt-neox"

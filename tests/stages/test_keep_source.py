@@ -13,11 +13,11 @@ import pytest
 from onnx import numpy_helper
 
 from genai_core.operations import IngestConfig
-from genai_stages.core_graph import read_core
+from genai_stages.graph.core_graph import read_core
+from genai_stages.ingest.output.keep_source import REST_FILE, SOURCE_FILE, keep_source
+from genai_stages.ingest.source.source_model import read_source
 from genai_stages.operations.ingest import run
-from genai_stages.passes.keep_source import REST_FILE, SOURCE_FILE, keep_source
-from genai_stages.segments import FOLDER_OPTION
-from genai_stages.source_model import read_source
+from genai_stages.quantize.segments import FOLDER_OPTION
 from genai_stages.stage import Context
 from genai_stages.testing import assemble_step1
 from genai_stages.testing_sources import write_source

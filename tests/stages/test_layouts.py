@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_stages.passes.layouts import Layout, LayoutError, token_major
+from genai_stages.ingest.recognition.layouts import Layout, LayoutError, token_major
 
 TOKENS, WIDTH = 7, 24
 CANONICAL = np.arange(TOKENS * WIDTH).reshape(TOKENS, WIDTH)

@@ -8,7 +8,7 @@ import sys
 
 PROGRAM = """
 import json, sys
-from genai_stages.light_imports import put_off
+from genai_stages.worker.light_imports import put_off
 put_off()
 import onnx_ir as ir
 before = "sympy.core" in sys.modules

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from genai_core.adapters import ADAPTER_FILE
 from genai_core.errors import BadAdapter, DriftError
 from genai_core.operations import IngestConfig, LoraImportConfig
-from genai_stages.core_graph import read_core
+from genai_stages.graph.core_graph import read_core
 from genai_stages.lora import modules
 from genai_stages.lora.modules import Place, parts_of, places_of
 from genai_stages.operations import ingest, lora_import

@@ -15,15 +15,15 @@ from hypothesis import strategies as st
 from genai_core.errors import DriftError
 from genai_core.facts import TensorSource
 from genai_core.operations import GraphConfig, SplitConfig, TransformConfig
-from genai_stages.compare_heads import compare_heads
-from genai_stages.core_graph import read_core, write_proto
+from genai_stages.graph.core_graph import read_core, write_proto
+from genai_stages.graph.provenance import write_provenance
 from genai_stages.operations import transform
-from genai_stages.passes.head_axes import part_shape, plain, reshaped
-from genai_stages.passes.mha_to_sha import mha_to_sha
-from genai_stages.passes.provenance import write_provenance
-from genai_stages.passes.split import Part
-from genai_stages.passes.static_graph import StaticGraph, emit_static
 from genai_stages.stage import Context
+from genai_stages.static.compare_heads import compare_heads
+from genai_stages.static.head_axes import part_shape, plain, reshaped
+from genai_stages.static.mha_to_sha import mha_to_sha
+from genai_stages.static.split import Part
+from genai_stages.static.static_graph import StaticGraph, emit_static
 from genai_stages.testing import random_core_model
 
 VARIANTS = {

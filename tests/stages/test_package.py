@@ -26,13 +26,13 @@ from genai_runtime.evaluate import evaluate
 from genai_runtime.golden import replay
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
 from genai_runtime.sampling import Sampling, choose
-from genai_stages.core_graph import read_core
+from genai_stages.fidelity.written_text import write_pieces
+from genai_stages.graph.core_graph import read_core
 from genai_stages.measured import note_measurements
 from genai_stages.operations import compile_cpu, convert_cpu, fidelity, package
-from genai_stages.segments import SegmentedModel
+from genai_stages.quantize.segments import SegmentedModel
 from genai_stages.stage import Context
 from genai_stages.testing import keep_expanded, random_core_model
-from genai_stages.written_text import write_pieces
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 CHIP = ChipConfig(soc_model=69, dsp_arch=79)

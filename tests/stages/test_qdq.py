@@ -20,8 +20,8 @@ from genai_core.errors import BadEncodings
 from genai_core.facts import TensorSource
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.backends.htp.drift import computes_in_float
-from genai_stages.passes.encoding_lookup import EncodingLookup, MissingEncoding
-from genai_stages.passes.qdq import Quantized, quantize_graph
+from genai_stages.quantize.encoding_lookup import EncodingLookup, MissingEncoding
+from genai_stages.quantize.qdq import Quantized, quantize_graph
 
 H, HEADS, KV, D, WIDE, V, CL = 32, 4, 2, 8, 48, 64, 64
 SHAPES = {"embed": (V, H), "q": (HEADS * D, H), "k": (KV * D, H), "v": (KV * D, H),

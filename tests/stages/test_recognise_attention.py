@@ -16,11 +16,12 @@ import pytest
 
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
-from genai_stages.core_graph import FACTS_FILE, MODEL_FILE, read_core, read_facts
+from genai_stages.graph.core_graph import FACTS_FILE, MODEL_FILE, read_core, read_facts
+from genai_stages.graph.expand_attention import AttentionSpec
+from genai_stages.ingest.folding import specialise
+from genai_stages.ingest.recognition import recognise_attention
+from genai_stages.ingest.source.source_model import Array
 from genai_stages.operations.ingest import run
-from genai_stages.passes import recognise_attention, specialise
-from genai_stages.passes.expand_attention import AttentionSpec
-from genai_stages.source_model import Array
 from genai_stages.stage import Context
 from genai_stages.testing_sources import write_source
 

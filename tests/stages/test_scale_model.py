@@ -12,7 +12,7 @@ import pytest
 
 from genai_core.operations import IngestConfig
 from genai_stages.aimet.read import read_encodings
-from genai_stages.core_graph import read_core
+from genai_stages.graph.core_graph import read_core
 from genai_stages.operations import ingest
 from genai_stages.stage import Context
 

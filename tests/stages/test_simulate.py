@@ -17,14 +17,14 @@ import pytest
 
 from genai_core.errors import BadEncodings
 from genai_core.operations import IngestConfig
-from genai_stages import calibrate as calibrating
 from genai_stages.aimet.arithmetic import outwards
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.aimet.read import read_encodings
-from genai_stages.calibrate import calibrate
-from genai_stages.core_graph import mapped, read_core
+from genai_stages.graph.core_graph import mapped, read_core
 from genai_stages.operations import ingest
-from genai_stages.passes.simulate import Simulated, simulate
+from genai_stages.quantize import calibrate as calibrating
+from genai_stages.quantize.calibrate import calibrate
+from genai_stages.quantize.simulate import Simulated, simulate
 from genai_stages.stage import Context
 from genai_stages.testing import random_core_model
 

@@ -24,10 +24,10 @@ from genai_core.operations import IngestConfig
 from genai_runtime.evaluate import losses
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.aimet.read import read_encodings
-from genai_stages.core_graph import FACTS_FILE
+from genai_stages.fidelity.source_reference import SourceReference
+from genai_stages.graph.core_graph import FACTS_FILE
 from genai_stages.operations.ingest import run
-from genai_stages.segments import SegmentedModel
-from genai_stages.source_reference import SourceReference
+from genai_stages.quantize.segments import SegmentedModel
 from genai_stages.stage import Context
 from genai_stages.testing import assemble_step1
 from genai_stages.testing_sources import write_source
@@ -164,7 +164,7 @@ _PEAK = """
 import re, sys
 from pathlib import Path
 import numpy as np
-from genai_stages.source_reference import SourceReference
+from genai_stages.fidelity.source_reference import SourceReference
 reference = SourceReference(Path(sys.argv[1]), Path(sys.argv[2]), group_bytes=1)
 for _ in reference.logits([np.arange(8)]):
     pass

@@ -14,12 +14,12 @@ import pytest
 
 from genai_core.errors import InvalidSpec, UnsupportedOperator
 from genai_core.operations import GraphConfig, SplitConfig, TransformConfig
-from genai_stages.core_graph import DOMAIN, read_core, write_proto
+from genai_stages.graph.core_graph import DOMAIN, read_core, write_proto
+from genai_stages.graph.provenance import read_provenance, write_provenance
 from genai_stages.operations import transform
-from genai_stages.passes.provenance import read_provenance, write_provenance
-from genai_stages.passes.split import Part, boundary_name, cut
-from genai_stages.passes.static_graph import emit_static
 from genai_stages.stage import Context
+from genai_stages.static.split import Part, boundary_name, cut
+from genai_stages.static.static_graph import emit_static
 from genai_stages.testing import random_core_model
 
 LAYERS = 4

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_stages.passes.graph_builder import GraphBuilder, mark_token_axes
-from genai_stages.passes.head_regions import Regions, head_axes_of
-from genai_stages.passes.split_heads import split_heads
-from genai_stages.passes.static_graph import StaticGraph
-from genai_stages.passes.static_shapes import set_static_shapes
+from genai_stages.graph.graph_builder import GraphBuilder, mark_token_axes
+from genai_stages.static.head_regions import Regions, head_axes_of
+from genai_stages.static.split_heads import split_heads
+from genai_stages.static.static_graph import StaticGraph
+from genai_stages.static.static_shapes import set_static_shapes
 
 AR, HEADS, DIM, WIDTH = 6, 4, 8, 16
 

@@ -21,9 +21,9 @@ from genai_core.store.directory import DirectoryStore
 from genai_core.store.protocol import Hit
 from genai_core.task import TaskFile, TaskFileInput, Toolchain, pack
 from genai_core.toolchain import toolchain_of
-from genai_stages import job, runner
-from genai_stages.chain import run_chain
 from genai_stages.stage import Context, Inputs, StageResult
+from genai_stages.worker import job, runner
+from genai_stages.worker.chain import run_chain
 
 CONFIGS: dict[str, dict[str, Any]] = {
     "arcl": {"graph": {"ar": 1, "cl": 2}},

@@ -8,7 +8,7 @@ from pathlib import Path
 from genai_core.errands import CollectFile, LeaseFile
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.protocol import Lease
-from genai_stages.errands import run_errand
+from genai_stages.worker.helper_jobs import run_errand
 
 NAME = f"sha256-{'ab' * 32}"
 RECORD = f"ingest/{'1' * 64}"

@@ -26,9 +26,9 @@ from genai_core.store.s3_source import S3Source
 from genai_core.task import TaskFile, TaskFileInput, pack
 from genai_core.testing import S3Server, s3_server
 from genai_core.toolchain import toolchain_of
-from genai_stages import job as jobs
-from genai_stages.job import run_job
-from genai_stages.source_access import fetch_source_file
+from genai_stages.worker import job as jobs
+from genai_stages.worker.job import run_job
+from genai_stages.worker.source_access import fetch_source_file
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 

@@ -27,10 +27,10 @@ from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Hit
 from genai_core.task import TaskFileInput, pack
 from genai_core.testing import S3Server, certificate, s3_server
-from genai_stages import source_access
-from genai_stages.job import run_job
-from genai_stages.source_access import fetch_source_file
-from genai_stages.store_access import open_job_store
+from genai_stages.worker import source_access
+from genai_stages.worker.job import run_job
+from genai_stages.worker.source_access import fetch_source_file
+from genai_stages.worker.store_access import open_job_store
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 SPEC = BuildSpec.model_validate({"model": {"source": str(MODEL)}, "targets": ["cpu"]})

@@ -22,12 +22,12 @@ from genai_core.operations import (
     StartPoint,
     TransformConfig,
 )
-from genai_stages.core_graph import DOMAIN, CoreWriter, read_core, read_facts
+from genai_stages.graph.core_graph import DOMAIN, CoreWriter, read_core, read_facts
+from genai_stages.graph.provenance import read_provenance
 from genai_stages.operations import arcl, transform
-from genai_stages.passes.head_regions import head_axes_of
-from genai_stages.passes.provenance import read_provenance
-from genai_stages.passes.static_graph import emit_static
 from genai_stages.stage import Context
+from genai_stages.static.head_regions import head_axes_of
+from genai_stages.static.static_graph import emit_static
 from genai_stages.testing import rope_table
 
 HIDDEN, HEADS, DIM, VOCAB = 32, 4, 8, 64

@@ -13,9 +13,9 @@ from onnx import numpy_helper
 from onnx.external_data_helper import load_external_data_for_tensor
 
 from genai_core.operations import IngestConfig
+from genai_stages.ingest.source.stripped_proto import INSIDE, read_stripped
 from genai_stages.operations.ingest import run
 from genai_stages.stage import Context
-from genai_stages.stripped_proto import INSIDE, read_stripped
 from genai_stages.testing_sources import write_source
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from genai_core.errors import BadModel
 from genai_stages.aimet.model import Encoding, per_tensor
-from genai_stages.core_graph import mapped
-from genai_stages.passes.tensor_file import TensorFile
+from genai_stages.graph.core_graph import mapped
+from genai_stages.graph.tensor_file import TensorFile
 
 
 def external(folder: Path, array: np.ndarray) -> ir.ExternalTensor:

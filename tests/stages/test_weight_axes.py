@@ -12,9 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from genai_core.errors import BadEncodings
-from genai_stages.model_files import own_entries, read_beside
-from genai_stages.passes.weight_axes import computed_names, weight_axes
-from genai_stages.source_model import read_source
+from genai_stages.ingest.admission.weight_axes import computed_names, weight_axes
+from genai_stages.ingest.model_files import own_entries, read_beside
+from genai_stages.ingest.source.source_model import read_source
 from genai_stages.testing_sources import write_source
 
 SQUARE = {"heads": 4, "head_dim": 8, "hidden": 32}

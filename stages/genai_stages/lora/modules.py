@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 
 from genai_core.facts import ModelFacts, TensorSource
-from genai_stages.backends.cpu.sites import LinearSite, is_op, linear_sites
+from genai_stages.graph.linear_sites import LinearSite, is_op, linear_sites
 
 __all__ = ["Part", "Place", "parts_of", "places_of"]
 

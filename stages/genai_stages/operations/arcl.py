@@ -10,12 +10,12 @@ from pathlib import Path
 
 from genai_core.graphs import check_htp_graphs, graph_name
 from genai_core.operations import ArclConfig
-from genai_stages.compare_static import compare_static
-from genai_stages.core_graph import read_core, write_proto
+from genai_stages.graph.core_graph import read_core, write_proto
+from genai_stages.graph.provenance import write_provenance
 from genai_stages.input_folders import core_folder
-from genai_stages.passes.provenance import write_provenance
-from genai_stages.passes.static_graph import emit_static
 from genai_stages.stage import Context, Inputs, StageResult
+from genai_stages.static.compare_static import compare_static
+from genai_stages.static.static_graph import emit_static
 
 
 def run(inputs: Inputs, config: ArclConfig, out: Path, context: Context) -> StageResult:

@@ -30,15 +30,15 @@ from genai_stages.backends.cpu.graph import (
     write_model,
 )
 from genai_stages.backends.cpu.join import Joined, join_fragments
-from genai_stages.backends.cpu.sites import SourceEncodings, linear_sites
-from genai_stages.core_graph import read_core
+from genai_stages.graph.core_graph import read_core
+from genai_stages.graph.linear_sites import SourceEncodings, linear_sites
 from genai_stages.input_folders import (
     core_folder,
     encodings_of,
     folders_with,
     token_pieces,
 )
-from genai_stages.segments import linear_input_ranges
+from genai_stages.quantize.segments import linear_input_ranges
 from genai_stages.stage import Context, Inputs, StageResult
 
 _CALIBRATION_PIECES = 64

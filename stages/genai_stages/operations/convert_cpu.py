@@ -12,7 +12,7 @@ from pathlib import Path
 from genai_core.names import Gaps
 from genai_core.operations import ConvertCpuConfig
 from genai_stages.backends.cpu.quantize import convert_group, gaps, names_read, summary
-from genai_stages.core_graph import read_core
+from genai_stages.graph.core_graph import read_core
 from genai_stages.input_folders import core_folder, encodings_of
 from genai_stages.stage import Context, Inputs, StageResult
 

@@ -26,18 +26,18 @@ from genai_core.operations import ConvertHtpConfig
 from genai_stages.aimet.checks import refuse_infinite_masks
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.backends.htp import dlc
-from genai_stages.calibrate import calibrate, missing_in
-from genai_stages.compare_quantized import compare_quantized
-from genai_stages.core_graph import MODEL_FILE, mapped, read_facts, write_proto
+from genai_stages.graph.core_graph import MODEL_FILE, mapped, read_facts, write_proto
+from genai_stages.graph.provenance import read_provenance, source_of
+from genai_stages.graph.tensor_file import TensorFile
 from genai_stages.input_folders import encodings_of, find_file, folders_with, token_pieces
-from genai_stages.passes.device_forms import to_device_forms
-from genai_stages.passes.encoding_lookup import EncodingLookup, MissingEncoding
-from genai_stages.passes.provenance import read_provenance, source_of
-from genai_stages.passes.qdq import Quantized, quantize_graph
-from genai_stages.passes.split import boundary_name
-from genai_stages.passes.static_graph import rotary_names
-from genai_stages.passes.tensor_file import TensorFile
+from genai_stages.quantize.calibrate import calibrate, missing_in
+from genai_stages.quantize.compare_quantized import compare_quantized
+from genai_stages.quantize.device_forms import to_device_forms
+from genai_stages.quantize.encoding_lookup import EncodingLookup, MissingEncoding
+from genai_stages.quantize.qdq import Quantized, quantize_graph
 from genai_stages.stage import Context, Inputs, StageResult
+from genai_stages.static.split import boundary_name
+from genai_stages.static.static_graph import rotary_names
 
 CALIBRATION_INPUT = "calibration"
 _PIECES = 24

@@ -26,13 +26,13 @@ from genai_core.operations import FidelityConfig
 from genai_runtime.evaluate import evaluate, losses
 from genai_runtime.session import Session
 from genai_stages.aimet.model import EncodingSet
-from genai_stages.core_graph import FACTS_FILE, read_facts
+from genai_stages.fidelity.source_reference import SourceReference
+from genai_stages.fidelity.written_text import write_pieces
+from genai_stages.graph.core_graph import FACTS_FILE, read_facts
 from genai_stages.input_folders import core_folder, encodings_of, folders_with, token_pieces
-from genai_stages.segments import Floats, SegmentedModel
-from genai_stages.source_reference import SourceReference
+from genai_stages.quantize.segments import Floats, SegmentedModel
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.twin_folder import gather_twin
-from genai_stages.written_text import write_pieces
 
 RESULT_FILE = "fidelity.json"
 

@@ -15,7 +15,8 @@ from genai_core.foreign import boundary
 from genai_core.operations import IngestConfig
 from genai_stages.aimet.checks import refuse_infinite_masks
 from genai_stages.architectures.detect import detect
-from genai_stages.model_files import (
+from genai_stages.ingest.admission.refuse_source import refuse_source
+from genai_stages.ingest.model_files import (
     check_stop_tokens,
     check_tokens,
     copy_assets,
@@ -25,11 +26,10 @@ from genai_stages.model_files import (
     read_beside,
     refuse_pointers,
 )
-from genai_stages.passes.compare_source import compare_source
-from genai_stages.passes.keep_source import keep_source
-from genai_stages.passes.refuse_source import refuse_source
-from genai_stages.passes.source_to_core import source_to_core, stated_vocabulary
-from genai_stages.source_model import read_config, read_source
+from genai_stages.ingest.output.compare_source import compare_source
+from genai_stages.ingest.output.keep_source import keep_source
+from genai_stages.ingest.source.source_model import read_config, read_source
+from genai_stages.ingest.source_to_core import source_to_core, stated_vocabulary
 from genai_stages.stage import Context, Inputs, StageResult
 
 _CONFIG = "it has a value that fits no model"

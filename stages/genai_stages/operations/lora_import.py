@@ -15,7 +15,7 @@ from safetensors.numpy import save
 from genai_core.adapters import ADAPTER_FILE
 from genai_core.errors import DriftError
 from genai_core.operations import LoraImportConfig
-from genai_stages.core_graph import read_core
+from genai_stages.graph.core_graph import read_core
 from genai_stages.lora.adapter import Adapter
 from genai_stages.lora.attach import SiteBranch, attach, rank_of
 from genai_stages.lora.modules import Place, parts_of, places_of

@@ -49,9 +49,8 @@ from genai_runtime.rope import for_context
 from genai_runtime.session import Session
 from genai_runtime.tokenizing import TextTokenizer
 from genai_stages.backends.cpu.graph import MODEL_DATA_FILE, precision_of
-from genai_stages.container_adapters import place_adapters
-from genai_stages.container_htp import GENIE_FILE, HtpParts, collect_parts
-from genai_stages.core_graph import FACTS_FILE, MODEL_FILE, read_facts
+from genai_stages.graph.core_graph import FACTS_FILE, MODEL_FILE, read_facts
+from genai_stages.ingest.model_files import ASSETS
 from genai_stages.input_folders import (
     core_folder,
     find_file,
@@ -59,9 +58,10 @@ from genai_stages.input_folders import (
     read_json,
 )
 from genai_stages.measured import read_measurements
-from genai_stages.model_files import ASSETS
 from genai_stages.operations.fidelity import RESULT_FILE
-from genai_stages.second_opinion import ask_genie
+from genai_stages.package.container_adapters import place_adapters
+from genai_stages.package.container_htp import GENIE_FILE, HtpParts, collect_parts
+from genai_stages.package.second_opinion import ask_genie
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.twin_folder import gather_twin, place
 

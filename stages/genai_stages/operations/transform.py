@@ -14,16 +14,16 @@ import onnx_ir as ir
 from genai_core.errors import BadModel
 from genai_core.graphs import graph_name, split_name
 from genai_core.operations import TransformConfig
-from genai_stages.compare_heads import compare_heads
-from genai_stages.core_graph import read_facts, write_proto
+from genai_stages.graph.core_graph import read_facts, write_proto
+from genai_stages.graph.provenance import read_provenance, write_provenance
 from genai_stages.input_folders import find_file
-from genai_stages.passes.head_regions import head_axes_of
-from genai_stages.passes.mha_to_sha import mha_to_sha
-from genai_stages.passes.provenance import read_provenance, write_provenance
-from genai_stages.passes.split import Part, cut
-from genai_stages.passes.start_points import additional_starts, check_start_points
-from genai_stages.passes.static_graph import StaticGraph
 from genai_stages.stage import Context, Inputs, StageResult
+from genai_stages.static.compare_heads import compare_heads
+from genai_stages.static.head_regions import head_axes_of
+from genai_stages.static.mha_to_sha import mha_to_sha
+from genai_stages.static.split import Part, cut
+from genai_stages.static.start_points import additional_starts, check_start_points
+from genai_stages.static.static_graph import StaticGraph
 
 
 def run(inputs: Inputs, config: TransformConfig, out: Path, context: Context) -> StageResult:

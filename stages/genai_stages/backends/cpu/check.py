@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from genai_core.errors import DriftError
 from genai_core.names import Precision
 from genai_runtime.cpu import CpuSession
-from genai_stages.segments import SegmentedModel
+from genai_stages.quantize.segments import SegmentedModel
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, relative to the largest logit where that is above 1."""

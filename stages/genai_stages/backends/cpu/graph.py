@@ -30,8 +30,8 @@ from genai_core.facts import ModelFacts
 from genai_core.names import Precision
 from genai_stages.backends.cpu.activations import ActivationGrid
 from genai_stages.backends.cpu.fragment import LinearWeights, StoredTensor
-from genai_stages.backends.cpu.sites import LinearSite, is_op, linear_site
-from genai_stages.passes.expand_attention import AttentionSpec
+from genai_stages.graph.expand_attention import AttentionSpec
+from genai_stages.graph.linear_sites import LinearSite, is_op, linear_site
 
 MODEL_FILE = "model.onnx"
 MODEL_DATA_FILE = "model.data"

@@ -33,7 +33,7 @@ from genai_stages.backends.cpu.fragment import (
     LinearWeights,
     StoredTensor,
 )
-from genai_stages.backends.cpu.sites import LinearSite, SourceEncodings, is_op, linear_site
+from genai_stages.graph.linear_sites import LinearSite, SourceEncodings, is_op, linear_site
 
 _CHUNK_VALUES = 4 * 1024 * 1024
 """Weights held as float32 at once (16 MB)."""

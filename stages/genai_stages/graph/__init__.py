@@ -1,0 +1,1 @@
+"""The core graph on disk, and what every later stage builds graphs with."""

@@ -1,0 +1,1 @@
+"""From a source model of any exporter to the core graph."""

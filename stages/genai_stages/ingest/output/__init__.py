@@ -1,0 +1,1 @@
+"""What ingest writes, and the comparison with the source that it was made from."""

@@ -1,0 +1,1 @@
+"""The positional part of a source, looked at far out."""

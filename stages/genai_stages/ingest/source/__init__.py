@@ -1,0 +1,1 @@
+"""A source model as it lies on disk."""

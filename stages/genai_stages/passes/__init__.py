@@ -1,1 +1,0 @@
-"""One graph rewrite a file."""

@@ -1,0 +1,1 @@
+"""Encodings put on graphs: QDQ for a device, simulated for a check."""

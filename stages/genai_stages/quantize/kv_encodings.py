@@ -1,0 +1,90 @@
+"""One 8-bit symmetric encoding for a layer's keys, one for its values.
+
+The cache leaves a pass as `past_key_3_out` and comes back as `past_key_3_in`, raw bytes that nobody
+converts; so both ends and all that carries the cache in between share one encoding, in every graph
+of a build. Devices want it at 8 bits, unsigned with offset -128. Where the file has other bits, it
+is derived from the widest of the ranges that the file gives along the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import onnx_ir as ir
+
+from genai_stages.aimet.model import Encoding, per_tensor
+from genai_stages.graph.data_movement import moved_from, moved_inputs, moved_onward
+from genai_stages.quantize.encoding_lookup import EncodingLookup, MissingEncoding
+
+BITS = 8
+_CACHE = re.compile(r"past_(key|value)_(\d+)_(in|out)")
+
+
+@dataclasses.dataclass(frozen=True)
+class KvEncoding:
+    """The encoding of one cache and where it holds.
+
+    Attributes:
+        encoding: 8 bits, symmetric, offset -128.
+        values: Every value of the graph that must carry it.
+        derived: How it came about when the file does not have it as it is; else empty.
+    """
+
+    encoding: Encoding
+    values: tuple[ir.Value, ...]
+    derived: str
+
+
+def kv_encodings(graph: ir.Graph, lookup: EncodingLookup) -> list[KvEncoding]:
+    """The caches of a graph, by inputs and outputs `past_key_{l}_in`, `past_value_{l}_out` ...
+
+    Raises:
+        MissingEncoding: No entry says anything about a cache.
+    """
+    ends: dict[tuple[str, str], list[ir.Value]] = {}
+    for value in (*graph.inputs, *graph.outputs):
+        match = _CACHE.fullmatch(value.name or "")
+        if match:
+            ends.setdefault((match[1], match[2]), []).append(value)
+    return [_cache(values, lookup) for values in ends.values()]
+
+
+def _cache(ends: list[ir.Value], lookup: EncodingLookup) -> KvEncoding:
+    """One cache; a graph without a past has its new slice alone."""
+    carried = [ends[0], *moved_onward(ends[0])]
+    # What is concatenated to the past arrives from elsewhere: it must carry the same encoding.
+    inside = set(carried)
+    joined = [
+        other
+        for value in carried[1:]
+        if (producer := value.producer()) is not None
+        for other in moved_inputs(producer)
+        if other not in inside
+    ]
+    values = list(dict.fromkeys([*carried, *joined, *ends]))
+    # Ranges further back, up to where keys and values are computed, say what must fit as well.
+    origins = [source for value in values for source in moved_from(value)]
+    names = dict.fromkeys(value.name or "" for value in [*values, *origins])
+    found = [entry for name in names if (entry := lookup.activation(name)) is not None]
+    entries = list({entry.name: entry for entry in found}.values())
+    if not entries:
+        raise MissingEncoding(
+            "no entry names this cache or what is stored in it",
+            where=f"{lookup.where}: {lookup.source(ends[0].name or '')}",
+            remedy="calibrate with the cache as inputs, or set quantization.gaps to Calibrate",
+        )
+    encoding, derived = _choose(ends[0].name or "", entries)
+    return KvEncoding(encoding, tuple(values), derived)
+
+
+def _choose(name: str, entries: list[Encoding]) -> tuple[Encoding, str]:
+    ready = [one for one in entries if one.bits == BITS and one.signed]
+    if ready and all(one.same_grid(ready[0]) for one in ready):
+        return ready[0], ""
+    pool = ready or entries
+    widest = max(max(-float(one.low), float(one.high)) if not one.symmetric else float(one.high)
+                 for one in pool)  # fmt: skip
+    encoding = per_tensor(name, -widest, widest, bits=BITS, symmetric=True)
+    sources = ", ".join(f"{one.name} ({one.bits} bits)" for one in pool[:4])
+    return encoding, f"8 bits symmetric, +-{widest:.6g}, the widest of {sources}"

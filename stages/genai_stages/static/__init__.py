@@ -1,0 +1,1 @@
+"""Static graphs of one AR x CL: their parts, and their heads."""

@@ -1,0 +1,1 @@
+"""Runs tasks: the one part of the stages that knows a store."""

@@ -1,0 +1,154 @@
+"""The user's model behind an address, with credentials of its own where it has some.
+
+    GENAI_SOURCE_ACCESS_KEY_ID, GENAI_SOURCE_SECRET_ACCESS_KEY, GENAI_SOURCE_SESSION_TOKEN   s3://
+    GENAI_SOURCE_TOKEN    https://  sent to the archive's host as a bearer token
+    GENAI_SOURCE_HOSTS    https://  comma-separated patterns of the hosts that models come from
+    GENAI_SOURCE_ROOT     pvc://    where the claim is mounted
+
+A server of archives may be known by the store's certificates (GENAI_STORE_CA) or by the usual ones.
+Without credentials of its own a bucket on the store's endpoint is read with the store's (AWS_*
+variables, the pod's service account), and its certificate is checked as the store's is. On any
+other endpoint only what is public is read: the store's credentials are sent to the store alone.
+Nobody is sent to the pod itself, to link-local addresses or to the apiserver.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from genai_core.addresses import pod_peers
+from genai_core.archive import unpack_archive
+from genai_core.download import Rules, download
+from genai_core.errors import BadModel, InvalidSpec, SourceNotFound, StoreUnreadable
+from genai_core.names import Digest
+from genai_core.paths import inside
+from genai_core.source_address import HttpsAddress, PvcAddress, parse_pvc
+from genai_core.store.s3_location import S3Credentials, parse_s3, source_credentials
+from genai_core.store.s3_source import S3Source
+from genai_core.task import TaskFileInput
+from genai_stages.worker.local_file import take_local
+from genai_stages.worker.store_access import certificates_of
+
+__all__ = ["fetch_archive", "fetch_source_file", "mounted_folder", "open_source"]
+
+_PREFIX = "GENAI_SOURCE_"
+_AGAIN = "apply the build again"
+
+
+def open_source(address: str) -> S3Source:
+    """Open the folder at an `s3://` address; nothing is read yet.
+
+    Raises:
+        InvalidSpec: The address cannot be read.
+    """
+    key = os.environ.get(f"{_PREFIX}ACCESS_KEY_ID")
+    credentials = None
+    if key:
+        credentials = S3Credentials(
+            key,
+            os.environ.get(f"{_PREFIX}SECRET_ACCESS_KEY", ""),
+            os.environ.get(f"{_PREFIX}SESSION_TOKEN"),
+        )
+    # Certificates are named by the store: a file of this pod is not the address's to name.
+    where = parse_s3(address)
+    where = replace(where, ca=certificates_of(where.endpoint))
+    store = os.environ.get("GENAI_STORE", "")
+    credentials = source_credentials(
+        where,
+        own=credentials,
+        store=parse_s3(store) if store.startswith("s3://") else None,
+        of_store=None,
+    )
+    return S3Source(where, credentials, refuse=pod_peers(os.environ))
+
+
+def fetch_archive(address: HttpsAddress, scratch: Path) -> tuple[Path, Digest]:
+    """Download an archive and unpack it.
+
+    Args:
+        address: Where it is.
+        scratch: A private folder.
+
+    Returns:
+        The model's folder, and the archive's digest.
+
+    Raises:
+        BadModel: It is not there, not an archive, not the one that is pinned, or does harm.
+        InvalidSpec: It leads where it must not.
+    """
+    hosts = [part.strip() for part in os.environ.get(f"{_PREFIX}HOSTS", "").split(",")]
+    rules = Rules(hosts=[part for part in hosts if part] or ["*"], refuse=pod_peers(os.environ))
+    file = scratch / "archive"
+    token = os.environ.get(f"{_PREFIX}TOKEN") or None
+    found = download(
+        address.url,
+        file,
+        rules=rules,
+        token=token,
+        authorities=os.environ.get("GENAI_STORE_CA", ""),
+    )
+    assert found is not None
+    if address.sha256 not in {None, found.sha256}:
+        raise BadModel(
+            f"its content is {found.sha256}, not the {address.sha256} that the address pins",
+            where=address.url,
+            remedy="correct spec.model.source, or restore the archive that it stands for",
+        )
+    folder = scratch / "source"
+    folder.mkdir()
+    root = unpack_archive(file, folder, where=address.url)
+    file.unlink()
+    return root, found.sha256
+
+
+def mounted_folder(address: PvcAddress) -> Path:
+    """The folder of a claim, which this pod has mounted.
+
+    Raises:
+        StoreUnreadable: Nothing is mounted here.
+        SourceNotFound: There is no such folder in it.
+    """
+    text = os.environ.get(f"{_PREFIX}ROOT")
+    if not text:
+        raise StoreUnreadable(
+            "no volume is mounted here", where=str(address), remedy="build it in a cluster"
+        )
+    root = Path(text)
+    folder = inside(root / address.path, root, str(address), of="volume")
+    if not folder.exists():
+        raise SourceNotFound(
+            f"there is no folder {address.path} in the volume",
+            where=str(address),
+            remedy="correct spec.model.source",
+        )
+    return folder
+
+
+def fetch_source_file(file: TaskFileInput, dest: Path) -> None:
+    """Fetch one file of the source and make sure that it is still the one planned with.
+
+    Raises:
+        BadModel: It has other bytes.
+    """
+    assert file.path is not None
+    if file.path.startswith("pvc://"):
+        _take_mounted(file, dest)
+        return
+    if not file.path.startswith("s3://"):
+        raise InvalidSpec("it cannot be read file by file", where=file.path, remedy=_AGAIN)
+    folder, _, name = parse_s3(file.path).prefix.rpartition("/")
+    source = open_source(str(replace(parse_s3(file.path), prefix=folder)))
+    if source.fetch(name, dest, size=file.size) != file.sha256:
+        raise BadModel("it changed while the build was running", where=file.path, remedy=_AGAIN)
+
+
+def _take_mounted(file: TaskFileInput, dest: Path) -> None:
+    assert file.path is not None
+    address = parse_pvc(file.path)
+    folder, _, name = address.path.rpartition("/")
+    where = PvcAddress(address.claim, folder)
+    root = mounted_folder(PvcAddress(address.claim))
+    path = inside(mounted_folder(where) / name, root, file.path, of="volume")
+    take_local(path, file, dest, shown=file.path, remedy=_AGAIN)
