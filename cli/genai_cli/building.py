@@ -14,13 +14,6 @@ from pathlib import Path
 
 from genai_cli.claims import Claim, working
 from genai_cli.console import PlainConsole
-from genai_cli.containers import (
-    Delivered,
-    UntrueRecord,
-    deliver,
-    folder_name,
-    refuse_foreign,
-)
 from genai_cli.engine import PlannedBuild, plan_build, run_plan
 from genai_cli.events import BuildResult
 from genai_cli.local_work import known_digests
@@ -33,6 +26,13 @@ from genai_core.build_sources import sources_of
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
 from genai_core.report import own_report
+from genai_core.store.delivery import (
+    Delivered,
+    UntrueRecord,
+    deliver,
+    folder_name,
+    refuse_foreign,
+)
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
 from genai_core.store.s3_location import parse_s3

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from genai_cli.containers import place
 from genai_cli.output import emit, say, tell
 from genai_cli.settings import Settings
 from genai_cli.store_entries import checked_operation, find_entry, opened, records
 from genai_cli.words import counted
 from genai_core.errors import CorruptBlob
 from genai_core.record import Blob, Record, entry_folder
+from genai_core.store.delivery import place
 from genai_core.store.protocol import Store
 
 __all__ = ["export", "pull"]

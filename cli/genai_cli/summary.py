@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from genai_cli.choosing import best_to_run, trial_of
-from genai_cli.containers import Delivered
 from genai_cli.events import BuildResult
 from genai_cli.words import counted, duration, size
+from genai_core.store.delivery import Delivered
 
 __all__ = ["as_json", "print_summary"]
 

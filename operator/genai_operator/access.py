@@ -93,7 +93,7 @@ def check_certificates(access: StoreAccess) -> None:
 
 
 def environment_of(access: StoreAccess, *, reads_source: bool) -> list[Json]:
-    """Variables of the container; the worker's `store_access` and `source_access` read them."""
+    """Variables of the container, which core's `pod_store` and `source_access` read."""
     found: list[Json] = [{"name": "GENAI_STORE", "value": access.address}]
     if access.ca:
         found.append({"name": "GENAI_STORE_CA", "value": access.ca})

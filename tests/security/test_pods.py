@@ -13,6 +13,7 @@ import pytest
 
 from genai_core.addresses import pod_peers
 from genai_core.errors import GenAIError, InvalidSpec, StoreUnreadable
+from genai_core.store.pod_store import open_job_store
 from genai_core.store.s3_client import shared_session
 from genai_core.store.s3_location import (
     ANONYMOUS,
@@ -23,7 +24,6 @@ from genai_core.store.s3_location import (
 )
 from genai_stages.worker import source_access
 from genai_stages.worker.source_access import open_source
-from genai_stages.worker.store_access import open_job_store
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
 

@@ -24,13 +24,13 @@ from genai_core.resolved import RESOLVE, ResolvedSource, content_key, pinned_con
 from genai_core.source import inspect_source
 from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
+from genai_core.store.pod_store import open_job_store
 from genai_core.store.protocol import Hit
 from genai_core.task import TaskFileInput, pack
 from genai_core.testing import S3Server, certificate, s3_server
 from genai_stages.worker import source_access
 from genai_stages.worker.job import run_job
 from genai_stages.worker.source_access import fetch_source_file
-from genai_stages.worker.store_access import open_job_store
 
 MODEL = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 SPEC = BuildSpec.model_validate({"model": {"source": str(MODEL)}, "targets": ["cpu"]})

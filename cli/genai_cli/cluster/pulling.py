@@ -12,7 +12,6 @@ from genai_cli.cluster.connection import Access, connect
 from genai_cli.cluster.problems import NotThere
 from genai_cli.cluster.stores import StoreOptions, opened_store
 from genai_cli.cluster.views import Artifact, BuildView
-from genai_cli.containers import Delivered, deliver, folder_name, refuse_foreign
 from genai_cli.device import steps
 from genai_cli.output import emit, say
 from genai_cli.render import busy
@@ -21,6 +20,7 @@ from genai_cli.words import size
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.names import Key
 from genai_core.report import own_report
+from genai_core.store.delivery import Delivered, deliver, folder_name, refuse_foreign
 from genai_core.store.s3_location import parse_s3
 
 __all__ = ["pull_container"]

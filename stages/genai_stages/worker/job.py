@@ -3,7 +3,7 @@
     GENAI_TASK          the task file or the chain's, zlib and base64 (a shell or a kubelet finds
                         nothing to expand); GENAI_TASK_2 and so on go on where it is long
     GENAI_TASK_SECONDS  longest that one task of a chain may take
-    GENAI_STORE ...     the store, see `store_access`; GENAI_SOURCE_...: the model, `source_access`
+    GENAI_STORE ...     the store, see core's `pod_store`; GENAI_SOURCE_...: `source_access`
     GENAI_SCRATCH       folder for scratch
     GENAI_TELL          1: the record goes into the log, for an operator without credentials
 
@@ -36,12 +36,12 @@ from genai_core.errors import DeadlineExceeded, GenAIError, Interrupted, NoSpace
 from genai_core.foreign import is_failure
 from genai_core.names import Key
 from genai_core.resolved import RESOLVE, ResolveFile
+from genai_core.store.pod_store import open_job_store
 from genai_core.store.protocol import Store
 from genai_core.task import TaskFile, TaskResult, packed_task
 from genai_stages.worker import runner
 from genai_stages.worker.chain import run_chain
 from genai_stages.worker.helper_jobs import Errand, run_errand, show_record, tell
-from genai_stages.worker.store_access import open_job_store
 
 __all__ = ["run_job"]
 

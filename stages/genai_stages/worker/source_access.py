@@ -25,11 +25,11 @@ from genai_core.errors import BadModel, InvalidSpec, SourceNotFound, StoreUnread
 from genai_core.names import Digest
 from genai_core.paths import inside
 from genai_core.source_address import HttpsAddress, PvcAddress, parse_pvc
+from genai_core.store.pod_store import certificates_of
 from genai_core.store.s3_location import S3Credentials, parse_s3, source_credentials
 from genai_core.store.s3_source import S3Source
 from genai_core.task import TaskFileInput
 from genai_stages.worker.local_file import take_local
-from genai_stages.worker.store_access import certificates_of
 
 __all__ = ["fetch_archive", "fetch_source_file", "mounted_folder", "open_source"]
 

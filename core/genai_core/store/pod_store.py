@@ -1,4 +1,4 @@
-"""The store of a Job, and those that it may read beside it, from the environment.
+"""The store of a pod, and those that it may read beside it, from the environment.
 
     GENAI_STORE        address of the store; credentials from the AWS_* variables, else whatever
                        the pod's service account gives (boto3's usual places)

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.containers import deliver, folder_name, place
 from genai_core.canonical import digest_bytes
-from genai_core.errors import BadInput, CorruptBlob, GenAIError
+from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
 from genai_core.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.names import Backend, Digest, Key
 from genai_core.record import Output, Record, ToolchainUsed
+from genai_core.store import fetch as fetching
+from genai_core.store.delivery import deliver, folder_name, place
 from genai_core.store.directory import DirectoryStore
+from genai_core.store.fetch import fetch, main
 
 ZERO = Digest("0" * 64)
 
@@ -257,3 +259,80 @@ def test_targets_make_names_of_folders() -> None:
     names = ["sm8750", "chipset:SM8750", "dsp_arch:v79;soc_model:69", "../x", "::"]
     shown = ["sm8750", "chipset-SM8750", "dsp_arch-v79-soc_model-69", "x", "target"]
     assert [folder_name(name) for name in names] == shown
+
+
+# What a serving pod fetches before its server starts
+
+
+def test_fetch_writes_the_container_once_and_clears_what_a_killed_try_left(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    record, revision = package(store, FILES)
+    folder = tmp_path / "artifact" / "container"
+    left = folder.parent / ".container.1234"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"x")
+    ref = f"package/{record.key}"
+    assert fetch(store, ref, revision, folder).changed
+    assert (folder / "adapters/a/x.bin").read_bytes() == b"ab"
+    assert [path.name for path in folder.parent.iterdir()] == ["container"]
+    assert not fetch(store, ref, revision, folder).changed
+    (folder / "model.onnx").chmod(0o644)
+    (folder / "model.onnx").write_bytes(b"wrong")
+    assert fetch(store, ref, revision, folder).changed, "bytes that changed are fetched anew"
+    assert (folder / "model.onnx").read_bytes() == b"graph"
+
+
+def test_fetch_leaves_nothing_when_it_is_another_revision(
+    store: DirectoryStore, tmp_path: Path
+) -> None:
+    record, _ = package(store, FILES)
+    folder = tmp_path / "artifact" / "container"
+    with pytest.raises(CorruptBlob, match="is to be served"):
+        fetch(store, f"package/{record.key}", f"sha256:{'0' * 64}", folder)
+    assert not folder.exists()
+
+
+def test_fetch_refuses_a_blob_whose_bytes_are_wrong(store: DirectoryStore, tmp_path: Path) -> None:
+    record, revision = package(store, FILES)
+    digest = record.outputs["model.onnx"].sha256
+    (blob,) = (path for path in store.root.rglob(digest) if path.is_file())
+    blob.chmod(0o644)
+    blob.write_bytes(b"grapH")
+    folder = tmp_path / "artifact" / "container"
+    with pytest.raises(CorruptBlob):
+        fetch(store, f"package/{record.key}", revision, folder)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("ref", ["convert/" + "a" * 64, "package/../x", "package", "package/abc"])
+def test_fetch_refuses_what_names_no_container(
+    store: DirectoryStore, tmp_path: Path, ref: str
+) -> None:
+    with pytest.raises(BadInput, match="package/<64 hex>"):
+        fetch(store, ref, f"sha256:{'0' * 64}", tmp_path / "a" / "b")
+
+
+def test_fetch_says_how_much_room_is_needed_before_the_first_byte(
+    store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, revision = package(store, FILES)
+
+    class Full:
+        free = 3
+
+    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: Full)
+    with pytest.raises(NoSpace, match="bytes are needed, 3 are free"):
+        fetch(store, f"package/{record.key}", revision, tmp_path / "a" / "b")
+
+
+def test_main_leaves_the_reason_in_the_termination_message(
+    store: DirectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GENAI_STORE", str(store.root))
+    said = tmp_path / "said"
+    arguments = ["--revision", f"sha256:{'0' * 64}", "--into", str(tmp_path / "a" / "b")]
+    asked = [f"package/{'b' * 64}", *arguments, "--termination-log", str(said)]
+    assert main(asked) == GenAIError.exit_code
+    error = json.loads(said.read_text())["error"]
+    assert "is not there" in error["message"]
