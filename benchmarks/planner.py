@@ -8,12 +8,12 @@ the planner alone. Exits with 1 when it takes more than 10 s or 300 MB.
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 
 from genai_core.canonical import digest_json
 from genai_core.kinds.build import BuildSpec
+from genai_core.memory import peak_resident_bytes
 from genai_core.names import MODEL, Backend, Digest
 from genai_core.operations import OPERATIONS, ChipConfig
 from genai_planner.events import Finished, Limits, Missed
@@ -102,7 +102,7 @@ def main(wanted: int) -> int:
             looks += machine.handle(Finished(start.task, _result(machine.tasks[start.task])))
     ended = time.process_time()
     assert steps == len(plan.tasks), (steps, len(plan.tasks))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_resident_bytes() / (1 << 20)
     print(f"tasks      {len(plan.tasks)}")
     print(f"expanded   {expanded - began:6.2f} s")
     print(f"keyed, run {ended - expanded:6.2f} s")

@@ -23,6 +23,7 @@ import json, resource, sys
 from pathlib import Path
 resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
 from genai_core.errors import GenAIError
+from genai_core.memory import peak_resident_bytes
 from genai_core.operations import IngestConfig
 from genai_stages.operations import ingest
 from genai_stages.stage import Context
@@ -36,8 +37,7 @@ for folder in map(Path, sys.argv[1:]):
         said, code = str(error), error.exit_code
     except BaseException as error:
         said, code = f"{type(error).__name__}: {error}", 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
-    print(json.dumps([folder.name, code, said, peak]), flush=True)
+    print(json.dumps([folder.name, code, said, peak_resident_bytes()]), flush=True)
 """
 
 

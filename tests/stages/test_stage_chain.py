@@ -256,3 +256,31 @@ def test_a_task_that_hangs_is_ended_by_name(
     code, words = ended[0]
     assert (code, words["task"], words["step"]) == (1, "transform/x", 1)
     assert "activeDeadlineSeconds" in words["error"]["message"]
+
+
+def test_run_task_commits_nothing_when_the_user_s_file_changed_meanwhile(
+    stages: Stages, store: CountingStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that read half of the old file and half of the new must not become an artifact."""
+    source = tmp_path / "seed.txt"
+    source.write_text("seed")
+    task = chain(store).first
+    file = task.inputs["model"]["seed.txt"].model_copy(update={"path": str(source)})
+    task = task.model_copy(update={"inputs": {"model": {"seed.txt": file}}})
+    plain = sys.modules["genai_stages.operations.arcl"].run
+
+    def changing(*given: Any) -> StageResult:
+        result: StageResult = plain(*given)
+        source.write_text("SEED, longer")
+        return result
+
+    monkeypatch.setattr(sys.modules["genai_stages.operations.arcl"], "run", changing)
+    (tmp_path / "scratch").mkdir()
+    with pytest.raises(BadModel, match=r"seed\.txt: it changed while"):
+        runner.run_task(task, store, tmp_path / "scratch")
+    assert not isinstance(store.lookup("arcl", Key(task.key)), Hit)
+    monkeypatch.setattr(sys.modules["genai_stages.operations.arcl"], "run", plain)
+    source.write_text("seed")
+    (tmp_path / "again").mkdir()
+    assert runner.run_task(task, store, tmp_path / "again").outcome == "run"
+    assert stages.ran == ["arcl", "arcl"]

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from genai_core.errors import GenAIError, ToolFailed, from_dict
+from genai_core.memory import peak_resident_bytes
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NOISE = re.compile(r"LIBNATIVE|HTP power config id|GraphHtpSettings option|\[W:onnxruntime|^\^+$")
@@ -130,26 +131,13 @@ def serve(handler: Callable[[dict[str, Any]], Mapping[str, Any]]) -> NoReturn:
         reply = {"result": handler(request)}
     except GenAIError as error:
         reply = {"error": error.as_dict()}
-    reply["peak"] = _own_peak()
+    reply["peak"] = peak_resident_bytes()
     part = Path(REPLY + ".part")
     part.write_text(json.dumps(reply), encoding="utf-8")
     part.rename(REPLY)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
-
-
-def _own_peak() -> int:
-    """Largest resident size of this process in bytes; 0 where the system does not tell.
-
-    What `wait4` reports starts from the parent's size at the fork, and is therefore only the
-    fallback.
-    """
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return 0
 
 
 @contextlib.contextmanager

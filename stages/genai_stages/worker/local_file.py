@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from genai_core.canonical import digest_file
 from genai_core.errors import BadModel
 from genai_core.task import TaskFileInput
 
-__all__ = ["take_local"]
+__all__ = ["identities", "refuse_changed", "take_local"]
+
+_CHANGED = "it changed while the build was running"
 
 
 def take_local(
@@ -32,16 +34,37 @@ def take_local(
     Raises:
         BadModel: It has other bytes, or is gone.
     """
-    changed = BadModel(
-        "it changed while the build was running", where=shown or str(source), remedy=remedy
-    )
+    changed = BadModel(_CHANGED, where=shown or str(source), remedy=remedy)
     try:
         if source.stat().st_size != file.size or digest_file(source) != file.sha256:
             raise changed
     except FileNotFoundError as error:
         raise changed from error
-    # A link of either kind keeps gigabytes where they are; stages never write to their inputs.
-    try:
-        os.link(source.resolve(), dest)
-    except OSError:
-        dest.symlink_to(source.resolve())
+    # A link keeps gigabytes where they are. Not a hard link: while a file has two names, onnx.load
+    # refuses it ("potential hardlink attack"), and it is the user's own model.
+    dest.symlink_to(source.resolve())
+
+
+def identities(paths: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
+    """Path -> what tells that the file, or the one behind a link, was changed or replaced."""
+    return {path: _identity(path) for path in paths}
+
+
+def refuse_changed(files: Mapping[Path, tuple[int, ...]]) -> None:
+    """Make sure that files stayed as they were while they were read.
+
+    Raises:
+        BadModel: One was changed, replaced or deleted.
+    """
+    for path, identity in files.items():
+        try:
+            same = _identity(path) == identity
+        except OSError:
+            same = False
+        if not same:
+            raise BadModel(_CHANGED, where=path.name, remedy="run the same command again")
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    status = path.stat()
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

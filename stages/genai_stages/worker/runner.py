@@ -14,7 +14,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,6 +23,7 @@ from typing import cast
 
 from genai_core.errors import GenAIError, ToolchainMismatch
 from genai_core.keys import task_key
+from genai_core.memory import peak_resident_bytes
 from genai_core.names import Digest, Key
 from genai_core.operations import Operation, operation_of
 from genai_core.record import Blob, Measurements, Output, Record, ToolchainUsed
@@ -34,7 +35,7 @@ from genai_core.toolchain import check_toolchain
 from genai_core.user_names import with_user_names
 from genai_stages.measured import note_measurements
 from genai_stages.stage import Context, OperationModule, StageResult
-from genai_stages.worker.local_file import take_local
+from genai_stages.worker.local_file import identities, refuse_changed, take_local
 
 log = logging.getLogger("genai_stages.worker.runner")
 
@@ -82,7 +83,9 @@ def run_recorded(
     before = cpu_seconds()
     try:
         inputs = _fetch(task, store, scratch / "inputs", at_hand)
+        linked = identities(_user_files(task, inputs))
         made, out = _compute(task, operation, inputs, scratch=scratch)
+        refuse_changed(linked)
         # Other than wall time it says the same on a busy machine.
         spent = round(cpu_seconds() - before, 2)
         made = replace(made, notes={**made.notes, "cpuSeconds": spent})
@@ -136,10 +139,8 @@ def _user_names(task: TaskFile) -> dict[str, str]:
 def peak_memory_bytes() -> int:
     """Largest resident set so far of this process and of its ended children, whichever is more."""
     unit = 1 if sys.platform == "darwin" else _KIB
-    return unit * max(
-        resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
-    )
+    children = unit * resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return max(peak_resident_bytes(), children)
 
 
 def cpu_seconds() -> float:
@@ -203,6 +204,16 @@ def _fetch(task: TaskFile, store: Store, folder: Path, at_hand: dict[str, Path])
             else:
                 take_local(Path(file.path), file, dest)
     return inputs
+
+
+def _user_files(task: TaskFile, inputs: Mapping[str, Path]) -> list[Path]:
+    """Inputs that are links to the user's own files, which nothing keeps from being changed."""
+    return [
+        inputs[name] / path
+        for name, files in task.inputs.items()
+        for path, file in files.items()
+        if file.path is not None
+    ]
 
 
 def _link(kept: Path | None, dest: Path) -> bool:
