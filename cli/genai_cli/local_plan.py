@@ -28,6 +28,7 @@ from genai_core.operations import OPERATIONS, operation_of
 from genai_core.record import Blob, Record
 from genai_core.source import SourceFacts, inspect_source
 from genai_core.source_address import readable_name
+from genai_core.store.layered import layers
 from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.task import TaskFile, Toolchain
 from genai_core.toolchain import toolchain_of
@@ -275,8 +276,9 @@ def read_plan(
     """
     targets = parse_targets(spec.targets)
     digests = cache or known_digests()
-    files = inspect_source(bring_source(spec, cache_folder()), base_dir, digests)
-    sources = {MODEL: files, **_adapters(spec, base_dir, digests)}
+    stores = [one.location for one in layers(store)]
+    files = inspect_source(bring_source(spec, cache_folder(), stores=stores), base_dir, digests)
+    sources = {MODEL: files, **_adapters(spec, base_dir, digests, stores)}
     request = BuildRequest(
         spec=spec,
         targets=targets,
@@ -296,7 +298,9 @@ def read_plan(
     return found
 
 
-def _adapters(spec: BuildSpec, base_dir: Path, cache: FileCache) -> dict[SourceName, SourceFacts]:
+def _adapters(
+    spec: BuildSpec, base_dir: Path, cache: FileCache, stores: Iterable[str]
+) -> dict[SourceName, SourceFacts]:
     """The files of each adapter.
 
     Raises:
@@ -309,6 +313,7 @@ def _adapters(spec: BuildSpec, base_dir: Path, cache: FileCache) -> dict[SourceN
             cache_folder(),
             where=source.field,
             token=token_of(source.address, spec),
+            stores=stores,
         )
         if folder is None:
             folder = (base_dir / expanded(source.address.removeprefix("file://"))).absolute()

@@ -12,11 +12,12 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from genai_core.archive import unpack_archive
@@ -28,24 +29,32 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.paths import check_relative_path
 from genai_core.source_address import parse_https
 
+if TYPE_CHECKING:
+    from genai_core.store.s3_source import S3Source
+
 __all__ = ["bring_folder", "bring_source", "token_of"]
 
 _INDEX = "index.json"
 
 
-def bring_source(spec: BuildSpec, cache: Path) -> BuildSpec:
+def bring_source(spec: BuildSpec, cache: Path, *, stores: Iterable[str] = ()) -> BuildSpec:
     """The spec with a folder of this machine as its source.
 
     Args:
         spec: As written; returned as it is where its source is a folder.
         cache: Folder that mirrors lie in.
+        stores: Addresses of this build's stores; see `bucket_access`.
 
     Raises:
         InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
         GenAIError: The bucket or archive cannot be read, or there is no room.
     """
     files = bring_folder(
-        spec.model.source, cache, where="spec.model.source", token=token_of(spec.model.source, spec)
+        spec.model.source,
+        cache,
+        where="spec.model.source",
+        token=token_of(spec.model.source, spec),
+        stores=stores,
     )
     if files is None:
         return spec
@@ -69,7 +78,14 @@ def _host(address: str) -> str:
     return urlsplit(address).netloc if address.startswith("https://") else ""
 
 
-def bring_folder(address: str, cache: Path, *, where: str, token: str | None = None) -> Path | None:
+def bring_folder(
+    address: str,
+    cache: Path,
+    *,
+    where: str,
+    token: str | None = None,
+    stores: Iterable[str] = (),
+) -> Path | None:
     """What an address holds, as a folder of this machine; None where it is a folder already.
 
     Args:
@@ -77,6 +93,7 @@ def bring_folder(address: str, cache: Path, *, where: str, token: str | None = N
         cache: Folder that mirrors lie in.
         where: The field that it stands in, for messages.
         token: Is sent to the host of an archive.
+        stores: Addresses of this build's stores; see `bucket_access`.
 
     Raises:
         InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
@@ -89,7 +106,7 @@ def bring_folder(address: str, cache: Path, *, where: str, token: str | None = N
             remedy="build it there with: genai build --remote, or name the folder that it holds",
         )
     ways: dict[str, Callable[[str, Path], Path]] = {
-        "s3": _mirror,
+        "s3": partial(_mirror, where=where, stores=stores),
         "https": partial(_unpacked, token=token),
     }
     bring = ways.get(address.partition("://")[0])
@@ -146,18 +163,23 @@ def _folder_of(root: Path, known: dict[str, list[int | str]]) -> Path | None:
     return path if path is not None and path.is_dir() else None
 
 
-def _mirror(address: str, root: Path) -> Path:
+def _mirror(address: str, root: Path, *, where: str, stores: Iterable[str]) -> Path:
     """Make `root/files` equal to the folder in the bucket."""
     try:
-        from genai_core.store.s3_location import parse_s3
+        from genai_cli.bucket_access import bucket_access
         from genai_core.store.s3_source import S3Source
     except ImportError as error:
         raise InvalidSpec(
             "a source in a bucket needs boto3, which is not installed",
-            where="spec.model.source",
+            where=where,
             remedy="pip install 'genai-operator[s3]', or download the model and name its folder",
         ) from error
-    source = S3Source(parse_s3(address))
+    access = bucket_access(address, stores)
+    with access.explained(where):
+        return _mirrored(S3Source(access.where, access.credentials), address, root)
+
+
+def _mirrored(source: S3Source, address: str, root: Path) -> Path:
     files = root / "files"
     index = _read_index(root / _INDEX)
     kept: dict[str, list[int | str]] = {}

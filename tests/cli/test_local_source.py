@@ -32,6 +32,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 def bucket(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> S3Server:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.credentials.access_key_id)
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", server.credentials.secret_access_key)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", server.endpoint)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for name in ("model.onnx", "config.json"):
         put(server, name, (SOURCE / name).read_bytes())

@@ -185,6 +185,12 @@ def test_redirect_of_an_s3_server_is_not_followed(
         (None, "https://amazonaws.com.evil.net", False),
         (None, "https://evilamazonaws.com", False),
         (None, "http://s3.amazonaws.com", False),
+        (None, "https://buc.s3.dualstack.us-gov-west-1.amazonaws.com", True),
+        (None, "https://s3-eu-west-1.amazonaws.com", True),
+        (None, "https://s3.cn-north-1.amazonaws.com.cn", True),
+        (None, "https://a1b2c3d4e5.execute-api.us-east-1.amazonaws.com", False),
+        (None, "https://s3-mine-1234.us-east-1.elb.amazonaws.com", False),
+        (None, "https://ec2-1-2-3-4.compute-1.amazonaws.com", False),
     ],
 )
 def test_same_server_compares_scheme_host_and_port(

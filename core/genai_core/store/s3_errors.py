@@ -13,6 +13,7 @@ from genai_core.errors import CorruptBlob, GenAIError, NoSpace, StoreUnavailable
 from genai_core.store.s3_guard import AnswerTooLarge, CallTooLong
 
 __all__ = [
+    "AccessDenied",
     "NoSuchBucket",
     "code_of",
     "explained",
@@ -50,6 +51,10 @@ _CREDENTIALS = (
 
 class NoSuchBucket(StoreUnreadable):
     """The bucket is not there."""
+
+
+class AccessDenied(StoreUnreadable):
+    """These credentials, or none, may not do this there."""
 
 
 def code_of(error: boto.ClientError) -> str:
@@ -184,7 +189,7 @@ def _of_answer(error: boto.ClientError, where: str) -> GenAIError:
             remedy="set this machine's clock",
         )
     if status in {401, 403, 404}:
-        return StoreUnreadable(
+        return AccessDenied(
             f"access is denied ({message})",
             where=where,
             remedy="check the credentials, and that they may get, put, delete and list there",

@@ -9,6 +9,7 @@ hold any character: written with %, as in other URLs, or as it is but for `?` an
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
@@ -24,6 +25,13 @@ __all__ = [
     "source_credentials",
     "wrong_address",
 ]
+
+
+_AWS = re.compile(
+    r"([a-z0-9.-]+\.)?s3(-[a-z0-9-]+)?(\.dualstack)?(\.[a-z]{2}(-[a-z]+)+-\d+)?(\.vpce)?"
+    r"\.amazonaws\.com(\.cn)?"
+)
+"""Hosts of AWS's S3; other hosts of the domain are its customers' (functions, gateways)."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +131,7 @@ def same_server(one: str | None, other: str | None) -> bool:
     """Tell whether two endpoints are one server, to which the same credentials belong.
 
     Args:
-        one: URL; None = AWS, as any `https://` host of amazonaws.com.
+        one: URL; None = AWS, as any `https://` host of its S3 (not of what others run there).
         other: As well.
     """
     return _server(one) == _server(other)
@@ -132,7 +140,7 @@ def same_server(one: str | None, other: str | None) -> bool:
 def _server(endpoint: str | None) -> tuple[str, str, int]:
     parts = urlsplit(endpoint or "https://s3.amazonaws.com")
     host = (parts.hostname or "").rstrip(".")
-    if parts.scheme == "https" and host.endswith((".amazonaws.com", ".amazonaws.com.cn")):
+    if parts.scheme == "https" and _AWS.fullmatch(host):
         return ("https", "AWS", 443)
     return (parts.scheme, host, parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0))
 
