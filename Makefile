@@ -39,7 +39,7 @@ test: $(READY) ## Every test that this machine can run (ROOM=planner for one roo
 	  && GENAI_TEST_CLUSTER=1 $(BIN)/python -m pytest $(CLUSTER_CORE) \
 	  && echo "FAULTS, STORES AND UPGRADES ON THE CLUSTER WERE NOT RUN: make test-cluster runs them (40 minutes)"; \
 	else \
-	  $(BIN)/python -m pytest -n auto --dist loadfile $(TESTS); \
+	  $(BIN)/python -m pytest -n auto --dist loadfile $(AGAIN) $(TESTS); \
 	fi
 
 test-long: $(READY) ## The long versions of bounded tests (fuzzers, attacks): tens of minutes
