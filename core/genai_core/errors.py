@@ -11,6 +11,7 @@
     │   ├── OverBudget           no permitted precision keeps the loss within the budget
     │   ├── UnknownTarget        a chip or backend that is not known here
     │   ├── NotRunnableHere      a container that this machine cannot execute
+    │   ├── GoldenMismatch       a container that answers otherwise than when it was built
     │   ├── NoSpace              the disk or bucket is full
     │   └── StoreUnreadable      credentials, permissions, or a folder that is no store
     ├── StoreUnavailable     1   the store does not answer now; trying again may help
@@ -133,6 +134,12 @@ class NotRunnableHere(BadInput):
     """A container that cannot be executed on this machine."""
 
     code = "NotRunnableHere"
+
+
+class GoldenMismatch(BadInput):
+    """A container that answers its recorded prompts otherwise than when it was built."""
+
+    code = "GoldenMismatch"
 
 
 class NoSpace(BadInput):

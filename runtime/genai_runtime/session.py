@@ -116,6 +116,10 @@ class SlotSession:
         """Keep the first `length` tokens."""
         self._executor.truncate(self._slot, length)
 
+    def release(self) -> None:
+        """Free the slot alone: the executor goes on."""
+        self._executor.free(self._slot)
+
     def close(self) -> None:
         """Free slot and executor."""
         self._executor.close()

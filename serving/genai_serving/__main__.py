@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from genai_core.errors import GenAIError
+
+_MOST_TEXT = 1000
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -34,11 +38,17 @@ def main(argv: list[str] | None = None) -> int:
                 cache_mib=given.kv_cache_mib,
                 request_seconds=given.request_timeout,
                 drain_seconds=given.drain_seconds,
+                drain_delay_seconds=given.drain_delay_seconds,
+                keys_folder=given.api_keys_folder,
+                adapters=tuple(given.adapter),
+                revision=given.revision,
+                golden=given.golden,
             ),
             say=_say,
         )
     except GenAIError as error:
         _say(f"error: {error}")
+        _leave(given.termination_log, error)
         return error.exit_code
     except KeyboardInterrupt:  # while it loads; later the server ends in its own way
         _say("error: interrupted")
@@ -67,7 +77,21 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kv-cache-mib", type=int)
     parser.add_argument("--request-timeout", type=float, default=0.0)
     parser.add_argument("--drain-seconds", type=float, default=30.0)
+    parser.add_argument("--drain-delay-seconds", type=float, default=0.0)
+    parser.add_argument("--api-keys-folder", type=Path)
+    parser.add_argument("--adapter", action="append", default=[])
+    parser.add_argument("--revision", default="")
+    parser.add_argument("--golden", action="store_true", help="replay before the first request")
+    parser.add_argument("--termination-log", type=Path, help="where a pod says why it ended")
     return parser.parse_args(argv)
+
+
+def _leave(file: Path | None, error: GenAIError) -> None:
+    """Say why, for who reads a pod's termination message."""
+    if file is not None:
+        cut = {name: text[:_MOST_TEXT] for name, text in error.as_dict().items()}
+        with suppress(OSError):
+            file.write_text(json.dumps({"error": cut}), encoding="utf-8")
 
 
 def _keys(given: list[str]) -> tuple[str, ...]:

@@ -6,14 +6,14 @@ import asyncio
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
 from genai_core.adapters import AdapterIndex
-from genai_core.errors import BadInput
+from genai_core.errors import BadInput, CorruptBlob
 from genai_core.filecache import FileCache
 from genai_core.names import Backend
 from genai_runtime import container as containers
@@ -22,9 +22,12 @@ from genai_runtime.container import Container
 from genai_runtime.executor import Executor
 from genai_runtime.steadiness import Steadiness, try_out
 from genai_serving.api.app import application
+from genai_serving.api.keys import ApiKeys
 from genai_serving.api.model import ServedModel, sampling_defaults
 from genai_serving.api.service import Service
+from genai_serving.draining import DrainingServer
 from genai_serving.engine import Engine, Limits
+from genai_serving.golden import replay_golden
 from genai_serving.memory import cache_budget
 from genai_serving.metrics import Metrics
 from genai_serving.scheduler import mebibytes
@@ -52,6 +55,11 @@ class Options:
         cache_mib: Keys and values of all sequences; None = what the memory allows.
         request_seconds: That an answer may take; 0 = for ever.
         drain_seconds: That running answers get when the server ends.
+        drain_delay_seconds: Before that, for which it still listens; see `draining`.
+        keys_folder: Further keys, see `api.keys`.
+        adapters: Those of the container that are served; empty = all.
+        revision: That the container must be; empty = any.
+        golden: Its recorded prompts must be answered as recorded before the first request.
     """
 
     container: Path
@@ -68,15 +76,40 @@ class Options:
     cache_mib: int | None = None
     request_seconds: float = 0.0
     drain_seconds: float = 30.0
+    drain_delay_seconds: float = 0.0
+    keys_folder: Path | None = None
+    adapters: tuple[str, ...] = ()
+    revision: str = ""
+    golden: bool = False
 
 
-def _adapters(opened: containers.Container, name: str) -> AdapterIndex:
-    """The adapters and use cases of a container.
+def _adapters(opened: containers.Container, name: str, chosen: Sequence[str] = ()) -> AdapterIndex:
+    """The adapters and use cases of a container that are served.
+
+    Args:
+        opened: The container.
+        name: What the base is called.
+        chosen: Adapters; none = all. Use cases go with the adapters that they are made of.
 
     Raises:
-        BadInput: One of them has the base's name.
+        BadInput: One of them has the base's name, or one that was chosen is not there.
     """
     index = opened.adapters()
+    if chosen:
+        for wanted in chosen:
+            if wanted not in index.adapters:
+                index.worn(wanted)  # names those that are there
+                raise BadInput("is a use case, and adapters are chosen", where=f"adapter {wanted}")
+        index = index.model_copy(
+            update={
+                "adapters": {key: index.adapters[key] for key in chosen},
+                "use_cases": {
+                    key: entry
+                    for key, entry in index.use_cases.items()
+                    if all(worn.name in chosen for worn in entry.adapters)
+                },
+            }
+        )
     if name in {*index.adapters, *index.use_cases}:
         raise BadInput(
             f"an adapter of the container is called {name} too",
@@ -105,12 +138,22 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
     files = FileCache(options.cache / "files.sqlite")
     options.cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     opened = containers.load(options.container, digest_of=files.digest)
+    if options.revision and opened.revision != options.revision:
+        raise CorruptBlob(
+            f"it is {opened.revision}, and {options.revision} is to be served",
+            where=str(options.container),
+        )
+    name = options.model_name or _name_of(opened)
+    adapters = _adapters(opened, name, options.adapters)
     executor = opened.open_executor(
         cache=options.cache / "cpu",
         threads=options.threads,
         context_length=options.context_length,
+        adapters=list(adapters.adapters),
         digest_of=files.digest,
     )
+    if options.golden:
+        _replay(opened, executor, say)
     limits = Limits(
         sequences=options.sequences,
         tokens=max(options.tokens, options.sequences),
@@ -118,7 +161,6 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         cache_bytes=_budget(options, executor),
     )
     emulated = opened.manifest.target.backend is Backend.HTP
-    name = options.model_name or _name_of(opened)
     metrics = Metrics(name)
     model = ServedModel(
         name=name,
@@ -131,7 +173,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         steadiness=Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor),
         emulated=emulated,
         created=int(opened.folder.stat().st_mtime),
-        adapters=_adapters(opened, name),
+        adapters=adapters,
         defaults=sampling_defaults(opened.folder),
     )
     vocab_size = executor.vocab_size
@@ -143,7 +185,13 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         await asyncio.to_thread(engine.close, seconds=options.drain_seconds)
 
     config = uvicorn.Config(
-        application(service, metrics, api_keys=options.api_keys, on_shutdown=shut_down),
+        application(
+            service,
+            metrics,
+            api_keys=ApiKeys(options.api_keys, options.keys_folder),
+            on_shutdown=shut_down,
+            draining=lambda: server.draining,
+        ),
         log_config=None,
         access_log=False,
         server_header=False,
@@ -153,7 +201,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         limit_concurrency=_CONNECTIONS,
     )
     host, port = listener.getsockname()[:2]
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, delay=options.drain_delay_seconds)
     # uvicorn takes signals over while it runs and sends them again at its end: they must not end
     # this process before uvicorn is there, nor behind it.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -181,6 +229,15 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         engine.close()
     say("ended")
     return 0
+
+
+def _replay(opened: Container, executor: Executor, say: Callable[[str], None]) -> None:
+    found = replay_golden(opened, executor)
+    if found is None:
+        say("it has no golden prompts: nothing was replayed")
+        return
+    near = f", {found.forgiven} of them within the tolerance" if found.forgiven else ""
+    say(f"{found.compared} golden tokens are as recorded{near}")
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,27 @@ from typing import Any
 from genai_cli.testing import Program, environment
 
 
-class Served:
-    """A server process."""
+def pod_command(home: Path, *arguments: str | Path) -> list[str]:
+    """What a pod runs."""
+    cache = ["--cache", str(home / ".cache" / "genai-operator" / "serving")]
+    return [sys.executable, "-m", "genai_serving", *map(str, arguments), *cache, "--port", "0"]
 
-    def __init__(self, home: Path, *arguments: str | Path, **env: str) -> None:
+
+class Served:
+    """A server process.
+
+    Args:
+        home: Its user's.
+        arguments: Of the command.
+        pod: Started as in a pod, without the command line.
+        env: More of the environment.
+    """
+
+    def __init__(self, home: Path, *arguments: str | Path, pod: bool = False, **env: str) -> None:
         self.process = subprocess.Popen(
-            Program(home).command("serve", *arguments, "--port", "0"),
+            pod_command(home, *arguments)
+            if pod
+            else Program(home).command("serve", *arguments, "--port", "0"),
             cwd=home,
             env=environment(home) | env,
             stderr=subprocess.PIPE,

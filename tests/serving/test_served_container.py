@@ -5,14 +5,17 @@ from __future__ import annotations
 import concurrent.futures
 import json
 import os
+import shutil
 import signal
 import socket
+import subprocess
 import threading
 import time
+from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from served import Served, answer
+from served import Served, answer, pod_command
 
 from genai_cli.testing import Program
 from genai_core.adapters import AdapterIndex
@@ -155,6 +158,64 @@ def test_serve_refuses_a_port_that_is_taken(home, container):
     assert ran.code == 1
     assert "use" in ran.errors[0]
     assert os.strerror(98) in ran.errors[0]
+
+
+def test_a_pods_server_replays_first_and_leaves_without_a_refused_request(home, container):
+    keys = home / "keys"
+    keys.mkdir()
+    (keys / "one").write_text("first\n")
+    server = Served(
+        home, container, "--threads", "1", "--golden", "--api-keys-folder", keys,
+        "--drain-delay-seconds", "600", pod=True,
+    )  # fmt: skip
+    body = {"prompt": "x", "max_tokens": 1}
+    try:
+        assert server.post("/v1/completions", body)[0] == 401
+        assert server.post("/v1/completions", body, Authorization="Bearer first")[0] == 200
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=60)
+        connection.request("GET", "/ready")
+        ready = connection.getresponse()
+        ready.read()
+        assert (ready.status, ready.getheader("connection")) == (200, None)
+        server.process.send_signal(signal.SIGTERM)
+        while ready.status == 200:
+            connection.request("GET", "/ready")
+            ready = connection.getresponse()
+            ready.read()
+        assert (ready.status, ready.getheader("connection")) == (503, "close")
+        # Whoever has not heard of it yet is answered, and sent elsewhere.
+        assert server.post("/v1/completions", body, Authorization="Bearer first")[0] == 200
+    finally:
+        code, _ = server.stop()  # a second signal: it does not wait any longer
+    assert code == 0
+
+
+def _tampered(container, folder):
+    """The container with a first golden token that it never chose."""
+    copy = shutil.copytree(container, folder)
+    golden = json.loads((copy / "golden.json").read_text())
+    golden["prompts"][0]["tokens"][0] += 1
+    golden["prompts"][0]["margins"][0] = 9.0
+    (copy / "golden.json").write_text(json.dumps(golden))
+    return copy
+
+
+def test_a_pods_server_ends_with_its_reason_when_it_must_not_serve(home, container):
+    tampered = _tampered(container, home / "tampered")
+    for folder, options, code, reason, words in (
+        (tampered, ["--golden"], 2, "GoldenMismatch", "golden tokens differ: prompt 0 at 0"),
+        (container, ["--revision", "sha256:00"], 1, "CorruptBlob", "sha256:00 is to be served"),
+        (container, ["--adapter", "c"], 2, "BadInput", "no adapter or use case c"),
+    ):
+        said = home / "said"
+        ran = subprocess.run(
+            pod_command(home, folder, *options, "--termination-log", said),
+            capture_output=True, text=True, check=False, timeout=300,
+        )  # fmt: skip
+        assert ran.returncode == code, ran.stderr
+        error = json.loads(said.read_text())["error"]
+        assert error["code"] == reason
+        assert words in error["message"]
 
 
 def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import logging
 import re
 import secrets
@@ -21,6 +20,7 @@ from genai_serving.api.bodies import read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
 from genai_serving.api.errors import ApiError, of_failure
+from genai_serving.api.keys import ApiKeys
 from genai_serving.api.schemas import DetokenizeBody, TokenizeBody
 from genai_serving.api.service import Service
 from genai_serving.metrics import Metrics
@@ -38,8 +38,9 @@ def application(
     service: Service,
     metrics: Metrics,
     *,
-    api_keys: Sequence[str] = (),
+    api_keys: Sequence[str] | ApiKeys = (),
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
+    draining: Callable[[], bool] = lambda: False,
 ) -> Any:
     """The ASGI application.
 
@@ -49,6 +50,7 @@ def application(
         api_keys: One of them must be sent as a bearer token; none = anybody is served. Health,
             readiness and metrics are for everybody.
         on_shutdown: Run when the server ends.
+        draining: Whether it is about to end: it answers, is not ready, and keeps no connection.
     """
 
     @asynccontextmanager
@@ -81,15 +83,17 @@ def application(
         exception_handlers={HTTPException: _no_such_route},
         lifespan=lifespan,
     )
-    return _Front(app, [key.encode() for key in api_keys])
+    keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
+    return _Front(app, keys, draining)
 
 
 class _Front:
-    """Keys and request ids, before any route."""
+    """Keys, request ids and the end of connections, before any route."""
 
-    def __init__(self, app: Any, api_keys: Sequence[bytes]) -> None:
+    def __init__(self, app: Any, keys: ApiKeys, draining: Callable[[], bool]) -> None:
         self._app = app
-        self._keys = api_keys
+        self._keys = keys
+        self._draining = draining
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
@@ -103,9 +107,15 @@ class _Front:
         async def named(message: Any) -> None:
             if message["type"] == "http.response.start":
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+                if self._draining():
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
-        if scope["path"] in _OPEN or self._allowed(headers.get(b"authorization", b"")):
+        if scope["path"] == "/ready" and self._draining():
+            ending = ApiError(503, "the server is shutting down", code="shutting_down")
+            await ending.response()(scope, receive, named)
+            return
+        if scope["path"] in _OPEN or self._keys.allow(headers.get(b"authorization", b"")):
             await self._app(scope, receive, named)
             return
         refusal = ApiError(
@@ -115,16 +125,6 @@ class _Front:
             headers={"WWW-Authenticate": "Bearer"},
         )
         await refusal.response()(scope, receive, named)
-
-    def _allowed(self, header: bytes) -> bool:
-        if not self._keys:
-            return True
-        kind, _, token = header.partition(b" ")
-        if kind.lower() != b"bearer":
-            return False
-        # Every key is compared, so that time tells nothing.
-        matches = [hmac.compare_digest(token.strip(), key) for key in self._keys]
-        return any(matches)
 
 
 async def _answer(request: HttpRequest, handler: Handler, service: Service) -> Response:
