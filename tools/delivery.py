@@ -17,7 +17,7 @@ import yaml
 
 from genai_core.crd import KINDS, crd
 from genai_core.names import Backend
-from genai_operator.targets import needed_libraries
+from genai_operator.targets.build_targets import needed_libraries
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "genai-operator"

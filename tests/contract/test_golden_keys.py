@@ -25,13 +25,13 @@ from genai_core.operations import OPERATIONS
 from genai_core.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.s3_location import parse_s3
 from genai_core.task import Toolchain
-from genai_operator.access import StoreAccess
-from genai_operator.decide import Verdict
-from genai_operator.jobs import Owner, render
-from genai_operator.requests import Setting, job_request
-from genai_operator.sources import SourcePlace
-from genai_operator.targets import BuildTarget
-from genai_operator.views import RENDERING
+from genai_core.wire import RENDERING
+from genai_operator.builds.requests import Setting, job_request
+from genai_operator.builds.sources import SourcePlace
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.manifest import Owner, render
+from genai_operator.jobs.verdicts import Verdict
+from genai_operator.targets.build_targets import BuildTarget
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, Found, Limits, Look, Missed
 from genai_planner.graph import FileRef, Result

@@ -18,7 +18,7 @@ from genai_core import chips
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.target import TargetSpec
 from genai_operator.settings import read_settings
-from genai_operator.targets import target_problem
+from genai_operator.targets.build_targets import target_problem
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "charts" / "genai-operator"
@@ -283,7 +283,7 @@ def test_network_policies_open_dns_apiserver_and_store_only(
         blocks = [peer["ipBlock"] for peer in policy["egress"][1]["to"] if "ipBlock" in peer]
         assert "169.254.0.0/16" in blocks[0]["except"]
     # The stages' policy selects the labels that the operator gives its Jobs' pods.
-    text = (ROOT / "operator/genai_operator/jobs.py").read_text(encoding="utf-8")
+    text = (ROOT / "operator/genai_operator/jobs/manifest.py").read_text(encoding="utf-8")
     assert stages["podSelector"]["matchLabels"]["app.kubernetes.io/name"] in text
 
 

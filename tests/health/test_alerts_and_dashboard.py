@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
 from genai_operator import metrics
-from genai_operator.status import State
+from genai_operator.kube.phases import Phase
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "rules" / "genai-operator.rules.yaml"
@@ -105,7 +105,7 @@ def test_counters_are_summed_and_what_every_replica_sees_is_not(where: str) -> N
 
 def test_enum_values_that_are_read_are_ones_that_are_written() -> None:
     text = " ".join(EXPRESSIONS.values())
-    assert set(re.findall(r'genai_builds\{state="(\w+)"', text)) <= set(State)
+    assert set(re.findall(r'genai_builds\{state="(\w+)"', text)) <= set(Phase)
     results = re.findall(r'result=~?"([\w|]+)"', text)
     assert {word for one in results for word in one.split("|")} <= {
         "succeeded",

@@ -25,10 +25,13 @@ from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.names import Digest, Key
 from genai_core.record import Record, ToolchainUsed
 from genai_core.store.s3_location import S3Location
+from genai_operator.builds.status import Outcome, build_status
 from genai_operator.errors import Waiting
-from genai_operator.observed import Observed
-from genai_operator.references import References
-from genai_operator.status import Outcome, State, build_status, condition, conditions
+from genai_operator.kube.conditions import condition, conditions
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.phases import Phase
+from genai_operator.stores.reconciler import StoreReconciler
+from genai_operator.targets.reconciler import TargetReconciler
 
 ROOT = Path(__file__).parents[2]
 HEALTH = ROOT / "deploy" / "health"
@@ -73,10 +76,10 @@ def thing(kind: str, status: Any, generation: int = 1, **meta: Any) -> dict[str,
     return found if status is None else found | {"status": status}
 
 
-def built(state: State, reason: str, *, message: str = "", **more: Any) -> dict[str, Any]:
+def built(state: Phase, reason: str, *, message: str = "", **more: Any) -> dict[str, Any]:
     """A build's status, where an earlier generation was built if `earlier`."""
     earlier = more.pop("earlier", False)
-    before = Outcome(State.READY, "Built", containers={"cpu": RECORD}, targets=["cpu"], store=STORE)
+    before = Outcome(Phase.READY, "Built", containers={"cpu": RECORD}, targets=["cpu"], store=STORE)
     previous = build_status(before, {}, generation=1, now=NOW) if earlier else {}
     outcome = Outcome(state, reason, message, targets=["cpu"], store=STORE, **more)
     return build_status(outcome, previous, generation=2 if earlier else 1, now=NOW)
@@ -98,30 +101,30 @@ def build_rows() -> list[Row]:
         row("nobody looked yet", NOT_SEEN, going),
         row("the first look is not over", NOT_SEEN | {"conditions": []}, going),
         row(
-            "building", built(State.BUILDING, "Progressing", message="14/19: compile/2"), going,
+            "building", built(Phase.BUILDING, "Progressing", message="14/19: compile/2"), going,
             says="14/19: compile/2",
         ),
-        row("building anew", built(State.BUILDING, "Progressing", earlier=True), going),
-        row("built", built(State.READY, "Built", message="built cpu", containers={"cpu": RECORD}),
+        row("building anew", built(Phase.BUILDING, "Progressing", earlier=True), going),
+        row("built", built(Phase.READY, "Built", message="built cpu", containers={"cpu": RECORD}),
             done, says="Built: built cpu"),
-        row("built before, edited since", built(State.READY, "Built"), going, generation=2),
+        row("built before, edited since", built(Phase.READY, "Built"), going, generation=2),
         row(
-            "built, the toolchain is newer", built(State.READY, "Built", outdated="numpy is newer"),
+            "built, the toolchain is newer", built(Phase.READY, "Built", outdated="numpy is newer"),
             done, says="set the annotation",
         ),
-        row("the user must act", built(State.STALLED, "BadModel", message="no layers"), bad,
+        row("the user must act", built(Phase.STALLED, "BadModel", message="no layers"), bad,
             says="BadModel: no layers"),
         row("the user must act, the last one is good",
-            built(State.STALLED, "InvalidSpec", earlier=True), bad),
-        row("failed before, mended since", built(State.STALLED, "BadModel"), going, generation=2),
-        row("waiting for its store", built(State.WAITING, "StoreNotReady", message="no Secret"),
+            built(Phase.STALLED, "InvalidSpec", earlier=True), bad),
+        row("failed before, mended since", built(Phase.STALLED, "BadModel"), going, generation=2),
+        row("waiting for its store", built(Phase.WAITING, "StoreNotReady", message="no Secret"),
             going, says="StoreNotReady: no Secret"),
-        row("waiting for a target", built(State.WAITING, "TargetNotFound", earlier=True), going),
-        row("suspended", built(State.SUSPENDED, "Suspended"),
+        row("waiting for a target", built(Phase.WAITING, "TargetNotFound", earlier=True), going),
+        row("suspended", built(Phase.SUSPENDED, "Suspended"),
             ("Suspended", "InProgress", "Current"), says="Suspended"),
-        row("suspended, the last one is good", built(State.SUSPENDED, "Suspended", earlier=True),
+        row("suspended, the last one is good", built(Phase.SUSPENDED, "Suspended", earlier=True),
             ("Suspended", "InProgress", "Current")),
-        row("being deleted", built(State.READY, "Built"),
+        row("being deleted", built(Phase.READY, "Built"),
             ("Progressing", "Terminating", "Current"), deletionTimestamp="2026-01-01T00:00:00Z"),
     ]  # fmt: skip
 
@@ -147,7 +150,7 @@ def target_status(**spec: Any) -> dict[str, Any]:
     value = thing("GenAITarget", None) | {"spec": {"backend": "Cpu"} | spec}
     value["metadata"] |= {"namespace": "", "uid": "u"}
     observed.targets.put(value, value)
-    asyncio.run(References(api, observed, None).target("x"))  # type: ignore[arg-type]
+    asyncio.run(TargetReconciler(api, observed).reconcile("", "x"))  # type: ignore[arg-type]
     return api.status
 
 
@@ -167,7 +170,7 @@ def store_status(problem: Exception | None) -> dict[str, Any]:
     value = thing("ArtifactStore", None)
     value["metadata"]["uid"] = "u"
     observed.stores.put(value, value)
-    asyncio.run(References(api, observed, Stores()).store("n", "x"))  # type: ignore[arg-type]
+    asyncio.run(StoreReconciler(api, observed, Stores()).reconcile("n", "x"))  # type: ignore[arg-type]
     return api.status
 
 

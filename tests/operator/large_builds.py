@@ -18,11 +18,11 @@ import kopf
 from aiohttp import web
 
 from genai_core.memory import peak_resident_bytes
-from genai_operator import handlers
-from genai_operator.api import Api
-from genai_operator.connecting import Connection
-from genai_operator.controller import Controller
-from genai_operator.projection import plural_of
+from genai_operator.kube.client import Api
+from genai_operator.kube.connection import Connection
+from genai_operator.kube.projection import plural_of
+from genai_operator.manager import handlers
+from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
 
 GROUP = "/apis/genai-operator.dev/v1alpha1"

@@ -30,13 +30,13 @@ from genai_core.store.directory import DirectoryStore
 from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile, unpack
 from genai_core.testing import record_of_task
-from genai_operator.access import StoreAccess
-from genai_operator.api import ApiError
-from genai_operator.controller import Controller
-from genai_operator.projection import OURS
+from genai_core.wire import OPERATION
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.kube.client import ApiError
+from genai_operator.kube.projection import OURS
+from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
-from genai_operator.stores import OpenStore, Stores
-from genai_operator.views import OPERATION
+from genai_operator.stores.open_stores import OpenStore, Stores
 
 NAMESPACE = "n"
 Value = dict[str, Any]

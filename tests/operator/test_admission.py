@@ -7,10 +7,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from genai_core.names import Key
-from genai_operator.blocked import hold_of, standing
-from genai_operator.decide import judge
-from genai_operator.status import State, rfc3339
-from genai_operator.views import JobState, JobView, job_view
+from genai_operator.jobs.holds import hold_of, standing
+from genai_operator.jobs.verdicts import judge
+from genai_operator.kube.job import JobState, JobView, job_view
+from genai_operator.kube.phases import Phase
+from genai_operator.kube.times import rfc3339
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = JobView(
@@ -19,8 +20,8 @@ JOB = JobView(
     created_at=NOW, suspended=True,
 )  # fmt: skip
 RUNNING = replace(JOB, suspended=False)
-WAITING = (State.WAITING, "WaitingForAdmission")
-BUILDING = (State.BUILDING, "Progressing")
+WAITING = (Phase.WAITING, "WaitingForAdmission")
+BUILDING = (Phase.BUILDING, "Progressing")
 
 
 def seen(**spec: Any) -> JobView | None:
@@ -31,7 +32,7 @@ def seen(**spec: Any) -> JobView | None:
     return job_view({"metadata": meta, "spec": spec})
 
 
-def stands(jobs: list[JobView], *, queued: bool = False) -> tuple[State, str]:
+def stands(jobs: list[JobView], *, queued: bool = False) -> tuple[Phase, str]:
     found = standing(jobs, {}, now=NOW, queued=queued)
     return found.state, found.reason
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_core.kinds.build import Run
-from genai_operator.disk import LEAST, disk_for, storage_of, volume_limit
+from genai_operator.jobs.disk import LEAST, disk_for, storage_of, volume_limit
 from genai_operator.quantities import amount
 
 NAME = "ephemeral-storage"

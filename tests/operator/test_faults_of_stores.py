@@ -7,9 +7,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from test_decide import NOW as THEN
-from test_decide import judged, said
 from test_passes import Room, build
+from test_verdicts import NOW as THEN
+from test_verdicts import judged, said
 
 from genai_core.build_sources import BuildSource
 from genai_core.errors import (
@@ -23,17 +23,17 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, TaskId
 from genai_core.resolved import RESOLVE
 from genai_core.store.s3_location import S3Location
-from genai_operator import resolving
-from genai_operator.access import StoreAccess
-from genai_operator.build_pass import BuildPass
-from genai_operator.controller import Controller, Ref
+from genai_operator.builds import resolver
+from genai_operator.builds.build_pass import BuildPass
+from genai_operator.builds.references import SourceAccess
+from genai_operator.builds.sources import SourcePlace
 from genai_operator.errors import Stalled, Waiting
-from genai_operator.jobs import Owner
-from genai_operator.loading import SourceAccess
-from genai_operator.references import References
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.manifest import Owner
+from genai_operator.kube.phases import Phase
+from genai_operator.manager.controller import Controller, Ref
 from genai_operator.settings import Settings
-from genai_operator.sources import SourcePlace
-from genai_operator.status import State
+from genai_operator.stores.reconciler import StoreReconciler
 
 GONE = SourceNotFound("there is nothing", where="s3://models/x")
 
@@ -43,7 +43,7 @@ def a_pass() -> BuildPass:
     return BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
 
 
-def outcomes(error: Exception, times: int = 1) -> tuple[list[tuple[State, str, float | None]], Any]:
+def outcomes(error: Exception, times: int = 1) -> tuple[list[tuple[Phase, str, float | None]], Any]:
     """What passes that meet an error come to, and which stores are doubted."""
     room, doubted = Room(), []
     room.builds._doubt = lambda namespace, name: doubted.append((namespace, name))
@@ -62,7 +62,7 @@ def outcomes(error: Exception, times: int = 1) -> tuple[list[tuple[State, str, f
 
 def test_a_missing_source_is_waited_for_ever_more_seldom_and_is_no_fault_of_the_store() -> None:
     found, doubted = outcomes(GONE, times=7)
-    assert {(state, reason) for state, reason, _ in found} == {(State.WAITING, "SourceNotFound")}
+    assert {(state, reason) for state, reason, _ in found} == {(Phase.WAITING, "SourceNotFound")}
     assert [after for _, _, after in found] == [15, 30, 60, 120, 240, 300, 300]
     assert doubted == []
 
@@ -72,7 +72,7 @@ def test_a_missing_source_is_waited_for_ever_more_seldom_and_is_no_fault_of_the_
 )
 def test_whoever_meets_a_fault_of_the_store_has_it_tried(error: GenAIError) -> None:
     found, doubted = outcomes(error)
-    assert found == [(State.WAITING, "StoreNotReady", 5.0)]
+    assert found == [(Phase.WAITING, "StoreNotReady", 5.0)]
     assert doubted == [("n", "default")]
 
 
@@ -90,7 +90,7 @@ def test_a_fault_of_the_source_is_not_called_the_stores(
     def list_source(*_: Any, **__: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(resolving, "list_source", list_source)
+    monkeypatch.setattr(resolver, "list_source", list_source)
     room = Room()
     place = SourcePlace("s3://models/x", S3Location("models", "x"))
     source = BuildSource(MODEL, "s3://models/x", "spec.model.source")
@@ -107,18 +107,18 @@ def test_a_fault_of_the_source_is_not_called_the_stores(
 
 def test_a_store_is_tried_once_for_all_who_doubt_it() -> None:
     controller = Controller(Room().api, Settings())  # type: ignore[arg-type]
-    references: References = controller._references
+    reconciler: StoreReconciler = controller._stores
     asked = [controller._doubt("n", "default") for _ in range(3)]
     assert len(asked) == 3
     assert len(controller.queue) == 1
     assert asyncio.run(controller.queue.get()) == Ref("artifactstores", "n", "default")
-    asyncio.run(references.store("n", "default"))
-    assert references.doubt("n", "default"), "there is no such store, so it was not tried"
+    asyncio.run(reconciler.reconcile("n", "default"))
+    assert reconciler.doubt("n", "default"), "there is no such store, so it was not tried"
     value = {"metadata": {"namespace": "n", "name": "default", "uid": "s", "generation": 1},
              "spec": {"bucket": "abc", "secretRef": {"name": "s3"}}}  # fmt: skip
     controller.observed.stores.put(value, value)
-    asyncio.run(references.store("n", "default"))
-    assert not references.doubt("n", "default"), "a moment ago"
+    asyncio.run(reconciler.reconcile("n", "default"))
+    assert not reconciler.doubt("n", "default"), "a moment ago"
 
 
 def test_a_pod_that_finds_no_source_is_sent_again_after_ever_longer_pauses() -> None:

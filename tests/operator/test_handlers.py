@@ -9,8 +9,8 @@ from kopf._cogs.structs.bodies import Body
 from kopf._cogs.structs.references import Resource
 from kopf._core.intents.causes import Activity
 
-from genai_operator.controller import Controller
-from genai_operator.handlers import registry_of
+from genai_operator.manager.controller import Controller
+from genai_operator.manager.handlers import registry_of
 from genai_operator.settings import Settings
 
 BODY: Any = {"metadata": {"name": "a", "annotations": {"x": "y"}}, "spec": {"parallelism": 1}}

@@ -20,14 +20,17 @@ from genai_core.names import Digest
 from genai_core.store.s3 import S3Store
 from genai_core.store.s3_client import shared_session
 from genai_core.store.s3_location import S3Credentials, S3Location
-from genai_operator import metrics, s3_metrics
-from genai_operator.build import Builds
-from genai_operator.controller import Controller
-from genai_operator.observed import Observed, build_view
-from genai_operator.s3_metrics import count_requests
+from genai_operator import metrics
+from genai_operator.builds.reconciler import Builds
+from genai_operator.builds.status import Outcome
+from genai_operator.kube.build import build_view
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.phases import Phase
+from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
-from genai_operator.status import Outcome, State
-from genai_operator.stores import Stores
+from genai_operator.stores import s3_metrics
+from genai_operator.stores.open_stores import Stores
+from genai_operator.stores.s3_metrics import count_requests
 from genai_planner.progress import Progress, StageProgress
 
 NOTES = {"genai-operator.dev/key": "k" * 64, "genai-operator.dev/task": "convert/1"}
@@ -132,7 +135,7 @@ def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:
         controller.upkeep.count(controller.due)
 
     asyncio.run(scenario())
-    states = {state: value("genai_builds", state=state) for state in State}
+    states = {state: value("genai_builds", state=state) for state in Phase}
     assert states == {
         "New": 1, "Building": 2, "Failed": 1, "Ready": 0, "Waiting": 0, "Suspended": 0,
     }  # fmt: skip
@@ -191,13 +194,13 @@ def test_what_a_build_came_to_is_counted_and_told_once() -> None:
     builds = Builds(api, Observed(), Stores(api, Settings()))  # type: ignore[arg-type]
     done = Progress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
     steps = [
-        (1, Outcome(State.BUILDING, "Progressing")),
-        (1, Outcome(State.BUILDING, "Progressing", "1/5")),
-        (1, Outcome(State.WAITING, "StoreNotReady")),
-        (1, Outcome(State.STALLED, "BadModel", "no")),
-        (2, Outcome(State.READY, "Built", progress=done, ran={"convert": 3})),
-        (3, Outcome(State.READY, "Built", progress=done)),
-        (3, Outcome(State.READY, "Built", progress=done, outdated="newer numpy")),
+        (1, Outcome(Phase.BUILDING, "Progressing")),
+        (1, Outcome(Phase.BUILDING, "Progressing", "1/5")),
+        (1, Outcome(Phase.WAITING, "StoreNotReady")),
+        (1, Outcome(Phase.STALLED, "BadModel", "no")),
+        (2, Outcome(Phase.READY, "Built", progress=done, ran={"convert": 3})),
+        (3, Outcome(Phase.READY, "Built", progress=done)),
+        (3, Outcome(Phase.READY, "Built", progress=done, outdated="newer numpy")),
     ]
 
     async def scenario() -> None:

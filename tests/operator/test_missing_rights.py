@@ -12,15 +12,15 @@ import pytest
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import Run
 from genai_core.names import Key
-from genai_operator.api import ApiError, _refusal
-from genai_operator.apply import Applier
-from genai_operator.controller import Controller
+from genai_operator.builds.backoff import Patience
 from genai_operator.errors import Stalled, Waiting
-from genai_operator.jobs import JobRequest, Owner, StoreAccess
-from genai_operator.observed import Observed
-from genai_operator.patience import Patience
+from genai_operator.jobs.applier import Applier
+from genai_operator.jobs.manifest import JobRequest, Owner, StoreAccess
+from genai_operator.kube.client import ApiError, _refusal
+from genai_operator.kube.observed import Observed
+from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
-from genai_operator.stores import Stores
+from genai_operator.stores.open_stores import Stores
 
 RBAC = (
     'jobs.batch is forbidden: User "system:serviceaccount:genai-system:genai-operator" cannot '

@@ -15,19 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_operator import controller as controller_module
-from genai_operator import observed as observed_module
-from genai_operator.api import Api, ApiError, NotLeading
-from genai_operator.connecting import Connection
-from genai_operator.controller import Controller, Ref
-from genai_operator.decide import judge
-from genai_operator.endpoints import check_endpoint
 from genai_operator.errors import Stalled
-from genai_operator.health import sick
-from genai_operator.leader import LeaseHolder
-from genai_operator.observed import Kept, build_view
+from genai_operator.jobs.verdicts import judge
+from genai_operator.kube import observed as observed_module
+from genai_operator.kube.build import build_view
+from genai_operator.kube.cache import Kept
+from genai_operator.kube.client import Api, ApiError, NotLeading
+from genai_operator.kube.connection import Connection
+from genai_operator.kube.job import JobView, job_view
+from genai_operator.manager import controller as controller_module
+from genai_operator.manager.controller import Controller, Ref
+from genai_operator.manager.health import sick
+from genai_operator.manager.leader import LeaseHolder
 from genai_operator.settings import Settings, read_settings
-from genai_operator.views import JobView, job_view
+from genai_operator.stores.endpoints import check_endpoint
 
 
 def thing(name: str, version: int, uid: str = "") -> dict[str, Any]:

@@ -15,21 +15,24 @@ from genai_core.kinds.base import REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
 from genai_core.store.s3_location import S3Location
-from genai_operator.access import StoreAccess
-from genai_operator.api import ApiError, NotLeading
-from genai_operator.apply import Applier
-from genai_operator.build import Builds
-from genai_operator.build_pass import BuildPass
-from genai_operator.decide import judge
+from genai_operator.builds.build_pass import BuildPass
+from genai_operator.builds.reconciler import Builds
+from genai_operator.builds.references import SourceAccess
+from genai_operator.builds.sources import SourcePlace
+from genai_operator.builds.status import Outcome, build_status
 from genai_operator.errors import Waiting
-from genai_operator.jobs import JobRequest, Owner, render
-from genai_operator.loading import SourceAccess
-from genai_operator.observed import Observed, build_view
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.applier import Applier
+from genai_operator.jobs.manifest import JobRequest, Owner, render
+from genai_operator.jobs.verdicts import judge
+from genai_operator.kube.build import build_view
+from genai_operator.kube.client import ApiError, NotLeading
+from genai_operator.kube.job import JobState, JobView, job_view
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.phases import Phase
+from genai_operator.kube.pod import Ending, PodView, pod_view
 from genai_operator.settings import Settings
-from genai_operator.sources import SourcePlace
-from genai_operator.status import Outcome, State, build_status
-from genai_operator.stores import Stores
-from genai_operator.views import Ending, JobState, JobView, PodView, job_view, pod_view
+from genai_operator.stores.open_stores import Stores
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = {"model": {"source": "s3://models/x"}, "targets": ["nowhere"]}
@@ -420,12 +423,12 @@ def test_a_job_that_is_found_gone_is_not_claimed_again_and_again() -> None:
 def test_what_is_gone_is_forgotten() -> None:
     room = Room(a_job("j", "build"))
     room.builds._lost |= {"uid-j", "long-gone"}
-    room.builds._errands._heard |= {"uid-j", "long-gone"}
+    room.builds._helpers._heard |= {"uid-j", "long-gone"}
     room.builds._leases.rest("build")
     room.builds._leases.rest("deleted")
     room.builds.tidy()
     assert room.builds._lost == {"uid-j"}
-    assert room.builds._errands._heard == {"uid-j"}
+    assert room.builds._helpers._heard == {"uid-j"}
     assert set(room.builds._leases._due) == {"build"}
 
 
@@ -447,7 +450,7 @@ def test_an_unknown_architecture_is_one_warning_event() -> None:
     room = Room()
     reporter = room.builds._reporter
     text = "UnknownArchitecture: mamba is not among the known ones"
-    for state, progress in ((State.BUILDING, "1/5"), (State.BUILDING, "2/5"), (State.READY, "")):
+    for state, progress in ((Phase.BUILDING, "1/5"), (Phase.BUILDING, "2/5"), (Phase.READY, "")):
         known = room.observed.builds.get("n", "b")
         assert known is not None
         outcome = Outcome(state, "Progressing", progress, warnings=[text, "another"])

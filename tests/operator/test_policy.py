@@ -14,11 +14,11 @@ import pytest
 
 from genai_core.kinds.artifact_store import WebIdentity
 from genai_core.kinds.build import Run
-from genai_operator.connecting import Connection, audiences
 from genai_operator.errors import Stalled, Waiting
+from genai_operator.kube.connection import Connection, audiences
 from genai_operator.policy import Policy
 from genai_operator.settings import SecretLabel, Settings, read_settings
-from genai_operator.stores import Stores
+from genai_operator.stores.open_stores import Stores
 
 LABEL = {"genai-operator.dev/use": "true"}
 KEYS = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "s"}

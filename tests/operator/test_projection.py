@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from large_builds import GROUP, LARGE, MIB, Apiserver, a_build
 
-from genai_operator import lean_session
-from genai_operator.api import Api, ApiError
-from genai_operator.observed import build_view
-from genai_operator.projection import PARTIAL, Listing, lean, plural_of, whole
+from genai_operator.kube import session
+from genai_operator.kube.build import build_view
+from genai_operator.kube.client import Api, ApiError
+from genai_operator.kube.projection import PARTIAL, Listing, lean, plural_of, whole
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -191,7 +191,7 @@ def test_listing_is_given_up_when_the_apiserver_falls_silent(
     monkeypatch: pytest.MonkeyPatch, *, begun: bool
 ) -> None:
     """A listing as a whole may take minutes; a dead connection may not."""
-    monkeypatch.setattr(lean_session, "_SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(session, "_SILENT_SECONDS", 1.0)
 
     async def silent(request: web.Request) -> web.StreamResponse:
         stream = web.StreamResponse()

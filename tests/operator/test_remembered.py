@@ -16,10 +16,10 @@ from genai_core.errors import StoreUnavailable
 from genai_core.names import Key
 from genai_core.record import Record
 from genai_core.store.protocol import Hit, RecordRef
-from genai_operator import lookups as lookups_module
-from genai_operator import remembered
-from genai_operator.lookups import Lookups, ToldLookups
-from genai_operator.remembered import Blobs, stripped, weight_of
+from genai_operator.stores import lookups as lookups_module
+from genai_operator.stores import remembered
+from genai_operator.stores.lookups import Lookups, ToldLookups
+from genai_operator.stores.remembered import Blobs, stripped, weight_of
 
 
 def record(number: int = 0, **fields: Any) -> Record:

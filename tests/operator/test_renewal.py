@@ -7,15 +7,16 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from test_blocked import JOB, NOW, pod, unscheduled, waiting
-from test_jobs import ACCESS, OWNER, request
+from test_holds import JOB, NOW, pod, unscheduled, waiting
+from test_manifest import ACCESS, OWNER, request
 
 from genai_core.kinds.build import Run
-from genai_operator.access import StoreAccess
-from genai_operator.decide import judge
-from genai_operator.jobs import Owner, render
-from genai_operator.renewal import Renewal, Wanted, renewal
-from genai_operator.views import JobState, JobView, PodView, Rendering, job_view
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.manifest import Owner, render
+from genai_operator.jobs.renewal import Renewal, Wanted, renewal
+from genai_operator.jobs.verdicts import judge
+from genai_operator.kube.job import JobState, JobView, Rendering, job_view
+from genai_operator.kube.pod import PodView
 
 MINE, THEIRS = Wanted("mine", "me"), Wanted("theirs", "them")
 STUCK = pod(**unscheduled())

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from genai_operator import controller as controller_module
-from genai_operator import endpoints, threads
-from genai_operator.controller import Controller, Ref
+from genai_operator import threads
 from genai_operator.errors import Waiting
+from genai_operator.manager import controller as controller_module
+from genai_operator.manager.controller import Controller, Ref
+from genai_operator.manager.work_queue import WorkQueue
 from genai_operator.settings import Settings
+from genai_operator.stores import endpoints
 from genai_operator.threads import Threads, in_thread
-from genai_operator.work_queue import WorkQueue
 
 API_VERSION = "genai-operator.dev/v1alpha1"
 

@@ -11,15 +11,15 @@ import pytest
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
 from genai_core.resolved import RESOLVE
-from genai_operator.build import Builds
-from genai_operator.build_pass import BuildPass
+from genai_operator.builds.build_pass import BuildPass
+from genai_operator.builds.reconciler import Builds
 from genai_operator.errors import Stalled
-from genai_operator.jobs import Owner
-from genai_operator.observed import Observed
+from genai_operator.jobs.manifest import Owner
+from genai_operator.kube.job import JobState, JobView
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.phases import Phase
 from genai_operator.settings import Settings
-from genai_operator.status import State
-from genai_operator.stores import Stores
-from genai_operator.views import JobState, JobView
+from genai_operator.stores.open_stores import Stores
 
 
 class NoApi:
@@ -60,5 +60,5 @@ def test_the_next_pass_over_a_stalled_build_finds_what_failed(
     spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
     one = BuildPass({}, spec, Owner("b", "build"), "n", 1, "", {})
     outcome = asyncio.run(builds._outcome(one))
-    assert (outcome.state, outcome.reason) == (State.STALLED, "BadModel")
+    assert (outcome.state, outcome.reason) == (Phase.STALLED, "BadModel")
     assert released == ["running"]

@@ -13,7 +13,9 @@ from genai_core.kinds.build import BuildStatus
 from genai_core.names import MODEL, Digest, Key, TaskId, adapter_source
 from genai_core.record import Record, ToolchainUsed
 from genai_core.store.s3_location import S3Location
-from genai_operator.status import Outcome, ResolvedEntry, State, build_status, same_status
+from genai_operator.builds.status import Outcome, ResolvedEntry, build_status
+from genai_operator.kube.conditions import same_status
+from genai_operator.kube.phases import Phase
 from genai_planner.progress import Progress, StageProgress
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -39,16 +41,16 @@ def shown(found: dict[str, Any]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("state", "wanted"),
     [
-        (State.BUILDING, {"Ready": "Unknown", "Reconciling": "True"}),
-        (State.WAITING, {"Ready": "Unknown", "Reconciling": "True"}),
-        (State.STALLED, {"Ready": "False", "Stalled": "True"}),
-        (State.SUSPENDED, {"Ready": "Unknown"}),
-        (State.READY, {"Ready": "True"}),
+        (Phase.BUILDING, {"Ready": "Unknown", "Reconciling": "True"}),
+        (Phase.WAITING, {"Ready": "Unknown", "Reconciling": "True"}),
+        (Phase.STALLED, {"Ready": "False", "Stalled": "True"}),
+        (Phase.SUSPENDED, {"Ready": "Unknown"}),
+        (Phase.READY, {"Ready": "True"}),
     ],
 )
 def test_the_state_table(state: str, wanted: dict[str, str]) -> None:
     assert shown(status(state)) == wanted
-    built = status(State.READY, containers={"cpu": RECORD}, targets=["cpu"])
+    built = status(Phase.READY, containers={"cpu": RECORD}, targets=["cpu"])
     later = status(state, previous=built, generation=2, targets=["cpu"])
     assert shown(later) == wanted | {"ArtifactAvailable": "True"}
     assert later["artifacts"][0]["revision"] == REVISION
@@ -59,7 +61,7 @@ def test_an_artifact_shows_what_this_build_measured() -> None:
     facts = {"natsPerToken": 2.5, "baselineNats": 2, "within": True, "tokens": 40, "text": "x" * 99}
     wrong = {"budget": float("nan"), "floatNats": "2", "verified": 3, "more": {"a": 1}}
     found = status(
-        State.READY,
+        Phase.READY,
         containers={"cpu": RECORD},
         targets=["cpu"],
         fidelity={"cpu": facts | wrong},
@@ -69,35 +71,35 @@ def test_an_artifact_shows_what_this_build_measured() -> None:
     # Another build of the same container; then it is built while the last good one stays.
     other = {"natsPerToken": 3.5}
     again = status(
-        State.READY, previous=found, containers={"cpu": RECORD}, targets=["cpu"],
+        Phase.READY, previous=found, containers={"cpu": RECORD}, targets=["cpu"],
         fidelity={"cpu": other},
     )  # fmt: skip
     assert again["artifacts"][0]["fidelity"] == other
     assert not same_status(found, again)
-    later = status(State.BUILDING, previous=again, targets=["cpu"])
+    later = status(Phase.BUILDING, previous=again, targets=["cpu"])
     assert later["artifacts"][0]["fidelity"] == other
 
 
 def test_an_artifact_goes_with_its_target() -> None:
-    built = status(State.READY, containers={"cpu": RECORD}, targets=["cpu"])
-    assert "artifacts" not in status(State.BUILDING, previous=built, targets=["sm8750"])
+    built = status(Phase.READY, containers={"cpu": RECORD}, targets=["cpu"])
+    assert "artifacts" not in status(Phase.BUILDING, previous=built, targets=["sm8750"])
 
 
 def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
-    first = status(State.BUILDING)
+    first = status(Phase.BUILDING)
     later = build_status(
-        Outcome(State.WAITING, "StoreNotReady"), first, generation=1, now=NOW + timedelta(hours=1)
+        Outcome(Phase.WAITING, "StoreNotReady"), first, generation=1, now=NOW + timedelta(hours=1)
     )
     assert {c["lastTransitionTime"] for c in later["conditions"]} == {"2026-01-01T00:00:00Z"}
     last = build_status(
-        Outcome(State.READY, "Built"), later, generation=1, now=NOW + timedelta(hours=2)
+        Outcome(Phase.READY, "Built"), later, generation=1, now=NOW + timedelta(hours=2)
     )
     assert last["conditions"][0]["lastTransitionTime"] == "2026-01-01T02:00:00Z"
 
 
 def test_counts_tell_what_ran_from_what_was_cached() -> None:
     progress = Progress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
-    found = status(State.READY, progress=progress, ran={"convert": 3})
+    found = status(Phase.READY, progress=progress, ran={"convert": 3})
     assert (found["progress"], found["cached"]) == ("5/5", 2)
     assert [(s["cached"], s["done"]) for s in found["stages"]] == [(1, 0), (1, 3)]
     BuildStatus.model_validate(found)
@@ -106,37 +108,37 @@ def test_counts_tell_what_ran_from_what_was_cached() -> None:
 def test_counts_and_sources_belong_to_a_generation() -> None:
     entry = ResolvedEntry("s3://m/x", "sha256:" + "d" * 64, "e" * 64)
     sources = {MODEL: entry, adapter_source("c"): replace(entry, uri="s3://m/c")}
-    found = status(State.BUILDING, progress=Progress(()), sources=sources, toolchain="t")
+    found = status(Phase.BUILDING, progress=Progress(()), sources=sources, toolchain="t")
     assert [(s["name"], s["uri"]) for s in found["sources"]] == [
         ("model", "s3://m/x"),
         ("adapter:c", "s3://m/c"),
     ]
     BuildStatus.model_validate(found)
-    same = status(State.WAITING, previous=found)
+    same = status(Phase.WAITING, previous=found)
     assert same["sources"] == found["sources"]
     assert same["toolchain"] == "t"
-    other = status(State.WAITING, previous=found, generation=2)
+    other = status(Phase.WAITING, previous=found, generation=2)
     assert "sources" not in other
     assert "toolchain" not in other
-    asked_anew = status(State.BUILDING, previous=found, requested_at="now")
+    asked_anew = status(Phase.BUILDING, previous=found, requested_at="now")
     assert "sources" not in asked_anew, "the source may have been mended meanwhile"
-    assert status(State.BUILDING, previous=asked_anew, requested_at="now", sources=sources)[
+    assert status(Phase.BUILDING, previous=asked_anew, requested_at="now", sources=sources)[
         "sources"
     ]
 
 
 def test_what_was_found_out_stays_while_nothing_is_looked_at() -> None:
-    found = status(State.BUILDING, progress=Progress(()), notes=["n"], warnings=["w"])
-    waits = status(State.WAITING, previous=found)
+    found = status(Phase.BUILDING, progress=Progress(()), notes=["n"], warnings=["w"])
+    waits = status(Phase.WAITING, previous=found)
     assert (waits["plan"], waits["warnings"]) == (["n"], ["w"])
-    assert "warnings" not in status(State.WAITING, previous=found, generation=2)
-    assert "warnings" not in status(State.BUILDING, previous=found, progress=Progress(()))
+    assert "warnings" not in status(Phase.WAITING, previous=found, generation=2)
+    assert "warnings" not in status(Phase.BUILDING, previous=found, progress=Progress(()))
 
 
 def test_warnings_that_are_left_out_are_counted() -> None:
-    found = status(State.READY, warnings=[f"w{n}" for n in range(20)])["warnings"]
+    found = status(Phase.READY, warnings=[f"w{n}" for n in range(20)])["warnings"]
     assert found == [*(f"w{n}" for n in range(15)), "and 5 more"]
-    assert len(status(State.READY, warnings=["w"] * 16)["warnings"]) == 16
+    assert len(status(Phase.READY, warnings=["w"] * 16)["warnings"]) == 16
 
 
 def test_it_stays_small_whatever_happens() -> None:
@@ -145,7 +147,7 @@ def test_it_stays_small_whatever_happens() -> None:
         for n in range(500)
     ]
     found = status(
-        State.STALLED, message="m" * 99999, failed=failed, notes=["n" * 999] * 99,
+        Phase.STALLED, message="m" * 99999, failed=failed, notes=["n" * 999] * 99,
         warnings=["w" * 9999] * 99,
     )  # fmt: skip
     assert len(found["failures"]) == 5
@@ -155,7 +157,7 @@ def test_it_stays_small_whatever_happens() -> None:
 
 
 def test_defaults_of_the_apiserver_are_no_difference() -> None:
-    found = status(State.BUILDING)
+    found = status(Phase.BUILDING)
     echoed = found | {"cached": 0, "artifacts": [], "progress": ""}
     assert same_status(found, echoed)
     assert not same_status(found, echoed | {"cached": 1})
@@ -164,16 +166,16 @@ def test_defaults_of_the_apiserver_are_no_difference() -> None:
 def test_a_failed_build_whose_toolchain_is_outdated_keeps_what_failed() -> None:
     error = BadModel("no such node", where="model.onnx")
     before = build_status(
-        Outcome(State.STALLED, error.code, failed=[(TaskId("ingest"), error, "")], toolchain="old"),
+        Outcome(Phase.STALLED, error.code, failed=[(TaskId("ingest"), error, "")], toolchain="old"),
         {},
         generation=1,
         now=NOW,
     )
-    resting = Outcome(State.STALLED, error.code, outdated="versions changed")
+    resting = Outcome(Phase.STALLED, error.code, outdated="versions changed")
     after = build_status(resting, before, generation=1, now=NOW)
     assert after["failures"] == before["failures"]
     assert after["toolchain"] == "old"
     assert shown(after)["ToolchainOutdated"] == "True"
     # Looked at anew, it says what it finds.
-    again = build_status(Outcome(State.BUILDING, "Progressing"), after, generation=1, now=NOW)
+    again = build_status(Outcome(Phase.BUILDING, "Progressing"), after, generation=1, now=NOW)
     assert "failures" not in again

@@ -21,13 +21,13 @@ from genai_core.store.directory import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import RecordRef
 from genai_core.store.s3_location import S3Location, parse_s3
-from genai_operator.access import ReadAccess, StoreAccess, check_certificates
-from genai_operator.endpoints import Peers, check_endpoint
+from genai_operator.builds.sources import source_place
 from genai_operator.errors import Stalled
-from genai_operator.jobs import JobRequest, Owner, render
-from genai_operator.lookups import Lookups, ToldLookups, Unanswered
-from genai_operator.remembered import stripped
-from genai_operator.sources import source_place
+from genai_operator.jobs.access import ReadAccess, StoreAccess, check_certificates
+from genai_operator.jobs.manifest import JobRequest, Owner, render
+from genai_operator.stores.endpoints import Peers, check_endpoint
+from genai_operator.stores.lookups import Lookups, ToldLookups, Unanswered
+from genai_operator.stores.remembered import stripped
 from genai_stages.worker.helper_jobs import run_errand
 
 SERVER = "https://10.96.0.1:443"

@@ -22,14 +22,15 @@ from genai_core.store.directory import DirectoryStore
 from genai_core.store.s3_location import S3Location
 from genai_core.task import TaskFile
 from genai_core.testing import record_of_task
-from genai_operator.jobs import JobRequest
-from genai_operator.lookups import Lookups
-from genai_operator.planned import Plans
-from genai_operator.requests import Setting
-from genai_operator.sources import SourcePlace
-from genai_operator.survey import Question, Survey, survey
-from genai_operator.targets import BuildTarget, toolchains
-from genai_operator.views import Ending, JobState, JobView, PodView
+from genai_operator.builds.plans import Plans
+from genai_operator.builds.requests import Setting
+from genai_operator.builds.sources import SourcePlace
+from genai_operator.builds.survey import Question, Survey, survey
+from genai_operator.jobs.manifest import JobRequest
+from genai_operator.kube.job import JobState, JobView
+from genai_operator.kube.pod import Ending, PodView
+from genai_operator.stores.lookups import Lookups
+from genai_operator.targets.build_targets import BuildTarget, toolchains
 from genai_planner.targets import Target
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

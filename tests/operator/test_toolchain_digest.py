@@ -8,8 +8,8 @@ import pytest
 
 from genai_core.names import Backend
 from genai_core.operations import OPERATIONS
-from genai_operator import targets
-from genai_operator.targets import BuildTarget, needed_libraries, toolchain_digest
+from genai_operator.targets import build_targets
+from genai_operator.targets.build_targets import BuildTarget, needed_libraries, toolchain_digest
 from genai_planner.targets import Target
 
 
@@ -33,8 +33,8 @@ def test_an_operator_whose_operations_changed_has_another_one(
         else row
         for row in OPERATIONS
     )
-    monkeypatch.setattr(targets, "OPERATIONS", newer)
+    monkeypatch.setattr(build_targets, "OPERATIONS", newer)
     assert toolchain_digest([target()]) == before, "nothing that this target's builds run"
     newer = tuple(dataclasses.replace(row, code_version=row.code_version + 1) for row in OPERATIONS)
-    monkeypatch.setattr(targets, "OPERATIONS", newer)
+    monkeypatch.setattr(build_targets, "OPERATIONS", newer)
     assert toolchain_digest([target()]) != before

@@ -17,20 +17,14 @@ from typing import Any, TypeVar
 import pytest
 from simulated import Replica, Value, Weather, World, build, furnished, opener
 
-from genai_operator import (
-    apply,
-    blocked,
-    comparing,
-    controller,
-    decide,
-    lookups,
-    observed,
-    renewal,
-    survey,
-)
-from genai_operator import build as build_module
-from genai_operator.api import ApiError
-from genai_operator.stores import Stores
+from genai_operator.builds import reconciler as build_module
+from genai_operator.builds import survey
+from genai_operator.jobs import applier, holds, renewal, verdicts
+from genai_operator.kube import observed, relist
+from genai_operator.kube.client import ApiError
+from genai_operator.manager import controller
+from genai_operator.stores import lookups
+from genai_operator.stores.open_stores import Stores
 
 CALM, BAD = Weather(), Weather(lost=0.04, crashes=0.15, missed=0.03, delay=0.01)
 T = TypeVar("T")
@@ -40,14 +34,14 @@ Story = Callable[["Room"], Awaitable[None]]
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is waited for in seconds is waited for in tenths."""
-    monkeypatch.setattr(comparing, "_SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(relist, "_SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(controller, "_UPKEEP_SECONDS", 0.1)
     monkeypatch.setattr(survey, "_CHAIN_SECONDS", 0.2)
-    monkeypatch.setattr(decide, "_LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(verdicts, "_LEAVING_SECONDS", 0.1)
     monkeypatch.setattr(observed, "_UNSEEN_SECONDS", 1.0)
     monkeypatch.setattr(lookups, "_MISSED_SECONDS", 0.2)
-    monkeypatch.setattr(decide, "_PAUSES", (0.0,) * 4)
-    monkeypatch.setattr(decide, "_RENEWED_SECONDS", 0.1)
+    monkeypatch.setattr(verdicts, "_PAUSES", (0.0,) * 4)
+    monkeypatch.setattr(verdicts, "_RENEWED_SECONDS", 0.1)
     monkeypatch.setattr(renewal, "_TURN_SECONDS", 0.05)
 
 
@@ -317,7 +311,7 @@ def test_a_job_that_gets_no_pod_is_said_though_nothing_happens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(build_module, "STARTED_SECONDS", 0.3)
-    monkeypatch.setattr(blocked, "_RIPE", timedelta(seconds=5.2))  # a Job here is 5 s old
+    monkeypatch.setattr(holds, "_RIPE", timedelta(seconds=5.2))  # a Job here is 5 s old
 
     async def story(room: Room) -> None:
         room.world.no_pods = True
@@ -338,7 +332,7 @@ BROKEN = ApiError(500, "InternalError", 'failed calling webhook "wh": no endpoin
 def test_a_cluster_that_admits_no_jobs_is_waited_for_while_others_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ApiError
 ) -> None:
-    monkeypatch.setattr(apply, "_REFUSED_SECONDS", (0.1, 0.2))
+    monkeypatch.setattr(applier, "_REFUSED_SECONDS", (0.1, 0.2))
 
     async def story(room: Room) -> None:
         room.world.refuses = error

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_operator.work_queue import WorkQueue
+from genai_operator.manager.work_queue import WorkQueue
 
 
 class Clock:

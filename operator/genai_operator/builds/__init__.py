@@ -1,0 +1,1 @@
+"""GenAIBuild: one pass at a time over each, its plan run as Jobs, its status."""

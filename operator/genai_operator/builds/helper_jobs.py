@@ -1,0 +1,110 @@
+"""Helper Jobs of a build: sent, retried and claimed like its tasks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from genai_core.errands import Answer
+from genai_core.names import Key
+from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
+from genai_operator.builds.starter import Starter
+from genai_operator.errors import of_error
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.applier import Applier
+from genai_operator.jobs.attempts import group
+from genai_operator.jobs.helper_jobs import HELPER_BYTES, Document, HelperJobs
+from genai_operator.jobs.holds import Standing
+from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
+from genai_operator.jobs.verdicts import Verdict, judge
+from genai_operator.kube.job import JobState
+from genai_operator.kube.observed import Observed
+from genai_operator.targets.build_targets import BuildTarget
+
+__all__ = ["BuildHelperJobs"]
+
+
+class BuildHelperJobs:
+    """See the module's docstring.
+
+    Args:
+        jobs: What all helper Jobs have in common.
+        observed: The watch cache.
+        applier: Writes.
+        starter: Starts Jobs of builds.
+    """
+
+    def __init__(
+        self, jobs: HelperJobs, observed: Observed, applier: Applier, starter: Starter
+    ) -> None:
+        self.jobs = jobs
+        self._observed = observed
+        self._applier = applier
+        self._starter = starter
+
+    async def ask(
+        self,
+        one: BuildPass,
+        document: Document,
+        key: Key,
+        *,
+        access: StoreAccess,
+        target: BuildTarget,
+    ) -> Answer | Standing:
+        """Send a Job, or listen to the one that was sent.
+
+        Returns:
+            What it told; while it is under way, how it stands.
+
+        Raises:
+            Stalled: It failed for good.
+            Waiting: The store cannot be used now.
+        """
+        scope = scope_of(access.address, one.spec.run)
+        attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
+        request = JobRequest(
+            namespace=one.namespace,
+            key=key,
+            operation=document.kind,
+            task=document.kind,
+            document=document,
+            image=target.image,
+            memory_bytes=given_memory(one.spec.run) or HELPER_BYTES,
+            node_selector=target.node_selector,
+        )
+        verdict = Verdict()
+        if attempts:
+            for job in self.jobs.unheard(attempts[-1:]):
+                answer = await self.jobs.hear(job)
+                if answer is not None:
+                    return answer
+            # One that did answer was no attempt at what is asked once more.
+            tried = [job for job in attempts if not self.jobs.answered(job)]
+            if tried:
+                verdict = judge(
+                    tried,
+                    self._observed.pods_of(one.namespace),
+                    retries=one.spec.run.retries,
+                    now=datetime.now(UTC),
+                    owner=one.owner.uid,
+                    wanted=request.wanted(one.owner, run=one.spec.run, access=access),
+                    task_seconds=one.spec.run.active_deadline_seconds,
+                )
+            verdict = replace(verdict, attempt=attempts[-1].attempt + 1)
+        if verdict.error is not None:
+            raise of_error(verdict.error)
+        if not verdict.running:
+            request = replace(
+                request,
+                attempt=verdict.attempt,
+                memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
+            )
+            await self._starter.start(one, request, verdict, access=access)
+        elif verdict.renewal is not None:
+            await self._applier.renew(verdict.renewal, one.owner)
+        elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
+            one.joined |= await self._applier.claim(attempts[-1], one.owner)
+        one.after = verdict.pause or WATCHED_SECONDS
+        stands = await self.jobs.standings.of(one.namespace, attempts)
+        one.look_after(stands.after)
+        return stands

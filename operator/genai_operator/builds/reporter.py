@@ -1,0 +1,117 @@
+"""A build's status is written here, and what it means to people: Events, log lines, counters.
+
+Only what changed is written. An Event tells of a transition: of Ready, its reason, and the
+generation and request that this is about.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from genai_core.kinds.base import API_VERSION
+from genai_operator.builds.status import Outcome, build_status
+from genai_operator.jobs.applier import Applier
+from genai_operator.kube.build import build_view
+from genai_operator.kube.client import Api
+from genai_operator.kube.conditions import condition_of, ready_of, same_status
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.times import parse_time
+from genai_operator.kube.values import Json
+from genai_operator.metric_labels import operation_label
+from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS
+
+__all__ = ["Reporter"]
+
+log = logging.getLogger("genai_operator.builds.reporter")
+
+UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
+"""A warning of ingest that begins so is an Event too: what is built may not be the model."""
+_GOING_WELL = {"Progressing", "Built", "Suspended"}
+
+
+class Reporter:
+    """See the module's docstring."""
+
+    def __init__(self, api: Api, observed: Observed, applier: Applier) -> None:
+        self._api = api
+        self._observed = observed
+        self._applier = applier
+
+    async def report(self, value: Json, outcome: Outcome) -> None:
+        """Write the status if it changed, and an event of what that means to people."""
+        meta = value["metadata"]
+        previous = value.get("status") or {}
+        generation = meta.get("generation", 0)
+        status = build_status(outcome, previous, generation=generation, now=datetime.now(UTC))
+        if same_status(status, previous):
+            return
+        written = await self._write(meta, status)
+        if written["metadata"]["uid"] != meta["uid"]:
+            # Deleted and made anew meanwhile; a status has no precondition. It rested on ours.
+            await self._write(meta, {})
+            return
+        if _stands(previous) != _stands(status):
+            _count_end(meta, previous, status)
+            reason = ready_of(status)[1]
+            log.info(
+                "build changed",
+                extra={"build": f"{meta['namespace']}/{meta['name']}", "reason": reason},
+            )
+            await self._applier.event(
+                value,
+                "GenAIBuild",
+                reason=reason,
+                message=outcome.message,
+                warning=reason not in _GOING_WELL,
+            )
+        newer = condition_of(status, "ToolchainOutdated")
+        if newer is not None and condition_of(previous, "ToolchainOutdated") is None:
+            await self._applier.event(
+                value, "GenAIBuild", reason=newer["reason"], message=newer["message"]
+            )
+
+        for text in status.get("warnings", ()):
+            if text.startswith(UNKNOWN_ARCHITECTURE) and text not in previous.get("warnings", ()):
+                await self._applier.event(
+                    value, "GenAIBuild", reason=UNKNOWN_ARCHITECTURE, message=text, warning=True
+                )
+
+    async def _write(self, meta: Mapping[str, Any], status: Json) -> Json:
+        body = {
+            "apiVersion": API_VERSION,
+            "kind": "GenAIBuild",
+            "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
+            "status": status,
+        }
+        written = await self._api.apply_status("genaibuilds", body, namespace=meta["namespace"])
+        self._observed.builds.put(written, build_view(written))
+        return written
+
+
+def _stands(status: Mapping[str, Any]) -> tuple[object, ...]:
+    """What an event tells of: Ready, its reason, and of which generation and request."""
+    return (*ready_of(status), status.get("observedGeneration"), status.get("requestedAt", ""))
+
+
+def _count_end(
+    meta: Mapping[str, Any], previous: Mapping[str, Any], status: Mapping[str, Any]
+) -> None:
+    """A generation came to its end, whatever that is."""
+    ready, reason = ready_of(status)
+    if ready == "Unknown":
+        return
+    BUILDS_ENDED.labels(reason=reason).inc()
+    if ready != "True":
+        return
+    for stage in status.get("stages", ()):
+        TASKS.labels(operation=operation_label(stage["operation"]), result="cached").inc(
+            stage["cached"]
+        )
+    before = condition_of(previous, "Ready")
+    # A spec that changed and was built already: no pass found it unfinished.
+    if before is None or before["status"] != "True":
+        since = before["lastTransitionTime"] if before else meta["creationTimestamp"]
+        BUILD_SECONDS.observe((datetime.now(UTC) - parse_time(since)).total_seconds())

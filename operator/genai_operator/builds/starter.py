@@ -1,0 +1,135 @@
+"""Jobs of a build are started here; one that is another attempt is counted, logged and told of.
+
+An Event names task, attempt and reason. A build posts a burst of them, then one a minute: a node
+that refuses a thousand pods is one fault and not a thousand. The next says how many were left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable
+
+from genai_operator.builds.build_pass import BuildPass
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.applier import Applier
+from genai_operator.jobs.manifest import JobRequest, scope_of
+from genai_operator.jobs.verdicts import Verdict
+from genai_operator.kube.job import JobState, JobView
+from genai_operator.metric_labels import operation_label
+from genai_operator.metrics import TASK_RETRIES
+
+__all__ = ["Starter"]
+
+log = logging.getLogger("genai_operator.builds.starter")
+
+_BURST = 10.0
+_SECONDS_A_PIECE = 60.0
+_TAKEN_SECONDS = 1.0
+
+
+class Starter:
+    """See the module's docstring."""
+
+    def __init__(self, applier: Applier, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._applier = applier
+        self._clock = clock
+        self._starting: list[tuple[tuple[str, str], JobRequest]] = []
+        self._allowances: dict[str, _Allowance] = {}
+
+    async def start(
+        self,
+        one: BuildPass,
+        request: JobRequest,
+        verdict: Verdict,
+        *,
+        access: StoreAccess,
+        newer: Iterable[JobView] = (),
+    ) -> None:
+        """Create a Job, or claim the one of that name.
+
+        Nothing is started where another build has begun one of its tasks since this one was looked
+        at, under the name of another Job: that would make it twice. It is looked at again.
+
+        Args:
+            one: The build.
+            request: The Job.
+            verdict: Of the attempts before it.
+            access: To store and source.
+            newer: Jobs that have come to light since the build was looked at.
+
+        Raises:
+            Waiting: See `Applier.create`.
+            Stalled: Likewise.
+        """
+        place = (request.namespace, scope_of(access.address, one.spec.run))
+        if self._is_taken(place, request, newer):
+            log.info("another job makes it", extra={"task": request.task})
+            one.look_after(_TAKEN_SECONDS)
+            return
+        entry = place, request
+        self._starting.append(entry)
+        try:
+            one.joined |= await self._applier.create(
+                request, one.owner, run=one.spec.run, access=access
+            )
+        finally:
+            self._starting.remove(entry)
+        one.started = True
+        for job in verdict.spent:
+            await self._applier.release(job, one.owner.uid)
+        if verdict.retried:
+            await self._tell(one, request, verdict)
+
+    def _is_taken(
+        self, place: tuple[str, str], request: JobRequest, newer: Iterable[JobView]
+    ) -> bool:
+        """Whether another Job makes some of it; the one of the same name is joined instead."""
+        others: list[JobView | JobRequest] = [
+            job for there, job in self._starting if there == place
+        ]
+        others += [job for job in newer if job.state is JobState.ACTIVE]
+        own = request.key, request.attempt
+        return any((job.key, job.attempt) != own and request.makes & job.makes for job in others)
+
+    def keep(self, uids: Collection[str]) -> None:
+        """Forget builds that are gone."""
+        for uid in self._allowances.keys() - set(uids):
+            del self._allowances[uid]
+
+    async def _tell(self, one: BuildPass, request: JobRequest, verdict: Verdict) -> None:
+        log.info("task tried again", extra={"task": request.task, "why": verdict.retried})
+        TASK_RETRIES.labels(
+            operation=operation_label(request.operation), reason=verdict.retried_for
+        ).inc()
+        allowance = self._allowances.setdefault(one.owner.uid, _Allowance(self._clock()))
+        if not allowance.take(self._clock()):
+            return
+        why = verdict.retried.removeprefix(f"{request.task}: ")
+        more = f" ({allowance.left_out} more since the last)" if allowance.left_out else ""
+        allowance.left_out = 0
+        await self._applier.event(
+            one.value,
+            "GenAIBuild",
+            reason="TaskRetried",
+            message=f"attempt {verdict.tries + 1} at {request.task}: {why}{more}",
+            warning=True,
+        )
+
+
+class _Allowance:
+    """How many Events a build may still post."""
+
+    def __init__(self, now: float) -> None:
+        self._tokens = _BURST
+        self._at = now
+        self.left_out = 0
+
+    def take(self, now: float) -> bool:
+        self._tokens = min(self._tokens + (now - self._at) / _SECONDS_A_PIECE, _BURST)
+        self._at = now
+        if self._tokens < 1:
+            self.left_out += 1
+            return False
+        self._tokens -= 1
+        return True

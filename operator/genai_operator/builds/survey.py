@@ -1,0 +1,418 @@
+"""One look at a build: plan it, look its keys up, see what its Jobs are doing, say what is next.
+
+Decisions are the planner's (`advance`) and `decide.judge`'s; here their questions are answered from
+the store and the mirror. Runs in a thread, since stores are asked synchronously.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from genai_core.errors import CorruptBlob, GenAIError
+from genai_core.facts import ModelFacts
+from genai_core.names import Digest, Key, TaskId
+from genai_core.record import Blob, Record
+from genai_core.store.protocol import RecordRef
+from genai_operator.builds.plans import Plans
+from genai_operator.builds.requests import Looks, Setting, job_request
+from genai_operator.jobs.attempts import Attempts
+from genai_operator.jobs.manifest import JobRequest
+from genai_operator.jobs.renewal import Renewal
+from genai_operator.jobs.verdicts import Verdict, judge
+from genai_operator.kube.job import JobState, JobView
+from genai_operator.kube.pod import PodView
+from genai_operator.stores.lookups import Answers, Unanswered
+from genai_operator.stores.remembered import check_weight, weight_of
+from genai_planner.advance import Advice, advance
+from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
+from genai_planner.graph import Plan, Result
+from genai_planner.machine import State
+from genai_planner.phases import FACTS_FILE, Ingesting, Phase, plan_build
+
+__all__ = ["PLANS_READ", "Question", "Survey", "survey"]
+
+Claim = Callable[[Iterable[RecordRef]], None]
+
+_ANY_MEMORY = 1 << 62
+"""The scheduler knows what nodes have left."""
+PLANS_READ = (FACTS_FILE,)
+"""Outputs that a plan is made from."""
+_MOST_LOOKS = 3
+_CHAIN_SECONDS = 15.0
+"""How often it is looked how far the chains have come: another build may wait for a part."""
+_GOOD = frozenset({State.CACHED, State.DONE})
+_TO_THE_SECOND = timedelta(seconds=1)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A build, as far as it is known without looking.
+
+    Attributes:
+        setting: What its Jobs have in common.
+        owner: The build's UID.
+        since: When it asked for what it asks now, to the second.
+        jobs: Of the build's namespace and scope.
+        pods: Job's name -> pods.
+        looks: How its Jobs would be written now; None: those that are there stay as they are.
+    """
+
+    setting: Setting
+    owner: str
+    since: datetime
+    jobs: Sequence[JobView]
+    pods: Mapping[str, list[PodView]]
+    now: datetime
+    looks: Looks | None = None
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Attributes:
+        start: Jobs that are to be created.
+        needed: UIDs of the Jobs that do, did or failed to do something of this build.
+        active: Jobs that are at a task of this build.
+        failed: (task, error, digest of the log) in the plan's order.
+        containers: Target -> the record of its package.
+        fidelity: Target -> what its fidelity task found, where there is one.
+        refs: The records of all tasks that have a key.
+        made: Operation -> tasks whose result stands, and did not when the build asked for it.
+        after: Seconds until it has to be looked at again, whatever happens.
+        retried: What is known of the earlier attempts at tasks that start again.
+        renewals: Jobs that never started, and are to be made anew.
+        waits_for: Faults of the store, or the source, that further attempts wait for.
+        warnings: The plan's and those of the tasks whose result stands, in the plan's order.
+    """
+
+    plan: Plan
+    advice: Advice
+    start: tuple[JobRequest, ...]
+    needed: frozenset[str]
+    active: tuple[JobView, ...]
+    failed: tuple[tuple[TaskId, GenAIError, str], ...]
+    containers: Mapping[str, Record]
+    refs: frozenset[RecordRef] = frozenset()
+    made: Mapping[str, int] = field(default_factory=dict)
+    fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    after: float | None = None
+    retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
+    renewals: tuple[Renewal, ...] = ()
+    waits_for: tuple[GenAIError, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def survey(
+    question: Question,
+    lookups: Answers,
+    *,
+    lost: set[str],
+    claim: Claim = lambda _refs: None,
+    plans: Plans | None = None,
+) -> Survey:
+    """Look at a build.
+
+    Args:
+        question: The build.
+        lookups: Of its store.
+        lost: UIDs of Jobs whose lost inputs were taken note of; added to.
+        claim: Called with what is about to be looked up, so that no gc takes it meanwhile.
+        plans: What earlier looks have worked out.
+
+    Raises:
+        GenAIError: The spec cannot work, or the store does not answer.
+        Unanswered: A Job has to look first.
+    """
+    planner = (plans or Plans()).of(question.owner, question.setting)
+    standing = _Standing(question, lookups, claim)
+    for _ in range(_MOST_LOOKS):
+        look = _Look(question, plan_build(planner, standing), lookups, claim)
+        if look.has_lost(lost):
+            lookups.forget()
+            continue
+        if look.advice.ended and plans is not None:
+            plans.forget(question.owner)
+        return look.found()
+    raise CorruptBlob("what ingest left keeps being lost", where=lookups.location)
+
+
+class _Standing:
+    """Tells planning what stands; see `phases.Standing`."""
+
+    def __init__(self, question: Question, lookups: Answers, claim: Claim) -> None:
+        self._question = question
+        self._lookups = lookups
+        self._claim = claim
+
+    def look(self, phase: Ingesting) -> Mapping[TaskId, Result]:
+        look = _Look(self._question, phase, self._lookups, self._claim)
+        # By records: a task is done for planning when what it found can be read.
+        return {
+            task: phase.result(look.records[key])
+            for task, key in look.advice.keys.items()
+            if key in look.records
+        }
+
+    def read_facts(self, ingested: Result) -> ModelFacts:
+        file = ingested.outputs[FACTS_FILE]
+        text = self._lookups.read_blob(Blob(sha256=file.sha256, size=file.size))
+        return ModelFacts.from_bytes(text)
+
+    def forget(self) -> None:
+        self._lookups.forget()
+
+
+class _Look:
+    """One plan, looked up from its beginning as far as it has come."""
+
+    def __init__(self, question: Question, phase: Phase, lookups: Answers, claim: Claim) -> None:
+        self._claim = claim
+        self._question = question
+        self._phase = phase
+        self._plan = phase.plan
+        self._lookups = lookups
+        self._attempts = Attempts(question.jobs, question.pods)
+        self._verdicts: dict[TaskId, Verdict] = {}
+        self._jobs: dict[TaskId, list[JobView]] = {}
+        self._stands: set[TaskId] = set()
+        self.records: dict[Key, Record] = {}
+        self._weight = 0
+        self.advice = advance(
+            phase.plan,
+            self._answers,
+            self._limits,
+            sources=phase.request.sources,
+            toolchains=phase.request.toolchain_ids,
+            known=phase.keys,
+        )
+
+    def _limits(self) -> Limits:
+        """A worker leaves its last result seconds before it is gone."""
+        active = {
+            task: {
+                job.uid
+                for job in jobs
+                if job.state is JobState.ACTIVE
+                and self._question.owner in job.owners
+                and not self._has_ended_well(job)
+            }
+            for task, jobs in self._jobs.items()
+        }
+        ended = set().union(*(active[task] for task in active if task in self._stands))
+        at_work = set().union(*(active[task] for task in active if task not in self._stands))
+        parallelism = self._question.setting.spec.run.parallelism
+        return Limits(parallelism, _ANY_MEMORY, busy=len(ended - at_work))
+
+    def _derivation(self, task: TaskId) -> Digest | None:
+        return self._phase.derivations[task] if self._attempts.any_chain else None
+
+    def _answers(self, looks: Sequence[Look]) -> list[Event]:
+        """Answer from what Jobs do and from the store, asked for all that it has to be at once."""
+        wanted: list[Look] = []
+        anew: list[Key] = []
+        for look in looks:
+            verdict = self._judge(look)
+            if verdict is None:
+                wanted.append(look)
+                continue
+            if verdict.running and not self._may_stand(look.task):
+                continue
+            wanted.append(look)
+            # A worker that ended may have written what was missed before.
+            if not verdict.running or any(map(self._has_ended_well, self._jobs[look.task])):
+                anew.append(look.key)
+        refs = {look.task: RecordRef(look.operation, look.key) for look in wanted}
+        self._claim(refs.values())
+        try:
+            found = self._lookups.look(refs.values(), anew=anew)
+        except Unanswered as asked:
+            made_of = [
+                file.sha256
+                for source in self._phase.request.sources.values()
+                for file in source.files.values()
+            ]
+            raise Unanswered(asked.refs, made_of) from None
+        return [
+            self._answer(look, found[refs[look.task]] if look.task in refs else "")
+            for look in looks
+        ]
+
+    def _judge(self, look: Look) -> Verdict | None:
+        derivation = self._derivation(look.task)
+        attempts = self._attempts.at(look.key, derivation)
+        if not attempts:
+            return None
+        looks, run = self._question.looks, self._question.setting.spec.run
+        verdict = judge(
+            attempts,
+            self._question.pods,
+            retries=run.retries,
+            now=self._question.now,
+            owner=self._question.owner,
+            derivation=derivation,
+            wanted=looks.of(self._plan.task(look.task)) if looks is not None else None,
+            task_seconds=run.active_deadline_seconds,
+        )
+        self._verdicts[look.task] = verdict
+        self._jobs[look.task] = attempts
+        return verdict
+
+    def _may_stand(self, task: TaskId) -> bool:
+        """Its record may be there though its Job has not ended.
+
+        The Job goes on with other tasks; or its pod has ended well, which the Job controller takes
+        seconds to say of the Job.
+        """
+        active = [job for job in self._jobs[task] if job.state is JobState.ACTIVE]
+        return any(job.chain or self._has_ended_well(job) for job in active)
+
+    def _has_ended_well(self, job: JobView) -> bool:
+        return any(pod.succeeded for pod in self._question.pods.get(job.name, ()))
+
+    def _answer(self, look: Look, answer: Record | str) -> Event:
+        if isinstance(answer, Record):
+            if look.key not in self.records:
+                self._weight += weight_of(answer)
+                check_weight(self._weight, self._lookups.location)
+            self.records[look.key] = answer
+            self._stands.add(look.task)
+            return Found(look.task, self._phase.result(answer))
+        verdict = self._verdicts.get(look.task)
+        if verdict is None:
+            return Missed(look.task, answer)
+        if verdict.error is not None:
+            return Failed(look.task, verdict.error)
+        if verdict.running:
+            return Taken(look.task)
+        return Missed(look.task, verdict.retried or answer)
+
+    def has_lost(self, known: set[str]) -> bool:
+        """Whether a worker says that what was found is not there; said once for each Job."""
+        lost = {
+            self._jobs[task][-1].uid
+            for task, verdict in self._verdicts.items()
+            if verdict.inputs_lost
+        } - known
+        known |= lost
+        return bool(lost)
+
+    def found(self) -> Survey:
+        """All that is to be said."""
+        advice, plan = self.advice, self._plan
+        good = {task for task, state in advice.states.items() if state in _GOOD}
+        active: dict[str, JobView] = {}
+        for task, jobs in self._jobs.items():
+            if task not in good:
+                active |= {job.uid: job for job in jobs if job.state is JobState.ACTIVE}
+        starts = {start.task: self._verdicts.get(start.task, Verdict()) for start in advice.start}
+        pauses = [v.pause for v in self._verdicts.values() if v.pause > 0]
+        if any(job.chain for job in active.values()):
+            pauses.append(_CHAIN_SECONDS)
+        return Survey(
+            plan=plan,
+            advice=advice,
+            start=tuple(
+                job_request(
+                    self._question.setting,
+                    self._phase,
+                    advice,
+                    start=start,
+                    verdict=starts[start.task],
+                )
+                for start in advice.start
+            ),
+            needed=self._needed(good),
+            active=tuple(active.values()),
+            failed=tuple(
+                (task, error, self._verdicts[task].log if task in self._verdicts else "")
+                for task, error in advice.failed.items()
+            ),
+            containers=self._containers(),
+            refs=frozenset(
+                RecordRef(plan.task(task).operation, key) for task, key in advice.keys.items()
+            ),
+            made=self._made(good),
+            fidelity=advice.fidelity,
+            after=min(pauses) if pauses else None,
+            retried={task: verdict for task, verdict in starts.items() if verdict.retried},
+            renewals=self._renewals(good),
+            waits_for=tuple(
+                verdict.waits_for
+                for task, verdict in self._verdicts.items()
+                if verdict.waits_for is not None and task not in good
+            ),
+            warnings=self._warnings(good),
+        )
+
+    def _warnings(self, good: set[TaskId]) -> tuple[str, ...]:
+        """As a laptop says them: cached tasks' too, each once."""
+        found = dict.fromkeys(self._plan.warnings)
+        for task in self._plan.tasks:
+            if task.id in good:
+                record = self.records[self.advice.keys[task.id]]
+                found |= dict.fromkeys(record.measurements.warnings)
+        return tuple(found)
+
+    def _renewals(self, good: set[TaskId]) -> tuple[Renewal, ...]:
+        found = {
+            verdict.renewal.job.uid: verdict.renewal
+            for task, verdict in self._verdicts.items()
+            if verdict.renewal is not None and task not in good
+        }
+        return tuple(found.values())
+
+    def _needed(self, good: set[TaskId]) -> frozenset[str]:
+        """UIDs of the Jobs that have to do with this plan."""
+        keys = {key: task for task, key in self.advice.keys.items()}
+        by_derivation: dict[Digest, TaskId] = {}
+        if self._attempts.any_chain:
+            by_derivation = {made: task for task, made in self._phase.derivations.items()}
+        needed: set[str] = set()
+        for job in self._question.jobs:
+            ours = [keys[job.key]] if job.key in keys else []
+            ours += [
+                by_derivation[link.derivation]
+                for link in job.chain
+                if link.derivation in by_derivation
+            ]
+            # What it goes on with is others' alone.
+            over = job.state is JobState.ACTIVE and good.issuperset(ours)
+            over &= any(link.derivation not in by_derivation for link in job.chain)
+            if ours and not over:
+                needed.add(job.uid)
+        return frozenset(needed)
+
+    def _made(self, good: set[TaskId]) -> Counter[str]:
+        """Tasks whose result did not stand yet when the build asked for it.
+
+        The record says when it was made, whatever became of its Job. Where a node's clock is slow,
+        a Job of the build that ended since says the same.
+        """
+        since = self._question.since
+        worked = {
+            job.key
+            for job in self._question.jobs
+            if self._question.owner in job.owners
+            and (job.ended_at is None or job.ended_at >= since)
+        }
+        found: Counter[str] = Counter()
+        for task in good:
+            key = self.advice.keys[task]
+            if key in worked or self.records[key].created_at >= since + _TO_THE_SECOND:
+                found[self._plan.task(task).operation] += 1
+        return found
+
+    def _containers(self) -> dict[str, Record]:
+        found: dict[str, Record] = {}
+        for target, tasks in self._plan.containers.items():
+            for task in tasks:
+                key = self.advice.keys.get(task)
+                record = self.records.get(key) if key else None
+                if record is not None and target in self.advice.containers:
+                    found[target] = record
+        return found

@@ -1,0 +1,1 @@
+"""The apiserver: its client, the watch cache, conditions, Events."""

@@ -1,0 +1,67 @@
+"""Conditions in kstatus' convention, and what of two statuses is the same. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from genai_core.redaction import hidden_queries, plain
+from genai_operator.kube.times import rfc3339
+
+__all__ = ["condition", "condition_of", "conditions", "ready_of", "same_status"]
+
+MOST_MESSAGE = 1000
+"""Characters of a message."""
+
+
+def condition(
+    kind: str, status: str, reason: str, *, message: str = "", generation: int = 0
+) -> dict[str, Any]:
+    """A condition without its time, which `conditions` fills in."""
+    return {
+        "type": kind,
+        "status": status,
+        "reason": reason,
+        "message": plain(" ".join(hidden_queries(message).split()))[:MOST_MESSAGE],
+        "observedGeneration": generation,
+    }
+
+
+def conditions(
+    wanted: Sequence[dict[str, Any]], previous: Sequence[Mapping[str, Any]], now: datetime
+) -> list[dict[str, Any]]:
+    """Fill in times: a condition keeps the time at which its status changed last."""
+    known = {entry["type"]: entry for entry in previous}
+    found = []
+    for entry in wanted:
+        before = known.get(entry["type"])
+        same = before is not None and before["status"] == entry["status"]
+        time = before["lastTransitionTime"] if before is not None and same else rfc3339(now)
+        found.append({**entry, "lastTransitionTime": time})
+    return found
+
+
+def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
+    """A condition by its type."""
+    for entry in status.get("conditions") or ():
+        if entry["type"] == kind:
+            found: Mapping[str, Any] = entry
+            return found
+    return None
+
+
+def ready_of(status: Mapping[str, Any]) -> tuple[str, str]:
+    """Status and reason of Ready."""
+    found = condition_of(status, "Ready")
+    return (found["status"], found["reason"]) if found else ("", "")
+
+
+def meaningful(status: Mapping[str, Any]) -> dict[str, Any]:
+    """What a status says beyond the defaults that the apiserver fills in."""
+    return {name: value for name, value in status.items() if value not in ("", [], 0, None)}
+
+
+def same_status(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two statuses say the same."""
+    return meaningful(one) == meaningful(other)

@@ -1,0 +1,224 @@
+"""Pods of our Jobs as decisions need them: a few fields out of large objects. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Protocol
+
+from genai_core.wire import ENDING, JOB_NAME
+from genai_operator.kube.times import parse_time
+
+__all__ = ["Ending", "PodView", "ending_note", "pod_view"]
+
+_MOST_WORDS = 300
+
+UNREADABLE = (
+    *(ValueError, TypeError, KeyError, AttributeError),
+    *(OverflowError, RecursionError),  # 1e999 as a number, and ten thousand brackets
+)
+"""What others' words on our objects come to, when they are not ours."""
+
+_STARTING = {"", "ContainerCreating", "PodInitializing"}
+
+_PULLS = {
+    *("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"),
+    *("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"),
+}
+
+_NOISE = (", no new claims to deallocate", " no new claims to deallocate", " preemption:")
+"""What the scheduler adds is nothing that a user could act on."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a pod's container ended.
+
+    Attributes:
+        message: The termination message as JSON values; empty where it left none.
+        words: The end of its log, where it left no message.
+    """
+
+    exit_code: int
+    reason: str
+    message: Mapping[str, Any] = field(default_factory=dict)
+    words: str = ""
+
+    @property
+    def step(self) -> int | None:
+        """Which task of its chain it had come to; None where it left no word of it."""
+        found = self.message.get("step")
+        return found if isinstance(found, int) else None
+
+
+class OwningJob(Protocol):
+    """A Job, as its pods refer to it."""
+
+    @property
+    def namespace(self) -> str: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def uid(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class PodView:
+    """A pod of such a Job."""
+
+    namespace: str
+    name: str
+    uid: str
+    job: str
+    node: str
+    phase: str
+    created_at: datetime
+    deleting: bool = False
+    ending: Ending | None = None
+    reason: str = ""
+    """Of the pod: `DeadlineExceeded`, `Evicted` ..."""
+    message: str = ""
+    """What that means, in words."""
+    waiting: str = ""
+    """Why its container does not start, in words: no room on any node, a missing image ..."""
+    hold: str = ""
+    """The same in one word: Unschedulable, ImagePullFailed, ContainerNotCreated."""
+    owners: frozenset[str] = frozenset()
+    """UIDs: its Job's is among them, and another Job may have had that name before."""
+
+    def is_of(self, job: OwningJob) -> bool:
+        """It is a pod of exactly this Job."""
+        same = (self.namespace, self.job) == (job.namespace, job.name)
+        return same and (not self.owners or job.uid in self.owners)
+
+    @property
+    def ended(self) -> bool:
+        """Nothing of it runs any more, nor will."""
+        return self.ending is not None or self.phase in {"Succeeded", "Failed"}
+
+    @property
+    def started(self) -> bool:
+        """Its container runs, or did."""
+        return self.ended or self.phase not in {"", "Pending"}
+
+    @property
+    def succeeded(self) -> bool:
+        """Its container did what it was to do."""
+        return self.ending is not None and self.ending.exit_code == 0
+
+
+def ending_note(pod: PodView) -> str:
+    """How a failed Job's last pod ended, as `ENDING` holds it."""
+    found: dict[str, Any] = {
+        "pod": pod.name,
+        "node": pod.node,
+        "reason": pod.reason,
+        "message": pod.message,
+    }
+    if pod.ending is not None:
+        found["ending"] = {
+            "exitCode": pod.ending.exit_code,
+            "reason": pod.ending.reason,
+            "message": dict(pod.ending.message),
+            "words": pod.ending.words,
+        }
+    return json.dumps(found)
+
+
+def noted_pod(meta: Mapping[str, Any]) -> PodView | None:
+    try:
+        found = json.loads((meta.get("annotations") or {}).get(ENDING, ""))
+        told = found.get("ending")
+        ending = told and Ending(
+            int(told["exitCode"]), str(told["reason"]), dict(told["message"]), str(told["words"])
+        )
+        return PodView(
+            namespace=meta["namespace"],
+            name=str(found["pod"]),
+            uid="",
+            job=meta["name"],
+            node=str(found["node"]),
+            phase="Failed",
+            created_at=parse_time(meta["creationTimestamp"]),
+            ending=ending or None,
+            reason=str(found["reason"]),
+            message=str(found["message"]),
+        )
+    except UNREADABLE:  # none, or another version's
+        return None
+
+
+def pod_view(value: Mapping[str, Any]) -> PodView | None:
+    """What decisions need; None where the pod belongs to no Job."""
+    meta, status = value["metadata"], value.get("status") or {}
+    job = (meta.get("labels") or {}).get(JOB_NAME)
+    if not job:
+        return None
+    ending, waiting = None, _unscheduled(status)
+    hold = "Unschedulable" if waiting else ""
+    for container in status.get("containerStatuses") or ():
+        state = container.get("state") or {}
+        ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
+        if ended:
+            ending = _ending(ended)
+        elif "waiting" in state:
+            hold, waiting = _not_started(state["waiting"])
+    return PodView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        job=job,
+        node=(value.get("spec") or {}).get("nodeName", ""),
+        phase=status.get("phase", ""),
+        created_at=parse_time(meta["creationTimestamp"]),
+        deleting="deletionTimestamp" in meta,
+        ending=ending,
+        reason=status.get("reason", ""),
+        message=status.get("message", "")[:_MOST_WORDS],
+        waiting=waiting,
+        hold=hold,
+        owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+    )
+
+
+def _unscheduled(status: Mapping[str, Any]) -> str:
+    for condition in status.get("conditions") or ():
+        if condition["type"] == "PodScheduled" and condition.get("status") == "False":
+            words = str(condition.get("message", ""))
+            for noise in _NOISE:
+                words = words.partition(noise)[0]
+            return words[:_MOST_WORDS].rstrip() or str(condition.get("reason", ""))
+    return ""
+
+
+def _not_started(waiting: Mapping[str, Any]) -> tuple[str, str]:
+    """Why a container does not start: in one word, and in all."""
+    reason, message = str(waiting.get("reason", "")), str(waiting.get("message", ""))
+    if reason in _STARTING:
+        return "", ""
+    if reason in _PULLS:
+        # Between two tries the kubelet says that it backs off, with what went wrong behind it.
+        words = message.partition(": ErrImagePull: ")[2] or message or reason
+        return "ImagePullFailed", words[:_MOST_WORDS]
+    words = ": ".join(part for part in (reason, message) if part)
+    return "ContainerNotCreated", words[:_MOST_WORDS]
+
+
+def _ending(ended: Mapping[str, Any]) -> Ending:
+    message = _message(ended)
+    words = "" if message else " ".join(str(ended.get("message") or "").split())
+    return Ending(
+        int(ended.get("exitCode", 0)), ended.get("reason", ""), message, words[-_MOST_WORDS:]
+    )
+
+
+def _message(ended: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        found = json.loads(ended.get("message") or "{}")
+    except UNREADABLE:
+        return {}
+    return found if isinstance(found, dict) else {}

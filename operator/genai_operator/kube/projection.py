@@ -1,0 +1,235 @@
+"""Of each object that the apiserver sends, what is read: the rest goes while it is parsed. Pure.
+
+Whoever may write an object decides how large it is: annotations, labels, owners, what managers of
+fields left, a megabyte and a half of all that. Parsed, a megabyte can take thirty, and namespaces
+that are not enabled are watched too. So listings are cut into their objects as they come in, and of
+each object that much is kept as an honest one has. One of our own kinds that is larger is marked
+(`PARTIAL`): whoever works on it has it read whole, and lets it go again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from codecs import getincrementaldecoder
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from genai_core.kinds.base import GROUP, REQUESTED_AT
+from genai_operator.kube.values import Json
+
+__all__ = ["OURS", "PARTIAL", "Listing", "lean", "plural_of", "whole"]
+
+
+PARTIAL = "partial"
+"""Member of an object of ours whose spec or status was not kept."""
+
+OURS = frozenset({"genaibuilds", "artifactstores", "genaitargets", "genaideployments"})
+_PLACE = re.compile(
+    r"/(?:api|apis/[^/]+)/v[0-9a-z]+(?:/namespaces/[^/]+)?/"
+    r"(genaibuilds|artifactstores|genaitargets|genaideployments|jobs|pods)"
+)
+
+_META = (
+    *("name", "namespace", "uid", "resourceVersion", "generation"),
+    *("creationTimestamp", "deletionTimestamp"),
+)
+_LABELS = ("app.kubernetes.io/managed-by", "batch.kubernetes.io/job-name")
+_MOST_SPEC = 8 << 10
+_MOST_STATUS = 32 << 10
+_MOST_NOTE = 16 << 10
+_MOST_REQUEST = 256
+_MOST_OWNERS = 2000
+_MOST_WORD = 1024
+_MOST_NAMED = 32
+_MOST_VALUE = 16 << 20
+"""Characters of one object; the apiserver itself takes three megabytes."""
+
+
+def plural_of(path: str) -> str | None:
+    """The kind that a URL's path lists or watches; None: another, or a single object."""
+    found = _PLACE.fullmatch(path.rstrip("/"))
+    return found[1] if found else None
+
+
+def lean(plural: str, value: Mapping[str, Any]) -> Json:
+    """An object with what is read of it; see the module's docstring."""
+    meta = value["metadata"]
+    found: Json = {name: value[name] for name in ("apiVersion", "kind") if name in value}
+    kept: Json = {name: meta[name] for name in _META if name in meta}
+    found["metadata"] = kept
+    if plural not in OURS:
+        kept |= _marks(meta)
+        found["spec"] = _words(value.get("spec"))
+        template = (value.get("spec") or {}).get("template")
+        if isinstance(template, Mapping):
+            found["spec"]["template"] = {"spec": _words(template.get("spec"))}
+        found["status"] = _bounded(value.get("status"), _MOST_STATUS)
+        return found
+    request = (meta.get("annotations") or {}).get(REQUESTED_AT)
+    if request:
+        kept["annotations"] = {REQUESTED_AT: request[:_MOST_REQUEST]}
+    partial = value.get(PARTIAL, False)
+    for name, most, some in (
+        ("spec", _MOST_SPEC, _named),
+        ("status", _MOST_STATUS, _words),
+    ):
+        part = value.get(name)
+        if not isinstance(part, Mapping):
+            continue
+        if len(json.dumps(part)) > most:
+            partial, part = True, some(part)
+        found[name] = part
+    if partial:
+        found[PARTIAL] = True
+    return found
+
+
+def whole(value: Mapping[str, Any]) -> Json:
+    """An object of ours with all of its spec and status, for as long as it is worked on."""
+    parts = {name: value[name] for name in ("spec", "status") if name in value}
+    found = lean("genaibuilds", {k: v for k, v in value.items() if k != PARTIAL}) | parts
+    found.pop(PARTIAL, None)
+    return found
+
+
+def _marks(meta: Mapping[str, Any]) -> Json:
+    """Of a Job or a pod: what we wrote on it, and who claims it."""
+    found: Json = {}
+    for name, wanted, most in (
+        ("labels", (f"{GROUP}/", *_LABELS), _MOST_WORD),
+        ("annotations", (f"{GROUP}/",), _MOST_NOTE),
+    ):
+        pairs = meta.get(name) or {}
+        found[name] = {
+            key: text for key, text in pairs.items() if key.startswith(wanted) and len(text) <= most
+        }
+    owners = (meta.get("ownerReferences") or ())[:_MOST_OWNERS]
+    found["ownerReferences"] = [{"uid": owner["uid"]} for owner in owners]
+    return found
+
+
+def _words(part: Any) -> Json:
+    """The short values of an object, and its conditions."""
+    if not isinstance(part, Mapping):
+        return {}
+    found = {
+        name: value
+        for name, value in part.items()
+        if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _MOST_WORD)
+    }
+    conditions = part.get("conditions")
+    if isinstance(conditions, list):
+        found["conditions"] = _bounded({"of": conditions}, _MOST_NOTE).get("of", [])
+    return found
+
+
+def _bounded(part: Any, most: int) -> Json:
+    if not isinstance(part, Mapping):
+        return {}
+    return dict(part) if len(json.dumps(part)) <= most else _words(part)
+
+
+def _named(spec: Mapping[str, Any]) -> Json:
+    """What a build, whose spec is not kept, waits for."""
+    found: Json = {}
+    targets = spec.get("targets")
+    if isinstance(targets, list):
+        found["targets"] = [text for text in targets[:_MOST_NAMED] if isinstance(text, str)]
+    store = spec.get("store")
+    if isinstance(store, Mapping) and isinstance(store.get("name"), str):
+        found["store"] = {"name": store["name"][:_MOST_WORD]}
+    return found
+
+
+class Listing:
+    """Reads a listing (`{"items": [...], ...}`) piece by piece, an object at a time.
+
+    Args:
+        keep: What is kept of each object.
+    """
+
+    def __init__(self, keep: Callable[[Json], Json]) -> None:
+        self._keep = keep
+        self._decode = getincrementaldecoder("utf-8")().decode
+        self._scan = json.JSONDecoder().raw_decode
+        self._text = ""
+        self._at = 0
+        self._enough = 0
+        self._key: str | None = None
+        self._in_items = False
+        self._ended = False
+        self._found: Json = {"items": []}
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes in.
+
+        Raises:
+            ValueError: An object without an end.
+        """
+        self._text += self._decode(data)
+        if len(self._text) < min(self._enough, _MOST_VALUE):
+            return
+        while not self._ended and self._step():
+            pass
+        self._text = self._text[self._at :]
+        self._at = 0
+        # What is incomplete is tried again when there is much more of it, and not at each byte.
+        self._enough = 4 * len(self._text)
+        if len(self._text) > _MOST_VALUE:
+            raise ValueError(f"an object of more than {_MOST_VALUE >> 20} MiB in a listing")
+
+    def end(self) -> Json:
+        """The listing, with what was kept of its objects.
+
+        Raises:
+            ValueError: It was cut short, or is no listing.
+        """
+        self._enough = 0
+        self.feed(b"")
+        if not self._ended:
+            raise ValueError("a listing was cut short")
+        self._found["items"] = self._found["items"] or []  # Go writes null for none
+        return self._found
+
+    def _step(self) -> bool:
+        """One token on; False where more bytes are needed for it."""
+        sign = self._sign()
+        if not sign:
+            return False
+        if sign in "{," or (sign == "[" and self._key == "items" and not self._in_items):
+            self._in_items = self._in_items or sign == "["
+            self._at += 1
+            return True
+        if sign == "]" and self._in_items:
+            self._in_items, self._key = False, None
+            self._at += 1
+            return True
+        if sign == "}" and self._key is None:
+            self._ended = True
+            return True
+        return self._value()
+
+    def _sign(self) -> str:
+        """The character that comes next; at the beginning of an object it is not ours to skip."""
+        while self._at < len(self._text) and self._text[self._at] in " \t\r\n:":
+            self._at += 1
+        sign = self._text[self._at : self._at + 1]
+        # "{" opens the listing itself, or a value: an item, or what stands under a name.
+        return "v" if sign == "{" and (self._in_items or self._key is not None) else sign
+
+    def _value(self) -> bool:
+        try:
+            value, end = self._scan(self._text, self._at)
+        except json.JSONDecodeError:
+            return False
+        if end == len(self._text):  # a number may go on
+            return False
+        self._at = end
+        if self._in_items:
+            self._found["items"].append(self._keep(value))
+        elif self._key is None:
+            self._key = str(value)
+        else:
+            self._found[self._key], self._key = value, None
+        return True

@@ -1,0 +1,145 @@
+"""Do the watches deliver? The mirror is held against listings, mended, and what is deaf is named.
+
+A listing shows metadata alone. What it has and the mirror lacks is waited for a moment, since the
+watch may be about to tell. Then it is listed by its name: of most kinds the operator may list
+objects and not get them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import aiohttp
+
+from genai_core.wire import SELECTOR
+from genai_operator.kube.cache import Kept
+from genai_operator.kube.client import Api, ApiError
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.values import Json
+from genai_operator.metrics import WATCH_COMPARED, WATCH_DEAF, WATCH_EVENT, WATCH_MISSED
+
+__all__ = ["Comparing"]
+
+log = logging.getLogger("genai_operator.kube.relist")
+
+_SETTLE_SECONDS = 5.0
+_DEAF_AFTER = 3
+"""So many comparisons found something missing since a watch delivered anything."""
+
+
+class Receiver(Protocol):
+    """Whoever takes in what a watch has not told."""
+
+    def take(self, plural: str, kind: str | None, value: Mapping[str, Any]) -> None:
+        """It is there."""
+        ...
+
+    def vanished(self, plural: str, namespace: str, name: str, *, uid: str) -> None:
+        """It is gone."""
+        ...
+
+
+class Comparing:
+    """See the module's docstring.
+
+    Args:
+        api: The apiserver.
+        observed: The mirror.
+        receiver: Told what is missing in it.
+        namespaces: That are watched; none: all.
+    """
+
+    def __init__(
+        self, api: Api, observed: Observed, receiver: Receiver, *, namespaces: Sequence[str]
+    ) -> None:
+        self._api = api
+        self._receiver = receiver
+        self._namespaces = namespaces
+        self._kinds: tuple[tuple[str, Kept[Any], str], ...] = (
+            ("genaitargets", observed.targets, ""),
+            ("artifactstores", observed.stores, ""),
+            ("genaideployments", observed.deployments, ""),
+            ("jobs", observed.jobs, SELECTOR),
+            ("pods", observed.pods, SELECTOR),
+            ("genaibuilds", observed.builds, ""),
+        )
+        self._missed: dict[str, int] = {}
+        self.compared_at = time.monotonic()
+
+    @property
+    def deaf(self) -> list[str]:
+        """Kinds whose watch does not deliver."""
+        return [plural for plural, count in self._missed.items() if count >= _DEAF_AFTER]
+
+    def heard(self, plural: str) -> None:
+        """A watch has delivered something."""
+        WATCH_EVENT.labels(kind=plural).set_to_current_time()
+        self._missed.pop(plural, None)
+        WATCH_DEAF.labels(kind=plural).set(0)
+
+    async def run(self, seconds: float) -> None:
+        """Compare now and then, until cancelled."""
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await self.compare(settle=_SETTLE_SECONDS)
+            except (ApiError, aiohttp.ClientError, TimeoutError) as error:
+                log.warning("comparing failed", extra={"why": str(error)})
+            except Exception:
+                log.exception("comparing failed")
+
+    async def compare(self, *, settle: float = 0.0) -> None:
+        """Compare the mirror with a listing, and mend it.
+
+        Args:
+            settle: Seconds that a watch is given to deliver what the listing shows; 0 at the
+                start, when nothing can have been delivered yet.
+        """
+        listings: list[tuple[str, Kept[Any], list[Json], int]] = []
+        for plural, kept, labels in self._kinds:
+            values: list[Json] = []
+            oldest = None
+            for namespace in ("",) if plural == "genaitargets" else self._namespaces or ("",):
+                items, version = await self._api.list(
+                    plural, namespace=namespace, labels=labels, names_only=settle > 0
+                )
+                values += items
+                oldest = version if oldest is None else min(oldest, version)
+            listings.append((plural, kept, values, oldest or 0))
+        if settle:
+            await asyncio.sleep(settle)
+        for plural, kept, values, version in listings:
+            await self._mend(plural, kept, values, version=version, counts=settle > 0)
+        self.compared_at = time.monotonic()
+        WATCH_COMPARED.set_to_current_time()
+
+    async def _mend(
+        self, plural: str, kept: Kept[Any], values: list[Json], *, version: int, counts: bool
+    ) -> None:
+        newer, gone = kept.missed(values)
+        listed = {(v["metadata"].get("namespace", ""), v["metadata"]["name"]): v for v in values}
+        missed = 0
+        for namespace, name in newer:
+            missed += 1
+            found = [listed[namespace, name]]
+            if counts:  # then its metadata alone was listed
+                found, _ = await self._api.list(plural, namespace=namespace, name=name, fresh=True)
+            for value in found:
+                self._receiver.take(plural, None, value)
+        for namespace, name, uid in gone:
+            entry = kept.entry(namespace, name)
+            # What was made after the listing is not in it.
+            if entry is None or entry.uid != uid or entry.version > version:
+                continue
+            missed += 1
+            self._receiver.vanished(plural, namespace, name, uid=uid)
+        if counts:
+            WATCH_MISSED.labels(kind=plural).inc(missed)
+            # Nothing missed proves nothing: our own writes are known without any watch, and where
+            # nothing happens there is nothing to miss. Only what a watch delivers clears it.
+            self._missed[plural] = self._missed.get(plural, 0) + bool(missed)
+            WATCH_DEAF.labels(kind=plural).set(plural in self.deaf)

@@ -1,0 +1,1 @@
+"""The process: its start, the watches' handlers, the work queue, the Lease, health."""

@@ -1,0 +1,1 @@
+"""ArtifactStore: opened, tried, looked into, cleaned."""

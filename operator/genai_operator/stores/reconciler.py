@@ -1,0 +1,192 @@
+"""A pass over an ArtifactStore: it is tried, its status written, and once a day it is cleaned."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from genai_core.errands import CollectFile, ProbeFile
+from genai_core.errors import BadInput, GenAIError
+from genai_operator.errors import Stalled, Waiting
+from genai_operator.jobs.applier import Applier
+from genai_operator.jobs.helper_jobs import HelperJobs, question_key
+from genai_operator.jobs.manifest import Owner
+from genai_operator.kube.client import Api
+from genai_operator.kube.conditions import ready_of
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.status_writer import StatusWriter
+from genai_operator.kube.times import parse_time, rfc3339
+from genai_operator.kube.values import Json
+from genai_operator.stores.open_stores import OpenStore, Stores
+from genai_operator.targets.build_targets import BuildTarget, build_target
+from genai_operator.threads import in_thread
+
+__all__ = ["StoreReconciler"]
+
+log = logging.getLogger("genai_operator.stores.reconciler")
+
+_AGAIN_READY = 300.0
+_AGAIN_UNREADY = 5.0
+_AGAIN_HANGING = 60.0
+_SHARE = 4.0
+_DOUBT_SECONDS = 10.0
+_AGAIN_TOLD = 3600.0
+"""Where each look takes a Job."""
+_COUNTS = (
+    *("recordsDeleted", "recordsKept", "uploadsDeleted", "uploadsKept"),
+    *("bytesDeleted", "bytesKept"),
+)
+
+
+class StoreReconciler:
+    """See the module's docstring."""
+
+    def __init__(
+        self, api: Api, observed: Observed, stores: Stores, *, collect_seconds: float = 0.0
+    ) -> None:
+        self._observed = observed
+        self._stores = stores
+        self._helpers = HelperJobs(api, observed, Applier(api, observed))
+        self._writer = StatusWriter(api)
+        self._collect_seconds = collect_seconds
+        self._tried: dict[tuple[str, str], float] = {}
+        self._doubted: set[tuple[str, str]] = set()
+
+    def doubt(self, namespace: str, name: str) -> bool:
+        """Somebody has met a fault of a store; returns whether it is to be tried now."""
+        last = self._tried.get((namespace, name), float("-inf"))
+        if time.monotonic() - last < _DOUBT_SECONDS:
+            return False
+        self._doubted.add((namespace, name))
+        return True
+
+    async def reconcile(self, namespace: str, name: str) -> float | None:
+        """Try a store (write, write twice under a condition, read) and have it cleaned."""
+        value = self._observed.stores.get(namespace, name)
+        if value is None or "deletionTimestamp" in value["metadata"]:
+            return None
+        extra: Json = {}
+        able: bool | None = None
+        waits, again = False, _AGAIN_READY
+        began = self._tried[namespace, name] = time.monotonic()
+        try:
+            opened = await self._stores.open(value)
+            if opened.store is not None:
+                found = await in_thread(opened.store.probe)
+                able = found.conditional_create
+            else:
+                able = await self._probed(value, opened)
+                again = _AGAIN_TOLD
+        except (Stalled, Waiting) as error:
+            ready, reason, message = "False", error.reason, error.message
+            waits = isinstance(error, Waiting)
+        except GenAIError as error:
+            ready, reason, message = "False", error.code, str(error)
+            waits = not isinstance(error, BadInput)
+        else:
+            if able is None:
+                return await self._being_tried(value)
+            ready, reason, message = "True", "Ready", f"{opened.access.address} can be written"
+            extra = {"capabilities": {"conditionalWrites": able}}
+            if not able:
+                message += "; it has no conditional writes: of two writers the last may win"
+            if collected := await self._collected(value, opened):
+                extra["collected"] = collected
+        await self._writer.report(
+            "artifactstores",
+            "ArtifactStore",
+            value,
+            verdict=(ready, reason, message),
+            waits=waits,
+            extra=extra,
+            warning=ready == "False" or able is False,
+        )
+        if ready == "True":
+            return min(again, self._collect_seconds or again)
+        # One that hangs until it fails must not keep the workers from other tenants' objects.
+        hung = time.monotonic() - began
+        return min(max(_AGAIN_UNREADY, _SHARE * hung), _AGAIN_HANGING)
+
+    async def _probed(self, value: Json, opened: OpenStore) -> bool | None:
+        """What a Job under the store's service account found; None while it is at it."""
+        meta = value["metadata"]
+        ending = await self._helpers.of_object(
+            meta["namespace"],
+            ProbeFile(),
+            question_key("probe", meta["uid"], meta["generation"], opened.access),
+            owner=Owner(meta["name"], meta["uid"], "ArtifactStore"),
+            access=opened.access,
+            target=self._any_target(),
+            anew=(meta["namespace"], meta["name"]) in self._doubted,
+        )
+        self._doubted.discard((meta["namespace"], meta["name"]))
+        if ending is None:
+            return None
+        facts = ending.message.get("facts")
+        return bool(isinstance(facts, dict) and facts.get("conditionalWrites"))
+
+    async def _being_tried(self, value: Json) -> float:
+        """A Job is at it: what is known of this generation stays."""
+        meta = value["metadata"]
+        status = value.get("status") or {}
+        if status.get("observedGeneration") != meta["generation"] or ready_of(status)[0] != "True":
+            stands = await self._helpers.waiting(meta["namespace"])
+            await self._writer.report(
+                "artifactstores",
+                "ArtifactStore",
+                value,
+                verdict=("Unknown", stands.reason, stands.message("a Job tries it")),
+                waits=True,
+                extra={},
+            )
+        return _AGAIN_UNREADY
+
+    def _any_target(self) -> BuildTarget:
+        """A target whose image can run helper Jobs.
+
+        Raises:
+            Waiting: There is none.
+        """
+        for value in self._observed.targets:
+            try:
+                return build_target(value["metadata"]["name"], value)
+            except (Stalled, GenAIError):
+                continue
+        raise Waiting("NoImage", "there is no GenAITarget with an image of the stages")
+
+    async def _collected(self, value: Json, opened: OpenStore) -> Json | None:
+        """Have the store cleaned once a day by a Job in its namespace; returns the last outcome."""
+        meta, status = value["metadata"], value.get("status") or {}
+        last: Json | None = status.get("collected")
+        if not self._collect_seconds:
+            return last
+        now = datetime.now(UTC)
+        since = parse_time(last["at"] if last else meta["creationTimestamp"])
+        if (now - since).total_seconds() < self._collect_seconds:
+            return last
+        try:
+            ending = await self._helpers.of_object(
+                meta["namespace"],
+                CollectFile(grace_days=opened.spec.retention.grace_days),
+                question_key("collect", meta["uid"], last["at"] if last else ""),
+                owner=Owner(meta["name"], meta["uid"], "ArtifactStore"),
+                access=replace(opened.access, read_from=()),
+                target=self._any_target(),
+            )
+        except (Stalled, Waiting) as error:
+            log.warning("not cleaned", extra={"store": meta["name"], "why": error.message})
+            return last
+        facts = ending.message.get("facts") if ending is not None else None
+        if not isinstance(facts, dict):
+            return last
+        counts = {name: int(facts.get(name, 0)) for name in _COUNTS}
+        return {"at": rfc3339(now), **counts}
+
+    def tidy(self) -> None:
+        """Forget what is known of Jobs that are gone."""
+        self._helpers.keep({job.uid for job in self._observed.jobs})
+        places = set(self._observed.stores.places())
+        self._tried = {place: at for place, at in self._tried.items() if place in places}
+        self._doubted &= places

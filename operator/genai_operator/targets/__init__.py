@@ -1,0 +1,1 @@
+"""GenAITarget: what is built for, in which image, with which toolchain."""

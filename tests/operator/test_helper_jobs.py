@@ -1,0 +1,141 @@
+"""Questions that Jobs answer: asked again they are no failed attempts, and refusals are named."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from genai_core.errands import Answer, LookFile, answer_lines
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Backend, Key
+from genai_operator.builds.build_pass import BuildPass
+from genai_operator.builds.helper_jobs import BuildHelperJobs
+from genai_operator.builds.starter import Starter
+from genai_operator.errors import Waiting
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.applier import Applier
+from genai_operator.jobs.helper_jobs import HelperJobs
+from genai_operator.jobs.holds import Standing
+from genai_operator.jobs.manifest import Owner
+from genai_operator.kube.client import ApiError
+from genai_operator.kube.job import JobState
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.pod import Ending, PodView
+from genai_operator.targets.build_targets import BuildTarget
+from genai_planner.targets import Target
+
+KEY = Key("e" * 64)
+CPU = BuildTarget(Target("cpu", Backend.CPU), "r/stages@sha256:" + "2" * 64, {})
+ACCESS = StoreAccess("s3://b/p", service_account="builder")
+SPEC = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
+ANSWER = Answer(asked=(f"convert/{'9' * 64}",))
+
+
+class Apiserver:
+    """Makes Jobs, and has the logs of their pods."""
+
+    def __init__(self) -> None:
+        self.jobs: list[dict[str, Any]] = []
+        self.events: list[str] = []
+        self.refuses = False
+        self.log = "\n".join(answer_lines(ANSWER))
+
+    async def create(self, plural: str, value: dict[str, Any], **_: Any) -> dict[str, Any]:
+        if plural == "events":
+            self.events.append(value["reason"])
+            return value
+        now = datetime.now(UTC).isoformat()
+        meta = value["metadata"] | {"uid": f"u{len(self.jobs)}", "creationTimestamp": now}
+        self.jobs.append({**value, "metadata": meta})
+        return self.jobs[-1]
+
+    async def read(self, *_: Any, **__: Any) -> str:
+        if self.refuses:
+            raise ApiError(403, "Forbidden", "cannot get resource pods/log")
+        return self.log
+
+
+class Room:
+    def __init__(self) -> None:
+        self.api, self.observed = Apiserver(), Observed()
+        applier = Applier(self.api, self.observed)  # type: ignore[arg-type]
+        jobs = HelperJobs(self.api, self.observed, applier)  # type: ignore[arg-type]
+        self.helpers = BuildHelperJobs(jobs, self.observed, applier, Starter(applier))
+
+    def ask(self) -> Answer | str:
+        value = {"metadata": {"namespace": "n", "name": "b", "uid": "build"}}
+        one = BuildPass(value, SPEC, Owner("b", "build"), "n", 1, "", {})
+        document = LookFile(refs=ANSWER.asked)
+        return asyncio.run(
+            self.helpers.ask(one, document, KEY, access=ACCESS, target=CPU)
+        )  # fmt: skip
+
+    def end(self) -> None:
+        """The newest Job's pod ends well; the Job says so later."""
+        name = self.api.jobs[-1]["metadata"]["name"]
+        job = self.observed.jobs.get("n", name)
+        assert job is not None
+        assert job.state is JobState.ACTIVE
+        pod = PodView(
+            "n", f"{name}-pod", f"{name}-pod", name, "node", "Succeeded", job.created_at,
+            ending=Ending(0, "Completed"),
+        )  # fmt: skip
+        meta = {"namespace": "n", "name": pod.name, "uid": pod.uid}
+        self.observed.pods.put({"metadata": meta}, pod)
+
+
+def succeeded(room: Room) -> None:
+    for job in room.observed.jobs:
+        done = replace(job, state=JobState.SUCCEEDED, ended_at=datetime.now(UTC))
+        room.observed.jobs.amend("n", job.name, done)
+
+
+def test_a_question_may_be_asked_any_number_of_times() -> None:
+    room = Room()
+    for times in range(1, 8):
+        assert isinstance(room.ask(), Standing)
+        assert len(room.api.jobs) == times
+        room.end()
+        assert room.ask() == ANSWER
+        succeeded(room)
+    assert room.api.events == []
+
+
+def test_an_answer_that_cannot_be_read_is_asked_for_again() -> None:
+    room = Room()
+    room.api.log = "nothing"
+    room.ask()
+    room.end()
+    succeeded(room)
+    room.ask()
+    assert len(room.api.jobs) == 2
+    assert room.api.events == ["TaskRetried"]
+
+
+def test_a_log_that_may_not_be_read_is_said_to_be_so() -> None:
+    room = Room()
+    room.ask()
+    room.end()
+    room.api.refuses = True
+    for _ in range(2):
+        with pytest.raises(Waiting) as raised:
+            room.ask()
+        assert raised.value.reason == "NamespaceNotEnabled"
+        assert "read logs of pods" in raised.value.message
+    room.api.refuses = False
+    assert room.ask() == ANSWER, "once it may, what was said is still there"
+    assert len(room.api.jobs) == 1
+
+
+def test_what_was_heard_is_not_read_twice() -> None:
+    room = Room()
+    room.ask()
+    room.end()
+    (job,) = room.observed.jobs
+    assert room.helpers.jobs.unheard([job]) == [job]
+    room.ask()
+    assert room.helpers.jobs.unheard([job]) == []

@@ -1,0 +1,95 @@
+"""Jobs of which the cluster makes no pod: said in its own words, asked for once in a while."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from test_holds import JOB
+
+from genai_operator.jobs.holds import Standing
+from genai_operator.jobs.standings import Standings
+from genai_operator.kube.client import ApiError
+from genai_operator.kube.observed import Observed
+
+QUOTA = (
+    'Error creating: pods "job-x" is forbidden: exceeded quota: q, requested: pods=1, used: '
+    "pods=0, limited: pods=0"
+)
+OLD = datetime.now(UTC) - timedelta(minutes=1)
+STUCK = replace(JOB, created_at=OLD, started_at=OLD)
+
+
+class Events:
+    """An apiserver's, about one Job."""
+
+    def __init__(self, *messages: str, error: Exception | None = None) -> None:
+        self.messages = messages
+        self.error = error
+        self.asked: list[dict[str, Any]] = []
+
+    async def list(self, plural: str, **how: Any) -> Any:
+        self.asked.append({"plural": plural, **how})
+        if self.error is not None:
+            raise self.error
+        made = [
+            {"reason": "FailedCreate", "message": text, "lastTimestamp": f"2026-01-01T00:00:0{n}Z"}
+            for n, text in enumerate(self.messages)
+        ]
+        return [{"reason": "Suspended", "message": "other"}, *made], 1
+
+
+def stands(api: Events, times: int = 1, clock: Any = lambda: 0.0) -> Standing:
+    standings = Standings(api, Observed(), clock=clock)  # type: ignore[arg-type]
+    found = None
+    for _ in range(times):
+        found = asyncio.run(standings.of("ns", [STUCK]))
+    assert found is not None
+    assert found.reason == "NotAdmitted"
+    return found
+
+
+def test_of_says_what_the_job_controller_said_last_and_what_to_change() -> None:
+    api = Events("Error creating: older", QUOTA)
+    found = stands(api)
+    assert found.held == (
+        "convert/x gets no pod: its pod is forbidden: exceeded quota: q, requested: pods=1, "
+        "used: pods=0, limited: pods=0; raise the quota, or lower spec.run.resources"
+    )
+    assert api.asked == [{"plural": "events", "namespace": "ns", "about": "u", "most": 20}]
+    assert found.after == 15
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        ('error looking up service account ns/x: serviceaccount "x" not found',
+         "spec.run.serviceAccountName"),
+        ('pods "x" is forbidden: violates PodSecurity "restricted:latest"', "namespace enforces"),
+        ("Pod is invalid: requests: must be less than or equal to cpu limit of 200m",
+         "spec.run.resources"),
+        ('no PriorityClass with name high was found', "spec.run.priorityClassName"),
+    ],
+)  # fmt: skip
+def test_of_names_the_field_to_change(message: str, field: str) -> None:
+    assert field in stands(Events(message)).held
+
+
+@pytest.mark.parametrize("error", [None, ApiError(403, "Forbidden", "no"), TimeoutError()])
+def test_of_tells_where_to_look_when_nobody_says_it(error: Exception | None) -> None:
+    assert "describe job" in stands(Events(error=error)).held
+
+
+def test_of_asks_once_in_a_while_and_nothing_of_jobs_that_go_well() -> None:
+    api = Events(QUOTA)
+    stands(api, times=5)
+    assert len(api.asked) == 1
+    ticks = iter(range(0, 1000, 10))
+    stands(api, times=5, clock=lambda: float(next(ticks)))
+    assert 2 < len(api.asked) < 6
+    well = Events(error=AssertionError())
+    asyncio.run(Standings(well, Observed()).of("ns", [replace(JOB, started_at=None)]))  # type: ignore[arg-type]
+    assert well.asked == []
