@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from genai_cli.commands import (
+    adapter,
     build,
     cache,
     evaluation,
@@ -60,6 +61,7 @@ app.command("build", epilog=build.EXAMPLES)(build.build)
 app.command("graph", epilog=graph.EXAMPLES)(graph.graph)
 app.command("replay", epilog=replay.EXAMPLES)(replay.replay)
 app.add_typer(cache.app, name="cache")
+app.add_typer(adapter.app, name="adapter")
 app.command("inspect")(inspection.inspect)
 app.command("run", epilog=running.EXAMPLES)(running.run)
 app.command("serve", epilog=serving.EXAMPLES)(serving.serve)

@@ -27,6 +27,7 @@ __all__ = [
     "AdapterIndex",
     "UseCaseEntry",
     "WornEntry",
+    "file_of",
     "read_index",
 ]
 
@@ -40,6 +41,11 @@ LARGEST_WEIGHT = 1e15
 
 INDEX_VERSION = 1
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+def file_of(name: str) -> str:
+    """Where an adapter of this name lies below a container's folder."""
+    return f"{ADAPTERS_FOLDER}/{name}.safetensors"
 
 
 class AdapterEntry(BaseModel):
@@ -82,6 +88,56 @@ class AdapterIndex(BaseModel):
     schema_version: int = Field(default=INDEX_VERSION, ge=1)
     adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
     use_cases: dict[str, UseCaseEntry] = Field(default_factory=dict)
+
+    def check_free(self, name: str) -> None:
+        """Refuse a name that an adapter or a use case has.
+
+        Raises:
+            BadInput: It is taken.
+        """
+        taken = "an adapter" if name in self.adapters else "a use case"
+        if name in self.adapters or name in self.use_cases:
+            raise BadInput(
+                f"the container has {taken} {name} already",
+                where=f"adapter {name}",
+                remedy="give it another --name, or remove that one first: genai adapter remove",
+            )
+
+    def with_adapter(self, name: str, entry: AdapterEntry) -> AdapterIndex:
+        """The index with one adapter more, behind the others.
+
+        Raises:
+            BadInput: The name is taken.
+        """
+        self.check_free(name)
+        return self.model_copy(update={"adapters": {**self.adapters, name: entry}})
+
+    def without_adapter(self, name: str) -> AdapterIndex:
+        """The index with one adapter less.
+
+        Raises:
+            BadInput: There is none of that name, or a use case wears it.
+        """
+        if name not in self.adapters:
+            known = ", ".join(self.adapters)
+            raise BadInput(
+                f"the container has no adapter {name}",
+                where=f"adapter {name}",
+                remedy=f"use one of {known}" if known else "it carries none",
+            )
+        for case, entry in self.use_cases.items():
+            if name in {worn.name for worn in entry.adapters}:
+                raise BadInput(
+                    f"the use case {case} wears it",
+                    where=f"adapter {name}",
+                    remedy=f"build the container without {case}",
+                )
+        rest = {key: entry for key, entry in self.adapters.items() if key != name}
+        return self.model_copy(update={"adapters": rest})
+
+    def to_bytes(self) -> bytes:
+        """What stands in `adapters/index.json`."""
+        return f"{self.model_dump_json(indent=1)}\n".encode()
 
     def worn(self, name: str) -> tuple[WornEntry, ...]:
         """The adapters that a name stands for: one, or those of a use case.

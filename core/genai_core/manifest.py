@@ -6,6 +6,8 @@ machine or a measurement decides may stand in it.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -123,6 +125,26 @@ class Manifest(BaseModel):
         rest = {name: file for name, file in self.files.items() if not name.startswith(_ADAPTERS)}
         update = {"files": rest, "base": None, "schema_version": 1}
         return self.model_copy(update=update).revision()
+
+    def with_adapter_files(self, files: Mapping[RelativePath, ManifestFile]) -> Manifest:
+        """The manifest of the same container with these files below `adapters/`, and no others.
+
+        Without any it is the base's own: what a build without adapters writes.
+        """
+        rest = {name: file for name, file in self.files.items() if not name.startswith(_ADAPTERS)}
+        update = {"files": {**rest, **files}, "base": None, "schema_version": 1}
+        plain = self.model_copy(update=update)
+        if not files:
+            return plain
+        return plain.model_copy(
+            update={"base": plain.base_digest(), "schema_version": BASE_VERSION}
+        )
+
+    def to_bytes(self) -> bytes:
+        """What stands in `manifest.json`."""
+        value = self.model_dump(mode="json", exclude_none=True)
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return f"{text}\n".encode()
 
 
 def read_manifest(data: bytes | str, *, where: str = MANIFEST_FILE) -> Manifest:

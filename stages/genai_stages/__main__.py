@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 from types import FrameType
 
+from genai_core.adapter_addition import AdditionRequest
 from genai_core.errors import GenAIError, Interrupted, NoSpace, OutOfMemory
 from genai_core.foreign import is_failure
 from genai_core.operations import OPERATIONS
@@ -46,6 +47,8 @@ def main(argv: list[str] | None = None) -> int:
         from genai_stages.worker.job import run_job  # brings boto3
 
         return run_job()
+    if arguments.command == "adapter":
+        return _adapter(arguments.request, arguments.result)
     if arguments.command == "serve":
         return serve(
             lambda request: run_file(
@@ -127,6 +130,15 @@ def _toolchain() -> int:
     return 0
 
 
+def _adapter(request: Path, result: Path) -> int:
+    """Answer a request of `genai adapter add`."""
+    from genai_stages.package.addition import answer  # brings the graph library
+
+    said = answer(AdditionRequest.model_validate_json(request.read_bytes()))
+    result.write_text(said.model_dump_json(), encoding="utf-8")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="genai-stage", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -137,6 +149,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--scratch", type=Path, help="folder for scratch; default: the system's")
     commands.add_parser("serve", help="run tasks named on standard input, each in a fork")
     commands.add_parser("job", help="run the task that the environment holds, as a Job does")
+    adapter = commands.add_parser("adapter", help="add an adapter to a copy of a container")
+    adapter.add_argument("request", type=Path, help="what to add, and where (JSON)")
+    adapter.add_argument("--result", type=Path, required=True, help="the answer (JSON)")
     commands.add_parser("toolchain", help="print the versions of the libraries computed with")
     return parser
 

@@ -280,3 +280,29 @@ def test_linears_before_looks_at_each_tensor_once() -> None:
         last = value
     assert list(modules._linears_before(last, makers)) == ["x"]
     assert modules._is_gated(last, makers)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "phi3", "gpt-neox", "dynamo-llama"])
+def test_places_of_a_container_never_lead_elsewhere_than_the_core_graphs(
+    core: Core, tmp_path: Path, name: str
+) -> None:
+    from models import compiled_float
+
+    from genai_stages.lora.container_places import places_of_container
+
+    every = places(core(name))
+    told = places_of_container(compiled_float(tmp_path / "model", core(name), layers=2))
+    size_of = {place.site.output: (place.site.outputs, place.site.inputs) for place in every}
+    assert {p.site.output: (p.site.outputs, p.site.inputs) for p in told} == size_of
+    agreed = 0
+    for place in every:
+        for path in place.paths:
+            size = (place.site.outputs, place.site.inputs)
+            by_names = parts_of(path, *size, told)
+            by_core = parts_of(path, *size, every)
+            if by_names:
+                agreed += 1
+                assert [p.place.site.output for p in by_names] == [
+                    p.place.site.output for p in by_core
+                ]
+    assert (agreed > 0) == (name != "dynamo-llama"), "torch.export keeps no names"

@@ -34,6 +34,7 @@ __all__ = [
     "place",
     "refuse_foreign",
     "revision_of",
+    "swap_in",
 ]
 
 _NO_SPACE = {28, 122}
@@ -251,7 +252,7 @@ def place(
         if described:
             draft.mkdir(parents=True, exist_ok=True)
             (draft / SIDECAR_NAME).write_bytes(sidecar(record))
-        _swap(draft, path)
+        swap_in(draft, path)
     except OSError as error:
         if error.errno in _NO_SPACE:
             need = sum(output.size for output in record.outputs.values())
@@ -276,7 +277,8 @@ def _check_names(names: Iterable[str], record: Record, store: Store) -> None:
             ) from error
 
 
-def _swap(draft: Path, path: Path) -> None:
+def swap_in(draft: Path, path: Path) -> None:
+    """Put a finished folder, which lies beside it, in a container's place."""
     aside = path.with_name(f"{draft.name}.old")
     try:
         path.rename(aside)

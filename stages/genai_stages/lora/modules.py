@@ -22,7 +22,7 @@ import onnx_ir as ir
 from genai_core.facts import ModelFacts, TensorSource
 from genai_stages.graph.linear_sites import LinearSite, is_op, linear_sites
 
-__all__ = ["Part", "Place", "parts_of", "places_of"]
+__all__ = ["Part", "Place", "parts_of", "path_of", "places_of"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _GROUP = re.compile(r"layer_(\d+)\.data$")
@@ -94,7 +94,7 @@ def places_of(model: ir.Model, facts: ModelFacts) -> list[Place]:
                 site=site,
                 layer=layers.get(site.weight),
                 kind=kinds.get(site.output, ""),
-                paths=frozenset(filter(None, map(_path, named))),
+                paths=frozenset(filter(None, map(path_of, named))),
                 rows=rows,
             )
         )
@@ -154,7 +154,7 @@ def _rows(origin: TensorSource | None) -> tuple[int, ...] | None:
     return tuple(range(*origin.rows)) if origin.rows is not None else origin.index
 
 
-def _path(name: str) -> str:
+def path_of(name: str) -> str:
     """A tensor's name as torch would spell its module; empty where it is a mere number."""
     text = name.split("[", 1)[0].replace("::", "/").strip("/").replace("/", ".")
     before = ""

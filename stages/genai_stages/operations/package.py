@@ -121,7 +121,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         ).model_dump(mode="json", exclude_none=True),
     )
     manifest = _manifest(inputs, config, out, facts=facts, draft=draft)
-    _write_json(out / MANIFEST_FILE, manifest.model_dump(mode="json", exclude_none=True))
+    (out / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     opened = container.load(out, digest_of=None)  # hashed a moment ago
     verified, speed = _try(opened, config, draft, threads=context.threads)
     fidelity = find_file(inputs, RESULT_FILE)

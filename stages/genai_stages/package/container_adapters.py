@@ -8,19 +8,19 @@ from safetensors import safe_open
 
 from genai_core.adapters import (
     ADAPTER_FILE,
-    ADAPTERS_FOLDER,
     INDEX_FILE,
     AdapterEntry,
     AdapterIndex,
     UseCaseEntry,
     WornEntry,
+    file_of,
 )
 from genai_core.canonical import digest_file
 from genai_core.operations import PackageConfig
 from genai_stages.stage import Inputs
 from genai_stages.twin_folder import place
 
-__all__ = ["place_adapters"]
+__all__ = ["entry_of", "place_adapters"]
 
 
 def place_adapters(inputs: Inputs, config: PackageConfig, out: Path) -> AdapterIndex:
@@ -33,9 +33,9 @@ def place_adapters(inputs: Inputs, config: PackageConfig, out: Path) -> AdapterI
     """
     entries = {}
     for number, name in enumerate(config.adapters):
-        file = f"{ADAPTERS_FOLDER}/{name}.safetensors"
+        file = file_of(name)
         place(inputs[f"adapter_{number}"] / ADAPTER_FILE, out / file)
-        entries[name] = _entry(out / file, file)
+        entries[name] = entry_of(out / file, file)
     index = AdapterIndex(
         adapters=entries,
         use_cases={
@@ -47,12 +47,17 @@ def place_adapters(inputs: Inputs, config: PackageConfig, out: Path) -> AdapterI
             for case in config.use_cases
         },
     )
-    text = index.model_dump_json(indent=1)
-    (out / INDEX_FILE).write_text(text + "\n", encoding="utf-8")
+    (out / INDEX_FILE).write_bytes(index.to_bytes())
     return index
 
 
-def _entry(path: Path, file: str) -> AdapterEntry:
+def entry_of(path: Path, file: str) -> AdapterEntry:
+    """What the index says of an adapter.
+
+    Args:
+        path: The adapter, in the graph's layout.
+        file: Where it lies below the container's folder.
+    """
     with safe_open(path, framework="np") as opened:
         names = [name for name in list(opened.keys()) if name.endswith(".A")]
         ranks = [opened.get_slice(name).get_shape()[1] for name in names]

@@ -1,0 +1,142 @@
+"""A later adapter in a container that stands: files beside the base, and a new revision.
+
+The folder that is given is a copy, changed in place. Nothing of the base is read but the graph of
+its model (or the core graph, where the caller has found it), and nothing of it changes: the
+manifest's `base` stays, and the revision is the one that a build with this adapter would have made.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from genai_core.adapter_addition import AdditionAnswer, AdditionRequest
+from genai_core.adapters import ADAPTERS_FOLDER, INDEX_FILE, file_of, read_index
+from genai_core.canonical import digest_file
+from genai_core.errors import BadAdapter, BadInput, DriftError, GenAIError
+from genai_core.foreign import is_failure
+from genai_core.manifest import MANIFEST_FILE, REPORT_FILE, ManifestFile, Report
+from genai_core.names import Backend
+from genai_core.report import report_bytes
+from genai_runtime import container
+from genai_runtime.container import CPU_MODEL_FILE
+from genai_runtime.executor import AdapterUse
+from genai_stages.graph.core_graph import read_core
+from genai_stages.lora.container_places import places_of_container
+from genai_stages.lora.importing import Imported, import_adapter
+from genai_stages.lora.modules import Place, places_of
+from genai_stages.lora.peft import read_peft
+from genai_stages.package.container_adapters import entry_of
+
+__all__ = ["answer", "seal"]
+
+log = logging.getLogger(__name__)
+
+_TRIED_TOKENS = 4
+
+
+def answer(request: AdditionRequest) -> AdditionAnswer:
+    """Do what is asked; every error becomes an answer."""
+    try:
+        return _add(request)
+    except GenAIError as error:
+        return AdditionAnswer(error=error.as_dict())
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        log.exception("the adapter could not be added")
+        failure = GenAIError(f"{type(error).__name__}: {error}", where=request.name)
+        return AdditionAnswer(error=failure.as_dict())
+
+
+def _add(request: AdditionRequest) -> AdditionAnswer:
+    began = time.monotonic()
+    folder = Path(request.container)
+    manifest = container.manifest_of(folder)
+    if manifest.target.backend is not Backend.CPU:
+        raise BadInput(
+            f"it is built for {manifest.target.name}, and adapters are added to cpu containers",
+            where=request.container,
+            remedy="name the cpu container of the same build",
+        )
+    index = read_index(folder)
+    adapter = read_peft(Path(request.adapter), request.name)
+    (folder / ADAPTERS_FOLDER).mkdir(exist_ok=True)
+    path = folder / file_of(request.name)
+    try:
+        made = import_adapter(adapter, _places(request), path)
+    except BadAdapter as error:
+        if request.core is not None:
+            raise
+        return AdditionAnswer(error=error.as_dict(), nameless=True)
+    index = index.with_adapter(request.name, entry_of(path, file_of(request.name)))
+    (folder / INDEX_FILE).write_bytes(index.to_bytes())
+    seal(folder)
+    _try(folder, request.name)
+    _note(folder, request.name, made, seconds=time.monotonic() - began)
+    sealed = container.manifest_of(folder)
+    return AdditionAnswer(
+        facts={
+            "revision": sealed.revision(),
+            "base": sealed.base or sealed.revision(),
+            "rank": made.rank,
+            "linears": made.linears,
+            "trainedOn": adapter.base,
+        }
+    )
+
+
+def _places(request: AdditionRequest) -> Sequence[Place]:
+    if request.core is None:
+        return places_of_container(Path(request.container) / CPU_MODEL_FILE)
+    return places_of(*read_core(Path(request.core)))
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest anew for what lies below `adapters/`."""
+    manifest = container.manifest_of(folder)
+    files = {
+        path.relative_to(folder).as_posix(): ManifestFile(
+            sha256=digest_file(path), size=path.stat().st_size
+        )
+        for path in sorted((folder / ADAPTERS_FOLDER).glob("*"))
+    }
+    (folder / MANIFEST_FILE).write_bytes(manifest.with_adapter_files(files).to_bytes())
+
+
+def _try(folder: Path, name: str) -> None:
+    """Run a few tokens with the adapter.
+
+    Raises:
+        DriftError: It yields NaN or infinity.
+    """
+    opened = container.load(folder, digest_of=None)  # its caller compared the copy
+    session = opened.open_session(worn=[AdapterUse(name)])
+    try:
+        count = min(_TRIED_TOKENS, session.vocab_size, session.context_length)
+        logits = session.forward(np.arange(count))
+    finally:
+        session.close()
+    if not np.isfinite(logits).all():
+        raise DriftError("the container yields NaN or infinity with it", where=name)
+
+
+def _note(folder: Path, name: str, made: Imported, *, seconds: float) -> None:
+    """Put what was measured into the report; one that cannot be read stays as it is."""
+    path = folder / REPORT_FILE
+    notes: dict[str, Any] = {
+        "drift": made.drift,
+        "modules": made.modules,
+        "rank": made.rank,
+        "seconds": round(seconds, 2),
+    }
+    with suppress(OSError, ValueError):
+        report = Report.model_validate_json(path.read_bytes())
+        stages = {**report.stages, f"lora_import/{name}": notes}
+        path.write_bytes(report_bytes(report.model_copy(update={"stages": stages})))
