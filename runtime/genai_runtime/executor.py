@@ -143,6 +143,18 @@ class Executor(Protocol):
         """A new slot, empty; its number is not that of any other open slot."""
         ...
 
+    def copy(self, slot: int, length: int) -> int:
+        """A new slot that holds the first `length` tokens of another, which stays as it is.
+
+        Raises:
+            BadInput: The length is negative or beyond what the slot holds.
+        """
+        ...
+
+    def slot_bytes(self, slot: int) -> int:
+        """Memory that a slot occupies now: by the most tokens that it had, not by its length."""
+        ...
+
     def length(self, slot: int) -> int:
         """Tokens in a slot.
 

@@ -33,6 +33,11 @@ class Steadiness:
     chunks: bool
     neighbours: bool
 
+    @property
+    def all(self) -> bool:
+        """A slot's keys and values are those of its tokens, whoever computed them beside what."""
+        return self.chunks and self.neighbours
+
 
 def try_out(executor: Executor, *, seed: int = 0) -> Steadiness:
     """Run some random tokens in different ways. Slots are opened for it and freed again."""

@@ -27,8 +27,9 @@ _MODULUS = 257
 class ScriptedExecutor:
     """Logits that depend on a slot's whole history through a small recurrent sum.
 
-    Row i depends on tokens 0 .. i of its slot and nothing else, so chunks, neighbours, truncation
-    and resetting must give what one pass gives, as with a real model. Its hidden state is that sum.
+    Row i depends on tokens 0 .. i of its slot, on what each of them wore when it was read, and on
+    nothing else, so chunks, neighbours, truncation and resetting must give what one pass gives, as
+    with a real model. Its hidden state is that sum.
 
     Args:
         vocab_size: V.
@@ -49,7 +50,7 @@ class ScriptedExecutor:
         self._adapters = frozenset(adapters)
         self._table: NDArray[np.float64] = random.normal(size=(_MODULUS, vocab_size))
         self._context_length = context_length
-        self._slots: SlotTable[list[int]] = SlotTable()
+        self._slots: SlotTable[list[tuple[int, int]]] = SlotTable()
         self.passes: list[dict[int, int]] = []
         """Slot -> tokens, of each call of `forward`."""
         self.closed = False
@@ -92,6 +93,15 @@ class ScriptedExecutor:
         """An empty slot."""
         return self._slots.add([])
 
+    def copy(self, slot: int, length: int) -> int:
+        """A new slot with the first tokens of another."""
+        held = self._slots[slot]
+        return self._slots.add(held[: checked_truncation(length, len(held))])
+
+    def slot_bytes(self, slot: int) -> int:
+        """A byte a token."""
+        return len(self._slots[slot])
+
     def length(self, slot: int) -> int:
         """Tokens in a slot."""
         return len(self._slots[slot])
@@ -104,8 +114,8 @@ class ScriptedExecutor:
         for row, tokens in zip(rows, checked, strict=True):
             held, states = self._slots[row.slot], []
             for token in tokens:
-                held.append(int(token))
-                states.append(self._state(held, row.adapters))
+                held.append((int(token), _worn(row.adapters)))
+                states.append(_state(held))
             wanted = np.asarray(states[len(states) - row.want.count(tokens.size) :], dtype=np.intp)
             outputs.append(
                 RowOutput(
@@ -139,12 +149,16 @@ class ScriptedExecutor:
         """Remember that it was called."""
         self.closed = True
 
-    @staticmethod
-    def _state(tokens: list[int], worn: Sequence[AdapterUse]) -> int:
-        state = 1 + sum(sum(use.name.encode()) + round(97 * use.alpha) for use in worn)
-        for token in tokens:
-            state = (state * 31 + token + 7) % _MODULUS
-        return state
+
+def _worn(adapters: Sequence[AdapterUse]) -> int:
+    return sum(sum(use.name.encode()) + round(97 * use.alpha) for use in adapters)
+
+
+def _state(held: Sequence[tuple[int, int]]) -> int:
+    state = 1
+    for token, worn in held:
+        state = (state * 31 + token + 7 + worn) % _MODULUS
+    return state
 
 
 class ScriptedSession(SlotSession):

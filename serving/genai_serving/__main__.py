@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> int:
                 waiting=given.max_waiting,
                 tokens=given.tokens_per_pass,
                 cache_mib=given.kv_cache_mib,
+                prefix_mib=given.prefix_cache_mib,
                 request_seconds=given.request_timeout,
                 drain_seconds=given.drain_seconds,
                 drain_delay_seconds=given.drain_delay_seconds,
@@ -75,6 +76,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-waiting", type=int, default=256)
     parser.add_argument("--tokens-per-pass", type=int, default=128)
     parser.add_argument("--kv-cache-mib", type=int)
+    parser.add_argument("--prefix-cache-mib", type=int)
     parser.add_argument("--request-timeout", type=float, default=0.0)
     parser.add_argument("--drain-seconds", type=float, default=30.0)
     parser.add_argument("--drain-delay-seconds", type=float, default=0.0)

@@ -20,6 +20,7 @@ import numpy as np
 from genai_core.errors import BadInput, GenAIError
 from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
 from genai_runtime.sampling import Sampler, logprobs
+from genai_serving.prefixes import Held, Match, PrefixCache
 from genai_serving.requests import Ended, Finish, Listener, Request, Times
 from genai_serving.scheduler import Limits, Scheduler, Sequence, Step, Work
 
@@ -69,11 +70,13 @@ class _Answer:
     listener: Listener
     sampler: Sampler
     arrived: float
+    need: int
     admitted: float | None = None
     first: float | None = None
     last: float | None = None
     slot: int | None = None
     tokens: list[int] = field(default_factory=list)
+    cached: int | None = None
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,7 @@ class Engine:
     ) -> None:
         self._executor = executor
         self._scheduler = Scheduler(limits)
+        self._prefixes = PrefixCache(executor, limits.prefix_bytes)
         self._observer: Observer = observer or _Nobody()
         self._clock = clock
         self._keys = itertools.count()
@@ -165,7 +169,7 @@ class Engine:
             key = next(self._keys)
             need = self._executor.cache_bytes(prompt.size + most - 1)
             self._scheduler.add(Sequence(key, prompt.size, most, need, request.deadline))
-            self._answers[key] = _Answer(request, listener, sampler, self._clock())
+            self._answers[key] = _Answer(request, listener, sampler, self._clock(), need)
             self._wake.notify()
         return key
 
@@ -206,6 +210,7 @@ class Engine:
                 left = list(self._answers)
             for key in left:
                 self._end(key, Finish.CANCELLED)
+            self._prefixes.shrink(0)
             self._executor.close()
 
     def _next(self) -> bool:
@@ -224,22 +229,61 @@ class Engine:
             self._end(key, Finish.CANCELLED)
         for key in overdue:
             self._end(key, Finish.DEADLINE)
+        found: dict[int, Match] = {}
         with self._wake:
-            step = self._scheduler.schedule()
+            step = self._scheduler.schedule(lambda key: self._cached(key, found))
         if step.work:
-            self._run(step)
+            self._run(step, found)
         return True
 
-    def _run(self, step: Step) -> None:
+    def _cached(self, key: int, found: dict[int, Match]) -> int:
+        """How many tokens of a prompt a slot can begin with; remembered in `found`."""
+        request = self._answers[key].request
+        if request.prompt_logprobs is not None:  # every place's logits are wanted
+            return 0
+        running = [self._held(answer) for answer in self._answers.values()]
+        match = self._prefixes.find(request.scope, request.prompt, [h for h in running if h])
+        if match is not None:
+            found[key] = match
+        return 0 if match is None else match.tokens
+
+    def _held(self, answer: _Answer) -> Held | None:
+        """What the slot of an answer holds; None where it has none."""
+        if answer.slot is None:
+            return None
+        known = np.concatenate([answer.request.prompt, np.asarray(answer.tokens, np.int64)])
+        length = self._executor.length(answer.slot)
+        return Held(answer.slot, answer.request.scope, known[:length])
+
+    def _begin(self, step: Step, found: dict[int, Match]) -> None:
+        """A slot for each sequence whose first tokens are in this pass."""
+        wanted = [match.slot for match in found.values()]
+        with self._wake:
+            admitted = sum(self._answers[key].need for key in step.admitted)
+            room = self._scheduler.limits.cache_bytes - self._scheduler.reserved_bytes - admitted
+        self._prefixes.shrink(room, wanted=wanted)
+        for work in step.work:
+            answer = self._answers[work.key]
+            if answer.slot is not None:
+                continue
+            match = found.get(work.key)
+            if match is None:
+                answer.slot = self._executor.open()
+            else:
+                wanted.remove(match.slot)
+                answer.slot = self._prefixes.take(match, most_bytes=answer.need, wanted=wanted)
+            if answer.request.prompt_logprobs is None:
+                answer.cached = work.start
+            # At once, and not bucket by bucket with a copy each time.
+            self._executor.grow(answer.slot, answer.request.prompt.size)
+        self._prefixes.shrink(room)
+
+    def _run(self, step: Step, found: dict[int, Match]) -> None:
         began = self._clock()
         for key in step.admitted:
             self._answers[key].admitted = began
         try:
-            for key in step.admitted:
-                answer = self._answers[key]
-                answer.slot = self._executor.open()
-                # At once, and not bucket by bucket with a copy each time.
-                self._executor.grow(answer.slot, answer.request.prompt.size)
+            self._begin(step, found)
             outputs = self._executor.forward([self._row(work) for work in step.work])
         except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
             for key in {*step.admitted, *(work.key for work in step.work)}:
@@ -306,10 +350,14 @@ class Engine:
             self._cancelled.discard(key)
         if answer is None:
             return
-        if answer.slot is not None:
-            self._executor.free(answer.slot)
+        held = self._held(answer)
+        if held is not None and error is None:
+            self._prefixes.keep(held)
+        elif held is not None:  # nobody knows what a pass that failed has left
+            self._executor.free(held.slot)
         times = Times(answer.arrived, answer.admitted, answer.first, self._clock())
-        ended = Ended(reason, answer.request.prompt.size, len(answer.tokens), times, error)
+        prompt, tokens = answer.request.prompt.size, len(answer.tokens)
+        ended = Ended(reason, prompt, tokens, times, error, answer.cached)
         self._observer.on_end(answer.request, ended)
         try:
             answer.listener.on_end(ended)

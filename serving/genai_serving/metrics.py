@@ -30,6 +30,8 @@ class Metrics:
         """Asked at every scrape."""
         self._prompt = self._counter("prompt_tokens", "Prompt tokens read.")
         self._written = self._counter("generation_tokens", "Tokens written.")
+        self._queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
+        self._hits = self._counter("prefix_cache_hits", "Prompt tokens found and not computed.")
         self._success = Counter(
             "vllm:request_success",
             "Requests that ended, by how.",
@@ -97,6 +99,9 @@ class Metrics:
         times, observe = ended.times, self._observe
         if times.first is not None:
             self._prompt.inc(ended.prompt_tokens)
+        if ended.cached_tokens is not None:
+            self._queries.inc(ended.prompt_tokens)
+            self._hits.inc(ended.cached_tokens)
         observe("request_prompt_tokens", ended.prompt_tokens)
         observe("request_generation_tokens", ended.tokens)
         observe("request_params_max_tokens", request.max_tokens)

@@ -27,6 +27,19 @@ class Finish(enum.Enum):
 
 
 @dataclass(frozen=True)
+class Scope:
+    """What keys and values depend on beside tokens, within one process and one model.
+
+    Attributes:
+        adapters: What every pass wears. A name of the executor's means one content for ever.
+        salt: The client's own: requests share nothing with those of another.
+    """
+
+    adapters: tuple[AdapterUse, ...] = ()
+    salt: str = ""
+
+
+@dataclass(frozen=True)
 class Request:
     """One answer to write.
 
@@ -40,6 +53,7 @@ class Request:
         prompt_logprobs: The same for the prompt's tokens.
         deadline: When it must have ended, by the engine's clock; None = whenever.
         adapters: What every pass of it wears.
+        cache_salt: Only requests of the same salt share cached beginnings with it.
     """
 
     prompt: NDArray[np.int64]
@@ -51,6 +65,12 @@ class Request:
     prompt_logprobs: int | None = None
     deadline: float | None = None
     adapters: tuple[AdapterUse, ...] = ()
+    cache_salt: str = ""
+
+    @property
+    def scope(self) -> Scope:
+        """With whom it may share keys and values."""
+        return Scope(self.adapters, self.cache_salt)
 
 
 @dataclass(frozen=True)
@@ -73,6 +93,7 @@ class Ended:
         tokens: Of the answer.
         times: When what happened.
         error: With `Finish.ERROR`.
+        cached_tokens: Of the prompt, taken from the prefix cache; None = it was not asked.
     """
 
     reason: Finish
@@ -80,6 +101,7 @@ class Ended:
     tokens: int
     times: Times
     error: GenAIError | None = None
+    cached_tokens: int | None = None
 
 
 class Listener(Protocol):

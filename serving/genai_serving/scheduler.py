@@ -12,7 +12,7 @@ of the pass's budget goes to prompts, the oldest first. There is no clock here: 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from genai_core.errors import BadInput, GenAIError
@@ -39,12 +39,14 @@ class Limits:
         tokens: Of a pass; at least `sequences`, so that all who write get their token.
         waiting: Sequences that may wait for a slot or for memory.
         cache_bytes: Memory of all slots together.
+        prefix_bytes: What of it idle slots may keep; they give way to whoever comes.
     """
 
     sequences: int
     tokens: int
     waiting: int
     cache_bytes: int
+    prefix_bytes: int = 0
 
     def __post_init__(self) -> None:
         """Refuse limits under which something would wait for ever.
@@ -111,7 +113,7 @@ class Work:
 
     Attributes:
         key: Whose.
-        start: Tokens in its slot before.
+        start: Tokens in its slot before: what was computed, or is taken from a cache.
         count: Tokens that it appends.
         yields: A token of the answer comes out.
     """
@@ -133,6 +135,10 @@ class Step:
 
     admitted: tuple[int, ...]
     work: tuple[Work, ...]
+
+
+def _nothing_cached(_key: int) -> int:
+    return 0
 
 
 class Scheduler:
@@ -198,18 +204,28 @@ class Scheduler:
         asked = [*self._waiting.values(), *(p.asked for p in self._running.values())]
         return tuple(s.key for s in asked if s.deadline is not None and s.deadline <= now)
 
-    def schedule(self) -> Step:
-        """The next pass; nothing to do where nobody waits and nobody runs."""
+    def schedule(self, cached: Callable[[int], int] = _nothing_cached) -> Step:
+        """The next pass; nothing to do where nobody waits and nobody runs.
+
+        Args:
+            cached: Tokens of a sequence's prompt, fewer than all, that its slot can begin with.
+                Asked when its first tokens are due and not sooner: who reads the same prompt
+                before it has got further by then.
+        """
         admitted = tuple(self._admitted())
         members = dict(self._running)
         members |= {key: Progress(self._waiting[key]) for key in admitted}
         budget = self.limits.tokens - sum(progress.writing for progress in members.values())
         work = []
         for key, progress in members.items():
-            count = 1 if progress.writing else min(progress.left, budget)
-            if count:
-                budget -= 0 if progress.writing else count
-                work.append(Work(key, progress.held, count, yields=count == progress.left))
+            if progress.writing:
+                work.append(Work(key, progress.held, progress.left, yields=True))
+            elif budget:
+                held = progress.held or cached(key)
+                left = progress.asked.prompt - held
+                count = min(left, budget)
+                budget -= count
+                work.append(Work(key, held, count, yields=count == left))
         return Step(admitted, tuple(work))
 
     def update(self, step: Step, *, finished: Collection[int] = ()) -> tuple[int, ...]:
@@ -231,7 +247,7 @@ class Scheduler:
             if before is None:
                 continue
             after = Progress(
-                before.asked, before.held + work.count, before.written + int(work.yields)
+                before.asked, work.start + work.count, before.written + int(work.yields)
             )
             self._running[work.key] = after
             if work.key in finished or after.written >= after.asked.most:

@@ -53,6 +53,7 @@ class Options:
         waiting: That may wait.
         tokens: Of a pass.
         cache_mib: Keys and values of all sequences; None = what the memory allows.
+        prefix_mib: What of it may keep beginnings of prompts; None = all that nobody uses.
         request_seconds: That an answer may take; 0 = for ever.
         drain_seconds: That running answers get when the server ends.
         drain_delay_seconds: Before that, for which it still listens; see `draining`.
@@ -74,6 +75,7 @@ class Options:
     waiting: int = 256
     tokens: int = 128
     cache_mib: int | None = None
+    prefix_mib: int | None = None
     request_seconds: float = 0.0
     drain_seconds: float = 30.0
     drain_delay_seconds: float = 0.0
@@ -154,13 +156,17 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
     )
     if options.golden:
         _replay(opened, executor, say)
+    emulated = opened.manifest.target.backend is Backend.HTP
+    # The static graphs of a twin round by their sizes; trying that takes minutes there.
+    steadiness = Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor)
+    cache_bytes = _budget(options, executor)
     limits = Limits(
         sequences=options.sequences,
         tokens=max(options.tokens, options.sequences),
         waiting=options.waiting,
-        cache_bytes=_budget(options, executor),
+        cache_bytes=cache_bytes,
+        prefix_bytes=_kept(options, cache_bytes) if steadiness.all else 0,
     )
-    emulated = opened.manifest.target.backend is Backend.HTP
     metrics = Metrics(name)
     model = ServedModel(
         name=name,
@@ -169,11 +175,11 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         tokenizer=opened.tokenizer(),
         template=ChatTemplate.of_container(opened),
         stop_tokens=opened.stop_tokens(),
-        # The static graphs of a twin round by their sizes; trying that takes minutes there.
-        steadiness=Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor),
+        steadiness=steadiness,
         emulated=emulated,
         created=int(opened.folder.stat().st_mtime),
         adapters=adapters,
+        prefix_cache=limits.prefix_bytes > 0,
         defaults=sampling_defaults(opened.folder),
     )
     vocab_size = executor.vocab_size
@@ -219,8 +225,11 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
             )
             if emulated:
                 say("it runs in the vendor's emulator, on this processor: slow, for trying out")
-            elif not (model.steadiness.chunks and model.steadiness.neighbours):
-                say("here an answer's last bits depend on what is computed beside it")
+            elif not steadiness.all:
+                say(
+                    "here an answer's last bits depend on what is computed beside it, so nothing "
+                    "is kept of one prompt for another"
+                )
         await running
 
     try:
@@ -265,6 +274,11 @@ def _name_of(opened: Container) -> str:
     """The build's name, as `genai build` lays containers out: `<output>/<build>/<target>`."""
     folder = opened.folder.resolve()
     return folder.parent.name if folder.name == opened.manifest.target.name else folder.name
+
+
+def _kept(options: Options, cache_bytes: int) -> int:
+    """Bytes in which beginnings of prompts are kept."""
+    return cache_bytes if options.prefix_mib is None else min(options.prefix_mib << 20, cache_bytes)
 
 
 def _budget(options: Options, executor: Executor) -> int:

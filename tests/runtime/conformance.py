@@ -104,6 +104,26 @@ def slots_truncate_grow_and_free(executor: Executor, same: Same) -> None:
     executor.free(second)
 
 
+def copies_go_on_by_themselves(executor: Executor, same: Same) -> None:
+    text, other = tokens_for(executor, 8, 9), tokens_for(executor, 4, 10)
+    slot = executor.open()
+    executor.forward([Row(slot, text)])
+    copied, empty = executor.copy(slot, 4), executor.copy(slot, 0)
+    assert len({slot, copied, empty}) == 3
+    assert [executor.length(s) for s in (slot, copied, empty)] == [8, 4, 0]
+    assert executor.slot_bytes(copied) >= executor.cache_bytes(4)
+    (branch,) = executor.forward([Row(copied, other, want=Want.ALL)])
+    executor.free(copied)
+    (behind,) = executor.forward([Row(slot, other, want=Want.ALL)])
+    assert same(alone(executor, np.concatenate([text[:4], other]))[4:], branch.logits)
+    assert same(alone(executor, np.concatenate([text, other]))[8:], behind.logits)
+    for length in (-1, 13):
+        with pytest.raises(BadInput):
+            executor.copy(slot, length)
+    executor.free(slot)
+    executor.free(empty)
+
+
 def refusals_leave_every_slot_alone(executor: Executor) -> None:
     held = executor.open()
     other = executor.open()

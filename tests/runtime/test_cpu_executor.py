@@ -83,6 +83,7 @@ def conforms(executor, same=conformance.bits):
     conformance.rows_equal_each_alone(executor, same)
     conformance.wanted_places_are_those_of_all(executor)
     conformance.slots_truncate_grow_and_free(executor, same)
+    conformance.copies_go_on_by_themselves(executor, same)
     conformance.refusals_leave_every_slot_alone(executor)
     if executor.trees:
         # A step of an 8-bit activation is the largest that rounding may make of it.

@@ -81,6 +81,17 @@ def machine(tmp_path_factory):
             executor.truncate(slot, length)
             del self.texts[slot][length:]
 
+        @precondition(lambda self: 0 < len(self.texts) < 8)
+        @rule(data=st.data())
+        def copy(self, data):
+            slot = data.draw(st.sampled_from(sorted(self.texts)))
+            length = data.draw(st.integers(0, len(self.texts[slot])))
+            made = executor.copy(slot, length)
+            assert made not in self.texts
+            self.texts[made] = self.texts[slot][:length]
+            assert executor.slot_bytes(made) == executor.cache_bytes(length)
+            assert executor.slot_bytes(slot) >= executor.cache_bytes(len(self.texts[slot]))
+
         @precondition(lambda self: self.texts)
         @rule(data=st.data())
         def free(self, data):

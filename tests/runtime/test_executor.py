@@ -25,6 +25,7 @@ def test_scripted_executor_conforms(executor):
     conformance.rows_equal_each_alone(executor, conformance.bits)
     conformance.wanted_places_are_those_of_all(executor)
     conformance.slots_truncate_grow_and_free(executor, conformance.bits)
+    conformance.copies_go_on_by_themselves(executor, conformance.bits)
     conformance.refusals_leave_every_slot_alone(executor)
 
 

@@ -362,6 +362,7 @@ def test_htp_executor_conforms_row_by_row(tmp_path: Path) -> None:
     conformance.rows_equal_each_alone(executor, close)
     conformance.wanted_places_are_those_of_all(executor)
     conformance.slots_truncate_grow_and_free(executor, close)
+    conformance.copies_go_on_by_themselves(executor, close)
     conformance.refusals_leave_every_slot_alone(executor)
     conformance.a_tree_equals_each_of_its_chains(executor, close, chain_same=close)
     assert executor.cache_bytes(1) == executor.cache_bytes(128) > 0

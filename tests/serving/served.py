@@ -51,9 +51,15 @@ class Served:
         self.port = int(found[1])
 
     def post(self, path: str, body: dict, **headers: str):
+        return self._send("POST", path, json.dumps(body), headers)
+
+    def get(self, path: str, **headers: str):
+        return self._send("GET", path, None, headers)
+
+    def _send(self, method: str, path: str, body: str | None, headers: dict[str, str]):
         connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
-            connection.request("POST", path, json.dumps(body), headers)
+            connection.request(method, path, body, headers)
             answer = connection.getresponse()
             raw = answer.read()
             return answer.status, raw

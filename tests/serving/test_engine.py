@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from heard import SECONDS, Heard, ask
 
 from genai_core.errors import BadInput
 from genai_runtime.executor import AdapterUse
@@ -15,42 +16,10 @@ from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
 from genai_serving.engine import Closed, Engine, Limits
-from genai_serving.requests import Finish, Request
+from genai_serving.requests import Finish
 from genai_serving.scheduler import QueueFull, TooLarge
 
 LIMITS = Limits(sequences=4, tokens=16, waiting=64, cache_bytes=4 * 64)
-SECONDS = 20
-
-
-class Heard:
-    """A listener that remembers."""
-
-    def __init__(self, *, enough: int = 0, on_first=None) -> None:
-        self.tokens: list[int] = []
-        self.logprobs: list = []
-        self.prompt: list = []
-        self.ended = None
-        self.done = threading.Event()
-        self.enough = enough
-        self.on_first = on_first
-
-    def on_prompt(self, logprobs):
-        self.prompt += logprobs
-
-    def on_token(self, token, logprobs):
-        if not self.tokens and self.on_first:
-            self.on_first()
-        self.tokens.append(token)
-        self.logprobs.append(logprobs)
-        return len(self.tokens) == self.enough
-
-    def on_end(self, ended):
-        self.ended = ended
-        self.done.set()
-
-    def wait(self):
-        assert self.done.wait(SECONDS), "the request never ended"
-        return self
 
 
 class Slow(ScriptedExecutor):
@@ -82,10 +51,6 @@ def engine(executor):
     made.close()
     assert executor.open_slots == frozenset()
     assert executor.closed
-
-
-def ask(prompt, most=8, **given):
-    return Request(np.asarray(prompt, np.int64), most, **given)
 
 
 def alone(prompt, most, sampling=None, stops=()):

@@ -91,6 +91,26 @@ def test_answers_with_different_adapters_are_those_each_gives_alone(served: Serv
     assert len({tuple(tokens) for tokens in same}) >= 3, "adapters change what is written"
 
 
+def test_the_same_prompt_never_meets_what_another_adapter_has_read(served: Served) -> None:
+    """One after another, so that each finds the slots of those before it."""
+    names = [BASE, *NAMES]
+
+    def ask(name: str, salt: str) -> tuple[Any, int]:
+        body = {"prompt": PROMPT * 6, "max_tokens": 12, "temperature": 0, "logprobs": 2}
+        status, raw = served.post("/v1/completions", body | {"model": name, "cache_salt": salt})
+        assert status == 200, raw
+        told = json.loads(raw)
+        return told["choices"], told["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+    cold = {name: ask(name, f"cold {name}") for name in names}
+    assert all(tokens == 0 for _, tokens in cold.values())
+    assert [ask(name, "shared") for name in names] == [cold[name] for name in names]
+    for name in [*names, *names[::-1]]:
+        choices, tokens = ask(name, "shared")
+        assert choices == cold[name][0]
+        assert tokens > 10
+
+
 def test_chat_wears_an_adapter_too(served: Served) -> None:
     def ask(name: str) -> dict[str, Any]:
         messages = [{"role": "user", "content": "What does `close` do?"}]

@@ -73,6 +73,44 @@ def test_many_clients_get_bit_for_bit_what_each_gets_alone(served):
     assert together == alone
 
 
+LICENSE = (EXAMPLE.parents[1] / "LICENSE").read_text()
+LONG = LICENSE[:300]
+
+
+def cached(served, prompt, **given):
+    body = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 3}
+    status, raw = served.post("/v1/completions", body | given)
+    assert status == 200, raw
+    told = json.loads(raw)
+    return told["choices"], told["usage"]["prompt_tokens_details"]["cached_tokens"]
+
+
+def test_an_answer_behind_a_cached_beginning_is_the_same_to_the_last_bit(served):
+    """The cold ones have salts of their own, so that nobody has read anything for them."""
+    prompts = [LONG + text for text in ("", " a", " b", " a longer end of it", "\n")]
+    cold = [cached(served, prompt, cache_salt=f"cold {prompt}") for prompt in prompts]
+    assert [tokens for _, tokens in cold] == [0] * 5
+    first = cached(served, prompts[0], cache_salt="warm")
+    assert first == (cold[0][0], 0)
+    with concurrent.futures.ThreadPoolExecutor(10) as pool:
+        warm = list(pool.map(lambda p: cached(served, p, cache_salt="warm"), prompts * 2))
+    assert [choices for choices, _ in warm] == [choices for choices, _ in cold] * 2
+    assert min(tokens for _, tokens in warm) > 60
+    lines = served.get("/metrics")[1].decode().splitlines()
+    told = {line.split("{")[0]: float(line.rsplit(" ", 1)[1]) for line in lines if line[0] != "#"}
+    queries, hits = (told[f"vllm:prefix_cache_{name}_total"] for name in ("queries", "hits"))
+    assert queries > hits >= sum(tokens for _, tokens in warm)
+    assert json.loads(served.get("/v1/models")[1])["data"][0]["prefix_cache"] is True
+
+
+def test_scores_of_a_text_are_the_same_behind_a_cached_beginning(served):
+    asked = {"echo": True, "max_tokens": 0}
+    before = cached(served, LONG, **asked)
+    cached(served, LONG)
+    assert cached(served, LONG, **asked) == before
+    assert before[1] == 0
+
+
 def test_chat_answers_and_ends_by_itself(served):
     messages = [{"role": "user", "content": "What does `close` do?"}]
     body = {"messages": messages, "temperature": 0}

@@ -51,6 +51,15 @@ def serve(
             min=1, metavar="MIB", help="Keys and values of all answers; else what memory allows."
         ),
     ] = None,
+    prefix_cache_mib: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="MIB",
+            show_default=False,
+            help="Of them for beginnings of earlier prompts, 0 for none; else all that is free.",
+        ),
+    ] = None,
     tokens_per_pass: Annotated[
         int,
         typer.Option(
@@ -82,6 +91,7 @@ def serve(
             "max-concurrency": max_concurrency,
             "max-waiting": max_waiting,
             "kv-cache-mib": kv_cache_mib,
+            "prefix-cache-mib": prefix_cache_mib,
             "tokens-per-pass": tokens_per_pass,
             "request-timeout": request_timeout,
             "drain-seconds": drain_seconds,

@@ -103,6 +103,15 @@ class CpuExecutor:
         """An empty slot."""
         return self._slots.add(Slot(self._model.cache, bucketed(1)))
 
+    def copy(self, slot: int, length: int) -> int:
+        """A new slot with the first tokens of another."""
+        held = self._slots[slot]
+        return self._slots.add(held.copy(checked_truncation(length, held.length)))
+
+    def slot_bytes(self, slot: int) -> int:
+        """Memory that a slot occupies now."""
+        return self._slots[slot].bytes
+
     def length(self, slot: int) -> int:
         """Tokens in a slot."""
         return self._slots[slot].length

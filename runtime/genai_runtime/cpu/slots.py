@@ -46,6 +46,7 @@ class Slot:
 
     Attributes:
         length: Tokens that it holds.
+        bytes: Memory of its buffers.
         buffers: By cache tensor, [1, heads, places, width]; replaced as a whole by growing.
         values: The same memory, to be bound.
     """
@@ -54,6 +55,7 @@ class Slot:
         self._tensors = tensors
         self.length = 0
         self.places = 0
+        self.bytes = 0
         self.buffers: dict[str, NDArray[np.float32]] = {}
         self.values: dict[str, ort.OrtValue] = {}
         self._take(places)
@@ -62,6 +64,14 @@ class Slot:
         """Have room for so many tokens, and the spare place."""
         if tokens + SPARE > self.places:
             self._take(bucketed(tokens))
+
+    def copy(self, length: int) -> Slot:
+        """A new slot with the first tokens of this one."""
+        made = Slot(self._tensors, bucketed(max(1, length)))
+        for name, buffer in made.buffers.items():
+            buffer[:, :, :length] = self.buffers[name][:, :, :length]
+        made.length = length
+        return made
 
     def move(self, start: int, places: NDArray[np.intp]) -> None:
         """Keep the first `start` tokens and those at `places`, ascending."""
@@ -72,7 +82,8 @@ class Slot:
 
     def _take(self, places: int) -> None:
         a_token = sum(tensor.heads * tensor.width for tensor in self._tensors)
-        block = np.frombuffer(mmap.mmap(-1, a_token * places * _FLOAT), np.float32)
+        self.bytes = a_token * places * _FLOAT
+        block = np.frombuffer(mmap.mmap(-1, self.bytes), np.float32)
         before, self.buffers = self.buffers, {}
         start = 0
         for tensor in self._tensors:

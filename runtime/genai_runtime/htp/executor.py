@@ -145,6 +145,17 @@ class HtpExecutor:
         cache = {name: values.copy() for name, values in self._empty.items()}
         return self._slots.add(_Slot(np.zeros(0, np.int64), cache))
 
+    def copy(self, slot: int, length: int) -> int:
+        """A new slot with the first tokens of another."""
+        held = self._slots[slot]
+        kept = held.tokens[: checked_truncation(length, held.length)]
+        cache = {name: values.copy() for name, values in held.cache.items()}
+        return self._slots.add(_Slot(kept, cache))
+
+    def slot_bytes(self, slot: int) -> int:
+        """The whole context's."""
+        return self.cache_bytes(self._slots[slot].length)
+
     def length(self, slot: int) -> int:
         """Tokens in a slot."""
         return self._slots[slot].length

@@ -172,6 +172,7 @@ def _about(service: Service, name: str) -> dict[str, Any]:
             "chunks": model.steadiness.chunks,
             "neighbours": model.steadiness.neighbours,
         },
+        "prefix_cache": model.prefix_cache,
     }
 
 

@@ -42,6 +42,7 @@ class ServedModel:
         created: Seconds since 1970.
         emulated: It runs in the vendor's emulator.
         adapters: Names that requests may use beside its own.
+        prefix_cache: Beginnings of prompts are kept and used again.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ServedModel:
     created: int
     emulated: bool = False
     adapters: AdapterIndex = field(default_factory=AdapterIndex)
+    prefix_cache: bool = False
     defaults: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULTS))
 
     def sampling(self, body: SamplingFields, index: int) -> Sampling:

@@ -72,6 +72,8 @@ class SamplingFields(_Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
+    """Cached beginnings of prompts are shared among requests of the same salt."""
     # Told to servers, and without effect on an answer.
     user: str | None = None
     metadata: dict[str, str] | None = None

@@ -149,6 +149,7 @@ class Service:
                         prompt_logprobs=prompt_logprobs,
                         deadline=deadline,
                         adapters=adapters,
+                        cache_salt=body.cache_salt or "",
                     )
                     answer = Answer(
                         loop,
@@ -265,13 +266,15 @@ async def merged(running: Sequence[Running]) -> AsyncIterator[tuple[int, Piece |
 def usage(running: Sequence[Running], choices: int, *, shown: bool = True) -> dict[str, Any]:
     """Tokens of a request: each prompt once, every answer if it was shown."""
     ended = [one.answer.ended for one in running]
-    prompt = sum(e.prompt_tokens for e in ended[::choices] if e is not None)
+    read = [e for e in ended[::choices] if e is not None]
+    prompt = sum(e.prompt_tokens for e in read)
+    cached = sum(e.cached_tokens or 0 for e in read)
     written = sum(e.tokens for e in ended if e is not None) if shown else 0
     return {
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached},
     }
 
 

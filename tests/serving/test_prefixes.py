@@ -1,0 +1,274 @@
+"""Cached beginnings of prompts: the answers are those without a cache, and of no other scope."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from heard import Heard, ask
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from genai_runtime.executor import AdapterUse, Row
+from genai_runtime.generate import generate
+from genai_runtime.sampling import Sampling
+from genai_runtime.session import SlotSession
+from genai_runtime.testing import ScriptedExecutor
+from genai_serving.engine import Engine, Limits
+from genai_serving.prefixes import Held, Match, PrefixCache, common
+from genai_serving.requests import Finish, Scope
+
+NAMES = ("a", "b")
+BUDGET = 80
+LIMITS = Limits(sequences=3, tokens=8, waiting=64, cache_bytes=BUDGET, prefix_bytes=BUDGET)
+
+
+class Watched(ScriptedExecutor):
+    """Whatever a pass finds: those who run and the idle slots have what there is, and no more."""
+
+    engine: Engine
+    most = 0
+
+    def forward(self, rows):
+        # An observer's exception would end the loop; this one is remembered.
+        running = [answer for answer in self.engine._answers.values() if answer.slot is not None]
+        reserved = sum(answer.need for answer in running)
+        self.most = max(self.most, reserved + self.engine._prefixes.bytes)
+        idle = set(self.engine._prefixes.slots)
+        assert self.engine._prefixes.bytes == sum(map(self.slot_bytes, idle))
+        assert self.open_slots == idle | {answer.slot for answer in running}
+        return super().forward(rows)
+
+
+def engine_of(limits):
+    slots = Watched(adapters=NAMES)
+    slots.engine = Engine(slots, limits)
+    return slots.engine
+
+
+def alone(prompt, most, worn=(), sampling=None):
+    session = SlotSession(ScriptedExecutor(adapters=NAMES), list(worn))
+    return list(generate(session, np.asarray(prompt), max_tokens=most, sampling=sampling).tokens)
+
+
+def told(engine, prompt, most=6, **given):
+    heard = Heard()
+    engine.submit(ask(prompt, most, **given), heard)
+    return heard.wait()
+
+
+@pytest.fixture
+def engine():
+    made = engine_of(LIMITS)
+    yield made
+    made.close()
+    assert made._executor.most <= BUDGET
+    assert made._executor.open_slots == frozenset()
+
+
+def test_a_second_request_computes_what_is_new_to_it_alone(engine):
+    system = list(range(1, 13))
+    first = told(engine, [*system, 3, 4])
+    assert first.ended.cached_tokens == 0
+    second = told(engine, [*system, 5, 6])
+    assert second.ended.cached_tokens == len(system)
+    assert second.tokens == alone([*system, 5, 6], 6)
+    chat = [*system, 5, 6, *second.tokens]
+    third = told(engine, [*chat, 9])
+    assert third.ended.cached_tokens == len(chat) - 1, "its last token was never read"
+    assert third.tokens == alone([*chat, 9], 6)
+    again = told(engine, [*system, 3, 4])
+    assert again.ended.cached_tokens == len(system) + 1, "the last one's logits are wanted"
+    assert again.tokens == first.tokens
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"adapters": (AdapterUse("a"),)},
+        {"adapters": (AdapterUse("b", 0.5),)},
+        {"adapters": (AdapterUse("b"), AdapterUse("a"))},
+        {"adapters": (AdapterUse("b"),), "cache_salt": "x"},
+        {},
+    ],
+)
+def test_another_adapter_alpha_or_salt_meets_nothing(engine, other):
+    prompt = [1, 2, 3, 4, 5]
+    worn = (AdapterUse("b"),)
+    told(engine, prompt, adapters=worn)
+    assert told(engine, prompt, **other).ended.cached_tokens == 0
+    assert told(engine, prompt, adapters=worn).ended.cached_tokens == 4
+
+
+def test_a_prompt_whose_places_are_told_is_computed_and_then_kept(engine):
+    prompt = [1, 2, 3, 4, 5]
+    told(engine, prompt)
+    scored = told(engine, prompt, prompt_logprobs=1)
+    assert scored.ended.cached_tokens is None
+    assert len(scored.prompt) == 4
+    assert told(engine, prompt).ended.cached_tokens == 4
+
+
+def test_what_waits_is_never_kept_waiting_by_idle_slots(engine):
+    for start in range(1, 9):
+        told(engine, [start] * 20, 2)
+    assert told(engine, [16] * 60, 5).tokens, "64 of 80 bytes: idle ones gave way"
+    assert told(engine, [16] * 60, 2).ended.cached_tokens == 59
+
+
+def test_choices_of_one_prompt_share_it_while_the_first_still_reads(engine):
+    prompt = list(np.arange(30) % 17)
+    heard = [Heard() for _ in range(3)]
+    for seed, listener in enumerate(heard):
+        sampling = Sampling(temperature=1.0, seed=seed)
+        engine.submit(ask(prompt, 3, sampling=sampling), listener)
+    cached = [listener.wait().ended.cached_tokens for listener in heard]
+    assert cached[0] == 0
+    assert min(cached[1:]) >= 24
+    for seed, listener in enumerate(heard):
+        sampling = Sampling(temperature=1.0, seed=seed)
+        assert listener.tokens == alone(prompt, 3, sampling=sampling)
+
+
+def test_nothing_is_kept_without_memory_for_it():
+    made = engine_of(Limits(sequences=3, tokens=8, waiting=8, cache_bytes=BUDGET))
+    for _ in range(2):
+        assert told(made, [1, 2, 3]).ended.cached_tokens == 0
+        assert made._executor.open_slots == frozenset()
+    made.close()
+
+
+def test_a_slot_of_a_pass_that_failed_is_not_kept(engine, monkeypatch):
+    forward = engine._executor.forward
+    monkeypatch.setattr(engine._executor, "forward", lambda rows: 1 / 0)
+    assert told(engine, [1, 2, 3]).ended.reason is Finish.ERROR
+    monkeypatch.setattr(engine._executor, "forward", forward)
+    assert told(engine, [1, 2, 3]).ended.cached_tokens == 0
+
+
+WORN = st.sampled_from(
+    [(), (AdapterUse("a"),), (AdapterUse("b"),), (AdapterUse("a", 0.5), AdapterUse("b"))]
+)
+# Prompts of few beginnings, which go on in few ways.
+PROMPTS = st.lists(st.sampled_from([[1, 2, 3, 4, 5], [1, 2, 6], [7], [8, 9, 1]]), min_size=1).map(
+    lambda parts: [token for part in parts for token in part][:40]
+)
+ASKED = st.tuples(PROMPTS, st.integers(1, 12), WORN, st.sampled_from(["", "x"]), st.integers(0, 3))
+
+
+def check(asked):
+    """Submit everything at once, cancel some, and compare with each alone."""
+    engine = engine_of(LIMITS)
+    heard = []
+    for prompt, most, worn, salt, kind in asked:
+        heard.append(Heard(enough=1 if kind == 1 else 0))
+        sampling = Sampling(temperature=float(kind == 3), seed=3)
+        key = engine.submit(
+            ask(prompt, most, adapters=worn, cache_salt=salt, sampling=sampling), heard[-1]
+        )
+        if kind == 2:
+            engine.cancel(key)
+    for listener, (prompt, most, worn, _, kind) in zip(heard, asked, strict=True):
+        listener.wait()
+        assert listener.ended.reason is not Finish.ERROR, listener.ended.error
+        sampling = Sampling(temperature=float(kind == 3), seed=3)
+        expected = alone(prompt, most, worn, sampling)
+        assert listener.tokens == expected[: len(listener.tokens)]
+        if kind in {0, 3}:
+            assert len(listener.tokens) == most
+    engine.close()
+    assert engine._executor.open_slots == frozenset()
+    assert engine._executor.most <= BUDGET
+    return sum(listener.ended.cached_tokens or 0 for listener in heard)
+
+
+CHECKED = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@CHECKED
+@given(st.lists(ASKED, min_size=2, max_size=12))
+def test_answers_with_a_cache_are_those_without(asked):
+    check(asked)
+
+
+@pytest.mark.long
+@settings(CHECKED, max_examples=3000)
+@given(st.lists(ASKED, min_size=2, max_size=40))
+def test_answers_with_a_cache_are_those_without_over_many_runs(asked):
+    check(asked)
+
+
+def filled(slots, *texts):
+    made = []
+    for text in texts:
+        slot = slots.open()
+        slots.forward([Row(slot, np.array(text))])
+        made.append(Held(slot, Scope(), np.array(text)))
+    return made
+
+
+def test_find_prefers_the_longest_beginning_idle_or_running():
+    slots = ScriptedExecutor()
+    cache = PrefixCache(slots, 50)
+    short, long, running = filled(slots, [1, 2], [1, 3, 4, 5], [1, 3, 4, 6, 7])
+    cache.keep(short)
+    cache.keep(long)
+    assert cache.find(Scope(), np.array([1, 2, 9])) == Match(short.slot, 2, whole=True)
+    assert cache.find(Scope(), np.array([1, 3, 4, 6, 8]), [running]) == Match(
+        running.slot, 4, whole=False
+    )
+    assert cache.find(Scope(), np.array([1, 3, 4, 5])) == Match(long.slot, 3, whole=False)
+    assert cache.find(Scope(), np.array([2, 1])) is None
+    assert cache.find(Scope(), np.array([1])) is None
+
+
+def test_take_goes_on_in_an_idle_slot_or_copies_it():
+    slots = ScriptedExecutor()
+    cache = PrefixCache(slots, 50)
+    (held,) = filled(slots, [1, 2, 3])
+    cache.keep(held)
+    whole = Match(held.slot, 3, whole=True)
+    for bounds in ({"most_bytes": 2}, {"most_bytes": 9, "wanted": [held.slot]}):
+        copied = cache.take(whole, **bounds)
+        assert (copied != held.slot, slots.length(copied)) == (True, 3)
+    assert slots.length(cache.take(Match(held.slot, 2, whole=False), most_bytes=9)) == 2
+    assert cache.slots == (held.slot,)
+    assert cache.take(whole, most_bytes=9) == held.slot
+    assert cache.slots == ()
+
+
+def test_keep_holds_the_longer_of_two_and_frees_the_longest_unused_first():
+    slots = ScriptedExecutor()
+    cache = PrefixCache(slots, 9)
+    short, long, same = filled(slots, [1, 2], [1, 2, 3], [1, 2, 3])
+    for held in (short, long, same):
+        cache.keep(held)
+    assert cache.slots == (long.slot,)
+    other, third = filled(slots, [5, 6, 7, 8], [9, 9])
+    cache.keep(other)
+    assert cache.slots == (long.slot, other.slot)
+    slots.free(cache.take(Match(long.slot, 1, whole=False), most_bytes=9))  # used just now
+    cache.keep(third)
+    assert cache.bytes == 9
+    (fourth,) = filled(slots, [4])
+    cache.keep(fourth)
+    assert cache.slots == (long.slot, third.slot, fourth.slot), "the other one was unused longest"
+    cache.shrink(3, wanted=[long.slot])
+    assert cache.slots == (long.slot,)
+    cache.shrink(0)
+    assert slots.open_slots == frozenset()
+
+
+def test_keep_holds_the_same_tokens_of_two_scopes():
+    slots = ScriptedExecutor()
+    cache = PrefixCache(slots, 50)
+    one, other = filled(slots, [1, 2], [1, 2])
+    cache.keep(one)
+    cache.keep(Held(other.slot, Scope(salt="x"), other.tokens))
+    assert cache.slots == (one.slot, other.slot)
+    found = cache.find(Scope(salt="x"), np.array([1, 2, 3]))
+    assert found == Match(other.slot, 2, whole=True)
+
+
+def test_common_counts_what_two_texts_share():
+    for one, other, shared in (([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 9, 3], 1)):
+        assert common(np.array(one), np.array(other)) == shared
