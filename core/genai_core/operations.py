@@ -273,7 +273,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Backend.HTP,
     ),
     Operation("compile", "compile_cpu", CompileCpuConfig, 1, _GRAPH, Backend.CPU),
-    Operation("fidelity", "fidelity", FidelityConfig, 4, (*_GRAPH, "onnxruntime")),
+    Operation("fidelity", "fidelity", FidelityConfig, 5, (*_GRAPH, "onnxruntime")),
     Operation("lora_import", "lora_import", LoraImportConfig, 1, _GRAPH),
     Operation("package", "package", PackageConfig, 3, (*_GRAPH, "onnxruntime", "tokenizers")),
 )

@@ -58,7 +58,8 @@ def test_the_state_table(state: str, wanted: dict[str, str]) -> None:
 
 
 def test_an_artifact_shows_what_this_build_measured() -> None:
-    facts = {"natsPerToken": 2.5, "baselineNats": 2, "within": True, "tokens": 40, "text": "x" * 99}
+    facts = {"natsPerToken": 2.5, "baselineNats": 2, "within": True, "tokens": 40, "text": "x" * 99,
+             "yardstick": "the source itself"}  # fmt: skip
     wrong = {"budget": float("nan"), "floatNats": "2", "verified": 3, "more": {"a": 1}}
     found = status(
         Phase.READY,

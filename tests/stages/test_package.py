@@ -26,6 +26,7 @@ from genai_runtime.evaluate import evaluate
 from genai_runtime.golden import replay
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
 from genai_runtime.sampling import Sampling, choose
+from genai_stages.fidelity.source_reference import SourceReference
 from genai_stages.fidelity.written_text import write_pieces
 from genai_stages.graph.core_graph import read_core
 from genai_stages.measured import note_measurements
@@ -128,21 +129,33 @@ def score(built, tmp_path, **inputs):
         Context(scratch=tmp_path / "scratch", threads=1),
     )
     assert json.loads((out / "fidelity.json").read_text()) == result.facts
-    return result.facts
+    return result
 
 
 def test_a_float_model_loses_nothing_on_given_tokens(built, tmp_path):
     tokens = np.random.default_rng(0).integers(0, 2048, (5, 30)).astype(np.uint16)
-    facts = score(built, tmp_path, tokens=tokens_input(tmp_path, tokens))
+    facts = score(built, tmp_path, tokens=tokens_input(tmp_path, tokens)).facts
     assert facts["tokens"] == 3 * 19
     assert facts["within"] is True
     assert facts["natsPerToken"] == pytest.approx(facts["floatNats"], abs=2e-5)
     assert facts["baselineNats"] == facts["floatNats"]
     assert facts["text"] == "given"
+    assert facts["yardstick"] == "the source itself"
+
+
+def test_fidelity_names_its_yardstick_when_pieces_do_not_fit_the_source(
+    built, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(SourceReference, "fits", lambda _, pieces: False)
+    tokens = np.random.default_rng(0).integers(0, 2048, (3, 20))
+    (warning,) = score(built, tmp_path, tokens=tokens_input(tmp_path, tokens)).warnings
+    assert "cannot take 19 tokens" in warning
+    facts = json.loads((tmp_path / "fidelity" / "fidelity.json").read_text())
+    assert facts["yardstick"] == "the core graph made from the source"
 
 
 def test_without_tokens_the_float_model_writes_text_that_it_predicts_well(built, tmp_path):
-    facts = score(built, tmp_path)
+    facts = score(built, tmp_path).facts
     assert facts["text"] == "written by the float model"
     # Random tokens cost a random model about ln 2048 = 7.6 nats or more; its own samples less.
     assert facts["natsPerToken"] < 7.6
@@ -181,7 +194,7 @@ def test_a_model_that_lost_too_much_is_not_within(built, tmp_path):
     values = np.fromfile(spoilt / "model.data", dtype=np.float32)
     values[: 2048 * 32] *= -1
     values.tofile(spoilt / "model.data")
-    facts = score(built, tmp_path, compiled=spoilt)
+    facts = score(built, tmp_path, compiled=spoilt).facts
     assert facts["within"] is False
     assert facts["natsPerToken"] > facts["baselineNats"] + 0.01
 
@@ -196,7 +209,7 @@ def test_text_as_tokens_goes_through_the_model_s_tokenizer(built, tmp_path):
     folder = tmp_path / "tokens"
     folder.mkdir()
     (folder / "text.txt").write_text("def double(value):\n    return 2 * value\n" * 40)
-    facts = score(built, tmp_path, tokens=folder, source=built / "source")
+    facts = score(built, tmp_path, tokens=folder, source=built / "source").facts
     assert facts["text"] == "given"
     (folder / "text.txt").write_text("too short")
     shutil.rmtree(tmp_path / "fidelity")

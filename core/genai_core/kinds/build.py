@@ -349,6 +349,8 @@ class FidelityStatus(KindModel):
     """Whose text it was: given, or written by the float model."""
     verified: ShortText | None = None
     """What the container was run on."""
+    yardstick: ShortText | None = None
+    """What the losses of source and baseline are of: the source itself, else the core graph."""
 
 
 class ArtifactStatus(KindModel):

@@ -38,6 +38,7 @@ _FIDELITY: dict[str, type | tuple[type, ...]] = {
     "tokens": int,
     "text": str,
     "verified": str,
+    "yardstick": str,
 }
 """Members of a fidelity task's facts that go into the status, and their types."""
 _LOOKED_AT = ("plan", "warnings")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable
+from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,13 @@ _SIDE_BY_SIDE = 2
 """As many more pieces, each as much shorter: every position reads all weights, for all pieces."""
 
 
+class Yardstick(StrEnum):
+    """What a compiled model is held against; people read it."""
+
+    SOURCE = "the source itself"
+    CORE_GRAPH = "the core graph made from the source"
+
+
 def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> StageResult:
     """Write `fidelity.json`: losses in nats a token and whether the budget holds."""
     core = core_folder(inputs)
@@ -57,11 +65,13 @@ def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> 
         float_nats = written_nats
     else:
         # The yardstick itself: the source, not what wrote the text.
-        float_model = _yardstick(core, pieces, None, context.scratch / "float", context.threads)
+        yardstick, float_model = _yardstick(
+            core, pieces, None, context.scratch / "float", context.threads
+        )
         float_nats = _loss(float_model.logits([piece[:-1] for piece in pieces]), pieces)
     baseline = float_nats
     if encodings is not None:
-        simulated = _yardstick(
+        yardstick, simulated = _yardstick(
             core, pieces, encodings, context.scratch / "simulated", context.threads
         )
         baseline = _loss(simulated.logits([piece[:-1] for piece in pieces]), pieces)
@@ -76,12 +86,21 @@ def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> 
         "tokens": found.tokens,
         "text": "given" if written_nats is None else "written by the float model",
         "verified": "Cpu" if config.backend is Backend.CPU else "Emulator",
+        "yardstick": yardstick.value,
     }
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
     (out / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
     # Another machine's last digits are no reason to package again.
     verdict = digest_json({"within": within})
-    return StageResult(facts=facts, semantic={RESULT_FILE: verdict})
+    warnings: tuple[str, ...] = ()
+    if yardstick is Yardstick.CORE_GRAPH:
+        said = (
+            "fidelity compares with the core graph that was made from the source, not with the "
+            f"source itself, which cannot take {pieces.shape[1] - 1} tokens: give shorter pieces "
+            "in quantization.fidelity.tokens, or a source without fixed sizes"
+        )
+        warnings = (said,)
+    return StageResult(facts=facts, semantic={RESULT_FILE: verdict}, warnings=warnings)
 
 
 def _yardstick(
@@ -90,12 +109,13 @@ def _yardstick(
     encodings: EncodingSet | None,
     scratch: Path,
     threads: int,
-) -> SourceReference | SegmentedModel:
+) -> tuple[Yardstick, SourceReference | SegmentedModel]:
     """The source; the core graph where pieces are longer than what a static source can take."""
     source = SourceReference(core, scratch, encodings=encodings, threads=threads)
     if source.fits([piece[:-1] for piece in pieces]):
-        return source
-    return SegmentedModel(core, scratch, encodings=encodings, threads=threads)
+        return Yardstick.SOURCE, source
+    core_graph = SegmentedModel(core, scratch, encodings=encodings, threads=threads)
+    return Yardstick.CORE_GRAPH, core_graph
 
 
 def _rounded(nats: float) -> float | None:
