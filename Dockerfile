@@ -3,6 +3,7 @@
 #   docker build --target operator -t genai-operator .
 #   docker build --target stages   -t genai-stages .                       # cpu targets
 #   docker build --target stages   -t genai-stages-htp --build-arg HTP=1 . # and Snapdragon targets
+#   docker build --target serving  -t genai-serving .                      # pods of GenAIDeployments
 #
 # Packages go in by hash: requirements/*.txt, which `make requirements` writes from constraints.txt. The
 # base is a name here; a release names it by digest (`make release` refuses another), which
@@ -39,6 +40,12 @@ RUN $INSTALL -r /requirements/stages.txt $([ "$HTP" != 1 ] || echo -r /requireme
  && rm -rf $PACKAGES/onnx/backend/test \
  && find $PACKAGES/numpy -type d -name tests -prune -exec rm -r {} +
 
+# The server beside it shares the stages' layer: a node that builds has most of it already.
+FROM stages-dependencies AS serving-dependencies
+RUN python3 -m ensurepip --default-pip >/dev/null \
+ && $INSTALL -r /requirements/serving.txt \
+ && $REMOVE
+
 # The code itself, only the rooms that the role imports.
 FROM base AS operator-code
 COPY core/genai_core /code/genai_core
@@ -50,6 +57,12 @@ FROM base AS stages-code
 COPY core/genai_core /code/genai_core
 COPY runtime/genai_runtime /code/genai_runtime
 COPY stages/genai_stages /code/genai_stages
+RUN python3 -m compileall -q --invalidation-mode unchecked-hash /code
+
+FROM base AS serving-code
+COPY core/genai_core /code/genai_core
+COPY runtime/genai_runtime /code/genai_runtime
+COPY serving/genai_serving /code/genai_serving
 RUN python3 -m compileall -q --invalidation-mode unchecked-hash /code
 
 FROM base AS operator
@@ -71,3 +84,16 @@ COPY --from=stages-code /code /code
 ENV PYTHONPATH=/code HOME=/tmp
 USER 65532:65532
 ENTRYPOINT ["python3", "-m", "genai_stages"]
+
+# Before the server its pod runs genai_core.store.fetch from the same image.
+FROM base AS serving
+ARG HTP=0
+RUN if [ "$HTP" = 1 ]; then apt-get update -qq \
+ && apt-get install -qq --yes --no-install-recommends libatomic1 \
+ && rm -rf /var/lib/apt/lists/*; fi
+COPY --from=serving-dependencies /opt/genai /opt/genai
+COPY --from=serving-code /code /code
+ENV PYTHONPATH=/code HOME=/tmp
+USER 65532:65532
+EXPOSE 8000
+ENTRYPOINT ["python3", "-m", "genai_serving"]

@@ -77,6 +77,9 @@ test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults in
 image-htp: ## The stages' image with the vendor's wheel, for Snapdragon targets (docker or BUILDER=buildah)
 	$(or $(BUILDER),docker) build --target stages --build-arg HTP=1 --tag genai-stages-htp .
 
+image-serving-htp: ## A server's image with the vendor's wheel, for server.emulate (docker or BUILDER=buildah)
+	$(or $(BUILDER),docker) build --target serving --build-arg HTP=1 --tag genai-serving-htp .
+
 release: $(READY) ## Wheel, charts and images of one version into dist/ (helm or Go; docker or buildah)
 	$(BIN)/python tools/release.py $(RELEASE)
 
@@ -95,4 +98,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core image-htp cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core image-htp image-serving-htp cluster-up cluster-down clean

@@ -34,7 +34,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 CHARTS = ("genai-operator-crds", "genai-operator")
-IMAGES = {"operator": "genai-operator", "stages": "genai-stages"}
+IMAGES = {"operator": "genai-operator", "stages": "genai-stages", "serving": "genai-serving"}
 """Target of the Dockerfile -> name."""
 
 

@@ -27,7 +27,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "requirements"
-ROLES = {"operator": ("operator",), "stages": ("stages", "s3")}
+ROLES = {"operator": ("operator",), "stages": ("stages", "s3"), "serving": ("serving", "s3")}
 """File -> extras of pyproject.toml."""
 APART = {"htp": "onnxruntime-qnn"}
 """File -> a package that an image has only where it is asked for."""

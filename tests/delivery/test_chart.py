@@ -193,6 +193,18 @@ def test_with_their_images_all_targets_are_ready(rendered: Callable[..., Objects
         assert target_problem(TargetSpec.model_validate(spec)) is None, name
     assert found["cpu"]["image"] == f"genai-stages@{DIGEST}"
     assert found["sm8750"]["image"] == f"genai-stages-htp@{DIGEST}"
+    assert "servingImage" not in found["cpu"]
+
+
+def test_targets_name_the_image_that_serves_them(rendered: Callable[..., Objects]) -> None:
+    own = f"registry.example/mine@{DIGEST}"
+    found = targets(
+        rendered(f'serving.image.digest="{DIGEST}"', f'targets.items.sm8750.servingImage="{own}"')
+    )
+    assert found["cpu"]["servingImage"] == f"genai-serving@{DIGEST}"
+    assert found["sm8750"]["servingImage"] == own
+    assert "servingImage" not in found["sm8650"]
+    assert TargetSpec.model_validate(found["cpu"]).serving_image == f"genai-serving@{DIGEST}"
 
 
 def test_pods_select_the_architecture_of_their_image(rendered: Callable[..., Objects]) -> None:

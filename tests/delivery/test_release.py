@@ -114,5 +114,6 @@ def test_every_image_of_a_release_is_a_target_of_the_dockerfile() -> None:
     for target in release.IMAGES:
         assert f" AS {target}\n" in text
     values = yaml.safe_load((ROOT / "charts/genai-operator/values.yaml").read_text())
-    names = {values["image"]["repository"], values["stages"]["image"]["repository"]}
+    parts = (values, values["stages"], values["serving"])
+    names = {part["image"]["repository"] for part in parts}
     assert names == set(release.IMAGES.values())

@@ -28,7 +28,7 @@ def test_requirements_are_those_of_constraints() -> None:
     assert requirements.stale() == [], "run: make requirements"
 
 
-@pytest.mark.parametrize("role", ["operator", "stages", "htp"])
+@pytest.mark.parametrize("role", ["operator", "stages", "serving", "htp"])
 def test_requirements_have_hashes_for_every_python_and_machine(role: str) -> None:
     text = (ROOT / "requirements" / f"{role}.txt").read_text(encoding="utf-8")
     found = re.findall(r"^(\S+)==\S+ \\\n((?: {4}--hash=\S+(?: \\)?\n)+)", text, re.MULTILINE)
@@ -55,7 +55,7 @@ def test_images_install_nothing_but_what_is_named_by_hash() -> None:
     assert installs
     assert all("--require-hashes" in line and "--no-deps" in line for line in installs)
     used = set(re.findall(r"/requirements/([a-z]+)\.txt", DOCKERFILE))
-    assert used == {"operator", "stages", "htp"}
+    assert used == {"operator", "stages", "serving", "htp"}
     assert "!requirements" in (ROOT / ".containerignore").read_text().splitlines()
 
 

@@ -114,3 +114,10 @@ seccompProfile:
 {{- with .arch }}{{ $_ := set $found "kubernetes.io/arch" . }}{{ end }}
 {{- toYaml (mergeOverwrite $found (default dict .given)) }}
 {{- end }}
+
+{{/* The serving image of a target: its own, else that of all Cpu targets. */}}
+{{- define "genai.servingImage" -}}
+{{- if .item.servingImage }}{{ .item.servingImage }}
+{{- else if and .shared.digest (eq .item.backend "Cpu") }}{{ printf "%s@%s" .shared.repository .shared.digest }}
+{{- end }}
+{{- end -}}

@@ -43,6 +43,11 @@ class TargetSpec(KindModel):
         | None
     ) = None
     """The image of the stages, by digest; without one nothing is built for this target."""
+    serving_image: (
+        Annotated[str, StringConstraints(max_length=512, pattern=r"^[^\s@]+@sha256:[0-9a-f]{64}$")]
+        | None
+    ) = None
+    """The image of the server, by digest; without one nothing of this target is served here."""
     toolchain: Annotated[dict[ShortText, ShortText], Field(max_length=32)] = Field(
         default_factory=dict
     )
@@ -50,7 +55,8 @@ class TargetSpec(KindModel):
     node_selector: Annotated[dict[ShortText, ShortText], Field(max_length=32)] = Field(
         default_factory=dict
     )
-    """Labels of the nodes that this target's tasks run on; a build's own are added."""
+    """Labels of the nodes that this target's tasks and servers run on; those of a build, or a
+    deployment, are added."""
     device_resource: ShortText | None = None
     """An extended resource that a node with this device offers."""
     capabilities: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)

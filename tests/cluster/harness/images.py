@@ -19,6 +19,7 @@ _PAUSE = (
 ROOMS = {
     "operator": ("core", "planner", "operator"),
     "stages": ("core", "runtime", "stages"),
+    "serving": ("core", "runtime", "serving"),
 }
 """What an image is made of; the others may change without making it anew."""
 _PIP_FILES = ("/etc/pip.conf", "/etc/ssl/certs")
