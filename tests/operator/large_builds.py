@@ -176,7 +176,7 @@ async def main(count: int) -> None:
             await until(server.lines.empty)
         await until(lambda: len(controller.observed.builds) == 2 * count)
         watched = len(controller.observed.builds)
-        await controller.comparing.compare()  # finds those gone that were only watched
+        await controller.relister.compare()  # finds those gone that were only watched
         told = {
             "builds": [watched, len(controller.observed.builds)],
             "listings": server.listed.count("genaibuilds"),

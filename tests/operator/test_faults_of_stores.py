@@ -30,8 +30,9 @@ from genai_operator.builds.sources import SourcePlace
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner
+from genai_operator.kube.kinds import Ref
 from genai_operator.kube.phases import Phase
-from genai_operator.manager.controller import Controller, Ref
+from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
 from genai_operator.stores.reconciler import StoreReconciler
 
@@ -105,20 +106,28 @@ def test_a_fault_of_the_source_is_not_called_the_stores(
     assert (found.reason if isinstance(found, Waiting) else found.code) == reason
 
 
-def test_a_store_is_tried_once_for_all_who_doubt_it() -> None:
+def test_doubt_has_a_store_tried_once_when_several_builds_doubt_it() -> None:
     controller = Controller(Room().api, Settings())  # type: ignore[arg-type]
-    reconciler: StoreReconciler = controller._stores
-    asked = [controller._doubt("n", "default") for _ in range(3)]
-    assert len(asked) == 3
-    assert len(controller.queue) == 1
-    assert asyncio.run(controller.queue.get()) == Ref("artifactstores", "n", "default")
+    store = Ref("artifactstores", "n", "default")
+    reconciler: StoreReconciler = controller.kinds["artifactstores"].reconciler  # type: ignore[assignment]
+
+    def asked() -> list[Ref]:
+        """Whom three builds that meet a fault have woken."""
+        for _ in range(3):
+            reconciler.doubt("n", "default")
+        found = [asyncio.run(controller.queue.get()) for _ in range(len(controller.queue))]
+        for ref in found:
+            controller.queue.done(ref)
+        return found
+
+    assert asked() == [store]
     asyncio.run(reconciler.reconcile("n", "default"))
-    assert reconciler.doubt("n", "default"), "there is no such store, so it was not tried"
+    assert asked() == [store], "there is no such store, so it was not tried"
     value = {"metadata": {"namespace": "n", "name": "default", "uid": "s", "generation": 1},
              "spec": {"bucket": "abc", "secretRef": {"name": "s3"}}}  # fmt: skip
     controller.observed.stores.put(value, value)
     asyncio.run(reconciler.reconcile("n", "default"))
-    assert not reconciler.doubt("n", "default"), "a moment ago"
+    assert asked() == [], "it was tried a moment ago"
 
 
 def test_a_pod_that_finds_no_source_is_sent_again_after_ever_longer_pauses() -> None:

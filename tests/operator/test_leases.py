@@ -20,7 +20,7 @@ from genai_core.store.protocol import Lease, RecordRef
 from genai_core.store.s3_location import S3Location
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.leases import Leases
-from genai_operator.builds.reconciler import Builds
+from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.builds.status import Outcome
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner
@@ -123,7 +123,7 @@ def test_a_build_that_waits_for_its_user_is_looked_after(
         server = "https://10.96.0.1"
 
     api: Any = NoApi()
-    builds = Builds(api, Observed(), Stores(api, Settings()))
+    builds = BuildReconciler(api, Observed(), Stores(api, Settings()))
     meta = {"name": "b", "namespace": "team", "uid": "uid", "generation": 1}
     spec = {"model": {"source": "s3://models/mine"}, "targets": [Backend.CPU.value.lower()]}
     value = {"metadata": meta, "spec": spec, "status": {}}

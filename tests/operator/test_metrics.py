@@ -21,7 +21,7 @@ from genai_core.store.s3 import S3Store
 from genai_core.store.s3_client import shared_session
 from genai_core.store.s3_location import S3Credentials, S3Location
 from genai_operator import metrics
-from genai_operator.builds.reconciler import Builds
+from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.builds.status import Outcome
 from genai_operator.kube.build import build_view
 from genai_operator.kube.observed import Observed
@@ -191,7 +191,7 @@ def test_what_a_build_came_to_is_counted_and_told_once() -> None:
         "creationTimestamp": begun.isoformat(),
     }  # fmt: skip
     api = Apiserver({"metadata": meta, "spec": {}})
-    builds = Builds(api, Observed(), Stores(api, Settings()))  # type: ignore[arg-type]
+    builds = BuildReconciler(api, Observed(), Stores(api, Settings()))  # type: ignore[arg-type]
     done = Progress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
     steps = [
         (1, Outcome(Phase.BUILDING, "Progressing")),

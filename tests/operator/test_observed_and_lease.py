@@ -19,12 +19,13 @@ from genai_operator.errors import Stalled
 from genai_operator.jobs.verdicts import judge
 from genai_operator.kube import observed as observed_module
 from genai_operator.kube.build import build_view
-from genai_operator.kube.cache import Kept
+from genai_operator.kube.cache import Cache
 from genai_operator.kube.client import Api, ApiError, NotLeading
 from genai_operator.kube.connection import Connection
 from genai_operator.kube.job import JobView, job_view
+from genai_operator.kube.kinds import Ref
 from genai_operator.manager import controller as controller_module
-from genai_operator.manager.controller import Controller, Ref
+from genai_operator.manager.controller import Controller
 from genai_operator.manager.health import sick
 from genai_operator.manager.leader import LeaseHolder
 from genai_operator.settings import Settings, read_settings
@@ -38,14 +39,14 @@ def thing(name: str, version: int, uid: str = "") -> dict[str, Any]:
 
 @given(st.permutations([1, 2, 3, 4, 5]))
 def test_the_newest_version_stands_in_whatever_order_events_come(order: list[int]) -> None:
-    kept: Kept[int] = Kept()
+    kept: Cache[int] = Cache()
     for version in order:
         kept.put(thing("a", version), version)
     assert kept.get("n", "a") == 5
 
 
 def test_another_object_of_that_name_replaces_it_and_an_old_deletion_does_not_touch_it() -> None:
-    kept: Kept[str] = Kept()
+    kept: Cache[str] = Cache()
     kept.put(thing("a", 9, "old"), "old")
     kept.put(thing("a", 11, "new"), "new")
     assert kept.drop("n", "a", "old") is None
@@ -54,7 +55,7 @@ def test_another_object_of_that_name_replaces_it_and_an_old_deletion_does_not_to
 
 
 def test_a_listing_shows_what_was_missed_and_what_is_gone() -> None:
-    kept: Kept[str] = Kept()
+    kept: Cache[str] = Cache()
     for name in ("same", "older", "gone"):
         kept.put(thing(name, 5), name)
     newer, gone = kept.missed([thing("same", 5), thing("older", 7), thing("unseen", 6)])
@@ -63,7 +64,7 @@ def test_a_listing_shows_what_was_missed_and_what_is_gone() -> None:
 
 
 def test_a_listing_from_before_does_not_revive_what_was_deleted() -> None:
-    kept: Kept[str] = Kept()
+    kept: Cache[str] = Cache()
     kept.put(thing("a", 5), "a")
     listed = [thing("a", 5)]
     kept.drop("n", "a", "a")
@@ -95,16 +96,16 @@ def test_a_watch_that_keeps_missing_things_is_called_deaf_and_mended_all_the_sam
         controller = Controller(api, Settings())  # type: ignore[arg-type]
         for round_ in range(1, 4):
             api.builds = [thing("b", 10 * round_)]
-            await controller.comparing.compare(settle=0.001)
+            await controller.relister.compare(settle=0.001)
             assert len(controller.observed.builds) == 1
-            assert (controller.comparing.deaf == ["genaibuilds"]) == (round_ == 3)
+            assert (controller.relister.deaf == ["genaibuilds"]) == (round_ == 3)
         assert await controller.queue.get() == Ref("genaibuilds", "n", "b")
-        await controller.comparing.compare(settle=0.001)
-        assert controller.comparing.deaf == ["genaibuilds"], "nothing happened: that proves nothing"
+        await controller.relister.compare(settle=0.001)
+        assert controller.relister.deaf == ["genaibuilds"], "nothing happened: that proves nothing"
         api.builds = []
         controller.take("genaibuilds", "ADDED", thing("late", 99))
-        assert controller.comparing.deaf == [], "it delivers again"
-        await controller.comparing.compare()
+        assert controller.relister.deaf == [], "it delivers again"
+        await controller.relister.compare()
         assert controller.observed.builds.places() == [("n", "late")], "made after the listing"
 
     asyncio.run(scenario())
@@ -117,9 +118,9 @@ def test_a_watch_that_misses_only_deletions_is_deaf_too() -> None:
         for round_ in range(1, 4):
             made = thing(f"b{round_}", round_)
             controller.observed.builds.put(made, build_view(made))
-            await controller.comparing.compare(settle=0.001)
+            await controller.relister.compare(settle=0.001)
             assert len(controller.observed.builds) == 0
-            assert (controller.comparing.deaf == ["genaibuilds"]) == (round_ == 3)
+            assert (controller.relister.deaf == ["genaibuilds"]) == (round_ == 3)
 
     asyncio.run(scenario())
 
@@ -222,11 +223,11 @@ def test_leaving_asks_for_the_pods_when_the_watch_is_late(monkeypatch: pytest.Mo
         controller = Controller(Late(), Settings())  # type: ignore[arg-type]
         deleted_unseen(controller)
         controller.queue.done(await controller.queue.get())
-        await controller._leaving.look()
+        await controller._terminating.look()
         assert asked[0]["fresh"]
         assert asked[0]["labels"] == "batch.kubernetes.io/job-name in (j)"
         assert controller.observed.is_leaving("n", "j"), "its pod runs"
-        await controller._leaving.look()
+        await controller._terminating.look()
         assert len(asked) == 1, "the pod is known: its watch tells how it ends"
         assert len(controller.queue) == 0
         controller.take("pods", "DELETED", pods[0])
@@ -246,7 +247,7 @@ def test_leaving_forgets_a_job_when_the_apiserver_has_no_pod_of_it(
         deleted_unseen(controller)
         controller.queue.done(await controller.queue.get())
         assert controller.observed.is_leaving("n", "j")
-        await controller._leaving.look()
+        await controller._terminating.look()
         assert not controller.observed.is_leaving("n", "j")
         assert len(controller.queue) == 1
 

@@ -16,7 +16,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
 from genai_core.store.s3_location import S3Location
 from genai_operator.builds.build_pass import BuildPass
-from genai_operator.builds.reconciler import Builds
+from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.builds.references import SourceAccess
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.builds.status import Outcome, build_status
@@ -128,7 +128,7 @@ class Room:
     def __init__(self, *jobs: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> None:
         self.api, self.observed = Apiserver(), Observed()
         stores = Stores(self.api, Settings())  # type: ignore[arg-type]
-        self.builds = Builds(self.api, self.observed, stores)  # type: ignore[arg-type]
+        self.builds = BuildReconciler(self.api, self.observed, stores)  # type: ignore[arg-type]
         for job in jobs:
             self.api.jobs[job["metadata"]["name"]] = copy.deepcopy(job)
             view = job_view(job)
@@ -141,7 +141,7 @@ class Room:
         self.observed.builds.put(build(), build_view(build()))
 
     def work(self) -> float | None:
-        return asyncio.run(self.builds.work("n", "b"))
+        return asyncio.run(self.builds.reconcile("n", "b"))
 
     def job(self, name: str) -> JobView:
         found = self.observed.jobs.get("n", name)

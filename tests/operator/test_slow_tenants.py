@@ -15,8 +15,9 @@ import pytest
 
 from genai_operator import threads
 from genai_operator.errors import Waiting
+from genai_operator.kube.kinds import Ref
 from genai_operator.manager import controller as controller_module
-from genai_operator.manager.controller import Controller, Ref
+from genai_operator.manager.controller import Controller
 from genai_operator.manager.work_queue import WorkQueue
 from genai_operator.settings import Settings
 from genai_operator.stores import endpoints

@@ -12,7 +12,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
 from genai_core.resolved import RESOLVE
 from genai_operator.builds.build_pass import BuildPass
-from genai_operator.builds.reconciler import Builds
+from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.errors import Stalled
 from genai_operator.jobs.manifest import Owner
 from genai_operator.kube.job import JobState, JobView
@@ -38,7 +38,7 @@ def test_the_next_pass_over_a_stalled_build_finds_what_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     observed, api = Observed(), NoApi()
-    builds = Builds(api, observed, Stores(api, Settings()))  # type: ignore[arg-type]
+    builds = BuildReconciler(api, observed, Stores(api, Settings()))  # type: ignore[arg-type]
     released: list[str] = []
 
     async def release(ended: JobView, _uid: str) -> None:

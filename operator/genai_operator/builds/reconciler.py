@@ -62,7 +62,7 @@ from genai_operator.targets.build_targets import BuildTarget, toolchain_digest, 
 from genai_operator.threads import in_thread
 from genai_planner.machine import State as TaskState
 
-__all__ = ["Builds"]
+__all__ = ["BuildReconciler"]
 
 log = logging.getLogger("genai_operator.builds.reconciler")
 
@@ -76,7 +76,7 @@ _REFUSALS = frozenset({400, 403, 405, 422})
 """The apiserver will say the same again, until somebody changes something."""
 
 
-class Builds:
+class BuildReconciler:
     """Works on builds, one at a time each."""
 
     def __init__(
@@ -113,7 +113,7 @@ class Builds:
         self._failing: set[str] = set()
         self._patience = Patience()
 
-    async def work(self, namespace: str, name: str) -> float | None:
+    async def reconcile(self, namespace: str, name: str) -> float | None:
         """One pass; returns after how many seconds another one is wanted anyway."""
         seen = self._observed.builds.get(namespace, name)
         value = await self._whole(seen) if seen is not None else None

@@ -31,3 +31,6 @@ class DeploymentReconciler:
             extra={},
         )
         return None
+
+    def tidy(self) -> None:
+        """Nothing is remembered."""

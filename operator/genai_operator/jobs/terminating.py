@@ -18,7 +18,7 @@ from genai_operator.kube.client import Api, ApiError
 from genai_operator.kube.job import JobView
 from genai_operator.kube.observed import Observed
 
-__all__ = ["Leaving"]
+__all__ = ["TerminatingJobs"]
 
 log = logging.getLogger("genai_operator.jobs.terminating")
 
@@ -27,7 +27,7 @@ _MOST_NAMES = 50
 """In one selector: it is a part of the request's address."""
 
 
-class Leaving:
+class TerminatingJobs:
     """See the module's docstring.
 
     Args:

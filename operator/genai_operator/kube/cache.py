@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from genai_core.kinds.base import REQUESTED_AT
 
-__all__ = ["Entry", "Kept", "V", "asked_of", "version_of"]
+__all__ = ["Cache", "Entry", "V", "asked_of", "version_of"]
 
 V = TypeVar("V")
 
@@ -31,7 +31,7 @@ def version_of(value: Mapping[str, Any]) -> int:
     return int(text) if text.isdigit() else 0
 
 
-class Kept(Generic[V]):
+class Cache(Generic[V]):
     """Objects of one kind by (namespace, name)."""
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ from typing import Self, TypedDict, TypeVar, Unpack
 import aiohttp
 
 from genai_operator.kube.connection import Connection
+from genai_operator.kube.resources import RESOURCES
 from genai_operator.kube.session import lean_session
 from genai_operator.kube.values import Json
 from genai_operator.metrics import API_REQUESTS, API_SECONDS
@@ -32,18 +33,6 @@ _MOST_BYTES = (16 << 20) + 4096
 """Of an answer that is no listing; the apiserver takes no object of more than three."""
 _JSON = "application/json"
 _METADATA = f"{_JSON};as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
-_PLURALS = {
-    "genaibuilds": "/apis/genai-operator.dev/v1alpha1",
-    "genaitargets": "/apis/genai-operator.dev/v1alpha1",
-    "artifactstores": "/apis/genai-operator.dev/v1alpha1",
-    "genaideployments": "/apis/genai-operator.dev/v1alpha1",
-    "jobs": "/apis/batch/v1",
-    "pods": "/api/v1",
-    "secrets": "/api/v1",
-    "nodes": "/api/v1",
-    "events": "/api/v1",
-    "leases": "/apis/coordination.k8s.io/v1",
-}
 
 
 class ApiError(Exception):
@@ -134,7 +123,7 @@ class Api:
 
     async def served(self) -> set[str]:
         """Resources of our own group that the apiserver serves, e.g. `genaibuilds/status`."""
-        answer = await self._call("GET", _PLURALS["genaibuilds"])
+        answer = await self._call("GET", RESOURCES["genaibuilds"].path)
         return {str(entry["name"]) for entry in answer.get("resources") or ()}
 
     async def read(self, plural: str, pod: str, *, namespace: str, most_bytes: int) -> str | None:
@@ -308,7 +297,7 @@ async def _text(answer: aiohttp.ClientResponse) -> str:
 
 def _path(plural: str, name: str, namespace: str) -> str:
     place = f"/namespaces/{namespace}" if namespace else ""
-    return f"{_PLURALS[plural]}{place}/{plural}" + (f"/{name}" if name else "")
+    return f"{RESOURCES[plural].path}{place}/{plural}" + (f"/{name}" if name else "")
 
 
 def _refusal(code: int, text: str) -> ApiError:

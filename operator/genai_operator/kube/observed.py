@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genai_operator.kube.build import BuildView
-from genai_operator.kube.cache import Kept
+from genai_operator.kube.cache import Cache
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.pod import PodView
 
@@ -28,12 +28,12 @@ _UNSEEN_SECONDS = 3.0
 class Observed:
     """The mirror."""
 
-    builds: Kept[BuildView] = field(default_factory=Kept)
-    stores: Kept[dict[str, Any]] = field(default_factory=Kept)
-    targets: Kept[dict[str, Any]] = field(default_factory=Kept)
-    deployments: Kept[dict[str, Any]] = field(default_factory=Kept)
-    jobs: Kept[JobView] = field(default_factory=Kept)
-    pods: Kept[PodView] = field(default_factory=Kept)
+    builds: Cache[BuildView] = field(default_factory=Cache)
+    stores: Cache[dict[str, Any]] = field(default_factory=Cache)
+    targets: Cache[dict[str, Any]] = field(default_factory=Cache)
+    deployments: Cache[dict[str, Any]] = field(default_factory=Cache)
+    jobs: Cache[JobView] = field(default_factory=Cache)
+    pods: Cache[PodView] = field(default_factory=Cache)
     leaving: dict[str, tuple[JobView, float]] = field(default_factory=dict)
     """UID -> a Job that is deleted and whose pods still run, or may, and until when that is
     thought of one whose pods were not seen: its tasks must not begin again yet."""

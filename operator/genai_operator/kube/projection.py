@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from genai_core.kinds.base import GROUP, REQUESTED_AT
+from genai_operator.kube.resources import watched
 from genai_operator.kube.values import Json
 
 __all__ = ["OURS", "PARTIAL", "Listing", "lean", "plural_of", "whole"]
@@ -24,10 +25,10 @@ __all__ = ["OURS", "PARTIAL", "Listing", "lean", "plural_of", "whole"]
 PARTIAL = "partial"
 """Member of an object of ours whose spec or status was not kept."""
 
-OURS = frozenset({"genaibuilds", "artifactstores", "genaitargets", "genaideployments"})
+OURS = frozenset(row.plural for row in watched() if row.ours)
 _PLACE = re.compile(
     r"/(?:api|apis/[^/]+)/v[0-9a-z]+(?:/namespaces/[^/]+)?/"
-    r"(genaibuilds|artifactstores|genaitargets|genaideployments|jobs|pods)"
+    f"({'|'.join(row.plural for row in watched())})"
 )
 
 _META = (

@@ -15,14 +15,13 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from genai_core.wire import SELECTOR
-from genai_operator.kube.cache import Kept
+from genai_operator.kube.cache import Cache
 from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.resources import watched
 from genai_operator.kube.values import Json
 from genai_operator.metrics import WATCH_COMPARED, WATCH_DEAF, WATCH_EVENT, WATCH_MISSED
 
-__all__ = ["Comparing"]
+__all__ = ["Relister"]
 
 log = logging.getLogger("genai_operator.kube.relist")
 
@@ -43,30 +42,28 @@ class Receiver(Protocol):
         ...
 
 
-class Comparing:
+class Relister:
     """See the module's docstring.
 
     Args:
         api: The apiserver.
-        observed: The mirror.
+        caches: Plural of each watched resource -> what is known of its objects.
         receiver: Told what is missing in it.
         namespaces: That are watched; none: all.
     """
 
     def __init__(
-        self, api: Api, observed: Observed, receiver: Receiver, *, namespaces: Sequence[str]
+        self,
+        api: Api,
+        caches: Mapping[str, Cache[Any]],
+        receiver: Receiver,
+        *,
+        namespaces: Sequence[str],
     ) -> None:
         self._api = api
         self._receiver = receiver
         self._namespaces = namespaces
-        self._kinds: tuple[tuple[str, Kept[Any], str], ...] = (
-            ("genaitargets", observed.targets, ""),
-            ("artifactstores", observed.stores, ""),
-            ("genaideployments", observed.deployments, ""),
-            ("jobs", observed.jobs, SELECTOR),
-            ("pods", observed.pods, SELECTOR),
-            ("genaibuilds", observed.builds, ""),
-        )
+        self._caches = caches
         self._missed: dict[str, int] = {}
         self.compared_at = time.monotonic()
 
@@ -99,17 +96,17 @@ class Comparing:
             settle: Seconds that a watch is given to deliver what the listing shows; 0 at the
                 start, when nothing can have been delivered yet.
         """
-        listings: list[tuple[str, Kept[Any], list[Json], int]] = []
-        for plural, kept, labels in self._kinds:
+        listings: list[tuple[str, Cache[Any], list[Json], int]] = []
+        for row in watched():
             values: list[Json] = []
             oldest = None
-            for namespace in ("",) if plural == "genaitargets" else self._namespaces or ("",):
+            for namespace in (self._namespaces if row.namespaced else ()) or ("",):
                 items, version = await self._api.list(
-                    plural, namespace=namespace, labels=labels, names_only=settle > 0
+                    row.plural, namespace=namespace, labels=row.selector, names_only=settle > 0
                 )
                 values += items
                 oldest = version if oldest is None else min(oldest, version)
-            listings.append((plural, kept, values, oldest or 0))
+            listings.append((row.plural, self._caches[row.plural], values, oldest or 0))
         if settle:
             await asyncio.sleep(settle)
         for plural, kept, values, version in listings:
@@ -118,7 +115,7 @@ class Comparing:
         WATCH_COMPARED.set_to_current_time()
 
     async def _mend(
-        self, plural: str, kept: Kept[Any], values: list[Json], *, version: int, counts: bool
+        self, plural: str, kept: Cache[Any], values: list[Json], *, version: int, counts: bool
     ) -> None:
         newer, gone = kept.missed(values)
         listed = {(v["metadata"].get("namespace", ""), v["metadata"]["name"]): v for v in values}

@@ -9,16 +9,13 @@ from typing import Any
 
 import kopf
 
-from genai_core.kinds.base import GROUP, VERSION
-from genai_core.wire import MANAGED
 from genai_operator.kube.connection import connection
+from genai_operator.kube.resources import watched
 from genai_operator.kube.session import lean_session
 from genai_operator.manager.controller import Controller
 
 __all__ = ["registry_of"]
 
-_OURS = ("genaibuilds", "artifactstores", "genaitargets", "genaideployments")
-_KUBERNETES_OWN = (("batch", "v1", "jobs"), ("", "v1", "pods"))
 _LISTED_AT_ONCE = 500
 
 
@@ -40,9 +37,10 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
         # A bookmark comes each minute: a stream without one is dead, and is opened anew.
         settings.watching.inactivity_timeout = 70
         settings.watching.chunk_size = _LISTED_AT_ONCE
-        # The apiserver leaves out what is not ours: a cluster may run any number of other pods.
-        for resource in _KUBERNETES_OWN:
-            settings.watching.label_selectors[resource] = f"{MANAGED}=genai-operator"
+        for row in watched():
+            if row.selector:
+                place = (row.group, row.version, row.plural)
+                settings.watching.label_selectors[place] = row.selector
         settings.persistence.diffbase_storage = _NoDiffs()
         settings.persistence.progress_storage = _NoProgress()
         settings.networking.request_timeout = 300  # as for our own listings
@@ -59,10 +57,8 @@ def registry_of(controller: Controller) -> kopf.OperatorRegistry:
         event.__name__ = f"take_{plural}"
         return event
 
-    for plural in _OURS:
-        kopf.on.event(GROUP, VERSION, plural, registry=registry)(feed(plural))
-    for resource in _KUBERNETES_OWN:
-        kopf.on.event(*resource, registry=registry)(feed(resource[-1]))
+    for row in watched():
+        kopf.on.event(row.group, row.version, row.plural, registry=registry)(feed(row.plural))
     return registry
 
 

@@ -50,7 +50,7 @@ async def run(settings: Settings) -> int:
         server = await health.start(
             settings.http_port,
             problem=lambda now: health.sick(
-                controller.comparing.deaf, controller.comparing.compared_at, now
+                controller.relister.deaf, controller.relister.compared_at, now
             ),
             ready=watching.is_set,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -15,6 +16,7 @@ from genai_operator.jobs.helper_jobs import HelperJobs, question_key
 from genai_operator.jobs.manifest import Owner
 from genai_operator.kube.client import Api
 from genai_operator.kube.conditions import ready_of
+from genai_operator.kube.kinds import Ref
 from genai_operator.kube.observed import Observed
 from genai_operator.kube.status_writer import StatusWriter
 from genai_operator.kube.times import parse_time, rfc3339
@@ -44,8 +46,15 @@ class StoreReconciler:
     """See the module's docstring."""
 
     def __init__(
-        self, api: Api, observed: Observed, stores: Stores, *, collect_seconds: float = 0.0
+        self,
+        api: Api,
+        observed: Observed,
+        stores: Stores,
+        *,
+        collect_seconds: float = 0.0,
+        wake: Callable[[Ref], None] = lambda _ref: None,
     ) -> None:
+        self._wake = wake
         self._observed = observed
         self._stores = stores
         self._helpers = HelperJobs(api, observed, Applier(api, observed))
@@ -54,13 +63,13 @@ class StoreReconciler:
         self._tried: dict[tuple[str, str], float] = {}
         self._doubted: set[tuple[str, str]] = set()
 
-    def doubt(self, namespace: str, name: str) -> bool:
-        """Somebody has met a fault of a store; returns whether it is to be tried now."""
+    def doubt(self, namespace: str, name: str) -> None:
+        """Somebody has met a fault of a store: it is tried, unless it was a moment ago."""
         last = self._tried.get((namespace, name), float("-inf"))
         if time.monotonic() - last < _DOUBT_SECONDS:
-            return False
+            return
         self._doubted.add((namespace, name))
-        return True
+        self._wake(Ref("artifactstores", namespace, name))
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Try a store (write, write twice under a condition, read) and have it cleaned."""

@@ -40,3 +40,6 @@ class TargetReconciler:
             extra={},
         )
         return None
+
+    def tidy(self) -> None:
+        """Nothing is remembered."""
