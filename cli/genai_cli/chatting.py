@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from genai_cli.output import emit, say, tell
+from genai_cli.speculating import Guessing
 from genai_cli.streaming import TextStream, speed
 from genai_core.errors import BadInput
 from genai_runtime.chat_template import ChatTemplate
@@ -22,6 +23,7 @@ from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import Session, Tokens
+from genai_runtime.speculation.control import Speculation
 from genai_runtime.tokenizing import TextTokenizer
 
 __all__ = ["Chat", "converse", "template_of"]
@@ -59,6 +61,7 @@ class Chat:
     Attributes:
         limit: Tokens of an answer at most; None = until it ends or the context is full.
         system: The system message, empty where there is none.
+        speculation: Guesses tokens of answers.
     """
 
     session: Session
@@ -68,6 +71,7 @@ class Chat:
     stop_tokens: frozenset[int]
     limit: int | None = None
     system: str = ""
+    speculation: Speculation | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
     _cached: list[int] = field(default_factory=list)
 
@@ -101,6 +105,7 @@ class Chat:
                 stop_tokens=self.stop_tokens,
                 on_token=heard,
                 kept=self._kept(ids),
+                speculation=self.speculation,
             )
         finally:
             self._cached = [*ids.tolist(), *said][: self.session.length]
@@ -243,14 +248,25 @@ def talk(
     context_length: int | None,
     threads: int,
     worn: Sequence[AdapterUse] = (),
+    guessing: Guessing,
     as_json: bool,
 ) -> int:
     """Open a session and converse; returns the exit code."""
     template, tokenizer = template_of(opened)
-    with closing(
-        opened.open_session(threads=threads, context_length=context_length, worn=worn)
-    ) as session:
+    with (
+        closing(
+            opened.open_session(threads=threads, context_length=context_length, worn=worn)
+        ) as session,
+        guessing.opened(opened, session) as speculation,
+    ):
         chat = Chat(
-            session, template, tokenizer, sampling, opened.stop_tokens(), limit=limit, system=system
+            session,
+            template,
+            tokenizer,
+            sampling,
+            opened.stop_tokens(),
+            limit=limit,
+            system=system,
+            speculation=speculation,
         )
         return converse(chat, once=once, as_json=as_json)

@@ -18,6 +18,7 @@ from genai_cli.local_work import known_digests
 from genai_cli.output import emit, say
 from genai_cli.render import busy
 from genai_cli.settings import Settings
+from genai_cli.speculating import Guessing
 from genai_cli.streaming import TextStream, speed
 from genai_cli.wearing import Wearing
 from genai_cli.words import duration
@@ -78,6 +79,7 @@ def run(
     context_length: int | None,
     threads: int,
     wearing: Wearing,
+    guessing: Guessing,
     chat: str | None = None,
 ) -> int:
     """Continue a prompt, or converse, and print text and speed; returns the exit code.
@@ -93,6 +95,7 @@ def run(
         threads: On the CPU.
         chat: The system message of a conversation, which may be empty; None = no conversation.
         wearing: Adapters.
+        guessing: Speculation.
     """
     took = Sampling(**sampling)
     if chat is not None:
@@ -109,6 +112,7 @@ def run(
             context_length=context_length,
             threads=threads,
             worn=wearing.of(opened.adapters()),
+            guessing=guessing,
             as_json=settings.json,
         )
     opened = _opened(path)
@@ -117,9 +121,12 @@ def run(
     stream = None if settings.json else TextStream(tokenizer)
     began = time.monotonic()
     worn = wearing.of(opened.adapters())
-    with closing(
-        opened.open_session(threads=threads, context_length=context_length, worn=worn)
-    ) as session:
+    with (
+        closing(
+            opened.open_session(threads=threads, context_length=context_length, worn=worn)
+        ) as session,
+        guessing.opened(opened, session) as speculation,
+    ):
         ready = time.monotonic() - began
         if stream is not None:
             _show_prompt(prompt)
@@ -130,6 +137,7 @@ def run(
             sampling=took,
             stop_tokens=frozenset() if ignore_end else opened.stop_tokens(),
             on_token=stream,
+            speculation=speculation,
         )
     told = speed(result)
     metrics = {"initSeconds": round(ready, 4), **told["metrics"]}
@@ -152,6 +160,13 @@ def run(
         f"loaded in {duration(ready)}{_executor(opened)}[/]",
         soft_wrap=True,
     )
+    counts = result.metrics.speculation
+    if counts is not None:
+        PlainConsole(stderr=True, highlight=False).print(
+            f"[dim]{counts.method}: {counts.accepted} of {counts.guessed} guesses in "
+            f"{counts.drafts} drafts were right[/]",
+            soft_wrap=True,
+        )
     return 0
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from genai_core.redaction import plain
 from genai_runtime.generate import Generation
+from genai_runtime.speculation.control import Counts
 from genai_runtime.tokenizing import TextTokenizer
 
 __all__ = ["TextStream", "speed"]
@@ -46,6 +47,7 @@ class TextStream:
 def speed(result: Generation) -> dict[str, Any]:
     """How an answer ended and what it took, as `run --json` shows it."""
     metrics = result.metrics
+    guessed = {} if metrics.speculation is None else {"speculation": _counts(metrics.speculation)}
     return {
         "stopped": "end" if result.stopped else "length",
         "metrics": {
@@ -55,5 +57,17 @@ def speed(result: Generation) -> dict[str, Any]:
             "generatedTokens": metrics.generated_tokens,
             "generationSeconds": round(metrics.generation_seconds, 6),
             "generationTokensPerSecond": round(metrics.generation_tokens_per_second, 2),
+            **guessed,
         },
+    }
+
+
+def _counts(counts: Counts) -> dict[str, Any]:
+    return {
+        "method": counts.method,
+        "drafts": counts.drafts,
+        "draftTokens": counts.guessed,
+        "acceptedTokens": counts.accepted,
+        "acceptedPerPosition": counts.positions,
+        "acceptance": round(counts.accepted / counts.guessed, 4) if counts.guessed else None,
     }

@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
 from genai_core.foreign import read_json_object
 from genai_runtime.executor import checked_tokens
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.session import Session, Tokens, in_chunks
+from genai_runtime.speculation.control import Counts, Speculation
+from genai_runtime.speculation.method import NOTHING, Take, accept
+
+_KEY = 0
+"""Of the one sequence."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +31,14 @@ class Metrics:
         prompt_seconds: Time to the first token.
         generated_tokens: Tokens that were generated.
         generation_seconds: Time from the first token to the last.
+        speculation: What came of drafts; None where nothing was guessed.
     """
 
     prompt_tokens: int
     prompt_seconds: float
     generated_tokens: int
     generation_seconds: float
+    speculation: Counts | None = None
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -64,6 +72,7 @@ def generate(
     stop_tokens: Collection[int] = (),
     on_token: Callable[[int], None] | None = None,
     kept: int = 0,
+    speculation: Speculation | None = None,
 ) -> Generation:
     """Continue `prompt` by at most `max_tokens` tokens.
 
@@ -78,6 +87,7 @@ def generate(
         on_token: Called with each token as soon as it is known.
         kept: So many tokens at the prompt's beginning, fewer than it has, are in the cache already
             and not read again; what lies behind them there is forgotten.
+        speculation: Guesses tokens; the answer is the same.
 
     Raises:
         BadInput: The prompt is empty, too long or outside the vocabulary.
@@ -101,15 +111,29 @@ def generate(
     first = time.monotonic()
     if on_token:
         on_token(tokens[-1])
-    while (
-        len(tokens) < max_tokens
-        and tokens[-1] not in stop_tokens
-        and session.length < session.context_length
-    ):
-        logits = session.forward(np.asarray(tokens[-1:], dtype=np.int64))
-        tokens.append(sampler.next(logits[-1]))
+
+    def take(logits: NDArray[np.float32]) -> tuple[int, bool]:
+        token = sampler.next(logits)
+        tokens.append(token)
         if on_token:
-            on_token(tokens[-1])
+            on_token(token)
+        return token, token in stop_tokens or len(tokens) == max_tokens
+
+    spent = None
+    try:
+        if speculation is not None:
+            speculation.start(_KEY, np.asarray(prompt).tolist())
+            speculation.extend(_KEY, tokens)
+        while (
+            len(tokens) < max_tokens
+            and tokens[-1] not in stop_tokens
+            and session.length < session.context_length
+        ):
+            room = min(max_tokens - len(tokens), session.context_length - session.length) - 1
+            _step(session, tokens[-1], room, take, speculation)
+    finally:
+        if speculation is not None:
+            spent = speculation.finish(_KEY)
     ended = time.monotonic()
     return Generation(
         tokens=tuple(tokens),
@@ -118,9 +142,36 @@ def generate(
             prompt_seconds=first - began,
             generated_tokens=len(tokens),
             generation_seconds=ended - first,
+            speculation=spent,
         ),
         stopped=tokens[-1] in stop_tokens,
     )
+
+
+def _step(
+    session: Session, newest: int, room: int, take: Take, speculation: Speculation | None
+) -> None:
+    """One pass: a token, and those of a draft that come true; the cache holds all but the last."""
+    draft = NOTHING
+    if speculation is not None:
+        granted = speculation.wanted({_KEY: room})
+        draft = speculation.propose(granted, [_KEY]).get(_KEY, NOTHING)
+    start = session.length
+    began = time.monotonic()
+    row, tree = draft.row(newest), draft.tree(start)
+    logits = session.forward(row) if tree is None else session.forward(row, tree)
+    if speculation is not None:
+        speculation.observe_pass(1, draft.size, time.monotonic() - began)
+    kept = 1  # where a listener ends it all, no guess stays in the cache
+    try:
+        written = accept(logits, draft.tokens, take)
+        kept = len(written)
+    finally:
+        if draft.size:
+            session.truncate(start + kept)
+    if speculation is not None:
+        behind = logits[1 + len(draft.tokens) :] if draft.branch is not None else None
+        speculation.extend(_KEY, written, behind)
 
 
 def stop_tokens(folder: Path, *, holds: Callable[[str], bool] = lambda _: True) -> frozenset[int]:

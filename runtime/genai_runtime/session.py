@@ -20,6 +20,7 @@ from genai_runtime.executor import (
     Logits,
     Row,
     Tokens,
+    Tree,
     Want,
     checked_tokens,
 )
@@ -50,14 +51,19 @@ class Session(Protocol):
         """Empty the cache."""
         ...
 
-    def forward(self, tokens: Tokens) -> Logits:
+    def forward(self, tokens: Tokens, tree: Tree | None = None) -> Logits:
         """Append `tokens` ([T], T >= 1) to the cache and return float32 logits [T, V].
 
         The returned array belongs to the caller; later calls do not change it.
 
+        Args:
+            tokens: What is read.
+            tree: How they relate, where they are no chain.
+
         Raises:
             BadInput: A token id is outside the vocabulary, the array is not a vector of integers
-                or is empty, or the context length would be exceeded. The cache is then unchanged.
+                or is empty, or the context length would be exceeded; a tree where the executor
+                takes none. The cache is then unchanged.
         """
         ...
 
@@ -88,6 +94,11 @@ class SlotSession:
         self._slot = executor.open()
 
     @property
+    def executor(self) -> Executor:
+        """What runs it."""
+        return self._executor
+
+    @property
     def context_length(self) -> int:
         """The most tokens that the cache can hold."""
         return self._executor.context_length
@@ -106,9 +117,9 @@ class SlotSession:
         """Empty the cache."""
         self._executor.truncate(self._slot, 0)
 
-    def forward(self, tokens: Tokens) -> Logits:
+    def forward(self, tokens: Tokens, tree: Tree | None = None) -> Logits:
         """Append tokens; logits of each. See `Session.forward`."""
-        row = Row(self._slot, tokens, want=Want.ALL, adapters=self._worn)
+        row = Row(self._slot, tokens, want=Want.ALL, adapters=self._worn, tree=tree)
         (output,) = self._executor.forward([row])
         return output.logits
 

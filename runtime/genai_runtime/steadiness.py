@@ -41,20 +41,28 @@ class Steadiness:
 
 def try_out(executor: Executor, *, seed: int = 0) -> Steadiness:
     """Run some random tokens in different ways. Slots are opened for it and freed again."""
-    random = np.random.default_rng(seed)
-    size = min(_TOKENS, executor.context_length - 1)
-    texts = list(random.integers(0, executor.vocab_size, (_ROWS, size)))
-    whole = _run(executor, texts[:1], (size,))[0]
-    chunks = True
-    for cut in _CUTS:
-        kept = _cut(cut, size)
-        chunks &= np.array_equal(whole, _run(executor, texts[:1], kept)[0])
+    texts = _texts(executor, seed)
+    size = texts[0].size
+    chunks = try_out_chunks(executor, seed=seed)
     ends = [size - row % 3 for row in range(_ROWS)]  # ragged
     alone = [_run(executor, [texts[row][:end]], (end,))[0] for row, end in enumerate(ends)]
     ragged = [texts[row][:end] for row, end in enumerate(ends)]
     beside = _run(executor, ragged, _cut((5, 1, 3), size))
     neighbours = all(np.array_equal(a, b) for a, b in zip(alone, beside, strict=True))
     return Steadiness(chunks=chunks, neighbours=neighbours)
+
+
+def try_out_chunks(executor: Executor, *, seed: int = 0) -> bool:
+    """`Steadiness.chunks` alone: all that one sequence needs."""
+    texts = _texts(executor, seed)[:1]
+    size = texts[0].size
+    whole = _run(executor, texts, (size,))[0]
+    return all(np.array_equal(whole, _run(executor, texts, _cut(cut, size))[0]) for cut in _CUTS)
+
+
+def _texts(executor: Executor, seed: int) -> list[NDArray[np.integer]]:
+    size = min(_TOKENS, executor.context_length - 1)
+    return list(np.random.default_rng(seed).integers(0, executor.vocab_size, (_ROWS, size)))
 
 
 def _cut(sizes: Sequence[int], total: int) -> tuple[int, ...]:

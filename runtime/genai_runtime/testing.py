@@ -15,6 +15,7 @@ from genai_runtime.executor import (
     RowOutput,
     SlotTable,
     Tokens,
+    Tree,
     checked_places,
     checked_rows,
     checked_truncation,
@@ -36,6 +37,7 @@ class ScriptedExecutor:
         context_length: Of each slot.
         seed: Of the table that maps states to logits.
         adapters: What rows may wear; another state for each name and alpha.
+        trees: Take trees: a token's state is then that of the tokens it sees.
     """
 
     def __init__(
@@ -45,9 +47,11 @@ class ScriptedExecutor:
         context_length: int = 64,
         seed: int = 0,
         adapters: Collection[str] = (),
+        trees: bool = False,
     ) -> None:
         random = np.random.default_rng(seed)
         self._adapters = frozenset(adapters)
+        self._trees = trees
         self._table: NDArray[np.float64] = random.normal(size=(_MODULUS, vocab_size))
         self._context_length = context_length
         self._slots: SlotTable[list[tuple[int, int]]] = SlotTable()
@@ -77,8 +81,8 @@ class ScriptedExecutor:
 
     @property
     def trees(self) -> bool:
-        """Chains only."""
-        return False
+        """As given."""
+        return self._trees
 
     @property
     def open_slots(self) -> frozenset[int]:
@@ -113,9 +117,16 @@ class ScriptedExecutor:
         outputs = []
         for row, tokens in zip(rows, checked, strict=True):
             held, states = self._slots[row.slot], []
-            for token in tokens:
+            start = len(held)
+            for place, token in enumerate(tokens):
                 held.append((int(token), _worn(row.adapters)))
-                states.append(_state(held))
+                seen = held
+                if row.tree is not None:
+                    sees = row.tree.sees[place]
+                    seen = held[:start] + [
+                        item for item, there in zip(held[start:], sees, strict=False) if there
+                    ]
+                states.append(_state(seen))
             wanted = np.asarray(states[len(states) - row.want.count(tokens.size) :], dtype=np.intp)
             outputs.append(
                 RowOutput(
@@ -177,8 +188,8 @@ class ScriptedSession(SlotSession):
         """Whether `close` was called."""
         return self._scripted.closed
 
-    def forward(self, tokens: Tokens) -> Logits:
+    def forward(self, tokens: Tokens, tree: Tree | None = None) -> Logits:
         """Append tokens; logits of each."""
-        logits = super().forward(tokens)
+        logits = super().forward(tokens, tree)
         self.passes.append(logits.shape[0])
         return logits

@@ -68,6 +68,10 @@ class TextTokenizer:
         """The text of one token by itself, special tokens by their names."""
         return str(self._tokenizer.decode([int(token)], skip_special_tokens=False))
 
+    def vocabulary(self) -> dict[str, int]:
+        """Every token and its id, added ones too."""
+        return dict(self._tokenizer.get_vocab(with_added_tokens=True))
+
     def _use(self, what: str) -> AbstractContextManager[None]:
         """Its rules are the model's: one that backtracks without end is ended by the library."""
         return boundary(self._where, what=what, remedy="restore the model's own tokenizer")

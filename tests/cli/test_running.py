@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import closing
@@ -249,3 +250,43 @@ def test_inspection_shows_a_graph_without_its_weights(call: InProcess, container
     ran = call("inspect", container / "model.onnx")
     assert ran.code == 0
     assert any(line.split()[:2] == ["input", "input_ids"] for line in ran.out.splitlines())
+
+
+def test_speculation_writes_the_same_and_tells_what_came_of_it(
+    call: InProcess, container: Path
+) -> None:
+    asked = ("run", container, "--prompt-tokens", "5,17,300,42,5,17", "--max-tokens", "24",
+             "--ignore-end", "--threads", "1")  # fmt: skip
+    plain = call(*asked, "--json")
+    assert "speculation" not in plain.json["metrics"]
+    steady = json.dumps({"model": str(container), "num_speculative_tokens": 3, "adaptive": False})
+    for method in ("ngram", "ngram,suffix", "lookahead", steady):
+        ran = call(*asked, "--speculation", method, "--json")
+        assert ran.code == 0, ran.err
+        assert ran.json["tokens"] == plain.json["tokens"]
+    told = ran.json["metrics"]["speculation"]
+    assert told["method"] == "draft_model"
+    assert told["acceptance"] == 1, "the model is its own draft"
+    assert told["draftTokens"] == told["acceptedTokens"] == sum(told["acceptedPerPosition"])
+    shown = call(*asked, "--speculation", steady)
+    assert re.search(r"draft_model: (\d+) of \1 guesses in \d+ drafts were right", shown.err)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--draft", "x"), "--draft: it is of speculation; add --speculation METHOD"),
+        (("--draft-tokens", "3"), "--draft-tokens: it is of speculation"),
+        (("--speculation", "medusa"), "--speculation: method: 'medusa' is not there"),
+        (("--speculation", "draft_model"), "draft_model needs a draft's container"),
+        (("--speculation", "draft_model", "--draft", "/nowhere"), "/nowhere: "),
+        (("--speculation", "ngram", "--draft", "x"), "ngram takes no draft's container"),
+        (("--speculation", '{"method": "ngram", "k": 2}'), "--speculation: k: no such key"),
+    ],
+)
+def test_options_of_speculation_that_mean_nothing_are_refused(
+    call: InProcess, container: Path, given: tuple[str, ...], message: str
+) -> None:
+    ran = call("run", container, "--prompt-tokens", "1", *given)
+    assert ran.code == 2
+    assert message in ran.err

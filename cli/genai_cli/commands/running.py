@@ -15,6 +15,7 @@ Examples:
   genai run containers/tiny-llama/cpu --prompt 'def main('
   genai run containers/tiny-llama/cpu --chat
   genai run containers/tiny-llama/cpu --prompt-tokens 1,2,3 --json
+  genai run containers/tiny-llama/cpu --prompt 'def main(' --speculation ngram
 """
 
 
@@ -57,6 +58,20 @@ def run(
     threads: options.Threads = 0,
     adapter: options.Adapters = None,
     use_case: options.UseCase = None,
+    speculation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD",
+            help="Guess tokens by ngram, suffix, lookahead or draft_model; or vLLM's JSON.",
+        ),
+    ] = None,
+    draft: Annotated[
+        str | None,
+        typer.Option(metavar="CONTAINER", help="With draft_model: the smaller model."),
+    ] = None,
+    draft_tokens: Annotated[
+        int | None, typer.Option(min=1, max=64, metavar="N", help="Guesses at once, at most.")
+    ] = None,
     json: options.Json = False,
 ) -> int:
     """Run a prompt through a container, or converse with it.
@@ -70,6 +85,7 @@ def run(
     if system is not None and not chat:
         raise BadInput("it is of conversations", where="--system", remedy="add --chat")
     from genai_cli import executing
+    from genai_cli.speculating import Guessing
     from genai_cli.wearing import Wearing
 
     return executing.run(
@@ -82,5 +98,6 @@ def run(
         context_length=context_length,
         threads=threads,
         wearing=Wearing(adapter or (), use_case),
+        guessing=Guessing(speculation, draft, draft_tokens, threads),
         chat=(system or "") if chat else None,
     )

@@ -1,0 +1,215 @@
+"""Speculation for the sequences of an engine: how long drafts are, what came of them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from genai_runtime.executor import Logits
+from genai_runtime.speculation.lengths import Costs, Length
+from genai_runtime.speculation.method import NOTHING, Draft, Method
+
+_LOG = logging.getLogger("genai_runtime")
+
+
+@dataclass
+class Counts:
+    """What came of drafts.
+
+    Attributes:
+        method: Whose.
+        drafts: That were verified.
+        guessed: Tokens of them.
+        accepted: Tokens that cost no pass of their own.
+        positions: By place in the draft, how many were accepted.
+    """
+
+    method: str
+    drafts: int = 0
+    guessed: int = 0
+    accepted: int = 0
+    positions: list[int] = field(default_factory=list)
+
+    def add(self, guessed: int, accepted: int) -> None:
+        """A draft was verified."""
+        self.drafts += 1
+        self.guessed += guessed
+        self.accepted += accepted
+        self.positions += [0] * (guessed - len(self.positions))
+        for place in range(accepted):
+            self.positions[place] += 1
+
+
+@dataclass
+class _Member:
+    length: Length
+    counts: Counts
+    draft: Draft = NOTHING
+    verified: bool = False
+
+
+class Speculation:
+    """A method, and lengths that follow what it achieves. Not thread safe.
+
+        speculation.start(key, prompt)
+        granted = speculation.wanted({key: room})     # tokens that a pass may have beyond one
+        drafts = speculation.propose(granted)
+        ... one pass over the rows [newest token, guesses, branch] ...
+        speculation.extend(key, written, branch_logits)
+        speculation.finish(key)
+
+    Args:
+        method: Its own; closed with it.
+        most: Tokens of a draft.
+        least: Never fewer, where there is room and a guess.
+        adaptive: Choose the length between the two; else it is always `most`.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        *,
+        most: int,
+        least: int = 0,
+        adaptive: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._method = method
+        self._most, self._least, self._adaptive = most, least, adaptive
+        self._clock = clock
+        self._members: dict[int, _Member] = {}
+        self._failed = False
+        self.costs = Costs()
+        self.counts = Counts(method.name)
+
+    @property
+    def name(self) -> str:
+        """The method's."""
+        return self._method.name
+
+    @property
+    def branch_tokens(self) -> int:
+        """The method's."""
+        return self._method.branch_tokens
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Memory that a sequence of so many tokens takes beside the target's."""
+        return self._method.cache_bytes(tokens)
+
+    def start(self, key: int, tokens: Sequence[int]) -> None:
+        """A sequence begins to write behind these tokens."""
+        if not self._failed:
+            self._try(lambda: self._method.start(key, tokens))
+            self._members[key] = _Member(Length(self._most, self._least), Counts(self.name))
+
+    def wanted(self, rooms: Mapping[int, int]) -> dict[int, int]:
+        """The most tokens that drafts of the next pass may add to it.
+
+        Args:
+            rooms: Of every sequence that writes, those without speculation too: tokens that its
+                answer and its slot have room for beside the newest one.
+        """
+        rows = len(rooms)
+        if self._failed or (self._adaptive and self.costs.plain_is_due(rows)):
+            return {}
+        branch = self._method.branch_tokens
+        wanted = {}
+        for key, room in rooms.items():
+            member = self._members.get(key)
+            if member is None:
+                continue
+            length = self._most
+            if self._adaptive:
+                length = member.length.chosen(
+                    self.costs, rows, branch=branch, free=self._method.free
+                )
+            if length and room > branch:
+                wanted[key] = min(length + branch, room)
+        return wanted
+
+    def propose(self, granted: Mapping[int, int], writing: Sequence[int] = ()) -> dict[int, Draft]:
+        """Drafts that add at most so many tokens each.
+
+        Args:
+            granted: As `wanted`, or less.
+            writing: Sequences that write without a draft: a method that costs nothing guesses for
+                them too, only to be compared with what comes.
+        """
+        branch = self._method.branch_tokens
+        counts = {
+            key: tokens - branch
+            for key, tokens in granted.items()
+            if key in self._members and tokens > branch
+        }
+        asked = dict(counts)
+        if self._method.free and self._adaptive:
+            asked |= {key: 1 for key in writing if key in self._members and key not in counts}
+        if self._failed or not asked:
+            return {}
+        began = self._clock()
+        drafts: dict[int, Draft] = {}
+        self._try(lambda: drafts.update(self._method.propose(asked)))
+        if counts:
+            self.costs.observe_drafting(sum(counts.values()), self._clock() - began)
+        chosen = {}
+        for key, draft in drafts.items():
+            member = self._members[key]
+            member.draft, member.verified = draft, key in counts
+            if member.verified:
+                chosen[key] = draft
+        return chosen
+
+    def extend(self, key: int, tokens: Sequence[int], branch: Logits | None = None) -> None:
+        """The model wrote tokens for a sequence.
+
+        Args:
+            key: Nothing happens where it is not known.
+            tokens: What `accept` returned.
+            branch: Logits of its draft's branch, where it had one.
+        """
+        member = self._members.get(key)
+        if member is None:
+            return
+        guesses = member.draft.tokens
+        accepted = 0
+        for guess, token in zip(guesses, tokens, strict=False):
+            if guess != token:
+                break
+            accepted += 1
+        if guesses:
+            # Of a draft that was not run only the first place is known.
+            member.length.observe(len(guesses) if member.verified else 1, accepted)
+            if member.verified:
+                self.counts.add(len(guesses), accepted)
+                member.counts.add(len(guesses), accepted)
+        member.draft, member.verified = NOTHING, False
+        self._try(lambda: self._method.extend(key, tokens, branch))
+
+    def finish(self, key: int) -> Counts:
+        """A sequence has ended; what came of its drafts."""
+        member = self._members.pop(key, None)
+        if member is None:
+            return Counts(self.name)
+        self._try(lambda: self._method.finish(key))
+        return member.counts
+
+    def observe_pass(self, rows: int, extra: int, seconds: float) -> None:
+        """A pass of writing rows alone took so long; see `Costs.observe`."""
+        self.costs.observe(rows, extra, seconds)
+
+    def close(self) -> None:
+        """Close the method."""
+        self._method.close()
+
+    def _try(self, work: Callable[[], None]) -> None:
+        """Guesses are a help: where they fail, answers are written without them, and it is said."""
+        if self._failed:
+            return
+        try:
+            work()
+        except Exception:  # noqa: BLE001 - whatever it is, answers go on
+            self._failed = True
+            _LOG.exception("speculation by %s failed and is off from now on", self.name)

@@ -1,0 +1,116 @@
+"""A smaller model of the same vocabulary guesses greedily (Leviathan et al. 2023).
+
+It has slots of its own, one a sequence, and reads no adapter. Drafts of several sequences share
+its passes. A prompt is read in chunks, one a proposal, so that nobody waits for a long one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from genai_runtime.executor import Executor, Logits, Row
+from genai_runtime.speculation.method import Draft
+
+CHUNK = 128
+"""Tokens of a prompt that one proposal reads."""
+
+
+@dataclass
+class _Sequence:
+    """What the draft model knows of a sequence.
+
+    Attributes:
+        tokens: All known ones.
+        guesses: The draft behind them that was proposed last.
+    """
+
+    slot: int
+    tokens: list[int]
+    guesses: list[int] = field(default_factory=list)
+
+
+class DraftModel:
+    """See the module's docstring.
+
+    Args:
+        executor: The draft model's; this method's own.
+        vocab_size: Of the target. The draft's may be larger or smaller by padding.
+    """
+
+    name = "draft_model"
+    free = False
+    branch_tokens = 0
+
+    def __init__(self, executor: Executor, *, vocab_size: int) -> None:
+        self._executor = executor
+        self._vocab_size = vocab_size
+        self._sequences: dict[int, _Sequence] = {}
+
+    def start(self, key: int, tokens: Sequence[int]) -> None:
+        """Open a slot; nothing is read yet."""
+        self._sequences[key] = _Sequence(self._executor.open(), [int(token) for token in tokens])
+
+    def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:
+        """As many passes as the longest draft has tokens; who still reads a prompt has no guess."""
+        executor = self._executor
+        rows, counts = [], {}
+        for key, count in wanted.items():
+            sequence = self._sequences[key]
+            unread = sequence.tokens[executor.length(sequence.slot) :]
+            room = executor.context_length - len(sequence.tokens)
+            if room < 1 or not unread or max(unread) >= executor.vocab_size:
+                continue  # it cannot follow the target any further
+            rows.append((key, unread[:CHUNK]))
+            if len(unread) <= CHUNK:
+                counts[key] = min(count, room)
+        drafts: dict[int, list[int]] = {}
+        while rows:
+            outputs = executor.forward(
+                [Row(self._sequences[key].slot, np.asarray(tokens)) for key, tokens in rows]
+            )
+            behind = []
+            for (key, _), output in zip(rows, outputs, strict=True):
+                if key not in counts:
+                    continue
+                guess = int(output.logits[-1].argmax())
+                if guess >= self._vocab_size:
+                    continue
+                drafts.setdefault(key, []).append(guess)
+                if len(drafts[key]) < counts[key]:
+                    behind.append((key, [guess]))
+            rows = behind
+        for key, guesses in drafts.items():
+            self._sequences[key].guesses = guesses
+        return {key: Draft(tuple(guesses)) for key, guesses in drafts.items()}
+
+    def extend(self, key: int, tokens: Sequence[int], branch: Logits | None = None) -> None:
+        """Keep what the slot holds of guesses that came true."""
+        del branch
+        sequence = self._sequences[key]
+        right = 0
+        for guess, token in zip(sequence.guesses, tokens, strict=False):
+            if guess != token:
+                break
+            right += 1
+        held = self._executor.length(sequence.slot)
+        self._executor.truncate(sequence.slot, min(held, len(sequence.tokens) + right))
+        sequence.tokens += [int(token) for token in tokens]
+        sequence.guesses = []
+
+    def finish(self, key: int) -> None:
+        """Free the slot."""
+        sequence = self._sequences.pop(key, None)
+        if sequence is not None:
+            self._executor.free(sequence.slot)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Keys and values of a slot."""
+        return self._executor.cache_bytes(min(tokens, self._executor.context_length))
+
+    def close(self) -> None:
+        """Close the model."""
+        self._sequences.clear()
+        self._executor.close()

@@ -1,0 +1,145 @@
+"""What a method of speculation owes, and what it proposes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from genai_runtime.executor import Logits, Tree
+
+
+@dataclass(frozen=True)
+class Branch:
+    """Tokens of a pass that stand behind the guesses and are forgotten after it.
+
+    Attributes:
+        tokens: B ids.
+        offsets: [B] their positions behind the newest known token.
+        sees: bool [B, B]; token i attends to branch token j. All see the newest known token and
+            what lies before it, none sees a guess.
+    """
+
+    tokens: tuple[int, ...]
+    offsets: NDArray[np.int64]
+    sees: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A proposal for one sequence.
+
+    Attributes:
+        tokens: Guesses, the first one for the place behind the newest known token. May be empty.
+        branch: What else the method wants logits of.
+    """
+
+    tokens: tuple[int, ...] = ()
+    branch: Branch | None = None
+
+    @property
+    def size(self) -> int:
+        """Tokens that it adds to a pass."""
+        return len(self.tokens) + (0 if self.branch is None else len(self.branch.tokens))
+
+    def first(self, count: int) -> Draft:
+        """It with at most so many guesses; the branch stays."""
+        return Draft(self.tokens[:count], self.branch)
+
+    def tree(self, start: int) -> Tree | None:
+        """The tree of the row [newest token, guesses, branch] at cache place `start`.
+
+        None where it is a chain. The chain comes first, so nothing hidden stands between its keys
+        and its numbers are a plain chain's to the bit.
+        """
+        if self.branch is None:
+            return None
+        chain = 1 + len(self.tokens)
+        total = 1 + self.size
+        sees = np.zeros((total, total), np.bool_)
+        sees[:chain, :chain] = np.tril(np.ones((chain, chain), np.bool_))
+        sees[chain:, 0] = True
+        sees[chain:, chain:] = self.branch.sees
+        positions = np.concatenate([np.arange(chain), self.branch.offsets]) + start
+        return Tree(positions.astype(np.int64), sees)
+
+    def row(self, newest: int) -> NDArray[np.int64]:
+        """Tokens of the row that verifies it."""
+        behind = () if self.branch is None else self.branch.tokens
+        return np.asarray([newest, *self.tokens, *behind], np.int64)
+
+
+NOTHING = Draft()
+
+
+class Method(Protocol):
+    """Guesses tokens of several sequences, which it knows by keys. Not thread safe."""
+
+    @property
+    def name(self) -> str:
+        """As configurations name it."""
+        ...
+
+    @property
+    def free(self) -> bool:
+        """A proposal takes next to no time: no model runs for it."""
+        ...
+
+    @property
+    def branch_tokens(self) -> int:
+        """Tokens of each draft's branch; 0 = none. Above 0 the executor must take trees."""
+        ...
+
+    def start(self, key: int, tokens: Sequence[int]) -> None:
+        """A sequence begins with these tokens: its prompt."""
+        ...
+
+    def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:
+        """Guesses for keys, of at most so many tokens (>= 1); who has no guess is left out."""
+        ...
+
+    def extend(self, key: int, tokens: Sequence[int], branch: Logits | None = None) -> None:
+        """The model wrote these tokens.
+
+        Args:
+            key: Whose.
+            tokens: At least one.
+            branch: [B, V] logits of the branch of the draft that this verified.
+        """
+        ...
+
+    def finish(self, key: int) -> None:
+        """A sequence has ended; nothing where it is not known."""
+        ...
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Memory that a sequence of so many tokens takes here."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
+
+Take = Callable[[NDArray[np.float32]], tuple[int, bool]]
+"""Logits [V] -> the token that the sampler takes, and whether the answer ends with it."""
+
+
+def accept(logits: Logits, guesses: Sequence[int], take: Take) -> list[int]:
+    """The tokens that a verified row yields: the accepted guesses and one more, or up to an end.
+
+    Args:
+        logits: Row 0 is that of the newest known token, row i that of guess i - 1.
+        guesses: As they stood in the row.
+        take: Called once for each token that is returned, in order, and never beyond.
+    """
+    written: list[int] = []
+    for place in range(len(guesses) + 1):
+        token, ended = take(logits[place])
+        written.append(token)
+        if ended or place == len(guesses) or token != guesses[place]:
+            break
+    return written

@@ -1,0 +1,226 @@
+"""What speculation may be asked for, how long drafts become, and what a failing method does."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from genai_core.errors import BadInput
+from genai_runtime.generate import generate
+from genai_runtime.speculation.config import named_config, parse_config
+from genai_runtime.speculation.control import Speculation
+from genai_runtime.speculation.lengths import Costs, Length
+from genai_runtime.speculation.ngram import Ngram
+from genai_runtime.speculation.opening import open_speculation
+from genai_runtime.testing import ScriptedExecutor, ScriptedSession
+
+
+def test_vllms_configurations_are_read():
+    config = parse_config(
+        '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "model": null}'
+    )
+    assert (config.names, config.most, config.lookup) == (("ngram",), 5, (2, 4))
+    suffix = parse_config('{"method": "suffix", "suffix_decoding_max_tree_depth": 12}')
+    assert suffix.most == 12
+    draft = parse_config('{"model": "d", "num_speculative_tokens": 3}')
+    assert draft.names == ("draft_model",), "a model without a method is a draft model"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "must be a JSON object"),
+        ("{}", "method: must be given; there are ngram"),
+        ('{"method": "medusa", "num_speculative_tokens": 3}', "'medusa' is not there; .*draft_mod"),
+        ('{"method": "ngram"}', "num_speculative_tokens: must be given"),
+        ('{"method": "ngram", "num_speculative_tokens": 0}', "num_speculative_tokens: .*greater"),
+        ('{"method": "ngram", "num_speculative_tokens": "4"}', "num_speculative_tokens: .*integer"),
+        (
+            '{"method": "suffix", "prompt_lookup_min": 5, "prompt_lookup_max": 4}',
+            "prompt_lookup_min: 5 is above prompt_lookup_max 4",
+        ),
+        ('{"method": "ngram", "num_speculative_tokens": 3, "lookup": 1}', "lookup: no such key"),
+        ('{"method": "ngram", "num_speculative_tokens": 3, "model": "x"}', "model: ngram takes no"),
+        ('{"method": "draft_model", "num_speculative_tokens": 3}', "model: draft_model needs"),
+        ('{"methods": ["ngram", "draft_model"], "model": "x"}', "draft_model works alone"),
+        ('{"methods": ["suffix", "suffix"]}', "each may stand there once"),
+        ('{"method": "suffix", "methods": ["ngram"]}', "either method or methods"),
+        ('{"method": "suffix", "quantization": "fp8"}', "quantization: has no meaning here"),
+        (
+            '{"method": "suffix", "draft_tensor_parallel_size": 2}',
+            "draft_tensor_parallel_size: has",
+        ),
+        ('{"method": "suffix", "acceptance-method": "typical"}', "acceptance-method: has no mean"),
+        ('{"method": "suffix", "rejection_sample_method": "block"}', "rejection_sample_method"),
+        ('{"method": "lookahead", "window": 0}', "window: "),
+        ('{"method": "lookahead", "window": 32, "ngram": 16}', "window . .ngram - 1. must be at"),
+        ('{"method": "suffix", "min_speculative_tokens": 30}', "min_speculative_tokens: above"),
+    ],
+)
+def test_what_has_no_meaning_is_refused_by_its_key(text, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        parse_config(text, where="--speculative-config")
+    assert "--speculative-config" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_method_may_be_named_with_its_options_or_written_out():
+    assert named_config("ngram").most == 4
+    assert named_config("ngram,suffix", tokens=6).names == ("ngram", "suffix")
+    assert named_config("draft_model", draft="folder", tokens=2).model == "folder"
+    written = json.dumps({"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3})
+    assert named_config(written, tokens=7).most == 7
+    assert named_config(written).lookup == (2, 3)
+    for text in ("", ",", "medusa", "ngram,lookahead"):
+        with pytest.raises(BadInput):
+            named_config(text)
+
+
+def test_speculation_that_would_change_answers_is_refused_unless_lossy_is_asked_for():
+    target = ScriptedExecutor()
+    with pytest.raises(BadInput, match="would differ from plain ones"):
+        open_speculation(named_config("ngram"), target, steady=False)
+    lossy = parse_config('{"method": "ngram", "num_speculative_tokens": 2, "lossy": true}')
+    assert open_speculation(lossy, target, steady=False).name == "ngram"
+    with pytest.raises(BadInput, match="lookahead needs a model whose passes may hold a tree"):
+        open_speculation(named_config("lookahead"), target, steady=True)
+
+
+def costs_of(slope: float, rows: int = 1) -> Costs:
+    costs = Costs()
+    for extra in (0, rows, 4 * rows):
+        for _ in range(3):
+            costs.observe(rows, extra, 0.03 * (1 + slope * extra / rows))
+    return costs
+
+
+def test_lengths_follow_acceptance_and_costs():
+    length = Length(most=8)
+    for _ in range(20):
+        length.observe(4, 4)
+    assert length.chosen(costs_of(0.1), 1) == 8
+    assert length.chosen(costs_of(1.5), 1) == 0, "a pass costs more than it can bring"
+    for _ in range(20):
+        length.observe(1, 0)
+    assert length.acceptance < 0.2
+    assert length.chosen(costs_of(0.12), 1) == 0
+    for _ in range(6):
+        length.observe(1, 1)
+    assert length.chosen(costs_of(0.12), 1) > 0, "what came true without being run counts"
+    assert Length(most=8, least=2).chosen(costs_of(1.5), 1) == 2
+
+
+def test_a_length_of_nothing_is_tried_again_where_nothing_else_tells_of_better_guesses():
+    length = Length(most=4)
+    tries = []
+    for place in range(400):
+        chosen = length.chosen(costs_of(0.9), 1, free=False)
+        if chosen:
+            tries.append(place)
+            length.observe(chosen, 0)
+    assert 3 <= len(tries) <= 8
+    assert np.all(np.diff(np.diff(tries)) >= 0), "ever more seldom"
+
+
+@given(st.floats(0, 1), st.floats(0, 2), st.integers(1, 8))
+def test_no_length_is_chosen_that_costs_more_than_it_brings(acceptance, slope, rows):
+    length = Length(most=8)
+    for _ in range(60):
+        length.observe(1, 0)
+    length._right, length._tried = acceptance, 1.0
+    costs = costs_of(slope, rows)
+    chosen = length.chosen(costs, rows)
+    tokens = sum(acceptance**place for place in range(chosen + 1))
+    assert tokens >= costs.factor(rows, chosen * rows)
+
+
+def test_plain_passes_come_first_and_now_and_then():
+    costs = Costs()
+    assert costs.plain_is_due(1)
+    for _ in range(3):
+        costs.observe(1, 0, 0.01)
+    assert not costs.plain_is_due(1)
+    assert costs.plain_is_due(2)
+    for _ in range(64):
+        costs.observe(1, 3, 0.012)
+    assert costs.plain_is_due(1)
+
+
+def test_adaptive_speculation_writes_the_same():
+    prompt = np.array([1, 2, 0, 1, 2, 0, 1, 2])
+    speculation = Speculation(Ngram(least=1, most=3), most=4)
+    result = generate(ScriptedSession(vocab_size=3), prompt, max_tokens=50, speculation=speculation)
+    plain = generate(ScriptedSession(vocab_size=3), prompt, max_tokens=50)
+    assert result.tokens == plain.tokens
+
+
+class Broken(Ngram):
+    """Fails at its second proposal."""
+
+    calls = 0
+
+    def propose(self, wanted):
+        self.calls += 1
+        if self.calls > 1:
+            raise RuntimeError("lost")
+        return super().propose(wanted)
+
+
+def test_a_method_that_fails_is_off_and_the_answer_goes_on(caplog):
+    prompt = np.array([1, 2, 1, 2, 1])
+    speculation = Speculation(Broken(least=1, most=2), most=2, adaptive=False)
+    result = generate(ScriptedSession(), prompt, max_tokens=12, speculation=speculation)
+    assert result.tokens == generate(ScriptedSession(), prompt, max_tokens=12).tokens
+    assert "speculation by ngram failed and is off" in caplog.text
+
+
+class Tokens:
+    """A container's tokenizer, as far as it is compared."""
+
+    def __init__(self, words, vocab_size=4):
+        self.words = words
+        self.folder = "target"
+        self.metadata = SimpleNamespace(vocab_size=vocab_size)
+
+    def tokenizer(self):
+        words = self.words
+        return words if words is None else SimpleNamespace(vocabulary=lambda: words)
+
+
+@pytest.mark.parametrize(
+    ("draft", "target", "fits"),
+    [
+        (Tokens({"a": 0, "b": 1}), Tokens({"b": 1, "a": 0}), True),
+        (Tokens({"a": 0, "b": 1}), Tokens({"a": 1, "b": 0}), False),
+        (Tokens({"a": 0}), Tokens({"a": 0, "b": 1}), False),
+        (Tokens(None), Tokens({"a": 0}), False),
+        (Tokens(None), Tokens(None), True),
+        (Tokens(None, 5), Tokens(None), False),
+    ],
+)
+def test_a_draft_model_of_another_tokenizer_is_refused_by_name(draft, target, fits):
+    asked = []
+
+    def opened():
+        return open_speculation(
+            named_config("draft_model", draft="small/cpu"),
+            ScriptedExecutor(),
+            steady=True,
+            tokenizer_of=target,
+            open_draft=lambda _container, threads: asked.append(threads) or ScriptedExecutor(),
+            load_draft=lambda _path: draft,
+        )
+
+    if fits:
+        assert opened().name == "draft_model"
+        assert asked == [None]
+        return
+    with pytest.raises(BadInput, match="small/cpu: its tokenizer is not that of target"):
+        opened()
+    assert not asked
