@@ -16,7 +16,7 @@ from genai_runtime.executor import Executor
 from genai_runtime.session import Session, SlotSession
 from genai_runtime.speculation.config import named_config
 from genai_runtime.speculation.control import Speculation
-from genai_runtime.speculation.opening import open_speculation
+from genai_runtime.speculator import open_speculation
 from genai_runtime.steadiness import try_out_chunks
 
 __all__ = ["Guessing"]

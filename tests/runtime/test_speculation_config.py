@@ -16,7 +16,7 @@ from genai_runtime.speculation.config import named_config, parse_config
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculation.lengths import Costs, Length
 from genai_runtime.speculation.ngram import Ngram
-from genai_runtime.speculation.opening import open_speculation
+from genai_runtime.speculator import open_speculation
 from genai_runtime.testing import ScriptedExecutor, ScriptedSession
 
 
