@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from genai_cli import completing
+from genai_cli import completion
 
 if TYPE_CHECKING:
     from genai_cli.cluster.connection import Access
@@ -38,7 +37,7 @@ Target = Annotated[
         "--target",
         metavar="TARGET",
         help="sm8750, cpu, chipset:SM8750 or dsp_arch:v79;soc_model:69; repeat.",
-        autocompletion=completing.targets,
+        autocompletion=completion.targets,
     ),
 ]
 Ar = Annotated[
@@ -53,7 +52,7 @@ Gaps = Annotated[
     typer.Option(
         metavar="WHAT",
         help="Tensors without an encoding: Error, Float or Calibrate.",
-        autocompletion=completing.gaps,
+        autocompletion=completion.gaps,
     ),
 ]
 Precision = Annotated[
@@ -61,7 +60,7 @@ Precision = Annotated[
     typer.Option(
         metavar="P",
         help="Of a cpu container: Auto, Int8, Int4 or Float.",
-        autocompletion=completing.precisions,
+        autocompletion=completion.precisions,
     ),
 ]
 Onnx = Annotated[
@@ -147,40 +146,3 @@ def access(kubeconfig: Path | None, context: str | None, namespace: str | None) 
     from genai_cli.cluster.connection import Access
 
     return Access(kubeconfig, context, namespace)
-
-
-@dataclass(frozen=True)
-class SpecFlags:
-    """The options that stand for fields of a spec; None and empty: not given."""
-
-    file: str | None
-    model: Path | None
-    name: str | None = None
-    target: list[str] | None = None
-    ar: list[str] | None = None
-    cl: list[str] | None = None
-    splits: str | None = None
-    gaps: str | None = None
-    precision: str | None = None
-    onnx: str | None = None
-    encodings: str | None = None
-    fields: list[str] | None = None
-
-    def changes(self) -> dict[str, Any]:
-        """Dotted path below spec -> text as given, for the options that were given."""
-        listed = {
-            "targets": self.target,
-            "graphs.autoRegression": self.ar,
-            "graphs.contextLengths": self.cl,
-        }
-        single = {
-            "splits.count": self.splits,
-            "quantization.gaps": self.gaps,
-            "quantization.cpuPrecision": self.precision,
-            "model.onnx": self.onnx,
-            "model.encodings": self.encodings,
-        }
-        return {
-            **{path: value for path, value in listed.items() if value},
-            **{path: value for path, value in single.items() if value is not None},
-        }

@@ -9,8 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from genai_cli.board import Board, Running
-from genai_cli.events import (
+from genai_cli.display.board import Board, Running
+from genai_cli.display.render import LiveProgress, PlainProgress, board_view
+from genai_cli.display.words import counted, duration, size
+from genai_cli.engine.events import (
     BuildWarning,
     Event,
     MemorySampled,
@@ -22,8 +24,6 @@ from genai_cli.events import (
     TaskView,
     TaskWaiting,
 )
-from genai_cli.render import LiveProgress, PlainProgress, board_view
-from genai_cli.words import counted, duration, size
 from genai_core.errors import BadEncodings
 
 PLAN = PlanReady(

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from genai_cli.claims import Claim
+from genai_cli.engine.claims import Claim
 from genai_cli.testing import InProcess, Program, Ran, environment
 from genai_core.record import Output
 from genai_core.store.directory import DirectoryStore

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.chatting import Chat, _between_tokens
-from genai_cli.streaming import TextStream
+from genai_cli.containers.chat import Chat, _between_tokens
+from genai_cli.containers.streamed_text import TextStream
 from genai_cli.testing import InProcess, Program
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput

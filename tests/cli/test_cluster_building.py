@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from genai_cli.cluster import following
-from genai_cli.cluster.building import manifest, uploaded
+from genai_cli.cluster import followed_build
+from genai_cli.cluster.remote_build import manifest, uploaded
 from genai_cli.cluster.testing import Apiserver, apiserver, build, job, pod
 from genai_cli.testing import InProcess, Ran
 from genai_core.kinds.base import REQUESTED_AT, ObjectMeta
@@ -31,7 +31,7 @@ DONE = [{"operation": "ingest", "waiting": 0, "running": 0, "cached": 1, "done":
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Apiserver]:
-    monkeypatch.setattr(following, "_EVERY", 0.05)
+    monkeypatch.setattr(followed_build, "_EVERY", 0.05)
     with apiserver() as found:
         found.add("namespaces", {"metadata": {"name": "team"}})
         found.add("genaitargets", {"metadata": {"name": "cpu"}}, {"metadata": {"name": "sm8750"}})
@@ -178,8 +178,8 @@ def test_what_was_given_up_is_tried_again_once_asked(
 def test_a_build_that_nobody_takes_up(
     server: Apiserver, remote: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "_PATIENCE", 0.1)
-    monkeypatch.setattr(following, "_UNTAKEN", 0.5)
+    monkeypatch.setattr(followed_build, "_PATIENCE", 0.1)
+    monkeypatch.setattr(followed_build, "_UNTAKEN", 0.5)
     ran = remote()
     assert ran.code == 1
     assert "has not taken it up" in ran.errors[0]

@@ -369,7 +369,7 @@ def test_names_stay_on_a_narrow_terminal(server: Apiserver, command: str, tmp_pa
     from rich.console import Console
 
     from genai_cli.cluster.connection import Access, connect
-    from genai_cli.cluster.showing import _listed
+    from genai_cli.cluster.status import _listed
     from genai_cli.cluster.top import _picture, snapshot
 
     one = job("convert/cpu/a", "tiny")

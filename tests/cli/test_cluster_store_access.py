@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from genai_cli.cluster import forwarding
+from genai_cli.cluster import port_forward
 from genai_cli.cluster.connection import Access, Cluster, connect
-from genai_cli.cluster.forwarding import reachable, service_of
+from genai_cli.cluster.port_forward import reachable, service_of
 from genai_cli.cluster.stores import (
     StoreOptions,
     blob_of,
@@ -170,7 +170,7 @@ def test_what_the_user_says_comes_first(server: Apiserver, cluster: Cluster) -> 
 @pytest.fixture
 def unresolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """A Service's name means nothing here, whatever this machine's resolver says."""
-    monkeypatch.setattr(forwarding, "_resolves", lambda _: False)
+    monkeypatch.setattr(port_forward, "_resolves", lambda _: False)
 
 
 HOST = "minio.storage.svc.cluster.local"
@@ -253,9 +253,11 @@ def test_a_servers_certificate_is_checked_through_a_pod_as_without_one(
             with contextlib.suppress(OSError):
                 plain = context.wrap_socket(far, server_side=True)
                 behind = socket.create_connection((at.hostname, at.port))
-                back = threading.Thread(target=forwarding._copy, args=(behind, plain), daemon=True)
+                back = threading.Thread(
+                    target=port_forward._copy, args=(behind, plain), daemon=True
+                )
                 back.start()
-                forwarding._copy(plain, behind)
+                port_forward._copy(plain, behind)
 
         threading.Thread(target=serve, daemon=True).start()
         return near
@@ -670,7 +672,7 @@ def test_a_model_is_claimed_before_it_is_looked_for(
     assert ran.code == 0, ran.err
     assert len(held) == 1
     # With credentials of its own, a command would be given them by the environment.
-    monkeypatch.setattr("genai_cli.store_upkeep.opened", lambda *_: store)
+    monkeypatch.setattr("genai_cli.store.upkeep.opened", lambda *_: store)
     collected = genai("cache", "gc", "--keep-days", "0", "--json").json
     assert collected["uploads"] == {"kept": 1, "deleted": 0}
     for lease in store.list_leases():

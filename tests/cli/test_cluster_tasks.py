@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from genai_cli.cluster.tasks import match_records
-from genai_cli.device import steps
+from genai_cli.containers.device import steps
 from genai_core.canonical import digest_bytes
 from genai_core.manifest import Manifest
 from genai_core.names import MODEL, Digest, Key, TaskId

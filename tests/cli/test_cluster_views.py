@@ -9,10 +9,10 @@ from functools import partial
 import pytest
 from rich.console import Console
 
-from genai_cli.cluster import following
-from genai_cli.cluster.following import News, follow, news
+from genai_cli.cluster import followed_build
+from genai_cli.cluster.build_views import build_view, quantity, task_views
+from genai_cli.cluster.followed_build import News, follow, news
 from genai_cli.cluster.testing import build, job, pod
-from genai_cli.cluster.views import build_view, quantity, task_views
 
 RUNNING = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
 
@@ -149,8 +149,8 @@ def test_news_are_what_changed_between_two_looks() -> None:
 def test_a_live_board_shows_names_in_brackets_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     out = io.StringIO()
     terminal = partial(Console, file=out, force_terminal=True, color_system=None, width=120)
-    monkeypatch.setattr(following, "PlainConsole", lambda **_: terminal())
-    monkeypatch.setattr(following, "_EVERY", 0.0)
+    monkeypatch.setattr(followed_build, "PlainConsole", lambda **_: terminal())
+    monkeypatch.setattr(followed_build, "_EVERY", 0.0)
     waits = {"type": "Ready", "status": "Unknown", "reason": "StoreNotReady"}
     first = build_view(build("a", phase="Building"))
     waiting = build("a", phase="Waiting", conditions=[waits | {"message": "the list [abc] [/b]"}])

@@ -10,9 +10,9 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from genai_cli import output
-from genai_cli.console import PlainConsole
-from genai_cli.device import steps
+from genai_cli.containers.device import steps
+from genai_cli.display import output
+from genai_cli.display.console import PlainConsole
 from genai_core.errors import BadModel
 from genai_core.manifest import Manifest
 from genai_core.redaction import plain

@@ -9,9 +9,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_cli.events import PlanReady, TaskView
-from genai_cli.graph_layout import lay_out
-from genai_cli.graph_page import page
+from genai_cli.display.graph_layout import lay_out
+from genai_cli.display.graph_page import page
+from genai_cli.engine.events import PlanReady, TaskView
 
 
 @st.composite

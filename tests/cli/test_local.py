@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli import local
-from genai_cli.events import (
+from genai_cli.engine import run as local
+from genai_cli.engine.events import (
     BuildWarning,
     Event,
     TaskCached,
@@ -22,9 +22,9 @@ from genai_cli.events import (
     TaskStarted,
     TaskWaiting,
 )
-from genai_cli.local import LocalRun
-from genai_cli.local_work import KeyLock, WorkFolder
-from genai_cli.local_workers import Ended, Job
+from genai_cli.engine.run import LocalRun
+from genai_cli.engine.work_folders import KeyLock, WorkFolder
+from genai_cli.engine.workers import Ended, Job
 from genai_core.canonical import digest_bytes
 from genai_core.errors import (
     BadModel,

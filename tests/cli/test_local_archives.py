@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.local_source import bring_source
+from genai_cli.engine.local_source import bring_source
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.filecache import FileCache

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli import local, local_workers
-from genai_cli.engine import plan_build, run_plan
-from genai_cli.events import Event, PlanReady, TaskDone, TaskStarted
+from genai_cli.engine import run as local
+from genai_cli.engine import workers
+from genai_cli.engine.events import Event, PlanReady, TaskDone, TaskStarted
+from genai_cli.engine.local_engine import plan_build, run_plan
 from genai_core.errors import (
     BadEncodings,
     GenAIError,
@@ -42,7 +43,7 @@ TASKS = 5  # ingest, convert, compile, fidelity, package
 PROGRAM = """
 import json, sys
 from pathlib import Path
-from genai_cli.engine import plan_build, run_plan
+from genai_cli.engine.local_engine import plan_build, run_plan
 from genai_core.errors import GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.store.location import open_store
@@ -110,7 +111,7 @@ def test_unchanged_build_starts_no_worker(built: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr(local_workers.WorkerPool, "_start", refuse)
+    monkeypatch.setattr(workers.WorkerPool, "_start", refuse)
     ran, events = build(built)
     assert ran == []
     (ready,) = [event for event in events if isinstance(event, PlanReady)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.local_memory import available_bytes, cpu_count, usage
+from genai_cli.engine.memory import available_bytes, cpu_count, usage
 
 GIB = 1 << 30
 

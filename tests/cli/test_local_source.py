@@ -8,8 +8,8 @@ from pathlib import Path
 import boto3
 import pytest
 
-from genai_cli.engine import plan_build
-from genai_cli.local_source import bring_source, token_of
+from genai_cli.engine.local_engine import plan_build
+from genai_cli.engine.local_source import bring_source, token_of
 from genai_core.build_sources import sources_of
 from genai_core.errors import BadModel
 from genai_core.filecache import FileCache

@@ -10,8 +10,8 @@ from typing import BinaryIO
 
 import pytest
 
-from genai_cli import local_work
-from genai_cli.local_work import KeyLock, WorkFolder
+from genai_cli.engine import work_folders
+from genai_cli.engine.work_folders import KeyLock, WorkFolder
 from genai_core.errors import GenAIError
 from genai_core.names import Key
 from genai_core.store.directory import DirectoryStore
@@ -33,7 +33,7 @@ def test_lock_ends_with_a_killed_process(tmp_path: Path) -> None:
     program = f"""
 import time
 from pathlib import Path
-from genai_cli.local_work import KeyLock
+from genai_cli.engine.work_folders import KeyLock
 lock = KeyLock(Path({str(tmp_path)!r}), {KEY!r})
 assert lock.acquire()
 print("held", flush=True)
@@ -78,7 +78,7 @@ def test_an_engine_that_starts_is_not_taken_for_a_killed_one(
     def flock(stream: BinaryIO, how: int) -> None:
         if others:
             others.pop()
-            local_work.remove_leftovers(tmp_path / "tmp")
+            work_folders.remove_leftovers(tmp_path / "tmp")
         real(stream, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.local_workers import Ended, Job, WorkerPool
+from genai_cli.engine.workers import Ended, Job, WorkerPool
 from genai_core.errors import GenAIError
 
 # A server whose tasks are Python files, so that a test can say what its task does.
@@ -226,7 +226,7 @@ def test_everything_ends_with_the_program_that_started_it(
     program = f"""
 import time
 from pathlib import Path
-from genai_cli.local_workers import Job, WorkerPool
+from genai_cli.engine.workers import Job, WorkerPool
 pool = WorkerPool("store", Path({str(tmp_path / "server.log")!r}), command={COMMAND!r})
 pool.submit(Job(*map(Path, {[str(one.task), str(one.result), str(one.scratch), str(one.log)]!r})))
 time.sleep(600)

@@ -165,7 +165,7 @@ def test_debugging_shows_where_an_error_comes_from(genai: Program, how: str) -> 
 def test_a_defect_is_a_line_and_exit_code_1(tmp_path: Path) -> None:
     """Whatever a command raises, users see one line; here the planner is made to break."""
     code = (
-        "import genai_cli.spec_source as s\n"
+        "import genai_cli.build.spec_source as s\n"
         "def broken(*_): raise ZeroDivisionError('an accident')\n"
         "s.build_of = broken\n"
         "from genai_cli.__main__ import main\nimport sys\n"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from genai_cli.replaying import changed_config
+from genai_cli.build.replay import changed_config
 from genai_cli.testing import InProcess
 from genai_core.errors import InvalidSpec
 from genai_core.names import Backend, Digest, Key

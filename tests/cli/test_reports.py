@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from genai_cli.building import _delivered
-from genai_cli.engine import plan_build, run_plan
+from genai_cli.build.local_build import _delivered
+from genai_cli.engine.local_engine import plan_build, run_plan
 from genai_core.kinds.build import BuildSpec
 from genai_core.report import own_report
 from genai_core.store.directory import DirectoryStore

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from genai_cli.options import SpecFlags
-from genai_cli.spec_source import as_yaml, build_of
+from genai_cli.build.spec_flags import SpecFlags
+from genai_cli.build.spec_source import as_yaml, build_of
 from genai_cli.testing import Program
 from genai_core.errors import BadInput, InvalidSpec
 from genai_core.kinds.reading import read_build

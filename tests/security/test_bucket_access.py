@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.bucket_access import bucket_access
-from genai_cli.local_plan import read_plan
-from genai_cli.local_source import bring_source
+from genai_cli.engine.bucket_access import bucket_access
+from genai_cli.engine.local_plan import read_plan
+from genai_cli.engine.local_source import bring_source
 from genai_core.errors import StoreUnreadable
 from genai_core.kinds.build import BuildSpec
 from genai_core.store.location import open_store

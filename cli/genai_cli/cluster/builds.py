@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from genai_cli.cluster.api_errors import NotAllowed, NotThere
+from genai_cli.cluster.build_views import OURS, BuildView, TaskView, build_view, task_views
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
-from genai_cli.cluster.problems import NotAllowed, NotThere
-from genai_cli.cluster.views import OURS, BuildView, TaskView, build_view, task_views
 from genai_core.errors import GenAIError
 from genai_core.kinds.problems import nearest
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 from urllib.parse import urlencode
 
-from genai_cli.cluster.problems import (
+from genai_cli.cluster.api_errors import (
     ClusterUnavailable,
     NoCluster,
     NotAllowed,

@@ -17,13 +17,13 @@ from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from genai_cli.cluster.api_errors import ClusterUnavailable, NotThere
+from genai_cli.cluster.build_views import BuildView, Failure, TaskView
 from genai_cli.cluster.builds import read_build, read_object
 from genai_cli.cluster.connection import Access, Cluster, connect
-from genai_cli.cluster.problems import ClusterUnavailable, NotThere
 from genai_cli.cluster.stores import StoreOptions, blob_of, opened_stores
 from genai_cli.cluster.tasks import build_records
-from genai_cli.cluster.views import BuildView, Failure, TaskView
-from genai_cli.words import duration, size
+from genai_cli.display.words import duration, size
 from genai_core.errors import GenAIError
 from genai_core.kinds.problems import nearest
 from genai_core.names import Digest, Key

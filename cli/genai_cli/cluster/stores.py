@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
+from genai_cli.cluster.api_errors import NotAllowed, NotThere
 from genai_cli.cluster.connection import Cluster, Json
-from genai_cli.cluster.forwarding import reachable
-from genai_cli.cluster.problems import NotAllowed, NotThere
-from genai_cli.output import tell
+from genai_cli.cluster.port_forward import reachable
+from genai_cli.display.output import tell
 from genai_core.errors import GenAIError, InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_served

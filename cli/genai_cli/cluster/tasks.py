@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from genai_cli.cluster.api_errors import NotAllowed, NotThere
 from genai_cli.cluster.connection import Cluster, Json
-from genai_cli.cluster.problems import NotAllowed, NotThere
-from genai_cli.output import tell
+from genai_cli.display.output import tell
 from genai_core import chips
 from genai_core.build_sources import sources_of
 from genai_core.errors import BadInput, CorruptBlob, GenAIError

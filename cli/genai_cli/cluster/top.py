@@ -18,15 +18,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from genai_cli.cluster.api_errors import ClusterUnavailable, NotAllowed
+from genai_cli.cluster.build_views import BuildView, TaskView, quantity
 from genai_cli.cluster.builds import age, read_builds
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
-from genai_cli.cluster.problems import ClusterUnavailable, NotAllowed
-from genai_cli.cluster.showing import put
-from genai_cli.cluster.views import BuildView, TaskView, quantity
-from genai_cli.console import PlainConsole
-from genai_cli.output import emit, say
+from genai_cli.cluster.status import put
+from genai_cli.display.console import PlainConsole
+from genai_cli.display.output import emit, say
+from genai_cli.display.words import counted, duration
 from genai_cli.settings import Settings
-from genai_cli.words import counted, duration
 
 __all__ = ["Node", "Rates", "Snapshot", "show_top", "snapshot"]
 

@@ -52,11 +52,9 @@ def add(
     """
     settings: Settings = context.obj
     settings.json = json
-    from genai_cli import container_adapters
+    from genai_cli.containers import adapters
 
-    return container_adapters.add(
-        container, source, output, name=name, store=store, settings=settings
-    )
+    return adapters.add(container, source, output, name=name, store=store, settings=settings)
 
 
 @app.command("remove")
@@ -71,9 +69,9 @@ def remove(
     """Leave an adapter out: a new revision in DIR, the given container untouched."""
     settings: Settings = context.obj
     settings.json = json
-    from genai_cli import container_adapters
+    from genai_cli.containers import adapters
 
-    return container_adapters.remove(container, name, output, settings=settings)
+    return adapters.remove(container, name, output, settings=settings)
 
 
 @app.command("list")
@@ -83,6 +81,6 @@ def list_adapters(
     """Show the adapters and use cases of a container."""
     settings: Settings = context.obj
     settings.json = json
-    from genai_cli import container_adapters
+    from genai_cli.containers import adapters
 
-    return container_adapters.show(container, settings=settings)
+    return adapters.show(container, settings=settings)

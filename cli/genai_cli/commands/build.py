@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import options
+from genai_cli.build.spec_flags import SpecFlags
 from genai_cli.settings import DEFAULT_OUTPUT, Settings
 from genai_core.errors import BadInput
 
@@ -70,12 +71,12 @@ def build(
     """
     settings: Settings = context.obj
     settings.json = json
-    flags = options.SpecFlags(
+    flags = SpecFlags(
         file=file, model=model, name=name, target=target, ar=ar, cl=cl, splits=splits,
         gaps=gaps, precision=precision, onnx=onnx, encodings=encodings, fields=fields,
     )  # fmt: skip
     settings.in_options = file is None
-    from genai_cli.spec_source import as_yaml, build_of
+    from genai_cli.build.spec_source import as_yaml, build_of
 
     wanted = build_of(flags)
     if print_spec:
@@ -92,7 +93,7 @@ def build(
             "a build in a cluster does not have it",
             remedy="leave it out; see spec.run and the ArtifactStore, and genai pull",
         )
-        from genai_cli.cluster.building import build_remotely
+        from genai_cli.cluster.remote_build import build_remotely
         from genai_cli.cluster.stores import StoreOptions
 
         return build_remotely(
@@ -115,7 +116,7 @@ def build(
         "it is of builds in a cluster",
         remedy="add --remote",
     )
-    from genai_cli.building import run_build
+    from genai_cli.build.local_build import run_build
 
     return run_build(
         wanted, settings, store=store, read_from=read_from or [], output=output, jobs=jobs

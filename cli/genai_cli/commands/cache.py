@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from genai_cli import completing, options
+from genai_cli import completion, options
 from genai_cli.settings import Settings
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ Operation = Annotated[
         "--operation",
         metavar="NAME",
         help="Only ingest, arcl, convert ...",
-        autocompletion=completing.operations,
+        autocompletion=completion.operations,
     ),
 ]
 
@@ -48,10 +48,10 @@ def ls(
     json: options.Json = False,
 ) -> int:
     """List the entries, the newest last."""
-    from genai_cli import store_entries
+    from genai_cli.store import entries
 
     settings = _settings(context, json=json)
-    return store_entries.list_entries(settings, store, operation=operation, terms=[])
+    return entries.list_entries(settings, store, operation=operation, terms=[])
 
 
 @app.command("find")
@@ -69,10 +69,10 @@ def find(
     json: options.Json = False,
 ) -> int:
     """List the entries that match every TERM."""
-    from genai_cli import store_entries
+    from genai_cli.store import entries
 
     settings = _settings(context, json=json)
-    return store_entries.list_entries(settings, store, operation=None, terms=terms)
+    return entries.list_entries(settings, store, operation=None, terms=terms)
 
 
 @app.command("show")
@@ -85,9 +85,9 @@ def show(
     json: options.Json = False,
 ) -> int:
     """Show one entry: what was asked, what came out, what it cost."""
-    from genai_cli import store_entries
+    from genai_cli.store import entries
 
-    return store_entries.show(_settings(context, json=json), store, entry=entry, log=log)
+    return entries.show(_settings(context, json=json), store, entry=entry, log=log)
 
 
 @app.command("pull")
@@ -104,10 +104,10 @@ def pull(
     json: options.Json = False,
 ) -> int:
     """Copy one entry's files out of the store, so that onnx.load opens its graphs."""
-    from genai_cli import store_copies
+    from genai_cli.store import copies
 
     settings = _settings(context, json=json)
-    return store_copies.pull(settings, store, entry=entry, output=output, weights=weights)
+    return copies.pull(settings, store, entry=entry, output=output, weights=weights)
 
 
 @app.command("export")
@@ -125,10 +125,10 @@ def export(
     json: options.Json = False,
 ) -> int:
     """Write entries, else every one, as folders with their builder_cache_info.json."""
-    from genai_cli import store_copies
+    from genai_cli.store import copies
 
     settings = _settings(context, json=json)
-    return store_copies.export(
+    return copies.export(
         settings, store, folder=folder, entries=entries or [], operation=operation, weights=weights
     )
 
@@ -144,9 +144,9 @@ def verify(
     json: options.Json = False,
 ) -> int:
     """Read every byte and compare it with its digest; exit code 1 where one is wrong."""
-    from genai_cli import store_upkeep
+    from genai_cli.store import upkeep
 
-    return store_upkeep.verify_store(_settings(context, json=json), store, remove=remove)
+    return upkeep.verify_store(_settings(context, json=json), store, remove=remove)
 
 
 @app.command("gc")
@@ -164,10 +164,10 @@ def gc(
     json: options.Json = False,
 ) -> int:
     """Remove what no lease needs and what is older than --keep-days, uploaded models too."""
-    from genai_cli import store_upkeep
+    from genai_cli.store import upkeep
 
     settings = _settings(context, json=json)
-    return store_upkeep.collect_garbage(settings, store, keep_days=keep_days, dry_run=dry_run)
+    return upkeep.collect_garbage(settings, store, keep_days=keep_days, dry_run=dry_run)
 
 
 def _settings(context: typer.Context, *, json: bool) -> Settings:

@@ -38,10 +38,10 @@ def evaluate(
     """
     settings: Settings = context.obj
     settings.json = json
-    from genai_cli import executing
-    from genai_cli.wearing import Wearing
+    from genai_cli.containers import execution
+    from genai_cli.containers.worn_adapters import Wearing
 
-    return executing.evaluate(
+    return execution.evaluate(
         container,
         settings,
         tokens=tokens,

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import options
+from genai_cli.build.spec_flags import SpecFlags
 from genai_cli.settings import Settings
 
 EXAMPLES = """\b
@@ -46,11 +47,11 @@ def graph(
     """Show the tasks of a build, and which will run."""
     settings: Settings = context.obj
     settings.json = json
-    flags = options.SpecFlags(
+    flags = SpecFlags(
         file=file, model=model, name=name, target=target, ar=ar, cl=cl, splits=splits,
         gaps=gaps, precision=precision, onnx=onnx, encodings=encodings, fields=fields,
     )  # fmt: skip
-    from genai_cli.planning import show_plan
+    from genai_cli.build.plan_report import show_plan
 
     return show_plan(
         flags, settings, store=store, read_from=read_from or [], html=html, explain=explain

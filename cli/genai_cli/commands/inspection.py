@@ -28,6 +28,6 @@ def inspect(
     """
     settings: Settings = context.obj
     settings.json = json
-    from genai_cli import inspecting
+    from genai_cli.containers import inspection
 
-    return inspecting.inspect(path, settings)
+    return inspection.inspect(path, settings)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from genai_cli import completing, options
+from genai_cli import completion, options
 from genai_cli.settings import Settings
 from genai_core.errors import BadInput
 
@@ -64,7 +64,7 @@ def status(
         raise BadInput("one build is in one namespace", where="-A", remedy="name it with -n")
     if watch and json:
         raise BadInput("--json prints one object", where="--watch", remedy="leave one of them out")
-    from genai_cli.cluster.showing import show_status
+    from genai_cli.cluster.status import show_status
 
     access = options.access(kubeconfig, context_name, namespace)
     return show_status(access, settings, name=build, everywhere=everywhere, watch=watch)
@@ -135,7 +135,7 @@ def pull(
             "--target",
             metavar="TARGET",
             help="Where it has several containers.",
-            autocompletion=completing.targets,
+            autocompletion=completion.targets,
         ),
     ] = None,
     output: Annotated[
@@ -154,7 +154,7 @@ def pull(
     """Fetch a build's container out of the cluster, verified, and say how it is started."""
     settings: Settings = context.obj
     settings.json = json
-    from genai_cli.cluster.pulling import pull_container
+    from genai_cli.cluster.pull import pull_container
     from genai_cli.cluster.stores import StoreOptions
 
     return pull_container(

@@ -50,6 +50,6 @@ def replay(
     """
     settings: Settings = context.obj
     settings.json = json
-    from genai_cli import replaying
+    from genai_cli.build import replay as replays
 
-    return replaying.replay(entry, settings, changes=fields or [], source=source, store=store)
+    return replays.replay(entry, settings, changes=fields or [], source=source, store=store)

@@ -84,14 +84,14 @@ def run(
     settings.json = json
     if system is not None and not chat:
         raise BadInput("it is of conversations", where="--system", remedy="add --chat")
-    from genai_cli import executing
-    from genai_cli.speculating import Guessing
-    from genai_cli.wearing import Wearing
+    from genai_cli.containers import execution
+    from genai_cli.containers.speculation import Guessing
+    from genai_cli.containers.worn_adapters import Wearing
 
-    return executing.run(
+    return execution.run(
         container,
         settings,
-        prompt=executing.Prompt(prompt, prompt_tokens),
+        prompt=execution.Prompt(prompt, prompt_tokens),
         max_tokens=max_tokens,
         sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed},
         ignore_end=ignore_end,

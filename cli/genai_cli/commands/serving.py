@@ -80,9 +80,9 @@ def serve(
     Answers are computed beside one another in shared passes. The first start prepares the model
     for this machine's processor and keeps that in the cache.
     """
-    from genai_cli import serving
+    from genai_cli.containers import server
 
-    serving.serve(
+    server.serve(
         container,
         {
             "host": host,

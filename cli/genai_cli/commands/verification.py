@@ -18,6 +18,6 @@ def verify(
     """
     settings: Settings = context.obj
     settings.json = json
-    from genai_cli import verifying
+    from genai_cli.containers import verification
 
-    return verifying.verify(container, settings)
+    return verification.verify(container, settings)

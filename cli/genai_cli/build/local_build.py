@@ -1,0 +1,174 @@
+"""A build from its spec to its containers: plan, run, deliver, report."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from genai_cli.build.summary import as_json, print_summary
+from genai_cli.display.console import PlainConsole
+from genai_cli.display.output import emit, tell
+from genai_cli.display.render import busy, progress
+from genai_cli.engine.claims import Claim, working
+from genai_cli.engine.events import BuildResult
+from genai_cli.engine.local_engine import PlannedBuild, plan_build, run_plan
+from genai_cli.engine.work_folders import known_digests
+from genai_cli.option_words import in_options
+from genai_cli.settings import Settings
+from genai_core.build_sources import sources_of
+from genai_core.errors import BadInput, CorruptBlob
+from genai_core.kinds.build import GenAIBuild
+from genai_core.report import own_report
+from genai_core.store.delivery import (
+    Delivered,
+    UntrueRecord,
+    deliver,
+    folder_name,
+    refuse_foreign,
+)
+from genai_core.store.location import open_store
+from genai_core.store.protocol import RecordRef, Store
+from genai_core.store.s3_location import parse_s3
+from genai_core.store.uploads import uploads_among
+
+__all__ = ["run_build"]
+
+_ROUNDS = 4
+"""How often a build starts over because the store had a wrong blob in its container."""
+
+
+def run_build(
+    build: GenAIBuild,
+    settings: Settings,
+    *,
+    store: str | None,
+    read_from: Sequence[str],
+    output: Path,
+    jobs: int | None,
+) -> int:
+    """Run a build and print what came of it; returns the exit code.
+
+    Args:
+        build: What to build; its source is absolute.
+        settings: Of the program.
+        store: Address of the store; None = the settings'.
+        read_from: Further stores, only read.
+        output: Gets `<build>/<target>/`.
+        jobs: Tasks at once; None = what the machine bears.
+    """
+    began = time.monotonic()
+    name = build.metadata.name
+    folder = _writable(output / name)
+    artifacts = open_store(store or settings.store, read_from=read_from)
+    uploads = _uploads(build, store or settings.store)
+    with working(artifacts, name) as held:
+        if uploads:
+            held.claim((), uploads)
+        planned, result, containers = _built(build, artifacts, folder, claim=held.claim, jobs=jobs)
+        tasks = planned.local.ready().tasks
+        problem = Claim(artifacts, name, folder, uploads).renew(tasks, result.containers)
+    if problem:
+        tell(f"warning: {problem}")
+    result = replace(result, seconds=time.monotonic() - began)
+    if settings.json:
+        emit(as_json(name, result, containers))
+    else:
+        console = PlainConsole(highlight=False)
+        print_summary(console, name, result=result, containers=containers)
+    with suppress(BrokenPipeError):
+        sys.stdout.flush()
+    for failure in result.failures:
+        error = in_options(failure.error) if settings.in_options else failure.error
+        tell(f"error: {failure.id}: {error}")
+    return result.failures[0].error.exit_code if result.failures else 0
+
+
+def _built(
+    build: GenAIBuild,
+    artifacts: Store,
+    folder: Path,
+    *,
+    claim: Callable[[Iterable[RecordRef]], None],
+    jobs: int | None,
+) -> tuple[PlannedBuild, BuildResult, dict[str, Delivered]]:
+    for _ in range(_ROUNDS - 1):
+        try:
+            return _build_once(build, artifacts, folder, claim=claim, jobs=jobs)
+        except CorruptBlob as error:
+            # Found wrong when it was read, blob or record is gone: the task is a miss now.
+            tell(f"warning: {error}")
+    return _build_once(build, artifacts, folder, claim=claim, jobs=jobs)
+
+
+def _build_once(
+    build: GenAIBuild,
+    artifacts: Store,
+    folder: Path,
+    *,
+    claim: Callable[[Iterable[RecordRef]], None],
+    jobs: int | None,
+) -> tuple[PlannedBuild, BuildResult, dict[str, Delivered]]:
+    name = build.metadata.name
+    with busy("reading the model and looking up what is there"):
+        planned = plan_build(build.spec, Path.cwd(), artifacts, name=name, claim=claim)
+    # Rather now than when everything has been built.
+    for target in planned.local.planner.request.targets:
+        refuse_foreign(folder / folder_name(target.name))
+    with progress(f"{name} → {', '.join(build.spec.targets)}") as report:
+        result = run_plan(planned, on_event=report, jobs=jobs)
+    return planned, result, _delivered(result, artifacts, folder)
+
+
+def _delivered(result: BuildResult, artifacts: Store, folder: Path) -> dict[str, Delivered]:
+    containers: dict[str, Delivered] = {}
+    digests = known_digests()
+    for target, record in result.containers.items():
+        path = folder / folder_name(target)
+        with busy(f"writing {path}"):
+            try:
+                containers[target] = deliver(
+                    record,
+                    artifacts,
+                    path,
+                    target=target,
+                    digest_of=digests.digest,
+                    report=partial(
+                        own_report,
+                        fidelity=result.fidelity.get(target),
+                        records=result.made_of.get(target),
+                    ),
+                )
+            except UntrueRecord:
+                artifacts.writable.delete_record(RecordRef(record.operation, record.key))
+                raise
+    return containers
+
+
+def _uploads(build: GenAIBuild, address: str) -> frozenset[str]:
+    """Uploaded sources beside the store that the build reads."""
+    if not address.startswith("s3://"):
+        return frozenset()
+    return uploads_among([source.address for source in sources_of(build.spec)], parse_s3(address))
+
+
+def _writable(folder: Path) -> Path:
+    """The folder, made; refused now rather than when everything has been built."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise BadInput(
+            f"containers cannot be written there: {reason}",
+            where=str(folder),
+            remedy="name another folder with --output",
+        ) from error
+    return folder.absolute()

@@ -1,0 +1,397 @@
+"""`genai build --remote`: upload the model, apply the build, follow it to its end.
+
+The same spec gives the same revision as on this machine: only where the model lies is rewritten,
+and its digest pinned.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from genai_cli.cluster.api_errors import NotAllowed, NotThere
+from genai_cli.cluster.build_views import BuildView
+from genai_cli.cluster.builds import read_build
+from genai_cli.cluster.connection import Access, Cluster, Json, connect
+from genai_cli.cluster.followed_build import Followed, follow
+from genai_cli.cluster.stores import Place, StoreOptions, reaching
+from genai_cli.display.console import PlainConsole
+from genai_cli.display.output import emit, say, tell
+from genai_cli.display.render import busy
+from genai_cli.display.words import counted, duration, size
+from genai_cli.engine.claims import claim_upload
+from genai_cli.engine.work_folders import known_digests
+from genai_cli.settings import Settings
+from genai_core.adapter_files import inspect_adapter
+from genai_core.build_sources import BuildSource, sources_of
+from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget, from_dict
+from genai_core.home import expanded
+from genai_core.kinds.base import API_VERSION, REQUESTED_AT
+from genai_core.kinds.build import BuildSpec, GenAIBuild
+from genai_core.kinds.problems import nearest
+from genai_core.kinds.reading import is_local
+from genai_core.names import MODEL, SourceName, adapter_source
+from genai_core.source import SourceFacts, inspect_source
+from genai_core.store.s3_location import S3Location
+
+__all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter"]
+
+_ROLE_FIELDS = {"onnx": "model.onnx", "encodings": "model.encodings"}
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """What a build came to, from here."""
+
+    found: Followed
+    seconds: float
+    before: Mapping[str, str]
+    """Target -> revision, when it was applied."""
+    stood: bool
+    """It was built already: nothing happened."""
+
+
+def build_remotely(
+    build: GenAIBuild,
+    access: Access,
+    settings: Settings,
+    *,
+    options: StoreOptions,
+    detach: bool,
+    force: bool,
+) -> int:
+    """Returns the exit code: that of the first failed task, 1 where a build cannot go on.
+
+    Args:
+        build: What to build; a local source is absolute.
+        access: Which cluster and namespace; one that the file names counts otherwise.
+        settings: Of the program.
+        options: How to reach the store.
+        detach: Do not wait for its end.
+        force: Take over fields that another tool applied.
+    """
+    began = time.monotonic()
+    cluster = connect(access)
+    namespace = _namespace(build, cluster, access)
+    _check_targets(cluster, build.spec.targets)
+    standing = _standing(cluster, build.metadata.name, namespace)
+    body = manifest(build, namespace, standing)
+    local = [source for source in sources_of(build.spec) if is_local(source.address)]
+    if local:
+        _upload(cluster, build, body, local, options=options)
+    with busy(f"applying {namespace}/{build.metadata.name}"):
+        applied = cluster.apply("genaibuilds", body, namespace=namespace, force=force)
+        if _stuck(applied):  # nothing changed, so say that it is to be tried again
+            stamp = datetime.now(UTC).isoformat(timespec="seconds")
+            body["metadata"].setdefault("annotations", {})[REQUESTED_AT] = stamp
+            applied = cluster.apply("genaibuilds", body, namespace=namespace, force=force)
+    first = read_build(cluster, build.metadata.name, namespace)
+    before = {item.target: item.revision for item in first.artifacts}
+    if detach:
+        _detached(settings, first)
+        return 0
+    title = f"{namespace}/{first.name} → {', '.join(first.targets)}"
+    try:
+        found = follow(title, first, lambda: read_build(cluster, first.name, namespace))
+    except KeyboardInterrupt:
+        sys.stderr.write(_back(first))
+        raise Interrupted(
+            "detached; it goes on in the cluster",
+            where=f"{namespace}/{first.name}",
+            remedy="the same command follows it again",
+        ) from None
+    stood = first.settled and first.ready[0] == "True"
+    ended = _Ended(found, time.monotonic() - began, before if standing else {}, stood)
+    return _report(settings, ended)
+
+
+def _namespace(build: GenAIBuild, cluster: Cluster, access: Access) -> str:
+    written = build.metadata.namespace
+    if written and access.namespace and written != access.namespace:
+        raise InvalidSpec(
+            f"the file says {written}, -n says {access.namespace}",
+            where="metadata.namespace",
+            remedy="leave one of them out",
+        )
+    return access.namespace or written or cluster.namespace
+
+
+def _check_targets(cluster: Cluster, targets: list[str]) -> None:
+    """Refuse names that the cluster does not know; who may not look, learns it from the status."""
+    try:
+        known = {value["metadata"]["name"] for value in cluster.list("genaitargets")}
+    except NotAllowed:
+        return
+    for name in targets:
+        if name in known:
+            continue
+        near = nearest(name, sorted(known))
+        raise UnknownTarget(
+            f"there is no GenAITarget {name} in this cluster",
+            where="spec.targets",
+            remedy=f"did you mean {near}?"
+            if near
+            else f"it has {', '.join(sorted(known)) or 'none'}",
+        )
+
+
+def _standing(cluster: Cluster, name: str, namespace: str) -> Json | None:
+    try:
+        return cluster.get("genaibuilds", name, namespace=namespace)
+    except NotThere as error:
+        if not error.where.startswith("genaibuilds"):
+            raise
+        return None
+
+
+def manifest(build: GenAIBuild, namespace: str, standing: Json | None) -> Json:
+    """What is applied: what the user wrote, without defaults.
+
+    A request to build again that stands is kept: without it a finished build would start anew.
+    """
+    spec = build.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+    meta: Json = {"name": build.metadata.name, "namespace": namespace}
+    annotations = dict(build.metadata.annotations)
+    asked = ((standing or {}).get("metadata", {}).get("annotations") or {}).get(REQUESTED_AT)
+    if asked is not None:
+        annotations.setdefault(REQUESTED_AT, asked)
+    if annotations:
+        meta["annotations"] = annotations
+    if build.metadata.labels:
+        meta["labels"] = dict(build.metadata.labels)
+    return {"apiVersion": API_VERSION, "kind": "GenAIBuild", "metadata": meta, "spec": spec}
+
+
+def _upload(
+    cluster: Cluster,
+    build: GenAIBuild,
+    body: Json,
+    local: Sequence[BuildSource],
+    *,
+    options: StoreOptions,
+) -> None:
+    """Put sources of this machine beside the store and let the spec say where they are."""
+    namespace = body["metadata"]["namespace"]
+    found = {}
+    with busy("reading the model and its adapters" if len(local) > 1 else "reading the model"):
+        for source in local:
+            found[source] = _inspected(build.spec, source)
+    with reaching(cluster, namespace, build.spec.store.name, options=options) as place:
+        for source, facts in found.items():
+            address = _sent(place, facts, build.metadata.name)
+            if source.name == MODEL:
+                body["spec"] = uploaded(build.spec, body["spec"], address, facts.digest)
+            else:
+                body["spec"] = uploaded_adapter(body["spec"], source.name, address, facts.digest)
+
+
+def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
+    if source.name == MODEL:
+        return inspect_source(spec, Path.cwd(), known_digests())
+    folder = Path(expanded(source.address.removeprefix("file://"))).absolute()
+    return inspect_adapter(folder, known_digests(), where=source.field, pin=source.pin)
+
+
+def _sent(place: Place, facts: SourceFacts, build: str) -> str:
+    """Send what is not there yet; returns the address of the upload."""
+    from genai_core.store.s3 import S3Store
+    from genai_core.store.s3_upload import SourceUpload
+
+    upload = SourceUpload(place.where, facts, credentials=place.credentials)
+    with busy("looking up which files are there"):
+        store = S3Store(place.where, credentials=place.credentials)
+        problem = claim_upload(store, upload.name, build)
+        missing = upload.missing()
+    if problem:
+        tell(f"warning: {problem}")
+    for role in missing:
+        file = upload.files[role]
+        tell(f"upload   {file.path.name} ({size(file.size)})")
+        with busy(f"uploading {file.path.name} ({size(file.size)})"):
+            upload.send(role)
+    kept = len(upload.files) - len(missing)
+    if kept:
+        tell(f"upload   {counted(kept, 'file')} there already")
+    return str(S3Location(place.public.bucket, upload.where.prefix))
+
+
+def uploaded_adapter(written: Json, name: SourceName, address: str, digest: str) -> Json:
+    """The spec with an uploaded adapter; see `uploaded`."""
+    adapters = [
+        # Without a Secret: the store's own credentials read it.
+        {"name": adapter["name"], "source": address, "digest": digest}
+        if adapter_source(adapter["name"]) == name
+        else adapter
+        for adapter in written["lora"]["adapters"]
+    ]
+    return {**written, "lora": {**written["lora"], "adapters": adapters}}
+
+
+def uploaded(spec: BuildSpec, written: Json, address: str, digest: str) -> Json:
+    """The spec with an uploaded model: files are called by their roles there.
+
+    Args:
+        spec: As validated.
+        written: The same as it is to be applied.
+        address: Of the folder; without an endpoint, it lies on the store's.
+        digest: Of its content.
+    """
+    model = {**written["model"], "source": address, "digest": digest}
+    model.pop("secretRef", None)  # the store's own credentials read it
+    for field, role in _ROLE_FIELDS.items():
+        if field in model:
+            model[field] = role
+    found = {**written, "model": model}
+    quantization = spec.quantization
+    if quantization.fidelity.tokens or quantization.calibration:
+        changed = dict(written.get("quantization", {}))
+        if quantization.fidelity.tokens:
+            changed["fidelity"] = {**changed.get("fidelity", {}), "tokens": "tokens.npy"}
+        if quantization.calibration:
+            suffix = Path(quantization.calibration).suffix.lower()
+            changed["calibration"] = f"calibration{suffix}"
+        found["quantization"] = changed
+    return found
+
+
+def _stuck(value: Mapping[str, Any]) -> bool:
+    """This very spec was given up before: applying it again changes nothing by itself."""
+    meta, status = value["metadata"], value.get("status") or {}
+    return status.get("observedGeneration") == meta["generation"] and any(
+        c["type"] == "Stalled" and c["status"] == "True" for c in status.get("conditions") or ()
+    )
+
+
+def _back(view: BuildView) -> str:
+    namespace = shlex.quote(view.namespace)
+    place = f"{shlex.quote(view.name)} -n {namespace}"
+    return (
+        f"  genai status {place} --watch\n  genai logs {place} --follow\n"
+        f"  kubectl delete -n {namespace} genaibuild {shlex.quote(view.name)}     # stops it\n"
+    )
+
+
+def _detached(settings: Settings, view: BuildView) -> None:
+    if settings.json:
+        emit({"name": view.name, "namespace": view.namespace, "phase": view.phase})
+        return
+    say(f"{view.namespace}/{view.name} is applied")
+    sys.stdout.write(_back(view))
+
+
+def _report(settings: Settings, ended: _Ended) -> int:
+    found = ended.found
+    view = found.view
+    errors = [
+        from_dict({"code": f.reason, "message": f.message, "where": f.task}) for f in view.failures
+    ]
+    if view.ready[0] != "True" and not errors:
+        errors = [_of_ready(view)]
+    if settings.json:
+        emit(_as_json(ended, errors))
+    else:
+        _print_summary(ended)
+    for failure in view.failures:
+        tell(f"error: {failure.task}: {failure.message}")
+    if errors and not view.failures:
+        tell(f"error: {errors[0]}")
+    return errors[0].exit_code if errors else 0
+
+
+def _of_ready(view: BuildView) -> GenAIError:
+    """Why a build rests without being built."""
+    _, reason, message = view.ready
+    where = f"{view.namespace}/{view.name}"
+    return from_dict({"code": reason, "message": message or reason, "where": where})
+
+
+def _ran(ended: _Ended) -> tuple[int, int]:
+    view = ended.found.view
+    if ended.stood:
+        return 0, view.total
+    return sum(stage.done for stage in view.stages), view.cached
+
+
+def _as_json(ended: _Ended, errors: list[GenAIError]) -> dict[str, Any]:
+    view = ended.found.view
+    run, cached = _ran(ended)
+    value: dict[str, Any] = {
+        "name": view.name,
+        "namespace": view.namespace,
+        "containers": {
+            item.target: {
+                "path": item.url,
+                "revision": item.revision,
+                "sizeBytes": item.size_bytes,
+                "changed": ended.before.get(item.target) != item.revision,
+            }
+            for item in view.artifacts
+        },
+        "tasks": {
+            "total": view.total,
+            "run": run,
+            "cached": cached,
+            "failed": len(view.failures),
+        },
+        "seconds": round(ended.seconds, 3),
+        "peakMemoryBytes": ended.found.peak_memory,
+        "warnings": list(view.warnings),
+    }
+    if view.failures:
+        value["failures"] = [
+            {"task": f.task, **e.as_dict(), "log": f.log}
+            for f, e in zip(view.failures, errors, strict=False)
+        ]
+    if errors:
+        value["error"] = errors[0].as_dict()
+    return value
+
+
+def _print_summary(ended: _Ended) -> None:
+    view = ended.found.view
+    console = PlainConsole(highlight=False)
+
+    def put(text: str) -> None:
+        console.print(text, soft_wrap=True)
+
+    run, cached = _ran(ended)
+    facts = [f"{run} run", f"{cached} cached"]
+    if view.failures:
+        facts.append(f"{len(view.failures)} failed")
+    cost = duration(ended.seconds)
+    if ended.found.peak_memory:
+        cost += f", largest task {size(ended.found.peak_memory)}"
+    good = view.ready[0] == "True"
+    mark = "[green]✓[/]" if good else "[red]✗[/]"
+    put(
+        f"{mark} [bold]{escape(view.name)}[/]: {counted(view.total, 'task')} "
+        f"({', '.join(facts)}) in {cost}"
+    )
+    width = max((len(item.target) for item in view.artifacts), default=0)
+    for item in view.artifacts:
+        same = ended.before.get(item.target) == item.revision
+        state = "[dim]unchanged[/]" if same else "[green]new[/]"
+        if not good:
+            state = "[yellow]of an earlier build[/]"
+        line = f"  {escape(item.target):{width}}  {item.revision}  {size(item.size_bytes)}  {state}"
+        put(line)
+    for text in view.warnings:
+        put(f"  [yellow]warning[/] {escape(text)}")
+    for failure in view.failures:
+        put(f"  [red]failed[/]  [bold]{escape(failure.task)}[/] ({failure.reason})")
+        put(f"          {escape(failure.message)}")
+        log = shlex.join(("genai", "logs", view.name, failure.task, "-n", view.namespace))
+        put(f"          log: {escape(log)}")
+    if good and view.artifacts:
+        targets = [item.target for item in view.artifacts]
+        target = "cpu" if "cpu" in targets else targets[-1]  # what runs where people sit
+        get = shlex.join(("genai", "pull", view.name, "--target", target, "-n", view.namespace))
+        put(f"  [dim]get it[/]  {escape(get)}")

@@ -1,0 +1,280 @@
+"""Adapters of a container that stands: added, left out, listed.
+
+A changed container is written beside its place and then renamed; the given one is only read. The
+work on tensors is a worker's (`genai-stage adapter`), since this program knows no graphs.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from genai_cli.containers.choice import the_container, trial_of
+from genai_cli.display.output import emit, say, table
+from genai_cli.display.render import busy
+from genai_cli.display.words import counted, duration, size
+from genai_cli.engine.local_source import bring_folder
+from genai_cli.engine.work_folders import cache_folder, known_digests
+from genai_cli.settings import Settings
+from genai_cli.store.core_lookup import find_core
+from genai_core.adapter_addition import AdditionAnswer, AdditionRequest
+from genai_core.adapter_files import inspect_adapter
+from genai_core.adapters import INDEX_FILE, AdapterIndex, read_index
+from genai_core.canonical import digest_file
+from genai_core.errors import BadInput, GenAIError, InvalidSpec, NoSpace, from_dict
+from genai_core.home import expanded
+from genai_core.kinds.lora import BASE, AdapterName
+from genai_core.manifest import (
+    MANIFEST_FILE,
+    REPORT_FILE,
+    Manifest,
+    ManifestFile,
+    Report,
+    outside_identity,
+)
+from genai_core.names import Backend
+from genai_core.report import report_bytes
+from genai_core.store.delivery import refuse_foreign, swap_in
+from genai_runtime import container
+from genai_runtime.container import Container
+
+__all__ = ["add", "remove", "show"]
+
+_NAME: TypeAdapter[str] = TypeAdapter(AdapterName)
+_NO_SPACE = {28, 122}
+_WORKER = (sys.executable, "-P", "-m", "genai_stages", "adapter")
+
+
+def add(
+    path: Path, source: str, output: Path, *, name: str | None, store: str | None,
+    settings: Settings,
+) -> int:  # fmt: skip
+    """Write a new revision with one adapter more; returns 0.
+
+    Raises:
+        BadInput: The container cannot carry it, its name is taken, or the output is in the way.
+        BadAdapter: It is broken, or of another model.
+    """
+    began = time.monotonic()
+    opened = _opened(path)
+    if opened.manifest.target.backend is not Backend.CPU:
+        raise BadInput(
+            f"it is built for {opened.manifest.target.name}; adapters are added to cpu containers "
+            "alone",
+            where=str(opened.folder),
+            remedy="name the cpu container of the same build",
+        )
+    folder = bring_folder(source, cache_folder(), where="SOURCE") or expanded(
+        source.removeprefix("file://")
+    )
+    chosen = _name_of(name, source)
+    opened.adapters().check_free(chosen)
+    inspect_adapter(folder, known_digests(), where="SOURCE")
+    with _draft(opened, output) as draft, busy(f"importing {chosen}"):
+        request = AdditionRequest(container=str(draft), adapter=str(folder), name=chosen)
+        facts = _imported(request, opened.manifest, store, settings)
+    seconds = time.monotonic() - began
+    _tell(output, facts, seconds=seconds, settings=settings)
+    if not settings.json:
+        linears = counted(facts["linears"], "linear")
+        say(f"  {chosen}: rank {facts['rank']}, {linears}")
+        say(f"  try  {trial_of(output)} --adapter {chosen}")
+    return 0
+
+
+def remove(path: Path, name: str, output: Path, *, settings: Settings) -> int:
+    """Write a new revision with one adapter less; returns 0.
+
+    Raises:
+        BadInput: There is none of that name, a use case wears it, or the output is in the way.
+    """
+    began = time.monotonic()
+    opened = _opened(path)
+    index = opened.adapters()
+    rest = index.without_adapter(name)
+    with _draft(opened, output) as draft:
+        (draft / index.adapters[name].file).unlink()
+        files = {
+            file: entry
+            for file, entry in opened.manifest.files.items()
+            if file.startswith("adapters/") and file != index.adapters[name].file
+        }
+        files.pop(INDEX_FILE)
+        if rest.adapters:
+            (draft / INDEX_FILE).write_bytes(rest.to_bytes())
+            files[INDEX_FILE] = ManifestFile(
+                sha256=digest_file(draft / INDEX_FILE), size=(draft / INDEX_FILE).stat().st_size
+            )
+        else:
+            shutil.rmtree(draft / "adapters")
+        manifest = opened.manifest.with_adapter_files(files)
+        (draft / MANIFEST_FILE).write_bytes(manifest.to_bytes())
+        _forget(draft / REPORT_FILE, name)
+    facts = {"revision": manifest.revision(), "base": manifest.base or manifest.revision()}
+    _tell(output, facts, seconds=time.monotonic() - began, settings=settings)
+    return 0
+
+
+def show(path: Path, *, settings: Settings) -> int:
+    """Print the adapters and use cases; returns 0.
+
+    Raises:
+        BadInput: The folder is no container.
+    """
+    folder = the_container(path)
+    index = read_index(folder) if INDEX_FILE in container.manifest_of(folder).files else None
+    index = index or AdapterIndex()
+    if settings.json:
+        emit({"path": str(folder), **index.model_dump(mode="json", exclude={"schema_version"})})
+        return 0
+    if not index.adapters:
+        say(f"{folder} carries no adapters")
+        return 0
+    table(
+        ("adapter", "rank", "linears", "size", "sha256"),
+        [
+            (name, str(e.rank), str(e.linears), size((folder / e.file).stat().st_size),
+             e.sha256[:12])
+            for name, e in index.adapters.items()
+        ],
+        right=("rank", "linears", "size"),
+    )  # fmt: skip
+    for case, worn in index.use_cases.items():
+        say(f"{case}: " + " + ".join(f"{one.alpha:g} {one.name}" for one in worn.adapters))
+    return 0
+
+
+def _opened(path: Path) -> Container:
+    with busy("reading the container"):
+        return container.load(the_container(path), digest_of=known_digests().digest)
+
+
+def _name_of(name: str | None, source: str) -> str:
+    """A name that requests can use.
+
+    Raises:
+        InvalidSpec: The one that was given, or the folder's, is none.
+    """
+    last = source.partition("?")[0].rstrip("/").rpartition("/")[2]
+    chosen = name if name is not None else re.sub(r"\.(zip|tar|tar\.gz|tgz)$", "", last)
+    try:
+        if chosen != BASE:
+            return _NAME.validate_python(chosen)
+        why = f"{BASE} means the model without adapters"
+    except ValidationError:
+        why = f"{chosen!r} is no name: small letters, digits, dashes and dots are"
+    raise InvalidSpec(why, where="--name", remedy="give one with --name")
+
+
+def _forget(path: Path, name: str) -> None:
+    """Take an adapter's measurements out of a report; one that cannot be read stays as it is."""
+    with suppress(OSError, ValueError):
+        report = Report.model_validate_json(path.read_bytes())
+        stages = {**report.stages}
+        stages.pop(f"lora_import/{name}", None)
+        path.write_bytes(report_bytes(report.model_copy(update={"stages": stages})))
+
+
+@contextmanager
+def _draft(opened: Container, output: Path) -> Iterator[Path]:
+    """A copy of a container beside its place, which takes the place when the block ends well.
+
+    Raises:
+        BadInput: The place holds something else, or lies in the container itself.
+        NoSpace: There is no room.
+    """
+    path, given = output.absolute(), opened.folder.resolve()
+    if path.resolve() == given or given in path.resolve().parents:
+        raise BadInput(
+            "it is the container that is read, which stays as it is",
+            where=f"--output {output}",
+            remedy="name another folder",
+        )
+    refuse_foreign(path)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        _copy(opened, draft)
+        yield draft
+        swap_in(draft, path)
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            raise NoSpace(
+                "there is no room for it", where=str(output), remedy="free some room"
+            ) from error
+        raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _copy(opened: Container, draft: Path) -> None:
+    """Copy what belongs to a container; strangers' files are left behind."""
+    for source in sorted(opened.folder.rglob("*")):
+        name = source.relative_to(opened.folder).as_posix()
+        if source.is_dir() or not (name in opened.manifest.files or outside_identity(name)):
+            continue
+        dest = draft / name
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, dest)
+
+
+def _imported(
+    request: AdditionRequest, manifest: Manifest, store: str | None, settings: Settings
+) -> dict[str, Any]:
+    """Have a worker add the adapter; with the core graph where names alone do not tell."""
+    folder = Path(request.container)
+    aside = folder.with_name(f"{folder.name}.work")
+    aside.mkdir()
+    try:
+        said = _asked(request, aside)
+        if said.nameless:
+            core = find_core(manifest, aside / "core", settings, store)
+            if core is None:
+                raise _nameless(said, store or settings.store)
+            said = _asked(request.model_copy(update={"core": str(core)}), aside)
+        if said.error is not None:
+            raise from_dict(said.error)
+        return said.facts
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _asked(request: AdditionRequest, folder: Path) -> AdditionAnswer:
+    question, answer = folder / "request.json", folder / "answer.json"
+    question.write_text(request.model_dump_json(), encoding="utf-8")
+    ran = subprocess.run(  # noqa: S603 - our own program
+        [*_WORKER, question, "--result", answer], capture_output=True, text=True, check=False
+    )
+    if ran.returncode or not answer.is_file():
+        last = ran.stderr.strip().rpartition("\n")[2][:200]
+        raise GenAIError(f"its worker ended with status {ran.returncode}: {last}", where="adapter")
+    return AdditionAnswer.model_validate_json(answer.read_bytes())
+
+
+def _nameless(said: AdditionAnswer, store: str) -> GenAIError:
+    """The refusal of an adapter that the container's names do not place, with the way out."""
+    assert said.error is not None
+    error = from_dict(said.error)
+    error.remedy = (
+        "use an adapter of this model; or, where the model's export lost or fused the names of its "
+        f"layers, name the store that it was built in with --store ({store} has nothing of it)"
+    )
+    return error
+
+
+def _tell(output: Path, facts: dict[str, Any], *, seconds: float, settings: Settings) -> None:
+    if settings.json:
+        emit({"path": str(output), "seconds": round(seconds, 2), **facts})
+        return
+    say(f"{output} in {duration(seconds)}")
+    say(f"  revision  {facts['revision']}")
+    say(f"  base      {facts['base']}")

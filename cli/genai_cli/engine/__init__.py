@@ -1,0 +1,1 @@
+"""A plan on this machine: made, run by local processes, told as events."""

@@ -1,0 +1,1 @@
+"""Entries of a store: listed, copied out, checked, collected."""
