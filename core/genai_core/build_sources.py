@@ -6,7 +6,9 @@ a laptop or in a cluster, goes through this list; nothing else knows which field
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, SourceName, adapter_source
@@ -24,6 +26,7 @@ class BuildSource:
         field: That names it, for messages.
         secret: Name of the Secret with its credentials; empty: the store's.
         pin: `sha256:...` that its content must have; None = any.
+        files: Of an adapter, what the spec names in it: `weights`, `encodings` -> file.
     """
 
     name: SourceName
@@ -31,6 +34,7 @@ class BuildSource:
     field: str
     secret: str = ""
     pin: str | None = None
+    files: Mapping[str, str] = dataclass_field(default_factory=dict)
 
     @property
     def pin_field(self) -> str:
@@ -51,6 +55,11 @@ def sources_of(spec: BuildSpec) -> tuple[BuildSource, ...]:
                 f"spec.lora.adapters[{number}].source",
                 adapter.secret_ref.name if adapter.secret_ref is not None else "",
                 adapter.digest,
+                {
+                    name: file
+                    for name in ("weights", "encodings")
+                    if (file := getattr(adapter, name)) is not None
+                },
             )
         )
     return tuple(found)

@@ -6,9 +6,15 @@ the graph. The core graph itself is described in stages/README.md.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from genai_core import budgets
 from genai_core.paths import RelativePath
@@ -86,6 +92,29 @@ class WeightsGroup(BaseModel):
     parameters: int
 
 
+class LoraBranch(BaseModel):
+    """A LoRA branch that the source's graph had at a linear, its weights being inputs."""
+
+    model_config = _FROZEN
+
+    a: str
+    """Input of the source that was A: [inputs, rank], or [rank, inputs, 1, 1] of a convolution."""
+    b: str
+    """Input of the source that was B: [rank, outputs], or [outputs, rank, 1, 1]."""
+    scale: float
+    """What the graph multiplies the branch by."""
+    linear: str
+    """The source's tensor that the branch was added to."""
+    output: str
+    """What came of it."""
+    inputs: int
+    rank: int
+    outputs: int
+    conv: bool = False
+    tensors: tuple[str, ...] = ()
+    """What was computed on the branch: the names that its encodings have."""
+
+
 class ModelFacts(BaseModel):
     """Identity facts of an ingested model."""
 
@@ -114,6 +143,16 @@ class ModelFacts(BaseModel):
     native_cl: int | None = None
     max_positions: int | None = None
     warnings: list[str] = Field(default_factory=list)
+    lora: tuple[LoraBranch, ...] = ()
+    """Branches that were taken off; absent from the file where there were none, so that files
+    which were written before stay as they are."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        if not self.lora:
+            found.pop("lora", None)
+        return found
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ModelFacts:

@@ -107,8 +107,12 @@ class ChipConfig(OperationConfig):
 class IngestConfig(OperationConfig):
     """Read a source model into the core graph."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"branches"})
+
     architecture: str | None = None
     """Overrides config.json's; None = detected."""
+    branches: bool = False
+    """The graph has LoRA branches whose weights are its inputs: they are taken off and recorded."""
 
 
 class ArclConfig(OperationConfig):

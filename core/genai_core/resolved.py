@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from genai_core.build_sources import sources_of
 from genai_core.canonical import digest_json
 from genai_core.names import MODEL, Digest, Key, SourceName
 from genai_core.paths import FileName, RelativePath
@@ -57,7 +58,7 @@ class ResolveFile(BaseModel):
     uri: str
     """`s3://bucket/folder?endpoint=...`"""
     model: dict[str, FileName]
-    """The names of files in the spec's `model`."""
+    """The names of files in the spec's `model`, or in an adapter."""
     quantization: dict[str, FileName]
     """The names of files in the spec's `quantization`."""
     pin: str | None = None
@@ -103,7 +104,13 @@ def resolve_file(
         pin: See `ResolveFile`.
     """
     if source != MODEL:
-        return ResolveFile(uri=uri, pin=pin, model={}, quantization={}, what="adapter")
+        files = {
+            name: file
+            for one in sources_of(spec)
+            if one.name == source
+            for name, file in one.files.items()
+        }
+        return ResolveFile(uri=uri, pin=pin, model=files, quantization={}, what="adapter")
     return ResolveFile(
         uri=uri,
         pin=pin,

@@ -169,3 +169,30 @@ def test_snapdragon_targets_are_refused_with_adapters() -> None:
 def test_names_that_cannot_work_are_refused(lora: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         BuildSpec.model_validate({"model": {"source": "m"}, "targets": ["cpu"], "lora": lora})
+
+
+def test_model_with_branches_is_ingested_by_a_config_of_its_own() -> None:
+    """Else a build without adapters would share its result, or one with them."""
+    found = sources("c-headers")
+    weights = {"lora.safetensors": ref("w"), "lora.encodings": ref("e")}
+    found[adapter_source("c-headers")] = Source(weights)
+    given = {"name": "c-headers", "source": "s3://a/c", "weights": "c.safetensors"}
+    branched = exact(found, adapters=[given], createGraph=False)
+    ingest = {task.id: task for task in branched.plan.tasks}[TaskId("ingest")]
+    assert ingest.config.model_dump(mode="json")["branches"] is True
+    plain = exact({MODEL: found[MODEL]})
+    assert keys(branched)["ingest"] != keys(plain)["ingest"]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "words"),
+    [
+        ({"weights": "c.safetensors"}, "has weights by the names of LoRA inputs"),
+        ({"encodings": "c.encodings"}, "encodings are those of weights"),
+    ],
+)
+def test_spec_refuses_files_of_a_form_that_the_model_does_not_have(
+    adapter: dict[str, str], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        exact(sources("c"), adapters=[{"name": "c", "source": "s3://a/c", **adapter}])

@@ -33,7 +33,9 @@ def add(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SOURCE", help="PEFT's folder, s3:// or https://.", show_default=False
+            metavar="SOURCE",
+            help="PEFT's folder, s3:// or https://; or the .safetensors of AIMET's export.",
+            show_default=False,
         ),
     ],
     *,

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ from genai_core.manifest import (
 )
 from genai_core.names import Backend
 from genai_core.report import report_bytes
+from genai_core.source import SourceFile
 from genai_core.store.delivery import refuse_foreign, swap_in
 from genai_runtime import container
 from genai_runtime.container import Container
@@ -52,6 +53,8 @@ __all__ = ["add", "remove", "show"]
 
 _NAME: TypeAdapter[str] = TypeAdapter(AdapterName)
 _NO_SPACE = {28, 122}
+_TENSORS = ".safetensors"
+_SUFFIXES = re.compile(r"\.(zip|tar|tar\.gz|tgz|safetensors)$")
 _WORKER = (sys.executable, "-P", "-m", "genai_stages", "adapter")
 
 
@@ -79,10 +82,12 @@ def add(
     )
     chosen = _name_of(name, source)
     opened.adapters().check_free(chosen)
-    inspect_adapter(folder, known_digests(), where="SOURCE")
+    weights = folder.name if folder.suffix == _TENSORS else None
+    files = inspect_adapter(
+        folder.parent if weights else folder, known_digests(), where="SOURCE", weights=weights
+    ).files
     with _draft(opened, output) as draft, busy(f"importing {chosen}"):
-        request = AdditionRequest(container=str(draft), adapter=str(folder), name=chosen)
-        facts = _imported(request, opened.manifest, store, settings)
+        facts = _imported(draft, chosen, files, opened.manifest, store=store, settings=settings)
     seconds = time.monotonic() - began
     _tell(output, facts, seconds=seconds, settings=settings)
     if not settings.json:
@@ -166,7 +171,7 @@ def _name_of(name: str | None, source: str) -> str:
         InvalidSpec: The one that was given, or the folder's, is none.
     """
     last = source.partition("?")[0].rstrip("/").rpartition("/")[2]
-    chosen = name if name is not None else re.sub(r"\.(zip|tar|tar\.gz|tgz)$", "", last)
+    chosen = name if name is not None else _SUFFIXES.sub("", last)
     try:
         if chosen != BASE:
             return _NAME.validate_python(chosen)
@@ -228,13 +233,17 @@ def _copy(opened: Container, draft: Path) -> None:
 
 
 def _imported(
-    request: AdditionRequest, manifest: Manifest, store: str | None, settings: Settings
-) -> dict[str, Any]:
+    draft: Path, name: str, files: Mapping[str, SourceFile], manifest: Manifest, *,
+    store: str | None, settings: Settings,
+) -> dict[str, Any]:  # fmt: skip
     """Have a worker add the adapter; with the core graph where names alone do not tell."""
-    folder = Path(request.container)
-    aside = folder.with_name(f"{folder.name}.work")
-    aside.mkdir()
+    aside = draft.with_name(f"{draft.name}.work")
+    roles = aside / "adapter"
+    roles.mkdir(parents=True)
+    request = AdditionRequest(container=str(draft), adapter=str(roles), name=name)
     try:
+        for role, file in files.items():
+            (roles / role).symlink_to(file.path.absolute())
         said = _asked(request, aside)
         if said.nameless:
             core = find_core(manifest, aside / "core", settings, store)
@@ -265,8 +274,8 @@ def _nameless(said: AdditionAnswer, store: str) -> GenAIError:
     assert said.error is not None
     error = from_dict(said.error)
     error.remedy = (
-        "use an adapter of this model; or, where the model's export lost or fused the names of its "
-        f"layers, name the store that it was built in with --store ({store} has nothing of it)"
+        "use an adapter of this model; or, where its names alone do not tell, name the store that "
+        f"the container was built in with --store ({store} has nothing of it)"
     )
     return error
 

@@ -317,7 +317,9 @@ def _adapters(
         )
         if folder is None:
             folder = (base_dir / expanded(source.address.removeprefix("file://"))).absolute()
-        found[source.name] = inspect_adapter(folder, cache, where=source.field, pin=source.pin)
+        found[source.name] = inspect_adapter(
+            folder, cache, where=source.field, pin=source.pin, **source.files
+        )
     return found
 
 

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from genai_core.kinds.base import DigestText, KindModel, SecretRef, Uri
+from genai_core.paths import FileName
 
 __all__ = ["AdapterName", "AdapterSource", "Lora", "UseCase", "WornAdapter"]
 
@@ -30,10 +31,21 @@ class AdapterSource(KindModel):
     source: Uri
     """PEFT's folder: s3://bucket/prefix, https:// (an archive), pvc://claim/path; on the command
     line a folder."""
+    weights: FileName | None = None
+    """With createGraph: false, the adapter's .safetensors below the source, by the names of the
+    model's LoRA inputs, as AIMET exports it; left out: PEFT's two files."""
+    encodings: FileName | None = None
+    """AIMET's encodings of these weights, below the source."""
     secret_ref: SecretRef | None = None
     """Credentials of the source; left out: the store's."""
     digest: DigestText | None = None
     """Pins the content, as status.sources shows it."""
+
+    @model_validator(mode="after")
+    def _encodings_of_weights(self) -> Self:
+        if self.encodings is not None and self.weights is None:
+            raise ValueError("encodings are those of weights: name the .safetensors file there")
+        return self
 
 
 class WornAdapter(KindModel):
@@ -61,6 +73,9 @@ class Lora(KindModel):
     """Each is imported by a task of its own, so one that changes leaves all others cached."""
     use_cases: Annotated[list[UseCase], Field(max_length=64)] = Field(default_factory=list)
     """Combinations under names of their own."""
+    create_graph: bool = True
+    """False: the model carries LoRA branches already, whose weights are its inputs, as AIMET
+    exports it; the base is the model without them."""
 
     @model_validator(mode="after")
     def _names(self) -> Self:
@@ -82,4 +97,13 @@ class Lora(KindModel):
                 )
             if len(set(worn)) != len(worn):
                 raise ValueError(f"the use case {case.name} holds an adapter twice: keep one")
+        return self._forms()
+
+    def _forms(self) -> Self:
+        given = next((adapter for adapter in self.adapters if adapter.weights is not None), None)
+        if given is not None and self.create_graph:
+            raise ValueError(
+                f"the adapter {given.name} has weights by the names of LoRA inputs, which the "
+                "model has with createGraph: false alone: set it, or name a PEFT folder"
+            )
         return self

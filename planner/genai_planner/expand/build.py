@@ -134,7 +134,10 @@ def _ingest(spec: BuildSpec, name: SourceName, source: Source, *, shape: ModelSh
         id=ingest_id(name),
         operation="ingest",
         backend=None,
-        config=IngestConfig(architecture=architecture),
+        config=IngestConfig(
+            architecture=architecture,
+            branches=name == MODEL and spec.lora is not None and not spec.lora.create_graph,
+        ),
         inputs={"source": (Selection(None, ("*",), name),)},
         demand=demand("ingest", weights, largest=largest),
     )

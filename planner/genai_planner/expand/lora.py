@@ -14,8 +14,6 @@ from genai_planner.sources import Sources
 
 __all__ = ["adapter_inputs", "adapter_names", "import_adapters", "refuse_adapters", "use_cases"]
 
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
-
 
 def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
     """Refuse adapters for targets that cannot carry them.
@@ -58,7 +56,7 @@ def import_adapters(context: Context, sources: Sources) -> list[Task]:
             backend=None,
             config=LoraImportConfig(),
             inputs={
-                "adapter": (Selection(None, _FILES, adapter_source(name)),),
+                "adapter": (Selection(None, ("*",), adapter_source(name)),),
                 "core": inputs.ingested("model.onnx", "facts.json"),
             },
             demand=demand("lora_import", sources[adapter_source(name)].size // 2),

@@ -206,9 +206,7 @@ class CoreWriter:
                 "parameters": sum(group.parameters for group in groups.values()),
             }
         )
-        text = full.model_dump_json(indent=1, exclude_defaults=False)
-        (self._folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
-        return full
+        return write_facts(self._folder, full)
 
     def _value(self, name: str, shape: Sequence[Dim] | None, dtype: ir.DataType) -> ir.Value:
         if name in self._values:
@@ -255,6 +253,13 @@ def _blocks(data: npt.NDArray[Any]) -> Iterator[npt.NDArray[Any]]:
     step = max(1, _BLOCK_BYTES * rows // max(1, 4 * data.size))
     for start in range(0, rows, step):
         yield data[start : start + step]
+
+
+def write_facts(folder: Path, facts: ModelFacts) -> ModelFacts:
+    """Write `facts.json` into a core graph's folder."""
+    text = facts.model_dump_json(indent=1, exclude_defaults=False)
+    (folder / FACTS_FILE).write_text(text + "\n", encoding="utf-8")
+    return facts
 
 
 def read_facts(folder: Path) -> ModelFacts:

@@ -56,6 +56,7 @@ class Place:
         layer: Whose weights it has; None = the embedding's or the head's.
         kind: query, key, value, out, gate, up, down or head; empty where the place does not tell.
         paths: Names of the source, in torch's spelling.
+        names: The same as the source has them, for adapters that name its tensors.
         rows: Of the source's projection; None = all of them.
     """
 
@@ -64,6 +65,7 @@ class Place:
     kind: str
     paths: frozenset[str]
     rows: tuple[int, ...] | None
+    names: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ def places_of(model: ir.Model, facts: ModelFacts) -> list[Place]:
                 kind=kinds.get(site.output, ""),
                 paths=frozenset(filter(None, map(path_of, named))),
                 rows=rows,
+                names=frozenset(named),
             )
         )
     return found
@@ -111,7 +114,11 @@ def parts_of(module: str, outputs: int, inputs: int, places: Sequence[Place]) ->
         places: See `places_of`.
     """
     fitting = [place for place in places if place.site.inputs == inputs]
-    named = [place for place in fitting if any(_ends(path, module) for path in place.paths)]
+    named = [
+        place
+        for place in fitting
+        if module in place.names or any(_ends(path, module) for path in place.paths)
+    ]
     found = _cut(named, outputs)
     return found or _by_place(module, outputs, fitting)
 

@@ -8,13 +8,17 @@ tokenizer files, `tokens.npy`, `calibration.*`). Output: `model.onnx`, `facts.js
 
 from __future__ import annotations
 
+import dataclasses
+from functools import partial
 from pathlib import Path
 
 from genai_core.errors import BadModel
+from genai_core.facts import LoraBranch, ModelFacts
 from genai_core.foreign import boundary
 from genai_core.operations import IngestConfig
 from genai_stages.aimet.checks import refuse_infinite_masks
 from genai_stages.architectures.detect import detect
+from genai_stages.graph.core_graph import read_facts, write_facts
 from genai_stages.ingest.admission.refuse_source import refuse_source
 from genai_stages.ingest.model_files import (
     check_stop_tokens,
@@ -28,6 +32,7 @@ from genai_stages.ingest.model_files import (
 )
 from genai_stages.ingest.output.compare_source import compare_source
 from genai_stages.ingest.output.keep_source import keep_source
+from genai_stages.ingest.source.lora_branches import find_branches, take_off
 from genai_stages.ingest.source.source_model import read_config, read_source
 from genai_stages.ingest.source_to_core import source_to_core, stated_vocabulary
 from genai_stages.stage import Context, Inputs, StageResult
@@ -58,13 +63,19 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
     # Whatever can be told from small files comes before what takes minutes on a large model.
     encodings = read_beside(folder)
     source = read_source(path, settings)
+    branches: tuple[LoraBranch, ...] = ()
     with boundary(path.name, what=_GRAPH, remedy=_REMEDY, detailed=True):
+        if config.branches:
+            branches = find_branches(source.stripped())
+            source = source.changed(partial(take_off, branches=branches))
         refuse_source(source)
         entries = None if encodings is None else own_entries(encodings, source)
         stated = stated_vocabulary(source)
     foreign = [] if stated is None else _check_vocabulary(folder, stated)
     with boundary(path.name, what=_GRAPH, remedy=_REMEDY, detailed=True):
         found = source_to_core(source, family, out, warnings=() if warning is None else (warning,))
+        if branches:
+            found = dataclasses.replace(found, facts=_with_branches(out, branches))
     if found.facts.vocab_size != stated:
         foreign = _check_vocabulary(folder, found.facts.vocab_size)
     if encodings is not None:
@@ -97,6 +108,10 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         },
         warnings=(*facts.warnings, *foreign),
     )
+
+
+def _with_branches(out: Path, branches: tuple[LoraBranch, ...]) -> ModelFacts:
+    return write_facts(out, read_facts(out).model_copy(update={"lora": branches}))
 
 
 def _check_vocabulary(folder: Path, vocab_size: int) -> list[str]:

@@ -1,8 +1,8 @@
 """An adapter as its user has it -> matrices of the core graph's linears.
 
-Inputs: `adapter`, PEFT's folder; `core`, the core graph's `model.onnx` and `facts.json` without
-weights. Output: `adapter.safetensors` (see `genai_core.adapters`), which says nothing of names or
-of the file that it came from, so equal adapters are equal files.
+Inputs: `adapter`, PEFT's two files or AIMET's; `core`, the core graph's `model.onnx` and
+`facts.json` without weights. Output: `adapter.safetensors` (see `genai_core.adapters`), which says
+nothing of names or of the file that it came from, so equal adapters are equal files.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from pathlib import Path
 from genai_core.adapters import ADAPTER_FILE
 from genai_core.operations import LoraImportConfig
 from genai_stages.graph.core_graph import read_core
+from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import import_adapter
 from genai_stages.lora.modules import places_of
-from genai_stages.lora.peft import read_peft
 from genai_stages.stage import Context, Inputs, StageResult
 
 
@@ -27,7 +27,7 @@ def run(inputs: Inputs, config: LoraImportConfig, out: Path, context: Context) -
     """
     del config, context
     model, facts = read_core(inputs["core"])
-    adapter = read_peft(inputs["adapter"], "the adapter")
+    adapter = read_adapter(inputs["adapter"], facts.lora, "the adapter")
     made = import_adapter(adapter, places_of(model, facts), out / ADAPTER_FILE)
     return StageResult(
         facts={"rank": made.rank, "linears": made.linears, "base": adapter.base},

@@ -20,6 +20,7 @@ from genai_core.adapter_addition import AdditionAnswer, AdditionRequest
 from genai_core.adapters import ADAPTERS_FOLDER, INDEX_FILE, file_of, read_index
 from genai_core.canonical import digest_file
 from genai_core.errors import BadAdapter, BadInput, DriftError, GenAIError
+from genai_core.facts import LoraBranch
 from genai_core.foreign import is_failure
 from genai_core.manifest import MANIFEST_FILE, REPORT_FILE, ManifestFile, Report
 from genai_core.names import Backend
@@ -28,10 +29,11 @@ from genai_runtime import container
 from genai_runtime.container import CPU_MODEL_FILE
 from genai_runtime.executor import AdapterUse
 from genai_stages.graph.core_graph import read_core
+from genai_stages.lora.aimet_adapter import holds_aimet
 from genai_stages.lora.container_places import places_of_container
+from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import Imported, import_adapter
 from genai_stages.lora.modules import Place, places_of
-from genai_stages.lora.peft import read_peft
 from genai_stages.package.container_adapters import entry_of
 
 __all__ = ["answer", "seal"]
@@ -66,11 +68,12 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
             remedy="name the cpu container of the same build",
         )
     index = read_index(folder)
-    adapter = read_peft(Path(request.adapter), request.name)
     (folder / ADAPTERS_FOLDER).mkdir(exist_ok=True)
     path = folder / file_of(request.name)
     try:
-        made = import_adapter(adapter, _places(request), path)
+        places, branches = _places(request)
+        adapter = read_adapter(Path(request.adapter), branches, request.name)
+        made = import_adapter(adapter, places, path)
     except BadAdapter as error:
         if request.core is not None:
             raise
@@ -92,10 +95,17 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
     )
 
 
-def _places(request: AdditionRequest) -> Sequence[Place]:
+def _places(request: AdditionRequest) -> tuple[Sequence[Place], Sequence[LoraBranch]]:
+    """The linears, and the branches that the model's source had, which its facts alone tell."""
     if request.core is None:
-        return places_of_container(Path(request.container) / CPU_MODEL_FILE)
-    return places_of(*read_core(Path(request.core)))
+        if holds_aimet(Path(request.adapter)):
+            raise BadAdapter(
+                "it names LoRA inputs of the model's source, which a container does not have",
+                where=request.name,
+            )
+        return places_of_container(Path(request.container) / CPU_MODEL_FILE), ()
+    model, facts = read_core(Path(request.core))
+    return places_of(model, facts), facts.lora
 
 
 def seal(folder: Path) -> None:

@@ -180,7 +180,7 @@ def _facts(
     question: ResolveFile, folder: Path, cache: Digests, *, links_within: Path | None = None
 ) -> SourceFacts:
     if question.what == "adapter":
-        return inspect_adapter(folder, cache, where=question.uri)
+        return inspect_adapter(folder, cache, where=question.uri, **question.model)
     return inspect_source(_spec(question, folder), folder, cache, links_within=links_within)
 
 

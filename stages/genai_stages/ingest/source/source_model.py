@@ -127,9 +127,16 @@ class SourceModel:
 
     def changed(self, change: Callable[[onnx.ModelProto], None]) -> SourceModel:
         """The same source with a change of its graph, its file left as it is."""
+        before = self.change
+
+        def both(proto: onnx.ModelProto) -> None:
+            if before is not None:
+                before(proto)
+            change(proto)
+
         proto = _read_proto(self.path)
-        change(proto)
-        return dataclasses.replace(self, model=_graph_of(proto, self.path), change=change)
+        both(proto)
+        return dataclasses.replace(self, model=_graph_of(proto, self.path), change=both)
 
     @property
     def opset(self) -> int:
