@@ -34,7 +34,7 @@ from genai_runtime.executor import AdapterUse, Executor
 from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session
-from genai_runtime.tokenizing import TOKENIZER_FILE, TextTokenizer
+from genai_runtime.tokenizer import TOKENIZER_FILE, TextTokenizer
 from genai_runtime.verification import REMEDY, DigestOf, file_faults, index_fault
 
 if TYPE_CHECKING:  # it needs ONNX Runtime

@@ -17,7 +17,7 @@ from genai_core.errors import BadInput, CorruptBlob
 from genai_core.filecache import FileCache
 from genai_core.names import Backend
 from genai_runtime import container as containers
-from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import Container
 from genai_runtime.executor import Executor
 from genai_runtime.steadiness import Steadiness, try_out

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from genai_core.errors import BadInput, BadModel
 from genai_core.foreign import decoded
 from genai_runtime.evaluate import read_pieces
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.aimet.read import read_encodings
 from genai_stages.graph.core_graph import FACTS_FILE

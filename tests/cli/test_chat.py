@@ -16,7 +16,7 @@ from genai_cli.testing import InProcess, Program
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput
 from genai_runtime import container as containers
-from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from genai_cli.testing import InProcess, Program
 from genai_core import filecache
 from genai_runtime import container as containers
-from genai_runtime.tokenizing import parse_tokens
+from genai_runtime.tokenizer import parse_tokens
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 PROMPT = [5, 17, 300, 42]

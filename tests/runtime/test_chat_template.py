@@ -16,8 +16,8 @@ from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput, BadModel
 from genai_core.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.names import Backend
-from genai_runtime import chat_template
-from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.chat import chat_template
+from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import Container, Metadata
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"

@@ -17,7 +17,7 @@ from genai_runtime.speculation.draft_model import DraftModel
 from genai_runtime.speculation.lookahead import Lookahead
 from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.speculation.suffix import Suffix
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 
 EXACT = saturates(features())
 

@@ -15,10 +15,10 @@ import pytest
 import uvicorn
 
 from genai_core.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
-from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.steadiness import Steadiness
 from genai_runtime.testing import ScriptedExecutor
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.api.app import application
 from genai_serving.api.model import ServedModel
 from genai_serving.api.service import Service

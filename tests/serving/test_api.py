@@ -18,7 +18,7 @@ from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.api.schemas import ChatBody, CompletionBody, TokenizeBody
 from genai_serving.engine import Limits
 

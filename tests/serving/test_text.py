@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.text import REPLACEMENT, Detokenizer, StopFinder
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"

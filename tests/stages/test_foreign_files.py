@@ -11,7 +11,7 @@ import pytest
 from genai_core.errors import BadModel
 from genai_core.operations import IngestConfig
 from genai_runtime.generate import stop_tokens
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 from genai_stages.aimet.read import read_encodings
 from genai_stages.operations import ingest
 from genai_stages.stage import Context, StageResult

@@ -28,7 +28,7 @@ from genai_core.operations import IngestConfig
 from genai_core.source import inspect_source
 from genai_runtime.evaluate import read_pieces
 from genai_runtime.generate import stop_tokens
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 from genai_stages.aimet.read import read_encodings
 from genai_stages.architectures.detect import detect
 from genai_stages.ingest.model_files import check_tokens, own_entries, read_beside

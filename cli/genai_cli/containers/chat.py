@@ -17,14 +17,14 @@ from genai_cli.containers.speculation import Guessing
 from genai_cli.containers.streamed_text import TextStream, speed
 from genai_cli.display.output import emit, say, tell
 from genai_core.errors import BadInput
-from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import Container
 from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import Session, Tokens
 from genai_runtime.speculation.control import Speculation
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 
 __all__ = ["Chat", "converse", "template_of"]
 

@@ -31,7 +31,7 @@ from genai_runtime.evaluate import read_pieces
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import Tokens
-from genai_runtime.tokenizing import TextTokenizer, parse_tokens
+from genai_runtime.tokenizer import TextTokenizer, parse_tokens
 
 __all__ = ["Prompt", "evaluate", "run"]
 

@@ -9,7 +9,7 @@ from typing import Any
 from genai_core.redaction import plain
 from genai_runtime.generate import Generation
 from genai_runtime.speculation.control import Counts
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 
 __all__ = ["TextStream", "speed"]
 

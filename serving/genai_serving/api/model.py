@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from genai_core.adapters import AdapterIndex
 from genai_core.errors import BadInput, BadModel
-from genai_runtime.chat_template import ChatTemplate
+from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.sampling import Sampling
 from genai_runtime.steadiness import Steadiness
-from genai_runtime.tokenizing import TextTokenizer
+from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.api.schemas import SamplingFields
 
 MOST_CHARACTERS = 64

@@ -64,7 +64,7 @@ class TemplateProcesses:
 
 def _started() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-I", "-m", "genai_runtime.chat_child"],
+        [sys.executable, "-I", "-m", "genai_runtime.chat.chat_child"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

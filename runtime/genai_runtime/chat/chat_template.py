@@ -15,7 +15,7 @@ from genai_core.errors import BadInput, BadModel, NotRunnableHere
 from genai_core.foreign import boundary, decoded, read_json_object, refuse_pointer
 from genai_core.manifest import CHAT_TEMPLATE_FILE
 from genai_core.regular import read_regular
-from genai_runtime.chat_process import TemplateProcesses
+from genai_runtime.chat.chat_process import TemplateProcesses
 from genai_runtime.container import Container
 
 __all__ = ["ChatTemplate", "Message"]

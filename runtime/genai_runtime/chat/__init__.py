@@ -1,0 +1,1 @@
+"""Conversations as text: templates, rendered in processes without environment."""
