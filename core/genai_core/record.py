@@ -29,6 +29,7 @@ from genai_core.canonical import canonical_json, is_digest
 from genai_core.keys import short_key
 from genai_core.names import Digest, Key
 from genai_core.paths import RelativePath
+from genai_core.vendor_config import vendor_config
 
 __all__ = [
     "SIDECAR_NAME",
@@ -259,7 +260,7 @@ def sidecar(record: Record) -> bytes:
     value = {
         "operation": record.operation,
         "source": record.source,
-        "config": flat_strings(record.config),
+        "config": flat_strings(record.config) | vendor_config(record.operation, record.config),
         "hash": record.key,
         "created_at": record.created_at.isoformat(),
         "outputs": {path: output.size for path, output in sorted(record.outputs.items())},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ROOMS = ("core", "planner", "runtime", "stages", "serving", "cli", "operator")
+ROOMS = ("core", "planner", "runtime", "stages", "serving", "cli", "operator", "builder")
 
 
 def tracked(*patterns: str) -> list[Path]:

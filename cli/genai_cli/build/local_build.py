@@ -6,9 +6,9 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -38,10 +38,61 @@ from genai_core.store.protocol import RecordRef, Store
 from genai_core.store.s3_location import parse_s3
 from genai_core.store.uploads import uploads_among
 
-__all__ = ["run_build"]
+__all__ = ["Made", "make_containers", "run_build"]
 
 _ROUNDS = 4
 """How often a build starts over because the store had a wrong blob in its container."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a build came to.
+
+    Attributes:
+        result: Of its tasks.
+        containers: Target -> its container, of those that were built.
+        problem: What could not be noted in the store; empty = nothing.
+    """
+
+    result: BuildResult
+    containers: Mapping[str, Delivered]
+    problem: str
+
+    def raise_failure(self) -> None:
+        """Raise the error of the first task that failed, where one did."""
+        for failure in self.result.failures:
+            raise failure.error
+
+
+def make_containers(
+    build: GenAIBuild, *, store: str, read_from: Sequence[str], output: Path, jobs: int | None
+) -> Made:
+    """Run what is not cached and put the containers of all targets into `<output>/<build>/`.
+
+    Args:
+        build: What to build; its source is absolute.
+        store: Address of the store.
+        read_from: Further stores, only read.
+        output: Gets `<build>/<target>/`.
+        jobs: Tasks at once; None = what the machine bears.
+
+    Raises:
+        GenAIError: Nothing could be planned, or the store or the disk failed; what is wrong with
+            a task is in the result.
+    """
+    began = time.monotonic()
+    name = build.metadata.name
+    folder = _writable(output / name)
+    artifacts = open_store(store, read_from=read_from)
+    uploads = _uploads(build, store)
+    with working(artifacts, name) as held:
+        if uploads:
+            held.claim((), uploads)
+        planned, result, containers = _built(build, artifacts, folder, claim=held.claim, jobs=jobs)
+        tasks = planned.local.ready().tasks
+        problem = Claim(artifacts, name, folder, uploads).renew(tasks, result.containers)
+    result = replace(result, seconds=time.monotonic() - began)
+    return Made(result, containers, problem or "")
 
 
 def run_build(
@@ -53,35 +104,18 @@ def run_build(
     output: Path,
     jobs: int | None,
 ) -> int:
-    """Run a build and print what came of it; returns the exit code.
-
-    Args:
-        build: What to build; its source is absolute.
-        settings: Of the program.
-        store: Address of the store; None = the settings'.
-        read_from: Further stores, only read.
-        output: Gets `<build>/<target>/`.
-        jobs: Tasks at once; None = what the machine bears.
-    """
-    began = time.monotonic()
-    name = build.metadata.name
-    folder = _writable(output / name)
-    artifacts = open_store(store or settings.store, read_from=read_from)
-    uploads = _uploads(build, store or settings.store)
-    with working(artifacts, name) as held:
-        if uploads:
-            held.claim((), uploads)
-        planned, result, containers = _built(build, artifacts, folder, claim=held.claim, jobs=jobs)
-        tasks = planned.local.ready().tasks
-        problem = Claim(artifacts, name, folder, uploads).renew(tasks, result.containers)
-    if problem:
-        tell(f"warning: {problem}")
-    result = replace(result, seconds=time.monotonic() - began)
+    """Run a build and print what came of it; returns the exit code. See `make_containers`."""
+    made = make_containers(
+        build, store=store or settings.store, read_from=read_from, output=output, jobs=jobs
+    )
+    name, result = build.metadata.name, made.result
+    if made.problem:
+        tell(f"warning: {made.problem}")
     if settings.json:
-        emit(as_json(name, result, containers))
+        emit(as_json(name, result, made.containers))
     else:
         console = PlainConsole(highlight=False)
-        print_summary(console, name, result=result, containers=containers)
+        print_summary(console, name, result=result, containers=made.containers)
     with suppress(BrokenPipeError):
         sys.stdout.flush()
     for failure in result.failures:

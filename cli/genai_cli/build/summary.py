@@ -42,7 +42,7 @@ def as_json(name: str, result: BuildResult, containers: Mapping[str, Delivered])
 
 
 def print_summary(
-    console: Console, name: str, *, result: BuildResult, containers: dict[str, Delivered]
+    console: Console, name: str, *, result: BuildResult, containers: Mapping[str, Delivered]
 ) -> None:
     """Print what people want to know after a build."""
     facts = [f"{result.run} run", f"{result.cached} cached"]

@@ -1,0 +1,1 @@
+"""Builders, containers and executors of language models."""

@@ -1,0 +1,268 @@
+"""A build in the vendor's words: settings collected here, run by the engine of `genai build`.
+
+    builder = GenAIBuilderFactory.create("path/to/model", "HTP", cache_root="cache")
+    builder.set_targets(["chipset:SM8750"])
+    container = builder.build()
+
+Keys, artifacts and revisions are those of `genai build` on the same store. Each setting becomes a
+field of a GenAIBuild (`to_spec()`); one that has no meaning here raises `InvalidSpec`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from genai_builder import options as vendor
+from genai_builder.gen_ai_api.containers.gen_ai_container import GenAIContainer, LLMContainer
+from genai_builder.model_files import ModelFiles
+from genai_builder.temporary import HeldFolder
+from genai_cli.building import make_containers
+from genai_cli.settings import read_settings
+from genai_core.chips import parse as parse_chip
+from genai_core.errors import InvalidSpec
+from genai_core.kinds.base import API_VERSION
+from genai_core.kinds.build import GenAIBuild
+from genai_core.kinds.reading import read_model, with_local_source
+
+__all__ = ["GenAIBuilder", "GenAIBuilderCPU", "GenAIBuilderHTP"]
+
+_REFUSED = {
+    "lora_config": "adapters come from PEFT folders, in spec.lora of a GenAIBuild",
+    "speculative_config": "the server and `genai run` choose how to speculate",
+    "embedding": "the embedding table is the model's",
+    "embeddings": "the embedding table is the model's",
+    "prepare_embedding_lut": "the embedding is computed by the first split",
+    "skip_ar_conversion": "static graphs are always made from the core graph",
+}
+"""Setting of the vendor's -> why it has no meaning here."""
+
+_OWN = frozenset({"parallel_build", "max_workers"})
+
+
+class GenAIBuilder:
+    """Settings of a build, and the build; made by `GenAIBuilderFactory.create`."""
+
+    def __init__(self, model: ModelFiles, *, cache_root: str | os.PathLike[str] | None) -> None:
+        self._model = model
+        self._store = os.fspath(cache_root) if cache_root else read_settings(os.environ).store
+        self._fields: vendor.Fields = {}
+        self._targets: list[str] = []
+        self.parallel_build = True
+        """Tasks run side by side; False: one after the other."""
+        self.max_workers: int | None = None
+        """Tasks at once; None: what memory and cores bear."""
+
+    def set_targets(self, targets: Sequence[str]) -> None:
+        """Name the targets to build for.
+
+        Args:
+            targets: `chipset:SM8750`, `dsp_arch:v79;soc_model:69`, or a chip's name.
+
+        Raises:
+            UnknownTarget: No such chip.
+            InvalidSpec: None is given, or alternatives, or one twice.
+        """
+        if isinstance(targets, str) or not targets:
+            raise InvalidSpec(
+                "expected a list", where="set_targets", remedy='write ["chipset:SM8750"]'
+            )
+        names = [self._target(text) for text in targets]
+        if len(set(names)) != len(names):
+            raise InvalidSpec("a target stands there twice", where="set_targets", remedy="keep one")
+        self._targets = names
+
+    def _target(self, text: str) -> str:
+        if "|" in text:
+            raise InvalidSpec(
+                "alternatives are not supported",
+                where=f"set_targets {text}",
+                remedy="name each as a target of its own",
+            )
+        return parse_chip(text).name.lower()
+
+    def set_transformation_options(self, options: Mapping[str, Any]) -> None:
+        """Set options of static graphs, splits and heads, by dotted names or sections.
+
+        Raises:
+            InvalidSpec: An option that is unknown, or has no meaning here.
+        """
+        self._fields |= vendor.transformation(options)
+
+    def set_conversion_options(self, options: Mapping[str, Any]) -> None:
+        """Set options of the conversion, e.g. `{"float_fallback": True}`.
+
+        Raises:
+            InvalidSpec: An option that is unknown, or asks for another precision.
+        """
+        self._fields |= vendor.conversion(options)
+
+    def set_compilation_options(self, options: Mapping[str, Any]) -> None:
+        """Set the compiler's options, e.g. `{"graphs.vtcm_size_in_mb": 8}`.
+
+        Raises:
+            InvalidSpec: An option that is unknown, or cannot be passed to the compiler.
+        """
+        self._fields |= vendor.compilation(options)
+
+    @property
+    def weight_sharing(self) -> bool:
+        """One copy of the weights for all graphs of a split."""
+        return bool(self._fields.get(("compilation", "weightSharing"), True))
+
+    @weight_sharing.setter
+    def weight_sharing(self, value: bool) -> None:
+        self._fields["compilation", "weightSharing"] = vendor.boolean(value, "weight_sharing")
+
+    @property
+    def multi_graph(self) -> bool:
+        """Context lengths 512, 1024, 2048, 3072 and 4096."""
+        return bool(self._fields.get(("graphs", "multiContext"), False))
+
+    @multi_graph.setter
+    def multi_graph(self, value: bool) -> None:
+        self._fields["graphs", "multiContext"] = vendor.boolean(value, "multi_graph")
+
+    @property
+    def native_kv(self) -> bool:
+        """The cache in the processor's own layout; every AR must be 32, 64, 128 or 256."""
+        return bool(self._fields.get(("compilation", "nativeKV"), False))
+
+    @native_kv.setter
+    def native_kv(self, value: bool) -> None:
+        self._fields["compilation", "nativeKV"] = vendor.boolean(value, "native_kv")
+
+    @property
+    def encodings_path(self) -> str | None:
+        """AIMET's encodings, below the model's folder; None: the only ones there."""
+        found: str | None = self._fields.get(("model", "encodings"))
+        return found
+
+    @encodings_path.setter
+    def encodings_path(self, value: str | os.PathLike[str] | None) -> None:
+        path = ("model", "encodings")
+        if value is None:
+            self._fields.pop(path, None)
+        else:
+            self._fields[path] = self._model.inside(Path(value), "encodings_path")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set a setting.
+
+        Raises:
+            InvalidSpec: One of the vendor's that has no meaning here.
+            AttributeError: One that neither has: what is misspelt would do nothing.
+        """
+        if name in _REFUSED:
+            if value is None or value is False:
+                return  # it asks for nothing
+            raise InvalidSpec(f"not supported: {_REFUSED[name]}", where=name, remedy="leave it out")
+        if not name.startswith("_") and name not in _OWN and not hasattr(type(self), name):
+            raise AttributeError(f"a builder has no setting {name!r}")
+        super().__setattr__(name, value)
+
+    def attach_model_for_arn(
+        self,
+        arn: int,
+        model_path: str | os.PathLike[str],
+        encodings_path: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+    ) -> NoReturn:
+        """Refuse a model of its own for one AR.
+
+        Raises:
+            InvalidSpec: Always.
+        """
+        del encodings_path, name
+        raise InvalidSpec(
+            f"a model of its own for AR {arn} ({os.fspath(model_path)}) is not supported",
+            where="attach_model_for_arn",
+            remedy="leave it out: all graphs come from the one model",
+        )
+
+    def to_spec(self) -> dict[str, Any]:
+        """The GenAIBuild that does the same: apiVersion, kind, metadata, spec.
+
+        Written to a YAML file, `genai build -f FILE` builds it here, and `--remote` on a cluster.
+
+        Raises:
+            InvalidSpec: No target is set, or settings contradict one another.
+        """
+        if not self._targets:
+            raise InvalidSpec(
+                "no target is set", where="build", remedy='call set_targets(["chipset:SM8750"])'
+            )
+        spec: dict[str, Any] = {"model": {"source": str(self._model.source)}}
+        if self._model.onnx is not None:
+            spec["model"]["onnx"] = self._model.onnx
+        spec["targets"] = list(self._targets)
+        for path, value in self._fields.items():
+            here = spec
+            for part in path[:-1]:
+                here = here.setdefault(part, {})
+            here[path[-1]] = value
+        document = {
+            "apiVersion": API_VERSION,
+            "kind": "GenAIBuild",
+            "metadata": {"name": self._model.name},
+            "spec": spec,
+        }
+        read_model(GenAIBuild, document)
+        return document
+
+    def build(self, *, remote: bool = False, namespace: str | None = None) -> GenAIContainer:
+        """Run whatever is not cached; returns the first target's container.
+
+        Args:
+            remote: Apply it to the kubeconfig's cluster, wait for its end, and pull the container.
+            namespace: Of the cluster; None: the kubeconfig's.
+
+        Raises:
+            GenAIError: What `genai build` ends with: where it is, what is wrong, what to do.
+        """
+        return next(iter(self.build_all(remote=remote, namespace=namespace).values()))
+
+    def build_all(
+        self, *, remote: bool = False, namespace: str | None = None
+    ) -> dict[str, GenAIContainer]:
+        """Target -> container, of all targets; see `build`."""
+        build = with_local_source(read_model(GenAIBuild, self.to_spec()), Path.cwd())
+        # The containers' files live as long as one of the containers does.
+        folder = HeldFolder()
+        if remote:
+            from genai_builder.remote import build_and_pull
+
+            paths = build_and_pull(build, folder.path, namespace=namespace)
+        else:
+            made = make_containers(
+                build, store=self._store, read_from=(), output=folder.path, jobs=self._jobs()
+            )
+            made.raise_failure()
+            paths = {target: delivered.path for target, delivered in made.containers.items()}
+        return {target: LLMContainer(paths[target], folder=folder) for target in self._targets}
+
+    def _jobs(self) -> int | None:
+        return self.max_workers if vendor.boolean(self.parallel_build, "parallel_build") else 1
+
+
+class GenAIBuilderHTP(GenAIBuilder):
+    """Builds for Snapdragon's tensor processor."""
+
+
+class GenAIBuilderCPU(GenAIBuilder):
+    """Builds for the CPU: one container for any machine."""
+
+    def __init__(self, model: ModelFiles, *, cache_root: str | os.PathLike[str] | None) -> None:
+        super().__init__(model, cache_root=cache_root)
+        self._targets = ["cpu"]
+
+    def _target(self, text: str) -> str:
+        if text.lower() != "cpu":
+            raise InvalidSpec(
+                f"{text} is no target of the CPU backend",
+                where="set_targets",
+                remedy='leave set_targets out, or create the builder with backend_type="HTP"',
+            )
+        return "cpu"

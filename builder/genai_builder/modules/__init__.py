@@ -1,0 +1,1 @@
+"""Parts of a build that have configurations of their own."""
