@@ -17,8 +17,8 @@ from typing import Any
 
 from genai_builder.api.compiler.config import CompileConfig
 from genai_builder.options import boolean
-from genai_cli.engine import run_task
-from genai_cli.store_entries import read_entry
+from genai_cli.engine.local_engine import run_task
+from genai_cli.store.entries import read_entry
 from genai_core import compile_options
 from genai_core.errors import BadInput, InvalidSpec, from_dict
 from genai_core.graphs import graph_name

@@ -19,7 +19,7 @@ from genai_builder import options as vendor
 from genai_builder.gen_ai_api.containers.gen_ai_container import GenAIContainer, LLMContainer
 from genai_builder.model_files import ModelFiles
 from genai_builder.temporary import HeldFolder
-from genai_cli.building import make_containers
+from genai_cli.build.local_build import make_containers
 from genai_cli.settings import read_settings
 from genai_core.chips import parse as parse_chip
 from genai_core.errors import InvalidSpec

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from genai_builder.temporary import HeldFolder
-from genai_cli.choosing import the_container
+from genai_cli.containers.choice import the_container
 from genai_core.errors import BadInput
 from genai_core.manifest import Manifest
 from genai_runtime import container as containers
