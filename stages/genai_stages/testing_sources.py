@@ -43,7 +43,7 @@ class Style:
         bias: Biases on query, key and value.
         scale: Where scores are scaled.
         score_scale: By what, None = the root of a head's width.
-        mask: How keys are hidden.
+        mask: How keys are hidden; `new tokens`: by a triangle of the new ones, stretched over all.
         repeat: How key heads are repeated for grouped queries.
         fused: One projection for query, key and value.
         turned_keys: The cache holds keys as [.., D, P].
@@ -54,7 +54,9 @@ class Style:
         external: Weights in `model.data`.
         half: Weights stored as float16.
         contrib: Norms and attention as ONNX Runtime's own fused operators; with rotary halves or
-            neighbours, a past, and fused projections where `fused`.
+            neighbours, a past, and fused projections where `fused`. `multi`: as a builder writes
+            them for float16 on the CPU: keys repeated before MultiHeadAttention, or, with as many
+            key heads as query heads, its own past and bias.
         late: What begins to depend on the position at `late_from`: a factor on queries, new keys,
             new values, all values, scores, probabilities or the stream; a bias on scores; a mask of
             chunks; the window; other frequencies of ready waves; position embeddings.
@@ -79,7 +81,7 @@ class Style:
     bias: bool = False
     scale: Literal["query", "key", "multiply", "divide", "both"] = "divide"
     score_scale: float | None = None
-    mask: Literal["infinite", "lowest", "where"] = "lowest"
+    mask: Literal["infinite", "lowest", "where", "new tokens"] = "lowest"
     repeat: Literal["expand", "broadcast"] = "expand"
     fused: bool = False
     turned_keys: bool = False
@@ -89,7 +91,7 @@ class Style:
     window: int = 0
     external: bool = False
     half: bool = False
-    contrib: bool = False
+    contrib: Literal[False, True, "multi"] = False
     late: Literal[
         "", "query", "key", "value", "values", "scores", "probs", "stream", "bias", "chunks",
         "window", "waves", "learned",
@@ -284,6 +286,22 @@ class _Writer:
         lowest = -np.inf if self.style.mask == "infinite" else np.finfo(np.float32).min
         self.lowest = self.number(float(lowest))
         self.additive = self.op("Where", self.visible, self.number(0.0), self.lowest)
+        if self.style.mask == "new tokens":
+            self.additive = self.mask_of_new_tokens(given)
+
+    def mask_of_new_tokens(self, given: str) -> str:
+        """A triangle as wide as the new tokens, stretched over all: right without a past alone."""
+        square = self.op("Concat", self.new, self.new, axis=0)
+        full = self.op("Expand", self.lowest, square)
+        new = self.op("Range", self.constant(np.array(0, np.int64)), self.scalar(self.new),
+                      self.constant(np.array(1, np.int64)))  # fmt: skip
+        rows = self.op("Reshape", self.op("Add", new, self.ints(1)), self.ints(-1, 1))
+        triangle = self.op("Where", self.op("Less", new, rows), self.number(0.0), full)
+        wide = self.op("Concat", self.ints(1, 1), self.new, self.total, axis=0)
+        stretched = self.op("Expand", self.op("Unsqueeze", triangle, self.ints(0, 1)), wide)
+        hidden = self.op("Where", given, self.number(0.0), self.lowest)
+        return self.op("Tile", self.op("Add", hidden, stretched),
+                       self.ints(1, self.style.heads, 1, 1))  # fmt: skip
 
     def norm(self, x: str, name: str) -> str:
         if self.style.contrib:
@@ -399,13 +417,15 @@ class _Writer:
             ))  # fmt: skip
             query, key, value = parts
         else:
+            added = style.bias and not (style.contrib == "multi" and wide == narrow)
             query, key, value = (
-                self.project(x, f"{layer}.{part}", style.hidden, width, bias=style.bias)
+                self.project(x, f"{layer}.{part}", style.hidden, width, bias=added)
                 for part, width in (("q", wide), ("k", narrow), ("v", narrow))
             )
         if style.contrib:
-            flat = self.grouped(layer, [packed] if style.fused else [query, key, value])
-            return self.behind_attention(layer, stream, flat)
+            given = [packed] if style.fused else [query, key, value]
+            write = self.multi if style.contrib == "multi" else self.grouped
+            return self.behind_attention(layer, stream, write(layer, given))
         query = self.later("query", self.rotate(self.heads(query, style.heads)), 1, 3)
         key = self.later("key", self.rotate(self.heads(key, style.kv_heads)), 1, 3)
         key = self.repeated(self.cached(layer, "key", key))
@@ -445,6 +465,43 @@ class _Writer:
             )
         )
         return f"{layer}.context"
+
+    def multi(self, layer: int, given: list[str]) -> str:
+        """MultiHeadAttention behind rotary embeddings, over the whole cache or with a past."""
+        style = self.style
+        query, key, value = given
+        rotary = style.rotary_dim or style.head_dim
+        angle = np.arange(512)[:, None] / 10000.0 ** (np.arange(0, rotary, 2) / rotary)
+        waves = [self.constant(wave.astype(np.float32)) for wave in (np.cos(angle), np.sin(angle))]
+        query, key = (
+            x if style.rotary == "none" else
+            self.op("RotaryEmbedding", x, "position_ids", *waves, domain="com.microsoft",
+                    interleaved=int(style.rotary == "neighbours"), num_heads=count)
+            for x, count in ((query, style.heads), (key, style.kv_heads))
+        )  # fmt: skip
+        outputs = [f"{layer}.context"]
+        if style.kv_heads == style.heads:
+            width = style.heads * style.head_dim
+            bias = self.weight(f"{layer}.qkv.bias", (3 * width,)) if style.bias else ""
+            for kind in ("key", "value"):
+                shape: list[int | str] = ["B", style.kv_heads]
+                self.input(f"past_{layer}_{kind}", TensorProto.FLOAT, [*shape, "P", style.head_dim])
+                self.output(f"present_{layer}_{kind}", [*shape, "K", style.head_dim])
+                outputs.append(f"present_{layer}_{kind}")
+            inputs = [query, key, value, bias, "", self.additive,
+                      f"past_{layer}_key", f"past_{layer}_value"]  # fmt: skip
+        else:
+            every = []
+            for kind, new in (("key", key), ("value", value)):
+                held = self.repeated(self.cached(layer, kind, self.heads(new, style.kv_heads)))
+                turned = self.op("Transpose", held, perm=[0, 2, 1, 3])
+                every.append(self.op("Reshape", turned, self.ints(0, 0, -1)))
+            inputs = [query, *every, "", "", self.additive]
+        self.nodes.append(
+            helper.make_node("MultiHeadAttention", inputs, outputs, domain="com.microsoft",
+                             num_heads=style.heads)
+        )  # fmt: skip
+        return outputs[0]
 
     def behind_attention(self, layer: int, stream: str, flat: str) -> str:
         """The output projection, the residual sum and the MLP."""

@@ -17,7 +17,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from genai_core.errors import BadModel, DriftError
+from genai_core.errors import BadInput, BadModel, DriftError, UnsupportedOperator
 from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
 from genai_stages.graph.core_graph import read_facts
@@ -108,6 +108,59 @@ def test_fused_operators_of_onnx_runtime_are_read(changes: dict[str, Any], tmp_p
     assert facts.rope["default"].rotary_dim == 16
     for one in facts.attention:
         assert not [name for name in one.roles.values() if "lowered" in name]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kv_heads": 4},
+        {"kv_heads": 2, "bias": True, "rotary": "neighbours"},
+        {"kv_heads": 4, "bias": True, "rotary": "none", "mask": "infinite"},
+        {"kv_heads": 2, "window": 5},
+    ],
+)
+def test_multi_head_attention_of_onnx_runtime_is_read(
+    changes: dict[str, Any], tmp_path: Path
+) -> None:
+    """Over repeated keys as the builder writes it, or with the past and biases inside."""
+    style = write_source(tmp_path / "source", contrib="multi", head_dim=16, **changes)
+    result, facts = ingest(tmp_path)
+    assert result.notes["drift"] < 5e-6  # of ONNX Runtime's own kernel
+    assert [one.kv_heads for one in facts.attention] == [style.kv_heads] * style.layers
+    assert [one.window for one in facts.attention] == [style.window] * style.layers
+
+
+def test_multi_head_attention_is_refused_when_a_bias_follows_the_rotation(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", contrib="multi", head_dim=16, kv_heads=4, bias=True)
+    with pytest.raises(UnsupportedOperator, match="neither rotated by position nor left alone"):
+        ingest(tmp_path)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_ingest_says_so_when_only_prompts_without_a_past_go_through(
+    kv_heads: int, tmp_path: Path
+) -> None:
+    """The mask of onnxruntime-genai's builder for MultiHeadAttention: [T, T] stretched over all."""
+    write_source(
+        tmp_path / "source", contrib="multi", head_dim=16, kv_heads=kv_heads, mask="new tokens"
+    )
+    with pytest.raises(BadModel, match="only while the cache is empty") as raised:
+        ingest(tmp_path)
+    assert "(Expand)" in raised.value.where
+    assert "-p fp16 for -e cpu" in raised.value.remedy
+
+
+def test_ingest_blames_the_node_when_an_empty_cache_changes_nothing(tmp_path: Path) -> None:
+    write_source(tmp_path / "source", contrib="multi", head_dim=16, mask="new tokens")
+    model = onnx.load(str(tmp_path / "source" / "model.onnx"))  # noqa: TID251 - a few kilobytes
+    for node in model.graph.node:
+        if node.op_type == "Tile":
+            node.input[1] = "wrong"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, -2, 1, 1]), "wrong"))
+    onnx.save(model, tmp_path / "source" / "model.onnx")
+    with pytest.raises(BadInput) as raised:
+        ingest(tmp_path)
+    assert "cache" not in str(raised.value)
 
 
 def _masks_of_their_own(path: Path) -> None:

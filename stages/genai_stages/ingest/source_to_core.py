@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from genai_core.errors import BadModel
+from genai_core.errors import BadInput, BadModel
 from genai_core.facts import ModelFacts, RopeTable
 from genai_core.foreign import boundary
 from genai_stages.architectures.family import Family
@@ -16,6 +16,7 @@ from genai_stages.graph.core_graph import CoreWriter
 from genai_stages.ingest.admission.check_config import check_config, disagreements, text_config
 from genai_stages.ingest.admission.refuse_source import logits_name, no_logits
 from genai_stages.ingest.admission.source_inputs import SourceInputs, read_inputs
+from genai_stages.ingest.folding.folded_graph import StaticGraph
 from genai_stages.ingest.folding.fuse_norms import fuse_norms
 from genai_stages.ingest.folding.remove_noise import remove_noise
 from genai_stages.ingest.folding.resize_static import LARGE, resize, resized_sizes
@@ -90,8 +91,7 @@ def source_to_core(
     inputs = inputs.settled(source, ropes)
     sizes = inputs.sizes
     output = logits_name(source)
-    opened = inputs.open_shapes(sizes)
-    graph = specialise(source, inputs.feeds(sizes, ropes), opened)
+    graph = _folded(source, inputs, sizes, ropes)
     remove_noise(graph)
     fuse_norms(graph)
     walk = Walk(graph, sizes.tokens, inputs.tokens, {})
@@ -138,6 +138,38 @@ def source_to_core(
         facts = write_core(writer, cuts, found, layer_ropes, tables=tables, identity=identity)
     rounding = max(one.rotation.rounding for one in found)
     return Ingested(facts, dataclasses.replace(source, rounding=rounding), inputs, ropes)
+
+
+def _folded(
+    source: SourceModel, inputs: SourceInputs, sizes: Sizes, ropes: Mapping[str, RopeTable]
+) -> StaticGraph:
+    """The graph at fixed sizes.
+
+    Raises:
+        UnsupportedOperator: A node that is needed has no known meaning.
+        BadModel: Shapes that do not fit together; said of prompts where an empty cache mends it.
+    """
+
+    def at(wanted: Sizes) -> StaticGraph:
+        return specialise(source, inputs.feeds(wanted, ropes), inputs.open_shapes(wanted))
+
+    try:
+        return at(sizes)
+    except BadModel as error:
+        if inputs.native is not None or not inputs.named("past"):
+            raise
+        try:
+            at(Sizes(sizes.tokens, 0, 0))
+        except BadInput:
+            raise error from None
+        raise BadModel(
+            f"several tokens go through it only while the cache is empty: {sizes.tokens} tokens "
+            f"behind {sizes.past} do not ({error.message})",
+            where=error.where,
+            remedy="export a model that goes on with a text in passes of any length; "
+            "onnxruntime-genai's builder writes them with GroupQueryAttention (-p fp32 or int4 for "
+            "-e cpu, -p fp16 for -e cuda), not with MultiHeadAttention (-p fp16 for -e cpu)",
+        ) from error
 
 
 def _described_ropes(

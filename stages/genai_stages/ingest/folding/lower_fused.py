@@ -9,12 +9,12 @@ role of an attention may point to them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from genai_core.errors import BadModel, UnsupportedOperator
+from genai_core.errors import BadInput, BadModel, UnsupportedOperator
 from genai_stages.ingest.folding.classify_mask import reference
 from genai_stages.ingest.folding.dequantize import matrix_of_bits, table_of_bits
 from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode, infer_outputs
@@ -48,11 +48,11 @@ class _Lowering:
         self.inputs = [*node.inputs, *[""] * (16 - len(node.inputs))]
         self.outputs = [*node.outputs, *[""] * (4 - len(node.outputs))]
 
-    def refuse(self, reason: str) -> UnsupportedOperator:
+    def refuse(self, reason: str, remedy: str = "export the model without that") -> BadInput:
         return UnsupportedOperator(
             f"operator {self.node.op_type} is used in a way that has no form here: {reason}",
             where=self.node.where(),
-            remedy="export with past_key and past_value as concatenated inputs",
+            remedy=remedy,
         )
 
     def integer(self, name: str, default: int) -> int:
@@ -86,7 +86,10 @@ class _Lowering:
         """ONNX Runtime's GroupQueryAttention: causal, with its own rotary embedding."""
         query, key, value, past_key, past_value, _, _, cos, sin, given, bias = self.inputs[:11]
         if any(self.inputs[11:14]) or not past_key or not past_value:
-            raise self.refuse("sinks, scales of a quantized cache or no past")
+            raise self.refuse(
+                "sinks, scales of a quantized cache or no past",
+                "export it with past_key and past_value and without the others",
+            )
         heads, kv_heads = self.integer("num_heads", 0), self.integer("kv_num_heads", 0)
         if not key:
             width = self.shape(query)[-1] // (heads + 2 * kv_heads)
@@ -123,11 +126,17 @@ class _Lowering:
     def multi_head_attention(self) -> None:
         """ONNX Runtime's MultiHeadAttention over separate projections."""
         query, key, value, bias, padding, mask, past_key, past_value = self.inputs[:8]
-        if bias or any(self.inputs[8:]) or self.outputs[3] or not key or not value:
-            raise self.refuse("packed projections, a bias, or a cache that is shared")
+        if not key or not value or len(self.shape(query)) == 5:
+            raise self.refuse(
+                "query, key and value are one tensor", "export it with a projection for each"
+            )
+        if any(self.inputs[8:]) or self.outputs[3]:
+            raise self.refuse("a cache that is shared, or scores as an output")
         if padding and not (len(self.table(padding).shape) == 2 and self.table(padding).all()):
             raise self.refuse("a padding mask that hides keys of a text without padding")
         heads = self.integer("num_heads", 0)
+        if bias:
+            query, key, value = self.biased((query, key, value), bias)
         query, key, value = (
             self.heads(name, heads) if len(self.shape(name)) == 3 else name
             for name in (query, key, value)
@@ -140,6 +149,18 @@ class _Lowering:
         if self.integer("unidirectional", 0):
             scores = self.causal(scores, 0)
         self.context(scores, value, flat=True)
+
+    def biased(self, projections: Sequence[str], bias: str) -> Iterator[str]:
+        """Projections [1, T, C] with their parts of one bias for all three added."""
+        if any(len(self.shape(name)) != 3 for name in projections):
+            raise self.refuse("a bias on keys that are in the cache already")
+        self.need_known([bias])
+        values = self.graph.constants[bias].array()
+        ends = itertools.accumulate(self.shape(name)[-1] for name in projections)
+        for name, end in zip(projections, ends, strict=True):
+            part = self.constant(values[end - self.shape(name)[-1] : end])
+            self.graph.ancestors[part] = (bias,)
+            yield self.op("Add", [name, part])
 
     def matmul_bits(self) -> None:
         """ONNX Runtime's MatMulNBits: a projection whose weight is packed integers."""
