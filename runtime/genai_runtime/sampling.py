@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +80,23 @@ class Sampling:
             raise BadInput("must be 0 or a positive number", where="seed")
 
 
+class Constraint(Protocol):
+    """What an answer must look like; it follows the tokens that are taken."""
+
+    @property
+    def finished(self) -> bool:
+        """Nothing can follow."""
+        ...
+
+    def allowed(self) -> NDArray[np.bool_]:
+        """Which tokens may come now, [V]; one at least unless it is finished."""
+        ...
+
+    def consume(self, token: int) -> None:
+        """Go on behind a token that was allowed."""
+        ...
+
+
 class Sampler:
     """Takes the tokens of one answer, one after another.
 
@@ -86,18 +104,27 @@ class Sampler:
         sampling: The settings.
         vocab_size: V.
         prompt: Token ids [T], for the repetition penalty.
+        constraint: Only tokens that it allows are taken; penalties and biases choose among them.
 
     Raises:
         BadInput: A biased token lies outside the vocabulary.
     """
 
-    def __init__(self, sampling: Sampling, *, vocab_size: int, prompt: Tokens = ()) -> None:  # type: ignore[assignment]
+    def __init__(
+        self,
+        sampling: Sampling,
+        *,
+        vocab_size: int,
+        prompt: Tokens = (),  # type: ignore[assignment]
+        constraint: Constraint | None = None,
+    ) -> None:
         outside = [token for token in sampling.logit_bias if token >= vocab_size]
         if outside:
             raise BadInput(
                 f"token {outside[0]} is outside the vocabulary of {vocab_size}", where="logit-bias"
             )
         self._sampling = sampling
+        self._constraint = constraint
         self._random = np.random.default_rng(sampling.seed)
         self._counts: NDArray[np.int64] = np.zeros(vocab_size, dtype=np.int64)
         self._seen: NDArray[np.bool_] = np.zeros(vocab_size, dtype=np.bool_)
@@ -113,9 +140,16 @@ class Sampler:
             banned: Tokens that must not come now; end tokens before an answer's least length.
         """
         token = choose(self.shaped(logits, banned=banned), self._sampling, self._random)
+        if self._constraint is not None:
+            self._constraint.consume(token)
         self._counts[token] += 1
         self._seen[token] = True
         return token
+
+    @property
+    def finished(self) -> bool:
+        """The answer has its form, and nothing can follow."""
+        return self._constraint is not None and self._constraint.finished
 
     def shaped(
         self, logits: NDArray[np.float32], *, banned: Collection[int] = ()
@@ -124,7 +158,8 @@ class Sampler:
         asked = self._sampling
         repeated = asked.repetition_penalty != 1
         penalized = bool(asked.presence_penalty or asked.frequency_penalty)
-        if not (self._biased.size or repeated or penalized or banned):
+        constraint = self._constraint
+        if not (self._biased.size or repeated or penalized or banned or constraint):
             return logits
         shaped = np.array(logits, dtype=np.float32)
         shaped[self._biased] += self._bias
@@ -136,7 +171,14 @@ class Sampler:
             there = np.flatnonzero(self._counts)
             less = asked.presence_penalty + asked.frequency_penalty * self._counts[there]
             shaped[there] -= less.astype(np.float32)
-        shaped[list(banned)] = -np.inf
+        if constraint is None:
+            shaped[list(banned)] = -np.inf
+            return shaped
+        allowed = constraint.allowed()
+        fewer = allowed.copy()
+        fewer[list(banned)] = False
+        # Where only an end can follow, the form decides.
+        shaped[~(fewer if fewer.any() else allowed)] = -np.inf
         return shaped
 
 

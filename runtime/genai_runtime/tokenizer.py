@@ -72,6 +72,10 @@ class TextTokenizer:
         """Every token and its id, added ones too."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
+    def source(self) -> str:
+        """The tokenizer as tokenizer.json has it."""
+        return str(self._tokenizer.to_str())
+
     def _use(self, what: str) -> AbstractContextManager[None]:
         """Its rules are the model's: one that backtracks without end is ended by the library."""
         return boundary(self._where, what=what, remedy="restore the model's own tokenizer")

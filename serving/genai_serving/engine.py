@@ -161,7 +161,10 @@ class Engine:
         most = min(request.max_tokens, self._executor.context_length - prompt.size + 1)
         request = replace(request, prompt=prompt, max_tokens=most)
         sampler = Sampler(
-            request.sampling, vocab_size=self._executor.vocab_size, prompt=request.prompt
+            request.sampling,
+            vocab_size=self._executor.vocab_size,
+            prompt=request.prompt,
+            constraint=None if request.constraint is None else request.constraint(),
         )
         with self._wake:
             if self._closing or not self.alive:
@@ -341,7 +344,7 @@ class Engine:
         self._observer.on_token(None if before is None else now - before)
         told = None if request.logprobs is None else logprobs(logits, token, request.logprobs)
         enough = answer.listener.on_token(token, told)
-        return enough or token in request.stop_tokens
+        return enough or token in request.stop_tokens or answer.sampler.finished
 
     def _end(self, key: int, reason: Finish, error: GenAIError | None = None) -> None:
         with self._wake:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from genai_core.errors import GenAIError
 from genai_runtime.executor import AdapterUse
-from genai_runtime.sampling import Sampling, TokenLogprob
+from genai_runtime.sampling import Constraint, Sampling, TokenLogprob
 
 
 class Finish(enum.Enum):
@@ -53,6 +54,7 @@ class Request:
         prompt_logprobs: The same for the prompt's tokens.
         deadline: When it must have ended, by the engine's clock; None = whenever.
         adapters: What every pass of it wears.
+        constraint: Makes what the answer must look like; None = anything.
         cache_salt: Only requests of the same salt share cached beginnings with it.
     """
 
@@ -65,6 +67,7 @@ class Request:
     prompt_logprobs: int | None = None
     deadline: float | None = None
     adapters: tuple[AdapterUse, ...] = ()
+    constraint: Callable[[], Constraint] | None = None
     cache_salt: str = ""
 
     @property

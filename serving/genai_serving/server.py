@@ -31,6 +31,7 @@ from genai_serving.golden import replay_golden
 from genai_serving.memory import cache_budget
 from genai_serving.metrics import Metrics
 from genai_serving.scheduler import mebibytes
+from genai_serving.structure.grammars import Grammars
 
 _KEEP_ALIVE_SECONDS = 30
 _CONNECTIONS = 1024
@@ -185,7 +186,8 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
     vocab_size = executor.vocab_size
     engine = Engine(executor, limits, observer=metrics)
     metrics.load = lambda: engine.load
-    service = Service(engine, model, limits, vocab_size, seconds=options.request_seconds)
+    grammars = Grammars(model.tokenizer, vocab_size, model.stop_tokens)
+    service = Service(engine, model, limits, vocab_size, grammars, seconds=options.request_seconds)
 
     async def shut_down() -> None:
         await asyncio.to_thread(engine.close, seconds=options.drain_seconds)

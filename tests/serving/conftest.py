@@ -24,6 +24,7 @@ from genai_serving.api.model import ServedModel
 from genai_serving.api.service import Service
 from genai_serving.engine import Engine, Limits
 from genai_serving.metrics import Metrics
+from genai_serving.structure.grammars import Grammars
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 VOCAB, CONTEXT = 2048, 96
@@ -132,7 +133,8 @@ def run_server(*, api_keys=(), limits=None, tokenizer=True, seconds=0.0) -> Runn
         created=1,
         adapters=INDEX,
     )
-    service = Service(engine, model, limits, VOCAB, seconds=seconds)
+    grammars = Grammars(model.tokenizer, VOCAB, model.stop_tokens)
+    service = Service(engine, model, limits, VOCAB, grammars, seconds=seconds)
 
     async def shut_down() -> None:
         await asyncio.to_thread(engine.close, seconds=20)

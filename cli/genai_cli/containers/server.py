@@ -15,7 +15,7 @@ from genai_core.errors import NotRunnableHere
 
 __all__ = ["serve"]
 
-_NEEDED = ("numpy", "onnxruntime", "starlette", "uvicorn", "prometheus_client")
+_NEEDED = ("numpy", "onnxruntime", "starlette", "uvicorn", "prometheus_client", "llguidance")
 
 
 def serve(path: Path, given: Mapping[str, str | float | None], *, api_key: str) -> NoReturn:

@@ -1,75 +1,39 @@
-"""The process that renders chat templates; see `chat_process`.
+"""The process that renders chat templates; see `chat_template`.
 
     stdin   {"template": TEXT, "variables": {...}, "seconds": OF CPU TIME}
     stdout  {"text": TEXT}, or {"refused": WORDS}, {"broken": WORDS}, {"ended": SIGNAL},
             {"missing": MODULE}
 
-One JSON object a line. Each is rendered by a fork, whose memory and time are bounded. Imports
-jinja2 and the standard library alone, so that it starts in a tenth of a second.
+Each is rendered by a fork, see `forks`. Imports jinja2 and the standard library alone.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import resource
 import sys
 from datetime import datetime
 from typing import Any
 
+from genai_runtime import forks
+
 _MEMORY_BYTES = 512 << 20
 _LARGEST_TEXT = 4 << 20
 """Characters of a rendered conversation."""
+_NO_MEMORY = "it takes more memory than a template may"
 
 
 def main() -> int:
     """Answer requests until there are no more."""
     resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         import jinja2.ext
         import jinja2.sandbox  # noqa: F401 - imported once, for all forks
     except ModuleNotFoundError as error:
         sys.stdin.buffer.readline()
-        _write(1, json.dumps({"missing": error.name}).encode() + b"\n")
+        forks.write(1, json.dumps({"missing": error.name}).encode() + b"\n")
         return 0
-    for line in sys.stdin.buffer:
-        _write(1, _rendered(line) + b"\n")
-    return 0
-
-
-def _rendered(line: bytes) -> bytes:
-    """The answer of a fork."""
-    ours, theirs = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            os.close(ours)
-            os.close(0)
-            os.close(1)
-            request = json.loads(line)
-            resource.setrlimit(resource.RLIMIT_CPU, (request["seconds"], request["seconds"]))
-            _write(theirs, json.dumps(_answer(request)).encode())
-            code = 0
-        finally:
-            os._exit(code)
-    os.close(theirs)
-    with os.fdopen(ours, "rb") as pipe:
-        answer = pipe.read()
-    _, status = os.waitpid(pid, 0)
-    code = os.waitstatus_to_exitcode(status)
-    if code < 0:
-        return json.dumps({"ended": -code}).encode()
-    if code or not answer:
-        return json.dumps({"broken": "it takes more memory than a template may"}).encode()
-    return answer
-
-
-def _write(fd: int, data: bytes) -> None:
-    left = memoryview(data)
-    while left:
-        left = left[os.write(fd, left) :]
+    return forks.answer_all(_answer, no_memory={"broken": _NO_MEMORY})
 
 
 def _answer(request: dict[str, Any]) -> dict[str, str]:
@@ -87,7 +51,7 @@ def _answer(request: dict[str, Any]) -> dict[str, str]:
     except TemplateError as error:
         return {"broken": str(error)[:500]}
     except (MemoryError, RecursionError):
-        return {"broken": "it takes more memory than a template may"}
+        return {"broken": _NO_MEMORY}
     except Exception as error:  # noqa: BLE001 - a template is a program: it can fail in any way
         return {"broken": f"{type(error).__name__}: {error}"[:500]}
 

@@ -1,7 +1,7 @@
 """Conversations as a model was taught to read them: its chat template.
 
 A template is a program that comes with the model. It is rendered by jinja2's immutable sandbox in a
-process of its own that has no environment, five seconds and 512 MB (`chat_process`).
+process of its own that has no environment, five seconds and 512 MB (`fork_processes`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from genai_core.errors import BadInput, BadModel, NotRunnableHere
 from genai_core.foreign import boundary, decoded, read_json_object, refuse_pointer
 from genai_core.manifest import CHAT_TEMPLATE_FILE
 from genai_core.regular import read_regular
-from genai_runtime.chat.chat_process import TemplateProcesses
 from genai_runtime.container import Container
+from genai_runtime.fork_processes import ForkedProcesses
 
 __all__ = ["ChatTemplate", "Message"]
 
@@ -45,8 +45,10 @@ class ChatTemplate:
     source: str
     special: Mapping[str, str]
     file: str = CHAT_TEMPLATE_FILE
-    processes: TemplateProcesses = field(
-        default_factory=TemplateProcesses, compare=False, repr=False
+    processes: ForkedProcesses = field(
+        default_factory=lambda: ForkedProcesses("genai_runtime.chat.chat_child"),
+        compare=False,
+        repr=False,
     )
 
     @classmethod

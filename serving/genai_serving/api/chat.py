@@ -30,12 +30,14 @@ async def chat_completions(request: HttpRequest, service: Service) -> Response:
     chosen = service.chosen(body.model)
     prompt = await service.chat_tokens(body.messages, body.chat_template_kwargs or {})
     most = body.max_completion_tokens or body.max_tokens
+    grammar = await service.grammar(body)
     running = service.begin(
         body,
         [prompt],
         most=most,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         adapters=chosen.adapters,
+        grammar=grammar,
     )
     head = {
         "id": new_id("chatcmpl"),

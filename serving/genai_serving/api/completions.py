@@ -33,6 +33,7 @@ async def completions(request: HttpRequest, service: Service) -> Response:
     prompts = [
         await service.tokens_of(prompt, special=body.add_special_tokens) for prompt in body.prompts
     ]
+    grammar = await service.grammar(body)
     running = service.begin(
         body,
         prompts,
@@ -40,6 +41,7 @@ async def completions(request: HttpRequest, service: Service) -> Response:
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
         adapters=chosen.adapters,
+        grammar=grammar,
     )
     head = {
         "id": new_id("cmpl"),

@@ -43,10 +43,42 @@ class StreamOptions(_Body):
     """A last piece without choices tells the tokens."""
 
 
-class ResponseFormat(_Body):
-    """Text alone."""
+class JsonSchema(_Body):
+    """Of an answer, as OpenAI has it. It is kept to, whatever `strict` says."""
 
-    type: Literal["text"]
+    name: Annotated[str, Field(min_length=1, max_length=64)] = "answer"
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(_Body):
+    """OpenAI's way to ask for a form."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def _schema_where_it_belongs(self) -> ResponseFormat:
+        if (self.json_schema is not None) != (self.type == "json_schema"):
+            raise ValueError("json_schema: goes with type json_schema, and with no other")
+        return self
+
+
+class StructuredOutputs(_Body):
+    """vLLM's way to ask for a form."""
+
+    json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
+    """A JSON Schema."""
+    regex: Annotated[str, Field(min_length=1, max_length=65536)] | None = None
+    choice: Annotated[list[str], Field(min_length=1, max_length=16384)] | None = None
+    json_object: Literal[True] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> StructuredOutputs:
+        if sum(value is not None for value in dict(self).values()) != 1:
+            raise ValueError("give one of json, regex, choice and json_object")
+        return self
 
 
 class SamplingFields(_Body):
@@ -74,6 +106,8 @@ class SamplingFields(_Body):
     return_token_ids: bool = False
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Cached beginnings of prompts are shared among requests of the same salt."""
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     # Told to servers, and without effect on an answer.
     user: str | None = None
     metadata: dict[str, str] | None = None
@@ -90,6 +124,8 @@ class SamplingFields(_Body):
     def _options_of_streams(self) -> SamplingFields:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options: only with stream")
+        if self.structured_outputs is not None and self.response_format is not None:
+            raise ValueError("structured_outputs: not beside response_format")
         return self
 
 
@@ -162,7 +198,6 @@ class ChatBody(SamplingFields):
     logprobs: bool = False
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
-    response_format: ResponseFormat | None = None
     modalities: list[Literal["text"]] | None = None
 
     @model_validator(mode="after")

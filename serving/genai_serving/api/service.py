@@ -23,9 +23,14 @@ from genai_serving.api.bodies import Bodies
 from genai_serving.api.errors import ApiError, not_found, of_failure, too_long
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatBody, ChatMessage, SamplingFields
+from genai_serving.api.structured import form_of
 from genai_serving.engine import Engine
 from genai_serving.requests import Ended, Finish, Request
 from genai_serving.scheduler import Limits
+from genai_serving.structure.grammars import Grammar, Grammars
+
+_COMPILING = 2
+"""Grammars at a time: each takes a second of a core at most."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Service:
         model: It is served.
         limits: The engine's.
         vocab_size: Token ids lie below it.
+        grammars: Of its vocabulary.
         seconds: That a request may take; 0 = for ever.
         now: Seconds since 1970, for `created`.
     """
@@ -58,9 +64,11 @@ class Service:
     model: ServedModel
     limits: Limits
     vocab_size: int
+    grammars: Grammars
     seconds: float = 0.0
     now: Callable[[], float] = time.time  # noqa: TID251 - shown to clients, decides nothing
     bodies: Bodies = field(default_factory=Bodies)
+    compiling: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_COMPILING))
 
     def chosen(self, name: str) -> Choice:
         """What a request's `model` means: the base, an adapter, or a use case.
@@ -96,6 +104,22 @@ class Service:
         async with self.bodies.of(sum(len(message["content"]) for message in plain)):
             return await asyncio.to_thread(self.model.chat_tokens, plain, variables)
 
+    async def grammar(self, body: SamplingFields) -> Grammar | None:
+        """What holds answers to the form that a request asks for; None where it asks for none.
+
+        Raises:
+            BadInput: As `Grammars.compile`.
+        """
+        if body.structured_outputs is None and body.response_format is None:
+            return None
+
+        def compiled() -> Grammar | None:
+            form = form_of(body)
+            return None if form is None else self.grammars.compile(form)
+
+        async with self.compiling:
+            return await asyncio.to_thread(compiled)
+
     def begin(
         self,
         body: SamplingFields,
@@ -105,6 +129,7 @@ class Service:
         logprobs: int | None,
         prompt_logprobs: int | None = None,
         adapters: tuple[AdapterUse, ...] = (),
+        grammar: Grammar | None = None,
     ) -> list[Running]:
         """Submit every choice of every prompt, in order; all or none.
 
@@ -115,6 +140,7 @@ class Service:
             logprobs: Of answers; see `genai_serving.requests.Request`.
             prompt_logprobs: Of prompts.
             adapters: That every answer wears.
+            grammar: Of every answer.
 
         Raises:
             ApiError: A prompt is longer than the context.
@@ -149,6 +175,7 @@ class Service:
                         prompt_logprobs=prompt_logprobs,
                         deadline=deadline,
                         adapters=adapters,
+                        constraint=None if grammar is None else grammar.begin,
                         cache_salt=body.cache_salt or "",
                     )
                     answer = Answer(

@@ -1,7 +1,7 @@
-"""Processes that render chat templates: started once, asked again and again.
+"""Processes that run what a client or a model brought: started once, asked again and again.
 
-Each request is rendered by a fork of such a process (`chat_child`), so that nothing of one
-conversation is there for the next, at the cost of a fork instead of a start of Python.
+Each request is answered by a fork of such a process (`forks`), so that nothing of one request is
+there for the next, at the cost of a fork instead of a start of Python.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ import time
 import weakref
 from typing import Any
 
-__all__ = ["TemplateProcesses"]
+__all__ = ["ForkedProcesses"]
 
 _KEPT = 2
 """Processes that wait for the next request."""
 _CHUNK = 1 << 20
 
 
-class TemplateProcesses:
-    """As many as render at the same time; some stay. Callable from any thread."""
+class ForkedProcesses:
+    """As many as answer at the same time; some stay. Callable from any thread.
 
-    def __init__(self) -> None:
+    Args:
+        module: Run as a program; calls `forks.answer_all`.
+    """
+
+    def __init__(self, module: str) -> None:
+        self._module = module
         self._lock = threading.Lock()
         self._idle: list[subprocess.Popen[bytes]] = []
         weakref.finalize(self, _end, self._idle)
@@ -37,7 +42,7 @@ class TemplateProcesses:
         """The child's answer; None where there is none after so many seconds.
 
         Args:
-            request: See `chat_child`.
+            request: As the module takes it.
             seconds: Of the clock.
         """
         line = json.dumps(request).encode() + b"\n"
@@ -49,7 +54,7 @@ class TemplateProcesses:
             if answer or time.monotonic() >= deadline:
                 return self._take(kept, answer)
             _end([kept])  # it ended while nobody asked
-        started = _started()
+        started = _started(self._module)
         return self._take(started, _asked(started, line, deadline))
 
     def _take(self, process: subprocess.Popen[bytes], answer: bytes) -> dict[str, Any] | None:
@@ -62,9 +67,9 @@ class TemplateProcesses:
         return dict(json.loads(answer)) if answer else None
 
 
-def _started() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-m", "genai_runtime.chat.chat_child"],
+def _started(module: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603 - a module of ours
+        [sys.executable, "-I", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

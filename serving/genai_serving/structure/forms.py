@@ -1,0 +1,60 @@
+"""Forms of answers as grammars of llguidance."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llguidance import LLMatcher, LLParserLimits
+
+__all__ = ["Form", "any_object", "limits", "of_choices", "of_regex", "of_schema"]
+
+_BLANKS = r"( |\n[ \t]{0,20})"
+"""Between parts of JSON: one, or a line's indentation; a model that is unsure writes on and on."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an answer must look like.
+
+    Attributes:
+        grammar: In llguidance's JSON; equal forms have equal texts.
+        field: Of the request, for messages.
+    """
+
+    grammar: str
+    field: str
+
+
+def of_schema(schema: Mapping[str, Any], field: str) -> Form:
+    """JSON that a schema allows."""
+    text = json.dumps(schema)
+    grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BLANKS})
+    return Form(grammar, field)
+
+
+def any_object(field: str) -> Form:
+    """Any JSON object."""
+    return of_schema({"type": "object"}, field)
+
+
+def of_regex(regex: str, field: str) -> Form:
+    """A text that a regular expression matches as a whole; Rust's syntax."""
+    return Form(LLMatcher.grammar_from_regex(regex), field)
+
+
+def of_choices(choices: Sequence[str], field: str) -> Form:
+    """One of some texts."""
+    return of_regex("|".join(re.escape(choice) for choice in choices), field)
+
+
+def limits() -> LLParserLimits:
+    """Work that a grammar may make: a second to compile, some milliseconds a token, 64 MiB."""
+    return LLParserLimits(
+        max_lexer_states=40_000,  # 1 to 2 kB each
+        precompute_large_lexemes=False,  # it reads the whole vocabulary
+        verbose_errors=False,
+    )
