@@ -24,15 +24,15 @@ from kubernetes.client import CoreV1Api
 from kubernetes.config import new_client_from_config
 from tenant import BUCKET
 
-from genai_core.chain import ChainFile, is_wanted, task_file
 from genai_core.facts import ModelFacts, WeightsGroup
 from genai_core.names import Digest, Key
-from genai_core.record import Record, ToolchainUsed
-from genai_core.resolved import RESOLVE, ResolvedFile, ResolvedSource
+from genai_core.sources.resolved import RESOLVE, ResolvedFile, ResolvedSource
 from genai_core.store.lookup import publish
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Credentials, S3Location
-from genai_core.task import TaskFile, unpack
+from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.s3.s3_store import S3Store
+from genai_core.tasks.chain import ChainFile, is_wanted, task_file
+from genai_core.tasks.record import Record, ToolchainUsed
+from genai_core.tasks.task_file import TaskFile, unpack
 from genai_core.testing import record_of_task
 
 __all__ = ["FACTS", "LAYERS", "SOURCE", "Player"]

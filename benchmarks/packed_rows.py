@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_runtime import container as containers
 from genai_runtime import processor
 from genai_runtime.executor import Executor, Row, Want

@@ -29,8 +29,8 @@ from olive_peer import environment, output_bytes, quantize
 from scale_model import Sizes, write
 
 from genai_core.facts import ModelFacts
-from genai_core.record import Record
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.tasks.record import Record
 
 ROOT = Path(__file__).resolve().parents[1]
 GENAI = Path(sys.executable).parent / "genai"

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import boto3
 
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.testing import s3_server
 
 MIB = 1 << 20

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from genai_core.crd import KINDS, crd
+from genai_core.kinds.crd import KINDS, crd
 from genai_core.names import Backend
 from genai_operator.targets.build_targets import needed_libraries
 

@@ -17,7 +17,7 @@ import observing
 import yaml
 from reference import page
 
-from genai_core.crd import KINDS, crd
+from genai_core.kinds.crd import KINDS, crd
 
 ROOT = Path(__file__).parents[1]
 HEADER = "# Generated from core/genai_core/kinds by `make generate`; never edit.\n"

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from genai_core.crd import Kind, crd
+from genai_core.kinds.crd import Kind, crd
 
 Schema = dict[str, Any]
 
@@ -45,7 +45,7 @@ def page(kind: Kind, example: str) -> str:
     """Markdown for one kind's spec.
 
     Args:
-        kind: Of `genai_core.crd.KINDS`.
+        kind: Of `genai_core.kinds.crd.KINDS`.
         example: A YAML file that uses it.
     """
     version = crd(kind)["spec"]["versions"][0]

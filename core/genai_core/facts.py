@@ -16,8 +16,8 @@ from pydantic import (
     model_serializer,
 )
 
-from genai_core import budgets
-from genai_core.paths import RelativePath
+from genai_core.files import json_budgets
+from genai_core.files.paths import RelativePath
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -161,4 +161,4 @@ class ModelFacts(BaseModel):
         Raises:
             ValueError: Not JSON, not the facts of a version known here, or beyond their budget.
         """
-        return cls.model_validate_json(budgets.FACTS.within(data))
+        return cls.model_validate_json(json_budgets.FACTS.within(data))

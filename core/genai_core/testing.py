@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from genai_core.record import Blob, Record
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Credentials, S3Location
-from genai_core.task import TaskFile
+from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.s3.s3_store import S3Store
+from genai_core.tasks.record import Blob, Record
+from genai_core.tasks.task_file import TaskFile
 
 __all__ = [
     "Fault",

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from genai_core.canonical import digest_json
 from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import operation_of
-from genai_core.selection import matches
+from genai_core.tasks.selection import matches
 from genai_planner.graph import Demand, Plan, Selection, Task
 from genai_planner.machine import State
 from genai_planner.sources import Sources

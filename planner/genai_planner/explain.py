@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from genai_core.record import flat_strings
+from genai_core.tasks.record import flat_strings
 
 __all__ = ["KeyParts", "differences", "nearest", "why_it_runs"]
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 
 from genai_core.names import Backend, Digest, SourceName, TaskId
 from genai_core.operations import OperationConfig
-from genai_core.record import Record
+from genai_core.tasks.record import Record
 
 __all__ = [
     "Condition",

@@ -24,10 +24,10 @@ from operator import is_
 from typing import Any, TypeAlias
 
 from genai_core.errors import GenAIError
-from genai_core.keys import task_key
 from genai_core.names import Backend, Digest, Key, TaskId
 from genai_core.operations import operation_of
-from genai_core.selection import matches, unmet
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.selection import matches, unmet
 from genai_planner.events import (
     Choice,
     Crashed,

@@ -20,8 +20,8 @@ from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Digest, Key, SourceName, TaskId
-from genai_core.record import Record
-from genai_core.task import Toolchain
+from genai_core.tasks.record import Record
+from genai_core.tasks.task_file import Toolchain
 from genai_planner.chains import derivations
 from genai_planner.expand.build import expand, expand_ingest
 from genai_planner.expand.inputs import ingest_id

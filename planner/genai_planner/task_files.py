@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from genai_core.chain import ChainStep, MadeFiles, StepCondition
 from genai_core.names import Backend, SourceName, TaskId
 from genai_core.operations import operation_of
-from genai_core.record import model_slug
 from genai_core.redaction import hidden_queries
-from genai_core.selection import matches, unmet
-from genai_core.task import TaskFile, TaskFileInput, Toolchain
+from genai_core.tasks.chain import ChainStep, MadeFiles, StepCondition
+from genai_core.tasks.record import model_slug
+from genai_core.tasks.selection import matches, unmet
+from genai_core.tasks.task_file import TaskFile, TaskFileInput, Toolchain
 from genai_planner.events import Start
 from genai_planner.graph import FileRef, Plan, Result, Task
 

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from genai_core.adapters import INDEX_FILE, AdapterIndex, read_index
 from genai_core.canonical import digest_file
-from genai_core.errors import BadInput, NotRunnableHere
-from genai_core.facts import RopeTable
-from genai_core.manifest import (
+from genai_core.container.adapters import INDEX_FILE, AdapterIndex, read_index
+from genai_core.container.manifest import (
     EMULATION_FOLDER,
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -28,8 +26,10 @@ from genai_core.manifest import (
     Manifest,
     read_manifest,
 )
+from genai_core.container.versions import read_versioned
+from genai_core.errors import BadInput, NotRunnableHere
+from genai_core.facts import RopeTable
 from genai_core.names import Backend
-from genai_core.versions import read_versioned
 from genai_runtime.executor import AdapterUse, Executor
 from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden

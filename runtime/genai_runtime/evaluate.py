@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
-from genai_core.foreign import boundary, refuse_pointer
+from genai_core.files.foreign import boundary, refuse_pointer
 from genai_runtime.session import Logits, Session, in_chunks
 
 

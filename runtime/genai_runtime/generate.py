@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
-from genai_core.foreign import read_json_object
+from genai_core.files.foreign import read_json_object
 from genai_runtime.executor import checked_tokens
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.session import Session, Tokens, in_chunks

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput
-from genai_core.versions import read_versioned
 from genai_runtime.generate import Generation, generate
 from genai_runtime.session import Session, Tokens, in_chunks
 

@@ -13,9 +13,9 @@ from typing import Any
 import onnx
 
 from genai_core.canonical import digest_file
+from genai_core.container.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE
 from genai_core.errors import BadInput, BadModel
-from genai_core.foreign import boundary
-from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE
+from genai_core.files.foreign import boundary
 from genai_core.names import Backend
 from genai_runtime import container
 from genai_runtime.container import Container, GraphInfo, TensorInfo

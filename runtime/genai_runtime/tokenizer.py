@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from genai_core.errors import BadInput
-from genai_core.foreign import boundary, plain_text, refuse_pointer
+from genai_core.files.foreign import boundary, plain_text, refuse_pointer
 
 TOKENIZER_FILE = "tokenizer.json"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from genai_core.adapters import AdapterIndex
+from genai_core.container.adapters import AdapterIndex
+from genai_core.container.manifest import Manifest, outside_identity
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
-from genai_core.manifest import Manifest, outside_identity
-from genai_core.record import SIDECAR_NAME
+from genai_core.tasks.record import SIDECAR_NAME
 
 __all__ = ["REMEDY", "DigestOf", "FileFault", "extra_files", "file_faults", "index_fault"]
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import uvicorn
 
-from genai_core.adapters import AdapterIndex
+from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput, CorruptBlob
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_core.names import Backend
 from genai_runtime import container as containers
 from genai_runtime.chat.chat_template import ChatTemplate

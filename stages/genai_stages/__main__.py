@@ -18,13 +18,13 @@ import time
 from pathlib import Path
 from types import FrameType
 
-from genai_core.adapter_addition import AdditionRequest
+from genai_core.container.adapter_addition import AdditionRequest
 from genai_core.errors import GenAIError, Interrupted, NoSpace, OutOfMemory
-from genai_core.foreign import is_failure
+from genai_core.files.foreign import is_failure
 from genai_core.operations import OPERATIONS
 from genai_core.store.location import open_store
-from genai_core.task import TaskFile, TaskResult
-from genai_core.toolchain import toolchain_of
+from genai_core.tasks.task_file import TaskFile, TaskResult
+from genai_core.tasks.toolchain import toolchain_of
 from genai_stages.worker import runner
 from genai_stages.worker.fork_server import serve
 from genai_stages.worker.light_imports import put_off

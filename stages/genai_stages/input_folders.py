@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
-from genai_core.foreign import decoded
+from genai_core.files.foreign import decoded
 from genai_runtime.evaluate import read_pieces
 from genai_runtime.tokenizer import TextTokenizer
 from genai_stages.aimet.model import EncodingSet

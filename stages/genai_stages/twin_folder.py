@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from genai_core.container.manifest import EMULATION_FOLDER
 from genai_core.facts import RopeTable
-from genai_core.manifest import EMULATION_FOLDER
 from genai_stages.stage import Inputs
 
 

@@ -17,8 +17,8 @@ import pytest
 
 from genai_cli.engine.claims import Claim
 from genai_cli.testing import InProcess, Program, Ran, environment
-from genai_core.record import Output
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.tasks.record import Output
 
 MODEL = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"
 BUILD = """\

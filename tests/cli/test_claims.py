@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from genai_cli.engine.claims import Claim, claim_upload, working
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 
 NAME = f"sha256-{'ab' * 32}"
 

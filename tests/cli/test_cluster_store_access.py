@@ -32,15 +32,15 @@ from genai_cli.cluster.tasks import _records
 from genai_cli.cluster.testing import Apiserver, apiserver, build, job
 from genai_cli.testing import InProcess, Ran
 from genai_core.canonical import digest_bytes
+from genai_core.container.manifest import Manifest
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.base import SecretRef
-from genai_core.manifest import Manifest
 from genai_core.names import Digest, Key
-from genai_core.record import Measurements, Output, Record, ToolchainUsed
 from genai_core.store.protocol import RecordRef, Store
-from genai_core.store.s3_client import new_client
-from genai_core.store.s3_location import S3Credentials
+from genai_core.store.s3.client import new_client
+from genai_core.store.s3.location import S3Credentials
+from genai_core.tasks.record import Measurements, Output, Record, ToolchainUsed
 from genai_core.testing import S3Server, certificate, s3_server
 
 KEYS = {"AWS_ACCESS_KEY_ID": "an-access-key", "AWS_SECRET_ACCESS_KEY": "a-secret-key"}
@@ -655,7 +655,7 @@ def test_a_model_is_claimed_before_it_is_looked_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """What stands already is as old as it is: a gc must not take it after we have seen it."""
-    from genai_core.store import s3_upload
+    from genai_core.store.s3 import source_upload as s3_upload
 
     server.add("genaitargets", {"metadata": {"name": "cpu"}})
     shutil.copytree(MODEL, tmp_path / "m")
@@ -689,7 +689,7 @@ def test_a_file_that_changes_while_it_is_sent_is_not_stored(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from genai_core.store import s3_upload
+    from genai_core.store.s3 import source_upload as s3_upload
 
     server.add("genaitargets", {"metadata": {"name": "cpu"}})
     shutil.copytree(MODEL, tmp_path / "m")

@@ -11,10 +11,10 @@ import pytest
 from genai_cli.cluster.tasks import match_records
 from genai_cli.containers.device import steps
 from genai_core.canonical import digest_bytes
-from genai_core.manifest import Manifest
+from genai_core.container.manifest import Manifest
 from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OperationConfig
-from genai_core.record import Output, Record, ToolchainUsed
+from genai_core.tasks.record import Output, Record, ToolchainUsed
 from genai_planner.graph import Demand, Plan, Selection, Task
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)

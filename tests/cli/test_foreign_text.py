@@ -13,8 +13,8 @@ from rich.text import Text
 from genai_cli.containers.device import steps
 from genai_cli.display import output
 from genai_cli.display.console import PlainConsole
+from genai_core.container.manifest import Manifest
 from genai_core.errors import BadModel
-from genai_core.manifest import Manifest
 from genai_core.redaction import plain
 
 EVIL = "\x1b]0;owned\x07\x1b[2J\rname\x9b31m\u202e"

@@ -36,9 +36,9 @@ from genai_core.errors import (
 )
 from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OPERATIONS, ArclConfig, GraphConfig
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
-from genai_core.task import TaskFile, TaskFileInput, TaskResult, Toolchain
+from genai_core.tasks.task_file import TaskFile, TaskFileInput, TaskResult, Toolchain
 from genai_core.testing import record_of_task
 from genai_planner.events import Found, Start
 from genai_planner.graph import Demand, FileRef, Plan, Result, Selection, Task

@@ -14,9 +14,9 @@ import pytest
 from genai_cli.engine.local_source import bring_source
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel, InvalidSpec
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
-from genai_core.source import inspect_source
+from genai_core.sources.source_files import inspect_source
 from genai_core.testing import certificate
 
 SOURCE = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"

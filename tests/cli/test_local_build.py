@@ -26,7 +26,7 @@ from genai_core.errors import (
     UnknownTarget,
 )
 from genai_core.kinds.build import BuildSpec
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.location import open_store
 from genai_core.store.protocol import Hit
 
@@ -205,7 +205,7 @@ def test_reasons_name_what_differs(copy: Path) -> None:
 
 
 def test_changed_library_runs_everything_again(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from genai_core import toolchain
+    from genai_core.tasks import toolchain
 
     real = toolchain.version_of
     monkeypatch.setattr(
@@ -345,7 +345,7 @@ def test_waiting_for_another_build_is_short() -> None:
 def test_missing_library_is_told_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from genai_core import toolchain
+    from genai_core.tasks import toolchain
 
     copy_model(tmp_path)
     real = toolchain.version_of

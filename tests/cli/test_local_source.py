@@ -10,13 +10,13 @@ import pytest
 
 from genai_cli.engine.local_engine import plan_build
 from genai_cli.engine.local_source import bring_source, token_of
-from genai_core.build_sources import sources_of
 from genai_core.errors import BadModel
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
-from genai_core.source import SourceFacts, inspect_source
-from genai_core.store.directory import DirectoryStore
-from genai_core.store.s3_source import S3Source
+from genai_core.sources.build_sources import sources_of
+from genai_core.sources.source_files import SourceFacts, inspect_source
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.store.s3.source_folder import S3Source
 from genai_core.testing import S3Server, s3_server
 
 SOURCE = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"

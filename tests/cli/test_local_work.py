@@ -14,7 +14,7 @@ from genai_cli.engine import work_folders
 from genai_cli.engine.work_folders import KeyLock, WorkFolder
 from genai_core.errors import GenAIError
 from genai_core.names import Key
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 
 KEY = Key("ab" * 32)
 

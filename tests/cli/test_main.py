@@ -66,7 +66,9 @@ def test_the_shell_is_offered_what_a_value_may_be(
 
 def test_help_is_light() -> None:
     """0.4 s as a whole process; counted in time on the processor, since tests run side by side."""
-    heavy = "numpy onnx onnxruntime onnx_ir boto3 rich.console genai_core.kinds genai_core.record"
+    heavy = (
+        "numpy onnx onnxruntime onnx_ir boto3 rich.console genai_core.kinds genai_core.tasks.record"
+    )
     code = (
         "import sys\nfrom genai_cli.__main__ import main\n"
         "code = main(['--help'])\n"

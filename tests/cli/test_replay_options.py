@@ -19,8 +19,8 @@ from genai_core.operations import (
     SplitConfig,
     operation_of,
 )
-from genai_core.record import Record, ToolchainUsed, entry_folder
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.tasks.record import Record, ToolchainUsed, entry_folder
 
 COMPILE = operation_of("compile", Backend.HTP)
 CONFIG = CompileHtpConfig(

@@ -12,9 +12,9 @@ import pytest
 
 from genai_cli.build.local_build import _delivered
 from genai_cli.engine.local_engine import plan_build, run_plan
+from genai_core.container.report import own_report
 from genai_core.kinds.build import BuildSpec
-from genai_core.report import own_report
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 
 SOURCE = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"
 

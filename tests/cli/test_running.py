@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from genai_cli.testing import InProcess, Program
-from genai_core import filecache
+from genai_core.files import digest_cache as filecache
 from genai_runtime import container as containers
 from genai_runtime.tokenizer import parse_tokens
 

@@ -12,11 +12,11 @@ import onnx
 import pytest
 
 from genai_cli.testing import InProcess, Program, Ran
-from genai_core.keys import task_key
 from genai_core.names import Digest, Key
-from genai_core.record import Measurements, Output, Record, ToolchainUsed, entry_folder
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Lease, RecordRef, Store
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.record import Measurements, Output, Record, ToolchainUsed, entry_folder
 from genai_core.testing import s3_server
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)

@@ -15,8 +15,8 @@ from harness.cluster import Cluster
 from laptop import SMALL, SMALL_MODEL, TINY, TINY_MODEL
 from witness import Witness
 
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.s3.s3_store import S3Store
 from genai_core.store.verify import verify
 
 ROOT = Path(__file__).parents[2]

@@ -23,8 +23,8 @@ from servers import ROOT_KEYS, Served, Sts, TlsS3, without_conditions
 from tenant import BUCKET, GROUP, Tenant, revisions, wait
 
 from genai_core.canonical import digest_file
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.s3.s3_store import S3Store
 
 POLICY = Path(__file__).parents[2] / "deploy" / "stores" / "bucket-policy.json"
 AUDIENCE = "genai-test-sts"

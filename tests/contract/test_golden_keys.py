@@ -22,9 +22,9 @@ from genai_core.canonical import digest_json
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Key
 from genai_core.operations import OPERATIONS
-from genai_core.resolved import ResolvedFile, ResolvedSource
-from genai_core.store.s3_location import parse_s3
-from genai_core.task import Toolchain
+from genai_core.sources.resolved import ResolvedFile, ResolvedSource
+from genai_core.store.s3.location import parse_s3
+from genai_core.tasks.task_file import Toolchain
 from genai_core.wire import RENDERING
 from genai_operator.builds.requests import Setting, job_request
 from genai_operator.builds.sources import SourcePlace

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from genai_core.keys import task_key, toolchain_id
-from genai_core.record import Blob, Output, Record, ToolchainUsed
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Store
+from genai_core.tasks.keys import task_key, toolchain_id
+from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
 from genai_core.testing import Fault, FaultProxy, S3Server, s3_server
 
 _names = (f"store-{n}" for n in itertools.count())

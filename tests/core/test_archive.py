@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_core.archive import Bounds, unpack_archive
 from genai_core.errors import BadModel, NoSpace
+from genai_core.sources.archive import Bounds, unpack_archive
 
 FILES = {"model.onnx": b"graph" * 100, "onnx/model.onnx_data": b"w" * 3000, "config.json": b"{}"}
 Pack = Callable[[Path, dict[str, bytes]], None]

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_core import budgets
-from genai_core.budgets import Budget
-from genai_core.errands import read_answer
+from genai_core.files import json_budgets as budgets
+from genai_core.files.json_budgets import Budget
+from genai_core.helper_jobs import read_answer
 
 SMALL = Budget("thing", 1000, 5, 20)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from genai_core import filecache
 from genai_core.canonical import digest_bytes
-from genai_core.filecache import FileCache
+from genai_core.files import digest_cache as filecache
+from genai_core.files.digest_cache import FileCache
 
 LATER = 10 * 10**9
 

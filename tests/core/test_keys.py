@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from genai_core.keys import short_key, task_key, toolchain_id
 from genai_core.names import Digest
+from genai_core.tasks.keys import short_key, task_key, toolchain_id
 
 A, B = Digest("a" * 64), Digest("b" * 64)
 BASE: dict[str, Any] = {
@@ -26,7 +26,7 @@ def key(operation: str = "convert", version: int | str = 1, **changes: Any) -> s
 
 def test_key_is_the_same_in_another_process_and_order() -> None:
     script = (
-        "import json, sys; from genai_core.keys import task_key, toolchain_id\n"
+        "import json, sys; from genai_core.tasks.keys import task_key, toolchain_id\n"
         "given = json.load(sys.stdin); print(task_key('convert', 1, **given))"
     )
     reordered = {

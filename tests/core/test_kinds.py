@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from genai_core import canonical
-from genai_core.crd import KINDS, Kind, crd
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.build import BuildSpec, CpuPrecision, GenAIBuild
+from genai_core.kinds.crd import KINDS, Kind, crd
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.describe import describe_fields, describe_kind
 from genai_core.kinds.target import GenAITarget

@@ -11,19 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from genai_core.crd import KINDS, crd
+from genai_core.container.manifest import ManifestGraph
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.facts import WeightsGroup
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
+from genai_core.files.paths import FILE_NAME, PREFIX, check_relative_path, links_may_reach
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import BuildSpec
+from genai_core.kinds.crd import KINDS, crd
 from genai_core.kinds.reading import read_served
-from genai_core.manifest import ManifestGraph
-from genai_core.paths import FILE_NAME, PREFIX, check_relative_path, links_may_reach
-from genai_core.resolved import ResolvedFile, ResolvedSource, ResolveFile
-from genai_core.source import inspect_source
-from genai_core.store.s3_location import parse_s3
-from genai_core.task import TaskFileInput
+from genai_core.sources.resolved import ResolvedFile, ResolvedSource, ResolveFile
+from genai_core.sources.source_files import inspect_source
+from genai_core.store.s3.location import parse_s3
+from genai_core.tasks.task_file import TaskFileInput
 
 ESCAPES = [
     "../secret",
@@ -133,7 +133,7 @@ def test_documents_refuse_a_path_that_leaves_its_folder(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x"])
 def test_task_file_refuses_an_input_that_leaves_its_folder(name: str) -> None:
-    from genai_core.task import TaskFile, Toolchain
+    from genai_core.tasks.task_file import TaskFile, Toolchain
 
     plain: dict[str, Any] = {
         "id": "t",

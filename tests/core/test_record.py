@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from genai_core.canonical import digest_bytes
-from genai_core.paths import check_relative_path
-from genai_core.record import (
+from genai_core.files.paths import check_relative_path
+from genai_core.tasks.record import (
     RESERVED_SLUGS,
     Blob,
     Output,

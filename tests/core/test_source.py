@@ -12,11 +12,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from genai_core.encoding_bits import weight_bits
 from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
-from genai_core.source import SourceFacts, inspect_source
+from genai_core.sources.encoding_bits import weight_bits
+from genai_core.sources.source_files import SourceFacts, inspect_source
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "tiny-llama" / "model"

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from genai_core.errors import StoreUnreadable
-from genai_core.record import Record, entry_folder
 from genai_core.store.collect import collect
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Hit, Lease, Miss, RecordRef, Store
 from genai_core.store.verify import verify
+from genai_core.tasks.record import Record, entry_folder
 
 MakeRecord = Callable[..., Record]
 DAY = timedelta(days=1)

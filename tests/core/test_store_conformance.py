@@ -12,9 +12,9 @@ import pytest
 
 from genai_core.errors import CorruptBlob
 from genai_core.names import Digest, Key
-from genai_core.record import Blob, Record
 from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Lease, Miss, RecordRef, Store
+from genai_core.tasks.record import Blob, Record
 
 MakeRecord = Callable[..., Record]
 NewStore = Callable[[], Store]

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from genai_core.canonical import digest_bytes
+from genai_core.container.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
-from genai_core.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.names import Backend, Digest, Key
-from genai_core.record import Output, Record, ToolchainUsed
 from genai_core.store import fetch as fetching
 from genai_core.store.delivery import deliver, folder_name, place
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.fetch import fetch, main
+from genai_core.tasks.record import Output, Record, ToolchainUsed
 
 ZERO = Digest("0" * 64)
 

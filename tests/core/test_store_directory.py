@@ -21,10 +21,10 @@ import pytest
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnreadable
-from genai_core.record import SIDECAR_NAME, Blob, Record, entry_folder, record_of_sidecar
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
+from genai_core.tasks.record import SIDECAR_NAME, Blob, Record, entry_folder, record_of_sidecar
 
 MakeRecord = Callable[..., Record]
 FORK = multiprocessing.get_context("fork")
@@ -342,7 +342,7 @@ _FULL_DISK = """
 import sys
 from pathlib import Path
 from genai_core.errors import NoSpace
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 
 disk, source = Path(sys.argv[1]), Path(sys.argv[2])
 store = DirectoryStore(disk / "store")
@@ -408,7 +408,7 @@ def test_file_size_limit_is_no_space(tmp_path: Path) -> None:
 _KILLED = """
 import sys
 from pathlib import Path
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 DirectoryStore(Path(sys.argv[1])).put_blob(Path(sys.argv[2]))
 """
 

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from genai_core import budgets
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, StoreUnavailable
+from genai_core.files import json_budgets as budgets
 from genai_core.names import Key
-from genai_core.record import Blob, Record
-from genai_core.store import claiming, sweeps
+from genai_core.store import build_lease as claiming
 from genai_core.store import collect as collecting
-from genai_core.store.claiming import Holder
+from genai_core.store import sweeps
+from genai_core.store.build_lease import Holder
 from genai_core.store.collect import collect
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import (
     LEASE_MOST,
@@ -36,9 +36,10 @@ from genai_core.store.protocol import (
     Store,
     Sweep,
 )
-from genai_core.store.s3 import S3Store
+from genai_core.store.s3.s3_store import S3Store
 from genai_core.store.sweeps import await_sweeps
 from genai_core.store.verify import verify
+from genai_core.tasks.record import Blob, Record
 
 MakeRecord = Callable[..., Record]
 NEVER = datetime(9999, 1, 1, tzinfo=UTC)

@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from genai_core.errors import CorruptBlob, InvalidSpec, StoreUnreadable
 from genai_core.names import Digest
-from genai_core.record import Blob, Record
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.location import open_store
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import BlobStat, Hit, Miss, RecordRef
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Credentials, S3Location, parse_s3
+from genai_core.store.s3.location import S3Credentials, S3Location, parse_s3
+from genai_core.store.s3.s3_store import S3Store
+from genai_core.tasks.record import Blob, Record
 from genai_core.testing import S3Server
 
 MakeRecord = Callable[..., Record]

@@ -18,13 +18,13 @@ from hypothesis.stateful import (
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob
-from genai_core.keys import task_key, toolchain_id
-from genai_core.record import Blob, Output, Record, ToolchainUsed, entry_folder
 from genai_core.store.collect import collect
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Hit, RecordRef
 from genai_core.store.verify import verify
+from genai_core.tasks.keys import task_key, toolchain_id
+from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed, entry_folder
 
 CONTENTS = [b"a", b"bb" * 500, b"ccc" * 5000]
 BLOBS = [Blob(sha256=digest_bytes(data), size=len(data)) for data in CONTENTS]

@@ -22,15 +22,15 @@ from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
 
 from genai_core.canonical import digest_bytes
-from genai_core.keys import task_key, toolchain_id
-from genai_core.record import Blob, Output, Record, ToolchainUsed
-from genai_core.source import SourceFacts, SourceFile
-from genai_core.store.claiming import Holder
+from genai_core.sources.source_files import SourceFacts, SourceFile
+from genai_core.store.build_lease import Holder
 from genai_core.store.collect import collect
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Hit, RecordRef
-from genai_core.store.s3_upload import SourceUpload
+from genai_core.store.s3.source_upload import SourceUpload
+from genai_core.tasks.keys import task_key, toolchain_id
+from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
 from genai_core.testing import S3Server
 
 DAY = timedelta(days=1)

@@ -16,14 +16,16 @@ import pytest
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
-from genai_core.record import Blob, Record
-from genai_core.store import protocol, s3_client, s3_transfer
+from genai_core.store import protocol
 from genai_core.store.collect import collect
 from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Credentials
-from genai_core.store.s3_objects import Head
+from genai_core.store.s3 import client as s3_client
+from genai_core.store.s3 import transfer as s3_transfer
+from genai_core.store.s3.location import S3Credentials
+from genai_core.store.s3.objects import Head
+from genai_core.store.s3.s3_store import S3Store
+from genai_core.tasks.record import Blob, Record
 from genai_core.testing import Fault, FaultProxy, S3Server, certificate
 
 MakeRecord = Callable[..., Record]
@@ -108,7 +110,7 @@ def test_broken_stream_is_read_again(
 def test_stream_that_always_breaks_leaves_nothing(
     store: S3Store, proxy: FaultProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genai_core.store.s3_transfer._ATTEMPTS", 2)
+    monkeypatch.setattr("genai_core.store.s3.transfer._ATTEMPTS", 2)
     blob = store.put_blob(whole(tmp_path / "a", 100_000))
     proxy.rule = lambda verb, *_: Fault(cut_after=50_000) if verb == "GET" else None
     with pytest.raises(StoreUnavailable):
@@ -357,7 +359,7 @@ def test_what_is_far_too_large_is_not_read_into_memory(
 def test_a_clock_that_is_wrong_is_named(store: S3Store) -> None:
     from botocore.exceptions import ClientError
 
-    from genai_core.store.s3_errors import explained
+    from genai_core.store.s3.errors import explained
 
     answer = {
         "Error": {"Code": "RequestTimeTooSkewed", "Message": "The difference is too large."},
@@ -375,7 +377,7 @@ def test_a_connection_that_breaks_off_is_no_matter_of_certificates(store: S3Stor
 
     from botocore.exceptions import SSLError
 
-    from genai_core.store.s3_errors import explained
+    from genai_core.store.s3.errors import explained
 
     for error, expected in {
         "EOF occurred in violation of protocol (_ssl.c:2427)": StoreUnavailable,
@@ -389,7 +391,7 @@ _KILLED = """
 import sys
 from pathlib import Path
 from genai_core.store.location import open_store
-from genai_core.store.s3_location import S3Credentials
+from genai_core.store.s3.location import S3Credentials
 open_store(sys.argv[1], credentials=S3Credentials(*sys.argv[3:])).put_blob(Path(sys.argv[2]))
 """
 

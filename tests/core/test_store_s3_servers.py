@@ -13,14 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from genai_core.addresses import why_refused
 from genai_core.errors import BadModel, GenAIError, StoreUnavailable, StoreUnreadable
 from genai_core.names import Key
-from genai_core.record import Blob
-from genai_core.store import s3_client, s3_guard, s3_objects, s3_source, s3_transfer
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Credentials, parse_s3
-from genai_core.store.s3_source import S3Source
+from genai_core.network.addresses import why_refused
+from genai_core.store.s3 import client as s3_client
+from genai_core.store.s3 import guard as s3_guard
+from genai_core.store.s3 import objects as s3_objects
+from genai_core.store.s3 import source_folder as s3_source
+from genai_core.store.s3 import transfer as s3_transfer
+from genai_core.store.s3.location import S3Credentials, parse_s3
+from genai_core.store.s3.s3_store import S3Store
+from genai_core.store.s3.source_folder import S3Source
+from genai_core.tasks.record import Blob
 
 KEYS = S3Credentials("access", "secret")
 HEAD = "<?xml version='1.0'?><ListBucketResult><Name>b</Name><IsTruncated>true</IsTruncated>"

@@ -13,14 +13,14 @@ import pytest
 from botocore.exceptions import ClientError
 
 from genai_core.errors import StoreUnreadable
-from genai_core.record import Record
-from genai_core.store.claiming import Holder
+from genai_core.store.build_lease import Holder
 from genai_core.store.collect import collect
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Hit, RecordRef
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_client import new_client
-from genai_core.store.s3_location import S3Location
+from genai_core.store.s3.client import new_client
+from genai_core.store.s3.location import S3Location
+from genai_core.store.s3.s3_store import S3Store
+from genai_core.tasks.record import Record
 from genai_core.testing import FaultProxy, S3Server
 
 POLICY = Path(__file__).parents[2] / "deploy" / "stores" / "bucket-policy.json"
@@ -144,7 +144,7 @@ def test_an_endpoint_cannot_send_a_client_elsewhere(
     from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
     from threading import Thread
 
-    monkeypatch.setattr("genai_core.store.s3_client._ATTEMPTS", 1)
+    monkeypatch.setattr("genai_core.store.s3.client._ATTEMPTS", 1)
 
     class Redirects(BaseHTTPRequestHandler):
         def _away(self) -> None:

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel, StoreUnreadable
 from genai_core.names import Digest
-from genai_core.record import Record
-from genai_core.source import SourceFacts, SourceFile
-from genai_core.store import s3_transfer
-from genai_core.store.claiming import Holder
+from genai_core.sources.source_files import SourceFacts, SourceFile
+from genai_core.store.build_lease import Holder
 from genai_core.store.collect import collect
-from genai_core.store.directory import DirectoryStore
-from genai_core.store.leases import lease_from_bytes, lease_to_bytes, sweep_from_bytes
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.store.lease_files import lease_from_bytes, lease_to_bytes, sweep_from_bytes
 from genai_core.store.protocol import Lease, RecordRef, Sweep
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Location
-from genai_core.store.s3_upload import SourceUpload
+from genai_core.store.s3 import transfer as s3_transfer
+from genai_core.store.s3.location import S3Location
+from genai_core.store.s3.s3_store import S3Store
+from genai_core.store.s3.source_upload import SourceUpload
+from genai_core.store.s3.upload_names import uploads_among
 from genai_core.store.sweeps import await_sweeps
-from genai_core.store.uploads import uploads_among
+from genai_core.tasks.record import Record
 from genai_core.testing import S3Server
 
 MakeRecord = Callable[..., Record]

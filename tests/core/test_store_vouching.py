@@ -9,16 +9,16 @@ from typing import Any
 import pytest
 
 from genai_core.canonical import digest_bytes
-from genai_core.keys import task_key
-from genai_core.manifest import Manifest, ManifestFile, ManifestTarget
+from genai_core.container.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.names import Backend
 from genai_core.operations import OPERATIONS, operation_of
-from genai_core.record import Blob, Record
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Committed, Hit, Miss, Store
-from genai_core.store.vouching import key_fault
+from genai_core.store.record_checks import key_fault
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.record import Blob, Record
 
 MakeRecord = Callable[..., Record]
 NOT_ITS_KEY = "its key is not that of its options and inputs"

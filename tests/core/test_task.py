@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from genai_core.errors import BadInput
-from genai_core.task import TaskFile, Toolchain, pack, task_variables
+from genai_core.tasks.task_file import TaskFile, Toolchain, pack, task_variables
 
 
 def test_a_long_document_fits_what_linux_starts() -> None:
@@ -25,7 +25,7 @@ def test_a_long_document_fits_what_linux_starts() -> None:
         subprocess.run([sys.executable, "-c", ""], env={"GENAI_TASK": pack(task)}, check=True)
     variables = task_variables(task)
     show = (
-        "import os, sys; from genai_core.task import packed_task;"
+        "import os, sys; from genai_core.tasks.task_file import packed_task;"
         "sys.stdout.buffer.write(packed_task(os.environ))"
     )
     ran = subprocess.run(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from genai_core.errors import BadModel
-from genai_core.user_names import with_user_names
+from genai_core.sources.user_names import with_user_names
 
 NAMES = {
     "model.onnx": "decode.onnx",

@@ -8,9 +8,9 @@ import pytest
 from pydantic import BaseModel, Field
 
 from genai_core.canonical import canonical_json
+from genai_core.container.manifest import SCHEMA_VERSION, Manifest, read_manifest
+from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput
-from genai_core.manifest import SCHEMA_VERSION, Manifest, read_manifest
-from genai_core.versions import read_versioned
 
 WRITTEN = {
     "schema_version": 1,

@@ -20,11 +20,11 @@ import pytest
 import yaml
 from harness import programs
 
-from genai_core.crd import KINDS, crd
 from genai_core.errors import StoreUnavailable, StoreUnreadable
+from genai_core.kinds.crd import KINDS, crd
 from genai_core.names import Digest, Key
-from genai_core.record import Record, ToolchainUsed
-from genai_core.store.s3_location import S3Location
+from genai_core.store.s3.location import S3Location
+from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, build_status
 from genai_operator.errors import Waiting
 from genai_operator.kube.conditions import condition, conditions

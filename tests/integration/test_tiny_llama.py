@@ -19,7 +19,7 @@ import yaml
 from builds import EVAL, EXAMPLE, ROOT, Built
 
 from genai_cli.testing import Program
-from genai_core.record import Record
+from genai_core.tasks.record import Record
 from genai_runtime.htp import genie
 
 pytestmark = pytest.mark.qnn

@@ -20,15 +20,15 @@ from typing import Any
 
 from test_chained_tasks import FACTS, FILES, SOURCE
 
-from genai_core.chain import ChainFile, is_wanted, task_file
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.names import Digest, Key
 from genai_core.operations import OPERATIONS
-from genai_core.record import Record, ToolchainUsed
-from genai_core.resolved import RESOLVE
-from genai_core.store.directory import DirectoryStore
-from genai_core.store.s3_location import S3Location
-from genai_core.task import TaskFile, unpack
+from genai_core.sources.resolved import RESOLVE
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.store.s3.location import S3Location
+from genai_core.tasks.chain import ChainFile, is_wanted, task_file
+from genai_core.tasks.record import Record, ToolchainUsed
+from genai_core.tasks.task_file import TaskFile, unpack
 from genai_core.testing import record_of_task
 from genai_core.wire import OPERATION
 from genai_operator.jobs.access import StoreAccess

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from genai_core.chain import ChainFile, is_wanted, task_file
 from genai_core.errors import ToolFailed
 from genai_core.facts import ModelFacts, WeightsGroup
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend
 from genai_core.operations import OPERATIONS
-from genai_core.record import Measurements, Record
-from genai_core.resolved import ResolvedFile, ResolvedSource
-from genai_core.store.directory import DirectoryStore
-from genai_core.store.s3_location import S3Location
-from genai_core.task import TaskFile
+from genai_core.sources.resolved import ResolvedFile, ResolvedSource
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.store.s3.location import S3Location
+from genai_core.tasks.chain import ChainFile, is_wanted, task_file
+from genai_core.tasks.record import Measurements, Record
+from genai_core.tasks.task_file import TaskFile
 from genai_core.testing import record_of_task
 from genai_operator.builds.requests import Setting
 from genai_operator.builds.sources import SourcePlace

@@ -11,7 +11,6 @@ from test_passes import Room, build
 from test_verdicts import NOW as THEN
 from test_verdicts import judged, said
 
-from genai_core.build_sources import BuildSource
 from genai_core.errors import (
     BadModel,
     GenAIError,
@@ -21,8 +20,9 @@ from genai_core.errors import (
 )
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, TaskId
-from genai_core.resolved import RESOLVE
-from genai_core.store.s3_location import S3Location
+from genai_core.sources.build_sources import BuildSource
+from genai_core.sources.resolved import RESOLVE
+from genai_core.store.s3.location import S3Location
 from genai_operator.builds import resolver
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.references import SourceAccess

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from genai_core.errands import Answer, LookFile, answer_lines
+from genai_core.helper_jobs import Answer, LookFile, answer_lines
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Key
 from genai_operator.builds.build_pass import BuildPass

@@ -10,14 +10,14 @@ from typing import Any
 
 import pytest
 
-from genai_core.errands import LeaseFile
+from genai_core.helper_jobs import LeaseFile
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.base import SecretRef
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Key
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Lease, RecordRef
-from genai_core.store.s3_location import S3Location
+from genai_core.store.s3.location import S3Location
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.leases import Leases
 from genai_operator.builds.reconciler import BuildReconciler

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from genai_core.errors import BadInput
 from genai_core.kinds.build import Run
 from genai_core.names import Digest, Key
-from genai_core.resolved import ResolveFile
-from genai_core.task import unpack
+from genai_core.sources.resolved import ResolveFile
+from genai_core.tasks.task_file import unpack
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import (
     JobRequest,

@@ -17,9 +17,9 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from genai_core.names import Digest
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_client import shared_session
-from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.s3.client import shared_session
+from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.s3.s3_store import S3Store
 from genai_operator import metrics
 from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.builds.status import Outcome

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from genai_core.errands import Answer
 from genai_core.errors import StoreUnavailable
+from genai_core.helper_jobs import Answer
 from genai_core.names import Key
-from genai_core.record import Record
 from genai_core.store.protocol import Hit, RecordRef
+from genai_core.tasks.record import Record
 from genai_operator.stores import lookups as lookups_module
 from genai_operator.stores import remembered
 from genai_operator.stores.lookups import Lookups, ToldLookups

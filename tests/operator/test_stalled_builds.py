@@ -10,7 +10,7 @@ import pytest
 
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
-from genai_core.resolved import RESOLVE
+from genai_core.sources.resolved import RESOLVE
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.errors import Stalled

@@ -11,8 +11,8 @@ import pytest
 from genai_core.errors import BadModel
 from genai_core.kinds.build import BuildStatus
 from genai_core.names import MODEL, Digest, Key, TaskId, adapter_source
-from genai_core.record import Record, ToolchainUsed
-from genai_core.store.s3_location import S3Location
+from genai_core.store.s3.location import S3Location
+from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, ResolvedEntry, build_status
 from genai_operator.kube.conditions import same_status
 from genai_operator.kube.phases import Phase

@@ -9,18 +9,18 @@ from typing import Any
 
 import pytest
 
-from genai_core.build_sources import sources_of
-from genai_core.errands import Answer, LookFile, answer_lines, read_answer, ref_of
 from genai_core.errors import CorruptBlob, GenAIError
-from genai_core.keys import task_key
+from genai_core.helper_jobs import Answer, LookFile, answer_lines, read_answer, ref_of
 from genai_core.kinds.artifact_store import ArtifactStoreSpec, WebIdentity
 from genai_core.kinds.build import BuildSpec, Run
 from genai_core.names import Digest, Key
-from genai_core.record import Blob, Output, Record, ToolchainUsed
-from genai_core.store.directory import DirectoryStore
+from genai_core.sources.build_sources import sources_of
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import RecordRef
-from genai_core.store.s3_location import S3Location, parse_s3
+from genai_core.store.s3.location import S3Location, parse_s3
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
 from genai_operator.builds.sources import source_place
 from genai_operator.errors import Stalled
 from genai_operator.jobs.access import ReadAccess, StoreAccess, check_certificates

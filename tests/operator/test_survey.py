@@ -17,10 +17,10 @@ from genai_core.errors import BadModel
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, TaskId
 from genai_core.operations import OPERATIONS
-from genai_core.resolved import ResolvedFile, ResolvedSource
-from genai_core.store.directory import DirectoryStore
-from genai_core.store.s3_location import S3Location
-from genai_core.task import TaskFile
+from genai_core.sources.resolved import ResolvedFile, ResolvedSource
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.store.s3.location import S3Location
+from genai_core.tasks.task_file import TaskFile
 from genai_core.testing import record_of_task
 from genai_operator.builds.plans import Plans
 from genai_operator.builds.requests import Setting

@@ -11,7 +11,7 @@ from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, SourceName, TaskId, adapter_source
 from genai_core.operations import OPERATIONS, PackageConfig
-from genai_core.task import Toolchain
+from genai_core.tasks.task_file import Toolchain
 from genai_planner.advance import advance
 from genai_planner.events import Event, Found, Limits, Look
 from genai_planner.graph import FileRef, Result

@@ -15,7 +15,7 @@ from genai_core.facts import AttentionFacts, ModelFacts, RopeTable, WeightsGroup
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Key, SourceName, TaskId
 from genai_core.operations import OPERATIONS
-from genai_core.task import Toolchain
+from genai_core.tasks.task_file import Toolchain
 from genai_planner.events import Start
 from genai_planner.graph import FileRef, Result, Selection
 from genai_planner.machine import State

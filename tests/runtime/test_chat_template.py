@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from genai_core.canonical import digest_bytes
+from genai_core.container.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.errors import BadInput, BadModel
-from genai_core.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.names import Backend
 from genai_runtime.chat import chat_template
 from genai_runtime.chat.chat_template import ChatTemplate

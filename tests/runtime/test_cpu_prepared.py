@@ -11,7 +11,7 @@ import pytest
 from conformance import alone
 from models import random_model
 
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_core.names import Precision
 from genai_runtime import processor
 from genai_runtime.cpu import prepared

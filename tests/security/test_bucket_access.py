@@ -17,8 +17,8 @@ from genai_cli.engine.local_source import bring_source
 from genai_core.errors import StoreUnreadable
 from genai_core.kinds.build import BuildSpec
 from genai_core.store.location import open_store
-from genai_core.store.s3_client import shared_session
-from genai_core.store.s3_location import ANONYMOUS
+from genai_core.store.s3.client import shared_session
+from genai_core.store.s3.location import ANONYMOUS
 
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 Foreign = tuple[str, list[dict[str, str]]]
@@ -108,7 +108,7 @@ def test_read_plan_signs_when_the_user_named_the_server(
 def test_bring_source_reads_what_is_public_when_the_server_is_foreign(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from genai_core.store.s3_source import S3Source
+    from genai_core.store.s3.source_folder import S3Source
 
     used: list[object] = []
 

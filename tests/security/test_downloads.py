@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from genai_core import addresses
-from genai_core import download as downloads
-from genai_core.download import Rules, download
 from genai_core.errors import BadModel, GenAIError, InvalidSpec, StoreUnavailable
+from genai_core.network import addresses
+from genai_core.network import download as downloads
+from genai_core.network.download import Rules, download
 from genai_core.testing import certificate
 
 NEAR = Rules(checks_addresses=False)

@@ -13,10 +13,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from genai_core.errors import GenAIError
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
 from genai_core.operations import IngestConfig
-from genai_core.source import inspect_source
+from genai_core.sources.source_files import inspect_source
 from genai_stages.operations import ingest
 from genai_stages.stage import Context
 

@@ -19,15 +19,15 @@ import pytest
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import GenAIError
-from genai_core.keys import task_key, toolchain_id
 from genai_core.names import Key
 from genai_core.operations import operation_of
-from genai_core.record import Blob, Output, Record, ToolchainUsed
-from genai_core.store.claiming import Holder
+from genai_core.store.build_lease import Holder
 from genai_core.store.collect import LEAST_GRACE, collect
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Hit, RecordRef
+from genai_core.tasks.keys import task_key, toolchain_id
+from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
 
 FORK = multiprocessing.get_context("fork")
 TOOLS = toolchain_id({})

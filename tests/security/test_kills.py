@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from genai_cli.testing import Program, environment
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Hit
 from genai_core.store.verify import verify
 
@@ -37,10 +37,10 @@ COMMITS = """
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
-from genai_core.keys import task_key, toolchain_id
+from genai_core.tasks.keys import task_key, toolchain_id
 from genai_core.operations import operation_of
-from genai_core.record import Output, Record, ToolchainUsed
-from genai_core.store.directory import DirectoryStore
+from genai_core.tasks.record import Output, Record, ToolchainUsed
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 
 store, tools = DirectoryStore(Path(sys.argv[1])), toolchain_id({})

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from genai_core.encoding_bits import weight_bits
 from genai_core.errors import BadModel, InvalidSpec
-from genai_core.resolved import ListedFile, ResolveFile
-from genai_core.store.s3_location import ANONYMOUS, parse_s3
-from genai_core.store.s3_objects import Listed
-from genai_core.store.s3_source import S3Source
+from genai_core.sources.encoding_bits import weight_bits
+from genai_core.sources.resolved import ListedFile, ResolveFile
+from genai_core.store.s3.location import ANONYMOUS, parse_s3
+from genai_core.store.s3.objects import Listed
+from genai_core.store.s3.source_folder import S3Source
 from genai_stages.worker import resolve as resolving
 
 QUESTION = ResolveFile(uri="s3://buc/m", model={}, quantization={})

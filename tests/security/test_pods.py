@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from genai_core.addresses import pod_peers
 from genai_core.errors import GenAIError, InvalidSpec, StoreUnreadable
+from genai_core.network.addresses import pod_peers
 from genai_core.store.pod_store import open_job_store
-from genai_core.store.s3_client import shared_session
-from genai_core.store.s3_location import (
+from genai_core.store.s3.client import shared_session
+from genai_core.store.s3.location import (
     ANONYMOUS,
     S3Credentials,
     parse_s3,

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from genai_core.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
+from genai_core.container.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.steadiness import Steadiness
 from genai_runtime.testing import ScriptedExecutor

@@ -18,7 +18,7 @@ import pytest
 from served import Served, answer, pod_command
 
 from genai_cli.testing import Program
-from genai_core.adapters import AdapterIndex
+from genai_core.container.adapters import AdapterIndex
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 PROMPTS = [

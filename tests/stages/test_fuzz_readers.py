@@ -19,13 +19,13 @@ import numpy as np
 import pytest
 import yaml
 
-from genai_core.encoding_bits import weight_bits
 from genai_core.errors import BadInput, DriftError
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_build_text
 from genai_core.operations import IngestConfig
-from genai_core.source import inspect_source
+from genai_core.sources.encoding_bits import weight_bits
+from genai_core.sources.source_files import inspect_source
 from genai_runtime.evaluate import read_pieces
 from genai_runtime.generate import stop_tokens
 from genai_runtime.tokenizer import TextTokenizer

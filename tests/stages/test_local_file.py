@@ -10,7 +10,7 @@ import pytest
 
 from genai_core.canonical import digest_file
 from genai_core.errors import BadModel
-from genai_core.task import TaskFileInput
+from genai_core.tasks.task_file import TaskFileInput
 from genai_stages.worker.local_file import identities, refuse_changed, take_local
 
 

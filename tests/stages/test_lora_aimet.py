@@ -20,7 +20,7 @@ from branched_model import (
 )
 from models import compiled_float
 
-from genai_core.adapters import ADAPTER_FILE
+from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.errors import BadAdapter, BadModel, UnsupportedOperator
 from genai_core.operations import IngestConfig, LoraImportConfig
 from genai_runtime.cpu import CpuSession

@@ -14,7 +14,7 @@ from adapter_files import Floats, write_peft
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from genai_core.adapters import ADAPTER_FILE
+from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.errors import BadAdapter, DriftError
 from genai_core.operations import IngestConfig, LoraImportConfig
 from genai_stages.graph.core_graph import read_core

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from genai_core.container.manifest import Manifest
 from genai_core.errors import BadInput, BadModel, CorruptBlob, NotRunnableHere
-from genai_core.manifest import Manifest
 from genai_core.names import Backend, Precision
 from genai_core.operations import (
     ChipConfig,

@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from genai_core.chain import ChainFile, ChainStep, MadeFiles, StepCondition, task_file
 from genai_core.errors import BadModel
-from genai_core.keys import task_key
 from genai_core.names import Digest, Key
 from genai_core.operations import operation_of
-from genai_core.record import Blob
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Hit
-from genai_core.task import TaskFile, TaskFileInput, Toolchain, pack
-from genai_core.toolchain import toolchain_of
+from genai_core.tasks.chain import ChainFile, ChainStep, MadeFiles, StepCondition, task_file
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.record import Blob
+from genai_core.tasks.task_file import TaskFile, TaskFileInput, Toolchain, pack
+from genai_core.tasks.toolchain import toolchain_of
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.worker import job, runner
 from genai_stages.worker.chain import run_chain

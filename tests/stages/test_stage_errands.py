@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from genai_core.errands import CollectFile, LeaseFile
-from genai_core.store.directory import DirectoryStore
+from genai_core.helper_jobs import CollectFile, LeaseFile
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Lease
 from genai_stages.worker.helper_jobs import run_errand
 

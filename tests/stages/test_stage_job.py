@@ -13,19 +13,25 @@ import pytest
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel
-from genai_core.filecache import FileCache
-from genai_core.keys import task_key
+from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest
 from genai_core.operations import IngestConfig, operation_of
-from genai_core.resolved import RESOLVE, ResolvedSource, ResolveFile, resolve_file, resolve_key
-from genai_core.source import inspect_source
+from genai_core.sources.resolved import (
+    RESOLVE,
+    ResolvedSource,
+    ResolveFile,
+    resolve_file,
+    resolve_key,
+)
+from genai_core.sources.source_files import inspect_source
 from genai_core.store.protocol import Hit
-from genai_core.store.s3_client import new_client
-from genai_core.store.s3_source import S3Source
-from genai_core.task import TaskFile, TaskFileInput, pack
+from genai_core.store.s3.client import new_client
+from genai_core.store.s3.source_folder import S3Source
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.task_file import TaskFile, TaskFileInput, pack
+from genai_core.tasks.toolchain import toolchain_of
 from genai_core.testing import S3Server, s3_server
-from genai_core.toolchain import toolchain_of
 from genai_stages.worker import job as jobs
 from genai_stages.worker.job import run_job
 from genai_stages.worker.source_access import fetch_source_file

@@ -17,16 +17,22 @@ import pytest
 
 from genai_core.canonical import digest_file
 from genai_core.errors import BadModel
-from genai_core.filecache import FileCache
+from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
-from genai_core.resolved import RESOLVE, ResolvedSource, content_key, pinned_content, resolve_file
-from genai_core.source import inspect_source
-from genai_core.store.directory import DirectoryStore
+from genai_core.sources.resolved import (
+    RESOLVE,
+    ResolvedSource,
+    content_key,
+    pinned_content,
+    resolve_file,
+)
+from genai_core.sources.source_files import inspect_source
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.pod_store import open_job_store
 from genai_core.store.protocol import Hit
-from genai_core.task import TaskFileInput, pack
+from genai_core.tasks.task_file import TaskFileInput, pack
 from genai_core.testing import S3Server, certificate, s3_server
 from genai_stages.worker import source_access
 from genai_stages.worker.job import run_job

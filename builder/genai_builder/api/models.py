@@ -22,7 +22,6 @@ from genai_cli.store.entries import read_entry
 from genai_core import compile_options
 from genai_core.errors import BadInput, InvalidSpec, from_dict
 from genai_core.graphs import graph_name
-from genai_core.keys import task_key
 from genai_core.names import Backend, Digest, Key
 from genai_core.operations import (
     ChipConfig,
@@ -30,11 +29,12 @@ from genai_core.operations import (
     ConvertHtpConfig,
     operation_of,
 )
-from genai_core.record import Blob, Record
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Store
-from genai_core.task import TaskFile, TaskFileInput
-from genai_core.toolchain import toolchain_of
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.record import Blob, Record
+from genai_core.tasks.task_file import TaskFile, TaskFileInput
+from genai_core.tasks.toolchain import toolchain_of
 
 __all__ = ["CompiledModel", "Model", "compile_model", "load"]
 

@@ -15,7 +15,7 @@ from genai_builder.gen_ai_api.builders.gen_ai_builder import (
 )
 from genai_builder.model_files import find_model
 from genai_core.errors import InvalidSpec
-from genai_core.foreign import read_json_object
+from genai_core.files.foreign import read_json_object
 
 __all__ = ["GenAIBuilderFactory", "SupportedLLMs"]
 

@@ -22,10 +22,10 @@ from genai_cli.engine.local_engine import PlannedBuild, plan_build, run_plan
 from genai_cli.engine.work_folders import known_digests
 from genai_cli.option_words import in_options
 from genai_cli.settings import Settings
-from genai_core.build_sources import sources_of
+from genai_core.container.report import own_report
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
-from genai_core.report import own_report
+from genai_core.sources.build_sources import sources_of
 from genai_core.store.delivery import (
     Delivered,
     UntrueRecord,
@@ -35,8 +35,8 @@ from genai_core.store.delivery import (
 )
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
-from genai_core.store.s3_location import parse_s3
-from genai_core.store.uploads import uploads_among
+from genai_core.store.s3.location import parse_s3
+from genai_core.store.s3.upload_names import uploads_among
 
 __all__ = ["Made", "make_containers", "run_build"]
 

@@ -23,18 +23,18 @@ from genai_cli.engine.local_engine import run_task
 from genai_cli.settings import Settings
 from genai_cli.store.entries import find_entry, named_key, opened, read_entry, records
 from genai_core.errors import BadInput, InvalidSpec, from_dict
-from genai_core.filecache import FileCache
-from genai_core.keys import task_key
+from genai_core.files.digest_cache import FileCache
+from genai_core.files.whole_files import DRAFT_SUFFIX
 from genai_core.kinds.problems import nearest
 from genai_core.kinds.yaml_documents import load_documents
 from genai_core.names import Backend, Digest, Key
 from genai_core.operations import Operation, operation_of
-from genai_core.record import Blob, Output, Record, entry_folder
-from genai_core.store.directory import DirectoryStore
-from genai_core.store.files import DRAFT_SUFFIX
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Store
-from genai_core.task import TaskFile, TaskFileInput
-from genai_core.toolchain import toolchain_of
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.record import Blob, Output, Record, entry_folder
+from genai_core.tasks.task_file import TaskFile, TaskFileInput
+from genai_core.tasks.toolchain import toolchain_of
 
 __all__ = ["changed_config", "replay"]
 

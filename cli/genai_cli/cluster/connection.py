@@ -26,7 +26,7 @@ from genai_cli.cluster.api_errors import (
     NotThere,
     refusal,
 )
-from genai_core.home import expanded
+from genai_core.files.home import expanded
 from genai_core.kinds.base import API_VERSION
 
 __all__ = ["FIELD_MANAGER", "Access", "Cluster", "Json", "connect"]

@@ -27,9 +27,9 @@ from genai_cli.display.words import duration, size
 from genai_core.errors import GenAIError
 from genai_core.kinds.problems import nearest
 from genai_core.names import Digest, Key
-from genai_core.record import Blob, Record
 from genai_core.redaction import plain
 from genai_core.store.protocol import Store
+from genai_core.tasks.record import Blob, Record
 
 __all__ = ["show_logs"]
 

@@ -17,11 +17,11 @@ from genai_cli.display.output import emit, say
 from genai_cli.display.render import busy
 from genai_cli.display.words import size
 from genai_cli.settings import DEFAULT_OUTPUT, Settings
+from genai_core.container.report import own_report
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.names import Key
-from genai_core.report import own_report
 from genai_core.store.delivery import Delivered, deliver, folder_name, refuse_foreign
-from genai_core.store.s3_location import parse_s3
+from genai_core.store.s3.location import parse_s3
 
 __all__ = ["pull_container"]
 

@@ -30,17 +30,17 @@ from genai_cli.display.words import counted, duration, size
 from genai_cli.engine.claims import claim_upload
 from genai_cli.engine.work_folders import known_digests
 from genai_cli.settings import Settings
-from genai_core.adapter_files import inspect_adapter
-from genai_core.build_sources import BuildSource, sources_of
 from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget, from_dict
-from genai_core.home import expanded
+from genai_core.files.home import expanded
 from genai_core.kinds.base import API_VERSION, REQUESTED_AT
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.problems import nearest
 from genai_core.kinds.reading import is_local
 from genai_core.names import MODEL, SourceName, adapter_source
-from genai_core.source import SourceFacts, inspect_source
-from genai_core.store.s3_location import S3Location
+from genai_core.sources.adapter_files import inspect_adapter
+from genai_core.sources.build_sources import BuildSource, sources_of
+from genai_core.sources.source_files import SourceFacts, inspect_source
+from genai_core.store.s3.location import S3Location
 
 __all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter"]
 
@@ -202,8 +202,8 @@ def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
 
 def _sent(place: Place, facts: SourceFacts, build: str) -> str:
     """Send what is not there yet; returns the address of the upload."""
-    from genai_core.store.s3 import S3Store
-    from genai_core.store.s3_upload import SourceUpload
+    from genai_core.store.s3.s3_store import S3Store
+    from genai_core.store.s3.source_upload import SourceUpload
 
     upload = SourceUpload(place.where, facts, credentials=place.credentials)
     with busy("looking up which files are there"):

@@ -23,7 +23,7 @@ from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_served
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
-from genai_core.store.s3_location import S3Credentials, S3Location, parse_s3
+from genai_core.store.s3.location import S3Credentials, S3Location, parse_s3
 
 __all__ = [
     "Place",
@@ -152,7 +152,7 @@ def opened_stores(
 def _further(
     cluster: Cluster, namespace: str, store: str, options: StoreOptions
 ) -> Iterator[Store]:
-    from genai_core.store.s3 import S3Store
+    from genai_core.store.s3.s3_store import S3Store
 
     with reaching(cluster, namespace, store, options=options) as place:
         yield S3Store(place.where, credentials=place.credentials, read_only=True)

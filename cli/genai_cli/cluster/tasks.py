@@ -19,7 +19,6 @@ from genai_cli.cluster.api_errors import NotAllowed, NotThere
 from genai_cli.cluster.connection import Cluster, Json
 from genai_cli.display.output import tell
 from genai_core import chips
-from genai_core.build_sources import sources_of
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
 from genai_core.kinds.build import BuildSpec
@@ -27,10 +26,11 @@ from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import MODEL, Backend, Digest, Key, SourceName, TaskId
 from genai_core.operations import ChipConfig
-from genai_core.record import Blob, Record
-from genai_core.resolved import RESOLVE, ResolvedSource
+from genai_core.sources.build_sources import sources_of
+from genai_core.sources.resolved import RESOLVE, ResolvedSource
 from genai_core.store.layered import layers
 from genai_core.store.protocol import RecordRef, Store
+from genai_core.tasks.record import Blob, Record
 from genai_planner.graph import FileRef, Plan, Result, result_of
 from genai_planner.phases import (
     FACTS_FILE,

@@ -27,14 +27,10 @@ from genai_cli.engine.local_source import bring_folder
 from genai_cli.engine.work_folders import cache_folder, known_digests
 from genai_cli.settings import Settings
 from genai_cli.store.core_lookup import find_core
-from genai_core.adapter_addition import AdditionAnswer, AdditionRequest
-from genai_core.adapter_files import inspect_adapter
-from genai_core.adapters import INDEX_FILE, AdapterIndex, read_index
 from genai_core.canonical import digest_file
-from genai_core.errors import BadInput, GenAIError, InvalidSpec, NoSpace, from_dict
-from genai_core.home import expanded
-from genai_core.kinds.lora import BASE, AdapterName
-from genai_core.manifest import (
+from genai_core.container.adapter_addition import AdditionAnswer, AdditionRequest
+from genai_core.container.adapters import INDEX_FILE, AdapterIndex, read_index
+from genai_core.container.manifest import (
     MANIFEST_FILE,
     REPORT_FILE,
     Manifest,
@@ -42,9 +38,13 @@ from genai_core.manifest import (
     Report,
     outside_identity,
 )
+from genai_core.container.report import report_bytes
+from genai_core.errors import BadInput, GenAIError, InvalidSpec, NoSpace, from_dict
+from genai_core.files.home import expanded
+from genai_core.kinds.lora import BASE, AdapterName
 from genai_core.names import Backend
-from genai_core.report import report_bytes
-from genai_core.source import SourceFile
+from genai_core.sources.adapter_files import inspect_adapter
+from genai_core.sources.source_files import SourceFile
 from genai_core.store.delivery import refuse_foreign, swap_in
 from genai_runtime import container
 from genai_runtime.container import Container

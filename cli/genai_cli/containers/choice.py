@@ -6,13 +6,13 @@ import shlex
 from pathlib import Path
 
 from genai_cli.display.output import tell
-from genai_core.errors import BadInput, NotRunnableHere
-from genai_core.manifest import (
+from genai_core.container.manifest import (
     CHAT_TEMPLATE_FILE,
     EMULATION_FOLDER,
     MANIFEST_FILE,
     read_manifest,
 )
+from genai_core.errors import BadInput, NotRunnableHere
 from genai_core.names import Backend
 
 __all__ = ["best_to_run", "runnable_container", "the_container", "trial_of"]

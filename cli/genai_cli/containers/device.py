@@ -13,14 +13,14 @@ from pathlib import Path
 
 from genai_cli.containers.choice import trial_of
 from genai_core import chips
-from genai_core.errors import UnknownTarget
-from genai_core.manifest import (
+from genai_core.container.manifest import (
     EMULATION_FOLDER,
     MANIFEST_FILE,
     REPORT_FILE,
     Manifest,
     read_manifest,
 )
+from genai_core.errors import UnknownTarget
 from genai_core.names import Backend
 
 __all__ = ["Step", "steps"]

@@ -10,9 +10,14 @@ from genai_cli.display.output import emit, say
 from genai_cli.display.render import busy
 from genai_cli.display.words import counted, size
 from genai_cli.settings import Settings
-from genai_core.adapters import INDEX_FILE, read_index
 from genai_core.canonical import digest_file
-from genai_core.manifest import EMULATION_FOLDER, MANIFEST_FILE, Manifest, outside_identity
+from genai_core.container.adapters import INDEX_FILE, read_index
+from genai_core.container.manifest import (
+    EMULATION_FOLDER,
+    MANIFEST_FILE,
+    Manifest,
+    outside_identity,
+)
 from genai_runtime.container import manifest_of
 from genai_runtime.verification import FileFault, extra_files, file_faults, index_fault
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from genai_core.adapters import AdapterIndex
+from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput
 from genai_runtime.executor import AdapterUse
 

@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from genai_core.errors import StoreUnreadable
-from genai_core.store.s3_client import configured_endpoint
-from genai_core.store.s3_errors import AccessDenied
-from genai_core.store.s3_location import (
+from genai_core.store.s3.client import configured_endpoint
+from genai_core.store.s3.errors import AccessDenied
+from genai_core.store.s3.location import (
     ANONYMOUS,
     S3Credentials,
     S3Location,

@@ -24,9 +24,9 @@ from genai_cli.engine.events import TaskView
 from genai_core.canonical import digest_json
 from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.names import Key
-from genai_core.record import Record
-from genai_core.store.claiming import Holder
+from genai_core.store.build_lease import Holder
 from genai_core.store.protocol import RecordRef, Store
+from genai_core.tasks.record import Record
 
 __all__ = ["Claim", "claim_upload", "working"]
 

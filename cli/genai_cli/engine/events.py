@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from genai_core.errors import GenAIError
-from genai_core.record import Record
+from genai_core.tasks.record import Record
 
 __all__ = [
     "BuildResult",

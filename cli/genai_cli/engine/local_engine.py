@@ -39,10 +39,10 @@ from genai_cli.engine.workers import Ended, Job, WorkerPool
 from genai_core.errors import GenAIError, Interrupted, NotRunnableHere
 from genai_core.kinds.build import BuildSpec
 from genai_core.operations import operation_of
-from genai_core.record import Record
 from genai_core.store.protocol import RecordRef, Store
-from genai_core.task import TaskFile, TaskResult
-from genai_core.toolchain import ABSENT
+from genai_core.tasks.record import Record
+from genai_core.tasks.task_file import TaskFile, TaskResult
+from genai_core.tasks.toolchain import ABSENT
 from genai_planner.machine import Machine, State
 from genai_planner.phases import Exact
 

@@ -16,22 +16,22 @@ from genai_cli.engine.events import PlanReady, TaskView
 from genai_cli.engine.local_source import bring_folder, bring_source, token_of
 from genai_cli.engine.run import look_all
 from genai_cli.engine.work_folders import cache_folder, known_digests
-from genai_core.adapter_files import inspect_adapter
-from genai_core.build_sources import sources_of
 from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
-from genai_core.filecache import FileCache
-from genai_core.home import expanded
+from genai_core.files.digest_cache import FileCache
+from genai_core.files.home import expanded
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, SourceName, TaskId
 from genai_core.operations import OPERATIONS, operation_of
-from genai_core.record import Blob, Record
-from genai_core.source import SourceFacts, inspect_source
-from genai_core.source_address import readable_name
+from genai_core.sources.adapter_files import inspect_adapter
+from genai_core.sources.build_sources import sources_of
+from genai_core.sources.source_address import readable_name
+from genai_core.sources.source_files import SourceFacts, inspect_source
 from genai_core.store.layered import layers
 from genai_core.store.protocol import Hit, RecordRef, Store
-from genai_core.task import TaskFile, Toolchain
-from genai_core.toolchain import toolchain_of
+from genai_core.tasks.record import Blob, Record
+from genai_core.tasks.task_file import TaskFile, Toolchain
+from genai_core.tasks.toolchain import toolchain_of
 from genai_planner.events import Found, Missed, Start
 from genai_planner.explain import KeyParts, why_it_runs
 from genai_planner.graph import FileRef, Plan, Result, Task

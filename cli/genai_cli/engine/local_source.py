@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from genai_core.archive import unpack_archive
-from genai_core.build_sources import sources_of
 from genai_core.canonical import digest_json
-from genai_core.download import Rules, download
 from genai_core.errors import BadModel, InvalidSpec
+from genai_core.files.paths import check_relative_path
 from genai_core.kinds.build import BuildSpec
-from genai_core.paths import check_relative_path
-from genai_core.source_address import parse_https
+from genai_core.network.download import Rules, download
+from genai_core.sources.archive import unpack_archive
+from genai_core.sources.build_sources import sources_of
+from genai_core.sources.source_address import parse_https
 
 if TYPE_CHECKING:
-    from genai_core.store.s3_source import S3Source
+    from genai_core.store.s3.source_folder import S3Source
 
 __all__ = ["bring_folder", "bring_source", "token_of"]
 
@@ -167,7 +167,7 @@ def _mirror(address: str, root: Path, *, where: str, stores: Iterable[str]) -> P
     """Make `root/files` equal to the folder in the bucket."""
     try:
         from genai_cli.engine.bucket_access import bucket_access
-        from genai_core.store.s3_source import S3Source
+        from genai_core.store.s3.source_folder import S3Source
     except ImportError as error:
         raise InvalidSpec(
             "a source in a bucket needs boto3, which is not installed",

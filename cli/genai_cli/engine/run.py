@@ -41,14 +41,14 @@ from genai_core.errors import (
     ToolFailed,
     from_dict,
 )
-from genai_core.keys import short_key
 from genai_core.names import TaskId
-from genai_core.record import Record
-from genai_core.store.directory import DirectoryStore
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import brought
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, RecordRef, Store
-from genai_core.task import TaskFile, TaskResult
+from genai_core.tasks.keys import short_key
+from genai_core.tasks.record import Record
+from genai_core.tasks.task_file import TaskFile, TaskResult
 from genai_planner.events import (
     Crashed,
     Event,

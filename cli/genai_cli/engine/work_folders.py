@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import BinaryIO
 
 from genai_core.errors import NoSpace, StoreUnreadable
-from genai_core.filecache import FileCache
-from genai_core.home import expanded
+from genai_core.files.digest_cache import FileCache
+from genai_core.files.home import expanded
+from genai_core.files.whole_files import private_name
 from genai_core.names import Key
-from genai_core.store.directory import DirectoryStore
-from genai_core.store.files import private_name
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 

@@ -14,9 +14,9 @@ from genai_cli.display.words import counted
 from genai_cli.settings import Settings
 from genai_cli.store.entries import checked_operation, find_entry, opened, records
 from genai_core.errors import CorruptBlob
-from genai_core.record import Blob, Record, entry_folder
 from genai_core.store.delivery import place
 from genai_core.store.protocol import Store
+from genai_core.tasks.record import Blob, Record, entry_folder
 
 __all__ = ["export", "pull"]
 

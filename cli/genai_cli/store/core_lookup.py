@@ -7,9 +7,9 @@ from pathlib import Path
 from genai_cli.settings import Settings
 from genai_cli.store.entries import opened, records
 from genai_core.canonical import digest_json
+from genai_core.container.manifest import Manifest
 from genai_core.errors import BadInput
-from genai_core.manifest import Manifest
-from genai_core.record import Output
+from genai_core.tasks.record import Output
 
 __all__ = ["find_core"]
 

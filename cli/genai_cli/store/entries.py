@@ -17,14 +17,20 @@ from genai_cli.display.words import counted, duration, size
 from genai_cli.settings import Settings
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob
-from genai_core.home import expanded
+from genai_core.files.home import expanded
 from genai_core.kinds.problems import nearest
 from genai_core.operations import OPERATIONS
-from genai_core.record import SIDECAR_NAME, Record, entry_folder, flat_strings, record_of_sidecar
 from genai_core.redaction import plain
-from genai_core.resolved import RESOLVE
+from genai_core.sources.resolved import RESOLVE
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
+from genai_core.tasks.record import (
+    SIDECAR_NAME,
+    Record,
+    entry_folder,
+    flat_strings,
+    record_of_sidecar,
+)
 
 __all__ = [
     "checked_operation",

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from genai_core.files.paths import PREFIX
 from genai_core.kinds.base import (
     Condition,
     KindModel,
@@ -16,7 +17,6 @@ from genai_core.kinds.base import (
     ShortText,
     Uri,
 )
-from genai_core.paths import PREFIX
 
 
 class Retention(KindModel):

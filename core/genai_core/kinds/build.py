@@ -13,6 +13,7 @@ from pydantic import (
     model_validator,
 )
 
+from genai_core.files.paths import FileName
 from genai_core.kinds.affinity import Affinity
 from genai_core.kinds.base import (
     Condition,
@@ -32,7 +33,6 @@ from genai_core.kinds.base import (
 )
 from genai_core.kinds.lora import Lora
 from genai_core.names import Gaps, Precision
-from genai_core.paths import FileName
 
 MULTI_CONTEXT_LENGTHS = (512, 1024, 2048, 3072, 4096)
 """The context lengths that `multiContext` stands for (the vendor builder's multi_graph)."""

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from genai_core.files.paths import FileName
 from genai_core.kinds.base import DigestText, KindModel, SecretRef, Uri
-from genai_core.paths import FileName
 
 __all__ = ["AdapterName", "AdapterSource", "Lora", "UseCase", "WornAdapter"]
 

@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from genai_core.files.paths import FILE_NAME, PREFIX
 from genai_core.kinds.yaml_documents import Path
-from genai_core.paths import FILE_NAME, PREFIX
 
 __all__ = ["Problem", "distance", "nearest", "problems", "show_path"]
 

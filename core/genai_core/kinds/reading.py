@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from genai_core.errors import InvalidSpec
-from genai_core.home import expanded
+from genai_core.files.home import expanded
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.base import API_VERSION, GROUP, KindObject
 from genai_core.kinds.build import GenAIBuild, ModelSource

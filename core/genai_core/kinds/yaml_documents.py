@@ -22,7 +22,7 @@ from yaml.resolver import BaseResolver
 from yaml.scanner import Scanner
 
 from genai_core.errors import InvalidSpec
-from genai_core.foreign import plain_text
+from genai_core.files.foreign import plain_text
 
 __all__ = ["Document", "Path", "load_documents"]
 

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genai_core.canonical import digest_file
+from genai_core.container.manifest import MANIFEST_FILE, REPORT_FILE, read_manifest
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
-from genai_core.manifest import MANIFEST_FILE, REPORT_FILE, read_manifest
-from genai_core.paths import check_relative_path
-from genai_core.record import SIDECAR_NAME, Blob, Output, Record, sidecar
+from genai_core.files.paths import check_relative_path
 from genai_core.store.protocol import Store
-from genai_core.store.vouching import container_fault
+from genai_core.store.record_checks import container_fault
+from genai_core.tasks.record import SIDECAR_NAME, Blob, Output, Record, sidecar
 
 __all__ = [
     "Delivered",

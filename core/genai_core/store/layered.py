@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from genai_core.errors import BadInput, CorruptBlob
+from genai_core.files.whole_files import DRAFT_SUFFIX
 from genai_core.names import Digest, Key
-from genai_core.record import Blob, Record
-from genai_core.store.directory import DirectoryStore
-from genai_core.store.files import DRAFT_SUFFIX
+from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import (
     BlobStat,
@@ -35,8 +34,9 @@ from genai_core.store.protocol import (
     Sweep,
     Upload,
 )
+from genai_core.store.record_checks import container_fault
 from genai_core.store.sweeps import CLAIM_LASTS, utc_now
-from genai_core.store.vouching import container_fault
+from genai_core.tasks.record import Blob, Record
 
 __all__ = ["LayeredStore", "brought", "layers"]
 

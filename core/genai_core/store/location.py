@@ -1,4 +1,4 @@
-"""From what users write to a store: a folder, or an `s3://` address (see `s3_location`)."""
+"""From what users write to a store: a folder, or an `s3://` address (see `s3.location`)."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from genai_core.errors import StoreUnreadable
-from genai_core.home import expanded
+from genai_core.files.home import expanded
 from genai_core.store.protocol import Store
-from genai_core.store.s3_location import S3Credentials, parse_s3, wrong_address
+from genai_core.store.s3.location import S3Credentials, parse_s3, wrong_address
 
 __all__ = ["open_store"]
 
@@ -57,14 +57,14 @@ def _open_one(
     if _is_folder(location):
         if not str(location):
             raise wrong_address(str(location), "it is empty")
-        from genai_core.store.directory import DirectoryStore
+        from genai_core.store.directory.directory_store import DirectoryStore
 
         return DirectoryStore(expanded(location), read_only=read_only)
     if not str(location).startswith("s3://"):
         raise wrong_address(str(location), "a store is a folder or s3://bucket/prefix")
     try:
-        from genai_core.store import s3_client  # noqa: F401 - first: it says boto3 is missing
-        from genai_core.store.s3 import S3Store
+        from genai_core.store.s3 import client  # noqa: F401 - first: it says boto3 is missing
+        from genai_core.store.s3.s3_store import S3Store
     except ModuleNotFoundError as error:
         raise StoreUnreadable(
             f"{error.name} is not installed",

@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 from genai_core.errors import CorruptBlob, StoreUnavailable
-from genai_core.record import Record
 from genai_core.store.protocol import (
     BlobStat,
     Committed,
@@ -20,6 +19,7 @@ from genai_core.store.protocol import (
     Store,
 )
 from genai_core.store.sweeps import Sleep, await_sweeps
+from genai_core.tasks.record import Record
 
 __all__ = ["BlobSwept", "first_fault", "lookup_all", "publish"]
 

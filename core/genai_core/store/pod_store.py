@@ -24,12 +24,12 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from genai_core.addresses import pod_peers
+from genai_core.network.addresses import pod_peers
 from genai_core.store.layered import LayeredStore
 from genai_core.store.location import open_store
 from genai_core.store.protocol import Store
-from genai_core.store.s3 import S3Store
-from genai_core.store.s3_location import S3Credentials, parse_s3
+from genai_core.store.s3.location import S3Credentials, parse_s3
+from genai_core.store.s3.s3_store import S3Store
 
 __all__ = ["certificates_of", "open_job_store"]
 

@@ -24,7 +24,7 @@ from typing import BinaryIO, Protocol, TypeAlias
 
 from genai_core.errors import CorruptBlob
 from genai_core.names import Digest, Key
-from genai_core.record import Blob, Record
+from genai_core.tasks.record import Blob, Record
 
 __all__ = [
     "LEASE_MOST",
@@ -177,7 +177,7 @@ class Lease:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a gc is removing right now; see `claiming` for who waits for whom.
+    """What a gc is removing right now; see `build_lease` for who waits for whom.
 
     Attributes:
         name: As of a lease.
@@ -193,7 +193,7 @@ class Sweep:
 
 @dataclass(frozen=True, order=True)
 class Upload:
-    """A model that `genai build --remote` put beside the store; see `uploads`.
+    """A model that `genai build --remote` put beside the store; see `s3.upload_names`.
 
     Attributes:
         name: Of its folder: `sha256-` and the digest of its files and their roles.

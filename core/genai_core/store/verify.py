@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.names import Digest
-from genai_core.record import Blob, Record
 from genai_core.store.protocol import RecordRef, Store
-from genai_core.store.vouching import container_fault, key_fault
+from genai_core.store.record_checks import container_fault, key_fault
+from genai_core.tasks.record import Blob, Record
 
 __all__ = ["Fault", "Verified", "verify"]
 

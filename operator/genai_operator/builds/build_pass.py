@@ -9,7 +9,7 @@ from typing import Any
 
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import SourceName
-from genai_core.store.s3_location import S3Location
+from genai_core.store.s3.location import S3Location
 from genai_operator.builds.status import ResolvedEntry
 from genai_operator.jobs.manifest import Owner
 from genai_operator.kube.values import Json

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from genai_core.errands import Answer
+from genai_core.helper_jobs import Answer
 from genai_core.names import Key
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.builds.starter import Starter

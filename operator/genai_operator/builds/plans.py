@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from genai_core.names import Digest
-from genai_core.resolved import ResolvedSource
+from genai_core.sources.resolved import ResolvedSource
 from genai_operator.builds.requests import Setting
 from genai_planner.graph import FileRef
 from genai_planner.phases import BuildPlanner, BuildRequest

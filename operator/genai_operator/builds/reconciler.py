@@ -17,12 +17,12 @@ from functools import partial
 
 import aiohttp
 
-from genai_core.errands import LookFile
 from genai_core.errors import GenAIError, StoreUnavailable, StoreUnreadable
+from genai_core.helper_jobs import LookFile
 from genai_core.names import MODEL, Key, SourceName, TaskId
-from genai_core.resolved import RESOLVE, ResolvedSource
+from genai_core.sources.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
-from genai_core.store.s3_location import S3Location
+from genai_core.store.s3.location import S3Location
 from genai_operator.builds.backoff import Patience
 from genai_operator.builds.build_pass import (
     JOINED_SECONDS,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from genai_core.build_sources import BuildSource, sources_of
 from genai_core.errors import GenAIError
 from genai_core.kinds.base import REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_served
 from genai_core.names import SourceName
+from genai_core.sources.build_sources import BuildSource, sources_of
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.sources import SourcePlace, source_place
 from genai_operator.builds.status import Outcome

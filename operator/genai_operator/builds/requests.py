@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from genai_core.chain import ChainFile, ChainStep
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, SourceName, TaskId
-from genai_core.resolved import ResolvedSource
-from genai_core.task import TaskFile, Toolchain, pack
+from genai_core.sources.resolved import ResolvedSource
+from genai_core.tasks.chain import ChainFile, ChainStep
+from genai_core.tasks.task_file import TaskFile, Toolchain, pack
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.disk import disk_for

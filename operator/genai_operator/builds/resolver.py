@@ -11,12 +11,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from genai_core.build_sources import BuildSource
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
 from genai_core.names import MODEL, Key, SourceName, TaskId
-from genai_core.record import Record
 from genai_core.redaction import hidden_queries
-from genai_core.resolved import (
+from genai_core.sources.build_sources import BuildSource
+from genai_core.sources.resolved import (
     RESOLVE,
     ResolvedSource,
     ResolveFile,
@@ -25,7 +24,8 @@ from genai_core.resolved import (
     resolve_file,
 )
 from genai_core.store.protocol import RecordRef
-from genai_core.store.s3_location import source_credentials
+from genai_core.store.s3.location import source_credentials
+from genai_core.tasks.record import Record
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.builds.references import SourceAccess
 from genai_operator.builds.sources import list_source

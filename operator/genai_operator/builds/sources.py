@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from genai_core.build_sources import BuildSource
 from genai_core.errors import GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
-from genai_core.resolved import ResolveFile, resolve_file, resolve_key
-from genai_core.source_address import parse_https, parse_pvc, readable_name
-from genai_core.store.s3_guard import Refuse
-from genai_core.store.s3_location import S3Credentials, S3Location, parse_s3
-from genai_core.store.s3_source import S3Source
+from genai_core.sources.build_sources import BuildSource
+from genai_core.sources.resolved import ResolveFile, resolve_file, resolve_key
+from genai_core.sources.source_address import parse_https, parse_pvc, readable_name
+from genai_core.store.s3.guard import Refuse
+from genai_core.store.s3.location import S3Credentials, S3Location, parse_s3
+from genai_core.store.s3.source_folder import S3Source
 from genai_operator.errors import Stalled
 
 __all__ = ["SourcePlace", "list_source", "source_place"]

@@ -15,9 +15,9 @@ from typing import Any
 from genai_core.errors import GenAIError
 from genai_core.kinds.base import GROUP
 from genai_core.names import SourceName, TaskId
-from genai_core.record import Record
 from genai_core.redaction import hidden_queries
-from genai_core.store.s3_location import S3Location
+from genai_core.store.s3.location import S3Location
+from genai_core.tasks.record import Record
 from genai_operator.kube.conditions import MOST_MESSAGE, condition, conditions, meaningful
 from genai_operator.kube.phases import Phase
 from genai_operator.kube.times import rfc3339

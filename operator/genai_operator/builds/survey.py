@@ -15,8 +15,8 @@ from typing import Any
 from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
 from genai_core.names import Digest, Key, TaskId
-from genai_core.record import Blob, Record
 from genai_core.store.protocol import RecordRef
+from genai_core.tasks.record import Blob, Record
 from genai_operator.builds.plans import Plans
 from genai_operator.builds.requests import Looks, Setting, job_request
 from genai_operator.jobs.attempts import Attempts

@@ -12,8 +12,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from genai_core.canonical import digest_json
-from genai_core.errands import Answer, CollectFile, LeaseFile, LookFile, ProbeFile, read_answer
 from genai_core.errors import GenAIError, ToolFailed, from_dict
+from genai_core.helper_jobs import Answer, CollectFile, LeaseFile, LookFile, ProbeFile, read_answer
 from genai_core.kinds.build import Run
 from genai_core.names import Key
 from genai_operator.errors import Stalled, Waiting, not_enabled, of_error

@@ -17,7 +17,7 @@ from genai_core.canonical import digest_json
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
 from genai_core.names import MODEL, Digest, Key, SourceName
-from genai_core.task import task_variables
+from genai_core.tasks.task_file import task_variables
 from genai_core.wire import (
     ATTEMPT,
     CHAIN,

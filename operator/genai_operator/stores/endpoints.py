@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import SplitResult, urlsplit
 
-from genai_core.addresses import why_refused
+from genai_core.network.addresses import why_refused
 from genai_operator.errors import Stalled
 
 __all__ = ["Peers", "check_endpoint"]

@@ -14,12 +14,12 @@ import time
 from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
-from genai_core.errands import Answer, ref_of
 from genai_core.errors import CorruptBlob
+from genai_core.helper_jobs import Answer, ref_of
 from genai_core.names import Key
-from genai_core.record import Blob, Record
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, Lookup, RecordRef, Store
+from genai_core.tasks.record import Blob, Record
 from genai_operator.stores.remembered import (
     MOST_WEIGHT,
     Blobs,

@@ -20,7 +20,7 @@ from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_served
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
-from genai_core.store.s3_location import S3Credentials, S3Location
+from genai_core.store.s3.location import S3Credentials, S3Location
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import ReadAccess, StoreAccess, check_certificates
 from genai_operator.kube.client import Api
@@ -259,8 +259,8 @@ class Stores:
     def _s3(
         self, where: S3Location, keys: S3Credentials | None, *, read_only: bool = False
     ) -> Store:
-        from genai_core.store.s3 import S3Store
-        from genai_core.store.s3_client import shared_session
+        from genai_core.store.s3.client import shared_session
+        from genai_core.store.s3.s3_store import S3Store
 
         count_requests(shared_session())
         assert keys is not None  # _reader saw to it

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from genai_core.errands import CollectFile, ProbeFile
 from genai_core.errors import BadInput, GenAIError
+from genai_core.helper_jobs import CollectFile, ProbeFile
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs, question_key

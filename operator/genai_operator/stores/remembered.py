@@ -8,7 +8,7 @@ records weigh more than any honest one's is not looked at any further.
 from __future__ import annotations
 
 from genai_core.errors import StoreUnavailable
-from genai_core.record import Record
+from genai_core.tasks.record import Record
 
 __all__ = ["MOST_WEIGHT", "Blobs", "check_weight", "stripped", "weight_of"]
 

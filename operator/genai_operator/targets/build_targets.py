@@ -14,13 +14,13 @@ from typing import Any
 from genai_core import chips
 from genai_core.canonical import digest_json
 from genai_core.errors import GenAIError
-from genai_core.keys import toolchain_id
 from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import Backend
 from genai_core.operations import OPERATIONS, ChipConfig
-from genai_core.task import Toolchain
-from genai_core.toolchain import ABSENT
+from genai_core.tasks.keys import toolchain_id
+from genai_core.tasks.task_file import Toolchain
+from genai_core.tasks.toolchain import ABSENT
 from genai_operator.errors import Stalled
 from genai_planner.graph import Task
 from genai_planner.targets import Target

@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
-from genai_core.adapters import LARGEST_WEIGHT
+from genai_core.container.adapters import LARGEST_WEIGHT
 from genai_core.errors import BadInput
 from genai_runtime.cpu.branches import input_names
 from genai_runtime.executor import AdapterUse
@@ -37,7 +37,7 @@ class AdapterWeights:
 
 
 def read_adapter(path: Path) -> AdapterWeights:
-    """Read an adapter of a container; see `genai_core.adapters`.
+    """Read an adapter of a container; see `genai_core.container.adapters`.
 
     Raises:
         BadInput: It is not one.

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 
 from genai_core.errors import BadModel
-from genai_core.paths import check_relative_path
+from genai_core.files.paths import check_relative_path
 
 __all__ = ["Holds", "check_locations"]
 

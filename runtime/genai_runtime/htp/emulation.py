@@ -22,8 +22,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from genai_core.errors import BadModel, NotRunnableHere
 from genai_core.facts import RopeTable
+from genai_core.files.paths import RelativePath
 from genai_core.graphs import parse_name
-from genai_core.paths import RelativePath
 from genai_runtime.htp.metadata import BinaryMetadata
 
 METADATA = "metadata.json"

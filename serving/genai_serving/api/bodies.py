@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
-from genai_core.budgets import Budget
+from genai_core.files.json_budgets import Budget
 from genai_serving.api.errors import RETRY_SECONDS, ApiError, of_validation
 
 MAX_BODY_BYTES = 8 << 20

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_core.adapters import AdapterIndex
+from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput, BadModel
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.sampling import Sampling

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from genai_core.budgets import Budget
 from genai_core.errors import BadInput
+from genai_core.files.json_budgets import Budget
 from genai_serving.api.schemas import ResponseFormat, SamplingFields, StructuredOutputs
 from genai_serving.structure.forms import Form, any_object, of_choices, of_regex, of_schema
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from genai_core.errors import BadEncodings
-from genai_core.foreign import boundary, decoded, refuse_pointer
+from genai_core.files.foreign import boundary, decoded, refuse_pointer
 from genai_stages.aimet import fields, v0_6_1, v1_0_0, v2_0_0
 from genai_stages.aimet.model import Encoding, EncodingSet, Outline
 

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from genai_core.errors import BadEncodings, BadInput, BadModel
-from genai_core.foreign import boundary, decoded, plain_text, refuse_pointer
-from genai_core.source import ASSETS as OTHER_ASSETS
-from genai_core.source import CONFIG_ROLE
+from genai_core.files.foreign import boundary, decoded, plain_text, refuse_pointer
+from genai_core.sources.source_files import ASSETS as OTHER_ASSETS
+from genai_core.sources.source_files import CONFIG_ROLE
 from genai_runtime.generate import stated_stop_tokens
 from genai_stages.aimet.checks import refuse_foreign, refuse_infinite_masks
 from genai_stages.aimet.model import EncodingSet

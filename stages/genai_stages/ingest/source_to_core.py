@@ -9,7 +9,7 @@ from pathlib import Path
 
 from genai_core.errors import BadInput, BadModel
 from genai_core.facts import ModelFacts, RopeTable
-from genai_core.foreign import boundary
+from genai_core.files.foreign import boundary
 from genai_stages.architectures.family import Family
 from genai_stages.architectures.rope import ropes_of
 from genai_stages.graph.core_graph import CoreWriter

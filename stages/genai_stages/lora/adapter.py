@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_core.adapters import LARGEST_WEIGHT
+from genai_core.container.adapters import LARGEST_WEIGHT
 from genai_core.errors import BadAdapter
 
 __all__ = ["Adapter", "Branch", "Floats"]

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from genai_core.adapter_files import ADAPTER_ENCODINGS_ROLE, ADAPTER_WEIGHTS_ROLE
 from genai_core.errors import BadAdapter
 from genai_core.facts import LoraBranch
-from genai_core.foreign import read_json_object
+from genai_core.files.foreign import read_json_object
+from genai_core.sources.adapter_files import ADAPTER_ENCODINGS_ROLE, ADAPTER_WEIGHTS_ROLE
 from genai_stages.lora.adapter import Adapter, Branch, Floats, branch_of
 from genai_stages.lora.tensors import Tensors
 

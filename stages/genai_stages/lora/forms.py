@@ -17,7 +17,7 @@ def read_adapter(folder: Path, branches: Sequence[LoraBranch], name: str) -> Ada
     """Read an adapter of either form.
 
     Args:
-        folder: Of roles, see `genai_core.adapter_files`.
+        folder: Of roles, see `genai_core.sources.adapter_files`.
         branches: That ingest took off the model; AIMET's form names their inputs.
         name: As users call it.
 

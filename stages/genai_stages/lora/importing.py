@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save
 
-from genai_core.adapters import ADAPTER_FILE
+from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.errors import DriftError
 from genai_stages.lora.adapter import Adapter
 from genai_stages.lora.attach import SiteBranch, attach, rank_of
@@ -38,7 +38,7 @@ class Imported:
 
 
 def import_adapter(adapter: Adapter, places: Sequence[Place], path: Path) -> Imported:
-    """Write an adapter in the layout of `genai_core.adapters`.
+    """Write an adapter in the layout of `genai_core.container.adapters`.
 
     Args:
         adapter: As it was read.

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from genai_core.errors import BadAdapter, BadInput
-from genai_core.foreign import read_json_object
+from genai_core.files.foreign import read_json_object
 from genai_stages.bounded_match import full_matches_of_all
 from genai_stages.lora.adapter import Adapter, Branch, branch_of
 from genai_stages.lora.tensors import Tensors

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from genai_core import chips
 from genai_core import compile_options as options
+from genai_core.container.manifest import EMULATION_FOLDER
 from genai_core.errors import BadModel
 from genai_core.graphs import container_name, graph_name, split_name
-from genai_core.manifest import EMULATION_FOLDER
 from genai_core.operations import CompileHtpConfig, GraphConfig
 from genai_stages.backends.htp import compile as htp_compile
 from genai_stages.backends.htp import drift

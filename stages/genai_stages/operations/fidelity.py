@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.canonical import digest_json
+from genai_core.container.manifest import EMULATION_FOLDER
 from genai_core.errors import BadInput, BadModel
-from genai_core.manifest import EMULATION_FOLDER
 from genai_core.names import Backend
 from genai_core.operations import FidelityConfig
 from genai_runtime.evaluate import evaluate, losses

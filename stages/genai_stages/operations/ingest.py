@@ -14,7 +14,7 @@ from pathlib import Path
 
 from genai_core.errors import BadModel
 from genai_core.facts import LoraBranch, ModelFacts
-from genai_core.foreign import boundary
+from genai_core.files.foreign import boundary
 from genai_core.operations import IngestConfig
 from genai_stages.aimet.checks import refuse_infinite_masks
 from genai_stages.architectures.detect import detect

@@ -1,15 +1,15 @@
 """An adapter as its user has it -> matrices of the core graph's linears.
 
 Inputs: `adapter`, PEFT's two files or AIMET's; `core`, the core graph's `model.onnx` and
-`facts.json` without weights. Output: `adapter.safetensors` (see `genai_core.adapters`), which says
-nothing of names or of the file that it came from, so equal adapters are equal files.
+`facts.json` without weights. Output: `adapter.safetensors` (see `genai_core.container.adapters`),
+which says nothing of names or of the file that it came from, so equal adapters are equal files.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from genai_core.adapters import ADAPTER_FILE
+from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.operations import LoraImportConfig
 from genai_stages.graph.core_graph import read_core
 from genai_stages.lora.forms import read_adapter

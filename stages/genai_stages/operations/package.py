@@ -21,9 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.canonical import digest_bytes, digest_file, digest_json
-from genai_core.errors import BadModel, DriftError, NotRunnableHere
-from genai_core.facts import ModelFacts, RopeTable
-from genai_core.manifest import (
+from genai_core.container.manifest import (
     BASE_VERSION,
     EMULATION_FOLDER,
     GOLDEN_FILE,
@@ -37,10 +35,12 @@ from genai_core.manifest import (
     Report,
     outside_identity,
 )
+from genai_core.container.report import report_bytes
+from genai_core.errors import BadModel, DriftError, NotRunnableHere
+from genai_core.facts import ModelFacts, RopeTable
 from genai_core.names import Backend, Precision
 from genai_core.operations import OPERATIONS, PackageConfig
-from genai_core.report import report_bytes
-from genai_core.toolchain import version_of
+from genai_core.tasks.toolchain import version_of
 from genai_runtime import container, golden
 from genai_runtime.container import CPU_MODEL_FILE, GraphInfo, Metadata
 from genai_runtime.generate import Generation

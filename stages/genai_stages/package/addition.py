@@ -16,15 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from genai_core.adapter_addition import AdditionAnswer, AdditionRequest
-from genai_core.adapters import ADAPTERS_FOLDER, INDEX_FILE, file_of, read_index
 from genai_core.canonical import digest_file
+from genai_core.container.adapter_addition import AdditionAnswer, AdditionRequest
+from genai_core.container.adapters import ADAPTERS_FOLDER, INDEX_FILE, file_of, read_index
+from genai_core.container.manifest import MANIFEST_FILE, REPORT_FILE, ManifestFile, Report
+from genai_core.container.report import report_bytes
 from genai_core.errors import BadAdapter, BadInput, DriftError, GenAIError
 from genai_core.facts import LoraBranch
-from genai_core.foreign import is_failure
-from genai_core.manifest import MANIFEST_FILE, REPORT_FILE, ManifestFile, Report
+from genai_core.files.foreign import is_failure
 from genai_core.names import Backend
-from genai_core.report import report_bytes
 from genai_runtime import container
 from genai_runtime.container import CPU_MODEL_FILE
 from genai_runtime.executor import AdapterUse

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
-from genai_core.adapters import (
+from genai_core.canonical import digest_file
+from genai_core.container.adapters import (
     ADAPTER_FILE,
     INDEX_FILE,
     AdapterEntry,
@@ -15,7 +16,6 @@ from genai_core.adapters import (
     WornEntry,
     file_of,
 )
-from genai_core.canonical import digest_file
 from genai_core.operations import PackageConfig
 from genai_stages.stage import Inputs
 from genai_stages.twin_folder import place

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from genai_core import chips
+from genai_core.container.manifest import ManifestGraph
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.facts import ModelFacts
-from genai_core.manifest import ManifestGraph
 from genai_core.operations import PackageConfig
 from genai_runtime.container import GraphInfo, TensorInfo
 from genai_runtime.generate import stop_tokens

@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from genai_core.chain import ChainFile, is_wanted, task_file
-from genai_core.record import Record
 from genai_core.store.protocol import Store
-from genai_core.task import TaskResult
+from genai_core.tasks.chain import ChainFile, is_wanted, task_file
+from genai_core.tasks.record import Record
+from genai_core.tasks.task_file import TaskResult
 from genai_stages.worker import runner
 
 __all__ = ["run_chain"]

@@ -39,7 +39,7 @@ _PRELOAD = (
     "onnx_ir",
     "ml_dtypes",
     "genai_core.kinds.build",
-    "genai_core.store.directory",
+    "genai_core.store.directory.directory_store",
     "genai_stages.graph.core_graph",
 )
 _PR_SET_PDEATHSIG = 1

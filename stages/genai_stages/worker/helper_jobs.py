@@ -1,4 +1,4 @@
-"""Questions about a store, answered by a pod that can reach it; see `genai_core.errands`."""
+"""Questions about a store, answered by a pod that can reach it; see `genai_core.helper_jobs`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TypeAlias
 
-from genai_core.errands import (
+from genai_core.errors import CorruptBlob
+from genai_core.helper_jobs import (
     Answer,
     CollectFile,
     LeaseFile,
@@ -18,14 +19,13 @@ from genai_core.errands import (
     answer_lines,
     ref_of,
 )
-from genai_core.errors import CorruptBlob
 from genai_core.names import Digest, Key
-from genai_core.record import Blob, Record
-from genai_core.store.claiming import Holder
+from genai_core.store.build_lease import Holder
 from genai_core.store.collect import LEAST_GRACE, collect
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, RecordRef, Store
-from genai_core.task import TaskResult
+from genai_core.tasks.record import Blob, Record
+from genai_core.tasks.task_file import TaskResult
 
 __all__ = ["Errand", "run_errand", "show_record", "tell"]
 

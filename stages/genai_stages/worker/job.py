@@ -30,15 +30,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeAlias
 
-from genai_core.chain import ChainFile
-from genai_core.errands import CollectFile, LeaseFile, LookFile, ProbeFile
 from genai_core.errors import DeadlineExceeded, GenAIError, Interrupted, NoSpace, OutOfMemory
-from genai_core.foreign import is_failure
+from genai_core.files.foreign import is_failure
+from genai_core.helper_jobs import CollectFile, LeaseFile, LookFile, ProbeFile
 from genai_core.names import Key
-from genai_core.resolved import RESOLVE, ResolveFile
+from genai_core.sources.resolved import RESOLVE, ResolveFile
 from genai_core.store.pod_store import open_job_store
 from genai_core.store.protocol import Store
-from genai_core.task import TaskFile, TaskResult, packed_task
+from genai_core.tasks.chain import ChainFile
+from genai_core.tasks.task_file import TaskFile, TaskResult, packed_task
 from genai_stages.worker import runner
 from genai_stages.worker.chain import run_chain
 from genai_stages.worker.helper_jobs import Errand, run_errand, show_record, tell

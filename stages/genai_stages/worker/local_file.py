@@ -7,7 +7,7 @@ from pathlib import Path
 
 from genai_core.canonical import digest_file
 from genai_core.errors import BadModel
-from genai_core.task import TaskFileInput
+from genai_core.tasks.task_file import TaskFileInput
 
 __all__ = ["identities", "refuse_changed", "take_local"]
 

@@ -19,22 +19,14 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from genai_core.adapter_files import inspect_adapter
 from genai_core.errors import BadModel, GenAIError, InvalidSpec, from_dict
-from genai_core.filecache import FileCache
-from genai_core.keys import toolchain_id
+from genai_core.files.digest_cache import FileCache
+from genai_core.files.paths import check_relative_path
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest, Key
-from genai_core.paths import check_relative_path
-from genai_core.record import (
-    Measurements,
-    Output,
-    Record,
-    ToolchainUsed,
-    model_slug,
-)
 from genai_core.redaction import hidden_queries
-from genai_core.resolved import (
+from genai_core.sources.adapter_files import inspect_adapter
+from genai_core.sources.resolved import (
     RESOLVE,
     ListedFile,
     ResolvedFile,
@@ -44,13 +36,21 @@ from genai_core.resolved import (
     pinned_content,
     resolve_key,
 )
-from genai_core.source import Digests, SourceFacts, inspect_source
-from genai_core.source_address import PvcAddress, parse_https, parse_pvc
+from genai_core.sources.source_address import PvcAddress, parse_https, parse_pvc
+from genai_core.sources.source_files import Digests, SourceFacts, inspect_source
 from genai_core.store.layered import brought
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Existing, Hit, Store
-from genai_core.store.s3_source import S3Source
-from genai_core.task import TaskResult
+from genai_core.store.s3.source_folder import S3Source
+from genai_core.tasks.keys import toolchain_id
+from genai_core.tasks.record import (
+    Measurements,
+    Output,
+    Record,
+    ToolchainUsed,
+    model_slug,
+)
+from genai_core.tasks.task_file import TaskResult
 from genai_stages.worker.source_access import fetch_archive, mounted_folder, open_source
 
 __all__ = ["resolve"]

@@ -22,17 +22,17 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from genai_core.errors import GenAIError, ToolchainMismatch
-from genai_core.keys import task_key
 from genai_core.memory import peak_resident_bytes
 from genai_core.names import Digest, Key
 from genai_core.operations import Operation, operation_of
-from genai_core.record import Blob, Measurements, Output, Record, ToolchainUsed
+from genai_core.sources.user_names import with_user_names
 from genai_core.store.layered import brought
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Committed, Hit, Miss, Store
-from genai_core.task import TaskFile, TaskResult
-from genai_core.toolchain import check_toolchain
-from genai_core.user_names import with_user_names
+from genai_core.tasks.keys import task_key
+from genai_core.tasks.record import Blob, Measurements, Output, Record, ToolchainUsed
+from genai_core.tasks.task_file import TaskFile, TaskResult
+from genai_core.tasks.toolchain import check_toolchain
 from genai_stages.measured import note_measurements
 from genai_stages.stage import Context, OperationModule, StageResult
 from genai_stages.worker.local_file import identities, refuse_changed, take_local

@@ -18,17 +18,17 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from genai_core.addresses import pod_peers
-from genai_core.archive import unpack_archive
-from genai_core.download import Rules, download
 from genai_core.errors import BadModel, InvalidSpec, SourceNotFound, StoreUnreadable
+from genai_core.files.paths import inside
 from genai_core.names import Digest
-from genai_core.paths import inside
-from genai_core.source_address import HttpsAddress, PvcAddress, parse_pvc
+from genai_core.network.addresses import pod_peers
+from genai_core.network.download import Rules, download
+from genai_core.sources.archive import unpack_archive
+from genai_core.sources.source_address import HttpsAddress, PvcAddress, parse_pvc
 from genai_core.store.pod_store import certificates_of
-from genai_core.store.s3_location import S3Credentials, parse_s3, source_credentials
-from genai_core.store.s3_source import S3Source
-from genai_core.task import TaskFileInput
+from genai_core.store.s3.location import S3Credentials, parse_s3, source_credentials
+from genai_core.store.s3.source_folder import S3Source
+from genai_core.tasks.task_file import TaskFileInput
 from genai_stages.worker.local_file import take_local
 
 __all__ = ["fetch_archive", "fetch_source_file", "mounted_folder", "open_source"]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 from genai_builder.temporary import HeldFolder
 from genai_cli.containers.choice import the_container
+from genai_core.container.manifest import Manifest
 from genai_core.errors import BadInput
-from genai_core.manifest import Manifest
 from genai_runtime import container as containers
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from genai_builder.modules.lora.lora_config import UseCaseRunConfig
-from genai_core.adapters import AdapterIndex
+from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput
 from genai_runtime import container as containers
 from genai_runtime.evaluate import evaluate, read_pieces

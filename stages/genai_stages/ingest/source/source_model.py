@@ -20,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from genai_core.errors import BadModel
-from genai_core.foreign import boundary, read_json_object
+from genai_core.files.foreign import boundary, read_json_object
 from genai_stages.graph.packed_bits import packed_bytes, unpack_bits
 from genai_stages.ingest.source.number_dims import number_dims
 from genai_stages.ingest.source.reference_form import reference_form

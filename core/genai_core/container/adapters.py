@@ -1,0 +1,169 @@
+"""Adapters in a container: `adapters/<name>.safetensors`, listed in `adapters/index.json`.
+
+A file holds for each linear that the adapter touches two float32 tensors, `<linear>.A` [in, rank]
+and `<linear>.B` [rank, out], named by the output tensor of that linear in the container's model;
+the adapter's own factor (PEFT's lora_alpha / r) is in B. A linear computes y + alpha * (x A) B.
+
+The index is the only place where adapters have names: the file of one says nothing of it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+from genai_core.container.versions import read_versioned
+from genai_core.errors import BadInput
+from genai_core.files.paths import RelativePath
+
+__all__ = [
+    "ADAPTERS_FOLDER",
+    "ADAPTER_FILE",
+    "INDEX_FILE",
+    "LARGEST_WEIGHT",
+    "AdapterEntry",
+    "AdapterIndex",
+    "UseCaseEntry",
+    "WornEntry",
+    "file_of",
+    "read_index",
+]
+
+ADAPTERS_FOLDER = "adapters"
+INDEX_FILE = f"{ADAPTERS_FOLDER}/index.json"
+ADAPTER_FILE = "adapter.safetensors"
+"""What the import of an adapter leaves; in a container it is called by the adapter's name."""
+
+LARGEST_WEIGHT = 1e15
+"""Adapters share a pass: in rows without one, (x A) is multiplied by 0, so it must be finite."""
+
+INDEX_VERSION = 1
+_FROZEN = ConfigDict(frozen=True, extra="forbid")
+
+
+def file_of(name: str) -> str:
+    """Where an adapter of this name lies below a container's folder."""
+    return f"{ADAPTERS_FOLDER}/{name}.safetensors"
+
+
+class AdapterEntry(BaseModel):
+    """One adapter."""
+
+    model_config = _FROZEN
+
+    file: RelativePath
+    """Below the container's folder."""
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    """Of the file: what the adapter is, whatever its name."""
+    rank: int
+    """The largest of its branches."""
+    linears: int
+    """How many linears it touches."""
+
+
+class WornEntry(BaseModel):
+    """An adapter of a use case."""
+
+    model_config = _FROZEN
+
+    name: str
+    alpha: FiniteFloat = 1.0
+
+
+class UseCaseEntry(BaseModel):
+    """Adapters that are used together."""
+
+    model_config = _FROZEN
+
+    adapters: tuple[WornEntry, ...]
+
+
+class AdapterIndex(BaseModel):
+    """`adapters/index.json`."""
+
+    model_config = _FROZEN
+
+    schema_version: int = Field(default=INDEX_VERSION, ge=1)
+    adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
+    use_cases: dict[str, UseCaseEntry] = Field(default_factory=dict)
+
+    def check_free(self, name: str) -> None:
+        """Refuse a name that an adapter or a use case has.
+
+        Raises:
+            BadInput: It is taken.
+        """
+        taken = "an adapter" if name in self.adapters else "a use case"
+        if name in self.adapters or name in self.use_cases:
+            raise BadInput(
+                f"the container has {taken} {name} already",
+                where=f"adapter {name}",
+                remedy="give it another --name, or remove that one first: genai adapter remove",
+            )
+
+    def with_adapter(self, name: str, entry: AdapterEntry) -> AdapterIndex:
+        """The index with one adapter more, behind the others.
+
+        Raises:
+            BadInput: The name is taken.
+        """
+        self.check_free(name)
+        return self.model_copy(update={"adapters": {**self.adapters, name: entry}})
+
+    def without_adapter(self, name: str) -> AdapterIndex:
+        """The index with one adapter less.
+
+        Raises:
+            BadInput: There is none of that name, or a use case wears it.
+        """
+        if name not in self.adapters:
+            known = ", ".join(self.adapters)
+            raise BadInput(
+                f"the container has no adapter {name}",
+                where=f"adapter {name}",
+                remedy=f"use one of {known}" if known else "it carries none",
+            )
+        for case, entry in self.use_cases.items():
+            if name in {worn.name for worn in entry.adapters}:
+                raise BadInput(
+                    f"the use case {case} wears it",
+                    where=f"adapter {name}",
+                    remedy=f"build the container without {case}",
+                )
+        rest = {key: entry for key, entry in self.adapters.items() if key != name}
+        return self.model_copy(update={"adapters": rest})
+
+    def to_bytes(self) -> bytes:
+        """What stands in `adapters/index.json`."""
+        return f"{self.model_dump_json(indent=1)}\n".encode()
+
+    def worn(self, name: str) -> tuple[WornEntry, ...]:
+        """The adapters that a name stands for: one, or those of a use case.
+
+        Raises:
+            BadInput: There is none of that name.
+        """
+        if name in self.adapters:
+            return (WornEntry(name=name),)
+        if name in self.use_cases:
+            return self.use_cases[name].adapters
+        known = ", ".join([*self.adapters, *self.use_cases])
+        raise BadInput(
+            f"there is no adapter or use case {name}",
+            where="adapter",
+            remedy=f"use one of {known}" if known else "build the container with spec.lora",
+        )
+
+
+def read_index(folder: Path) -> AdapterIndex:
+    """The index of a container's folder; empty where it has no adapters.
+
+    Raises:
+        BadInput: The file is not one, or a newer version wrote it.
+    """
+    path = folder / INDEX_FILE
+    if not path.is_file():
+        return AdapterIndex()
+    return read_versioned(AdapterIndex, path.read_bytes(), newest=INDEX_VERSION, where=str(path))

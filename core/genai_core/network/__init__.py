@@ -1,0 +1,1 @@
+"""Calls to servers of others: which addresses, for how long, one file over https."""

@@ -1,0 +1,1 @@
+"""Sources of a build: their addresses, their files by role, and what is asked about them once."""

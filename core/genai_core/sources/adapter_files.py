@@ -1,0 +1,88 @@
+"""An adapter's folder as the user has it -> its two files, with digests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from genai_core.errors import BadAdapter
+from genai_core.files.paths import inside, links_may_reach
+from genai_core.sources.source_files import Digests, SourceFacts, SourceFile
+
+__all__ = [
+    "ADAPTER_ENCODINGS_ROLE",
+    "ADAPTER_ROLES",
+    "ADAPTER_WEIGHTS_ROLE",
+    "inspect_adapter",
+]
+
+ADAPTER_ROLES = ("adapter_config.json", "adapter_model.safetensors")
+"""PEFT's names, the same everywhere."""
+ADAPTER_WEIGHTS_ROLE = "lora.safetensors"
+"""Weights by the names of the model's LoRA inputs, as AIMET exports them, whatever their file is
+called."""
+ADAPTER_ENCODINGS_ROLE = "lora.encodings"
+"""Encodings of these."""
+
+
+def inspect_adapter(
+    root: Path,
+    cache: Digests,
+    *,
+    where: str,
+    pin: str | None = None,
+    weights: str | None = None,
+    encodings: str | None = None,
+) -> SourceFacts:
+    """Find an adapter's files and their digests.
+
+    Args:
+        root: Its folder.
+        cache: Spares hashing files again that have not changed.
+        where: Field that names the folder, for messages.
+        pin: `sha256:...` that its content must have; None = any.
+        weights: A .safetensors file in it, by the names of the model's inputs; None = PEFT's two
+            files.
+        encodings: Of these weights; None = there are none.
+
+    Raises:
+        BadAdapter: A file is missing or unreadable, or the content is not what is pinned.
+    """
+    named = {ADAPTER_WEIGHTS_ROLE: weights, ADAPTER_ENCODINGS_ROLE: encodings}
+    paths = {role: root / name for role, name in named.items() if name is not None}
+    paths = paths or {name: root / name for name in ADAPTER_ROLES}
+    lacking = [path.name for path in paths.values() if not path.is_file()]
+    if lacking and weights is not None:
+        raise BadAdapter(
+            f"it holds no {' and no '.join(lacking)}",
+            where=f"{where}: {root}",
+            remedy="name files below the source",
+        )
+    if lacking:
+        pickled = (root / "adapter_model.bin").is_file()
+        raise BadAdapter(
+            f"it holds no {' and no '.join(lacking)}"
+            + (" but a pickle, which is never opened" if pickled else ""),
+            where=f"{where}: {root}",
+            remedy="name the folder that save_pretrained(..., safe_serialization=True) wrote",
+        )
+    try:
+        for path in paths.values():
+            inside(path, links_may_reach(root), str(path))
+        files = {
+            name: SourceFile(path, cache.digest(path), path.stat().st_size)
+            for name, path in paths.items()
+        }
+    except OSError as error:
+        raise BadAdapter(
+            f"it cannot be read: {error.strerror or error}",
+            where=str(error.filename or root),
+            remedy="check the file and its permissions",
+        ) from error
+    facts = SourceFacts(root, files)
+    if pin not in {None, facts.digest}:
+        raise BadAdapter(
+            f"its content is {facts.digest}, not the {pin} that {where} pins",
+            where=str(root),
+            remedy="correct the digest, or restore the adapter that it stands for",
+        )
+    return facts

@@ -1,0 +1,297 @@
+"""A model's folder as the user has it -> its files by role, with digests.
+
+Keys must not depend on what a user calls a file, so every file gets a role: `model.onnx` and
+`model.encodings` whatever their names are, external data under the location that the ONNX file
+gives it, `tokens.npy` and `calibration.<ext>` where the spec names them; configuration and
+tokenizer files keep their names, which are the same everywhere. Ingest sees a folder of roles.
+
+A folder may be flat, as exporters leave it, or hold the ONNX file deeper (`base/onnx/`), with
+config.json and the tokenizer at its top. Nothing here imports onnx: which data files belong to the
+model is read from the file's bytes, since a build that finds everything cached must stay quick.
+"""
+
+from __future__ import annotations
+
+import mmap
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol
+
+from genai_core.canonical import digest_json
+from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
+from genai_core.files.foreign import read_json_object, refuse_pointer
+from genai_core.files.home import expanded
+from genai_core.files.paths import inside, links_may_reach
+from genai_core.kinds.build import BuildSpec
+from genai_core.names import Digest
+from genai_core.sources.encoding_bits import weight_bits
+
+__all__ = ["MODEL_ROLE", "Digests", "SourceFacts", "SourceFile", "inspect_source", "source_folder"]
+
+MODEL_ROLE = "model.onnx"
+ENCODINGS_ROLE = "model.encodings"
+CONFIG_ROLE = "config.json"
+TOKENS_ROLE = "tokens.npy"
+
+ASSETS = (
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "spiece.model",
+    "tekken.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Files that go into the container as they are, where they stand beside the model or above it."""
+
+# One external_data entry of a TensorProto: key (field 1) "location", value (field 2).
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])")
+_MANY = 5
+
+
+class Digests(Protocol):
+    """Knows the digests of files: a `FileCache`, or what a bucket says about its objects."""
+
+    def digest(self, path: Path) -> Digest:
+        """Return a file's SHA-256."""
+        ...
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of the source."""
+
+    path: Path
+    sha256: Digest
+    size: int
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a model's folder holds.
+
+    Attributes:
+        root: The folder, absolute.
+        files: Role -> file.
+        config: config.json as it stands; empty where there is none.
+        weight_bits: Most common bit width of quantized weights, None without encodings.
+    """
+
+    root: Path
+    files: Mapping[str, SourceFile]
+    config: Mapping[str, Any] = field(default_factory=dict)
+    weight_bits: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """`sha256:` and the digest of roles and contents: what `spec.model.digest` pins."""
+        roles = {role: file.sha256 for role, file in self.files.items()}
+        return f"sha256:{digest_json({'schema': 'genai.source/1', 'files': roles})}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files.values())
+
+
+def source_folder(spec: BuildSpec, base_dir: Path) -> Path:
+    """The local folder that a spec's model lies in.
+
+    Args:
+        spec: Its `model.source` is a folder, or the ONNX file itself.
+        base_dir: What a relative source counts from: the folder of the YAML file.
+
+    Raises:
+        InvalidSpec: The source is an address, not a folder.
+        BadModel: There is no such folder.
+    """
+    text = spec.model.source.removeprefix("file://")
+    if "://" in text:
+        raise InvalidSpec(
+            f"a build on this machine reads models from a folder, not from {text}",
+            where="spec.model.source",
+            remedy="download the model and name its folder",
+        )
+    path = (base_dir / expanded(text)).absolute()
+    if not path.exists():
+        raise BadModel(
+            "there is no such folder", where=str(path), remedy="correct spec.model.source"
+        )
+    return path.parent if path.is_file() else path
+
+
+def inspect_source(
+    spec: BuildSpec, base_dir: Path, cache: Digests, *, links_within: Path | None = None
+) -> SourceFacts:
+    """Find a model's files and their digests.
+
+    Args:
+        spec: Says where the model is and which files it names.
+        base_dir: What a relative source counts from.
+        cache: Spares hashing files again that have not changed.
+        links_within: Folder that links must not leave; None = see `links_may_reach`.
+
+    Raises:
+        BadInput: A file that is missing, unreadable or ambiguous; where it is ambiguous, the
+            message names every candidate.
+    """
+    root = source_folder(spec, base_dir)
+    named = spec.model.onnx
+    if named is None and Path(spec.model.source).suffix == ".onnx":
+        named = Path(spec.model.source).name
+    try:
+        paths = _find_files(spec, root, named)
+        for path in paths.values():
+            inside(path, links_within or links_may_reach(root), str(path))
+            refuse_pointer(path, where=str(path), remedy=f"run `git lfs pull` in {root}")
+        files = {
+            role: SourceFile(path, cache.digest(path), path.stat().st_size)
+            for role, path in sorted(paths.items())
+        }
+    except OSError as error:
+        raise BadModel(
+            f"it cannot be read: {error.strerror or error}",
+            where=str(error.filename or root),
+            remedy="check the file and its permissions",
+        ) from error
+    config = (
+        read_json_object(files[CONFIG_ROLE].path, where=str(files[CONFIG_ROLE].path))
+        if CONFIG_ROLE in files
+        else {}
+    )
+    encodings = files.get(ENCODINGS_ROLE)
+    facts = SourceFacts(root, files, config, weight_bits(encodings.path) if encodings else None)
+    if spec.model.digest not in {None, facts.digest}:
+        raise BadModel(
+            f"its content is {facts.digest}, not the {spec.model.digest} that the spec pins",
+            where=str(root),
+            remedy="correct spec.model.digest, or restore the model that it stands for",
+        )
+    return facts
+
+
+def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str, Path]:
+    onnx = _one(root, onnx_name, suffix=".onnx", field_name="spec.model.onnx")
+    if onnx is None:
+        raise BadModel(
+            "it holds no .onnx file", where=str(root), remedy="name the folder of an ONNX model"
+        )
+    near = list(dict.fromkeys((onnx.parent, root)))
+    paths = {MODEL_ROLE: onnx}
+    for location in _data_locations(onnx):
+        paths[location] = _data_file(onnx, location)
+    for name in (CONFIG_ROLE, *ASSETS):
+        found = next((f / name for f in near if (f / name).is_file()), None)
+        if found is not None:
+            paths.setdefault(name, found)
+    encodings = _one(
+        root,
+        spec.model.encodings,
+        suffix=".encodings",
+        field_name="spec.model.encodings",
+        first=onnx.parent,
+    )
+    if encodings is not None:
+        paths[ENCODINGS_ROLE] = encodings
+    quantization = spec.quantization
+    if quantization.fidelity.tokens:
+        paths[TOKENS_ROLE] = _named(
+            root, quantization.fidelity.tokens, "spec.quantization.fidelity.tokens"
+        )
+    if quantization.calibration:
+        path = _named(root, quantization.calibration, "spec.quantization.calibration")
+        paths[f"calibration{path.suffix.lower()}"] = path
+    return paths
+
+
+def _one(
+    root: Path, name: str | None, *, suffix: str, field_name: str, first: Path | None = None
+) -> Path | None:
+    """The file that is named, or the only one with that suffix; the nearest folder counts."""
+    if name is not None:
+        return _named(root, name, field_name)
+    for candidates in (
+        _with_suffix((first or root).iterdir(), suffix),
+        _with_suffix(root.iterdir(), suffix),
+        _with_suffix(root.rglob(f"*{suffix}"), suffix),
+    ):
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            shown = ", ".join(str(p.relative_to(root)) for p in candidates[:_MANY])
+            more = len(candidates) - _MANY
+            kind = BadEncodings if suffix == ".encodings" else BadModel
+            raise kind(
+                f"it holds {len(candidates)} {suffix} files: {shown}"
+                + (f" and {more} more" if more > 0 else ""),
+                where=str(root),
+                remedy=f"name one of them in {field_name}",
+            )
+    return None
+
+
+def _with_suffix(paths: Iterable[Path], suffix: str) -> list[Path]:
+    return sorted(p for p in paths if p.name.endswith(suffix) and p.is_file())
+
+
+def _named(root: Path, name: str, field_name: str) -> Path:
+    path = root / name
+    if not path.is_file():
+        raise BadInput(
+            f"there is no file {path}", where=field_name, remedy=f"name a file below {root}"
+        )
+    return path
+
+
+def _data_locations(onnx: Path) -> list[str]:
+    """Locations of external data, in order, each once."""
+    if onnx.stat().st_size == 0:
+        raise BadModel("it is empty", where=str(onnx), remedy="export the model again")
+    with onnx.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return list(dict.fromkeys(_locations(data, onnx)))
+
+
+def _locations(data: mmap.mmap, onnx: Path) -> Iterator[str]:
+    for match in _LOCATION.finditer(data):
+        # A varint of one or two bytes: no path is longer than 16383 bytes.
+        length = match[1][0] & 0x7F
+        if len(match[1]) == 2:
+            length |= match[1][1] << 7
+        raw = data[match.end() : match.end() + length]
+        try:
+            location = raw.decode()
+        except UnicodeDecodeError:
+            continue
+        path = PurePosixPath(location)
+        if not location or path.is_absolute() or ".." in path.parts or "\\" in location:
+            raise BadModel(
+                f"external data at {location!r} lies outside the model's folder",
+                where=str(onnx),
+                remedy="export the model again with its data beside it",
+            )
+        yield str(path)
+
+
+def _data_file(onnx: Path, location: str) -> Path:
+    if location in {MODEL_ROLE, ENCODINGS_ROLE, CONFIG_ROLE, TOKENS_ROLE}:
+        raise BadModel(
+            f"its external data is called {location}, which stands for another file",
+            where=str(onnx),
+            remedy="export the model again with another name for its data",
+        )
+    path = onnx.parent / location
+    if not path.is_file():
+        raise BadModel(
+            f"its external data {location} is missing",
+            where=str(onnx),
+            remedy=f"put {path.name} into {path.parent}",
+        )
+    return path

@@ -1,0 +1,157 @@
+"""A model's folder in a bucket: listed, hashed and fetched, never written.
+
+The listing's sizes and tags tell whether anything changed without reading a byte; a digest is
+taken from the server where it keeps one, else from the bytes as they stream by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+from botocore.exceptions import ClientError
+
+from genai_core.errors import BadModel, SourceNotFound
+from genai_core.files.whole_files import explain
+from genai_core.names import Digest
+from genai_core.sources.resolved import ListedFile
+from genai_core.store.s3 import transfer
+from genai_core.store.s3.client import new_client
+from genai_core.store.s3.errors import NoSuchBucket, explained, is_absent
+from genai_core.store.s3.guard import Refuse
+from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.s3.objects import Objects
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+__all__ = ["S3Source"]
+
+_MOST_FILES = 10_000
+"""Of a model; as many as of an archive."""
+_LISTING_SECONDS = 120.0
+_LARGEST_OBJECT = 50 << 40
+"""S3 allows 50 TB."""
+
+
+class S3Source:
+    """See the module's docstring.
+
+    Args:
+        where: Its prefix is the model's folder.
+        credentials: None = from the environment.
+        refuse: As for `new_client`.
+    """
+
+    def __init__(
+        self,
+        where: S3Location,
+        credentials: S3Credentials | None = None,
+        *,
+        refuse: Refuse | None = None,
+    ) -> None:
+        self._refuse = refuse
+        self.where = where
+        self._credentials = credentials
+        self._objects = Objects(
+            lambda: self._client, where.bucket, prefix=where.prefix, location=str(where)
+        )
+
+    @cached_property
+    def _client(self) -> S3Client:
+        return new_client(self.where, self._credentials, refuse=self._refuse)
+
+    def list(self) -> dict[str, ListedFile]:
+        """Relative path -> size and tag of every object in the folder.
+
+        Raises:
+            SourceNotFound: There is none, or no such bucket.
+            StoreUnreadable: There are more than a model has.
+            GenAIError: The bucket cannot be read.
+        """
+        found: dict[str, ListedFile] = {}
+        with self._bucket_is_there():
+            for file in self._objects.list(most=_MOST_FILES, seconds=_LISTING_SECONDS):
+                if not 0 <= file.size <= _LARGEST_OBJECT:
+                    raise BadModel(
+                        f"{file.name[:200]!r} has {file.size} bytes, which no object has",
+                        where=str(self.where),
+                        remedy="name an S3 server's own address",
+                    )
+                if file.name and not file.name.endswith("/"):
+                    found[file.name] = ListedFile(size=file.size, tag=file.tag)
+        if not found:
+            raise SourceNotFound(
+                "there is nothing",
+                where=str(self.where),
+                remedy="upload the model, or correct spec.model.source",
+            )
+        return found
+
+    @contextmanager
+    def _bucket_is_there(self) -> Iterator[None]:
+        try:
+            yield
+        except NoSuchBucket as error:
+            raise SourceNotFound(
+                f"there is no bucket {self.where.bucket}",
+                where=str(self.where),
+                remedy="create it, or correct spec.model.source",
+            ) from error
+
+    def digest(self, name: str) -> Digest:
+        """The SHA-256 of an object: the server's word for it, else of its bytes."""
+        head = self._objects.head(name)
+        if head is None:
+            raise self._changed(name, "it is gone")
+        if head.digest is not None:
+            return head.digest
+        with explained(str(self.where)):
+            digest, size = transfer.hash_object(
+                self._client,
+                bucket=self.where.bucket,
+                key=self._objects.key(name),
+                most=head.size + 1,
+            )
+        if size != head.size:
+            raise self._changed(name, f"it does not have the {head.size} bytes that it had")
+        return digest
+
+    def fetch(self, name: str, dest: Path, *, size: int) -> Digest:
+        """Write an object to a file; returns the digest of its bytes.
+
+        Raises:
+            BadModel: It is not there any more, or has another size.
+            NoSpace: No room.
+        """
+        key = self._objects.key(name)
+        try:
+            with explained(str(self.where)), dest.open("w+b", buffering=0) as stream:
+                try:
+                    found, length = transfer.download(
+                        self._client,
+                        cast("BinaryIO", stream),
+                        bucket=self.where.bucket,
+                        key=key,
+                        size=size,
+                    )
+                except ClientError as error:
+                    if not is_absent(error):
+                        raise
+                    found, length = Digest(""), 0
+        except OSError as error:
+            raise explain(error, dest, need=size) from error
+        if length != size:
+            raise self._changed(name, f"it has {length} bytes, not {size}")
+        return found
+
+    def _changed(self, name: str, how: str) -> BadModel:
+        return BadModel(
+            f"{how}: it changed while the build was running",
+            where=str(replace(self.where, prefix=self._objects.key(name))),
+            remedy="apply the build again",
+        )

@@ -1,0 +1,1 @@
+"""A task: its file, its key, its record, and chains of tasks."""
