@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,23 @@ def test_contributing_names_files_that_are_there() -> None:
     ]
     assert len(named) > 40
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_folders_of_more_than_eighteen_modules_have_parts() -> None:
+    modules = Counter(
+        path.parent
+        for room in ROOMS
+        for path in tracked(f"{room}/*.py")
+        if path.name != "__init__.py"
+    )
+    assert not {str(folder): n for folder, n in modules.items() if n > 18}, "give it parts"
+
+
+@pytest.mark.parametrize("room", ["core", "runtime", "stages", "cli"])
+def test_parts_of_a_room_say_what_they_own(room: str) -> None:
+    package = ROOT / room / f"genai_{room}"
+    parts = {path.parent for path in tracked(f"{room}/*/*/__init__.py")}
+    assert parts
+    for part in sorted(part for part in parts if part.parent == package):
+        text = (part / "README.md").read_text(encoding="utf-8")
+        assert len(text.splitlines()) <= 60, part
