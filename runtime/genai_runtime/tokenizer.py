@@ -28,6 +28,10 @@ class TextTokenizer:
             remedy="export it with the tokenizer's save_pretrained",
         ):
             self._tokenizer = Tokenizer.from_buffer(plain_text(path.read_bytes()))
+        # The file keeps the limits of whoever saved it, a training script's 512 tokens: they would
+        # cut or pad every prompt without a word. transformers sets them aside at each call too.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     @classmethod
     def of_folder(cls, folder: Path) -> TextTokenizer | None:

@@ -86,6 +86,27 @@ def test_ingest_reads_texts_when_they_are_marked_and_hands_them_on_without(tmp_p
     assert list(read_encodings(copied)) == ["logits"]
 
 
+@pytest.mark.parametrize(
+    "kept",
+    [
+        {"truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst"}},
+        {"padding": {"strategy": {"Fixed": 32}, "direction": "Left", "pad_id": 0}},
+    ],
+)
+def test_tokenizer_reads_the_whole_text_when_its_file_keeps_the_limits_of_a_training(
+    tmp_path: Path, kept: dict[str, dict[str, object]]
+) -> None:
+    content = json.loads((EXAMPLE / "tokenizer.json").read_text(encoding="utf-8"))
+    given = {"truncation": {"stride": 0}, "padding": {"pad_type_id": 0, "pad_token": "<pad>"}}
+    for name, fields in kept.items():
+        content[name] = {"pad_to_multiple_of": None, **given[name], **fields}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    text = "def f(x):\n    return x + 1\n"
+    expected = TextTokenizer(EXAMPLE / "tokenizer.json").encode(text)
+    assert TextTokenizer(path).encode(text).tolist() == expected.tolist()
+
+
 def test_tokenizer_ends_in_a_sentence_when_its_rule_backtracks_without_end(tmp_path: Path) -> None:
     content = json.loads((EXAMPLE / "tokenizer.json").read_text(encoding="utf-8"))
     split = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -90,6 +91,59 @@ def test_parts_of_cuts_a_fused_projection_as_the_core_graph_does(
     assert {p.place.layer for p in parts} == {1}
     taken = sorted(row for part in parts for row in part.rows or ())
     assert taken == list(range(size[0])), "each row of B goes to one linear"
+
+
+@pytest.fixture(scope="module")
+def nameless(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """gpt-neox as exporters write it that keep no names: rows of query, key and value by head."""
+    folder, out = tmp_path_factory.mktemp("nameless"), tmp_path_factory.mktemp("core")
+    shutil.copytree(FIXTURES / "gpt-neox", folder, dirs_exist_ok=True)
+    (folder / "model.onnx").unlink()  # it may be a hard link
+    proto = onnx.load(FIXTURES / "gpt-neox" / "model.onnx")  # noqa: TID251 - a few kB
+    kept = {"", *(value.name for value in [*proto.graph.input, *proto.graph.output])}
+    names = Numbered()
+    for node in proto.graph.node:
+        node.name = ""
+        for held in (node.input, node.output):
+            held[:] = [name if name in kept else names[name] for name in held]
+    for tensor in proto.graph.initializer:
+        tensor.name = names[tensor.name]
+    del proto.graph.value_info[:]
+    onnx.save(proto, folder / "model.onnx")
+    context = Context(scratch=tmp_path_factory.mktemp("scratch"), threads=1)
+    ingest.run({"source": folder}, IngestConfig(), out, context)
+    return out
+
+
+class Numbered(dict[str, str]):
+    """A new name for each."""
+
+    def __missing__(self, name: str) -> str:
+        self[name] = f"val_{len(self)}"
+        return self[name]
+
+
+def test_parts_of_keeps_the_sources_rows_when_place_alone_tells(core: Core, nameless: Path) -> None:
+    module = "gpt_neox.layers.1.attention.query_key_value"
+    rows = []
+    for folder in (core("gpt-neox"), nameless):
+        every = places(folder)
+        head = next(p for p in every if p.layer == 1 and p.kind == "query")
+        parts = parts_of(module, 3 * head.site.outputs, head.site.inputs, every)
+        rows.append({part.place.kind: part.rows for part in parts})
+    assert rows[1] == rows[0] != {}
+    assert rows[1]["query"][16] == 48, "each head has its query, key and value together"
+
+
+@pytest.mark.parametrize(("name", "told"), [("query_key_value", False), ("qkv_proj", True)])
+def test_parts_of_guesses_no_order_of_rows_when_the_source_has_three_projections(
+    core: Core, name: str, told: bool
+) -> None:
+    every = places(core("llama"))
+    chosen = [next(p for p in every if p.layer == 1 and p.kind == k) for k in modules._KINDS[name]]
+    size = (sum(p.site.outputs for p in chosen), chosen[0].site.inputs)
+    parts = parts_of(f"model.layers.1.self_attn.{name}", *size, every)
+    assert [p.place.kind for p in parts] == (["query", "key", "value"] if told else [])
 
 
 def test_parts_of_is_empty_when_name_or_size_fits_nothing(core: Core) -> None:

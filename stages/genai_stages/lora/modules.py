@@ -45,6 +45,9 @@ _KINDS: Mapping[str, Sequence[str]] = {
     "lm_head": ["head"], "embed_out": ["head"], "output": ["head"],
 }  # fmt: skip
 """Last name of a module, in lower case -> what its output rows are, in order."""
+_OF_SOME_ORDER = frozenset({"query_key_value", "qkv", "wqkv"})
+"""Rows head by head in some models (GPT-NeoX, InternLM2), part by part in others (ChatGLM): where
+the source was not one projection, so that its own rows do not tell, nothing does."""
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,10 @@ def _by_place(module: str, outputs: int, places: Sequence[Place]) -> list[Part]:
         return []
     if len(chosen) == 1:
         return [Part(chosen[0], None)]
+    if all(place.rows is not None for place in chosen):
+        return _cut(chosen, outputs)  # in the source's own order of rows
+    if module.rpartition(".")[2].lower() in _OF_SOME_ORDER:
+        return []
     ends = np.cumsum([place.site.outputs for place in chosen]).tolist()
     return [
         Part(place, tuple(range(end - place.site.outputs, end)))
