@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_core.errors import BadInput
+from genai_core.errors import BadInput, BadModel
 from genai_runtime.executor import Tokens
 
 _FIRST_CANDIDATES = 64
@@ -138,7 +138,17 @@ class Sampler:
         Args:
             logits: Not changed.
             banned: Tokens that must not come now; end tokens before an answer's least length.
+
+        Raises:
+            BadModel: The logits are no numbers: any token would be as good.
         """
+        if not np.isfinite(logits.max()):
+            raise BadModel(
+                "the model computes no finite logits here",
+                where="logits",
+                remedy="try it without adapters and penalties; build it again from weights that "
+                "are finite",
+            )
         token = choose(self.shaped(logits, banned=banned), self._sampling, self._random)
         if self._constraint is not None:
             self._constraint.consume(token)
@@ -218,7 +228,7 @@ def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Ge
     return int(min(place, cumulative.size - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """A token and the natural logarithm of its probability."""
 

@@ -60,8 +60,9 @@ class TextTokenizer:
                 remedy="send valid Unicode",
             ) from None
         with self._use("it cannot cut the text into tokens"):
-            ids = self._tokenizer.encode(text, add_special_tokens=special).ids
-            return np.asarray(ids, dtype=np.int64)
+            # Of a batch, since `encode` keeps every other thread waiting until it is done.
+            (cut,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+            return np.asarray(cut.ids, dtype=np.int64)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of some tokens, without special tokens."""

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from genai_core.errors import BadInput
+from genai_core.errors import BadInput, BadModel
 from genai_runtime.sampling import Sampler, Sampling, distribution, logprobs
 
 
@@ -94,6 +94,15 @@ def test_next_never_takes_a_banned_token():
     made = sampler(temperature=5.0)
     assert all(made.next(LOGITS, banned={0, 2}) not in {0, 2} for _ in range(50))
     assert LOGITS[0] == 2.0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_next_takes_no_token_when_logits_are_no_numbers(temperature, value):
+    """NaN was the most likely token of a greedy answer."""
+    logits = np.array([1.0, value, 0.5], np.float32)
+    with pytest.raises(BadModel, match="no finite logits"):
+        Sampler(Sampling(temperature=temperature), vocab_size=3).next(logits)
 
 
 def test_draws_repeat_when_the_seed_does():

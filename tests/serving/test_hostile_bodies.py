@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
+from pathlib import Path
 
 import pytest
+from genai_runtime.tokenizing import TextTokenizer
 from pydantic import ValidationError
 
 from genai_serving.api.schemas import ChatBody, CompletionBody, DetokenizeBody
 
 MANY = 390_000
+EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 
 
 @pytest.mark.parametrize(
@@ -82,3 +86,67 @@ def test_slow_bodies_take_no_more_memory_than_all_of_them_may(client, monkeypatc
         assert time.monotonic() < until
     while client.post("/tokenize", begun + b'"}').status == 429:
         assert time.monotonic() < until, "what a client that went away held is free again"
+
+
+def test_a_body_counts_until_its_request_is_over(client, shared, monkeypatch):
+    """It is in memory as long; a thousand that wait for the tokenizer were gigabytes."""
+    monkeypatch.setattr("genai_serving.api.bodies.MOST_BODIES_BYTES", 30_000)
+    monkeypatch.setattr(shared.executor, "seconds", 0.02)
+    large = {"prompt": "a", "max_tokens": 90, "ignore_eos": True, "user": "a" * 20_000}
+    with socket.create_connection(("127.0.0.1", client.port), timeout=20) as held:
+        raw = json.dumps({**large, "stream": True}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(raw)}\r\n\r\n"
+        held.sendall(head.encode() + raw)
+        assert held.recv(8).startswith(b"HTTP/1.1"), "its answer has begun"
+        assert client.post("/tokenize", {"prompt": "a" * 6000}).status == 200
+        assert client.post("/v1/completions", {**large, "max_tokens": 1}).status == 429
+    until = time.monotonic() + 20
+    while client.post("/v1/completions", {**large, "max_tokens": 1}).status != 200:
+        assert time.monotonic() < until
+    while shared.service.bodies.bytes:
+        assert time.monotonic() < until
+
+
+def test_logprobs_of_prompts_are_bounded_however_many_prompts_there_are(client, monkeypatch):
+    """0.2 MB of tokens took 350 MiB, and 12 s in which nobody else was answered."""
+    monkeypatch.setattr("genai_serving.api.service.MOST_TOLD", 2 * 3 * 50 * 21)
+    body = {"prompt": [[7] * 50] * 2, "n": 3, "max_tokens": 1, "echo": True, "logprobs": 20}
+    assert client.post("/v1/completions", body).status == 200
+    answer = client.post("/v1/completions", {**body, "prompt": [[7] * 51] * 2})
+    assert answer.status == 400
+    assert "6426 numbers of prompts" in answer.json["error"]["message"]
+
+
+def test_cutting_a_long_text_keeps_no_other_thread_waiting():
+    tokenizer = TextTokenizer.of_folder(EXAMPLE)
+    done = threading.Event()
+
+    def cut():
+        tokenizer.encode("ab cd " * 100_000)
+        done.set()
+
+    thread = threading.Thread(target=cut)
+    thread.start()
+    steps = 0
+    while not done.wait(0.001):
+        steps += 1
+    thread.join()
+    assert steps > 10, "two or three where the lock of the interpreter is held"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "x", "stop_token_ids": [10**6, 10**30]}),
+        (
+            "/v1/chat/completions",
+            {
+                "messages": [{"role": "user", "content": "x"}],
+                "chat_template_kwargs": {"self": 1, "args": 2},
+            },
+        ),
+    ],
+)
+def test_names_and_numbers_that_mean_nothing_here_fail_no_answer(client, path, body):
+    answer = client.post(path, {**body, "min_tokens": 2, "max_tokens": 3})
+    assert answer.status == 200, answer.raw

@@ -72,7 +72,7 @@ def _render(request: dict[str, Any]) -> str:
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)  # noqa: DTZ005
     pieces: list[str] = []
     length = 0
-    for piece in environment.from_string(request["template"]).generate(**request["variables"]):
+    for piece in environment.from_string(request["template"]).generate(request["variables"]):
         length += len(piece)
         if length > _LARGEST_TEXT:
             raise MemoryError

@@ -69,7 +69,7 @@ class ChatTemplate:
         template = _chosen(config.get("chat_template"))
         return cls(template, special, _CONFIG_FILE) if template else None
 
-    def render(self, messages: Sequence[Message], **variables: object) -> str:
+    def render(self, messages: Sequence[Message], /, **variables: object) -> str:
         """The conversation as text that ends where the assistant is to speak.
 
         Args:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from genai_core.errors import BadInput, GenAIError
-from genai_serving.api.bodies import read_body
+from genai_serving.api.bodies import Bodies, read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
 from genai_serving.api.errors import ApiError, of_failure
@@ -84,16 +84,19 @@ def application(
         lifespan=lifespan,
     )
     keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
-    return _Front(app, keys, draining)
+    return _Front(app, keys, draining, service.bodies)
 
 
 class _Front:
-    """Keys, request ids and the end of connections, before any route."""
+    """Keys, request ids, the end of connections; behind an answer, what its body took is free."""
 
-    def __init__(self, app: Any, keys: ApiKeys, draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: Any, keys: ApiKeys, draining: Callable[[], bool], bodies: Bodies
+    ) -> None:
         self._app = app
         self._keys = keys
         self._draining = draining
+        self._bodies = bodies
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
@@ -116,7 +119,10 @@ class _Front:
             await ending.response()(scope, receive, named)
             return
         if scope["path"] in _OPEN or self._keys.allow(headers.get(b"authorization", b"")):
-            await self._app(scope, receive, named)
+            try:
+                await self._app(scope, receive, named)
+            finally:
+                self._bodies.release(scope)
             return
         refusal = ApiError(
             401,

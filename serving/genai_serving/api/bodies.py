@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from typing import TypeVar
+from collections.abc import MutableMapping
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
@@ -23,9 +24,12 @@ BODY = Budget("body", MAX_BODY_BYTES, 64, 400_000)
 MOST_KEYS = 20_000
 """4096 messages have three each; each that is wrong is an error of its own."""
 MOST_BODIES_BYTES = 128 << 20
-"""Of all bodies that are being read."""
+"""Of all bodies that are there: being read, waiting to be tokens, or of requests under way."""
 LONG_TEXT = 64 << 10
 """Characters: the tokens of a longer text take some hundred bytes each, so it is cut alone."""
+
+_HELD = "genai.body"
+"""Key of an ASGI scope: bytes of its body."""
 
 _B = TypeVar("_B", bound=BaseModel)
 
@@ -35,13 +39,17 @@ class Bodies:
 
     def __init__(self) -> None:
         self.bytes = 0
-        """Of bodies that are being read."""
+        """Of bodies that are there."""
         self.long = asyncio.Semaphore(1)
         """Of long texts that are cut into tokens."""
 
     def of(self, characters: int) -> contextlib.AbstractAsyncContextManager[None]:
         """What cutting so long a text waits for."""
         return self.long if characters > LONG_TEXT else contextlib.nullcontext()
+
+    def release(self, scope: MutableMapping[str, Any]) -> None:
+        """Give back what a request's body took, once the request is over."""
+        self.bytes -= scope.pop(_HELD, 0)
 
 
 async def read_body(request: HttpRequest, bodies: Bodies, kind: type[_B]) -> _B:
@@ -77,24 +85,22 @@ async def read_body(request: HttpRequest, bodies: Bodies, kind: type[_B]) -> _B:
 
 async def _bytes(request: HttpRequest, bodies: Bodies) -> bytes:
     raw = bytearray()
-    try:
-        async for chunk in request.stream():
-            raw += chunk
-            bodies.bytes += len(chunk)
-            if len(raw) > MAX_BODY_BYTES:
-                raise ApiError(
-                    413, f"the body has more than {MAX_BODY_BYTES >> 20} MiB", code="body_too_large"
-                )
-            if bodies.bytes > MOST_BODIES_BYTES:
-                raise ApiError(
-                    429,
-                    "too many large bodies come at once",
-                    code="queue_full",
-                    headers={"Retry-After": str(RETRY_SECONDS)},
-                )
-        return bytes(raw)
-    finally:
-        bodies.bytes -= len(raw)
+    async for chunk in request.stream():
+        raw += chunk
+        bodies.bytes += len(chunk)
+        request.scope[_HELD] = len(raw)
+        if len(raw) > MAX_BODY_BYTES:
+            raise ApiError(
+                413, f"the body has more than {MAX_BODY_BYTES >> 20} MiB", code="body_too_large"
+            )
+        if bodies.bytes > MOST_BODIES_BYTES:
+            raise ApiError(
+                429,
+                "too many large bodies come at once",
+                code="queue_full",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )
+    return bytes(raw)
 
 
 def _check_keys(content: object) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -49,6 +53,22 @@ async def chat_completions(request: HttpRequest, service: Service) -> Response:
         chunks = _chunks(body, running, service.model, head)
         return StreamingResponse(events(chunks, running), media_type="text/event-stream")
     told = await collect(request, running)
+    # Logprobs of long answers are megabytes of JSON: not in the loop.
+    return await asyncio.to_thread(
+        _whole, body, told, running, service.model, prompt=prompt, head=head
+    )
+
+
+def _whole(
+    body: ChatBody,
+    told: Sequence[Sequence[Piece]],
+    running: Sequence[Running],
+    model: ServedModel,
+    *,
+    prompt: NDArray[np.int64],
+    head: Mapping[str, Any],
+) -> Response:
+    """The answer in one piece."""
     choices = []
     for index, pieces in enumerate(told):
         answer = running[index].answer
@@ -64,7 +84,7 @@ async def chat_completions(request: HttpRequest, service: Service) -> Response:
             "stop_reason": answer.stop_reason,
         }
         if body.logprobs:
-            choice["logprobs"] = _logprobs(pieces, service.model)
+            choice["logprobs"] = _logprobs(pieces, model)
         if body.return_token_ids:
             choice["token_ids"] = [number for piece in pieces for number in piece.tokens]
         choices.append(choice)
@@ -77,17 +97,18 @@ async def chat_completions(request: HttpRequest, service: Service) -> Response:
 def _logprobs(pieces: Sequence[Piece], model: ServedModel) -> dict[str, Any]:
     """As the chat endpoint tells them."""
     told = [entry for piece in pieces for entry in piece.logprobs]
+    text = cache(model.token_text)
     return {
         "content": [
-            {**_token(item[0], model), "top_logprobs": [_token(t, model) for t in item[1:]]}
+            {**_token(item[0], text), "top_logprobs": [_token(t, text) for t in item[1:]]}
             for item in told
         ],
         "refusal": None,
     }
 
 
-def _token(item: TokenLogprob, model: ServedModel) -> dict[str, Any]:
-    text = model.token_text(item.token)
+def _token(item: TokenLogprob, token_text: Callable[[int], str]) -> dict[str, Any]:
+    text = token_text(item.token)
     return {"token": text, "logprob": item.logprob, "bytes": list(text.encode())}
 
 

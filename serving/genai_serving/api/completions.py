@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -53,10 +55,26 @@ async def completions(request: HttpRequest, service: Service) -> Response:
         chunks = _chunks(body, running, service.model, head)
         return StreamingResponse(events(chunks, running), media_type="text/event-stream")
     told = await collect(request, running)
+    # Logprobs of long prompts are megabytes of JSON: not in the loop.
+    return await asyncio.to_thread(
+        _whole, body, told, running, service.model, prompts=prompts, head=head
+    )
+
+
+def _whole(
+    body: CompletionBody,
+    told: Sequence[Sequence[Piece]],
+    running: Sequence[Running],
+    model: ServedModel,
+    *,
+    prompts: Sequence[NDArray[np.int64]],
+    head: Mapping[str, Any],
+) -> Response:
+    """The answer in one piece."""
     choices = [
         {
             "index": index,
-            **_choice(body, prompts[index // body.n], pieces, running[index], service.model),
+            **_choice(body, prompts[index // body.n], pieces, running[index], model),
         }
         for index, pieces in enumerate(told)
     ]
@@ -105,18 +123,19 @@ def _logprobs(
     told: Sequence[list[TokenLogprob]], top: int, model: ServedModel, offset: int
 ) -> dict[str, list[Any]]:
     """As the completions endpoint tells them."""
-    texts = [model.token_text(item[0].token) for item in told]
+    token_text, shows = cache(model.token_text), cache(model.shows)
+    texts = [token_text(item[0].token) for item in told]
     offsets = []
     for item, text in zip(told, texts, strict=True):
         offsets.append(offset)
         # Special tokens are told by name, and are not in the text.
-        offset += len(text) if model.shows(item[0].token) else 0
+        offset += len(text) if shows(item[0].token) else 0
     return {
         "tokens": texts,
         "token_logprobs": [item[0].logprob for item in told],
         "top_logprobs": [
             # The token itself is told too, also where it is none of the most likely.
-            {model.token_text(t.token): t.logprob for t in [*item[1 : top + 1], item[0]]}
+            {token_text(t.token): t.logprob for t in [*item[1 : top + 1], item[0]]}
             for item in told
         ],
         "text_offset": offsets,

@@ -32,6 +32,10 @@ from genai_serving.structure.grammars import Grammar, Grammars
 _COMPILING = 2
 """Grammars at a time: each takes a second of a core at most."""
 
+MOST_TOLD = 400_000
+"""Logprobs of prompts in one answer, each some 100 bytes here and again in JSON: a short body may
+ask for a hundred times as many. Those of answers come no faster than tokens do."""
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -154,8 +158,17 @@ class Service:
         total, room = len(prompts) * body.n, self.limits.sequences + self.limits.waiting
         if total > room:
             raise BadInput(f"{total} answers are asked for, the server takes {room}", where="n")
+        told = body.n * sum(prompt.size for prompt in prompts) * ((prompt_logprobs or 0) + 1)
+        if prompt_logprobs is not None and told > MOST_TOLD:
+            raise BadInput(
+                f"{told} numbers of prompts are asked for, {MOST_TOLD} are told at once",
+                where="logprobs",
+                remedy="send fewer prompts in a request, or ask for fewer logprobs",
+            )
         end = frozenset() if body.ignore_eos else self.model.stop_tokens
-        stops = end | frozenset(body.stop_token_ids or ())
+        # Ids beyond the vocabulary never come.
+        own = (token for token in body.stop_token_ids or () if token < self.vocab_size)
+        stops = end | frozenset(own)
         loop = asyncio.get_running_loop()
         tokenizer = self.model.tokenizer
         if tokenizer is None and body.stops:
