@@ -15,7 +15,7 @@ from genai_core.files.foreign import read_json_object
 from genai_runtime.executor import checked_tokens
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.session import Session, Tokens, in_chunks
-from genai_runtime.speculation.control import Counts, Speculation
+from genai_runtime.speculation.control import Counts, Room, Speculation
 from genai_runtime.speculation.method import NOTHING, Take, accept
 
 _KEY = 0
@@ -129,7 +129,10 @@ def generate(
             and tokens[-1] not in stop_tokens
             and session.length < session.context_length
         ):
-            room = min(max_tokens - len(tokens), session.context_length - session.length) - 1
+            room = Room(
+                answer=max_tokens - len(tokens) - 1,
+                slot=session.context_length - session.length - 1,
+            )
             _step(session, tokens[-1], room, take, speculation)
     finally:
         if speculation is not None:
@@ -149,7 +152,7 @@ def generate(
 
 
 def _step(
-    session: Session, newest: int, room: int, take: Take, speculation: Speculation | None
+    session: Session, newest: int, room: Room, take: Take, speculation: Speculation | None
 ) -> None:
     """One pass: a token, and those of a draft that come true; the cache holds all but the last."""
     draft = NOTHING

@@ -16,10 +16,14 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, GenAIError
 from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
 from genai_runtime.sampling import Sampler, logprobs
+from genai_runtime.speculation.control import Counts, Room, Speculation
+from genai_runtime.speculation.method import accept
+from genai_serving.guesses import Guesses
 from genai_serving.prefixes import Held, Match, PrefixCache
 from genai_serving.requests import Ended, Finish, Listener, Request, Times
 from genai_serving.scheduler import Limits, Scheduler, Sequence, Step, Work
@@ -71,12 +75,14 @@ class _Answer:
     sampler: Sampler
     arrived: float
     need: int
+    reserved: int
     admitted: float | None = None
     first: float | None = None
     last: float | None = None
     slot: int | None = None
     tokens: list[int] = field(default_factory=list)
     cached: int | None = None
+    done: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,7 @@ class Engine:
         limits: What it gives out.
         observer: Who counts.
         clock: Seconds.
+        speculation: Guesses tokens of answers; its own.
     """
 
     def __init__(
@@ -111,10 +118,12 @@ class Engine:
         *,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
+        speculation: Speculation | None = None,
     ) -> None:
         self._executor = executor
         self._scheduler = Scheduler(limits)
         self._prefixes = PrefixCache(executor, limits.prefix_bytes)
+        self._guesses = Guesses(speculation)
         self._observer: Observer = observer or _Nobody()
         self._clock = clock
         self._keys = itertools.count()
@@ -144,6 +153,11 @@ class Engine:
             share = scheduler.reserved_bytes / scheduler.limits.cache_bytes
             return Load(len(scheduler.running), len(scheduler.waiting), share)
 
+    @property
+    def guessed(self) -> Counts | None:
+        """What came of guesses so far; None where nothing is guessed."""
+        return self._guesses.counts
+
     def submit(self, request: Request, listener: Listener) -> int:
         """Queue a request; its key. Callable from any thread.
 
@@ -170,11 +184,20 @@ class Engine:
             if self._closing or not self.alive:
                 raise Closed("the server is shutting down", remedy="ask another one")
             key = next(self._keys)
-            need = self._executor.cache_bytes(prompt.size + most - 1)
-            self._scheduler.add(Sequence(key, prompt.size, most, need, request.deadline))
-            self._answers[key] = _Answer(request, listener, sampler, self._clock(), need)
+            need = self._executor.cache_bytes(self._places(request))
+            beside = self._guesses.cache_bytes(prompt.size + most) if request.speculation else 0
+            total = need + beside
+            self._scheduler.add(Sequence(key, prompt.size, most, total, request.deadline))
+            self._answers[key] = _Answer(request, listener, sampler, self._clock(), need, total)
             self._wake.notify()
         return key
+
+    def _places(self, request: Request) -> int:
+        """Of its slot: prompt, answer less its last token, and what guesses take beside them."""
+        beside = self._guesses.places if request.speculation else 0
+        return min(
+            request.prompt.size + request.max_tokens - 1 + beside, self._executor.context_length
+        )
 
     def cancel(self, key: int) -> None:
         """End a request soon; nothing where it has ended. Callable from any thread."""
@@ -214,6 +237,7 @@ class Engine:
             for key in left:
                 self._end(key, Finish.CANCELLED)
             self._prefixes.shrink(0)
+            self._guesses.close()
             self._executor.close()
 
     def _next(self) -> bool:
@@ -233,11 +257,25 @@ class Engine:
         for key in overdue:
             self._end(key, Finish.DEADLINE)
         found: dict[int, Match] = {}
+        wanted = self._guesses.wanted(self._rooms())
         with self._wake:
-            step = self._scheduler.schedule(lambda key: self._cached(key, found))
+            step = self._scheduler.schedule(lambda key: self._cached(key, found), wanted)
         if step.work:
             self._run(step, found)
         return True
+
+    def _rooms(self) -> dict[int, Room]:
+        """What each answer that is being written has left."""
+        with self._wake:
+            writing = [(key, answer) for key, answer in self._answers.items() if answer.tokens]
+        return {
+            key: Room(
+                answer=answer.request.max_tokens - len(answer.tokens) - 1,
+                slot=self._places(answer.request) - self._executor.length(answer.slot) - 1,
+            )
+            for key, answer in writing
+            if answer.slot is not None
+        }
 
     def _cached(self, key: int, found: dict[int, Match]) -> int:
         """How many tokens of a prompt a slot can begin with; remembered in `found`."""
@@ -262,7 +300,7 @@ class Engine:
         """A slot for each sequence whose first tokens are in this pass."""
         wanted = [match.slot for match in found.values()]
         with self._wake:
-            admitted = sum(self._answers[key].need for key in step.admitted)
+            admitted = sum(self._answers[key].reserved for key in step.admitted)
             room = self._scheduler.limits.cache_bytes - self._scheduler.reserved_bytes - admitted
         self._prefixes.shrink(room, wanted=wanted)
         for work in step.work:
@@ -285,24 +323,29 @@ class Engine:
         began = self._clock()
         for key in step.admitted:
             self._answers[key].admitted = began
+        writing = {work.key for work in step.work if self._answers[work.key].tokens}
         try:
             self._begin(step, found)
+            step = self._guesses.propose(step, writing)
+            ready = self._clock()
             outputs = self._executor.forward([self._row(work) for work in step.work])
         except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
             for key in {*step.admitted, *(work.key for work in step.work)}:
                 self._end(key, Finish.ERROR, _known(error))
             return
-        finished, failed = set(), {}
+        self._guesses.took(step, writing, self._clock() - ready)
+        finished, failed, written = set(), {}, {}
         for work, output in zip(step.work, outputs, strict=True):
             try:
-                if self._tell(work, output):
+                written[work.key] = self._tell(work, output)
+                if self._answers[work.key].done:
                     finished.add(work.key)
             except Exception as error:  # noqa: BLE001 - as above
                 failed[work.key] = _known(error)
         tokens = sum(work.count for work in step.work)
         self._observer.on_pass(rows=len(step.work), tokens=tokens, seconds=self._clock() - began)
         with self._wake:
-            ended = self._scheduler.update(step, finished=finished)
+            ended = self._scheduler.update(step, finished=finished, written=written)
         for key, known in failed.items():
             self._end(key, Finish.ERROR, known)
         for key in ended:
@@ -318,10 +361,11 @@ class Engine:
             tokens = np.array(answer.tokens[-1:], dtype=np.int64)
         told = answer.request.prompt_logprobs is not None and work.start < prompt.size
         want = Want.ALL if told else Want.LAST if work.yields else Want.NONE
-        return Row(answer.slot, tokens, want=want, adapters=answer.request.adapters)
+        row = Row(answer.slot, tokens, want=want, adapters=answer.request.adapters)
+        return self._guesses.row(work, row)
 
-    def _tell(self, work: Work, output: RowOutput) -> bool:
-        """Hand on what a row yielded; whether the answer is at its end."""
+    def _tell(self, work: Work, output: RowOutput) -> int:
+        """Hand on what a row yielded; tokens that it wrote."""
         answer = self._answers[work.key]
         request = answer.request
         if request.prompt_logprobs is not None and work.start < request.prompt.size:
@@ -333,8 +377,21 @@ class Engine:
                 ]
             )
         if not work.yields:
-            return False
-        logits = output.logits[-1]
+            return 0
+        logits = output.logits[-1 - work.guesses :]
+        written = accept(logits, self._guesses.of(work).tokens, lambda row: self._take(answer, row))
+        if work.guesses:
+            assert answer.slot is not None
+            self._executor.truncate(answer.slot, work.start + len(written))
+        if not answer.done:
+            if request.speculation and len(answer.tokens) == 1:
+                self._guesses.start(work.key, request.prompt)
+            self._guesses.extend(work, written, logits)
+        return len(written)
+
+    def _take(self, answer: _Answer, logits: NDArray[np.float32]) -> tuple[int, bool]:
+        """The next token of an answer, told; and whether the answer is at its end."""
+        request = answer.request
         early = len(answer.tokens) < request.min_tokens
         token = answer.sampler.next(logits, banned=request.stop_tokens if early else ())
         answer.tokens.append(token)
@@ -344,7 +401,8 @@ class Engine:
         self._observer.on_token(None if before is None else now - before)
         told = None if request.logprobs is None else logprobs(logits, token, request.logprobs)
         enough = answer.listener.on_token(token, told)
-        return enough or token in request.stop_tokens or answer.sampler.finished
+        answer.done = enough or token in request.stop_tokens or answer.sampler.finished
+        return token, answer.done
 
     def _end(self, key: int, reason: Finish, error: GenAIError | None = None) -> None:
         with self._wake:
@@ -353,6 +411,7 @@ class Engine:
             self._cancelled.discard(key)
         if answer is None:
             return
+        guessed = self._guesses.finish(key)
         held = self._held(answer)
         if held is not None and error is None:
             self._prefixes.keep(held)
@@ -360,7 +419,7 @@ class Engine:
             self._executor.free(held.slot)
         times = Times(answer.arrived, answer.admitted, answer.first, self._clock())
         prompt, tokens = answer.request.prompt.size, len(answer.tokens)
-        ended = Ended(reason, prompt, tokens, times, error, answer.cached)
+        ended = Ended(reason, prompt, tokens, times, error, answer.cached, guessed)
         self._observer.on_end(answer.request, ended)
         try:
             answer.listener.on_end(ended)

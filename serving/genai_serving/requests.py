@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from genai_core.errors import GenAIError
 from genai_runtime.executor import AdapterUse
 from genai_runtime.sampling import Constraint, Sampling, TokenLogprob
+from genai_runtime.speculation.control import Counts
 
 
 class Finish(enum.Enum):
@@ -55,6 +56,7 @@ class Request:
         deadline: When it must have ended, by the engine's clock; None = whenever.
         adapters: What every pass of it wears.
         constraint: Makes what the answer must look like; None = anything.
+        speculation: Tokens may be guessed; the answer is the same.
         cache_salt: Only requests of the same salt share cached beginnings with it.
     """
 
@@ -68,6 +70,7 @@ class Request:
     deadline: float | None = None
     adapters: tuple[AdapterUse, ...] = ()
     constraint: Callable[[], Constraint] | None = None
+    speculation: bool = True
     cache_salt: str = ""
 
     @property
@@ -97,6 +100,7 @@ class Ended:
         times: When what happened.
         error: With `Finish.ERROR`.
         cached_tokens: Of the prompt, taken from the prefix cache; None = it was not asked.
+        guessed: What came of guesses; None = nothing was guessed.
     """
 
     reason: Finish
@@ -105,6 +109,7 @@ class Ended:
     times: Times
     error: GenAIError | None = None
     cached_tokens: int | None = None
+    guessed: Counts | None = None
 
 
 class Listener(Protocol):

@@ -7,13 +7,14 @@
 A sequence is admitted in the order of arrival, when a slot is free and its whole need of memory
 (prompt and answer) fits beside those that run: so what runs is never put out again, and whoever
 waits longest comes next. In a pass every sequence that is writing gets its one token; what is left
-of the pass's budget goes to prompts, the oldest first. There is no clock here: times are given.
+of the pass's budget goes to prompts, the oldest first, and what they leave to guesses (see
+`genai_runtime.speculation`), shared evenly. There is no clock here: times are given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from genai_core.errors import BadInput, GenAIError
 
@@ -115,13 +116,15 @@ class Work:
         key: Whose.
         start: Tokens in its slot before: what was computed, or is taken from a cache.
         count: Tokens that it appends.
-        yields: A token of the answer comes out.
+        yields: A token of the answer comes out; more where guesses come true.
+        guesses: So many of `count` are guesses, and what else their method wants computed.
     """
 
     key: int
     start: int
     count: int
     yields: bool
+    guesses: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,16 @@ class Step:
 
     admitted: tuple[int, ...]
     work: tuple[Work, ...]
+
+    def with_guesses(self, sizes: Mapping[int, int]) -> Step:
+        """It with as many guesses as there really are: no more than were granted."""
+        work = [
+            replace(one, count=1 + size, guesses=size)
+            if one.guesses != (size := min(one.guesses, sizes.get(one.key, 0)))
+            else one
+            for one in self.work
+        ]
+        return replace(self, work=tuple(work))
 
 
 def _nothing_cached(_key: int) -> int:
@@ -204,13 +217,18 @@ class Scheduler:
         asked = [*self._waiting.values(), *(p.asked for p in self._running.values())]
         return tuple(s.key for s in asked if s.deadline is not None and s.deadline <= now)
 
-    def schedule(self, cached: Callable[[int], int] = _nothing_cached) -> Step:
+    def schedule(
+        self,
+        cached: Callable[[int], int] = _nothing_cached,
+        wanted: Mapping[int, int] | None = None,
+    ) -> Step:
         """The next pass; nothing to do where nobody waits and nobody runs.
 
         Args:
             cached: Tokens of a sequence's prompt, fewer than all, that its slot can begin with.
                 Asked when its first tokens are due and not sooner: who reads the same prompt
                 before it has got further by then.
+            wanted: Tokens that guesses would add to the pass, by sequences that write.
         """
         admitted = tuple(self._admitted())
         members = dict(self._running)
@@ -226,14 +244,22 @@ class Scheduler:
                 count = min(left, budget)
                 budget -= count
                 work.append(Work(key, held, count, yields=count == left))
-        return Step(admitted, tuple(work))
+        return Step(admitted, tuple(_shared(work, budget, wanted or {})))
 
-    def update(self, step: Step, *, finished: Collection[int] = ()) -> tuple[int, ...]:
+    def update(
+        self,
+        step: Step,
+        *,
+        finished: Collection[int] = (),
+        written: Mapping[int, int] | None = None,
+    ) -> tuple[int, ...]:
         """Take over what a pass did.
 
         Args:
             step: As `schedule` gave it; sequences that were cancelled since are passed over.
             finished: Who reached an end token or the like.
+            written: Tokens that came out, where it was not one: guesses came true. The slot then
+                holds as many tokens more.
 
         Returns:
             Who has ended: those that finished, and those whose answer is as long as it may be.
@@ -246,9 +272,9 @@ class Scheduler:
             before = self._running.get(work.key)
             if before is None:
                 continue
-            after = Progress(
-                before.asked, work.start + work.count, before.written + int(work.yields)
-            )
+            new = (written or {}).get(work.key, 1) if work.yields else 0
+            held = work.start + (new if work.guesses else work.count)
+            after = Progress(before.asked, held, before.written + new)
             self._running[work.key] = after
             if work.key in finished or after.written >= after.asked.most:
                 del self._running[work.key]
@@ -269,6 +295,18 @@ class Scheduler:
             slots -= 1
             memory -= sequence.cache_bytes
             yield key
+
+
+def _shared(work: list[Work], budget: int, wanted: Mapping[int, int]) -> Iterator[Work]:
+    """The work with what is left of a pass's budget given to guesses, as evenly as they want."""
+    asking = sum(one.key in wanted for one in work)
+    for one in work:
+        size = 0
+        if one.key in wanted:
+            size = max(0, min(wanted[one.key], budget // asking))
+            asking -= 1
+            budget -= size
+        yield replace(one, count=1 + size, guesses=size) if size else one
 
 
 def mebibytes(size: int) -> str:

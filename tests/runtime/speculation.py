@@ -10,7 +10,7 @@ from genai_runtime.executor import Executor, Row, Want
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
-from genai_runtime.speculation.control import Speculation
+from genai_runtime.speculation.control import Room, Speculation
 from genai_runtime.speculation.method import Draft, Method
 
 MakeExecutor = Callable[[], Executor]
@@ -191,7 +191,13 @@ def several_sequences_are_kept_apart(executor_of: MakeExecutor, method_of: MakeM
             speculation.extend(key, written[key])
     running = set(prompts)
     while running:
-        rooms = {key: len(expected[key]) - len(written[key]) - 1 for key in running}
+        rooms = {
+            key: Room(
+                answer=len(expected[key]) - len(written[key]) - 1,
+                slot=executor.context_length - executor.length(slots[key]) - 1,
+            )
+            for key in running
+        }
         granted = speculation.wanted(rooms)
         drafts = speculation.propose(granted, list(running))
         rows, keys = [], sorted(running)

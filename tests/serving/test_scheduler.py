@@ -54,11 +54,35 @@ class Machine(RuleBasedStateMachine):
         assert not self.scheduler.cancel(key)
         self.gone.add(key)
 
-    @rule(stopping=st.sets(st.integers(0, 60)), gone=st.sets(st.integers(0, 60), max_size=2))
-    def run(self, stopping, gone):
-        """A pass; some sequences meet an end token, some are cancelled while it runs."""
-        step = self.scheduler.schedule()
-        assert step == self.scheduler.schedule(), "asking changes nothing"
+    @rule(
+        stopping=st.sets(st.integers(0, 60)),
+        gone=st.sets(st.integers(0, 60), max_size=2),
+        guessing=st.dictionaries(st.integers(0, 60), st.integers(1, 9)),
+        luck=st.integers(0, 9),
+    )
+    def run(self, stopping, gone, guessing, luck):
+        """A pass; some sequences meet an end token, some are cancelled while it runs.
+
+        Args:
+            guessing: What guesses would add, of whom; as ever no more than an answer has left.
+            luck: How many guesses of a draft are right; its method has half of what was granted.
+        """
+        wanted = {
+            key: min(size, self.asked[key].most - self.written[key] - 1)
+            for key, size in guessing.items()
+            if key in self.alive and self.written[key]
+        }
+        plain = self.scheduler.schedule()
+        step = self.scheduler.schedule(wanted=wanted)
+        assert step == self.scheduler.schedule(wanted=wanted), "asking changes nothing"
+        for without, work in zip(plain.work, step.work, strict=True):
+            assert work.count == without.count + work.guesses, "guesses took what others need"
+            assert work.guesses <= wanted.get(work.key, 0)
+        granted = [work.guesses for work in step.work if wanted.get(work.key, 0) > 0]
+        if granted and sum(granted) < sum(wanted.values()):
+            assert sum(work.count for work in step.work) == LIMITS.tokens, "room was left"
+        assert sum(work.count for work in step.work) <= LIMITS.tokens
+        step = step.with_guesses({work.key: -(-work.guesses // 2) for work in step.work})
         if self.alive:
             assert step.work, "somebody waits or runs, and nothing happens"
         assert sum(work.count for work in step.work) <= LIMITS.tokens
@@ -72,8 +96,10 @@ class Machine(RuleBasedStateMachine):
             known = self.asked[work.key].prompt + self.written[work.key]
             assert work.start == self.read[work.key]
             assert work.count >= 1
-            assert work.start + work.count <= known
-            assert work.yields == (work.start + work.count == known)
+            appended = work.start + work.count - work.guesses
+            assert appended <= known
+            assert work.yields == (appended == known)
+            assert work.yields or not work.guesses
         for key in [k for k in self.admitted if k not in self.gone]:
             if self.written[key]:
                 assert any(w.key == key and w.yields for w in step.work), "a writer was left out"
@@ -81,13 +107,15 @@ class Machine(RuleBasedStateMachine):
             self.scheduler.cancel(key)
             self.gone.add(key)
         finished = {w.key for w in step.work if w.yields and w.key in stopping}
-        ended = self.scheduler.update(step, finished=finished)
+        written = {w.key: 1 + min(luck, w.guesses) for w in step.work if w.guesses}
+        ended = self.scheduler.update(step, finished=finished, written=written)
         for work in step.work:
             if work.key in self.gone:
                 assert work.key not in ended
                 continue
-            self.read[work.key] += work.count
-            self.written[work.key] += work.yields
+            new = written.get(work.key, int(work.yields))
+            self.read[work.key] += new if work.guesses else work.count
+            self.written[work.key] += new
             full = self.written[work.key] == self.asked[work.key].most
             assert (work.key in ended) == (full or work.key in finished)
             if work.key in ended:
@@ -107,7 +135,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(alone):
             if not self.alive:
                 break
-            self.run(set(), set())
+            self.run(set(), set(), {}, 0)
         assert not self.alive, "starved"
 
 
@@ -150,6 +178,18 @@ def test_prompts_share_a_pass_with_writers_when_the_budget_allows():
     scheduler.add(Sequence(1, 20, 5, 1))
     step = scheduler.schedule()
     assert [(w.key, w.count, w.yields) for w in step.work] == [(0, 1, True), (1, 7, False)]
+
+
+def test_guesses_get_evenly_what_prompts_leave():
+    scheduler = Scheduler(Limits(sequences=4, tokens=16, waiting=4, cache_bytes=100))
+    for key in range(3):
+        scheduler.add(Sequence(key, 1, 50, 1))
+    scheduler.update(scheduler.schedule())
+    step = scheduler.schedule(wanted={0: 9, 1: 2, 2: 9})
+    assert [work.guesses for work in step.work] == [4, 2, 7]
+    scheduler.add(Sequence(3, 40, 5, 1))
+    step = scheduler.schedule(wanted={0: 9, 1: 2, 2: 9})
+    assert [(work.count, work.guesses) for work in step.work] == [(1, 0)] * 3 + [(13, 0)]
 
 
 def test_overdue_names_who_waits_and_who_runs_past_the_deadline():

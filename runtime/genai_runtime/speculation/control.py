@@ -50,11 +50,24 @@ class _Member:
     verified: bool = False
 
 
+@dataclass(frozen=True)
+class Room:
+    """What a sequence has left beside its newest token.
+
+    Attributes:
+        answer: Tokens that it may still write, less one: the pass itself yields one.
+        slot: Places of its cache.
+    """
+
+    answer: int
+    slot: int
+
+
 class Speculation:
     """A method, and lengths that follow what it achieves. Not thread safe.
 
         speculation.start(key, prompt)
-        granted = speculation.wanted({key: room})     # tokens that a pass may have beyond one
+        granted = speculation.wanted({key: Room(...)})  # tokens that a pass may have beyond one
         drafts = speculation.propose(granted)
         ... one pass over the rows [newest token, guesses, branch] ...
         speculation.extend(key, written, branch_logits)
@@ -105,12 +118,11 @@ class Speculation:
             self._try(lambda: self._method.start(key, tokens))
             self._members[key] = _Member(Length(self._most, self._least), Counts(self.name))
 
-    def wanted(self, rooms: Mapping[int, int]) -> dict[int, int]:
+    def wanted(self, rooms: Mapping[int, Room]) -> dict[int, int]:
         """The most tokens that drafts of the next pass may add to it.
 
         Args:
-            rooms: Of every sequence that writes, those without speculation too: tokens that its
-                answer and its slot have room for beside the newest one.
+            rooms: Of every sequence that writes, those without speculation too.
         """
         rows = len(rooms)
         if self._failed or (self._adaptive and self.costs.plain_is_due(rows)):
@@ -126,8 +138,9 @@ class Speculation:
                 length = member.length.chosen(
                     self.costs, rows, branch=branch, free=self._method.free
                 )
-            if length and room > branch:
-                wanted[key] = min(length + branch, room)
+            length = min(length, room.answer, room.slot - branch)
+            if length > 0:
+                wanted[key] = length + branch
         return wanted
 
     def propose(self, granted: Mapping[int, int], writing: Sequence[int] = ()) -> dict[int, Draft]:
