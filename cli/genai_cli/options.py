@@ -40,6 +40,16 @@ Target = Annotated[
         autocompletion=completion.targets,
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CONTAINER", show_default=False, help="With draft_model: the smaller model."
+    ),
+]
+DraftTokens = Annotated[
+    int | None,
+    typer.Option(min=1, max=64, metavar="N", show_default=False, help="Guesses at once, at most."),
+]
 Ar = Annotated[
     list[str] | None, typer.Option("--ar", metavar="N,...", help="Tokens in one pass, e.g. 1,128.")
 ]

@@ -9,8 +9,12 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from genai_core.errors import GenAIError
+from genai_core.errors import BadInput, GenAIError
+
+if TYPE_CHECKING:
+    from genai_runtime.speculation.config import SpeculativeConfig
 
 _MOST_TEXT = 1000
 
@@ -44,6 +48,7 @@ def main(argv: list[str] | None = None) -> int:
                 adapters=tuple(given.adapter),
                 revision=given.revision,
                 golden=given.golden,
+                speculation=_speculation(given),
             ),
             say=_say,
         )
@@ -62,10 +67,33 @@ def main(argv: list[str] | None = None) -> int:
         return 2
 
 
+def _speculation(given: argparse.Namespace) -> SpeculativeConfig | None:
+    """What --speculation and its options ask for.
+
+    Raises:
+        BadInput: They make no sense.
+    """
+    from genai_runtime.speculation.config import named_config
+
+    if given.speculation is None:
+        for value, option in ((given.draft, "--draft"), (given.draft_tokens, "--draft-tokens")):
+            if value is not None:
+                raise BadInput(
+                    "it is of speculation", where=option, remedy="add --speculation METHOD"
+                )
+        return None
+    return named_config(
+        given.speculation, draft=given.draft, tokens=given.draft_tokens, where="--speculation"
+    )
+
+
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="genai serve", description="Serve a container.")
     parser.add_argument("container", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
+    parser.add_argument("--speculation", "--speculative-config")
+    parser.add_argument("--draft")
+    parser.add_argument("--draft-tokens", type=int)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--api-key", action="append", default=[])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from genai_runtime.speculation.control import Counts
 from genai_serving.engine import Load
 from genai_serving.requests import Ended, Finish, Request
 
@@ -28,6 +29,8 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.load: Callable[[], Load] | None = None
         """Asked at every scrape."""
+        self.guessed: Callable[[], Counts | None] | None = None
+        """Likewise."""
         self._prompt = self._counter("prompt_tokens", "Prompt tokens read.")
         self._written = self._counter("generation_tokens", "Tokens written.")
         self._queries = self._counter("prefix_cache_queries", "Prompt tokens looked up.")
@@ -76,6 +79,27 @@ class Metrics:
             gauge = GaugeMetricFamily(f"vllm:{name}", about, labels=_LABELS)
             gauge.add_metric(self._labels, value)
             yield gauge
+        counts = self.guessed() if self.guessed is not None else None
+        if counts is not None:
+            yield from self._speculation(counts)
+
+    def _speculation(self, counts: Counts) -> Iterator[Metric]:
+        for name, about, value in (
+            ("drafts", "Drafts that were verified.", counts.drafts),
+            ("draft_tokens", "Tokens of drafts.", counts.guessed),
+            ("accepted_tokens", "Tokens of drafts that came true.", counts.accepted),
+        ):
+            counter = CounterMetricFamily(f"vllm:spec_decode_num_{name}", about, labels=_LABELS)
+            counter.add_metric(self._labels, value)
+            yield counter
+        places = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Tokens of drafts that came true, by place in the draft.",
+            labels=(*_LABELS, "position"),
+        )
+        for place, value in enumerate(list(counts.positions)):
+            places.add_metric((*self._labels, str(place)), value)
+        yield places
 
     def text(self) -> bytes:
         """Prometheus' text format."""

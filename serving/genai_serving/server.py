@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -20,6 +21,9 @@ from genai_runtime import container as containers
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import Container
 from genai_runtime.executor import Executor
+from genai_runtime.speculation.config import SpeculativeConfig
+from genai_runtime.speculation.control import Speculation
+from genai_runtime.speculator import open_speculation
 from genai_runtime.steadiness import Steadiness, try_out
 from genai_serving.api.app import application
 from genai_serving.api.keys import ApiKeys
@@ -62,6 +66,7 @@ class Options:
         adapters: Those of the container that are served; empty = all.
         revision: That the container must be; empty = any.
         golden: Its recorded prompts must be answered as recorded before the first request.
+        speculation: How tokens are guessed; None = they are not.
     """
 
     container: Path
@@ -84,6 +89,7 @@ class Options:
     adapters: tuple[str, ...] = ()
     revision: str = ""
     golden: bool = False
+    speculation: SpeculativeConfig | None = None
 
 
 def _adapters(opened: containers.Container, name: str, chosen: Sequence[str] = ()) -> AdapterIndex:
@@ -160,7 +166,8 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
     emulated = opened.manifest.target.backend is Backend.HTP
     # The static graphs of a twin round by their sizes; trying that takes minutes there.
     steadiness = Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor)
-    cache_bytes = _budget(options, executor)
+    speculation = _speculation(options, opened, executor, steadiness, files)
+    cache_bytes = _budget(options, executor, speculation)
     limits = Limits(
         sequences=options.sequences,
         tokens=max(options.tokens, options.sequences),
@@ -181,11 +188,13 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         created=int(opened.folder.stat().st_mtime),
         adapters=adapters,
         prefix_cache=limits.prefix_bytes > 0,
+        speculation=_about(options, speculation, steadiness),
         defaults=sampling_defaults(opened.folder),
     )
     vocab_size = executor.vocab_size
-    engine = Engine(executor, limits, observer=metrics)
+    engine = Engine(executor, limits, observer=metrics, speculation=speculation)
     metrics.load = lambda: engine.load
+    metrics.guessed = lambda: engine.guessed
     grammars = Grammars(model.tokenizer, vocab_size, model.stop_tokens)
     service = Service(engine, model, limits, vocab_size, grammars, seconds=options.request_seconds)
 
@@ -283,13 +292,63 @@ def _kept(options: Options, cache_bytes: int) -> int:
     return cache_bytes if options.prefix_mib is None else min(options.prefix_mib << 20, cache_bytes)
 
 
-def _budget(options: Options, executor: Executor) -> int:
+def _speculation(
+    options: Options,
+    opened: Container,
+    executor: Executor,
+    steadiness: Steadiness,
+    files: FileCache,
+) -> Speculation | None:
+    """What guesses tokens.
+
+    Raises:
+        BadInput: As `open_speculation`.
+    """
+    if options.speculation is None:
+        return None
+
+    def open_draft(draft: Container, threads: int | None) -> Executor:
+        return draft.open_executor(
+            cache=options.cache / "cpu",
+            threads=options.threads if threads is None else threads,
+            adapters=[],
+            digest_of=files.digest,
+        )
+
+    return open_speculation(
+        options.speculation,
+        executor,
+        steady=steadiness.chunks,
+        tokenizer_of=opened,
+        open_draft=open_draft,
+        load_draft=lambda folder: containers.load(folder, digest_of=files.digest),
+        where="--speculation",
+    )
+
+
+def _about(
+    options: Options, speculation: Speculation | None, steadiness: Steadiness
+) -> dict[str, Any] | None:
+    """What /v1/models tells of it."""
+    if options.speculation is None or speculation is None:
+        return None
+    return {
+        "method": speculation.name,
+        "num_speculative_tokens": speculation.most,
+        "adaptive": options.speculation.adaptive,
+        "lossy": not steadiness.chunks,
+    }
+
+
+def _budget(options: Options, executor: Executor, speculation: Speculation | None) -> int:
     """Bytes of keys and values.
 
     Raises:
         BadInput: They do not hold one sequence of the whole context.
     """
     whole = executor.cache_bytes(executor.context_length)
+    if speculation is not None:
+        whole += speculation.cache_bytes(executor.context_length)
     if options.cache_mib is None:
         budget = min(cache_budget(), options.sequences * whole)
         source = "what this machine's memory leaves, less 15 %"

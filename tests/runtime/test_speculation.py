@@ -6,7 +6,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import speculation as checks
+import speculation_checks as checks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import speculation as checks
+import speculation_checks as checks
 from models import EXAMPLE, tiny_llama
 
 from genai_core.names import Precision

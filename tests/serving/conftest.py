@@ -16,6 +16,8 @@ import uvicorn
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
 from genai_runtime.chat.chat_template import ChatTemplate
+from genai_runtime.speculation.control import Speculation
+from genai_runtime.speculation.draft_model import DraftModel
 from genai_runtime.steadiness import Steadiness
 from genai_runtime.testing import ScriptedExecutor
 from genai_runtime.tokenizer import TextTokenizer
@@ -114,12 +116,15 @@ class Running:
         assert not self.thread.is_alive()
 
 
-def run_server(*, api_keys=(), limits=None, tokenizer=True, seconds=0.0) -> Running:
+def run_server(
+    *, api_keys=(), limits=None, tokenizer=True, seconds=0.0, speculation=None
+) -> Running:
     executor = Paced(vocab_size=VOCAB, context_length=CONTEXT, adapters=("c", "upper"))
     limits = limits or Limits(sequences=4, tokens=32, waiting=32, cache_bytes=4 * CONTEXT)
     metrics = Metrics("scripted")
-    engine = Engine(executor, limits, observer=metrics)
+    engine = Engine(executor, limits, observer=metrics, speculation=speculation)
     metrics.load = lambda: engine.load
+    metrics.guessed = lambda: engine.guessed
     config = json.loads((EXAMPLE / "tokenizer_config.json").read_text())
     template = (EXAMPLE / "chat_template.jinja").read_text()
     model = ServedModel(
@@ -179,3 +184,14 @@ def shared():
 @pytest.fixture
 def client(shared):
     return shared.client
+
+
+@pytest.fixture(scope="module")
+def guessing():
+    """A server whose draft model is the base itself, and wrong where an adapter is worn."""
+    draft = ScriptedExecutor(vocab_size=VOCAB, context_length=CONTEXT)
+    method = DraftModel(draft, vocab_size=VOCAB)
+    running = run_server(speculation=Speculation(method, most=3, adaptive=False))
+    yield running
+    running.stop()
+    assert running.executor.open_slots == draft.open_slots == frozenset()

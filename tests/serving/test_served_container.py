@@ -315,3 +315,38 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, mon
     assert "emulator" in said[1]
     assert seen["model"].emulated
     assert not seen["model"].steadiness.chunks
+
+
+def test_a_server_that_guesses_writes_what_one_writes_that_does_not(home, container, served):
+    config = {"model": str(container), "num_speculative_tokens": 3, "adaptive": False}
+    server = Served(home, container, "--threads", "1", "--speculative-config", json.dumps(config))
+    try:
+        asked = [(PROMPTS[i % 6], 10 + i, {"logprobs": 1, "seed": i}) for i in range(12)]
+        asked += [(PROMPTS[i], 20, {"temperature": 0.8, "seed": i}) for i in range(4)]
+        with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+            together = list(pool.map(lambda a: answer(server, a[0], a[1], **a[2]), asked))
+        assert together == [answer(served, prompt, most, **given) for prompt, most, given in asked]
+        status, raw = server.get("/v1/models")
+        assert status == 200
+        assert json.loads(raw)["data"][0]["speculation"] == {
+            "method": "draft_model",
+            "num_speculative_tokens": 3,
+            "adaptive": False,
+            "lossy": False,
+        }
+    finally:
+        code, told = server.stop()
+    assert code == 0, told
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("--speculative-config", '{"method": "ngram"}'), "num_speculative_tokens: must be given"),
+        (("--speculation", "draft_model", "--draft", "/nowhere"), "/nowhere"),
+    ],
+)
+def test_serve_refuses_speculation_that_means_nothing(home, container, given, message):
+    ran = Program(home)("serve", container, "--port", "0", *given)
+    assert ran.code == 2
+    assert message in ran.err

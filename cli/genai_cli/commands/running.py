@@ -65,13 +65,8 @@ def run(
             help="Guess tokens by ngram, suffix, lookahead or draft_model; or vLLM's JSON.",
         ),
     ] = None,
-    draft: Annotated[
-        str | None,
-        typer.Option(metavar="CONTAINER", help="With draft_model: the smaller model."),
-    ] = None,
-    draft_tokens: Annotated[
-        int | None, typer.Option(min=1, max=64, metavar="N", help="Guesses at once, at most.")
-    ] = None,
+    draft: options.Draft = None,
+    draft_tokens: options.DraftTokens = None,
     json: options.Json = False,
 ) -> int:
     """Run a prompt through a container, or converse with it.

@@ -74,6 +74,18 @@ def serve(
     ] = 30.0,
     context_length: options.ContextLength = None,
     threads: options.Threads = 0,
+    speculation: Annotated[
+        str | None,
+        typer.Option(
+            "--speculation",
+            "--speculative-config",
+            metavar="METHOD",
+            show_default=False,
+            help="Guess tokens by ngram, suffix, lookahead or draft_model; or vLLM's JSON.",
+        ),
+    ] = None,
+    draft: options.Draft = None,
+    draft_tokens: options.DraftTokens = None,
 ) -> None:
     """Serve a container to many clients: OpenAI's chat, completions and models, and metrics.
 
@@ -97,6 +109,9 @@ def serve(
             "drain-seconds": drain_seconds,
             "context-length": context_length,
             "threads": threads,
+            "speculation": speculation,
+            "draft": None if draft is None else serving.draft_folder(draft),
+            "draft-tokens": draft_tokens,
         },
         api_key=api_key,
     )

@@ -13,7 +13,7 @@ from genai_cli.containers.choice import runnable_container
 from genai_cli.engine.work_folders import cache_folder
 from genai_core.errors import NotRunnableHere
 
-__all__ = ["serve"]
+__all__ = ["draft_folder", "serve"]
 
 _NEEDED = ("numpy", "onnxruntime", "starlette", "uvicorn", "prometheus_client", "llguidance")
 
@@ -49,3 +49,12 @@ def serve(path: Path, given: Mapping[str, str | float | None], *, api_key: str) 
     sys.stdout.flush()
     sys.stderr.flush()
     os.execve(sys.executable, command, environment)  # noqa: S606 - our own module, no shell
+
+
+def draft_folder(given: str) -> str:
+    """The container that `--draft` means, as a path that holds wherever the server runs.
+
+    Raises:
+        BadInput: There is none.
+    """
+    return str(runnable_container(Path(given)).resolve())

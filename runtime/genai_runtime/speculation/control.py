@@ -96,12 +96,17 @@ class Speculation:
         self._members: dict[int, _Member] = {}
         self._failed = False
         self.costs = Costs()
-        self.counts = Counts(method.name)
+        self.counts = Counts(method.name, positions=[0] * most)
 
     @property
     def name(self) -> str:
         """The method's."""
         return self._method.name
+
+    @property
+    def most(self) -> int:
+        """Tokens of a draft at most."""
+        return self._most
 
     @property
     def branch_tokens(self) -> int:

@@ -179,6 +179,7 @@ def _about(service: Service, name: str) -> dict[str, Any]:
             "neighbours": model.steadiness.neighbours,
         },
         "prefix_cache": model.prefix_cache,
+        "speculation": model.speculation,
     }
 
 

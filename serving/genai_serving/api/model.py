@@ -42,6 +42,7 @@ class ServedModel:
         created: Seconds since 1970.
         emulated: It runs in the vendor's emulator.
         adapters: Names that requests may use beside its own.
+        speculation: How tokens are guessed, as /v1/models tells it; None = they are not.
         prefix_cache: Beginnings of prompts are kept and used again.
     """
 
@@ -55,6 +56,7 @@ class ServedModel:
     created: int
     emulated: bool = False
     adapters: AdapterIndex = field(default_factory=AdapterIndex)
+    speculation: Mapping[str, Any] | None = None
     prefix_cache: bool = False
     defaults: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULTS))
 

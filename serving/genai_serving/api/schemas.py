@@ -104,6 +104,8 @@ class SamplingFields(_Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    disable_spec_decode: bool = False
+    """Guess nothing for this answer; it is the same either way."""
     cache_salt: Annotated[str, Field(min_length=1, max_length=1024)] | None = None
     """Cached beginnings of prompts are shared among requests of the same salt."""
     response_format: ResponseFormat | None = None

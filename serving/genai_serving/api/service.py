@@ -189,6 +189,7 @@ class Service:
                         deadline=deadline,
                         adapters=adapters,
                         constraint=None if grammar is None else grammar.begin,
+                        speculation=not body.disable_spec_decode,
                         cache_salt=body.cache_salt or "",
                     )
                     answer = Answer(
@@ -310,12 +311,20 @@ def usage(running: Sequence[Running], choices: int, *, shown: bool = True) -> di
     prompt = sum(e.prompt_tokens for e in read)
     cached = sum(e.cached_tokens or 0 for e in read)
     written = sum(e.tokens for e in ended if e is not None) if shown else 0
-    return {
+    told: dict[str, Any] = {
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+    guessed = [e.guessed for e in ended if e is not None and e.guessed is not None]
+    if guessed:
+        accepted = sum(counts.accepted for counts in guessed)
+        told["completion_tokens_details"] = {
+            "accepted_prediction_tokens": accepted,
+            "rejected_prediction_tokens": sum(counts.guessed for counts in guessed) - accepted,
+        }
+    return told
 
 
 def new_id(kind: str) -> str:

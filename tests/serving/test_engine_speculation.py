@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
+from heard import SECONDS, Heard, ask
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_engine import SECONDS, Heard, Slow, ask
 
 from genai_runtime.executor import AdapterUse
 from genai_runtime.sampling import Sampling
@@ -25,8 +27,24 @@ LIMITS = Limits(sequences=4, tokens=24, waiting=64, cache_bytes=8 * CONTEXT, pre
 DRAFTS: list[ScriptedExecutor] = []
 
 
+class Gated(ScriptedExecutor):
+    """Waits before each pass until it is let go on; may fail."""
+
+    def __init__(self, **given) -> None:
+        super().__init__(**given)
+        self.go = threading.Event()
+        self.go.set()
+        self.fail_on: int | None = None
+
+    def forward(self, rows):
+        assert self.go.wait(SECONDS)
+        if self.fail_on is not None and any(self.fail_on in row.tokens for row in rows):
+            raise RuntimeError("the kernel gave up")
+        return super().forward(rows)
+
+
 def target():
-    return Slow(vocab_size=VOCAB, context_length=CONTEXT, adapters=("c", "upper"), trees=True)
+    return Gated(vocab_size=VOCAB, context_length=CONTEXT, adapters=("c", "upper"), trees=True)
 
 
 def draft():
