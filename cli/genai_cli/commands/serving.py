@@ -110,7 +110,7 @@ def serve(
             "context-length": context_length,
             "threads": threads,
             "speculation": speculation,
-            "draft": None if draft is None else serving.draft_folder(draft),
+            "draft": None if draft is None else server.draft_folder(draft),
             "draft-tokens": draft_tokens,
         },
         api_key=api_key,
