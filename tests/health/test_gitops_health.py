@@ -139,7 +139,7 @@ class Captured:
 
     async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
         self.status = value["status"]
-        return value
+        return value | {"metadata": value["metadata"] | {"uid": "u"}}
 
     async def create(self, *_: Any, **__: Any) -> Any:
         return {}

@@ -10,7 +10,6 @@ from genai_core.names import Key
 from genai_operator.jobs.holds import hold_of, standing
 from genai_operator.jobs.verdicts import judge
 from genai_operator.kube.job import JobState, JobView, job_view
-from genai_operator.kube.phases import Phase
 from genai_operator.kube.times import rfc3339
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -20,8 +19,8 @@ JOB = JobView(
     created_at=NOW, suspended=True,
 )  # fmt: skip
 RUNNING = replace(JOB, suspended=False)
-WAITING = (Phase.WAITING, "WaitingForAdmission")
-BUILDING = (Phase.BUILDING, "Progressing")
+WAITING = (False, "WaitingForAdmission")
+BUILDING = (True, "Progressing")
 
 
 def seen(**spec: Any) -> JobView | None:
@@ -32,9 +31,9 @@ def seen(**spec: Any) -> JobView | None:
     return job_view({"metadata": meta, "spec": spec})
 
 
-def stands(jobs: list[JobView], *, queued: bool = False) -> tuple[Phase, str]:
+def stands(jobs: list[JobView], *, queued: bool = False) -> tuple[bool, str]:
     found = standing(jobs, {}, now=NOW, queued=queued)
-    return found.state, found.reason
+    return found.works, found.reason
 
 
 def test_a_build_waits_while_nothing_of_it_is_admitted() -> None:

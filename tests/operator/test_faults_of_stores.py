@@ -53,7 +53,7 @@ def outcomes(error: Exception, times: int = 1) -> tuple[list[tuple[Phase, str, f
     async def fails(_: Any) -> Any:
         raise error
 
-    room.builds._progress = fails  # type: ignore[method-assign]
+    room.builds._steps.load = fails  # type: ignore[method-assign]
     for _ in range(times):
         one = a_pass()
         outcome = asyncio.run(room.builds._outcome(one))
@@ -152,8 +152,8 @@ def test_a_model_that_was_looked_at_too_early_is_looked_at_again() -> None:
     async def renewed(_: Any) -> float:
         return 3000.0
 
-    room.builds._progress = fails  # type: ignore[method-assign]
-    room.builds._renewed = renewed  # type: ignore[method-assign]
+    room.builds._steps.load = fails  # type: ignore[method-assign]
+    room.builds._rest.renewed = renewed  # type: ignore[method-assign]
     assert [room.work() for _ in range(6)] == [30, 60, 120, 240, 480, 600]
     ready = room.api.statuses[-1]["status"]["conditions"][0]
     assert (ready["status"], ready["reason"]) == ("False", "BadModel")

@@ -14,6 +14,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Key
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.helper_jobs import BuildHelperJobs
+from genai_operator.builds.job_changes import JobWriter
 from genai_operator.builds.starter import Starter
 from genai_operator.errors import Waiting
 from genai_operator.jobs.access import StoreAccess
@@ -64,7 +65,9 @@ class Room:
         self.api, self.observed = Apiserver(), Observed()
         applier = Applier(self.api, self.observed)  # type: ignore[arg-type]
         jobs = HelperJobs(self.api, self.observed, applier)  # type: ignore[arg-type]
-        self.helpers = BuildHelperJobs(jobs, self.observed, applier, Starter(applier))
+        self.helpers = BuildHelperJobs(
+            jobs, self.observed, JobWriter(self.observed, applier, Starter(applier))
+        )
 
     def ask(self) -> Answer | str:
         value = {"metadata": {"namespace": "n", "name": "b", "uid": "build"}}

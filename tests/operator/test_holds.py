@@ -11,7 +11,6 @@ import pytest
 from genai_core.names import Key
 from genai_operator.jobs.holds import hold_of, standing
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.phases import Phase
 from genai_operator.kube.pod import PodView, pod_view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,9 +72,9 @@ def test_standing_names_the_reason_and_what_to_change(
     status: dict[str, Any], reason: str, said: str
 ) -> None:
     held = pod(**status)
-    assert standing([JOB], {"job": [held]}, now=NOW).state is Phase.BUILDING, "it may yet start"
+    assert standing([JOB], {"job": [held]}, now=NOW).works, "it may yet start"
     found = standing([JOB], {"job": [held]}, now=LATER)
-    assert (found.state, found.reason) == (Phase.WAITING, reason)
+    assert (found.works, found.reason) == (False, reason)
     assert found.message("1/5").startswith("1/5; convert/x waits: ")
     assert said in found.held
 
@@ -84,7 +83,7 @@ def test_standing_is_looked_at_again_when_a_hold_begins_to_count() -> None:
     found = standing([JOB], {}, now=NOW + timedelta(seconds=4))
     assert (found.reason, found.held, found.after) == ("Progressing", "", 6.0)
     found = standing([JOB], {}, now=LATER)
-    assert (found.state, found.reason) == (Phase.WAITING, "NotAdmitted")
+    assert (found.works, found.reason) == (False, "NotAdmitted")
     assert found.held == "convert/x gets no pod: see kubectl -n ns describe job job"
     starting = pod(**waiting("ContainerCreating"))
     assert hold_of(JOB, [starting], LATER) is None
@@ -95,7 +94,7 @@ def test_standing_of_what_waits_for_room_is_good_while_others_run() -> None:
     full = pod(**unscheduled("1 Insufficient cpu"))
     pods = {"job": [full], "other": [RUNS]}
     found = standing([JOB, OTHER], pods, now=LATER)
-    assert (found.state, found.reason) == (Phase.BUILDING, "Progressing")
+    assert (found.works, found.reason) == (True, "Progressing")
     assert "Insufficient cpu" in found.held
     # What nobody's end can heal is said at once.
     pods = {"job": [pod(**waiting("ImagePullBackOff"))], "other": [RUNS]}

@@ -12,7 +12,7 @@ import pytest
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import Run
 from genai_core.names import Key
-from genai_operator.builds.backoff import Patience
+from genai_operator.builds.backoff import Backoff
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.manifest import JobRequest, Owner, StoreAccess
@@ -20,6 +20,7 @@ from genai_operator.kube.client import ApiError, _refusal
 from genai_operator.kube.observed import Observed
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
+from genai_operator.steps import Wait
 from genai_operator.stores.open_stores import Stores
 
 RBAC = (
@@ -123,17 +124,17 @@ def test_an_apiserver_that_says_nothing_of_its_own_is_no_refusal() -> None:
     assert _refusal(422, '{"details": {"causes": [1]}}').code == 422
 
 
-def test_patience_grows_while_the_reason_stays() -> None:
-    patience, denied = Patience(), Waiting("NotAdmitted", "", after=15.0, most=60.0)
-    assert [patience.after("u", denied) for _ in range(4)] == [15, 30, 60, 60]
-    assert patience.after("u", Waiting("StoreNotReady", "", after=5.0)) == 5
-    assert [patience.after("u", Waiting("StoreNotReady", "", after=5.0)) for _ in "ab"] == [5, 5]
-    assert patience.after("u", denied) == 15
-    assert patience.after("v", denied) == 15
-    patience.after("v", denied)
-    patience.forget("u")
-    patience.keep({"v"})
-    assert [patience.after(uid, denied) for uid in "uv"] == [15, 60]
+def test_backoff_grows_while_the_reason_stays() -> None:
+    backoff, denied = Backoff(), Wait("NotAdmitted", "", after=15.0, most=60.0)
+    assert [backoff.after("u", denied) for _ in range(4)] == [15, 30, 60, 60]
+    assert backoff.after("u", Wait("StoreNotReady", "", after=5.0)) == 5
+    assert [backoff.after("u", Wait("StoreNotReady", "", after=5.0)) for _ in "ab"] == [5, 5]
+    assert backoff.after("u", denied) == 15
+    assert backoff.after("v", denied) == 15
+    backoff.after("v", denied)
+    backoff.forget("u")
+    backoff.keep({"v"})
+    assert [backoff.after(uid, denied) for uid in "uv"] == [15, 60]
 
 
 @pytest.mark.parametrize(("code", "given_up"), [(403, False), (404, True)])

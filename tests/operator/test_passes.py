@@ -16,6 +16,7 @@ from genai_core.names import Key
 from genai_core.sources.build_sources import sources_of
 from genai_core.store.s3.location import S3Location
 from genai_operator.builds.build_pass import BuildPass
+from genai_operator.builds.build_steps import BuildContext
 from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.builds.references import SourceAccess
 from genai_operator.builds.sources import SourcePlace
@@ -228,7 +229,7 @@ def test_a_build_at_rest_stays_good_whatever_fails(monkeypatch: pytest.MonkeyPat
     async def fails(_: Any) -> None:
         raise ValueError("odd")
 
-    monkeypatch.setattr(room.builds, "_renewed", fails)
+    monkeypatch.setattr(room.builds._rest, "renewed", fails)
     for _ in range(3):
         with pytest.raises(ValueError, match="odd"):
             room.work()
@@ -271,7 +272,7 @@ def test_a_request_tries_again_what_failed_though_another_build_claims_it_too() 
     room = Room(a_job("own", "build", ended="Failed"), a_job("both", "build", "x", ended="Failed"))
     spec = BuildSpec.model_validate(SPEC)
     one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
-    asyncio.run(room.builds._forget_failures(one))
+    asyncio.run(room.builds._claims.forget_failures(one))
     assert room.api.deleted == ["own"]
     assert room.job("both").owners == {"x"}
     later = NOW + timedelta(hours=1)
@@ -299,15 +300,16 @@ def test_why_a_source_cannot_be_resolved_is_shown_with_its_log(
         document=BuildSpec.model_validate(SPEC), image="i", memory_bytes=1,
     )  # fmt: skip
     spec = BuildSpec.model_validate(SPEC)
-    one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
+    one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {"observedGeneration": 1})
     store = StoreAccess(address="s3://b/p", secret="s")
     access = SourceAccess(sources_of(spec)[0], SourcePlace("s3://models/x"), store)
 
-    async def progress(one: BuildPass) -> Any:
+    async def load(context: BuildContext) -> Any:
+        one = context.one
         one.store = S3Location("b", "p")
         return await room.builds._resolver._send(one, request, [room.job("j")], access)
 
-    monkeypatch.setattr(room.builds, "_progress", progress)
+    monkeypatch.setattr(room.builds._steps, "load", load)
     outcome = asyncio.run(room.builds._outcome(one))
     status = build_status(outcome, {}, generation=1, now=NOW)
     assert status["failures"] == [
@@ -372,7 +374,7 @@ def test_what_came_to_light_during_a_look_is_not_taken_for_unneeded() -> None:
     joined = replace(room.job("shared"), owners=frozenset({"build", "x"}))
     room.observed.jobs.amend("n", "shared", joined)
     room.api.jobs["shared"]["metadata"]["ownerReferences"].append({"uid": "x"})
-    asyncio.run(room.builds._release(claimed, "build", keep=["other"]))
+    asyncio.run(room.builds._claims.release(claimed, "build", keep=["other"]))
     assert room.api.deleted == ["known"]
     assert room.job("shared").owners == {"x"}, "another build has joined it meanwhile"
     assert room.job("late").owners == {"build"}
@@ -422,12 +424,12 @@ def test_a_job_that_is_found_gone_is_not_claimed_again_and_again() -> None:
 
 def test_what_is_gone_is_forgotten() -> None:
     room = Room(a_job("j", "build"))
-    room.builds._lost |= {"uid-j", "long-gone"}
+    room.builds._steps._lost |= {"uid-j", "long-gone"}
     room.builds._helpers._heard |= {"uid-j", "long-gone"}
     room.builds._leases.rest("build")
     room.builds._leases.rest("deleted")
     room.builds.tidy()
-    assert room.builds._lost == {"uid-j"}
+    assert room.builds._steps._lost == {"uid-j"}
     assert room.builds._helpers._heard == {"uid-j"}
     assert set(room.builds._leases._due) == {"build"}
 

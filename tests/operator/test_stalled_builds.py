@@ -48,7 +48,7 @@ def test_the_next_pass_over_a_stalled_build_finds_what_failed(
         raise Stalled("BadModel", "there is nothing")
 
     monkeypatch.setattr(builds._applier, "release", release)
-    monkeypatch.setattr(builds, "_progress", progress)
+    monkeypatch.setattr(builds._steps, "load", progress)
     jobs = {
         "failed": job("failed", JobState.FAILED, RESOLVE),
         "running": job("running", JobState.ACTIVE),
@@ -58,7 +58,7 @@ def test_the_next_pass_over_a_stalled_build_finds_what_failed(
         meta = {"namespace": "n", "name": name, "uid": view.uid, "resourceVersion": "1"}
         observed.jobs.put({"metadata": meta}, view)
     spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
-    one = BuildPass({}, spec, Owner("b", "build"), "n", 1, "", {})
+    one = BuildPass({}, spec, Owner("b", "build"), "n", 1, "", {"observedGeneration": 1})
     outcome = asyncio.run(builds._outcome(one))
     assert (outcome.state, outcome.reason) == (Phase.STALLED, "BadModel")
     assert released == ["running"]

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from genai_operator.errors import Waiting
+from genai_operator.steps import Wait
 
-__all__ = ["Patience"]
+__all__ = ["Backoff"]
 
 _MOST_DOUBLED = 20
 
 
-class Patience:
+class Backoff:
     """Remembers, of each object, for what it has waited and how often it has looked."""
 
     def __init__(self) -> None:
         self._looks: dict[str, tuple[str, int]] = {}
 
-    def after(self, uid: str, waiting: Waiting) -> float:
+    def after(self, uid: str, wait: Wait) -> float:
         """Seconds until it is looked at again: doubled with each look, for one reason."""
         reason, looks = self._looks.get(uid, ("", 0))
-        looks = looks + 1 if reason == waiting.reason else 0
-        self._looks[uid] = (waiting.reason, min(looks, _MOST_DOUBLED))
-        return float(min(waiting.after * 2**looks, max(waiting.most, waiting.after)))
+        looks = looks + 1 if reason == wait.reason else 0
+        self._looks[uid] = (wait.reason, min(looks, _MOST_DOUBLED))
+        after = wait.after or 0.0
+        return float(min(after * 2**looks, max(wait.most, after)))
 
     def forget(self, uid: str) -> None:
         """It does not wait any more."""

@@ -8,16 +8,14 @@ from datetime import UTC, datetime
 from genai_core.helper_jobs import Answer
 from genai_core.names import Key
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
-from genai_operator.builds.starter import Starter
+from genai_operator.builds.job_changes import JobWriter, Start, changes_of
 from genai_operator.errors import of_error
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.attempts import group
 from genai_operator.jobs.helper_jobs import HELPER_BYTES, Document, HelperJobs
 from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
 from genai_operator.jobs.verdicts import Verdict, judge
-from genai_operator.kube.job import JobState
 from genai_operator.kube.observed import Observed
 from genai_operator.targets.build_targets import BuildTarget
 
@@ -30,17 +28,13 @@ class BuildHelperJobs:
     Args:
         jobs: What all helper Jobs have in common.
         observed: The watch cache.
-        applier: Writes.
-        starter: Starts Jobs of builds.
+        writer: Applies what is to be done with Jobs.
     """
 
-    def __init__(
-        self, jobs: HelperJobs, observed: Observed, applier: Applier, starter: Starter
-    ) -> None:
+    def __init__(self, jobs: HelperJobs, observed: Observed, writer: JobWriter) -> None:
         self.jobs = jobs
         self._observed = observed
-        self._applier = applier
-        self._starter = starter
+        self._writer = writer
 
     async def ask(
         self,
@@ -99,11 +93,7 @@ class BuildHelperJobs:
                 attempt=verdict.attempt,
                 memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
-            await self._starter.start(one, request, verdict, access=access)
-        elif verdict.renewal is not None:
-            await self._applier.renew(verdict.renewal, one.owner)
-        elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
-            one.joined |= await self._applier.claim(attempts[-1], one.owner)
+        await self._writer.apply(one, changes_of(Start(request, verdict, access), attempts))
         one.after = verdict.pause or WATCHED_SECONDS
         stands = await self.jobs.standings.of(one.namespace, attempts)
         one.look_after(stands.after)

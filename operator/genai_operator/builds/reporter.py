@@ -11,13 +11,12 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from genai_core.kinds.base import API_VERSION
 from genai_operator.builds.status import Outcome, build_status
-from genai_operator.jobs.applier import Applier
 from genai_operator.kube.build import build_view
 from genai_operator.kube.client import Api
-from genai_operator.kube.conditions import condition_of, ready_of, same_status
+from genai_operator.kube.conditions import condition_of, ready_of
 from genai_operator.kube.observed import Observed
+from genai_operator.kube.status_writer import StatusWriter, Written
 from genai_operator.kube.times import parse_time
 from genai_operator.kube.values import Json
 from genai_operator.metric_labels import operation_label
@@ -35,10 +34,14 @@ _GOING_WELL = {"Progressing", "Built", "Suspended"}
 class Reporter:
     """See the module's docstring."""
 
-    def __init__(self, api: Api, observed: Observed, applier: Applier) -> None:
-        self._api = api
-        self._observed = observed
-        self._applier = applier
+    def __init__(self, api: Api, observed: Observed) -> None:
+        self._writer = StatusWriter(
+            api,
+            "genaibuilds",
+            "GenAIBuild",
+            keep=lambda value: observed.builds.put(value, build_view(value)),
+            stands=_stands,
+        )
 
     async def report(self, value: Json, outcome: Outcome) -> None:
         """Write the status if it changed, and an event of what that means to people."""
@@ -46,49 +49,20 @@ class Reporter:
         previous = value.get("status") or {}
         generation = meta.get("generation", 0)
         status = build_status(outcome, previous, generation=generation, now=datetime.now(UTC))
-        if same_status(status, previous):
+        reason = ready_of(status)[1]
+        written = await self._writer.write(value, status, warning=reason not in _GOING_WELL)
+        if written is Written.NOT:
             return
-        written = await self._write(meta, status)
-        if written["metadata"]["uid"] != meta["uid"]:
-            # Deleted and made anew meanwhile; a status has no precondition. It rested on ours.
-            await self._write(meta, {})
-            return
-        if _stands(previous) != _stands(status):
+        if written is Written.OTHERWISE:
             _count_end(meta, previous, status)
-            reason = ready_of(status)[1]
-            log.info(
-                "build changed",
-                extra={"build": f"{meta['namespace']}/{meta['name']}", "reason": reason},
-            )
-            await self._applier.event(
-                value,
-                "GenAIBuild",
-                reason=reason,
-                message=outcome.message,
-                warning=reason not in _GOING_WELL,
-            )
+            build = f"{meta['namespace']}/{meta['name']}"
+            log.info("build changed", extra={"build": build, "reason": reason})
         newer = condition_of(status, "ToolchainOutdated")
         if newer is not None and condition_of(previous, "ToolchainOutdated") is None:
-            await self._applier.event(
-                value, "GenAIBuild", reason=newer["reason"], message=newer["message"]
-            )
-
+            await self._writer.event(value, newer["reason"], newer["message"])
         for text in status.get("warnings", ()):
             if text.startswith(UNKNOWN_ARCHITECTURE) and text not in previous.get("warnings", ()):
-                await self._applier.event(
-                    value, "GenAIBuild", reason=UNKNOWN_ARCHITECTURE, message=text, warning=True
-                )
-
-    async def _write(self, meta: Mapping[str, Any], status: Json) -> Json:
-        body = {
-            "apiVersion": API_VERSION,
-            "kind": "GenAIBuild",
-            "metadata": {"name": meta["name"], "namespace": meta["namespace"]},
-            "status": status,
-        }
-        written = await self._api.apply_status("genaibuilds", body, namespace=meta["namespace"])
-        self._observed.builds.put(written, build_view(written))
-        return written
+                await self._writer.event(value, UNKNOWN_ARCHITECTURE, text, warning=True)
 
 
 def _stands(status: Mapping[str, Any]) -> tuple[object, ...]:

@@ -27,12 +27,11 @@ from genai_core.store.protocol import RecordRef
 from genai_core.store.s3.location import source_credentials
 from genai_core.tasks.record import Record
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
+from genai_operator.builds.job_changes import JobWriter, Start, changes_of, wait_of
 from genai_operator.builds.references import SourceAccess
 from genai_operator.builds.sources import list_source
-from genai_operator.builds.starter import Starter
-from genai_operator.builds.status import Outcome, ResolvedEntry
+from genai_operator.builds.status import ResolvedEntry
 from genai_operator.errors import Stalled, Waiting, of_error
-from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.attempts import group
 from genai_operator.jobs.disk import UNKNOWN
 from genai_operator.jobs.helper_jobs import HelperJobs, question_key
@@ -40,7 +39,7 @@ from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
 from genai_operator.jobs.verdicts import Verdict, judge
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.observed import Observed
-from genai_operator.kube.phases import Phase
+from genai_operator.steps import Wait
 from genai_operator.stores.lookups import Unanswered
 from genai_operator.stores.open_stores import OpenStore, Stores
 from genai_operator.targets.build_targets import BuildTarget
@@ -59,15 +58,13 @@ class Resolver:
         observed: Observed,
         stores: Stores,
         *,
-        applier: Applier,
         helpers: HelperJobs,
-        starter: Starter,
+        writer: JobWriter,
     ) -> None:
         self._observed = observed
         self._stores = stores
-        self._applier = applier
         self._helpers = helpers
-        self._starter = starter
+        self._writer = writer
 
     async def resolved(
         self,
@@ -76,8 +73,8 @@ class Resolver:
         accesses: Iterable[SourceAccess],
         *,
         target: BuildTarget,
-    ) -> dict[SourceName, ResolvedSource] | Outcome:
-        """What each source consists of; an outcome while some of them are asked.
+    ) -> dict[SourceName, ResolvedSource] | Wait:
+        """What each source consists of; what it waits for while some of them are asked.
 
         All that are not known are asked at once.
 
@@ -86,18 +83,18 @@ class Resolver:
             Unanswered: A Job has to look a record up.
         """
         found: dict[SourceName, ResolvedSource] = {}
-        waits: Outcome | None = None
+        waits_for: Wait | None = None
         for access in accesses:
             answer = await self._one(one, opened, access, target=target)
-            if isinstance(answer, Outcome):
-                waits = waits or answer
+            if isinstance(answer, Wait):
+                waits_for = waits_for or answer
             else:
                 found[access.source.name] = answer
-        return found if waits is None else waits
+        return found if waits_for is None else waits_for
 
     async def _one(
         self, one: BuildPass, opened: OpenStore, access: SourceAccess, *, target: BuildTarget
-    ) -> ResolvedSource | Outcome:
+    ) -> ResolvedSource | Wait:
         source, place = access.source, access.place
         if place.bucket is not None:
             await self._stores.check_endpoint(place.bucket.endpoint)
@@ -107,7 +104,7 @@ class Resolver:
         record = await _look(opened, ref) if ref is not None else None
         if ref is None or record is None:
             asked = await self._asked(one, opened, access, target=target)
-            if isinstance(asked, Outcome):
+            if isinstance(asked, Wait):
                 return asked
             ref, record = asked
         found = ResolvedSource.model_validate(record.facts)
@@ -127,7 +124,7 @@ class Resolver:
         access: SourceAccess,
         *,
         target: BuildTarget,
-    ) -> tuple[RecordRef, Record] | Outcome:
+    ) -> tuple[RecordRef, Record] | Wait:
         key, question, exact = await self._question(one, opened, access)
         scope = scope_of(access.access.address, one.spec.run)
         attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
@@ -221,7 +218,7 @@ class Resolver:
 
     async def _send(
         self, one: BuildPass, request: JobRequest, attempts: list[JobView], access: SourceAccess
-    ) -> Outcome:
+    ) -> Wait:
         verdict = Verdict()
         if attempts:
             pods = self._observed.pods_of(one.namespace)
@@ -245,19 +242,15 @@ class Resolver:
                 attempt=verdict.attempt,
                 memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
-            await self._starter.start(one, request, verdict, access=access.access)
-        elif verdict.renewal is not None:
-            await self._applier.renew(verdict.renewal, one.owner)
-        elif attempts[-1].state is JobState.ACTIVE and not attempts[-1].deleting:
-            one.joined |= await self._applier.claim(attempts[-1], one.owner)
+        changes = changes_of(Start(request, verdict, access.access), attempts)
+        await self._writer.apply(one, changes)
         one.look_after(verdict.pause or WATCHED_SECONDS)
         queued = not verdict.running and bool(one.spec.run.queue_name)
         stands = await self._helpers.standings.of(one.namespace, attempts, queued=queued)
         one.look_after(stands.after)
         if verdict.pause > 0 and isinstance(verdict.waits_for, SourceNotFound):
-            return Outcome(Phase.WAITING, verdict.waits_for.code, str(verdict.waits_for))
-        message = stands.message(f"resolving {access.source.address}")
-        return Outcome(stands.state, stands.reason, message)
+            return Wait(verdict.waits_for.code, str(verdict.waits_for))
+        return wait_of(stands, f"resolving {access.source.address}")
 
 
 def _of_source(source: BuildSource, error: GenAIError) -> Waiting:

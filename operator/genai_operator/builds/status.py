@@ -18,9 +18,10 @@ from genai_core.names import SourceName, TaskId
 from genai_core.redaction import hidden_queries
 from genai_core.store.s3.location import S3Location
 from genai_core.tasks.record import Record
-from genai_operator.kube.conditions import MOST_MESSAGE, condition, conditions, meaningful
+from genai_operator.kube.conditions import MOST_MESSAGE, condition, conditions, meaningful, summary
 from genai_operator.kube.phases import Phase
 from genai_operator.kube.times import rfc3339
+from genai_operator.steps import Done, Result, Stall, Wait
 from genai_planner.progress import Progress
 
 __all__ = ["Outcome", "ResolvedEntry", "build_status"]
@@ -155,18 +156,9 @@ def _bounded(warnings: Sequence[str]) -> list[str]:
 def _conditions(
     outcome: Outcome, generation: int, artifacts: Sequence[object]
 ) -> list[dict[str, Any]]:
-    def make(kind: str, status: str) -> dict[str, Any]:
-        return condition(
-            kind, status, outcome.reason, message=outcome.message, generation=generation
-        )
-
-    state = outcome.state
-    ready = {Phase.READY: "True", Phase.STALLED: "False"}.get(state, "Unknown")
-    found = [make("Ready", ready)]
-    if state in {Phase.BUILDING, Phase.WAITING}:
-        found.append(make("Reconciling", "True"))
-    if state == Phase.STALLED:
-        found.append(make("Stalled", "True"))
+    found = summary(_result(outcome), generation=generation)
+    if outcome.state is Phase.SUSPENDED:  # neither at work nor stuck
+        found = found[:1]
     if artifacts:
         found.append(
             condition(
@@ -188,6 +180,14 @@ def _conditions(
             )
         )
     return found
+
+
+def _result(outcome: Outcome) -> Result:
+    if outcome.state is Phase.READY:
+        return Done(outcome.reason, outcome.message)
+    if outcome.state is Phase.STALLED:
+        return Stall(outcome.reason, outcome.message)
+    return Wait(outcome.reason, outcome.message, works=outcome.state is Phase.BUILDING)
 
 
 def _counts(outcome: Outcome, previous: Mapping[str, Any]) -> dict[str, Any]:

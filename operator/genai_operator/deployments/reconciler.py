@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from genai_operator.kube.client import Api
 from genai_operator.kube.observed import Observed
-from genai_operator.kube.status_writer import StatusWriter
+from genai_operator.kube.status_writer import StatusWriter, plain_status
+from genai_operator.steps import Stall
 
 __all__ = ["DeploymentReconciler"]
 
@@ -16,19 +19,16 @@ class DeploymentReconciler:
 
     def __init__(self, api: Api, observed: Observed) -> None:
         self._observed = observed
-        self._writer = StatusWriter(api)
+        self._writer = StatusWriter(api, "genaideployments", "GenAIDeployment")
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """Say that nothing is served yet, rather than leave it unanswered."""
         value = self._observed.deployments.get(namespace, name)
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None
-        await self._writer.report(
-            "genaideployments",
-            "GenAIDeployment",
-            value,
-            verdict=("False", "NotServedYet", _NOT_SERVED),
-            extra={},
+        result = Stall("NotServedYet", _NOT_SERVED)
+        await self._writer.write(
+            value, plain_status(result, value, datetime.now(UTC)), warning=True
         )
         return None
 

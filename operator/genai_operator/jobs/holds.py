@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.phases import Phase
 from genai_operator.kube.pod import PodView
 
 __all__ = ["ADMISSION", "BLOCKED", "NOT_ADMITTED", "Hold", "Standing", "hold_of", "standing"]
@@ -61,12 +60,13 @@ class Standing:
     """How a build stands whose tasks have Jobs.
 
     Attributes:
+        works: Some of it runs, or is about to.
         held: Why a task does not begin though it has a Job; empty if all do.
         after: Seconds until it may stand otherwise though nothing happens.
         podless: The Job that is called so in `held`, where no pod is made of it.
     """
 
-    state: Phase
+    works: bool
     reason: str
     held: str = ""
     after: float | None = None
@@ -105,10 +105,16 @@ def standing(
     idle = len(ripe) == len(active) + queued
     for hold in sorted(ripe, key=lambda hold: hold.reason in {ADMISSION, _UNSCHEDULABLE}):
         if idle or hold.reason not in {ADMISSION, _UNSCHEDULABLE}:
-            return Standing(Phase.WAITING, hold.reason, hold.message, later, hold.podless)
+            return Standing(
+                reason=hold.reason,
+                held=hold.message,
+                after=later,
+                podless=hold.podless,
+                works=False,
+            )
     shown = next((hold.message for hold in known if hold.reason != NOT_ADMITTED), "")
     shown = ripe[0].message if ripe else shown
-    return Standing(Phase.BUILDING, "Progressing", shown, later)
+    return Standing(works=True, reason="Progressing", held=shown, after=later)
 
 
 def hold_of(job: JobView, pods: Sequence[PodView], now: datetime) -> Hold | None:

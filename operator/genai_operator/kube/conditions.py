@@ -8,8 +8,9 @@ from typing import Any
 
 from genai_core.redaction import hidden_queries, plain
 from genai_operator.kube.times import rfc3339
+from genai_operator.steps import Done, Result, Stall, Wait
 
-__all__ = ["condition", "condition_of", "conditions", "ready_of", "same_status"]
+__all__ = ["condition", "condition_of", "conditions", "ready_of", "same_status", "summary"]
 
 MOST_MESSAGE = 1000
 """Characters of a message."""
@@ -26,6 +27,26 @@ def condition(
         "message": plain(" ".join(hidden_queries(message).split()))[:MOST_MESSAGE],
         "observedGeneration": generation,
     }
+
+
+def summary(result: Result, *, generation: int, waits: str = "Unknown") -> list[dict[str, Any]]:
+    """Ready; and Reconciling or Stalled, which stand there only while they are true.
+
+    Args:
+        result: What a pass came to.
+        generation: Of the object.
+        waits: Ready of an object that waits and is not worked on: False where it is known that it
+            cannot be used until then.
+    """
+    ready = {Done: "True", Stall: "False"}.get(type(result), "Unknown")
+    if isinstance(result, Wait) and not result.works:
+        ready = waits
+    why = {Wait: "Reconciling", Stall: "Stalled"}.get(type(result))
+    return [
+        condition(kind, status, result.reason, message=result.message, generation=generation)
+        for kind, status in (("Ready", ready), (why, "True"))
+        if kind is not None
+    ]
 
 
 def conditions(

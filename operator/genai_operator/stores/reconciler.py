@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from genai_core.errors import BadInput, GenAIError
@@ -18,9 +18,10 @@ from genai_operator.kube.client import Api
 from genai_operator.kube.conditions import ready_of
 from genai_operator.kube.kinds import Ref
 from genai_operator.kube.observed import Observed
-from genai_operator.kube.status_writer import StatusWriter
+from genai_operator.kube.status_writer import StatusWriter, plain_status
 from genai_operator.kube.times import parse_time, rfc3339
 from genai_operator.kube.values import Json
+from genai_operator.steps import DONE, Done, Result, Wait, run_steps
 from genai_operator.stores.open_stores import OpenStore, Stores
 from genai_operator.targets.build_targets import BuildTarget, build_target
 from genai_operator.threads import in_thread
@@ -42,6 +43,29 @@ _COUNTS = (
 )
 
 
+@dataclass
+class StoreContext:
+    """What the steps of a pass have found out.
+
+    Attributes:
+        value: The ArtifactStore.
+        opened: Its client.
+        conditional_writes: Of two writers of one object the first wins.
+        collected: When it was cleaned last, and what went.
+    """
+
+    value: Json
+    opened: OpenStore | None = None
+    conditional_writes: bool = True
+    collected: Json | None = None
+
+    @property
+    def store(self) -> OpenStore:
+        """Its client, once it is open."""
+        assert self.opened is not None
+        return self.opened
+
+
 class StoreReconciler:
     """See the module's docstring."""
 
@@ -58,7 +82,7 @@ class StoreReconciler:
         self._observed = observed
         self._stores = stores
         self._helpers = HelperJobs(api, observed, Applier(api, observed))
-        self._writer = StatusWriter(api)
+        self._writer = StatusWriter(api, "artifactstores", "ArtifactStore")
         self._collect_seconds = collect_seconds
         self._tried: dict[tuple[str, str], float] = {}
         self._doubted: set[tuple[str, str]] = set()
@@ -76,47 +100,57 @@ class StoreReconciler:
         value = self._observed.stores.get(namespace, name)
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None
-        extra: Json = {}
-        able: bool | None = None
-        waits, again = False, _AGAIN_READY
         began = self._tried[namespace, name] = time.monotonic()
-        try:
-            opened = await self._stores.open(value)
-            if opened.store is not None:
-                found = await in_thread(opened.store.probe)
-                able = found.conditional_create
-            else:
-                able = await self._probed(value, opened)
-                again = _AGAIN_TOLD
-        except (Stalled, Waiting) as error:
-            ready, reason, message = "False", error.reason, error.message
-            waits = isinstance(error, Waiting)
-        except GenAIError as error:
-            ready, reason, message = "False", error.code, str(error)
-            waits = not isinstance(error, BadInput)
-        else:
-            if able is None:
-                return await self._being_tried(value)
-            ready, reason, message = "True", "Ready", f"{opened.access.address} can be written"
-            extra = {"capabilities": {"conditionalWrites": able}}
-            if not able:
-                message += "; it has no conditional writes: of two writers the last may win"
-            if collected := await self._collected(value, opened):
-                extra["collected"] = collected
-        await self._writer.report(
-            "artifactstores",
-            "ArtifactStore",
-            value,
-            verdict=(ready, reason, message),
-            waits=waits,
-            extra=extra,
-            warning=ready == "False" or able is False,
-        )
-        if ready == "True":
+        context = StoreContext(value)
+        result = await run_steps(context, (self._open, self._try, self._clean), meaning=_meaning)
+        stands = value.get("status") or {}
+        known = stands.get("observedGeneration") == value["metadata"].get("generation")
+        if isinstance(result, Wait) and result.works and known and ready_of(stands)[0] == "True":
+            return _AGAIN_UNREADY  # a Job tries it once more: what is known stays
+        good = isinstance(result, Done)
+        members: Json = {}
+        if good:
+            members["capabilities"] = {"conditionalWrites": context.conditional_writes}
+            if context.collected:
+                members["collected"] = context.collected
+        status = plain_status(result, value, datetime.now(UTC), waits="False", **members)
+        loud = not (good and context.conditional_writes) and ready_of(status)[0] != "Unknown"
+        await self._writer.write(value, status, warning=loud)
+        if good:
+            again = _AGAIN_READY if context.store.store is not None else _AGAIN_TOLD
             return min(again, self._collect_seconds or again)
+        if isinstance(result, Wait) and result.works:
+            return _AGAIN_UNREADY
         # One that hangs until it fails must not keep the workers from other tenants' objects.
         hung = time.monotonic() - began
         return min(max(_AGAIN_UNREADY, _SHARE * hung), _AGAIN_HANGING)
+
+    async def _open(self, context: StoreContext) -> Result:
+        """Its spec can be used, its Secrets are there."""
+        context.opened = await self._stores.open(context.value)
+        return DONE
+
+    async def _try(self, context: StoreContext) -> Result:
+        """Write, write twice under a condition, read: by the operator, or by a Job."""
+        opened = context.store
+        if opened.store is not None:
+            able = (await in_thread(opened.store.probe)).conditional_create
+        else:
+            told = await self._probed(context.value, opened)
+            if told is None:
+                stands = await self._helpers.waiting(context.value["metadata"]["namespace"])
+                return Wait(stands.reason, stands.message("a Job tries it"), works=True)
+            able = told
+        context.conditional_writes = able
+        return DONE
+
+    async def _clean(self, context: StoreContext) -> Result:
+        """Once a day what nobody needs is removed, by a Job."""
+        context.collected = await self._collected(context.value, context.store)
+        message = f"{context.store.access.address} can be written"
+        if not context.conditional_writes:
+            message += "; it has no conditional writes: of two writers the last may win"
+        return Done(message=message)
 
     async def _probed(self, value: Json, opened: OpenStore) -> bool | None:
         """What a Job under the store's service account found; None while it is at it."""
@@ -135,22 +169,6 @@ class StoreReconciler:
             return None
         facts = ending.message.get("facts")
         return bool(isinstance(facts, dict) and facts.get("conditionalWrites"))
-
-    async def _being_tried(self, value: Json) -> float:
-        """A Job is at it: what is known of this generation stays."""
-        meta = value["metadata"]
-        status = value.get("status") or {}
-        if status.get("observedGeneration") != meta["generation"] or ready_of(status)[0] != "True":
-            stands = await self._helpers.waiting(meta["namespace"])
-            await self._writer.report(
-                "artifactstores",
-                "ArtifactStore",
-                value,
-                verdict=("Unknown", stands.reason, stands.message("a Job tries it")),
-                waits=True,
-                extra={},
-            )
-        return _AGAIN_UNREADY
 
     def _any_target(self) -> BuildTarget:
         """A target whose image can run helper Jobs.
@@ -199,3 +217,10 @@ class StoreReconciler:
         places = set(self._observed.stores.places())
         self._tried = {place: at for place, at in self._tried.items() if place in places}
         self._doubted &= places
+
+
+def _meaning(error: GenAIError) -> Stalled | Waiting:
+    """Of a fault of the store itself: only what its spec says is its user's to mend."""
+    if isinstance(error, BadInput):
+        return Stalled(error.code, str(error))
+    return Waiting(error.code, str(error))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from genai_core.errors import GenAIError
 from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_operator.kube.client import Api
 from genai_operator.kube.observed import Observed
-from genai_operator.kube.status_writer import StatusWriter
+from genai_operator.kube.status_writer import StatusWriter, plain_status
+from genai_operator.steps import Done, Stall
 from genai_operator.targets.build_targets import target_problem
 
 __all__ = ["TargetReconciler"]
@@ -20,7 +23,7 @@ class TargetReconciler:
 
     def __init__(self, api: Api, observed: Observed) -> None:
         self._observed = observed
-        self._writer = StatusWriter(api)
+        self._writer = StatusWriter(api, "genaitargets", "GenAITarget")
 
     async def reconcile(self, _namespace: str, name: str) -> float | None:
         """Say whether anything can be built for a target."""
@@ -31,14 +34,9 @@ class TargetReconciler:
             problem = target_problem(read_served(TargetSpec, value["spec"], where="spec"))
         except GenAIError as error:
             problem = (error.code, str(error))
-        verdict = ("False", *problem) if problem else ("True", "Ready", _DECLARED)
-        await self._writer.report(
-            "genaitargets",
-            "GenAITarget",
-            value,
-            verdict=verdict,
-            extra={},
-        )
+        result = Stall(*problem) if problem else Done(message=_DECLARED)
+        status = plain_status(result, value, datetime.now(UTC))
+        await self._writer.write(value, status, warning=problem is not None)
         return None
 
     def tidy(self) -> None:

@@ -1,0 +1,321 @@
+"""The steps of a pass over a build: load, resolve and look up, change Jobs, judge, settle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+from genai_core.errors import StoreUnavailable, StoreUnreadable
+from genai_core.helper_jobs import LookFile
+from genai_core.names import MODEL, Key, SourceName, TaskId
+from genai_core.sources.resolved import RESOLVE, ResolvedSource
+from genai_core.store.protocol import RecordRef
+from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
+from genai_operator.builds.claims import Claims
+from genai_operator.builds.helper_jobs import BuildHelperJobs
+from genai_operator.builds.job_changes import JobChanges, JobWriter, Start, wait_of
+from genai_operator.builds.leases import Leases
+from genai_operator.builds.plans import Plans
+from genai_operator.builds.references import Loader, SourceAccess, accesses_of
+from genai_operator.builds.requests import Looks, Setting
+from genai_operator.builds.resolver import Resolver
+from genai_operator.builds.status import Outcome
+from genai_operator.builds.survey import PLANS_READ, Question, Survey, survey
+from genai_operator.errors import Waiting
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.helper_jobs import question_key
+from genai_operator.jobs.holds import Standing
+from genai_operator.jobs.manifest import scope_of
+from genai_operator.jobs.verdicts import Verdict
+from genai_operator.kube.job import JobView
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.phases import Phase
+from genai_operator.policy import Policy
+from genai_operator.steps import DONE, Done, Result, Stall, Step, Wait
+from genai_operator.stores.lookups import Unanswered
+from genai_operator.stores.open_stores import OpenStore
+from genai_operator.targets.build_targets import BuildTarget, toolchain_digest, toolchains
+from genai_operator.threads import in_thread
+from genai_planner.machine import State as TaskState
+
+__all__ = ["BuildContext", "BuildSteps"]
+
+_MOST_QUESTIONS = 8
+"""How often one pass goes on with what a Job has told."""
+
+
+@dataclass
+class BuildContext:
+    """What the steps of a pass have found out.
+
+    Attributes:
+        targets: Of the build, in its order.
+        opened: Its store.
+        accesses: How its pods reach the store and each source.
+        claimed: Jobs that it claimed when it was surveyed.
+        question: What was known when it was surveyed.
+        seen: What the survey found.
+        known: Of the plan, for its status; None until the plan was judged.
+    """
+
+    one: BuildPass
+    targets: list[BuildTarget] = field(default_factory=list)
+    opened: OpenStore | None = None
+    accesses: Mapping[SourceName, SourceAccess] = field(default_factory=dict)
+    claimed: list[JobView] = field(default_factory=list)
+    question: Question | None = None
+    seen: Survey | None = None
+    known: Outcome | None = None
+
+    @property
+    def store(self) -> OpenStore:
+        """Its store, once it is loaded."""
+        assert self.opened is not None
+        return self.opened
+
+    @property
+    def access(self) -> StoreAccess:
+        """To the store and the model."""
+        return self.accesses[MODEL].access
+
+
+class BuildSteps:
+    """The steps, in their order (`all`).
+
+    Args:
+        observed: The watch cache.
+        policy: What tenants may name.
+        loader: Finds targets and store.
+        resolver: Finds out what sources consist of.
+        helpers: Sends Jobs that look records up.
+        leases: Keep what is needed in the store.
+        claims: On Jobs.
+        writer: Applies what is asked for.
+        doubt: Told of a store that a task has met a fault of.
+        chain_tasks: How many tasks one Job may make.
+    """
+
+    def __init__(
+        self,
+        observed: Observed,
+        policy: Policy,
+        *,
+        loader: Loader,
+        resolver: Resolver,
+        helpers: BuildHelperJobs,
+        leases: Leases,
+        claims: Claims,
+        writer: JobWriter,
+        doubt: Callable[[str, str], None],
+        chain_tasks: int,
+    ) -> None:
+        self._observed = observed
+        self._policy = policy
+        self._loader = loader
+        self._resolver = resolver
+        self._helpers = helpers
+        self._leases = leases
+        self._claims = claims
+        self._writer = writer
+        self._doubt = doubt
+        self._chain_tasks = chain_tasks
+        self._plans = Plans()
+        self._lost: set[str] = set()
+
+    @property
+    def all(self) -> tuple[Step[BuildContext], ...]:
+        """Of a pass over a build that is not at rest."""
+        return (self.take_up, self.load, self.survey, self.change_jobs, self.judge, self.settle)
+
+    def keep(self, *, builds: set[str], jobs: set[str]) -> None:
+        """Forget builds and Jobs that are gone, by their UIDs."""
+        self._plans.keep(builds)
+        self._lost.intersection_update(jobs)
+
+    async def take_up(self, context: BuildContext) -> Result:
+        """What failed before is tried again where that was asked for; what fails is noted."""
+        if context.one.fresh:  # whatever it has to wait for then: it is not fresh any more after
+            await self._claims.forget_failures(context.one)
+        await self._claims.note_endings(context.one)
+        return DONE
+
+    async def load(self, context: BuildContext) -> Result:
+        """What it refers to is there, and may be named."""
+        one = context.one
+        self._policy.check_run(one.spec.run)
+        context.targets = self._loader.targets(one)
+        context.opened = await self._loader.store(one)
+        one.store = context.opened.where
+        context.accesses = accesses_of(one, context.opened)
+        await self._leases.claim_upload(one, context.opened)
+        return DONE
+
+    async def survey(self, context: BuildContext) -> Result:
+        """Its sources are resolved, its keys looked up, its Jobs judged."""
+        one = context.one
+        for _ in range(_MOST_QUESTIONS):
+            try:
+                found = await self._resolver.resolved(
+                    one, context.store, context.accesses.values(), target=context.targets[0]
+                )
+                if isinstance(found, Wait):
+                    return found
+                context.claimed = self._observed.claimed_by(one.owner.uid)
+                question = context.question = self._question(context, found)
+                await self._listen(context.store, question)
+                context.seen = await in_thread(
+                    survey,
+                    question,
+                    context.store.lookups,
+                    lost=self._lost,
+                    claim=partial(self._leases.claim, one, context.store),
+                    plans=self._plans,
+                )
+                return DONE
+            except Unanswered as asked:
+                waits = await self._look(context, asked)
+                if waits is not None:
+                    return waits
+        raise Waiting("Progressing", "its records are still being looked up", after=5.0)
+
+    def _question(
+        self, context: BuildContext, found: Mapping[SourceName, ResolvedSource]
+    ) -> Question:
+        one, access = context.one, context.access
+        setting = Setting(
+            name=one.owner.name,
+            namespace=one.namespace,
+            spec=one.spec,
+            sources=found,
+            places={name: source.place for name, source in context.accesses.items()},
+            targets=context.targets,
+            toolchains=toolchains(context.targets),
+            # What a chain made is told when its Job ends; until then it would be asked for.
+            chain_tasks=self._chain_tasks if access.secret else 1,
+        )
+        accesses = {name: source.access for name, source in context.accesses.items()}
+        return Question(
+            setting=setting,
+            owner=one.owner.uid,
+            since=one.since,
+            jobs=self._observed.jobs_of(one.namespace, scope_of(access.address, one.spec.run)),
+            pods=self._observed.pods_of(one.namespace),
+            now=datetime.now(UTC),
+            looks=Looks(setting, accesses, one.owner.uid),
+        )
+
+    async def _listen(self, opened: OpenStore, question: Question) -> None:
+        """Take in what Jobs told of the records that they left."""
+        if opened.told is None:
+            return
+        for job in self._helpers.jobs.unheard(question.jobs):
+            answer = await self._helpers.jobs.hear(job)
+            if answer is not None:
+                opened.told.take(answer)
+            else:
+                opened.told.doubt(RecordRef(job.operation, job.key))
+
+    async def _look(self, context: BuildContext, asked: Unanswered) -> Wait | None:
+        """Have records looked up by a Job; None when it has told."""
+        one, told = context.one, context.store.told
+        assert told is not None
+        if told.assume_missing(asked):
+            return None
+        refs = tuple(sorted(map(str, asked.refs)))
+        document = LookFile(
+            refs=refs,
+            known=tuple(sorted(asked.known)),
+            read=PLANS_READ,
+            lease=self._leases.document(one, context.store),
+        )
+        answer = await self._helpers.ask(
+            one,
+            document,
+            question_key("look", one.owner.uid, *refs),
+            access=context.access,
+            target=context.targets[0],
+        )
+        if isinstance(answer, Standing):
+            return wait_of(answer, f"looking {len(refs)} records up in the store")
+        told.take(answer, asked.known)
+        return None
+
+    async def change_jobs(self, context: BuildContext) -> Result:
+        """Jobs are released, made anew, created and claimed, as the survey says."""
+        one, seen, question = context.one, context.seen, context.question
+        assert seen is not None
+        assert question is not None
+        if any(isinstance(e, (StoreUnavailable, StoreUnreadable)) for e in seen.waits_for):
+            self._doubt(one.namespace, one.spec.store.name)
+        # Of those that the survey knew: one that has come to light since was not asked about.
+        await self._claims.release(context.claimed, one.owner.uid, keep=seen.needed)
+        starts = tuple(
+            Start(
+                request,
+                seen.retried.get(TaskId(request.task), Verdict()),
+                context.accesses[request.source].access,
+            )
+            for request in seen.start
+        )
+        changes = JobChanges(starts, seen.renewals, seen.active)
+        await self._writer.apply(one, changes, known={job.uid for job in question.jobs})
+        return DONE
+
+    async def judge(self, context: BuildContext) -> Result:
+        """Is it built, has it failed, or what does it wait for?"""
+        one, seen = context.one, context.seen
+        assert seen is not None
+        queued = bool(seen.start and one.spec.run.queue_name)
+        stands = await self._helpers.jobs.standings.of(one.namespace, seen.active, queued=queued)
+        context.known = Outcome(
+            Phase.BUILDING,
+            stands.reason,
+            progress=seen.advice.progress,
+            ran=seen.made,
+            failed=seen.failed,
+            containers=seen.containers,
+            fidelity=seen.fidelity,
+            targets=one.spec.targets,
+            store=context.store.where,
+            notes=seen.plan.notes,
+            warnings=seen.warnings,
+            toolchain=toolchain_digest(context.targets),
+        )
+        if not seen.advice.ended:
+            one.look_after(seen.after or WATCHED_SECONDS)
+            one.look_after(stands.after)
+            return wait_of(stands, _doing(seen))
+        if seen.failed:
+            task, error, _ = seen.failed[0]
+            said = str(error)
+            message = said if said.startswith(f"{task}: ") else f"{task}: {said}"
+            return Stall(error.code, message)
+        return DONE
+
+    async def settle(self, context: BuildContext) -> Result:
+        """It is built: what it needs stays in the store."""
+        one, seen = context.one, context.seen
+        assert seen is not None
+        if one.sources:
+            resolved = {RecordRef(RESOLVE, Key(entry.record)) for entry in one.sources.values()}
+            await self._leases.settle(
+                one,
+                context.store,
+                seen.refs | resolved,
+                containers=seen.containers,
+                access=context.access,
+                target=context.targets[0],
+            )
+        built = ", ".join(
+            f"{name} {str(record.facts.get('revision', ''))[:19]}"
+            for name, record in seen.containers.items()
+        )
+        return Done("Built", f"built {built}")
+
+
+def _doing(seen: Survey) -> str:
+    running = [t for t, s in seen.advice.states.items() if s is TaskState.RUNNING]
+    shown = ", ".join(running[:3]) + (f" and {len(running) - 3} more" if len(running) > 3 else "")
+    return f"{seen.advice.progress}" + (f": {shown}" if shown else "")

@@ -1,0 +1,75 @@
+"""A build at rest: nothing is done unasked but to keep its lease alive."""
+
+from __future__ import annotations
+
+import logging
+
+from genai_core.errors import GenAIError
+from genai_core.names import MODEL
+from genai_operator.builds.build_pass import BuildPass
+from genai_operator.builds.leases import Leases
+from genai_operator.builds.references import Loader, accesses_of
+from genai_operator.builds.reporter import Reporter
+from genai_operator.builds.status import Outcome
+from genai_operator.errors import Stalled, Waiting
+from genai_operator.kube.conditions import condition_of
+from genai_operator.kube.phases import Phase
+from genai_operator.targets.build_targets import toolchain_digest
+
+__all__ = ["Rest"]
+
+log = logging.getLogger("genai_operator.builds.rest")
+
+
+class Rest:
+    """See the module's docstring."""
+
+    def __init__(self, loader: Loader, leases: Leases, reporter: Reporter) -> None:
+        self._loader = loader
+        self._leases = leases
+        self._reporter = reporter
+
+    async def holds(self, one: BuildPass) -> bool:
+        """Whether nothing is to be done unasked; shows a toolchain that is not the current one.
+
+        A build that is Ready rests. So does one whose tasks failed when the toolchain, or the
+        operator itself, has changed since: with other keys all of it would begin anew.
+        """
+        ready = condition_of(one.status, "Ready")
+        if one.fresh or one.spec.run.suspend or ready is None:
+            return False
+        good: bool = ready["status"] == "True"
+        if not good and not (ready["status"] == "False" and one.status.get("failures")):
+            return False
+        try:
+            now = toolchain_digest(self._loader.targets(one))
+        except (Stalled, Waiting, GenAIError):
+            return good
+        outdated = one.status.get("toolchain", now) != now
+        if not good and not outdated:
+            return False
+        if outdated != (condition_of(one.status, "ToolchainOutdated") is not None):
+            outcome = Outcome(
+                Phase.READY if good else Phase.STALLED,
+                ready["reason"],
+                ready["message"],
+                outdated="operations or libraries have other versions by now" if outdated else "",
+                notes=one.status.get("plan", ()),
+                warnings=one.status.get("warnings", ()),
+                requested_at=one.requested,
+            )
+            await self._reporter.report(one.value, outcome)
+        return True
+
+    async def renewed(self, one: BuildPass) -> float:
+        """Keep its lease alive; returns after how many seconds that is wanted again."""
+        wait = self._leases.rest(one.owner.uid)
+        if wait > 0:
+            return wait
+        try:
+            targets, opened = self._loader.targets(one), await self._loader.store(one)
+            access = accesses_of(one, opened)[MODEL].access
+            await self._leases.at_rest(one, opened, access=access, target=targets[0])
+        except (Stalled, Waiting, GenAIError) as error:
+            log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})
+        return self._leases.rest(one.owner.uid)
