@@ -26,7 +26,7 @@ from genai_core.sources.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.s3.location import parse_s3
 from genai_core.tasks.task_file import Toolchain
 from genai_core.wire import RENDERING
-from genai_operator.builds.requests import Setting, job_request
+from genai_operator.builds.planning.requests import Setting, job_request
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner, render

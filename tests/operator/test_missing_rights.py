@@ -12,7 +12,7 @@ import pytest
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import Run
 from genai_core.names import Key
-from genai_operator.builds.backoff import Backoff
+from genai_operator.backoff import Backoff
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.manifest import JobRequest, Owner, StoreAccess

@@ -22,10 +22,10 @@ from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.s3.location import S3Location
 from genai_core.tasks.task_file import TaskFile
 from genai_core.testing import record_of_task
-from genai_operator.builds.plans import Plans
-from genai_operator.builds.requests import Setting
+from genai_operator.builds.planning.plans import Plans
+from genai_operator.builds.planning.requests import Setting
+from genai_operator.builds.planning.survey import Question, Survey, survey
 from genai_operator.builds.sources import SourcePlace
-from genai_operator.builds.survey import Question, Survey, survey
 from genai_operator.jobs.manifest import JobRequest
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.pod import Ending, PodView

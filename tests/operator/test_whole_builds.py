@@ -18,7 +18,7 @@ import pytest
 from simulated import Replica, Value, Weather, World, build, furnished, opener
 
 from genai_operator.builds import reconciler as build_module
-from genai_operator.builds import survey
+from genai_operator.builds.planning import survey
 from genai_operator.jobs import applier, holds, renewal, verdicts
 from genai_operator.kube import observed, relist
 from genai_operator.kube.client import ApiError

@@ -17,12 +17,12 @@ from genai_operator.builds.claims import Claims
 from genai_operator.builds.helper_jobs import BuildHelperJobs
 from genai_operator.builds.job_changes import JobChanges, JobWriter, Start, wait_of
 from genai_operator.builds.leases import Leases
-from genai_operator.builds.plans import Plans
+from genai_operator.builds.planning.plans import Plans
+from genai_operator.builds.planning.requests import Looks, Setting
+from genai_operator.builds.planning.survey import PLANS_READ, Question, Survey, survey
 from genai_operator.builds.references import Loader, SourceAccess, accesses_of
-from genai_operator.builds.requests import Looks, Setting
 from genai_operator.builds.resolver import Resolver
 from genai_operator.builds.status import Outcome
-from genai_operator.builds.survey import PLANS_READ, Question, Survey, survey
 from genai_operator.errors import Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.helper_jobs import question_key

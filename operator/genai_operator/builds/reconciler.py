@@ -14,7 +14,7 @@ from dataclasses import replace
 import aiohttp
 
 from genai_core.sources.resolved import RESOLVE
-from genai_operator.builds.backoff import Backoff
+from genai_operator.backoff import Backoff
 from genai_operator.builds.build_pass import JOINED_SECONDS, STARTED_SECONDS, BuildPass
 from genai_operator.builds.build_steps import BuildContext, BuildSteps
 from genai_operator.builds.claims import Claims

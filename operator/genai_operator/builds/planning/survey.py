@@ -17,8 +17,8 @@ from genai_core.facts import ModelFacts
 from genai_core.names import Digest, Key, TaskId
 from genai_core.store.protocol import RecordRef
 from genai_core.tasks.record import Blob, Record
-from genai_operator.builds.plans import Plans
-from genai_operator.builds.requests import Looks, Setting, job_request
+from genai_operator.builds.planning.plans import Plans
+from genai_operator.builds.planning.requests import Looks, Setting, job_request
 from genai_operator.jobs.attempts import Attempts
 from genai_operator.jobs.manifest import JobRequest
 from genai_operator.jobs.renewal import Renewal
