@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-from genai_runtime.tokenizing import TextTokenizer
 from pydantic import ValidationError
 
+from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.api.schemas import ChatBody, CompletionBody, DetokenizeBody
 
 MANY = 390_000
