@@ -18,6 +18,7 @@ __all__ = ["ENCODINGS_ROLE", "MODEL_ROLE", "TOKENS_ROLE", "Source", "Sources", "
 MODEL_ROLE = "model.onnx"
 ENCODINGS_ROLE = "model.encodings"
 TOKENS_ROLE = "tokens.npy"
+_CONFIG_ROLE = "config.json"
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Source:
     def has_tokens(self) -> bool:
         """There are tokens that fidelity scores."""
         return TOKENS_ROLE in self.files
+
+    @property
+    def has_config(self) -> bool:
+        """There is a config.json, which goes along."""
+        return _CONFIG_ROLE in self.files
 
     @property
     def size(self) -> int:

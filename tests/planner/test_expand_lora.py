@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.task_file import Toolchain
 from genai_planner.advance import advance
 from genai_planner.events import Event, Found, Limits, Look
-from genai_planner.graph import FileRef, Result
+from genai_planner.graph import FileRef, Result, Selection
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
 from genai_planner.shape import shape_from_config
 from genai_planner.sources import Source
@@ -114,6 +115,16 @@ def test_an_import_reads_no_weights_of_the_base() -> None:
     assert read == {"model.onnx", "facts.json"}
     assert task.sources() == {adapter_source("c-headers")}
     assert task.after() == (TaskId("ingest"),)
+
+
+def test_an_import_reads_what_the_model_calls_itself() -> None:
+    found = sources("c-headers")
+    bare = exact(found, adapters=ADAPTERS[:1]).plan.task("lora_import/c-headers")
+    assert "assets" not in bare.inputs
+    model = found[MODEL]
+    named = replace(model, files={**model.files, "config.json": FileRef(Digest("e" * 64), 9)})
+    task = exact({**found, MODEL: named}, adapters=ADAPTERS[:1]).plan.task("lora_import/c-headers")
+    assert task.inputs["assets"] == (Selection(TaskId("ingest"), ("assets/config.json",)),)
 
 
 def test_the_package_names_adapters_in_the_order_of_its_inputs() -> None:

@@ -122,6 +122,12 @@ def test_bring_source_reads_what_is_public_when_the_server_is_foreign(
     assert used == [ANONYMOUS, None]
 
 
+def test_bucket_access_signs_when_the_user_typed_the_address() -> None:
+    address = "s3://adapters/x?endpoint=https://s3.example"
+    assert bucket_access(address, [address]).credentials is None
+    assert bucket_access(address, [address + ":444"]).credentials == ANONYMOUS
+
+
 def test_bucket_access_takes_the_stores_certificates_when_it_is_the_stores_server() -> None:
     address = "s3://models/x?endpoint=https://s3.example&ca=./brought.pem"
     store = "s3://artifacts/t?endpoint=https://s3.example:443&ca=/etc/mine.pem"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -322,6 +323,41 @@ def test_import_of_equal_adapters_is_an_equal_file(core: Core, tmp_path: Path) -
     assert sorted(t.shape for t in tensors.values()) == sorted(
         [(place.site.inputs, 4), (4, place.site.outputs)]
     )
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "called", "other"),
+    [
+        ("somebody/base", "another/Model-8B", True),
+        ("/srv/llama-3-8b/", "meta-llama/Llama-3-8B", False),
+        ("somebody/base", "", False),
+        ("somebody/base", "./", False),
+        ("", "another/model", False),
+        ("C:\\models\\Base", "somebody/base", False),
+    ],
+)
+def test_import_warns_when_the_adapter_names_another_base(
+    trained_on: str, called: str, other: bool, core: Core, tmp_path: Path
+) -> None:
+    write_peft(
+        tmp_path / "a",
+        {"model.layers.0.self_attn.q_proj": (64, 64)},
+        base_model_name_or_path=trained_on,
+    )
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "config.json").write_text(json.dumps({"_name_or_path": called}))
+    (tmp_path / "out").mkdir()
+    inputs = {"adapter": tmp_path / "a", "core": core("llama")}
+    context = Context(scratch=tmp_path)
+    result = lora_import.run(
+        {**inputs, "assets": tmp_path / "assets"}, LoraImportConfig(), tmp_path / "out", context
+    )
+    assert len(result.warnings) == other
+    if other:
+        assert repr(trained_on) in result.warnings[0]
+        assert repr(called) in result.warnings[0]
+    (tmp_path / "bare").mkdir()
+    assert lora_import.run(inputs, LoraImportConfig(), tmp_path / "bare", context).warnings == ()
 
 
 def test_linears_before_looks_at_each_tensor_once() -> None:

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from genai_cli.containers.choice import the_container, trial_of
-from genai_cli.display.output import emit, say, table
+from genai_cli.display.output import emit, say, table, tell
 from genai_cli.display.render import busy
 from genai_cli.display.words import counted, duration, size
 from genai_cli.engine.local_source import bring_folder
@@ -77,7 +77,8 @@ def add(
             where=str(opened.folder),
             remedy="name the cpu container of the same build",
         )
-    folder = bring_folder(source, cache_folder(), where="SOURCE") or expanded(
+    # Who typed the address has named its server.
+    folder = bring_folder(source, cache_folder(), where="SOURCE", named=[source]) or expanded(
         source.removeprefix("file://")
     )
     chosen = _name_of(name, source)
@@ -93,6 +94,8 @@ def add(
     if not settings.json:
         linears = counted(facts["linears"], "linear")
         say(f"  {chosen}: rank {facts['rank']}, {linears}")
+        for text in facts.get("warnings", []):
+            tell(f"warning: {text}")
         say(f"  try  {trial_of(output)} --adapter {chosen}")
     return 0
 

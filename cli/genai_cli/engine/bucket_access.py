@@ -61,12 +61,12 @@ class BucketAccess:
             ) from error
 
 
-def bucket_access(address: str, stores: Iterable[str] = ()) -> BucketAccess:
+def bucket_access(address: str, named: Iterable[str] = ()) -> BucketAccess:
     """How the bucket at an address is read.
 
     Args:
         address: Of a source.
-        stores: Addresses of this build's stores, which the user named.
+        named: Addresses that the user has typed or set, not a file: of the build's stores.
 
     Raises:
         InvalidSpec: The address cannot be read.
@@ -74,7 +74,7 @@ def bucket_access(address: str, stores: Iterable[str] = ()) -> BucketAccess:
     where = parse_s3(address)
     if where.endpoint is None:
         return BucketAccess(where)  # AWS, or what AWS_ENDPOINT_URL_S3 says
-    for store in stores:
+    for store in named:
         if not store.startswith("s3://"):
             continue
         known = parse_s3(store)

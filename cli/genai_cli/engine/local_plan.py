@@ -276,9 +276,9 @@ def read_plan(
     """
     targets = parse_targets(spec.targets)
     digests = cache or known_digests()
-    stores = [one.location for one in layers(store)]
-    files = inspect_source(bring_source(spec, cache_folder(), stores=stores), base_dir, digests)
-    sources = {MODEL: files, **_adapters(spec, base_dir, digests, stores)}
+    named = [one.location for one in layers(store)]
+    files = inspect_source(bring_source(spec, cache_folder(), named=named), base_dir, digests)
+    sources = {MODEL: files, **_adapters(spec, base_dir, digests, named)}
     request = BuildRequest(
         spec=spec,
         targets=targets,
@@ -299,7 +299,7 @@ def read_plan(
 
 
 def _adapters(
-    spec: BuildSpec, base_dir: Path, cache: FileCache, stores: Iterable[str]
+    spec: BuildSpec, base_dir: Path, cache: FileCache, named: Iterable[str]
 ) -> dict[SourceName, SourceFacts]:
     """The files of each adapter.
 
@@ -313,7 +313,7 @@ def _adapters(
             cache_folder(),
             where=source.field,
             token=token_of(source.address, spec),
-            stores=stores,
+            named=named,
         )
         if folder is None:
             folder = (base_dir / expanded(source.address.removeprefix("file://"))).absolute()

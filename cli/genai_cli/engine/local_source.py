@@ -37,13 +37,13 @@ __all__ = ["bring_folder", "bring_source", "token_of"]
 _INDEX = "index.json"
 
 
-def bring_source(spec: BuildSpec, cache: Path, *, stores: Iterable[str] = ()) -> BuildSpec:
+def bring_source(spec: BuildSpec, cache: Path, *, named: Iterable[str] = ()) -> BuildSpec:
     """The spec with a folder of this machine as its source.
 
     Args:
         spec: As written; returned as it is where its source is a folder.
         cache: Folder that mirrors lie in.
-        stores: Addresses of this build's stores; see `bucket_access`.
+        named: See `bucket_access`.
 
     Raises:
         InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
@@ -54,7 +54,7 @@ def bring_source(spec: BuildSpec, cache: Path, *, stores: Iterable[str] = ()) ->
         cache,
         where="spec.model.source",
         token=token_of(spec.model.source, spec),
-        stores=stores,
+        named=named,
     )
     if files is None:
         return spec
@@ -84,7 +84,7 @@ def bring_folder(
     *,
     where: str,
     token: str | None = None,
-    stores: Iterable[str] = (),
+    named: Iterable[str] = (),
 ) -> Path | None:
     """What an address holds, as a folder of this machine; None where it is a folder already.
 
@@ -93,7 +93,7 @@ def bring_folder(
         cache: Folder that mirrors lie in.
         where: The field that it stands in, for messages.
         token: Is sent to the host of an archive.
-        stores: Addresses of this build's stores; see `bucket_access`.
+        named: See `bucket_access`.
 
     Raises:
         InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
@@ -106,7 +106,7 @@ def bring_folder(
             remedy="build it there with: genai build --remote, or name the folder that it holds",
         )
     ways: dict[str, Callable[[str, Path], Path]] = {
-        "s3": partial(_mirror, where=where, stores=stores),
+        "s3": partial(_mirror, where=where, named=named),
         "https": partial(_unpacked, token=token),
     }
     bring = ways.get(address.partition("://")[0])
@@ -163,7 +163,7 @@ def _folder_of(root: Path, known: dict[str, list[int | str]]) -> Path | None:
     return path if path is not None and path.is_dir() else None
 
 
-def _mirror(address: str, root: Path, *, where: str, stores: Iterable[str]) -> Path:
+def _mirror(address: str, root: Path, *, where: str, named: Iterable[str]) -> Path:
     """Make `root/files` equal to the folder in the bucket."""
     try:
         from genai_cli.engine.bucket_access import bucket_access
@@ -174,7 +174,7 @@ def _mirror(address: str, root: Path, *, where: str, stores: Iterable[str]) -> P
             where=where,
             remedy="pip install 'genai-operator[s3]', or download the model and name its folder",
         ) from error
-    access = bucket_access(address, stores)
+    access = bucket_access(address, named)
     with access.explained(where):
         return _mirrored(S3Source(access.where, access.credentials), address, root)
 

@@ -39,4 +39,4 @@ class AdditionAnswer(BaseModel):
     nameless: bool = False
     """Names alone do not tell where the adapter belongs: the core graph might."""
     facts: dict[str, Any] = Field(default_factory=dict)
-    """revision, base, rank, linears, and the base model that the adapter's file names."""
+    """revision, base, rank, linears, the base model that the adapter's file names, warnings."""

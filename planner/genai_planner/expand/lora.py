@@ -49,6 +49,10 @@ def use_cases(spec: BuildSpec) -> tuple[UseCaseConfig, ...]:
 
 def import_adapters(context: Context, sources: Sources) -> list[Task]:
     """A task for each adapter; it reads the core graph without its weights."""
+    # What the model calls itself, to compare with what the adapter was trained on.
+    called: Inputs = (
+        {"assets": inputs.ingested("assets/config.json")} if context.model.has_config else {}
+    )
     return [
         Task(
             id=_import_id(name),
@@ -58,6 +62,7 @@ def import_adapters(context: Context, sources: Sources) -> list[Task]:
             inputs={
                 "adapter": (Selection(None, ("*",), adapter_source(name)),),
                 "core": inputs.ingested("model.onnx", "facts.json"),
+                **called,
             },
             demand=demand("lora_import", sources[adapter_source(name)].size // 2),
         )

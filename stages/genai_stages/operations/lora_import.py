@@ -1,8 +1,9 @@
 """An adapter as its user has it -> matrices of the core graph's linears.
 
 Inputs: `adapter`, PEFT's two files or AIMET's; `core`, the core graph's `model.onnx` and
-`facts.json` without weights. Output: `adapter.safetensors` (see `genai_core.container.adapters`),
-which says nothing of names or of the file that it came from, so equal adapters are equal files.
+`facts.json` without weights; `assets`, the model's config.json where there is one. Output:
+`adapter.safetensors` (see `genai_core.container.adapters`), which says nothing of names or of the
+file that it came from, so equal adapters are equal files.
 """
 
 from __future__ import annotations
@@ -11,10 +12,12 @@ from pathlib import Path
 
 from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.operations import LoraImportConfig
+from genai_core.sources.source_files import CONFIG_ROLE
 from genai_stages.graph.core_graph import read_core
 from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import import_adapter
 from genai_stages.lora.modules import places_of
+from genai_stages.lora.trained_on import other_base
 from genai_stages.stage import Context, Inputs, StageResult
 
 
@@ -29,7 +32,9 @@ def run(inputs: Inputs, config: LoraImportConfig, out: Path, context: Context) -
     model, facts = read_core(inputs["core"])
     adapter = read_adapter(inputs["adapter"], facts.lora, "the adapter")
     made = import_adapter(adapter, places_of(model, facts), out / ADAPTER_FILE)
+    other = other_base(adapter.base, inputs["assets"] / CONFIG_ROLE) if "assets" in inputs else None
     return StageResult(
         facts={"rank": made.rank, "linears": made.linears, "base": adapter.base},
         notes={"drift": made.drift, "modules": made.modules, "rank": made.rank},
+        warnings=() if other is None else (other,),
     )

@@ -25,6 +25,7 @@ from genai_core.errors import BadAdapter, BadInput, DriftError, GenAIError
 from genai_core.facts import LoraBranch
 from genai_core.files.foreign import is_failure
 from genai_core.names import Backend
+from genai_core.sources.source_files import CONFIG_ROLE
 from genai_runtime import container
 from genai_runtime.container import CPU_MODEL_FILE
 from genai_runtime.executor import AdapterUse
@@ -34,6 +35,7 @@ from genai_stages.lora.container_places import places_of_container
 from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import Imported, import_adapter
 from genai_stages.lora.modules import Place, places_of
+from genai_stages.lora.trained_on import other_base
 from genai_stages.package.container_adapters import entry_of
 
 __all__ = ["answer", "seal"]
@@ -84,6 +86,7 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
     _try(folder, request.name)
     _note(folder, request.name, made, seconds=time.monotonic() - began)
     sealed = container.manifest_of(folder)
+    other = other_base(adapter.base, folder / CONFIG_ROLE)
     return AdditionAnswer(
         facts={
             "revision": sealed.revision(),
@@ -91,6 +94,7 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
             "rank": made.rank,
             "linears": made.linears,
             "trainedOn": adapter.base,
+            "warnings": [] if other is None else [other],
         }
     )
 
