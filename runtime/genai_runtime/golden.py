@@ -8,20 +8,30 @@ machine's rounding may swap them; such a place never counts as a mismatch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput
 from genai_runtime.generate import Generation, generate
 from genai_runtime.session import Session, Tokens, in_chunks
 
-GOLDEN_VERSION = 1
+GOLDEN_VERSION = 2
 """The newest version of golden.json that this program reads."""
+_WORN_VERSION = 2
+"""The version that has `worn`."""
 
 
 class GoldenPrompt(BaseModel):
@@ -46,6 +56,33 @@ class Golden(BaseModel):
     tolerance: float = Field(ge=0)
     """A mismatch counts only where the recorded margin is above this."""
     prompts: list[GoldenPrompt]
+    worn: dict[str, list[GoldenPrompt]] = Field(default_factory=dict)
+    """Adapter or use case -> the same prompts answered with it. Since version 2."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        if not self.worn:
+            found.pop("worn", None)
+        return found
+
+    def of(self, name: str) -> Golden:
+        """The prompts as an adapter or a use case answered them; none where they were not asked."""
+        return Golden(tolerance=self.tolerance, prompts=self.worn.get(name, []))
+
+    def with_worn(self, worn: Mapping[str, Sequence[GoldenPrompt]]) -> Golden:
+        """The same with these adapters' and use cases' answers, and no others."""
+        kept = {name: list(prompts) for name, prompts in worn.items() if prompts}
+        version = _WORN_VERSION if kept else 1
+        return Golden(
+            schema_version=version, tolerance=self.tolerance, prompts=self.prompts, worn=kept
+        )
+
+    def to_bytes(self) -> bytes:
+        """What stands in golden.json."""
+        value = self.model_dump(mode="json")
+        text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+        return f"{text}\n".encode()
 
 
 @dataclass(frozen=True)
@@ -142,7 +179,7 @@ def read_golden(path: Path) -> Golden:
     except OSError as error:
         raise BadInput(f"not golden prompts: {error}", where=str(path)) from error
     golden = read_versioned(Golden, written, newest=GOLDEN_VERSION, where=str(path))
-    for entry in golden.prompts:
+    for entry in [*golden.prompts, *(one for worn in golden.worn.values() for one in worn)]:
         if len(entry.margins) != len(entry.tokens):
             raise BadInput("margins and tokens differ in number", where=str(path))
     return golden

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from genai_core.errors import GoldenMismatch
 from genai_runtime.container import Container
-from genai_runtime.executor import Executor
+from genai_runtime.executor import AdapterUse, Executor
 from genai_runtime.golden import Replay, replay
 from genai_runtime.session import SlotSession
 
@@ -12,7 +12,7 @@ __all__ = ["replay_golden"]
 
 
 def replay_golden(opened: Container, executor: Executor) -> Replay | None:
-    """Replay a container's recorded prompts; None where it has none.
+    """Replay a container's recorded prompts, of adapters and use cases too; None where it has none.
 
     Args:
         opened: The container.
@@ -24,18 +24,30 @@ def replay_golden(opened: Container, executor: Executor) -> Replay | None:
     golden = opened.golden()
     if golden is None:
         return None
-    session = SlotSession(executor)
-    try:
-        found = replay(session, golden)
-    finally:
-        session.release()
-    if not found.passed:
-        first = found.mismatches[0]
-        raise GoldenMismatch(
-            f"{len(found.mismatches)} of {found.compared} golden tokens differ: prompt "
-            f"{first.prompt} at {first.position} wants token {first.expected} by a margin of "
-            f"{first.margin:.3f}, here it is {first.got}",
-            where=f"{opened.manifest.target.name} {opened.revision[:19]}",
-            remedy="build it anew, or run it on the machines that it was built for",
-        )
-    return found
+    index = opened.adapters()
+    compared = forgiven = 0
+    for name in (None, *golden.worn):
+        worn = () if name is None else index.worn(name)
+        if not executor.adapters.issuperset(one.name for one in worn):
+            continue  # the server was told to hold fewer
+        session = SlotSession(executor, [AdapterUse(one.name, one.alpha) for one in worn])
+        try:
+            found = replay(session, golden if name is None else golden.of(name))
+        finally:
+            session.release()
+        if not found.passed:
+            raise _mismatch(opened, name, found)
+        compared, forgiven = compared + found.compared, forgiven + found.forgiven
+    return Replay(compared=compared, mismatches=(), forgiven=forgiven)
+
+
+def _mismatch(opened: Container, name: str | None, found: Replay) -> GoldenMismatch:
+    first = found.mismatches[0]
+    whose = "" if name is None else f" of {name}"
+    return GoldenMismatch(
+        f"{len(found.mismatches)} of {found.compared} golden tokens{whose} differ: prompt "
+        f"{first.prompt} at {first.position} wants token {first.expected} by a margin of "
+        f"{first.margin:.3f}, here it is {first.got}",
+        where=f"{opened.manifest.target.name} {opened.revision[:19]}",
+        remedy="build it anew, or run it on the machines that it was built for",
+    )

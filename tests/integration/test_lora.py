@@ -169,3 +169,31 @@ def test_a_broken_adapter_is_one_line_that_names_it(
     assert ran.code == 2
     assert words in ran.err
     assert not [path for path in (example / "out").rglob("*") if path.is_file()]
+
+
+def test_each_use_case_has_its_own_drift_and_golden_prompts(built: Built, container: Path) -> None:
+    report = json.loads((container / "report.json").read_bytes())
+    drift = report["stages"]["package"]["useCases"]
+    assert set(drift) == {"c-headers", "uppercase", "loud-headers"}
+    for found in drift.values():
+        assert 0 <= found["divergence"] < 0.02, "W8A16 against its own simulation"
+        assert abs(found["natsPerToken"] - found["baselineNats"]) < 0.1
+    ran = built.program.ok("verify", container, "--golden", "--json").json["golden"]
+    assert set(ran) == {"base", *drift}
+    assert all(one["tokens"] == 16 and one["differ"] == 0 for one in ran.values())
+
+
+def test_verify_ends_with_1_when_an_adapter_answers_otherwise(
+    built: Built, container: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(container, tmp_path / "cpu")
+    golden = json.loads((copy / "golden.json").read_bytes())
+    entry = golden["worn"]["uppercase"][0]
+    place = max(range(16), key=lambda at: entry["margins"][at])
+    entry["tokens"][place] = 7
+    (copy / "golden.json").write_text(json.dumps(golden))
+    ran = built.program("verify", copy, "--golden")
+    assert ran.code == 1
+    assert "golden prompts, uppercase: " in ran.out
+    assert f"prompt 0 at {place} wants 7" in ran.out
+    assert "golden prompts, base: 16 tokens as recorded" in ran.out

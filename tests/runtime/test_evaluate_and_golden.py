@@ -190,3 +190,16 @@ def test_broken_golden_files_name_themselves(tmp_path, text):
     path.write_text(text)
     with pytest.raises(BadInput, match=r"golden\.json"):
         read_golden(path)
+
+
+def test_golden_of_an_adapter_is_a_version_that_older_programs_refuse() -> None:
+    from genai_runtime.golden import Golden, GoldenPrompt
+
+    prompt = GoldenPrompt(prompt_tokens=[1], tokens=[2], margins=[0.5])
+    plain = Golden(tolerance=0.1, prompts=[prompt])
+    assert b"worn" not in plain.to_bytes(), "files of containers without adapters stay as they are"
+    worn = plain.with_worn({"one": [prompt], "none": []})
+    assert (worn.schema_version, list(worn.worn)) == (2, ["one"])
+    assert worn.of("one").prompts == [prompt]
+    assert worn.of("other").prompts == []
+    assert worn.with_worn({}) == plain

@@ -26,6 +26,8 @@ from genai_core.operations import IngestConfig, LoraImportConfig
 from genai_runtime.cpu import CpuSession
 from genai_runtime.cpu.bank import read_adapter
 from genai_runtime.executor import AdapterUse
+from genai_stages.fidelity.source_reference import SourceReference
+from genai_stages.fidelity.worn_source import Worn
 from genai_stages.graph.core_graph import read_facts
 from genai_stages.operations import ingest, lora_import
 from genai_stages.stage import Context, StageResult
@@ -101,6 +103,13 @@ def test_adapter_by_input_names_computes_what_the_source_does_with_it(
         expected = logits_of(branched.source / "model.onnx", IDS, given)
         np.testing.assert_allclose(session.forward(IDS), expected, atol=1e-4)
         session.close()
+    reference = SourceReference(
+        branched.core, tmp_path / "scratch", adapters=[Worn(adapter.branches, 1.0)]
+    )
+    assert reference.lost == []
+    [found] = reference.logits([IDS])
+    expected = logits_of(branched.source / "model.onnx", IDS, weights)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
     moved = logits_of(branched.source / "model.onnx", IDS, weights)
     assert np.abs(moved - logits_of(branched.source / "model.onnx", IDS, {})).max() > 0.1
 

@@ -19,6 +19,8 @@ from safetensors.numpy import load_file
 from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.errors import BadAdapter, DriftError
 from genai_core.operations import IngestConfig, LoraImportConfig
+from genai_stages.fidelity.source_reference import SourceReference
+from genai_stages.fidelity.worn_source import Worn
 from genai_stages.graph.core_graph import read_core
 from genai_stages.lora import modules
 from genai_stages.lora.modules import Place, parts_of, places_of
@@ -253,6 +255,11 @@ def test_imported_adapter_computes_what_the_merged_source_does(
     plain = logits_of(FIXTURES / name / "model.onnx", ids)
     assert np.abs(got - want).max() < 1e-4 * max(1.0, np.abs(want).max())
     assert np.abs(plain - want).max() > 100 * np.abs(got - want).max(), "it must matter"
+    branches = read_adapter(tmp_path / "out" / ADAPTER_FILE).branches
+    reference = SourceReference(core(name), tmp_path / "scratch", adapters=[Worn(branches)])
+    assert reference.lost == []
+    [worn] = reference.logits([ids])
+    assert np.abs(worn - want).max() < 1e-4 * max(1.0, np.abs(want).max()), "drift's yardstick"
 
 
 def adapter_of(tmp_path: Path, modules: Mapping[str, tuple[int, int]]) -> Path:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from genai_cli import options
@@ -9,7 +11,14 @@ from genai_cli.settings import Settings
 
 
 def verify(
-    context: typer.Context, container: options.OneContainer, *, json: options.Json = False
+    context: typer.Context,
+    container: options.OneContainer,
+    *,
+    golden: Annotated[
+        bool,
+        typer.Option("--golden", help="Ask its golden prompts again, of each adapter too."),
+    ] = False,
+    json: options.Json = False,
 ) -> int:
     """Read every byte of a container and compare it with the manifest.
 
@@ -20,4 +29,4 @@ def verify(
     settings.json = json
     from genai_cli.containers import verification
 
-    return verification.verify(container, settings)
+    return verification.verify(container, settings, golden=golden)

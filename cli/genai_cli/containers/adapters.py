@@ -31,6 +31,7 @@ from genai_core.canonical import digest_file
 from genai_core.container.adapter_addition import AdditionAnswer, AdditionRequest
 from genai_core.container.adapters import INDEX_FILE, AdapterIndex, read_index
 from genai_core.container.manifest import (
+    GOLDEN_FILE,
     MANIFEST_FILE,
     REPORT_FILE,
     Manifest,
@@ -127,7 +128,7 @@ def remove(path: Path, name: str, output: Path, *, settings: Settings) -> int:
             shutil.rmtree(draft / "adapters")
         manifest = opened.manifest.with_adapter_files(files)
         (draft / MANIFEST_FILE).write_bytes(manifest.to_bytes())
-        _forget(draft / REPORT_FILE, name)
+        _forget(draft, opened, name)
     facts = {"revision": manifest.revision(), "base": manifest.base or manifest.revision()}
     _tell(output, facts, seconds=time.monotonic() - began, settings=settings)
     return 0
@@ -184,12 +185,24 @@ def _name_of(name: str | None, source: str) -> str:
     raise InvalidSpec(why, where="--name", remedy="give one with --name")
 
 
-def _forget(path: Path, name: str) -> None:
-    """Take an adapter's measurements out of a report; one that cannot be read stays as it is."""
+def _forget(draft: Path, opened: Container, name: str) -> None:
+    """Take what was measured and recorded of an adapter out of the report and the golden prompts.
+
+    A report that cannot be read stays as it is.
+    """
+    recorded = opened.golden()
+    if recorded is not None and name in recorded.worn:
+        rest = {one: answers for one, answers in recorded.worn.items() if one != name}
+        (draft / GOLDEN_FILE).write_bytes(recorded.with_worn(rest).to_bytes())
+    path = draft / REPORT_FILE
     with suppress(OSError, ValueError):
         report = Report.model_validate_json(path.read_bytes())
         stages = {**report.stages}
         stages.pop(f"lora_import/{name}", None)
+        package = {**stages.get("package", {})}
+        if "useCases" in package:
+            package["useCases"] = {k: v for k, v in package["useCases"].items() if k != name}
+            stages["package"] = package
         path.write_bytes(report_bytes(report.model_copy(update={"stages": stages})))
 
 

@@ -84,8 +84,16 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in (report.get("fidelity") or {}).items():
         if isinstance(value, int | float | str):
             facts.append(("fidelity", f"{name} {_plain(value)}"))
+    facts += [("drift", f"{name}: {_plain(one)}") for name, one in _drifts(report).items()]
     facts += [("warning", text) for text in report.get("warnings") or []]
     return facts
+
+
+def _drifts(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Of each adapter and use case, as package measured it."""
+    package = (report.get("stages") or {}).get("package")
+    found = package.get("useCases") if isinstance(package, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
 
 
 def _plain(value: Any) -> str:

@@ -18,7 +18,11 @@ from genai_core.container.manifest import (
     Manifest,
     outside_identity,
 )
-from genai_runtime.container import manifest_of
+from genai_core.errors import BadInput
+from genai_core.kinds.lora import BASE
+from genai_runtime.container import load, manifest_of
+from genai_runtime.executor import AdapterUse
+from genai_runtime.golden import Replay, replay
 from genai_runtime.verification import FileFault, extra_files, file_faults, index_fault
 
 __all__ = ["verify"]
@@ -26,8 +30,13 @@ __all__ = ["verify"]
 _SAID = {"missing": "missing", "size": "wrong", "bytes": "wrong", "extra": "extra"}
 
 
-def verify(path: Path, settings: Settings) -> int:
+def verify(path: Path, settings: Settings, *, golden: bool = False) -> int:
     """Print what is wrong with a container; returns 0 where nothing is, else 1.
+
+    Args:
+        path: The container's folder.
+        settings: Of the program.
+        golden: Ask the recorded prompts again, of the base and with each adapter and use case.
 
     Raises:
         BadInput: The folder is no container.
@@ -43,6 +52,11 @@ def verify(path: Path, settings: Settings) -> int:
     if not faults and (fault := _of_index(folder, manifest)) is not None:
         faults.append(fault)
     unchecked = _outside(folder)
+    replays: dict[str, Replay] = {}
+    if golden and not faults:
+        with busy("replaying golden prompts"):
+            replays = _replayed(folder)
+    wrong = bool(faults) or not all(one.passed for one in replays.values())
     if settings.json:
         emit(
             {
@@ -53,9 +67,10 @@ def verify(path: Path, settings: Settings) -> int:
                 "bytes": total,
                 "faults": [{"file": f.name, "kind": f.kind, "what": f.text} for f in faults],
                 "outside": unchecked,
+                **({"golden": {n: _as_json(r) for n, r in replays.items()}} if golden else {}),
             }
         )
-        return 1 if faults else 0
+        return 1 if wrong else 0
     for fault in faults:
         why = "" if fault.kind == "missing" else f": {fault.text}"
         say(f"{_SAID[fault.kind]:8} {fault.name}{why}")
@@ -65,7 +80,51 @@ def verify(path: Path, settings: Settings) -> int:
     say(f"  {manifest.revision()}")
     if unchecked:
         say(f"  outside the revision, so nothing to compare with: {', '.join(unchecked)}")
-    return 1 if faults else 0
+    for name, one in replays.items():
+        say(f"  golden prompts, {name}: {_said(one)}")
+    return 1 if wrong else 0
+
+
+def _replayed(folder: Path) -> dict[str, Replay]:
+    """The replay of the base and of each adapter and use case that was asked when it was built.
+
+    Raises:
+        BadInput: It has no golden prompts.
+        NotRunnableHere: Nothing here can run it.
+    """
+    opened = load(folder, digest_of=None)  # compared a moment ago
+    recorded = opened.golden()
+    if recorded is None:
+        raise BadInput(
+            "it has no golden prompts",
+            where=str(folder),
+            remedy="build it with golden.prompts, or leave --golden out",
+        )
+    index = opened.adapters()
+    found: dict[str, Replay] = {}
+    for name in (BASE, *recorded.worn):
+        entries = () if name == BASE else index.worn(name)
+        session = opened.open_session(worn=[AdapterUse(one.name, one.alpha) for one in entries])
+        try:
+            found[name] = replay(session, recorded if name == BASE else recorded.of(name))
+        finally:
+            session.close()
+    return found
+
+
+def _said(one: Replay) -> str:
+    near = f", {one.forgiven} within the tolerance" if one.forgiven else ""
+    if one.passed:
+        return f"{counted(one.compared, 'token')} as recorded{near}"
+    first = one.mismatches[0]
+    return (
+        f"{len(one.mismatches)} of {counted(one.compared, 'token')} differ{near}: prompt "
+        f"{first.prompt} at {first.position} wants {first.expected}, here it is {first.got}"
+    )
+
+
+def _as_json(one: Replay) -> dict[str, int]:
+    return {"tokens": one.compared, "differ": len(one.mismatches), "forgiven": one.forgiven}
 
 
 def _of_index(folder: Path, manifest: Manifest) -> FileFault | None:

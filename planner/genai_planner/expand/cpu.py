@@ -19,7 +19,7 @@ from genai_core.operations import (
 )
 from genai_planner.expand import inputs
 from genai_planner.expand.context import Context
-from genai_planner.expand.lora import adapter_inputs, adapter_names, use_cases
+from genai_planner.expand.lora import adapter_inputs, adapter_names, adapter_yardstick, use_cases
 from genai_planner.expand.splits import balanced
 from genai_planner.graph import Condition, Inputs, Plan, Task
 from genai_planner.shape import ModelShape
@@ -179,9 +179,12 @@ class _Builder:
                 "compiled": inputs.whole(self.ids["compile"]),
                 **inputs.package_inputs(),
                 **adapter_inputs(self.spec),
+                **adapter_yardstick(self.context),
                 "fidelity": inputs.whole(self.ids["fidelity"]),
             },
-            demand=demand("package", self.shape.parameters),
+            demand=demand(
+                "package" if self.spec.lora is None else "fidelity", self.shape.parameters
+            ),
             target=self.target.name,
             when=Condition(self.ids["fidelity"], within=True),
         )

@@ -12,7 +12,14 @@ from genai_planner.graph import Inputs, Selection, Task
 from genai_planner.sizing import demand
 from genai_planner.sources import Sources
 
-__all__ = ["adapter_inputs", "adapter_names", "import_adapters", "refuse_adapters", "use_cases"]
+__all__ = [
+    "adapter_inputs",
+    "adapter_names",
+    "adapter_yardstick",
+    "import_adapters",
+    "refuse_adapters",
+    "use_cases",
+]
 
 
 def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
@@ -76,6 +83,14 @@ def adapter_inputs(spec: BuildSpec) -> Inputs:
         f"adapter_{number}": inputs.whole(_import_id(name))
         for number, name in enumerate(adapter_names(spec))
     }
+
+
+def adapter_yardstick(context: Context) -> Inputs:
+    """What the package holds each use case against: as fidelity has it for the base."""
+    if context.spec.lora is None:
+        return {}
+    names = {"core": "yardstick", "encodings": "yardstick_encodings", "tokens": "yardstick_tokens"}
+    return {names[name]: files for name, files in inputs.scored(context).items() if name in names}
 
 
 def _import_id(name: str) -> TaskId:

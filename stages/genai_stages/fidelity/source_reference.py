@@ -23,6 +23,7 @@ from genai_core.errors import BadModel
 from genai_core.facts import ModelFacts
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.fidelity.simulate_source import SourceSimulation
+from genai_stages.fidelity.worn_source import Worn, wear
 from genai_stages.graph.core_graph import layer_group, read_core
 from genai_stages.graph.tensor_file import TensorFile
 from genai_stages.ingest.admission.refuse_source import logits_name
@@ -58,6 +59,10 @@ class SourceReference:
         encodings: Simulated where given.
         threads: Of ONNX Runtime.
         group_bytes: Weights of a group, where a layer has less.
+        adapters: That are added to it.
+
+    Attributes:
+        lost: Linears at which an adapter could not be added; see `worn_source.wear`.
     """
 
     def __init__(
@@ -68,6 +73,7 @@ class SourceReference:
         encodings: EncodingSet | None = None,
         threads: int = 1,
         group_bytes: int = _GROUP_BYTES,
+        adapters: Sequence[Worn] = (),
     ) -> None:
         self._core = core
         self._scratch = scratch
@@ -76,6 +82,7 @@ class SourceReference:
         model, self.facts = read_core(core)
         source = SourceModel(core / SOURCE_FILE, ir.from_proto(self._proto), {})
         self._inputs = _windowed(read_inputs(source), self.facts)
+        self.lost = wear(self._proto, self.facts, adapters) if adapters else []
         self._feeds = SourceFeeds(self._inputs, self.facts.rope)
         self._groups = _groups(self._proto, self.facts, logits_name(source), group_bytes)
         self._simulation: SourceSimulation | None = None

@@ -62,6 +62,7 @@ from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.package.container_adapters import place_adapters
 from genai_stages.package.container_htp import GENIE_FILE, HtpParts, collect_parts
 from genai_stages.package.second_opinion import ask_genie
+from genai_stages.package.use_cases import YARDSTICK, Asked, measure_use_cases
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.twin_folder import gather_twin, place
 
@@ -89,6 +90,7 @@ class _Draft:
 
 def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> StageResult:
     """Write the container's folder; run it once where that is possible here."""
+    given, inputs = inputs, {k: v for k, v in inputs.items() if not k.startswith(YARDSTICK)}
     core = core_folder(inputs)
     facts = read_facts(core)
     draft = _Draft(rope=_tables(facts, config))
@@ -124,6 +126,9 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     (out / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     opened = container.load(out, digest_of=None)  # hashed a moment ago
     verified, speed = _try(opened, config, draft, threads=context.threads)
+    if config.adapters:
+        yardstick = {k: v for k, v in given.items() if k.startswith(YARDSTICK)}
+        speed = {**speed, "useCases": _use_cases(opened, yardstick, config, draft, context)}
     fidelity = find_file(inputs, RESULT_FILE)
     measured = read_measurements(inputs)
     report = Report(
@@ -285,15 +290,43 @@ def _record(
         prompts,
         max_tokens=config.golden_max_tokens,
         stop_tokens=opened.stop_tokens(),
-        tolerance=_HTP_TOLERANCE if precision is None else _TOLERANCES[precision],
+        tolerance=_tolerance(precision),
         on_answer=answers.append,
     )
-    _write_json(opened.folder / GOLDEN_FILE, recorded.model_dump(mode="json"))
+    (opened.folder / GOLDEN_FILE).write_bytes(recorded.to_bytes())
     metrics = answers[-1].metrics
     return {
         "promptTokensPerSecond": round(metrics.prompt_tokens_per_second, 1),
         "generationTokensPerSecond": round(metrics.generation_tokens_per_second, 1),
     }
+
+
+def _use_cases(
+    opened: container.Container,
+    yardstick: Inputs,
+    config: PackageConfig,
+    draft: _Draft,
+    context: Context,
+) -> dict[str, Any]:
+    """Run each adapter and use case; their golden prompts go beside the base's."""
+    asked = Asked(
+        _prompts(opened, config, _Draft(rope={})),
+        config.golden_max_tokens,
+        opened.stop_tokens(),
+        _tolerance(draft.precision),
+    )
+    found = measure_use_cases(
+        opened, yardstick, asked, scratch=context.scratch / "drift", threads=context.threads
+    )
+    draft.warnings += found.warnings
+    recorded = opened.golden()
+    if recorded is not None:
+        (opened.folder / GOLDEN_FILE).write_bytes(recorded.with_worn(found.golden).to_bytes())
+    return found.drift
+
+
+def _tolerance(precision: Precision | None) -> float:
+    return _HTP_TOLERANCE if precision is None else _TOLERANCES[precision]
 
 
 def _prompts(opened: container.Container, config: PackageConfig, draft: _Draft) -> list[Prompt]:

@@ -19,7 +19,13 @@ import numpy as np
 from genai_core.canonical import digest_file
 from genai_core.container.adapter_addition import AdditionAnswer, AdditionRequest
 from genai_core.container.adapters import ADAPTERS_FOLDER, INDEX_FILE, file_of, read_index
-from genai_core.container.manifest import MANIFEST_FILE, REPORT_FILE, ManifestFile, Report
+from genai_core.container.manifest import (
+    GOLDEN_FILE,
+    MANIFEST_FILE,
+    REPORT_FILE,
+    ManifestFile,
+    Report,
+)
 from genai_core.container.report import report_bytes
 from genai_core.errors import BadAdapter, BadInput, DriftError, GenAIError
 from genai_core.facts import LoraBranch
@@ -37,6 +43,7 @@ from genai_stages.lora.importing import Imported, import_adapter
 from genai_stages.lora.modules import Place, places_of
 from genai_stages.lora.trained_on import other_base
 from genai_stages.package.container_adapters import entry_of
+from genai_stages.package.use_cases import Asked, record_worn
 
 __all__ = ["answer", "seal"]
 
@@ -125,7 +132,7 @@ def seal(folder: Path) -> None:
 
 
 def _try(folder: Path, name: str) -> None:
-    """Run a few tokens with the adapter.
+    """Run a few tokens with the adapter, and the golden prompts of the base, which it records.
 
     Raises:
         DriftError: It yields NaN or infinity.
@@ -135,6 +142,11 @@ def _try(folder: Path, name: str) -> None:
     try:
         count = min(_TRIED_TOKENS, session.vocab_size, session.context_length)
         logits = session.forward(np.arange(count))
+        recorded = opened.golden()
+        if recorded is not None and np.isfinite(logits).all():
+            asked = Asked.again(recorded, opened.stop_tokens())
+            answers = {**recorded.worn, name: record_worn(session, asked)}
+            (folder / GOLDEN_FILE).write_bytes(recorded.with_worn(answers).to_bytes())
     finally:
         session.close()
     if not np.isfinite(logits).all():
