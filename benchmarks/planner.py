@@ -16,7 +16,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.memory import peak_resident_bytes
 from genai_core.names import MODEL, Backend, Digest
 from genai_core.operations import OPERATIONS, ChipConfig
-from genai_planner.events import Finished, Limits, Missed
+from genai_planner.events import Finished, Missed, WorkLimits
 from genai_planner.expand.build import expand
 from genai_planner.graph import FileRef, Result, Task
 from genai_planner.machine import Machine
@@ -92,7 +92,7 @@ def main(wanted: int) -> int:
         toolchains={(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS},
     )
     looks = list(machine.begin())
-    limits = Limits(parallelism=64, memory_bytes=1 << 60)
+    limits = WorkLimits(parallelism=64, memory_bytes=1 << 60)
     steps = 0
     while not machine.ended:
         while looks:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from genai_core.kinds.crd import Kind, crd
+from genai_core.kinds.crd import DefinedKind, crd
 
 Schema = dict[str, Any]
 
@@ -41,7 +41,7 @@ error: build.yaml:14: spec.quantisation: unknown field; did you mean quantizatio
 """
 
 
-def page(kind: Kind, example: str) -> str:
+def page(kind: DefinedKind, example: str) -> str:
     """Markdown for one kind's spec.
 
     Args:

@@ -22,8 +22,8 @@ from genai_core.store.protocol import RecordRef
 from genai_core.tasks.record import Record
 
 __all__ = [
-    "Answer",
     "CollectFile",
+    "HelperAnswer",
     "LeaseFile",
     "LookFile",
     "ProbeFile",
@@ -97,7 +97,7 @@ class CollectFile(BaseModel):
     grace_days: float
 
 
-class Answer(BaseModel):
+class HelperAnswer(BaseModel):
     """What was found.
 
     Attributes:
@@ -118,7 +118,7 @@ def ref_of(text: str) -> RecordRef:
     return RecordRef(operation, Key(key))
 
 
-def answer_lines(answer: Answer) -> Iterator[str]:
+def answer_lines(answer: HelperAnswer) -> Iterator[str]:
     """The lines of a log that carry an answer."""
     packed = base64.b64encode(zlib.compress(answer.model_dump_json(exclude_none=True).encode()))
     pieces = [packed[start : start + _PIECE] for start in range(0, len(packed), _PIECE)]
@@ -126,7 +126,7 @@ def answer_lines(answer: Answer) -> Iterator[str]:
         yield f"{_MARK} {number}/{len(pieces)} {piece.decode()}"
 
 
-def read_answer(log: str) -> Answer | None:
+def read_answer(log: str) -> HelperAnswer | None:
     """The last whole answer in a log; None where there is none."""
     pieces: list[str] = []
     whole = ""
@@ -144,6 +144,6 @@ def read_answer(log: str) -> Answer | None:
     try:
         # What a pod says is not believed to be small.
         data = zlib.decompressobj().decompress(base64.b64decode(whole), ANSWER.most_bytes + 1)
-        return Answer.model_validate_json(ANSWER.within(data))
+        return HelperAnswer.model_validate_json(ANSWER.within(data))
     except (ValueError, zlib.error):
         return None

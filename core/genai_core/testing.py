@@ -30,9 +30,9 @@ from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import TaskFile
 
 __all__ = [
-    "Fault",
     "FaultProxy",
     "S3Server",
+    "ServerFault",
     "certificate",
     "record_of_task",
     "s3_server",
@@ -200,7 +200,7 @@ def _wait_for(port: int) -> None:
 
 
 @dataclass
-class Fault:
+class ServerFault:
     """What goes wrong with one request.
 
     Attributes:
@@ -231,7 +231,7 @@ class FaultProxy:
     """
 
     target: str
-    rule: Callable[[str, str, Mapping[str, str]], Fault | None] = lambda *_: None
+    rule: Callable[[str, str, Mapping[str, str]], ServerFault | None] = lambda *_: None
     seen: list[str] = field(default_factory=list)
     endpoint: str = ""
 
@@ -273,7 +273,7 @@ class FaultProxy:
     def pass_on(self, request: BaseHTTPRequestHandler) -> None:
         """Handle one request."""
         headers = {name.lower(): value for name, value in request.headers.items()}
-        fault = self.rule(request.command, request.path, headers) or Fault()
+        fault = self.rule(request.command, request.path, headers) or ServerFault()
         self.seen.append(f"{request.command} {request.path}")
         if headers.get("expect", "").lower() == "100-continue" and fault.status:
             request.close_connection = True

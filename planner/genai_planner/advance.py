@@ -13,9 +13,9 @@ from typing import Any, TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
-from genai_planner.events import Event, Limits, Look, Start, Wait
+from genai_planner.events import Event, Look, Start, Wait, WorkLimits
 from genai_planner.graph import Plan, Result
-from genai_planner.machine import KnownKeys, Machine, State
+from genai_planner.machine import KnownKeys, Machine, TaskState
 from genai_planner.progress import Progress, progress
 from genai_planner.sources import Sources
 
@@ -45,7 +45,7 @@ class Advice:
 
     start: tuple[Start, ...]
     wait: tuple[Wait, ...]
-    states: Mapping[TaskId, State]
+    states: Mapping[TaskId, TaskState]
     failed: Mapping[TaskId, GenAIError]
     results: Mapping[TaskId, Result]
     containers: Mapping[str, Result]
@@ -58,7 +58,7 @@ class Advice:
 def advance(
     plan: Plan,
     ask: Ask,
-    limits: Callable[[], Limits],
+    limits: Callable[[], WorkLimits],
     *,
     sources: Sources,
     toolchains: Mapping[tuple[str, Backend | None], Digest],

@@ -20,7 +20,7 @@ from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import operation_of
 from genai_core.tasks.selection import matches
 from genai_planner.graph import Demand, Plan, Selection, Task
-from genai_planner.machine import State
+from genai_planner.machine import TaskState
 from genai_planner.sources import Sources
 
 __all__ = ["chain_behind", "derivations", "is_cheaper_joined"]
@@ -28,7 +28,7 @@ __all__ = ["chain_behind", "derivations", "is_cheaper_joined"]
 WORKER_SECONDS = 4.0
 """What a pod takes beyond its task: to be scheduled, started, imported into, and seen to end."""
 
-_GOOD = frozenset({State.CACHED, State.DONE})
+_GOOD = frozenset({TaskState.CACHED, TaskState.DONE})
 
 
 def derivations(
@@ -73,7 +73,7 @@ def _identities(selection: Selection, sources: Sources) -> dict[str, Digest]:
 def chain_behind(
     plan: Plan,
     head: TaskId,
-    states: Mapping[TaskId, State],
+    states: Mapping[TaskId, TaskState],
     *,
     most: int,
     fits: Callable[[Task], bool],
@@ -94,7 +94,7 @@ def chain_behind(
             task.id: task
             for member in members
             for task in plan.dependents(member)
-            if states[task.id] is State.BLOCKED
+            if states[task.id] is TaskState.BLOCKED
             and task.id not in members
             and _is_made_possible(task, members, states)
         }
@@ -109,7 +109,7 @@ def chain_behind(
 
 
 def _is_made_possible(
-    task: Task, members: Sequence[TaskId], states: Mapping[TaskId, State]
+    task: Task, members: Sequence[TaskId], states: Mapping[TaskId, TaskState]
 ) -> bool:
     """It waits for members, and for nothing else; nobody hopes that it will not be needed."""
     if not all(other in members or states[other] in _GOOD for other in task.after()):

@@ -20,20 +20,20 @@ __all__ = [
     "Event",
     "Failed",
     "Finished",
-    "Found",
+    "FoundResult",
     "InputLost",
-    "Limits",
     "Look",
     "Missed",
     "Start",
     "Taken",
     "Wait",
+    "WorkLimits",
 ]
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Instruction: look this key up; answer with `Found` or `Missed`."""
+    """Instruction: look this key up; answer with `FoundResult` or `Missed`."""
 
     task: TaskId
     operation: str
@@ -41,7 +41,7 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundResult:
     """The store has it; or another worker just committed it."""
 
     task: TaskId
@@ -94,11 +94,11 @@ class InputLost:
     task: TaskId
 
 
-Event: TypeAlias = Found | Missed | Taken | Finished | Failed | Crashed | InputLost
+Event: TypeAlias = FoundResult | Missed | Taken | Finished | Failed | Crashed | InputLost
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class WorkLimits:
     """How much may run at once.
 
     Attributes:

@@ -17,8 +17,8 @@ from genai_core.operations import OperationConfig
 from genai_core.tasks.record import Record
 
 __all__ = [
-    "Condition",
     "Demand",
+    "FidelityCondition",
     "FileRef",
     "Inputs",
     "Plan",
@@ -79,7 +79,7 @@ Inputs: TypeAlias = dict[str, tuple[Selection, ...]]
 
 
 @dataclass(frozen=True, slots=True)
-class Condition:
+class FidelityCondition:
     """A task runs only if a fidelity task found this.
 
     Attributes:
@@ -132,7 +132,7 @@ class Task:
     target: str = ""
     graph: str = ""
     split: str = ""
-    when: Condition | None = None
+    when: FidelityCondition | None = None
     rivals: tuple[TaskId, ...] = ()
 
     def after(self) -> tuple[TaskId, ...]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from genai_planner.machine import Machine, State
+from genai_planner.machine import Machine, TaskState
 
 __all__ = ["broken"]
 
-_KEYED = {State.LOOKING, State.READY, State.RUNNING, State.CACHED, State.DONE}
-_GOOD = {State.CACHED, State.DONE}
+_KEYED = {TaskState.LOOKING, TaskState.READY, TaskState.RUNNING, TaskState.CACHED, TaskState.DONE}
+_GOOD = {TaskState.CACHED, TaskState.DONE}
 
 
 def broken(machine: Machine) -> list[str]:
@@ -23,22 +23,22 @@ def broken(machine: Machine) -> list[str]:
                 for other in after
                 if other not in machine.results
             ]
-        if state is State.BLOCKED and all(machine.states[other] in _GOOD for other in after):
+        if state is TaskState.BLOCKED and all(machine.states[other] in _GOOD for other in after):
             found.append(f"{task} is blocked by nothing")
         if state in _GOOD and task not in machine.results:
             found.append(f"{task} is {state} and has no result")
-        if (state is State.FAILED) != (task in machine.errors):
+        if (state is TaskState.FAILED) != (task in machine.errors):
             found.append(f"{task} is {state}, and its error says otherwise")
-        if state is State.STOPPED and not any(
-            machine.states[other] in {State.FAILED, State.STOPPED} for other in after
+        if state is TaskState.STOPPED and not any(
+            machine.states[other] in {TaskState.FAILED, TaskState.STOPPED} for other in after
         ):
             found.append(f"{task} is stopped though nothing before it failed")
-        if state is State.SKIPPED and not _may_be_skipped(machine, task):
+        if state is TaskState.SKIPPED and not _may_be_skipped(machine, task):
             found.append(f"{task} is skipped though it is needed")
-    running = {task for task, state in machine.states.items() if state is State.RUNNING}
+    running = {task for task, state in machine.states.items() if state is TaskState.RUNNING}
     if running != set(machine.running):
         found.append(f"running are {sorted(running)}, noted {sorted(machine.running)}")
-    for state in State:
+    for state in TaskState:
         count = sum(other is state for other in machine.states.values())
         if machine.counts[state] != count:
             found.append(f"{machine.counts[state]} tasks are counted as {state}, not {count}")
@@ -48,7 +48,7 @@ def broken(machine: Machine) -> list[str]:
 def _may_be_skipped(machine: Machine, task: str) -> bool:
     described = machine.plan.task(task)
     when = described.when
-    if any(machine.states[other] is State.SKIPPED for other in machine.after[described.id]):
+    if any(machine.states[other] is TaskState.SKIPPED for other in machine.after[described.id]):
         return True
     if when is None or when.task not in machine.results:
         return False

@@ -34,26 +34,26 @@ from genai_planner.events import (
     Event,
     Failed,
     Finished,
-    Found,
+    FoundResult,
     InputLost,
-    Limits,
     Look,
     Missed,
     Start,
     Taken,
     Wait,
+    WorkLimits,
 )
 from genai_planner.graph import FileRef, Plan, Result, Selection, Task
 from genai_planner.sources import Sources
 from genai_planner.verdicts import holds, over_budget
 
-__all__ = ["ENDED", "KnownKeys", "Machine", "State"]
+__all__ = ["ENDED", "KnownKeys", "Machine", "TaskState"]
 
 _MANY_CANDIDATES = 64
 """How many ready tasks are tried when memory is short; the rest wait for the next event."""
 
 
-class State(StrEnum):
+class TaskState(StrEnum):
     """Of a task; see the module's docstring."""
 
     BLOCKED = "blocked"
@@ -67,10 +67,12 @@ class State(StrEnum):
     SKIPPED = "skipped"
 
 
-ENDED = frozenset({State.CACHED, State.DONE, State.FAILED, State.STOPPED, State.SKIPPED})
+ENDED = frozenset(
+    {TaskState.CACHED, TaskState.DONE, TaskState.FAILED, TaskState.STOPPED, TaskState.SKIPPED}
+)
 """States that a task does not leave, but for lost outputs."""
 
-_GOOD = frozenset({State.CACHED, State.DONE})
+_GOOD = frozenset({TaskState.CACHED, TaskState.DONE})
 
 KnownKeys: TypeAlias = dict[TaskId, tuple[tuple[Result, ...], Key]]
 """Task -> its key, and the results that it was made of."""
@@ -114,8 +116,8 @@ class Machine:
             self.dependents[task.id] = []
             for other in after:
                 self.dependents[other].append(task.id)
-        self.states = dict.fromkeys(self.tasks, State.BLOCKED)
-        self.counts = dict.fromkeys(State, 0) | {State.BLOCKED: len(self.tasks)}
+        self.states = dict.fromkeys(self.tasks, TaskState.BLOCKED)
+        self.counts = dict.fromkeys(TaskState, 0) | {TaskState.BLOCKED: len(self.tasks)}
         self.keys: dict[TaskId, Key] = {}
         self.results: dict[TaskId, Result] = {}
         self.errors: dict[TaskId, GenAIError] = {}
@@ -175,8 +177,8 @@ class Machine:
         for task_id, task in self.tasks.items():
             state, when = self.states[task_id], task.when
             hoped_not = when is not None and not when.within and when.task not in self.results
-            if state is State.SKIPPED or (
-                state is State.BLOCKED
+            if state is TaskState.SKIPPED or (
+                state is TaskState.BLOCKED
                 and (hoped_not or not dormant.isdisjoint(self.after[task_id]))
             ):
                 dormant.add(task_id)
@@ -187,7 +189,7 @@ class Machine:
     def begin(self) -> tuple[Look, ...]:
         """First lookups: of tasks that depend on none."""
         for task, missing in self._missing.items():
-            if missing == 0 and self.states[task] is State.BLOCKED:
+            if missing == 0 and self.states[task] is TaskState.BLOCKED:
                 self._release(task)
         return self._taken()
 
@@ -198,35 +200,35 @@ class Machine:
             ValueError: The event does not fit the task's state.
         """
         match event:
-            case Found(task, result):
-                self._expect(task, State.LOOKING, State.READY, State.RUNNING)
-                self._end(task, State.CACHED, result)
+            case FoundResult(task, result):
+                self._expect(task, TaskState.LOOKING, TaskState.READY, TaskState.RUNNING)
+                self._end(task, TaskState.CACHED, result)
             case Missed(task, why):
-                self._expect(task, State.LOOKING)
+                self._expect(task, TaskState.LOOKING)
                 self.why[task] = why
                 self._enqueue(task)
             case Finished(task, result):
-                self._expect(task, State.RUNNING)
-                self._end(task, State.DONE, result)
+                self._expect(task, TaskState.RUNNING)
+                self._end(task, TaskState.DONE, result)
             case Taken(task):
-                self._expect(task, State.LOOKING)
-                self._set(task, State.RUNNING)
+                self._expect(task, TaskState.LOOKING)
+                self._set(task, TaskState.RUNNING)
                 self._running[task] = self.tasks[task].demand.memory_bytes
             case Failed(task, error):
-                self._expect(task, State.LOOKING, State.READY, State.RUNNING)
+                self._expect(task, TaskState.LOOKING, TaskState.READY, TaskState.RUNNING)
                 self._fail(task, error)
             case Crashed(task, alone):
-                self._expect(task, State.RUNNING)
+                self._expect(task, TaskState.RUNNING)
                 self._running.pop(task)
                 if alone:
                     self._alone.add(task)
                 self._enqueue(task)
             case InputLost(task):
-                self._expect(task, State.RUNNING)
+                self._expect(task, TaskState.RUNNING)
                 self._look_at_inputs_again(task)
         return self._taken()
 
-    def start(self, limits: Limits) -> Choice:
+    def start(self, limits: WorkLimits) -> Choice:
         """Choose what to start now: the longest chains first, as far as memory goes.
 
         A task that needs more than there is runs alone rather than never.
@@ -241,7 +243,7 @@ class Machine:
                 break
             entry = heapq.heappop(self._ready)
             task = entry[2]
-            if self.states[task] is not State.READY:
+            if self.states[task] is not TaskState.READY:
                 continue
             alone = task in self._alone
             need = self.tasks[task].demand.memory_bytes
@@ -252,7 +254,7 @@ class Machine:
                 if alone:
                     break  # nothing more starts, so that its turn comes
                 continue
-            self._set(task, State.RUNNING)
+            self._set(task, TaskState.RUNNING)
             self._running[task] = need
             starts.append(
                 Start(task, self.keys[task], self.inputs(task), alone=alone, tight=need > left)
@@ -301,12 +303,12 @@ class Machine:
         looks, self._looks = tuple(self._looks), []
         return looks
 
-    def _set(self, task: TaskId, state: State) -> None:
+    def _set(self, task: TaskId, state: TaskState) -> None:
         self.counts[self.states[task]] -= 1
         self.counts[state] += 1
         self.states[task] = state
 
-    def _expect(self, task: TaskId, *states: State) -> None:
+    def _expect(self, task: TaskId, *states: TaskState) -> None:
         if self.states[task] not in states:
             wanted = " or ".join(states)
             raise ValueError(f"{task} is {self.states[task]}, not {wanted}")
@@ -325,7 +327,7 @@ class Machine:
         self._look(task)
 
     def _look(self, task: TaskId) -> None:
-        self._set(task, State.LOOKING)
+        self._set(task, TaskState.LOOKING)
         self._looks.append(Look(task, self.tasks[task].operation, self.keys[task]))
 
     def _key(self, task: TaskId) -> Key:
@@ -356,19 +358,19 @@ class Machine:
         if rivals:
             self._fail(task, over_budget(rivals, self.results))
         else:
-            self._spread(task, State.SKIPPED)
+            self._spread(task, TaskState.SKIPPED)
 
     def _enqueue(self, task: TaskId) -> None:
-        self._set(task, State.READY)
+        self._set(task, TaskState.READY)
         heapq.heappush(self._ready, (-self._rank[task], self._order[task], task))
 
-    def _end(self, task: TaskId, state: State, result: Result) -> None:
+    def _end(self, task: TaskId, state: TaskState, result: Result) -> None:
         self._running.pop(task, None)
         self._alone.discard(task)
         self._set(task, state)
         self.results[task] = result
         for other in self.dependents[task]:
-            if self.states[other] is not State.BLOCKED:
+            if self.states[other] is not TaskState.BLOCKED:
                 continue  # it had read the output before that was lost and is made again
             self._missing[other] -= 1
             if self._missing[other] == 0:
@@ -377,30 +379,30 @@ class Machine:
     def _fail(self, task: TaskId, error: GenAIError) -> None:
         self._running.pop(task, None)
         self._alone.discard(task)
-        self._set(task, State.FAILED)
+        self._set(task, TaskState.FAILED)
         self.errors[task] = error
         for other in self.dependents[task]:
-            self._spread(other, State.STOPPED)
+            self._spread(other, TaskState.STOPPED)
 
-    def _spread(self, task: TaskId, state: State) -> None:
+    def _spread(self, task: TaskId, state: TaskState) -> None:
         """A task that will never run, and what depends on it."""
         waiting = [task]
         while waiting:
             one = waiting.pop()
-            if self.states[one] is State.BLOCKED:
+            if self.states[one] is TaskState.BLOCKED:
                 self._set(one, state)
                 waiting += self.dependents[one]
 
     def _look_at_inputs_again(self, task: TaskId) -> None:
         self._running.pop(task)
-        self._set(task, State.BLOCKED)
+        self._set(task, TaskState.BLOCKED)
         # A maker may be looked up already, for another task that found the same.
         self._missing[task] = sum(self.states[other] not in _GOOD for other in self.after[task])
         for maker in self.after[task]:
             if self.states[maker] not in _GOOD:
                 continue
             for other in self.dependents[maker]:
-                self._missing[other] += self.states[other] is State.BLOCKED
+                self._missing[other] += self.states[other] is TaskState.BLOCKED
             self._look(maker)
 
 

@@ -38,8 +38,8 @@ __all__ = [
     "Exact",
     "Forecast",
     "Ingesting",
-    "Phase",
-    "Standing",
+    "PlanPhase",
+    "StandingResults",
     "exact_plan",
     "plan_build",
 ]
@@ -72,7 +72,7 @@ class BuildRequest:
         return {row: Digest(chain.id) for row, chain in self.toolchains.items()}
 
 
-class Phase:
+class PlanPhase:
     """A plan and what follows from it.
 
     Args:
@@ -111,15 +111,15 @@ class Phase:
         return known[1]
 
 
-class Ingesting(Phase):
+class Ingesting(PlanPhase):
     """The tasks that read the sources, alone."""
 
 
-class Forecast(Phase):
+class Forecast(PlanPhase):
     """The plan that config.json leads to; of a model without one, the ingest tasks."""
 
 
-class Exact(Phase):
+class Exact(PlanPhase):
     """The plan that is built."""
 
 
@@ -200,7 +200,7 @@ def exact_plan(
     Args:
         planner: Of the build.
         ingested: What they left.
-        read_facts: See `Standing`.
+        read_facts: See `StandingResults`.
 
     Raises:
         CorruptBlob: What one found is lost.
@@ -215,7 +215,7 @@ def exact_plan(
     )
 
 
-class Standing(Protocol):
+class StandingResults(Protocol):
     """What the shell of a planner knows: which results stand, and what ingest found."""
 
     def look(self, phase: Ingesting) -> Mapping[TaskId, Result]:
@@ -235,7 +235,7 @@ class Standing(Protocol):
         ...
 
 
-def plan_build(planner: BuildPlanner, standing: Standing) -> Forecast | Exact:
+def plan_build(planner: BuildPlanner, standing: StandingResults) -> Forecast | Exact:
     """Plan as far as what stands allows.
 
     Args:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genai_planner.machine import Machine, State
+from genai_planner.machine import Machine, TaskState
 
 __all__ = ["Progress", "StageProgress", "progress"]
 
-_WAITING = {State.BLOCKED, State.LOOKING, State.READY}
+_WAITING = {TaskState.BLOCKED, TaskState.LOOKING, TaskState.READY}
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def progress(machine: Machine) -> Progress:
     for task in machine.needed():
         row = counts.setdefault(task.operation, {})
         state = machine.states[task.id]
-        name = "waiting" if state in _WAITING or state is State.STOPPED else state.value
-        stopped += state is State.STOPPED
+        name = "waiting" if state in _WAITING or state is TaskState.STOPPED else state.value
+        stopped += state is TaskState.STOPPED
         row[name] = row.get(name, 0) + 1
     return Progress(
         tuple(StageProgress(operation, **row) for operation, row in counts.items()), stopped

@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping
 
 from genai_core.errors import OverBudget
 from genai_core.names import TaskId
-from genai_planner.graph import Condition, Result
+from genai_planner.graph import FidelityCondition, Result
 
 __all__ = ["holds", "over_budget"]
 
 
-def holds(condition: Condition, result: Result) -> bool:
+def holds(condition: FidelityCondition, result: Result) -> bool:
     """Whether what a task left is what another one waits for."""
     return (result.facts.get("within") is True) == condition.within
 

@@ -23,7 +23,7 @@ _KEY = 0
 
 
 @dataclass(frozen=True)
-class Metrics:
+class GenerationMetrics:
     """Speed of one generation.
 
     Attributes:
@@ -58,7 +58,7 @@ class Generation:
     """Generated tokens, an end token included where one was reached."""
 
     tokens: tuple[int, ...]
-    metrics: Metrics
+    metrics: GenerationMetrics
     stopped: bool
     """An end token was reached before the limit."""
 
@@ -140,7 +140,7 @@ def generate(
     ended = time.monotonic()
     return Generation(
         tokens=tuple(tokens),
-        metrics=Metrics(
+        metrics=GenerationMetrics(
             prompt_tokens=int(np.asarray(prompt).size) - kept,
             prompt_seconds=first - began,
             generated_tokens=len(tokens),

@@ -9,28 +9,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from genai_cli.display.board import Board, Running
+from genai_cli.display.board import Board, RunningTask
 from genai_cli.display.render import LiveProgress, PlainProgress, board_view
 from genai_cli.display.words import counted, duration, size
 from genai_cli.engine.events import (
     BuildWarning,
     Event,
     MemorySampled,
+    PlannedTask,
     PlanReady,
     TaskCached,
     TaskDone,
     TaskFailed,
     TaskStarted,
-    TaskView,
     TaskWaiting,
 )
 from genai_core.errors import BadEncodings
 
 PLAN = PlanReady(
     (
-        TaskView("ingest", "ingest"),
-        TaskView("arcl/a", "arcl", after=("ingest",)),
-        TaskView("arcl/b", "arcl", after=("ingest",)),
+        PlannedTask("ingest", "ingest"),
+        PlannedTask("arcl/a", "arcl", after=("ingest",)),
+        PlannedTask("arcl/b", "arcl", after=("ingest",)),
     ),
     derived=("AR 1 and 32: as the spec says",),
 )
@@ -72,8 +72,8 @@ def test_states_are_counted_for_each_operation() -> None:
 def test_running_tasks_show_how_long_they_run_and_what_waits() -> None:
     board = board_after(STORY[:4])
     assert board.running(10.0) == [
-        Running("arcl/a", 8.0, 1),
-        Running("arcl/b", 0.0, 0, "needs 2 GB, 1 GB is free"),
+        RunningTask("arcl/a", 8.0, 1),
+        RunningTask("arcl/b", 0.0, 0, "needs 2 GB, 1 GB is free"),
     ]
 
 

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 
 from genai_cli.display.graph_layout import lay_out
 from genai_cli.display.graph_page import page
-from genai_cli.engine.events import PlanReady, TaskView
+from genai_cli.engine.events import PlannedTask, PlanReady
 
 
 @st.composite
-def plans(draw: st.DrawFn) -> list[TaskView]:
+def plans(draw: st.DrawFn) -> list[PlannedTask]:
     """Random acyclic plans whose operations may come in any order."""
     count = draw(st.integers(0, 14))
-    found: list[TaskView] = []
+    found: list[PlannedTask] = []
     for number in range(count):
         after = draw(st.lists(st.sampled_from([t.id for t in found]), max_size=4)) if found else []
         operation = draw(st.sampled_from(["ingest", "arcl", "convert"]))
-        found.append(TaskView(f"t{number}", operation, after=tuple(after)))
+        found.append(PlannedTask(f"t{number}", operation, after=tuple(after)))
     return found
 
 
@@ -39,7 +39,7 @@ def reachable(edges: set[tuple[str, str]], start: str) -> set[str]:
 
 
 @given(plans())
-def test_every_task_is_placed_once_and_arrows_point_right(tasks: list[TaskView]) -> None:
+def test_every_task_is_placed_once_and_arrows_point_right(tasks: list[PlannedTask]) -> None:
     layout = lay_out(tasks)
     placed = [task for column in layout.columns for task in column]
     assert sorted(placed) == sorted(task.id for task in tasks)
@@ -48,7 +48,7 @@ def test_every_task_is_placed_once_and_arrows_point_right(tasks: list[TaskView])
 
 
 @given(plans())
-def test_arrows_left_out_follow_from_the_others(tasks: list[TaskView]) -> None:
+def test_arrows_left_out_follow_from_the_others(tasks: list[PlannedTask]) -> None:
     drawn = set(lay_out(tasks).edges)
     full = {(before, task.id) for task in tasks for before in task.after}
     assert drawn <= full
@@ -60,10 +60,10 @@ def test_arrows_left_out_follow_from_the_others(tasks: list[TaskView]) -> None:
 
 def test_a_stage_has_one_column() -> None:
     tasks = [
-        TaskView("ingest", "ingest"),
-        TaskView("arcl", "arcl", after=("ingest",)),
-        TaskView("convert/htp", "convert", after=("arcl",)),
-        TaskView("convert/cpu", "convert", after=("ingest",)),
+        PlannedTask("ingest", "ingest"),
+        PlannedTask("arcl", "arcl", after=("ingest",)),
+        PlannedTask("convert/htp", "convert", after=("arcl",)),
+        PlannedTask("convert/cpu", "convert", after=("ingest",)),
     ]
     assert [set(column) for column in lay_out(tasks).columns] == [
         {"ingest"},
@@ -100,8 +100,8 @@ class Tags(HTMLParser):
 
 PLAN = PlanReady(
     (
-        TaskView("ingest", "ingest", key="ab" * 32, cached=True, why="its record stands"),
-        TaskView("arcl/<b>&", "arcl", graph="ar1_cl256", after=("ingest",), why="no <record>"),
+        PlannedTask("ingest", "ingest", key="ab" * 32, cached=True, why="its record stands"),
+        PlannedTask("arcl/<b>&", "arcl", graph="ar1_cl256", after=("ingest",), why="no <record>"),
     ),
     derived=("3 splits: each below 2 GB",),
 )
@@ -148,12 +148,12 @@ def test_an_empty_plan_is_a_page_too() -> None:
 
 def test_twenty_columns_and_a_hundred_tasks_fit_the_page() -> None:
     """Every text stays in its box, no two boxes meet, and the window's width is enough."""
-    tasks: list[TaskView] = []
+    tasks: list[PlannedTask] = []
     before: list[str] = []
     for column in range(20):
         names = [f"stage_of_a_long_name_{column}/sm8750/{row}" for row in range(5)]
         tasks += [
-            TaskView(
+            PlannedTask(
                 name, name.partition("/")[0], target="dsp_arch:v79;soc_model:69",
                 graph="ar128_cl4096", split=f"{row}/5", after=tuple(before),
             )

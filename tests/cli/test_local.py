@@ -24,7 +24,7 @@ from genai_cli.engine.events import (
 )
 from genai_cli.engine.run import LocalRun
 from genai_cli.engine.work_folders import KeyLock, WorkFolder
-from genai_cli.engine.workers import Ended, Job
+from genai_cli.engine.workers import Job, WorkerEnd
 from genai_core.canonical import digest_bytes
 from genai_core.errors import (
     BadModel,
@@ -40,9 +40,9 @@ from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.tasks.task_file import TaskFile, TaskFileInput, TaskResult, Toolchain
 from genai_core.testing import record_of_task
-from genai_planner.events import Found, Start
+from genai_planner.events import FoundResult, Start
 from genai_planner.graph import Demand, FileRef, Plan, Result, Selection, Task
-from genai_planner.machine import Machine, State
+from genai_planner.machine import Machine, TaskState
 from genai_planner.sources import Source
 
 ID = Digest("0" * 64)
@@ -117,7 +117,7 @@ class ScriptedPool:
         self.most = max(self.most, len(self.waiting))
         return number
 
-    def poll(self, seconds: float) -> list[Ended]:
+    def poll(self, seconds: float) -> list[WorkerEnd]:
         if not self.waiting or self.hold():
             time.sleep(min(seconds, 0.01))
             return []
@@ -126,7 +126,7 @@ class ScriptedPool:
         ending = script.pop(0) if script else None
         job.log.write_text(f"log of {parsed.id}")
         if isinstance(ending, int):
-            return [Ended(number, ending, 5)]
+            return [WorkerEnd(number, ending, 5)]
         if ending is not None:
             result = TaskResult(
                 id=parsed.id,
@@ -138,7 +138,7 @@ class ScriptedPool:
             commit(self.store, parsed)
             result = TaskResult(id=parsed.id, outcome="run", seconds=1.0, warnings=["beware"])
         job.result.write_text(result.model_dump_json(exclude_none=True))
-        return [Ended(number, result.exit_code, 5)]
+        return [WorkerEnd(number, result.exit_code, 5)]
 
     def close(self) -> None:
         self.waiting.clear()
@@ -228,7 +228,7 @@ def test_bad_input_is_final_and_stops_what_depends_on_it(build, store) -> None:
     run, pool, machine, events = build(*CHAIN, task("z"), script={"b": [error]})
     assert pool.ran.count("b") == 1
     assert "c" not in pool.ran
-    assert machine.states["z"] is State.DONE
+    assert machine.states["z"] is TaskState.DONE
     (failed,) = of(events, TaskFailed)
     assert failed.id == "b"
     assert str(failed.error) == str(error)
@@ -317,9 +317,9 @@ def key_of(name: str) -> Key:
     raise AssertionError(name)
 
 
-def found(name: TaskId, key: Key) -> Found:
+def found(name: TaskId, key: Key) -> FoundResult:
     text = f"output of {key}".encode()
-    return Found(name, Result({"file": FileRef(digest_bytes(text), len(text))}))
+    return FoundResult(name, Result({"file": FileRef(digest_bytes(text), len(text))}))
 
 
 def forget(store: DirectoryStore, name: str) -> None:

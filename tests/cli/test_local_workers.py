@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.engine.workers import Ended, Job, WorkerPool
+from genai_cli.engine.workers import Job, WorkerEnd, WorkerPool
 from genai_core.errors import GenAIError
 
 # A server whose tasks are Python files, so that a test can say what its task does.
@@ -46,8 +46,8 @@ def job(tmp_path: Path) -> Callable[[str], Job]:
     return make
 
 
-def wait(pool: WorkerPool, count: int = 1, seconds: float = 60) -> list[Ended]:
-    found: list[Ended] = []
+def wait(pool: WorkerPool, count: int = 1, seconds: float = 60) -> list[WorkerEnd]:
+    found: list[WorkerEnd] = []
     deadline = time.monotonic() + seconds
     while len(found) < count and time.monotonic() < deadline:
         found += pool.poll(0.2)

@@ -33,7 +33,7 @@ from genai_operator.jobs.manifest import Owner, render
 from genai_operator.jobs.verdicts import Verdict
 from genai_operator.targets.build_targets import BuildTarget
 from genai_planner.advance import Advice, advance
-from genai_planner.events import Event, Found, Limits, Look, Missed
+from genai_planner.events import Event, FoundResult, Look, Missed, WorkLimits
 from genai_planner.graph import FileRef, Result
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
 from genai_planner.shape import shape_from_config
@@ -120,7 +120,7 @@ def advice_of(phase: Exact, answer: Callable[[Sequence[Look]], list[Event]]) -> 
     return advance(
         phase.plan,
         answer,
-        lambda: Limits(parallelism=100, memory_bytes=1 << 60),
+        lambda: WorkLimits(parallelism=100, memory_bytes=1 << 60),
         sources=phase.request.sources,
         toolchains=phase.request.toolchain_ids,
     )
@@ -132,13 +132,15 @@ def nothing_stands(looks: Sequence[Look]) -> list[Event]:
 
 def ingest_stands(looks: Sequence[Look]) -> list[Event]:
     return [
-        Found(look.task, result(look)) if look.operation == "ingest" else Missed(look.task, "no")
+        FoundResult(look.task, result(look))
+        if look.operation == "ingest"
+        else Missed(look.task, "no")
         for look in looks
     ]
 
 
 def everything_stands(looks: Sequence[Look]) -> list[Event]:
-    return [Found(look.task, result(look)) for look in looks]
+    return [FoundResult(look.task, result(look)) for look in looks]
 
 
 def check(file: str, found: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Store
 from genai_core.tasks.keys import task_key, toolchain_id
 from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
-from genai_core.testing import Fault, FaultProxy, S3Server, s3_server
+from genai_core.testing import FaultProxy, S3Server, ServerFault, s3_server
 
 _names = (f"store-{n}" for n in itertools.count())
 _servers: list[str] = []
@@ -47,7 +47,7 @@ def unconditional_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator
     It is moto, which checks no signatures, behind a proxy that drops these headers.
     """
     with s3_server(tmp_path_factory.mktemp("moto"), prefer_moto=True) as server:
-        proxy = FaultProxy(server.endpoint, rule=lambda *_: Fault(drop=_CONDITIONS))
+        proxy = FaultProxy(server.endpoint, rule=lambda *_: ServerFault(drop=_CONDITIONS))
         with proxy.running():
             yield S3Server("moto without conditions", proxy.endpoint, None)
 

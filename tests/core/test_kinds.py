@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from genai_core import canonical
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.build import BuildSpec, CpuPrecision, GenAIBuild
-from genai_core.kinds.crd import KINDS, Kind, crd
+from genai_core.kinds.crd import KINDS, DefinedKind, crd
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.describe import describe_fields, describe_kind
 from genai_core.kinds.target import GenAITarget
@@ -135,14 +135,14 @@ def unlimited(schema: dict[str, Any], path: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
-def test_every_list_map_and_text_of_a_kind_has_a_limit(kind: Kind) -> None:
+def test_every_list_map_and_text_of_a_kind_has_a_limit(kind: DefinedKind) -> None:
     members = crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
     for part in ("spec", "status"):
         assert list(unlimited(members[part], part)) == []
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
-def test_kubectl_explain_has_words_for_every_field(kind: Kind) -> None:
+def test_kubectl_explain_has_words_for_every_field(kind: DefinedKind) -> None:
     """Also words that stand alone: explain shows a field without its parent."""
 
     def visit(node: dict[str, Any], path: str) -> None:

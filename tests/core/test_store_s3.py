@@ -26,7 +26,7 @@ from genai_core.store.s3.location import S3Credentials
 from genai_core.store.s3.objects import Head
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.tasks.record import Blob, Record
-from genai_core.testing import Fault, FaultProxy, S3Server, certificate
+from genai_core.testing import FaultProxy, S3Server, ServerFault, certificate
 
 MakeRecord = Callable[..., Record]
 BIG = 33 * 2**20 + 5
@@ -44,12 +44,12 @@ def store(s3: S3Server, proxy: FaultProxy, fresh_name: str) -> S3Store:
 
 
 def first(
-    count: int, fault: Fault, method: str = "", part: str = ""
-) -> Callable[..., Fault | None]:
+    count: int, fault: ServerFault, method: str = "", part: str = ""
+) -> Callable[..., ServerFault | None]:
     """Let the first requests of a kind go wrong."""
     left = [count]
 
-    def rule(verb: str, path: str, _: Mapping[str, str]) -> Fault | None:
+    def rule(verb: str, path: str, _: Mapping[str, str]) -> ServerFault | None:
         if left[0] and method in {"", verb} and part in path:
             left[0] -= 1
             return fault
@@ -66,12 +66,12 @@ def whole(path: Path, size: int = BIG) -> Path:
 def test_throttling_is_waited_out(
     store: S3Store, proxy: FaultProxy, make_record: MakeRecord, tmp_path: Path
 ) -> None:
-    proxy.rule = first(3, Fault(status=503))
+    proxy.rule = first(3, ServerFault(status=503))
     blob = store.put_blob(whole(tmp_path / "a", 1000))
-    proxy.rule = first(2, Fault(status=503), "PUT", "/records/")
+    proxy.rule = first(2, ServerFault(status=503), "PUT", "/records/")
     record = make_record({"a": blob})
     assert publish(store, record) == Committed(record)
-    proxy.rule = first(2, Fault(status=503), "GET")
+    proxy.rule = first(2, ServerFault(status=503), "GET")
     store.fetch_blob(blob, tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
 
@@ -80,12 +80,12 @@ def test_server_that_stays_away_is_unavailable(
     store: S3Store, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(s3_client, "_ATTEMPTS", 2)
-    proxy.rule = lambda *_: Fault(status=503)
+    proxy.rule = lambda *_: ServerFault(status=503)
     with pytest.raises(StoreUnavailable, match="503"):
         store.put_bytes(b"x")
     with pytest.raises(StoreUnavailable):
         store.lookup("convert", "0" * 64)  # type: ignore[arg-type]
-    proxy.rule = lambda *_: Fault(status=507)
+    proxy.rule = lambda *_: ServerFault(status=507)
     with pytest.raises(NoSpace, match="make room in the bucket"):
         store.put_bytes(b"x")
 
@@ -101,7 +101,7 @@ def test_broken_stream_is_read_again(
     store: S3Store, proxy: FaultProxy, tmp_path: Path, size: int
 ) -> None:
     blob = store.put_blob(whole(tmp_path / "a", size))
-    proxy.rule = first(2, Fault(cut_after=50_000), "GET")
+    proxy.rule = first(2, ServerFault(cut_after=50_000), "GET")
     store.fetch_blob(blob, tmp_path / "b")
     assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
     assert sum(line.startswith("GET") for line in proxy.seen) >= 3
@@ -112,7 +112,7 @@ def test_stream_that_always_breaks_leaves_nothing(
 ) -> None:
     monkeypatch.setattr("genai_core.store.s3.transfer._ATTEMPTS", 2)
     blob = store.put_blob(whole(tmp_path / "a", 100_000))
-    proxy.rule = lambda verb, *_: Fault(cut_after=50_000) if verb == "GET" else None
+    proxy.rule = lambda verb, *_: ServerFault(cut_after=50_000) if verb == "GET" else None
     with pytest.raises(StoreUnavailable):
         store.fetch_blob(blob, tmp_path / "b")
     assert [p.name for p in tmp_path.iterdir()] == ["a"]
@@ -123,7 +123,7 @@ def test_byte_flipped_on_the_way_is_never_served(
     store: S3Store, proxy: FaultProxy, tmp_path: Path, size: int
 ) -> None:
     blob = store.put_blob(whole(tmp_path / "a", size))
-    proxy.rule = lambda verb, *_: Fault(flip=99_999) if verb == "GET" else None
+    proxy.rule = lambda verb, *_: ServerFault(flip=99_999) if verb == "GET" else None
     assert "has bytes of digest" in str(store.check_blob(blob))
     with pytest.raises(CorruptBlob):
         store.fetch_blob(blob, tmp_path / "b")
@@ -161,7 +161,7 @@ def test_commit_whose_answer_was_lost_is_ours(
 ) -> None:
     record = make_record({"a": store.put_bytes(b"x")})
     store.probe()
-    proxy.rule = first(1, Fault(lose_answer=True), "PUT", "/records/")
+    proxy.rule = first(1, ServerFault(lose_answer=True), "PUT", "/records/")
     assert store.commit(record) == Committed(record)
     assert sum("PUT" in line and "/records/" in line for line in proxy.seen) == 2
 
@@ -186,8 +186,8 @@ def test_commit_without_conditional_writes_warns_once(
 def test_server_that_says_it_has_no_conditional_writes(
     store: S3Store, proxy: FaultProxy, make_record: MakeRecord
 ) -> None:
-    def rule(_: str, __: str, headers: Mapping[str, str]) -> Fault | None:
-        return Fault(status=501) if {"if-match", "if-none-match"} & headers.keys() else None
+    def rule(_: str, __: str, headers: Mapping[str, str]) -> ServerFault | None:
+        return ServerFault(status=501) if {"if-match", "if-none-match"} & headers.keys() else None
 
     proxy.rule = rule
     found = store.probe()
@@ -268,7 +268,7 @@ def test_failed_upload_is_aborted(
 ) -> None:
     monkeypatch.setattr(s3_client, "_ATTEMPTS", 1)
     path = whole(tmp_path / "a")
-    proxy.rule = first(100, Fault(status=503), "PUT", "partNumber=2")
+    proxy.rule = first(100, ServerFault(status=503), "PUT", "partNumber=2")
     with pytest.raises(StoreUnavailable):
         store.put_blob(path)
     client = store._client()
@@ -281,9 +281,9 @@ def test_the_lost_answer_to_an_uploads_end_is_no_failure(
 ) -> None:
     """The server has put the parts together; asked again, it knows no such upload any more."""
     path = whole(tmp_path / "a")
-    faults = [Fault(lose_answer=True), Fault(status=404)]
+    faults = [ServerFault(lose_answer=True), ServerFault(status=404)]
 
-    def rule(verb: str, asked: str, _: Mapping[str, str]) -> Fault | None:
+    def rule(verb: str, asked: str, _: Mapping[str, str]) -> ServerFault | None:
         return faults.pop(0) if verb == "POST" and "uploadId=" in asked else None
 
     proxy.rule = rule
@@ -299,7 +299,7 @@ def test_an_upload_that_somebody_aborted_may_be_tried_again(
     monkeypatch.setattr(s3_transfer, "_THREADS", 1)
     path = whole(tmp_path / "a")
 
-    def rule(verb: str, asked: str, _: Mapping[str, str]) -> Fault | None:
+    def rule(verb: str, asked: str, _: Mapping[str, str]) -> ServerFault | None:
         if verb == "PUT" and "partNumber=3" in asked:
             proxy.rule = lambda *_: None
             store.delete_drafts(datetime.now(UTC) + timedelta(days=1))
@@ -328,7 +328,7 @@ def test_after_an_interruption_no_further_part_is_moved(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    proxy.rule = lambda *_: Fault(seconds=0.1)
+    proxy.rule = lambda *_: ServerFault(seconds=0.1)
     if blob is not None:
         monkeypatch.setattr("os.preadv", interrupt)
         with pytest.raises(KeyboardInterrupt):
@@ -402,11 +402,11 @@ def test_writer_killed_in_the_middle_of_an_upload(
     path = whole(tmp_path / "a")
     last_part = threading.Event()
 
-    def rule(_: str, asked: str, __: Mapping[str, str]) -> Fault | None:
+    def rule(_: str, asked: str, __: Mapping[str, str]) -> ServerFault | None:
         if "partNumber=3" not in asked:
             return None
         last_part.set()
-        return Fault(seconds=2)
+        return ServerFault(seconds=2)
 
     proxy.rule = rule
     address = str(s3.where(fresh_name, endpoint=proxy.endpoint))
@@ -469,7 +469,7 @@ def test_slow_server_only_takes_longer(
     blobs = {f"{n}.bin": store.put_bytes(b"%d" % n) for n in range(8)}
     record = make_record(blobs)
     publish(store, record)
-    proxy.rule = lambda verb, *_: Fault(seconds=0.2) if verb == "HEAD" else None
+    proxy.rule = lambda verb, *_: ServerFault(seconds=0.2) if verb == "HEAD" else None
     import time
 
     start = time.monotonic()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from genai_core.helper_jobs import Answer, LookFile, answer_lines
+from genai_core.helper_jobs import HelperAnswer, LookFile, answer_lines
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Key
 from genai_operator.builds.build_pass import BuildPass
@@ -33,7 +33,7 @@ KEY = Key("e" * 64)
 CPU = BuildTarget(Target("cpu", Backend.CPU), "r/stages@sha256:" + "2" * 64, {})
 ACCESS = StoreAccess("s3://b/p", service_account="builder")
 SPEC = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
-ANSWER = Answer(asked=(f"convert/{'9' * 64}",))
+ANSWER = HelperAnswer(asked=(f"convert/{'9' * 64}",))
 
 
 class Apiserver:
@@ -69,7 +69,7 @@ class Room:
             jobs, self.observed, JobWriter(self.observed, applier, Starter(applier))
         )
 
-    def ask(self) -> Answer | str:
+    def ask(self) -> HelperAnswer | str:
         value = {"metadata": {"namespace": "n", "name": "b", "uid": "build"}}
         one = BuildPass(value, SPEC, Owner("b", "build"), "n", 1, "", {})
         document = LookFile(refs=ANSWER.asked)

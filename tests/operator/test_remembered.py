@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_core.errors import StoreUnavailable
-from genai_core.helper_jobs import Answer
+from genai_core.helper_jobs import HelperAnswer
 from genai_core.names import Key
 from genai_core.store.protocol import Hit, RecordRef
 from genai_core.tasks.record import Record
@@ -92,7 +92,7 @@ def test_told_records_are_stripped_and_bounded(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(lookups_module, "MOST_WEIGHT", 1000)
     told = ToldLookups("s3://b/n")
     for number in range(50):
-        told.take(Answer(records=(record(number, facts={"x": list(range(200))}),)))
+        told.take(HelperAnswer(records=(record(number, facts={"x": list(range(200))}),)))
     assert len(told._found) < 10
 
 

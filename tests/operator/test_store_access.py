@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from genai_core.errors import CorruptBlob, GenAIError
-from genai_core.helper_jobs import Answer, LookFile, answer_lines, read_answer, ref_of
+from genai_core.helper_jobs import HelperAnswer, LookFile, answer_lines, read_answer, ref_of
 from genai_core.kinds.artifact_store import ArtifactStoreSpec, WebIdentity
 from genai_core.kinds.build import BuildSpec, Run
 from genai_core.names import Digest, Key
@@ -284,14 +284,14 @@ def test_certificates_are_refused_when_no_pod_could_be_given_them() -> None:
 
 def test_an_answer_survives_a_log_and_damage_is_no_answer() -> None:
     ref = f"convert/{'a' * 64}"
-    big = Answer(asked=tuple(f"convert/{n:064x}" for n in range(2000)))
+    big = HelperAnswer(asked=tuple(f"convert/{n:064x}" for n in range(2000)))
     lines = list(answer_lines(big))
     assert len(lines) > 1
     assert max(map(len, lines)) < 8000
     assert read_answer("\n".join(["noise", *lines, "noise"])) == big
     assert read_answer("\n".join(lines[:-1])) is None
     assert read_answer("\n".join(lines[1:])) is None
-    small = list(answer_lines(Answer(asked=(ref,))))
+    small = list(answer_lines(HelperAnswer(asked=(ref,))))
     again = read_answer("\n".join([*lines[:1], *small]))
     assert again is not None
     assert again.asked == (ref,)

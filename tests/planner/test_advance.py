@@ -16,10 +16,10 @@ from genai_core.names import MODEL, Digest, Key
 from genai_core.operations import OPERATIONS
 from genai_planner import machine as machine_module
 from genai_planner.advance import Advice, advance
-from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
+from genai_planner.events import Event, Failed, FoundResult, Look, Missed, Taken, WorkLimits
 from genai_planner.expand.build import expand
 from genai_planner.graph import FileRef, Plan, Result
-from genai_planner.machine import KnownKeys, Machine, State
+from genai_planner.machine import KnownKeys, Machine, TaskState
 from genai_planner.progress import progress
 from genai_planner.shape import shape_from_config
 from genai_planner.sources import Source
@@ -83,7 +83,7 @@ class Known:
 
     def _one(self, item: Look) -> Event:
         if item.key in self.results:
-            return Found(item.task, self.results[item.key])
+            return FoundResult(item.task, self.results[item.key])
         if item.key in self.failed:
             return Failed(item.task, self.failed[item.key])
         if item.key in self.running:
@@ -94,7 +94,7 @@ class Known:
 def look(
     plan: Plan, known: Known, parallelism: int = 4, *, keys: KnownKeys | None = None
 ) -> Advice:
-    limits = Limits(parallelism, 1 << 50)
+    limits = WorkLimits(parallelism, 1 << 50)
     return advance(
         plan, known.answer, lambda: limits, sources=SOURCES, toolchains=TOOLCHAINS, known=keys
     )
@@ -166,7 +166,7 @@ def test_failure_is_final_until_its_key_changes() -> None:
     assert advice.ended
     assert set(advice.failed) == {"ingest"}
     assert advice.containers == {}
-    assert advice.states["package/sm8750"] is State.STOPPED
+    assert advice.states["package/sm8750"] is TaskState.STOPPED
 
 
 def test_what_can_be_asked_at_a_time_is_asked_together() -> None:
@@ -182,10 +182,10 @@ def test_counts_follow_what_happens() -> None:
     machine = Machine(plan, sources=SOURCES, toolchains=TOOLCHAINS)
     (first,) = machine.begin()
     assert str(progress(machine)) == f"0/{len(plan.tasks)}"
-    looks = machine.handle(Found(first.task, files("ingest", first.key)))
+    looks = machine.handle(FoundResult(first.task, files("ingest", first.key)))
     for item in looks:
         machine.handle(Missed(item.task))
-    machine.start(Limits(1, 1 << 50))
+    machine.start(WorkLimits(1, 1 << 50))
     found = progress(machine)
     assert (found.finished, found.cached) == (1, 1)
     arcl = next(stage for stage in found.stages if stage.operation == "arcl")

@@ -13,7 +13,7 @@ from genai_core.operations import OPERATIONS
 from genai_planner.chains import chain_behind, derivations, is_cheaper_joined
 from genai_planner.expand.build import expand
 from genai_planner.graph import Demand, FileRef, Plan, Task
-from genai_planner.machine import State
+from genai_planner.machine import TaskState
 from genai_planner.shape import shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
@@ -41,9 +41,9 @@ def plan(*targets: str, **more: Any) -> Plan:
 
 
 def behind(made: Plan, head: str, *ended: str, **more: Any) -> tuple[str, ...]:
-    states = dict.fromkeys((task.id for task in made.tasks), State.BLOCKED)
-    states |= dict.fromkeys(map(TaskId, ended), State.CACHED)
-    states[TaskId(head)] = State.RUNNING
+    states = dict.fromkeys((task.id for task in made.tasks), TaskState.BLOCKED)
+    states |= dict.fromkeys(map(TaskId, ended), TaskState.CACHED)
+    states[TaskId(head)] = TaskState.RUNNING
     return chain_behind(
         made, TaskId(head), states, most=more.get("most", 8), fits=more.get("fits", lambda _: True)
     )
@@ -121,19 +121,23 @@ def test_only_dependents_of_members_are_looked_at_and_none_is_missed(data: st.Da
     made = plan("sm8750", "cpu")
     ids = [task.id for task in made.tasks]
     states = {
-        task: data.draw(st.sampled_from([State.BLOCKED, State.CACHED, State.DONE, State.FAILED]))
+        task: data.draw(
+            st.sampled_from([TaskState.BLOCKED, TaskState.CACHED, TaskState.DONE, TaskState.FAILED])
+        )
         for task in ids
     }
     head = data.draw(st.sampled_from(ids))
-    states[head] = State.RUNNING
+    states[head] = TaskState.RUNNING
     most = data.draw(st.integers(1, 6))
     members, demands = [head], [made.task(head).demand]
     while len(members) < most:
-        good = {t for t, s in states.items() if s in {State.CACHED, State.DONE}} | set(members)
+        good = {t for t, s in states.items() if s in {TaskState.CACHED, TaskState.DONE}} | set(
+            members
+        )
         possible = [
             task
             for task in made.tasks
-            if states[task.id] is State.BLOCKED
+            if states[task.id] is TaskState.BLOCKED
             and task.id not in members
             and set(task.after()) & set(members)
             and set(task.after()) <= good

@@ -14,7 +14,7 @@ from genai_core.names import MODEL, Digest, SourceName, TaskId, adapter_source
 from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.task_file import Toolchain
 from genai_planner.advance import advance
-from genai_planner.events import Event, Found, Limits, Look
+from genai_planner.events import Event, FoundResult, Look, WorkLimits
 from genai_planner.graph import FileRef, Result, Selection
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
 from genai_planner.shape import shape_from_config
@@ -56,10 +56,10 @@ def exact(
 
 def keys(phase: Exact) -> dict[str, str]:
     def answer(looks: Any) -> list[Event]:
-        return [Found(look.task, result(look)) for look in looks]
+        return [FoundResult(look.task, result(look)) for look in looks]
 
     found = advance(
-        phase.plan, answer, lambda: Limits(99, 1 << 60),
+        phase.plan, answer, lambda: WorkLimits(99, 1 << 60),
         sources=phase.request.sources, toolchains=phase.request.toolchain_ids,
     )  # fmt: skip
     return {str(task): str(key) for task, key in found.keys.items()}

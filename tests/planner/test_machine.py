@@ -18,19 +18,19 @@ from genai_planner.events import (
     Crashed,
     Failed,
     Finished,
-    Found,
+    FoundResult,
     InputLost,
-    Limits,
     Look,
     Missed,
+    WorkLimits,
 )
-from genai_planner.graph import Condition, Demand, FileRef, Plan, Result, Selection, Task
+from genai_planner.graph import Demand, FidelityCondition, FileRef, Plan, Result, Selection, Task
 from genai_planner.invariants import broken
-from genai_planner.machine import Machine, State
+from genai_planner.machine import Machine, TaskState
 from genai_planner.sources import Source
 
 TOOLCHAINS = {(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS}
-MUCH = Limits(parallelism=1000, memory_bytes=1 << 50)
+MUCH = WorkLimits(parallelism=1000, memory_bytes=1 << 50)
 
 
 def digest(*parts: object) -> Digest:
@@ -40,7 +40,7 @@ def digest(*parts: object) -> Digest:
 def task(
     name: str,
     *after: str,
-    when: Condition | None = None,
+    when: FidelityCondition | None = None,
     rivals: tuple[str, ...] = (),
     memory: int = 1,
     seconds: float = 1.0,
@@ -90,7 +90,7 @@ class World:
     def answer(self, look: Look) -> list[Look]:
         if look.key in self.store:
             self.hits.append(look.task)
-            return list(self.machine.handle(Found(look.task, self.store[look.key])))
+            return list(self.machine.handle(FoundResult(look.task, self.store[look.key])))
         return list(self.machine.handle(Missed(look.task, "no record")))
 
     def finish(self, name: TaskId) -> list[Look]:
@@ -99,7 +99,7 @@ class World:
         self.store[self.machine.keys[name]] = self.outcome(name)
         return list(self.machine.handle(Finished(name, self.outcome(name))))
 
-    def run(self, limits: Limits = MUCH) -> World:
+    def run(self, limits: WorkLimits = MUCH) -> World:
         looks = list(self.machine.begin())
         while not self.machine.ended:
             while looks:
@@ -127,7 +127,7 @@ def test_second_run_finds_everything_and_starts_nothing() -> None:
     again = run(*tasks, store=first.store)
     assert again.started == []
     assert sorted(again.hits) == ["a", "b", "c", "d"]
-    assert set(again.machine.states.values()) == {State.CACHED}
+    assert set(again.machine.states.values()) == {TaskState.CACHED}
 
 
 def test_unchanged_output_under_a_changed_key_stops_the_rebuild_there() -> None:
@@ -143,14 +143,14 @@ def test_unchanged_output_under_a_changed_key_stops_the_rebuild_there() -> None:
             world.started.append(start.task)
             looks += world.machine.handle(Finished(start.task, same))
     assert world.started == ["b"]
-    assert world.machine.states["c"] is State.CACHED
+    assert world.machine.states["c"] is TaskState.CACHED
 
 
 def test_semantic_digest_stands_for_the_bytes_in_keys() -> None:
     def key_of_b(file: FileRef) -> str:
         machine = machine_of(task("a"), task("b", "a"))
         (look,) = machine.begin()
-        (following,) = machine.handle(Found(look.task, Result({"x.dlc": file})))
+        (following,) = machine.handle(FoundResult(look.task, Result({"x.dlc": file})))
         return following.key
 
     meaning = digest("meaning")
@@ -164,10 +164,10 @@ def test_failure_stops_only_what_depends_on_it() -> None:
     package = task("package", "compile1", "compile2", "compile3")
     broken_build = run(*tasks, package, fails={"compile2"})
     states = broken_build.machine.states
-    assert states["compile1"] is State.DONE
-    assert states["compile3"] is State.DONE
-    assert states["compile2"] is State.FAILED
-    assert states["package"] is State.STOPPED
+    assert states["compile1"] is TaskState.DONE
+    assert states["compile3"] is TaskState.DONE
+    assert states["compile2"] is TaskState.FAILED
+    assert states["package"] is TaskState.STOPPED
     cured = run(*tasks, package, store=broken_build.store)
     assert sorted(cured.started) == ["compile2", "package"]
 
@@ -178,7 +178,7 @@ def alternatives(*within: bool) -> World:
     verdicts: dict[str, bool] = {}
     tried: list[str] = []
     for number, good in enumerate(within):
-        when = Condition(TaskId(tried[-1]), within=False) if tried else None
+        when = FidelityCondition(TaskId(tried[-1]), within=False) if tried else None
         tasks += [
             task(f"compile{number}", "ingest", when=when),
             task(f"fidelity{number}", f"compile{number}"),
@@ -189,7 +189,7 @@ def alternatives(*within: bool) -> World:
             task(
                 f"package{number}",
                 f"compile{number}",
-                when=Condition(TaskId(tried[-1]), within=True),
+                when=FidelityCondition(TaskId(tried[-1]), within=True),
                 rivals=tuple(tried) if number == len(within) - 1 else (),
             )
         )
@@ -206,7 +206,7 @@ def test_first_alternative_within_the_budget_is_packaged_and_later_ones_never_ru
     assert [s for s in world.started if s.startswith("compile")] == [
         f"compile{n}" for n in range(good + 1)
     ]
-    assert all(world.machine.states[f"compile{n}"] is State.SKIPPED for n in range(good + 1, 3))
+    assert all(world.machine.states[f"compile{n}"] is TaskState.SKIPPED for n in range(good + 1, 3))
     needed = {t.id for t in world.machine.needed()}
     assert "package0" in needed or good > 0
     assert not any(f"compile{n}" in needed for n in range(good + 1, 3))
@@ -229,7 +229,7 @@ def test_losses_are_named_in_nats() -> None:
         task(
             "package/cpu/int8",
             "ingest",
-            when=Condition(TaskId("fidelity/cpu/int8"), within=True),
+            when=FidelityCondition(TaskId("fidelity/cpu/int8"), within=True),
             rivals=("fidelity/cpu/int8",),
         ),
     )
@@ -239,7 +239,7 @@ def test_losses_are_named_in_nats() -> None:
     while looks:
         look = looks.pop()
         found = Result({"f": FileRef(digest(look.task), 1)}, facts)
-        looks += machine.handle(Found(look.task, found))
+        looks += machine.handle(FoundResult(look.task, found))
     message = str(machine.errors[TaskId("package/cpu/int8")])
     assert "int8 by 0.2500" in message
     assert "0.01 nats" in message
@@ -250,7 +250,7 @@ def test_longest_chain_starts_first() -> None:
     machine = machine_of(*tasks)
     for look in machine.begin():
         machine.handle(Missed(look.task))
-    choice = machine.start(Limits(1, 1 << 50))
+    choice = machine.start(WorkLimits(1, 1 << 50))
     assert [start.task for start in choice.start] == ["long"]
 
 
@@ -258,18 +258,18 @@ def test_no_more_starts_than_memory_bears_and_the_reason_is_told() -> None:
     machine = machine_of(task("a", memory=6 * 10**9), task("b", memory=5 * 10**9))
     for look in machine.begin():
         machine.handle(Missed(look.task))
-    choice = machine.start(Limits(8, 10 * 10**9))
+    choice = machine.start(WorkLimits(8, 10 * 10**9))
     assert [start.task for start in choice.start] == ["a"]
     assert [wait.why for wait in choice.wait] == ["waits for memory: needs 5.0 GB, 4.0 GB are left"]
     machine.handle(Finished(TaskId("a"), result("a")))
-    assert [start.task for start in machine.start(Limits(8, 10 * 10**9)).start] == ["b"]
+    assert [start.task for start in machine.start(WorkLimits(8, 10 * 10**9)).start] == ["b"]
 
 
 def test_task_larger_than_the_memory_runs_alone_rather_than_never() -> None:
     machine = machine_of(task("a", memory=100))
     (look,) = machine.begin()
     machine.handle(Missed(look.task))
-    (start,) = machine.start(Limits(8, 10)).start
+    (start,) = machine.start(WorkLimits(8, 10)).start
     assert start.tight
 
 
@@ -277,16 +277,16 @@ def test_crashed_task_runs_again_alone() -> None:
     machine = machine_of(task("a"), task("b"), task("c"))
     for look in machine.begin():
         machine.handle(Missed(look.task))
-    assert len(machine.start(Limits(2, 100)).start) == 2
+    assert len(machine.start(WorkLimits(2, 100)).start) == 2
     first, second = machine.running
     machine.handle(Crashed(first))
-    choice = machine.start(Limits(2, 100))
+    choice = machine.start(WorkLimits(2, 100))
     assert first not in [start.task for start in choice.start]
     for name in machine.running:
         machine.handle(Finished(name, result(name)))
     order = []
     while not machine.ended:
-        starts = machine.start(Limits(2, 100)).start
+        starts = machine.start(WorkLimits(2, 100)).start
         order.append([s.task for s in starts])
         for start in starts:
             machine.handle(Finished(start.task, result(start.task)))
@@ -320,7 +320,7 @@ def test_missing_file_of_an_input_fails_the_task_by_name() -> None:
     )
     machine = machine_of(task("a"), wants)
     (look,) = machine.begin()
-    machine.handle(Found(look.task, result("a")))
+    machine.handle(FoundResult(look.task, result("a")))
     assert "a has no weights/head.data" in str(machine.errors[TaskId("b")])
 
 
@@ -331,7 +331,7 @@ def test_two_files_for_one_path_are_refused() -> None:
     )
     machine = machine_of(task("a"), task("b"), both)
     for look in machine.begin():
-        machine.handle(Found(look.task, result(look.task)))
+        machine.handle(FoundResult(look.task, result(look.task)))
     assert "would hold two files file" in str(machine.errors[TaskId("c")])
 
 
@@ -356,7 +356,7 @@ def plans(draw: st.DrawFn) -> tuple[list[Task], dict[str, bool], set[str]]:
         after = draw(st.lists(st.sampled_from(names), unique=True, max_size=3)) if names else []
         when = None
         if names and draw(st.integers(0, 3)) == 0:
-            when = Condition(draw(st.sampled_from(names)), within=draw(st.booleans()))
+            when = FidelityCondition(draw(st.sampled_from(names)), within=draw(st.booleans()))
         tasks.append(
             task(
                 f"t{number}",
@@ -384,7 +384,7 @@ def test_any_plan_in_any_order_ends_right(
     dice = random.Random(seed)
     machine = machine_of(*tasks)
     world = World(machine, within=within, fails=fails)
-    limits = Limits(parallelism, memory)
+    limits = WorkLimits(parallelism, memory)
     runs: dict[str, int] = {}
     excused: dict[str, int] = {}
     looks = list(machine.begin())
@@ -420,7 +420,7 @@ def test_any_plan_in_any_order_ends_right(
     assert machine.ended, machine.states
     for name, count in runs.items():
         assert count <= 1 + excused.get(name, 0), f"{name} ran {count} times"
-    good = {State.DONE, State.CACHED}
+    good = {TaskState.DONE, TaskState.CACHED}
     for one in tasks:
         state = machine.states[one.id]
         before = {machine.states[other] for other in machine.after[one.id]}
@@ -429,11 +429,11 @@ def test_any_plan_in_any_order_ends_right(
             if held and one.id not in fails:
                 assert state in good
             elif held:
-                assert state is State.FAILED
+                assert state is TaskState.FAILED
             else:
-                assert state is State.SKIPPED
+                assert state is TaskState.SKIPPED
         else:
-            assert state in {State.STOPPED, State.SKIPPED} | (good if excused else set())
+            assert state in {TaskState.STOPPED, TaskState.SKIPPED} | (good if excused else set())
 
 
 @settings(max_examples=40, deadline=None)
@@ -451,7 +451,7 @@ def test_keys_do_not_depend_on_the_order_of_events(
         if looks and (dice.random() < 0.5 or not machine.running):
             looks += world.answer(looks.pop(dice.randrange(len(looks))))
         else:
-            machine.start(Limits(dice.randint(1, 3), 1 << 50))
+            machine.start(WorkLimits(dice.randint(1, 3), 1 << 50))
             if machine.running:
                 looks += world.finish(dice.choice(machine.running))
     assert machine.keys == straight.machine.keys
@@ -461,7 +461,9 @@ def test_alternatives_that_may_not_be_needed_do_not_make_a_chain_urgent() -> Non
     tasks = (
         task("cpu", seconds=1.0),
         task("fidelity", "cpu", seconds=1.0),
-        task("second", "cpu", seconds=100.0, when=Condition(TaskId("fidelity"), within=False)),
+        task(
+            "second", "cpu", seconds=100.0, when=FidelityCondition(TaskId("fidelity"), within=False)
+        ),
         task("htp", seconds=1.0),
         task("compile", "htp", seconds=9.0),
     )
@@ -470,4 +472,4 @@ def test_alternatives_that_may_not_be_needed_do_not_make_a_chain_urgent() -> Non
     looks = machine.begin()
     for look in looks:
         machine.handle(Missed(look.task))
-    assert [s.task for s in machine.start(Limits(1, 1 << 50)).start] == ["htp"]
+    assert [s.task for s in machine.start(WorkLimits(1, 1 << 50)).start] == ["htp"]

@@ -18,7 +18,7 @@ from genai_core.operations import OPERATIONS
 from genai_core.tasks.task_file import Toolchain
 from genai_planner.events import Start
 from genai_planner.graph import FileRef, Result, Selection
-from genai_planner.machine import State
+from genai_planner.machine import TaskState
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact, Forecast, Ingesting, plan_build
 from genai_planner.sources import Source, Sources
 from genai_planner.targets import parse_targets
@@ -201,4 +201,4 @@ def test_states_of_a_machine_are_its_own() -> None:
     phase = planner().forecast
     one, other = phase.machine(), phase.machine()
     one.begin()
-    assert other.states[TaskId("ingest")] is State.BLOCKED
+    assert other.states[TaskId("ingest")] is TaskState.BLOCKED

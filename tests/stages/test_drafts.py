@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from genai_stages.graph.core_graph import CoreWriter
-from genai_stages.ingest.recognition.drafts import Weight
+from genai_stages.ingest.recognition.drafts import DraftWeight
 from genai_stages.ingest.source.source_model import Constant
 
 MATRIX = np.arange(24, dtype=np.float32).reshape(8, 3)
@@ -21,11 +21,11 @@ MATRIX = np.arange(24, dtype=np.float32).reshape(8, 3)
 def test_a_selection_of_a_selection_counts_from_the_first(
     first: np.ndarray, then: np.ndarray
 ) -> None:
-    whole = Weight(Constant.of("w", MATRIX))
+    whole = DraftWeight(Constant.of("w", MATRIX))
     part = whole.cut(first).cut(then)
     np.testing.assert_array_equal(part.matrix(), MATRIX[first][then])
     assert part.source == "w"
-    vector = Weight(Constant.of("b", MATRIX[:, 0]), vector=MATRIX[:, 1]).cut(first).cut(then)
+    vector = DraftWeight(Constant.of("b", MATRIX[:, 0]), vector=MATRIX[:, 1]).cut(first).cut(then)
     np.testing.assert_array_equal(vector.values(), MATRIX[first][then][:, 1])
 
 
@@ -42,7 +42,7 @@ def test_a_table_of_another_float_type_is_widened_in_blocks(
     constant = Constant("w", stored.shape, np.dtype(np.float32), lambda: stored, "w")
     with CoreWriter(tmp_path) as writer:
         tracemalloc.start()
-        writer.weight("w", Weight(constant, turned=turned).matrix(), group="embed")
+        writer.weight("w", DraftWeight(constant, turned=turned).matrix(), group="embed")
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     written = np.fromfile(tmp_path / "weights" / "embed.data", "<f4").reshape(rows, columns)

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from genai_stages.ingest.folding.folded_graph import StaticGraph
+from genai_stages.ingest.folding.folded_graph import FoldedGraph
 from genai_stages.ingest.folding.fuse_norms import fuse_norms
 from genai_stages.ingest.folding.remove_noise import remove_noise
 from genai_stages.ingest.folding.specialise import specialise
@@ -61,7 +61,7 @@ NODES: dict[str, list[tuple[str, list[str], str]]] = {
 CENTRING = [("ReduceMean", ["x", "last"], "average"), ("Sub", ["x", "average"], "centred")]
 
 
-def graph_of(nodes: list[tuple[str, list[str], str]], folder: Path, *extra: str) -> StaticGraph:
+def graph_of(nodes: list[tuple[str, list[str], str]], folder: Path, *extra: str) -> FoldedGraph:
     """The static graph of nodes over an embedding x, with outputs y and `extra`."""
     random = np.random.default_rng(0)
     constants = {
@@ -98,7 +98,7 @@ def expected(folder: Path, ids: np.ndarray) -> np.ndarray:
     return y
 
 
-def computed(graph: StaticGraph, ids: np.ndarray) -> np.ndarray:
+def computed(graph: FoldedGraph, ids: np.ndarray) -> np.ndarray:
     """The fused graph by the definition of its operators, float64."""
     gather, node = graph.nodes
     assert gather.op_type == "Gather"

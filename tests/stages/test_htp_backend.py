@@ -38,7 +38,7 @@ from genai_runtime.htp.metadata import GraphMetadata
 from genai_runtime.rope import for_context
 from genai_stages.backends.htp import compile as htp_compile
 from genai_stages.backends.htp import dlc, drift
-from genai_stages.backends.htp.compile import CompileResult, Source
+from genai_stages.backends.htp.compile import CompileResult, CompileSource
 from genai_stages.backends.htp.genie_config import GenieFacts, genie_config
 
 pytestmark = [
@@ -58,7 +58,7 @@ SM8750 = chips.parse("sm8750")
 class Converted:
     """DLCs of one graph list, in the order of the binary."""
 
-    sources: tuple[Source, ...]
+    sources: tuple[CompileSource, ...]
     listings: tuple[GraphMetadata, ...]
     scratch: Path
 
@@ -73,7 +73,7 @@ def _convert(folder: Path, split: int, splits: int) -> Converted:
         result = dlc.convert(model, name, folder / f"{name}.dlc", scratch=folder / "scratch")
         assert result.digest == dlc.semantic_digest(result.path)
         assert result.peak_memory_bytes > 20 << 20
-        sources.append(Source(name, result.path))
+        sources.append(CompileSource(name, result.path))
         listings.append(result.listing)
     return Converted(tuple(sources), tuple(listings), folder / "scratch")
 
@@ -235,7 +235,7 @@ def test_options_reach_the_compiler(
     shared: CompileResult, whole: Converted, tmp_path: Path, given: Mapping[str, str]
 ) -> None:
     parsed = options.parse(given)
-    sources = [Source(s.name, s.dlc, parsed) for s in whole.sources]
+    sources = [CompileSource(s.name, s.dlc, parsed) for s in whole.sources]
     changed = _binary(whole, tmp_path / "x.bin", sources=sources)
     assert _sha(changed.path) != _sha(shared.path)
 
@@ -243,11 +243,11 @@ def test_options_reach_the_compiler(
 def test_vtcm_may_differ_between_graphs(whole: Converted, tmp_path: Path) -> None:
     sizes = [{"graphs.vtcm_size_in_mb": size} for size in ("8", "4")]
     sources = [
-        Source(s.name, s.dlc, options.parse(given))
+        CompileSource(s.name, s.dlc, options.parse(given))
         for s, given in zip(whole.sources, sizes, strict=True)
     ]
     mixed = _binary(whole, tmp_path / "mixed.bin", sources=sources)
-    both = [Source(s.name, s.dlc, options.parse(sizes[0])) for s in whole.sources]
+    both = [CompileSource(s.name, s.dlc, options.parse(sizes[0])) for s in whole.sources]
     equal = _binary(whole, tmp_path / "equal.bin", sources=both)
     assert _sha(mixed.path) != _sha(equal.path)
 
@@ -285,7 +285,7 @@ def test_graph_names_and_levels_are_checked(whole: Converted, tmp_path: Path) ->
     with pytest.raises(InvalidSpec, match="differ"):
         _binary(whole, tmp_path / "x.bin", sources=twice)
     levels = [
-        Source(s.name, s.dlc, options.parse({"graphs.O": level}))
+        CompileSource(s.name, s.dlc, options.parse({"graphs.O": level}))
         for s, level in zip(whole.sources, "12", strict=True)
     ]
     with pytest.raises(InvalidSpec, match="one optimization level"):
@@ -307,7 +307,7 @@ def test_native_cache_is_marked_in_the_metadata(
         onnx.save(testing.quantized(ar, 512, seed=64), model)
         name = testing.graph_name(ar, 512, 1, splits=1)
         result = dlc.convert(model, name, tmp_path / f"{ar}.dlc", scratch=tmp_path / "s")
-        sources.append(Source(name, result.path))
+        sources.append(CompileSource(name, result.path))
     made = htp_compile.context_binary(
         sources, tmp_path / "x.bin", chip=SM8750, scratch=tmp_path / "s", native_kv=True
     )
@@ -548,7 +548,7 @@ def test_float_graphs_are_computed_in_float16(tmp_path: Path) -> None:
             model, name, tmp_path / f"{name}.dlc", scratch=tmp_path / "s", float16=True
         )
         assert {t.dtype for t in result.listing.inputs} == {"int32", "float32"}
-        sources.append(Source(name, result.path))
+        sources.append(CompileSource(name, result.path))
     out = tmp_path / "emulation" / "part_1_of_1.bin"
     htp_compile.twin(sources, out, chip=SM8750, scratch=tmp_path / "s")
     emulation.describe(out.parent, {"default": testing.rope_table()})

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_stages.ingest.recognition.layouts import Layout, LayoutError, token_major
+from genai_stages.ingest.recognition.layouts import LayoutError, TensorLayout, token_major
 
 TOKENS, WIDTH = 7, 24
 CANONICAL = np.arange(TOKENS * WIDTH).reshape(TOKENS, WIDTH)
 
 
-def moved(layout: Layout, array: np.ndarray, draw: st.DataObject) -> tuple[Layout, np.ndarray]:
+def moved(
+    layout: TensorLayout, array: np.ndarray, draw: st.DataObject
+) -> tuple[TensorLayout, np.ndarray]:
     """One random movement of both; a movement that a layout refuses is left out."""
     rank = array.ndim
     kind = draw.draw(st.sampled_from(["transpose", "split", "merge", "flat", "slice", "unsqueeze",

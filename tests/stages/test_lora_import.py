@@ -23,7 +23,7 @@ from genai_stages.fidelity.source_reference import SourceReference
 from genai_stages.fidelity.worn_source import Worn
 from genai_stages.graph.core_graph import read_core
 from genai_stages.lora import modules
-from genai_stages.lora.modules import Place, parts_of, places_of
+from genai_stages.lora.modules import LinearPlace, parts_of, places_of
 from genai_stages.operations import ingest, lora_import
 from genai_stages.stage import Context
 
@@ -45,7 +45,7 @@ def core(tmp_path_factory: pytest.TempPathFactory) -> Core:
     return made
 
 
-def places(folder: Path) -> list[Place]:
+def places(folder: Path) -> list[LinearPlace]:
     return places_of(*read_core(folder))
 
 

@@ -16,7 +16,7 @@ from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, say, table, tell
 from genai_cli.display.render import busy
 from genai_cli.display.words import counted
-from genai_cli.engine.events import PlanReady, TaskView
+from genai_cli.engine.events import PlannedTask, PlanReady
 from genai_cli.engine.local_engine import PlannedBuild, plan_build
 from genai_cli.settings import Settings
 from genai_core.errors import BadInput
@@ -74,7 +74,7 @@ def plan_as_json(planned: PlannedBuild) -> dict[str, Any]:
     }
 
 
-def _as_json(task: TaskView) -> dict[str, Any]:
+def _as_json(task: PlannedTask) -> dict[str, Any]:
     return {
         "id": task.id,
         "operation": task.operation,
@@ -123,7 +123,7 @@ def _print_table(planned: PlannedBuild) -> None:
     )
 
 
-def _task(ready: PlanReady, name: str) -> TaskView:
+def _task(ready: PlanReady, name: str) -> PlannedTask:
     found = [task for task in ready.tasks if name in {task.id, task.key}]
     found = found or [task for task in ready.tasks if task.key.startswith(name) and len(name) > 5]
     if len(found) == 1:
@@ -135,7 +135,7 @@ def _task(ready: PlanReady, name: str) -> TaskView:
     raise BadInput("there is no such task in the plan", where=f"--explain {name}", remedy=remedy)
 
 
-def _explain(ready: PlanReady, task: TaskView) -> None:
+def _explain(ready: PlanReady, task: PlannedTask) -> None:
     console = PlainConsole(highlight=False)
 
     def line(name: str, text: str) -> None:

@@ -20,9 +20,9 @@ __all__ = [
     "JOB_NAME",
     "OURS",
     "Artifact",
-    "BuildView",
+    "ClusterBuild",
+    "ClusterTask",
     "Failure",
-    "TaskView",
     "build_view",
     "parse_time",
     "quantity",
@@ -39,11 +39,11 @@ _OPERATION, _ATTEMPT, _SCOPE = f"{GROUP}/operation", f"{GROUP}/attempt", f"{GROU
 _USUAL = {"", "ContainerCreating", "PodInitializing"}
 
 _Entry = TypeVar("_Entry", StageProgress, "Failure")
-TaskState: TypeAlias = Literal["waiting", "running", "done", "failed"]
+ShownState: TypeAlias = Literal["waiting", "running", "done", "failed"]
 
 
 @dataclass(frozen=True)
-class TaskView:
+class ClusterTask:
     """The latest Job of one task, or of several that follow one another in one pod.
 
     Attributes:
@@ -65,7 +65,7 @@ class TaskView:
     key: str
     operation: str
     attempt: int
-    state: TaskState
+    state: ShownState
     owners: frozenset[str]
     job: str
     since: datetime
@@ -130,7 +130,7 @@ class Artifact:
 
 
 @dataclass(frozen=True)
-class BuildView:
+class ClusterBuild:
     """A GenAIBuild.
 
     Attributes:
@@ -161,7 +161,7 @@ class BuildView:
     artifacts: tuple[Artifact, ...] = ()
     warnings: tuple[str, ...] = ()
     outdated: str = ""
-    tasks: tuple[TaskView, ...] = ()
+    tasks: tuple[ClusterTask, ...] = ()
 
     @property
     def settled(self) -> bool:
@@ -169,7 +169,7 @@ class BuildView:
         return self.taken_up and (self.ready[0] in {"True", "False"} or self.phase == "Suspended")
 
     @property
-    def running(self) -> tuple[TaskView, ...]:
+    def running(self) -> tuple[ClusterTask, ...]:
         """Tasks that run or are about to."""
         return tuple(task for task in self.tasks if task.active)
 
@@ -179,7 +179,7 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def build_view(value: Mapping[str, Any], tasks: Sequence[TaskView] = ()) -> BuildView:
+def build_view(value: Mapping[str, Any], tasks: Sequence[ClusterTask] = ()) -> ClusterBuild:
     """Read a GenAIBuild.
 
     Args:
@@ -196,7 +196,7 @@ def build_view(value: Mapping[str, Any], tasks: Sequence[TaskView] = ()) -> Buil
     )
     done, _, total = str(status.get("progress", "")).partition("/")
     resolved = next(iter(status.get("sources") or ()), None)
-    return BuildView(
+    return ClusterBuild(
         namespace=meta["namespace"],
         name=meta["name"],
         uid=meta["uid"],
@@ -249,7 +249,7 @@ def _each(kind: type[_Entry], entries: Iterable[Mapping[str, Any]] | None) -> tu
 
 def task_views(
     jobs: Iterable[Mapping[str, Any]], pods: Iterable[Mapping[str, Any]]
-) -> list[TaskView]:
+) -> list[ClusterTask]:
     """The latest attempt of every task that has a Job, the oldest first.
 
     A Job that only bears the operator's label, and makes no sense, is passed over.
@@ -260,7 +260,7 @@ def task_views(
         name = (meta.get("labels") or {}).get(JOB_NAME)
         if name:
             by_job.setdefault((meta["namespace"], name), []).append(pod)
-    latest: dict[tuple[str, str, str], TaskView] = {}
+    latest: dict[tuple[str, str, str], ClusterTask] = {}
     for job in jobs:
         meta = job["metadata"]
         if _TASK not in (meta.get("annotations") or {}):
@@ -276,21 +276,21 @@ def task_views(
     return sorted(latest.values(), key=lambda view: view.since)
 
 
-def _task(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> TaskView:
+def _task(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> ClusterTask:
     meta, status = job["metadata"], job.get("status") or {}
     notes, labels = meta["annotations"], meta.get("labels") or {}
     pod = max(pods, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
     container = _container(pod)
     ran = container.get("running") or container.get("terminated") or {}
     # A process that has ended runs, as long as the Job does not say how it went.
-    state: TaskState = "running" if ran else "waiting"
+    state: ShownState = "running" if ran else "waiting"
     ended_at = None
     for condition in status.get("conditions") or ():
         if condition["status"] == "True" and condition["type"] in {"Complete", "Failed"}:
             state = "done" if condition["type"] == "Complete" else "failed"
             ended_at = ran.get("finishedAt") or condition["lastTransitionTime"]
     requests = _requests(job)
-    return TaskView(
+    return ClusterTask(
         namespace=meta["namespace"],
         id=notes[_TASK],
         key=notes.get(_KEY, ""),

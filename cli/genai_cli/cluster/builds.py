@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from genai_cli.cluster.api_errors import NotAllowed, NotThere
-from genai_cli.cluster.build_views import OURS, BuildView, TaskView, build_view, task_views
+from genai_cli.cluster.build_views import OURS, ClusterBuild, ClusterTask, build_view, task_views
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_core.errors import GenAIError
 from genai_core.kinds.problems import nearest
@@ -14,7 +14,7 @@ from genai_core.kinds.problems import nearest
 __all__ = ["age", "complete_build", "read_build", "read_builds", "read_object", "read_tasks"]
 
 
-def read_builds(cluster: Cluster, namespace: str | None) -> list[BuildView]:
+def read_builds(cluster: Cluster, namespace: str | None) -> list[ClusterBuild]:
     """All builds of a namespace, or of all of them; by namespace and name.
 
     Raises:
@@ -28,7 +28,7 @@ def read_builds(cluster: Cluster, namespace: str | None) -> list[BuildView]:
     return sorted(found, key=lambda view: (view.namespace, view.name))
 
 
-def read_build(cluster: Cluster, name: str, namespace: str) -> BuildView:
+def read_build(cluster: Cluster, name: str, namespace: str) -> ClusterBuild:
     """One build.
 
     Raises:
@@ -60,7 +60,7 @@ def read_object(cluster: Cluster, name: str, namespace: str) -> Json:
         ) from None
 
 
-def read_tasks(cluster: Cluster, namespace: str | None) -> list[TaskView]:
+def read_tasks(cluster: Cluster, namespace: str | None) -> list[ClusterTask]:
     """What has a Job in a namespace, or in all; empty where the user may not look at Jobs."""
     place = namespace or ""
     try:

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.text import Text
 
 from genai_cli.cluster.api_errors import ClusterUnavailable
-from genai_cli.cluster.build_views import BuildView, TaskView
+from genai_cli.cluster.build_views import ClusterBuild, ClusterTask
 from genai_cli.display import output
-from genai_cli.display.board import Row, Running
+from genai_cli.display.board import BoardRow, RunningTask
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.render import board_view
 from genai_cli.display.words import counted, duration, size
@@ -43,11 +43,11 @@ class Followed:
         peak_memory: The largest that a task's process said of itself.
     """
 
-    view: BuildView
-    ended: dict[str, TaskView] = field(default_factory=dict)
+    view: ClusterBuild
+    ended: dict[str, ClusterTask] = field(default_factory=dict)
     peak_memory: int = 0
 
-    def take(self, view: BuildView) -> None:
+    def take(self, view: ClusterBuild) -> None:
         """Note what a later look shows."""
         self.view = view
         for task in view.tasks:
@@ -66,7 +66,7 @@ class News:
     odd: bool = False
 
 
-def news(before: BuildView, now: BuildView) -> Iterator[News]:
+def news(before: ClusterBuild, now: ClusterBuild) -> Iterator[News]:
     """What happened between two looks."""
     if now.taken_up and now.plan and now.plan != before.plan:
         yield News(f"plan     {counted(now.total, 'task')}, {now.cached} cached")
@@ -83,7 +83,7 @@ def news(before: BuildView, now: BuildView) -> Iterator[News]:
         yield News(f"waiting  {now.ready[1]}: {now.ready[2]}", odd=True)
 
 
-def _of_task(task: TaskView, earlier: TaskView | None) -> Iterator[News]:
+def _of_task(task: ClusterTask, earlier: ClusterTask | None) -> Iterator[News]:
     began = task.state == "running" or (task.node and not task.active)
     if began and (earlier is None or earlier.state == "waiting"):
         again = f", attempt {task.attempt}" if task.attempt > 1 else ""
@@ -102,7 +102,7 @@ def _of_task(task: TaskView, earlier: TaskView | None) -> Iterator[News]:
         yield News(f"failed   {task.ended_in}: {why} after {duration(task.seconds)}", bad=True)
 
 
-def follow(title: str, first: BuildView, look: Callable[[], BuildView]) -> Followed:
+def follow(title: str, first: ClusterBuild, look: Callable[[], ClusterBuild]) -> Followed:
     """Show a build until it is built, or somebody has to act.
 
     Args:
@@ -143,7 +143,7 @@ def follow(title: str, first: BuildView, look: Callable[[], BuildView]) -> Follo
     return found
 
 
-def _nobody(view: BuildView) -> GenAIError:
+def _nobody(view: ClusterBuild) -> GenAIError:
     return GenAIError(
         "the operator has not taken it up yet; does it run?",
         where=f"{view.namespace}/{view.name}",
@@ -152,13 +152,13 @@ def _nobody(view: BuildView) -> GenAIError:
     )
 
 
-def _nothing_of(view: BuildView) -> BuildView:
+def _nothing_of(view: ClusterBuild) -> ClusterBuild:
     """What ended before anybody looked is no news."""
     ended = tuple(task for task in view.tasks if not task.active)
     return replace(view, tasks=ended, plan=() if not view.settled else view.plan)
 
 
-def _patiently(look: Callable[[], BuildView], tell: Callable[[News], None]) -> BuildView:
+def _patiently(look: Callable[[], ClusterBuild], tell: Callable[[News], None]) -> ClusterBuild:
     """Look until the apiserver answers; a restart of it is no reason to give up."""
     began = time.monotonic()
     while True:
@@ -184,15 +184,15 @@ class _Board:
     def complete(self) -> bool:
         return bool(self._found.view.total)
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[BoardRow]:
         return [
-            Row(s.operation, s.total, s.running, s.cached, s.done, s.failed)
+            BoardRow(s.operation, s.total, s.running, s.cached, s.done, s.failed)
             for s in self._found.view.stages
         ]
 
-    def totals(self) -> Row:
+    def totals(self) -> BoardRow:
         rows = self.rows()
-        return Row(
+        return BoardRow(
             operation="",
             total=sum(row.total for row in rows),
             running=sum(row.running for row in rows),
@@ -201,11 +201,11 @@ class _Board:
             failed=sum(row.failed for row in rows),
         )
 
-    def running(self, now: float) -> list[Running]:
+    def running(self, now: float) -> list[RunningTask]:
         del now  # of a clock that the cluster does not share
         clock = datetime.now(UTC)
         return [
-            Running(
+            RunningTask(
                 id=task.label,
                 seconds=max((clock - task.since).total_seconds(), 0.0),
                 attempt=task.attempt,

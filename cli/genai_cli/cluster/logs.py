@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from genai_cli.cluster.api_errors import ClusterUnavailable, NotThere
-from genai_cli.cluster.build_views import BuildView, Failure, TaskView
+from genai_cli.cluster.build_views import ClusterBuild, ClusterTask, Failure
 from genai_cli.cluster.builds import read_build, read_object
 from genai_cli.cluster.connection import Access, Cluster, connect
 from genai_cli.cluster.stores import StoreOptions, blob_of, opened_stores
@@ -61,7 +61,7 @@ def show_logs(
 class _Reader:
     """The logs that are there now."""
 
-    def __init__(self, cluster: Cluster, view: BuildView, options: StoreOptions) -> None:
+    def __init__(self, cluster: Cluster, view: ClusterBuild, options: StoreOptions) -> None:
         self._cluster = cluster
         self._view = view
         self._options = options
@@ -117,7 +117,7 @@ class _Reader:
         self._refuse(wanted, names, list(known), job)
 
     def _refuse(
-        self, wanted: str, names: Sequence[str], known: Sequence[str], job: TaskView | None
+        self, wanted: str, names: Sequence[str], known: Sequence[str], job: ClusterTask | None
     ) -> None:
         where = f"{self._view.namespace}/{self._view.name}"
         if not names and job is None:
@@ -134,7 +134,7 @@ class _Reader:
             remedy=f"see genai status {self._view.name} -n {self._view.namespace}",
         )
 
-    def _of_pod(self, task: TaskView) -> bool:
+    def _of_pod(self, task: ClusterTask) -> bool:
         """Print a pod's log; False where it has none (any more)."""
         try:
             for line in self._cluster.log(task.pod, namespace=task.namespace):
@@ -149,7 +149,7 @@ class _Reader:
         with self._store(failure.log) as store:
             return _of_blob(store, blob_of(failure.log))
 
-    def _of_job(self, store: Store, task: TaskView) -> bool:
+    def _of_job(self, store: Store, task: ClusterTask) -> bool:
         stored = store.get_record(task.operation, Key(task.key))
         if stored is None:
             return False
@@ -177,7 +177,7 @@ def _matching(wanted: str, items: Iterable[_T], name: Callable[[_T], str]) -> li
     ]
 
 
-def _with_task(wanted: str, jobs: Iterable[TaskView]) -> list[TaskView]:
+def _with_task(wanted: str, jobs: Iterable[ClusterTask]) -> list[ClusterTask]:
     """Jobs that have such a task among theirs."""
     jobs = list(jobs)
     names = set(_matching(wanted, [name for job in jobs for name in job.ids], str))
@@ -211,7 +211,7 @@ def _cost(record: Record) -> str:
     return f"ended {made}, took {duration(spent.seconds)}{memory}, key {record.key[:12]}"
 
 
-def _follow(cluster: Cluster, view: BuildView, task: str | None) -> None:
+def _follow(cluster: Cluster, view: ClusterBuild, task: str | None) -> None:
     """Print the lines of every pod as they come, until the build rests."""
     lines: queue.SimpleQueue[tuple[str, str]] = queue.SimpleQueue()
     readers: dict[str, threading.Thread] = {}
@@ -243,7 +243,7 @@ def _follow(cluster: Cluster, view: BuildView, task: str | None) -> None:
 
 
 def _reader(
-    cluster: Cluster, task: TaskView, lines: queue.SimpleQueue[tuple[str, str]]
+    cluster: Cluster, task: ClusterTask, lines: queue.SimpleQueue[tuple[str, str]]
 ) -> threading.Thread:
     def read() -> None:
         since: datetime | None = None

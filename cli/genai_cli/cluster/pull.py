@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from genai_cli.cluster.api_errors import NotThere
-from genai_cli.cluster.build_views import Artifact, BuildView
+from genai_cli.cluster.build_views import Artifact, ClusterBuild
 from genai_cli.cluster.builds import read_build
 from genai_cli.cluster.connection import Access, connect
 from genai_cli.cluster.stores import StoreOptions, opened_store
@@ -76,7 +76,7 @@ def pull_container(
     return 0
 
 
-def _chosen(view: BuildView, target: str | None) -> Artifact:
+def _chosen(view: ClusterBuild, target: str | None) -> Artifact:
     by_target = {item.target: item for item in view.artifacts}
     where = f"{view.namespace}/{view.name}"
     if not by_target:
@@ -102,7 +102,7 @@ def _chosen(view: BuildView, target: str | None) -> Artifact:
     return wanted
 
 
-def _tell(settings: Settings, view: BuildView, found: Delivered) -> None:
+def _tell(settings: Settings, view: ClusterBuild, found: Delivered) -> None:
     todo = steps(found.path, name=view.name)
     if settings.json:
         emit(

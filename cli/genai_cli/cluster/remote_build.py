@@ -18,11 +18,11 @@ from typing import Any
 from rich.markup import escape
 
 from genai_cli.cluster.api_errors import NotAllowed, NotThere
-from genai_cli.cluster.build_views import BuildView
+from genai_cli.cluster.build_views import ClusterBuild
 from genai_cli.cluster.builds import read_build
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_cli.cluster.followed_build import Followed, follow
-from genai_cli.cluster.stores import Place, StoreOptions, reaching
+from genai_cli.cluster.stores import StoreOptions, StorePlace, reaching
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, say, tell
 from genai_cli.display.render import busy
@@ -200,7 +200,7 @@ def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
     return inspect_adapter(folder, known_digests(), where=source.field, pin=source.pin)
 
 
-def _sent(place: Place, facts: SourceFacts, build: str) -> str:
+def _sent(place: StorePlace, facts: SourceFacts, build: str) -> str:
     """Send what is not there yet; returns the address of the upload."""
     from genai_core.store.s3.s3_store import S3Store
     from genai_core.store.s3.source_upload import SourceUpload
@@ -270,7 +270,7 @@ def _stuck(value: Mapping[str, Any]) -> bool:
     )
 
 
-def _back(view: BuildView) -> str:
+def _back(view: ClusterBuild) -> str:
     namespace = shlex.quote(view.namespace)
     place = f"{shlex.quote(view.name)} -n {namespace}"
     return (
@@ -279,7 +279,7 @@ def _back(view: BuildView) -> str:
     )
 
 
-def _detached(settings: Settings, view: BuildView) -> None:
+def _detached(settings: Settings, view: ClusterBuild) -> None:
     if settings.json:
         emit({"name": view.name, "namespace": view.namespace, "phase": view.phase})
         return
@@ -306,7 +306,7 @@ def _report(settings: Settings, ended: _Ended) -> int:
     return errors[0].exit_code if errors else 0
 
 
-def _of_ready(view: BuildView) -> GenAIError:
+def _of_ready(view: ClusterBuild) -> GenAIError:
     """Why a build rests without being built."""
     _, reason, message = view.ready
     where = f"{view.namespace}/{view.name}"

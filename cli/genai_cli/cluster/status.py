@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genai_cli.cluster.api_errors import ClusterUnavailable
-from genai_cli.cluster.build_views import BuildView, TaskView
+from genai_cli.cluster.build_views import ClusterBuild, ClusterTask
 from genai_cli.cluster.builds import age, read_build, read_builds
 from genai_cli.cluster.connection import Access, Cluster, connect
 from genai_cli.display.console import PlainConsole
@@ -57,7 +57,7 @@ def show_status(
     if name is not None:
         wanted = name
 
-        def one() -> BuildView:
+        def one() -> ClusterBuild:
             return read_build(cluster, wanted, cluster.namespace)
 
         if settings.json:
@@ -147,11 +147,11 @@ def _listed(cluster: Cluster, namespace: str | None) -> RenderableType:
     return table
 
 
-def _phase(view: BuildView) -> Text:
+def _phase(view: ClusterBuild) -> Text:
     return Text(view.phase, style=_STYLES.get(view.phase, ""))
 
 
-def _message(view: BuildView) -> str:
+def _message(view: ClusterBuild) -> str:
     """One line: what a user should know about a build now."""
     if not view.taken_up:
         return _untaken(view) or "not taken up yet"
@@ -164,14 +164,14 @@ def _message(view: BuildView) -> str:
     return message if reason == "Progressing" else f"{reason}: {message}".strip(": ")
 
 
-def _untaken(view: BuildView) -> str:
+def _untaken(view: ClusterBuild) -> str:
     seconds = (datetime.now(UTC) - view.created_at).total_seconds()
     if seconds < _PATIENCE:
         return ""
     return "the operator has not taken it up: does it run, and does it watch this namespace?"
 
 
-def details(view: BuildView) -> RenderableType:
+def details(view: ClusterBuild) -> RenderableType:
     """One build in full."""
     head = Text.assemble((view.name, "bold"), "  ", _phase(view))
     if view.total:
@@ -258,7 +258,7 @@ class _OnTerminal:
         return Measurement(width, width)
 
 
-def _running(tasks: Sequence[TaskView]) -> RenderableType:
+def _running(tasks: Sequence[ClusterTask]) -> RenderableType:
     table = Table.grid(padding=(0, 2))
     now = datetime.now(UTC)
     for task in tasks:
@@ -271,7 +271,7 @@ def _running(tasks: Sequence[TaskView]) -> RenderableType:
     return table
 
 
-def as_json(view: BuildView) -> dict[str, Any]:
+def as_json(view: ClusterBuild) -> dict[str, Any]:
     """A build as `--json` shows it; camelCase, as in the status."""
     return {
         "namespace": view.namespace,

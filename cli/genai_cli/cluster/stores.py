@@ -26,8 +26,8 @@ from genai_core.store.protocol import Store
 from genai_core.store.s3.location import S3Credentials, S3Location, parse_s3
 
 __all__ = [
-    "Place",
     "StoreOptions",
+    "StorePlace",
     "blob_of",
     "named_by",
     "opened_store",
@@ -54,7 +54,7 @@ class StoreOptions:
 
 
 @dataclass(frozen=True)
-class Place:
+class StorePlace:
     """A store as this machine reaches it.
 
     Attributes:
@@ -71,7 +71,7 @@ class Place:
 @contextmanager
 def reaching(
     cluster: Cluster, namespace: str, store: str, *, options: StoreOptions, near: str = ""
-) -> Iterator[Place]:
+) -> Iterator[StorePlace]:
     """Where a namespace's store is, with credentials, as long as the context lasts.
 
     Args:
@@ -90,7 +90,7 @@ def reaching(
             where = parse_s3(options.store)
             if options.endpoint:
                 where = replace(where, endpoint=options.endpoint, addressing="path")
-            yield Place(where, where)
+            yield StorePlace(where, where)
             return
         spec = _spec(cluster, namespace, store, needed=not near)
         if near:
@@ -109,7 +109,7 @@ def reaching(
         endpoint = stack.enter_context(reachable(cluster, wanted, namespace))
         if endpoint != where.endpoint:
             where = replace(where, endpoint=endpoint, addressing="path")
-        yield Place(where, public, credentials)
+        yield StorePlace(where, public, credentials)
 
 
 @contextmanager

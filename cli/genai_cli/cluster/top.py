@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from genai_cli.cluster.api_errors import ClusterUnavailable, NotAllowed
-from genai_cli.cluster.build_views import BuildView, TaskView, quantity
+from genai_cli.cluster.build_views import ClusterBuild, ClusterTask, quantity
 from genai_cli.cluster.builds import age, read_builds
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_cli.cluster.status import put
@@ -61,8 +61,8 @@ class Snapshot:
         resting: How many builds have nothing to do, by phase.
     """
 
-    builds: tuple[BuildView, ...]
-    tasks: tuple[tuple[TaskView, str], ...]
+    builds: tuple[ClusterBuild, ...]
+    tasks: tuple[tuple[ClusterTask, str], ...]
     nodes: tuple[Node, ...]
     resting: Mapping[str, int]
 
@@ -78,7 +78,7 @@ class Rates:
 
     _seen: dict[str, datetime] = field(default_factory=dict)
 
-    def per_minute(self, builds: Iterable[BuildView], now: datetime) -> int:
+    def per_minute(self, builds: Iterable[ClusterBuild], now: datetime) -> int:
         """Take a look into account and return the rate."""
         for view in builds:
             for task in view.tasks:
@@ -139,7 +139,7 @@ def _patiently(cluster: Cluster, namespace: str | None, last: Snapshot) -> Snaps
 def snapshot(cluster: Cluster, namespace: str | None) -> Snapshot:
     """Look once: builds, Jobs, pods, and nodes where that is allowed."""
     builds = read_builds(cluster, namespace)
-    tasks: dict[str, tuple[TaskView, list[str]]] = {}
+    tasks: dict[str, tuple[ClusterTask, list[str]]] = {}
     for view in builds:
         for task in view.running:
             place = f"{task.namespace}/{task.job}"
@@ -162,7 +162,7 @@ def snapshot(cluster: Cluster, namespace: str | None) -> Snapshot:
     )
 
 
-def _nodes(tasks: Sequence[TaskView], known: Sequence[Json]) -> list[Node]:
+def _nodes(tasks: Sequence[ClusterTask], known: Sequence[Json]) -> list[Node]:
     offered: dict[str, Mapping[str, Any]] = {
         node["metadata"]["name"]: (node.get("status") or {}).get("allocatable") or {}
         for node in known

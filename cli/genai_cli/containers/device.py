@@ -23,7 +23,7 @@ from genai_core.container.manifest import (
 from genai_core.errors import UnknownTarget
 from genai_core.names import Backend
 
-__all__ = ["Step", "steps"]
+__all__ = ["DeviceStep", "steps"]
 
 _ROOT = "/data/local/tmp/genai"
 _SDK = "$QAIRT_SDK_ROOT"
@@ -33,14 +33,14 @@ _PROMPT = "Once upon a time"
 
 
 @dataclass(frozen=True)
-class Step:
+class DeviceStep:
     """Commands that belong together."""
 
     about: str
     commands: tuple[str, ...]
 
 
-def steps(folder: Path, *, name: str) -> list[Step]:
+def steps(folder: Path, *, name: str) -> list[DeviceStep]:
     """What to do with a container.
 
     Args:
@@ -50,7 +50,7 @@ def steps(folder: Path, *, name: str) -> list[Step]:
     path = folder / MANIFEST_FILE
     manifest = read_manifest(path.read_bytes(), where=str(path))
     if manifest.target.backend is Backend.CPU:
-        return [Step("run it here", (trial_of(folder),))]
+        return [DeviceStep("run it here", (trial_of(folder),))]
     arch = manifest.target.dsp_arch
     device = shlex.quote(f"{_ROOT}/{name}-{manifest.target.name}")
     about = f"the runtime beside it, from the Qualcomm AI Runtime SDK{_version(manifest)}"
@@ -58,11 +58,11 @@ def steps(folder: Path, *, name: str) -> list[Step]:
         _windows(about, arch) if _is_windows(manifest) else _android(folder, device, about, arch)
     )
     if (folder / EMULATION_FOLDER).is_dir():
-        found.append(Step("or run it here, in the emulator", (trial_of(folder),)))
+        found.append(DeviceStep("or run it here, in the emulator", (trial_of(folder),)))
     return found
 
 
-def _android(folder: Path, device: str, about: str, arch: int | None) -> list[Step]:
+def _android(folder: Path, device: str, about: str, arch: int | None) -> list[DeviceStep]:
     files = sorted(p.name for p in folder.iterdir() if p.name not in _NOT_NEEDED)
     lib = f"{_SDK}/lib/aarch64-android"
     runtime = [f"{_SDK}/bin/aarch64-android/genie-t2t-run", *(f"{lib}/{n}" for n in _LIBRARIES)]
@@ -75,21 +75,21 @@ def _android(folder: Path, device: str, about: str, arch: int | None) -> list[St
         f'./genie-t2t-run -c genie_config.json -p "{_PROMPT}"'
     )
     return [
-        Step(
+        DeviceStep(
             "put it on the device (adb of the Android platform tools)",
             (
                 _on_device(f"mkdir -p {device}"),
                 f"(cd {shlex.quote(str(folder))} && adb push {shlex.join(files)} {device}/)",
             ),
         ),
-        Step(
+        DeviceStep(
             about,
             (
                 f"adb push {' '.join(runtime)} {device}/",
                 _on_device(f"chmod +x {device}/genie-t2t-run"),
             ),
         ),
-        Step("start it in Genie", (f"adb shell {shlex.quote(start)}",)),
+        DeviceStep("start it in Genie", (f"adb shell {shlex.quote(start)}",)),
     ]
 
 
@@ -99,15 +99,17 @@ def _on_device(command: str) -> str:
     return f"adb shell {plain}"
 
 
-def _windows(about: str, arch: int | None) -> list[Step]:
+def _windows(about: str, arch: int | None) -> list[DeviceStep]:
     sdk = "$env:QAIRT_SDK_ROOT"
     places = ("bin/aarch64-windows-msvc", "lib/aarch64-windows-msvc")
     return [
-        Step(
+        DeviceStep(
             f"copy the folder to the PC; {about} (PowerShell, inside the folder)",
             tuple(f"cp {sdk}/{place}/* ." for place in (*places, f"lib/hexagon-v{arch}/unsigned")),
         ),
-        Step("start it in Genie", (f'./genie-t2t-run.exe -c genie_config.json -p "{_PROMPT}"',)),
+        DeviceStep(
+            "start it in Genie", (f'./genie-t2t-run.exe -c genie_config.json -p "{_PROMPT}"',)
+        ),
     ]
 
 

@@ -9,22 +9,22 @@ from genai_cli.engine.events import (
     BuildWarning,
     Event,
     MemorySampled,
+    PlannedTask,
     PlanReady,
     TaskCached,
     TaskDone,
     TaskFailed,
     TaskStarted,
-    TaskView,
     TaskWaiting,
 )
 
-__all__ = ["Board", "Row", "Running", "State"]
+__all__ = ["Board", "BoardRow", "RunningTask", "State"]
 
 State = Literal["open", "waiting", "running", "cached", "done", "failed"]
 
 
 @dataclass(frozen=True)
-class Row:
+class BoardRow:
     """Tasks of one operation by state."""
 
     operation: str
@@ -41,7 +41,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningTask:
     """A task that runs, or one that could but has to wait; `node` where it is not this machine."""
 
     id: str
@@ -68,7 +68,7 @@ class Board:
     memory: int = 0
     peak: int = 0
     warnings: list[str] = field(default_factory=list)
-    _tasks: dict[str, TaskView] = field(default_factory=dict)
+    _tasks: dict[str, PlannedTask] = field(default_factory=dict)
     _states: dict[str, State] = field(default_factory=dict)
     _since: dict[str, tuple[float, int]] = field(default_factory=dict)
     _waiting: dict[str, str] = field(default_factory=dict)
@@ -101,37 +101,37 @@ class Board:
         if "running" not in self._states.values():
             self.memory = 0
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[BoardRow]:
         """One row for each operation, in the order of the plan."""
         operations = dict.fromkeys(task.operation for task in self._tasks.values())
         return [self._row(operation) for operation in operations]
 
-    def totals(self) -> Row:
+    def totals(self) -> BoardRow:
         """All tasks in one row."""
         return self._row(None)
 
-    def running(self, now: float) -> list[Running]:
+    def running(self, now: float) -> list[RunningTask]:
         """Running tasks, the oldest first, then those that wait for room."""
         found = [
-            Running(task, now - since, attempt)
+            RunningTask(task, now - since, attempt)
             for task, (since, attempt) in self._since.items()
             if self._states.get(task) == "running"
         ]
         found.sort(key=lambda item: -item.seconds)
         waiting = [
-            Running(task, 0.0, 0, why)
+            RunningTask(task, 0.0, 0, why)
             for task, why in self._waiting.items()
             if self._states.get(task) == "waiting"
         ]
         return found + waiting
 
-    def _row(self, operation: str | None) -> Row:
+    def _row(self, operation: str | None) -> BoardRow:
         states = [
             self._states.get(task.id, "open")
             for task in self._tasks.values()
             if operation in {None, task.operation}
         ]
-        return Row(
+        return BoardRow(
             operation=operation or "",
             total=len(states),
             running=states.count("running"),

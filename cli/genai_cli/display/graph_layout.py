@@ -11,15 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from genai_cli.engine.events import TaskView
+from genai_cli.engine.events import PlannedTask
 
-__all__ = ["Layout", "lay_out"]
+__all__ = ["GraphLayout", "lay_out"]
 
 _SWEEPS = 4
 
 
 @dataclass(frozen=True)
-class Layout:
+class GraphLayout:
     """A drawing's grid.
 
     Attributes:
@@ -31,7 +31,7 @@ class Layout:
     edges: tuple[tuple[str, str], ...]
 
 
-def lay_out(tasks: Sequence[TaskView]) -> Layout:
+def lay_out(tasks: Sequence[PlannedTask]) -> GraphLayout:
     """Place tasks; each must come behind those that it reads from."""
     reads = _reduced(tasks)
     depth = _columns_of(tasks, reads)
@@ -47,13 +47,13 @@ def lay_out(tasks: Sequence[TaskView]) -> Layout:
             _order(column, reads, columns)
         for column in columns[-2::-1]:
             _order(column, needed_by, columns)
-    return Layout(
+    return GraphLayout(
         tuple(tuple(column) for column in columns),
         tuple((before, task) for task, names in reads.items() for before in names),
     )
 
 
-def _reduced(tasks: Sequence[TaskView]) -> dict[str, list[str]]:
+def _reduced(tasks: Sequence[PlannedTask]) -> dict[str, list[str]]:
     """What each task reads, without what it reaches through something else that it reads."""
     above: dict[str, set[str]] = {}
     found: dict[str, list[str]] = {}
@@ -65,7 +65,7 @@ def _reduced(tasks: Sequence[TaskView]) -> dict[str, list[str]]:
     return found
 
 
-def _columns_of(tasks: Sequence[TaskView], reads: Mapping[str, list[str]]) -> dict[str, int]:
+def _columns_of(tasks: Sequence[PlannedTask], reads: Mapping[str, list[str]]) -> dict[str, int]:
     """A column for each task: its operation's; its own depth where operations form a circle."""
     operation = {task.id: task.operation for task in tasks}
     edges = {(operation[before], task.operation) for task in tasks for before in reads[task.id]}

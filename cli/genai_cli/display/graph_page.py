@@ -14,7 +14,7 @@ from importlib import resources
 
 from genai_cli.display.graph_layout import lay_out
 from genai_cli.display.words import counted
-from genai_cli.engine.events import PlanReady, TaskView
+from genai_cli.engine.events import PlannedTask, PlanReady
 
 __all__ = ["page"]
 
@@ -66,7 +66,7 @@ def _resource(name: str) -> str:
     return resources.files("genai_cli.display").joinpath(name).read_text(encoding="utf-8")
 
 
-def _row(task: TaskView) -> str:
+def _row(task: PlannedTask) -> str:
     state = "cached" if task.cached else "will run"
     cells = (task.id, task.key[:12], state, task.why)
     return "<tr>" + "".join(f"<td>{escape(text)}</td>" for text in cells) + "</tr>"
@@ -84,7 +84,7 @@ class _Grid:
         return rows * (self.box[1] + self.gap[1]) - self.gap[1]
 
 
-def _drawing(tasks: Sequence[TaskView]) -> str:
+def _drawing(tasks: Sequence[PlannedTask]) -> str:
     layout = lay_out(tasks)
     grid = _Grid(_BOX, _GAP)
     if len(layout.columns) > _MANY:
@@ -131,7 +131,7 @@ def _edge(
     )
 
 
-def _box(task: TaskView, at: tuple[float, float], grid: _Grid, number: int) -> str:
+def _box(task: PlannedTask, at: tuple[float, float], grid: _Grid, number: int) -> str:
     x, y = at
     left = 14 if grid.box == _BOX else 9
     room = grid.box[0] - 2 * left

@@ -20,7 +20,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from genai_cli.display.board import Board, Row, Running
+from genai_cli.display.board import Board, BoardRow, RunningTask
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.words import counted, duration, size
 from genai_cli.engine.events import (
@@ -34,13 +34,21 @@ from genai_cli.engine.events import (
     TaskWaiting,
 )
 
-__all__ = ["LiveProgress", "PlainProgress", "Progress", "Shown", "board_view", "busy", "progress"]
+__all__ = [
+    "LiveProgress",
+    "PlainProgress",
+    "ProgressDisplay",
+    "Shown",
+    "board_view",
+    "busy",
+    "progress",
+]
 
 _MOST_RUNNING = 8
 _BAR_WIDTH = 28
 
 
-class Progress(Protocol):
+class ProgressDisplay(Protocol):
     """Called with each event; used in a `with` statement."""
 
     def __enter__(self) -> Self: ...
@@ -56,7 +64,7 @@ class Progress(Protocol):
         """Show what happened."""
 
 
-def progress(title: str) -> Progress:
+def progress(title: str) -> ProgressDisplay:
     """The progress that suits standard error."""
     console = PlainConsole(stderr=True, highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
@@ -212,15 +220,15 @@ class Shown(Protocol):
         """Resident memory of the running tasks, bytes; 0 where nobody knows."""
         ...
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[BoardRow]:
         """One row for each operation."""
         ...
 
-    def totals(self) -> Row:
+    def totals(self) -> BoardRow:
         """All tasks in one row."""
         ...
 
-    def running(self, now: float) -> list[Running]:
+    def running(self, now: float) -> list[RunningTask]:
         """Running tasks."""
         ...
 
@@ -267,7 +275,7 @@ def board_view(title: str, board: Shown, now: float) -> RenderableType:
     return Group(*parts)
 
 
-def _bar(row: Row) -> RenderableType:
+def _bar(row: BoardRow) -> RenderableType:
     style = "red" if row.failed else "green" if row.ended == row.total else "cyan"
     return ProgressBar(
         total=row.total or 1,
@@ -278,7 +286,7 @@ def _bar(row: Row) -> RenderableType:
     )
 
 
-def _counts(row: Row) -> Text:
+def _counts(row: BoardRow) -> Text:
     parts = [
         (f"{row.failed} failed", "red", row.failed),
         (f"{row.running} running", "cyan", row.running),

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
-from genai_cli.engine.events import TaskView
+from genai_cli.engine.events import PlannedTask
 from genai_core.canonical import digest_json
 from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.names import Key
@@ -61,7 +61,7 @@ class Claim:
         ]
         return f"local-{digest_json(what)[:16]}-{self.build[:100]}"
 
-    def renew(self, tasks: Iterable[TaskView], containers: Mapping[str, Record]) -> str:
+    def renew(self, tasks: Iterable[PlannedTask], containers: Mapping[str, Record]) -> str:
         """Claim the records of these tasks, as far as their keys are known.
 
         Returns:

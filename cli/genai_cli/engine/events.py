@@ -27,17 +27,17 @@ __all__ = [
     "MemorySampled",
     "OnEvent",
     "PlanReady",
+    "PlannedTask",
     "TaskCached",
     "TaskDone",
     "TaskFailed",
     "TaskStarted",
-    "TaskView",
     "TaskWaiting",
 ]
 
 
 @dataclass(frozen=True)
-class TaskView:
+class PlannedTask:
     """One task of a plan as people see it; the rows of `genai graph`.
 
     Attributes:
@@ -73,7 +73,7 @@ class PlanReady:
         derived: Sentences: splits, ARs, and what each was derived from.
     """
 
-    tasks: tuple[TaskView, ...]
+    tasks: tuple[PlannedTask, ...]
     complete: bool = True
     derived: tuple[str, ...] = ()
 

@@ -35,7 +35,7 @@ from genai_cli.engine.local_plan import LocalPlan, read_plan
 from genai_cli.engine.memory import cpu_count
 from genai_cli.engine.run import LocalRun
 from genai_cli.engine.work_folders import WorkFolder
-from genai_cli.engine.workers import Ended, Job, WorkerPool
+from genai_cli.engine.workers import Job, WorkerEnd, WorkerPool
 from genai_core.errors import GenAIError, Interrupted, NotRunnableHere
 from genai_core.kinds.build import BuildSpec
 from genai_core.operations import operation_of
@@ -43,7 +43,7 @@ from genai_core.store.protocol import RecordRef, Store
 from genai_core.tasks.record import Record
 from genai_core.tasks.task_file import TaskFile, TaskResult
 from genai_core.tasks.toolchain import ABSENT
-from genai_planner.machine import Machine, State
+from genai_planner.machine import Machine, TaskState
 from genai_planner.phases import Exact
 
 __all__ = ["PlannedBuild", "plan_build", "run_plan", "run_task"]
@@ -134,7 +134,7 @@ def run_plan(
     local.used = True
     on_event(local.ready())
     for task, state in local.machine.states.items():
-        if state is State.CACHED:
+        if state is TaskState.CACHED:
             on_event(TaskCached(task, local.origins.get(task, local.store.location)))
     if local.machine.ended and not local.machine.errors:
         return _result(local, None, began)
@@ -150,7 +150,7 @@ def run_plan(
         claim=local.claim,
         records=local.records,
     )
-    run.cached |= {t for t, s in local.machine.states.items() if s is State.CACHED}
+    run.cached |= {t for t, s in local.machine.states.items() if s is TaskState.CACHED}
     try:
         with _interruptible():
             _drive(local, run, on_event)
@@ -168,7 +168,7 @@ def run_plan(
 def _check_libraries(local: LocalPlan) -> None:
     """Refuse to start what this environment cannot finish."""
     for task in local.machine.needed():
-        if local.machine.states[task.id] is State.CACHED:
+        if local.machine.states[task.id] is TaskState.CACHED:
             continue
         row = operation_of(task.operation, task.backend)
         versions = local.toolchains[row.name, row.backend].versions
@@ -196,7 +196,7 @@ def _drive(local: LocalPlan, run: LocalRun, on_event: OnEvent) -> None:
         local.use_exact()
         on_event(local.ready())
         for task, state in local.machine.states.items():
-            if state is State.CACHED and task not in run.ran:
+            if state is TaskState.CACHED and task not in run.ran:
                 run.cached.add(task)
                 on_event(TaskCached(task, local.origins.get(task, local.store.location)))
     run.drive(local.machine, ())
@@ -210,7 +210,7 @@ def _result(local: LocalPlan, run: LocalRun | None, began: float) -> BuildResult
         containers=containers,
         total=len(machine.needed()),
         run=len(run.ran) if run else 0,
-        cached=len(run.cached) if run else machine.counts[State.CACHED],
+        cached=len(run.cached) if run else machine.counts[TaskState.CACHED],
         seconds=time.monotonic() - began,
         peak_memory_bytes=run.peak_memory_bytes if run else 0,
         failures=tuple(run.failures.values()) if run else (),
@@ -282,7 +282,7 @@ def run_task(task: TaskFile, store: Store, *, on_event: OnEvent = _nobody) -> Ta
         job.task.write_text(task.model_dump_json(), encoding="utf-8")
         with _interruptible():
             pool.submit(job)
-            ended: list[Ended] = []
+            ended: list[WorkerEnd] = []
             while not ended:
                 ended = pool.poll(1.0)
         if ended[0].status < 0 or not job.result.is_file():

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from genai_cli.engine.events import PlanReady, TaskView
+from genai_cli.engine.events import PlannedTask, PlanReady
 from genai_cli.engine.local_source import bring_folder, bring_source, token_of
 from genai_cli.engine.run import look_all
 from genai_cli.engine.work_folders import cache_folder, known_digests
@@ -32,16 +32,16 @@ from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import TaskFile, Toolchain
 from genai_core.tasks.toolchain import toolchain_of
-from genai_planner.events import Found, Missed, Start
+from genai_planner.events import FoundResult, Missed, Start
 from genai_planner.explain import KeyParts, why_it_runs
 from genai_planner.graph import FileRef, Plan, Result, Task
-from genai_planner.machine import Machine, State
+from genai_planner.machine import Machine, TaskState
 from genai_planner.phases import (
     FACTS_FILE,
     BuildPlanner,
     BuildRequest,
     Exact,
-    Phase,
+    PlanPhase,
     exact_plan,
     plan_build,
 )
@@ -80,7 +80,7 @@ class LocalPlan:
     store: Store
     sources: Mapping[SourceName, SourceFacts]
     planner: BuildPlanner
-    phase: Phase = field(init=False)
+    phase: PlanPhase = field(init=False)
     machine: Machine = field(init=False)
     origins: dict[TaskId, str] = field(default_factory=dict)
     said: dict[str, None] = field(default_factory=dict)
@@ -121,11 +121,11 @@ class LocalPlan:
         self.phase, self.machine = phase, phase.machine()
         for look in self.machine.begin():
             if look.task in found:
-                self.machine.handle(Found(look.task, found[look.task]))
+                self.machine.handle(FoundResult(look.task, found[look.task]))
             else:
                 self.machine.handle(Missed(look.task, whys.get(look.task, "")))
 
-    def look(self, phase: Phase) -> Mapping[TaskId, Result]:
+    def look(self, phase: PlanPhase) -> Mapping[TaskId, Result]:
         """Look a phase's tasks up; see `Standing`."""
         self._begin(phase)
         return self.machine.results
@@ -143,7 +143,7 @@ class LocalPlan:
         """
         self._begin(exact_plan(self.planner, self.machine.results, self.read_facts))
 
-    def _begin(self, phase: Phase) -> None:
+    def _begin(self, phase: PlanPhase) -> None:
         def note(task: TaskId, hit: Hit) -> None:
             self.origins[task] = hit.origin
             self.said |= dict.fromkeys(hit.record.measurements.warnings)
@@ -189,10 +189,12 @@ class LocalPlan:
             address=address,
         )
 
-    def _view(self, task: Task, records: dict[str, list[KeyParts]], *, explain: bool) -> TaskView:
+    def _view(
+        self, task: Task, records: dict[str, list[KeyParts]], *, explain: bool
+    ) -> PlannedTask:
         state = self.machine.states[task.id]
-        cached = state in {State.CACHED, State.DONE}
-        return TaskView(
+        cached = state in {TaskState.CACHED, TaskState.DONE}
+        return PlannedTask(
             id=task.id,
             operation=task.operation,
             target=task.target,
@@ -205,13 +207,13 @@ class LocalPlan:
         )
 
     def _why(
-        self, task: Task, state: State, records: dict[str, list[KeyParts]], *, explain: bool
+        self, task: Task, state: TaskState, records: dict[str, list[KeyParts]], *, explain: bool
     ) -> str:
-        if state in {State.CACHED, State.DONE}:
+        if state in {TaskState.CACHED, TaskState.DONE}:
             return f"in {self.origins.get(task.id, self.store.location)}"
         if task.id in self.machine.errors:
             return str(self.machine.errors[task.id])
-        if state is State.BLOCKED:
+        if state is TaskState.BLOCKED:
             waits = [t for t in self.machine.after[task.id] if t not in self.machine.results]
             more = f" and {len(waits) - 1} more" if len(waits) > 1 else ""
             return f"follows from {waits[0]}{more}" if waits else ""

@@ -31,7 +31,7 @@ from genai_cli.engine.events import (
 )
 from genai_cli.engine.memory import Usage, available_bytes, cpu_count, usage
 from genai_cli.engine.work_folders import KeyLock, WorkFolder, writable_store
-from genai_cli.engine.workers import Ended, Job, WorkerPool
+from genai_cli.engine.workers import Job, WorkerEnd, WorkerPool
 from genai_core.errors import (
     CorruptBlob,
     GenAIError,
@@ -54,15 +54,15 @@ from genai_planner.events import (
     Event,
     Failed,
     Finished,
-    Found,
+    FoundResult,
     InputLost,
-    Limits,
     Look,
     Missed,
     Start,
+    WorkLimits,
 )
 from genai_planner.graph import result_of
-from genai_planner.machine import Machine, State
+from genai_planner.machine import Machine, TaskState
 
 __all__ = ["LocalRun", "look_all"]
 
@@ -101,7 +101,7 @@ def look_all(
         answers = lookup_all(store, refs.values(), threads=threads)
         following: list[Look] = []
         for look in looks:
-            if machine.states[look.task] is not State.LOOKING:
+            if machine.states[look.task] is not TaskState.LOOKING:
                 continue
             ref = refs[look.task]
             answer = answers[ref]
@@ -109,7 +109,7 @@ def look_all(
                 answer = brought(store, ref.operation, ref.key, answer)
             if isinstance(answer, Hit):
                 on_hit(look.task, answer)
-                following += machine.handle(Found(look.task, result_of(answer.record)))
+                following += machine.handle(FoundResult(look.task, result_of(answer.record)))
             else:
                 following += machine.handle(Missed(look.task, answer.reason))
         looks = tuple(following)
@@ -177,7 +177,7 @@ class LocalRun:
         while not machine.ended:
             self._start_tasks(machine)
             if not self._running and not self._elsewhere:
-                stuck = sorted(t for t, s in machine.states.items() if s is State.BLOCKED)
+                stuck = sorted(t for t, s in machine.states.items() if s is TaskState.BLOCKED)
                 raise GenAIError(f"nothing can run, and {', '.join(stuck[:3])} wait")
             wait = _ELSEWHERE_SECONDS if not self._running else _POLL_SECONDS
             for ended in self.pool.poll(wait):
@@ -209,7 +209,7 @@ class LocalRun:
     def _handle(self, machine: Machine, event: Event) -> None:
         self._look(machine, machine.handle(event))
         if machine.tasks[event.task].operation == "fidelity" and isinstance(
-            event, Found | Finished
+            event, FoundResult | Finished
         ):
             self.on_fidelity()
 
@@ -218,7 +218,7 @@ class LocalRun:
     def _start_tasks(self, machine: Machine) -> None:
         elsewhere = [machine.tasks[task].demand.memory_bytes for task in self._elsewhere]
         room = available_bytes() + self._used.private
-        limits = Limits(self.jobs + len(elsewhere), int(room * _MEMORY_SHARE) + sum(elsewhere))
+        limits = WorkLimits(self.jobs + len(elsewhere), int(room * _MEMORY_SHARE) + sum(elsewhere))
         choice = machine.start(limits)
         for wait in choice.wait:
             if self._told.get(wait.task) is None:
@@ -252,14 +252,14 @@ class LocalRun:
 
     # Ends
 
-    def _take(self, machine: Machine, ended: Ended) -> None:
+    def _take(self, machine: Machine, ended: WorkerEnd) -> None:
         attempt = self._running.pop(ended.number)
         try:
             self._judge(machine, attempt, ended)
         finally:
             attempt.lock.release()
 
-    def _judge(self, machine: Machine, attempt: _Attempt, ended: Ended) -> None:
+    def _judge(self, machine: Machine, attempt: _Attempt, ended: WorkerEnd) -> None:
         task = attempt.start.task
         result = _read_result(attempt.job.result) if ended.status >= 0 else None
         self.peak_memory_bytes = max(self.peak_memory_bytes, ended.peak_memory_bytes)
@@ -295,7 +295,7 @@ class LocalRun:
         if result.outcome == "cached":
             self.cached.add(task)
             self.on_event(TaskCached(task, self.store.location))
-            self._handle(machine, Found(task, result_of(stored.record)))
+            self._handle(machine, FoundResult(task, result_of(stored.record)))
             return
         self.ran.add(task)
         self.cached.discard(task)
@@ -304,7 +304,7 @@ class LocalRun:
         self.on_event(TaskDone(task, result.seconds, peak, tuple(result.warnings)))
         self._handle(machine, Finished(task, result_of(stored.record)))
 
-    def _retry(self, task: TaskId, ended: Ended, error: GenAIError | None) -> Event | None:
+    def _retry(self, task: TaskId, ended: WorkerEnd, error: GenAIError | None) -> Event | None:
         """The event that leads to another attempt; None where this one was the last."""
         tried = self._attempts[task]
         if isinstance(error, StoreUnavailable):
@@ -357,7 +357,7 @@ class LocalRun:
             answer = brought(self.store, operation, key, self.store.lookup(operation, key))
             if isinstance(answer, Hit):
                 self._on_hit(task, answer)
-                self._handle(machine, Found(task, result_of(answer.record)))
+                self._handle(machine, FoundResult(task, result_of(answer.record)))
             else:
                 self._handle(machine, Crashed(task, alone=False))
 
@@ -397,7 +397,7 @@ def _signal_name(status: int) -> str:
         return f"signal {-status}"
 
 
-def _of_status(task: TaskId, ended: Ended) -> GenAIError:
+def _of_status(task: TaskId, ended: WorkerEnd) -> GenAIError:
     if ended.status == -signal.SIGKILL:
         return GenAIError(
             "its worker was killed twice, probably for lack of memory",

@@ -22,7 +22,7 @@ from typing import Any
 
 from genai_core.errors import GenAIError
 
-__all__ = ["Ended", "Job", "WorkerPool"]
+__all__ = ["Job", "WorkerEnd", "WorkerPool"]
 
 _CHUNK = 1 << 16
 _SERVER = (sys.executable, "-P", "-m", "genai_stages", "serve")
@@ -39,7 +39,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Ended:
+class WorkerEnd:
     """A worker ended.
 
     Attributes:
@@ -94,7 +94,7 @@ class WorkerPool:
         if self._server is None:
             self._start()
 
-    def poll(self, seconds: float) -> list[Ended]:
+    def poll(self, seconds: float) -> list[WorkerEnd]:
         """Wait until a task ends, at most so long; returns those that ended."""
         if self._server is None:
             time.sleep(seconds)
@@ -165,7 +165,7 @@ class WorkerPool:
             self._server.stdin.write(json.dumps(message).encode() + b"\n")
             self._server.stdin.flush()
 
-    def _take(self, message: dict[str, Any]) -> Ended | None:
+    def _take(self, message: dict[str, Any]) -> WorkerEnd | None:
         self._ready = self._ready or "ready" in message
         number = message.get("id")
         if number is None or number not in self.pids:
@@ -174,9 +174,9 @@ class WorkerPool:
             self.pids[number] = int(message["pid"])
             return None
         del self.pids[number]
-        return Ended(number, int(message["ended"]), int(message["peak"]))
+        return WorkerEnd(number, int(message["ended"]), int(message["peak"]))
 
-    def _server_died(self) -> list[Ended]:
+    def _server_died(self) -> list[WorkerEnd]:
         lost = list(self.pids)
         server = self._server
         assert server is not None
@@ -193,4 +193,4 @@ class WorkerPool:
                 where="genai_stages serve",
                 remedy="see that the extra genai-operator[stages] is installed",
             )
-        return [Ended(number, -signal.SIGKILL, 0) for number in lost]
+        return [WorkerEnd(number, -signal.SIGKILL, 0) for number in lost]

@@ -97,7 +97,7 @@ class StoreCapabilities(KindModel):
     """It refuses a second writer of the same object. Without that the last of two may win."""
 
 
-class Collected(KindModel):
+class LastCollection(KindModel):
     """What the last cleaning of the store came to."""
 
     at: datetime
@@ -125,5 +125,5 @@ class ArtifactStoreStatus(KindModel):
     """Ready, and Stalled where the user must act."""
     capabilities: StoreCapabilities | None = None
     """What the server was seen to do; absent until it was tried."""
-    collected: Collected | None = None
+    collected: LastCollection | None = None
     """The last cleaning, as spec.retention wants it; absent until the first."""

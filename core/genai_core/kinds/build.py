@@ -185,7 +185,7 @@ class Compilation(KindModel):
     """The vendor's compile options, e.g. `graphs.vtcm_size_in_mb: "8"`; values are text."""
 
 
-class Golden(KindModel):
+class GoldenPrompts(KindModel):
     """Prompts whose answers are recorded at build and replayed before a rollout."""
 
     prompts: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)
@@ -265,7 +265,7 @@ class BuildSpec(KindModel):
     transformation: Transformation = Field(default_factory=Transformation)
     quantization: Quantization = Field(default_factory=Quantization)
     compilation: Compilation = Field(default_factory=Compilation)
-    golden: Golden = Field(default_factory=Golden)
+    golden: GoldenPrompts = Field(default_factory=GoldenPrompts)
     lora: Lora | None = None
     """Adapters that the container carries."""
     store: StoreRef = Field(default_factory=StoreRef)

@@ -51,7 +51,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Kind:
+class DefinedKind:
     """What a CRD says beside its schema."""
 
     kind: str
@@ -74,8 +74,8 @@ _READY = Column("Ready", _condition("Ready", "status"))
 _REASON = Column("Reason", _condition("Ready", "reason"))
 _AGE = Column("Age", ".metadata.creationTimestamp", "date")
 
-KINDS: tuple[Kind, ...] = (
-    Kind(
+KINDS: tuple[DefinedKind, ...] = (
+    DefinedKind(
         "GenAIBuild",
         "genaibuilds",
         "genaibuild",
@@ -143,7 +143,7 @@ KINDS: tuple[Kind, ...] = (
             ),
         ),
     ),
-    Kind(
+    DefinedKind(
         "GenAIDeployment",
         "genaideployments",
         "genaideployment",
@@ -168,7 +168,7 @@ KINDS: tuple[Kind, ...] = (
         ),
         scale=True,
     ),
-    Kind(
+    DefinedKind(
         "GenAITarget",
         "genaitargets",
         "genaitarget",
@@ -198,7 +198,7 @@ KINDS: tuple[Kind, ...] = (
             ),
         ),
     ),
-    Kind(
+    DefinedKind(
         "ArtifactStore",
         "artifactstores",
         "artifactstore",
@@ -223,7 +223,7 @@ KINDS: tuple[Kind, ...] = (
 )
 
 
-def crd(kind: Kind) -> Schema:
+def crd(kind: DefinedKind) -> Schema:
     """The CustomResourceDefinition of a kind, as JSON values."""
     schema: Schema = {
         "type": "object",

@@ -25,7 +25,7 @@ from genai_core.errors import CorruptBlob
 from genai_core.names import Digest
 from genai_core.store.protocol import SWEEP_LASTS, BlobStat, RecordRef, Store, Sweep, Upload
 
-__all__ = ["DEFAULT_GRACE", "LEAST_GRACE", "Collected", "collect"]
+__all__ = ["DEFAULT_GRACE", "LEAST_GRACE", "CollectResult", "collect"]
 
 DEFAULT_GRACE = timedelta(days=7)
 LEAST_GRACE = timedelta(hours=13)
@@ -38,7 +38,7 @@ T = TypeVar("T")
 
 
 @dataclass
-class Collected:
+class CollectResult:
     """What gc did, or would do.
 
     Attributes:
@@ -74,7 +74,7 @@ def collect(
     roots: Iterable[RecordRef] = (),
     dry_run: bool = False,
     progress: Callable[[str], None] = lambda _: None,
-) -> Collected:
+) -> CollectResult:
     """Remove what nothing reaches.
 
     Args:
@@ -90,7 +90,7 @@ def collect(
     Raises:
         StoreUnreadable: The store, or a lease in it, cannot be read; nothing was removed then.
     """
-    done = Collected(dry_run=dry_run)
+    done = CollectResult(dry_run=dry_run)
     now = now or store.now()
     before = now - grace
     began = time.monotonic()
@@ -99,7 +99,7 @@ def collect(
     for batch in _batches(sorted(doomed)):
         with _sweeping(store, now, began, done, records=batch) as lasts:
             # A build that began meanwhile wrote its lease before it looked anything up.
-            late = _leased(store, now, Collected(dry_run=True)).records
+            late = _leased(store, now, CollectResult(dry_run=True)).records
             for ref in batch:
                 if ref in late or not lasts():
                     done.records_kept += 1
@@ -131,7 +131,7 @@ def _sweeping(
     store: Store,
     now: datetime,
     began: float,
-    done: Collected,
+    done: CollectResult,
     *,
     records: Iterable[RecordRef] = (),
     blobs: Iterable[Digest] = (),
@@ -159,7 +159,7 @@ class _Leased(NamedTuple):
     uploads: set[str] | None
 
 
-def _leased(store: Store, now: datetime, done: Collected) -> _Leased:
+def _leased(store: Store, now: datetime, done: CollectResult) -> _Leased:
     """Return what live leases name and remove expired ones."""
     records: set[RecordRef] = set()
     uploads: set[str] | None = set()
@@ -177,7 +177,7 @@ def _leased(store: Store, now: datetime, done: Collected) -> _Leased:
 
 
 def _mark(
-    store: Store, wanted: set[RecordRef], before: datetime, done: Collected
+    store: Store, wanted: set[RecordRef], before: datetime, done: CollectResult
 ) -> tuple[set[RecordRef], set[Digest]]:
     doomed: set[RecordRef] = set()
     kept: set[Digest] = set()
@@ -198,7 +198,7 @@ def _blobs_of(store: Store, ref: RecordRef) -> set[Digest]:
     return set(stored.record.blobs()) if stored else set()
 
 
-def _goes(stat: BlobStat, kept: set[Digest], before: datetime, done: Collected) -> bool:
+def _goes(stat: BlobStat, kept: set[Digest], before: datetime, done: CollectResult) -> bool:
     """Tell whether a blob is to go; counts it where it stays."""
     if stat.sha256 in kept or stat.modified > before:
         done.blobs_kept += 1
@@ -212,7 +212,7 @@ def _remove_blob(
     stat: BlobStat,
     before: datetime,
     *,
-    done: Collected,
+    done: CollectResult,
     lasts: Callable[[], bool],
     progress: Callable[[str], None],
 ) -> None:
@@ -232,11 +232,11 @@ def _collect_uploads(
     began: float,
     *,
     before: datetime,
-    done: Collected,
+    done: CollectResult,
     progress: Callable[[str], None],
 ) -> None:
     """Remove uploaded models that no lease names and that are old."""
-    leased = _leased(store, now, Collected(dry_run=True)).uploads
+    leased = _leased(store, now, CollectResult(dry_run=True)).uploads
     doomed: list[Upload] = []
     for upload in store.list_uploads():
         if leased is None or upload.name in leased or upload.modified > before:
@@ -247,7 +247,7 @@ def _collect_uploads(
     for upload in doomed:  # one at a time: a model may take long
         with _sweeping(store, now, began, done, uploads=[upload.name]) as lasts:
             # Whoever sends it again claimed it before looking which of its files are there.
-            late = _leased(store, now, Collected(dry_run=True)).uploads
+            late = _leased(store, now, CollectResult(dry_run=True)).uploads
             if late is None or upload.name in late or not lasts():
                 done.uploads_kept += 1
                 done.bytes_kept += upload.size

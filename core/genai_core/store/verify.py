@@ -11,11 +11,11 @@ from genai_core.store.protocol import RecordRef, Store
 from genai_core.store.record_checks import container_fault, key_fault
 from genai_core.tasks.record import Blob, Record
 
-__all__ = ["Fault", "Verified", "verify"]
+__all__ = ["BlobFault", "Verified", "verify"]
 
 
 @dataclass(frozen=True)
-class Fault:
+class BlobFault:
     """A blob that is not what its records say.
 
     Attributes:
@@ -43,7 +43,7 @@ class Verified:
     records: int = 0
     blobs: int = 0
     bytes: int = 0
-    faults: list[Fault] = field(default_factory=list)
+    faults: list[BlobFault] = field(default_factory=list)
     unreadable: list[RecordRef] = field(default_factory=list)
     untrue: dict[RecordRef, str] = field(default_factory=dict)
 
@@ -91,7 +91,7 @@ def verify(
             continue
         if remove:
             store.delete_blob(blob.sha256)
-        done.faults.append(Fault(blob.sha256, what, tuple(refs), removed=remove))
+        done.faults.append(BlobFault(blob.sha256, what, tuple(refs), removed=remove))
         progress(f"blob {blob.sha256} {what}; used by {', '.join(map(str, refs))}")
     return done
 

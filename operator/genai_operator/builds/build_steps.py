@@ -38,7 +38,7 @@ from genai_operator.stores.lookups import Unanswered
 from genai_operator.stores.open_stores import OpenStore
 from genai_operator.targets.build_targets import BuildTarget, toolchain_digest, toolchains
 from genai_operator.threads import in_thread
-from genai_planner.machine import State as TaskState
+from genai_planner.machine import TaskState
 
 __all__ = ["BuildContext", "BuildSteps"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from genai_core.helper_jobs import Answer
+from genai_core.helper_jobs import HelperAnswer
 from genai_core.names import Key
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.builds.job_changes import JobWriter, Start, changes_of
@@ -44,7 +44,7 @@ class BuildHelperJobs:
         *,
         access: StoreAccess,
         target: BuildTarget,
-    ) -> Answer | Standing:
+    ) -> HelperAnswer | Standing:
         """Send a Job, or listen to the one that was sent.
 
         Returns:

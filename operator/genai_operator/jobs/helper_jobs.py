@@ -13,7 +13,14 @@ from datetime import UTC, datetime, timedelta
 
 from genai_core.canonical import digest_json
 from genai_core.errors import GenAIError, ToolFailed, from_dict
-from genai_core.helper_jobs import Answer, CollectFile, LeaseFile, LookFile, ProbeFile, read_answer
+from genai_core.helper_jobs import (
+    CollectFile,
+    HelperAnswer,
+    LeaseFile,
+    LookFile,
+    ProbeFile,
+    read_answer,
+)
 from genai_core.kinds.build import Run
 from genai_core.names import Key
 from genai_operator.errors import Stalled, Waiting, not_enabled, of_error
@@ -89,7 +96,7 @@ class HelperJobs:
         soon = job.ended_at is not None and datetime.now(UTC) < job.ended_at + _WORDS
         return soon and self.ending(job) is None
 
-    async def hear(self, job: JobView) -> Answer | None:
+    async def hear(self, job: JobView) -> HelperAnswer | None:
         """Read a Job's log, once; None where it holds no answer.
 
         Raises:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable
 from typing import Protocol
 
 from genai_core.errors import CorruptBlob
-from genai_core.helper_jobs import Answer, ref_of
+from genai_core.helper_jobs import HelperAnswer, ref_of
 from genai_core.names import Key
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, Lookup, RecordRef, Store
@@ -181,7 +181,7 @@ class ToldLookups:
         """Where it is."""
         return self._location
 
-    def take(self, answer: Answer, known: Collection[str] = ()) -> None:
+    def take(self, answer: HelperAnswer, known: Collection[str] = ()) -> None:
         """Remember what a Job told.
 
         Args:

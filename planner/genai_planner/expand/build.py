@@ -17,7 +17,7 @@ from genai_core.kinds.build import BuildSpec, CpuPrecision
 from genai_core.names import MODEL, Backend, Gaps, SourceName
 from genai_core.operations import IngestConfig
 from genai_planner.expand import cpu, htp
-from genai_planner.expand.context import Context
+from genai_planner.expand.context import PlanContext
 from genai_planner.expand.grid import derive_graphs
 from genai_planner.expand.inputs import ingest_id
 from genai_planner.expand.lora import import_adapters, refuse_adapters
@@ -83,7 +83,7 @@ def expand(
     grid = derive_graphs(
         spec.graphs, shapes[MODEL], htp=bool(chips), native_kv=spec.compilation.native_kv
     )
-    context = Context(spec, shapes[MODEL], sources[MODEL], grid)
+    context = PlanContext(spec, shapes[MODEL], sources[MODEL], grid)
     adapters = tuple(import_adapters(context, sources))
     parts = [Plan(adapters, notes=grid.notes, warnings=grid.warnings)]
     if chips:

@@ -10,11 +10,11 @@ from genai_planner.expand.grid import GraphGrid
 from genai_planner.shape import ModelShape
 from genai_planner.sources import Source
 
-__all__ = ["Context"]
+__all__ = ["PlanContext"]
 
 
 @dataclass(frozen=True)
-class Context:
+class PlanContext:
     """A spec with what is known about its model.
 
     Attributes:

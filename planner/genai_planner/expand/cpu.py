@@ -18,10 +18,10 @@ from genai_core.operations import (
     PackageConfig,
 )
 from genai_planner.expand import inputs
-from genai_planner.expand.context import Context
+from genai_planner.expand.context import PlanContext
 from genai_planner.expand.lora import adapter_inputs, adapter_names, adapter_yardstick, use_cases
 from genai_planner.expand.splits import balanced
-from genai_planner.graph import Condition, Inputs, Plan, Task
+from genai_planner.graph import FidelityCondition, Inputs, Plan, Task
 from genai_planner.shape import ModelShape
 from genai_planner.sizing import MIB, demand
 from genai_planner.targets import Target
@@ -32,7 +32,7 @@ RANGE_BYTES = 256 * MIB
 """Float weights that one convert task holds: small enough to run several side by side."""
 
 
-def expand_cpu(context: Context, target: Target) -> Plan:
+def expand_cpu(context: PlanContext, target: Target) -> Plan:
     """Make the tasks behind ingest for a cpu target."""
     precisions, note = _precisions(context)
     tasks: list[Task] = []
@@ -40,7 +40,7 @@ def expand_cpu(context: Context, target: Target) -> Plan:
     tried: list[TaskId] = []
     for precision in precisions:
         builder = _Builder(context, target, precision)
-        when = Condition(tried[-1], within=False) if tried else None
+        when = FidelityCondition(tried[-1], within=False) if tried else None
         tasks += [replace(task, when=when) for task in builder.converts()]
         tasks += [replace(builder.compile(), when=when), builder.fidelity()]
         tried.append(builder.ids["fidelity"])
@@ -50,7 +50,7 @@ def expand_cpu(context: Context, target: Target) -> Plan:
     return Plan(tuple(tasks), {target.name: tuple(packages)}, notes=(note,))
 
 
-def _precisions(context: Context) -> tuple[tuple[Precision, ...], str]:
+def _precisions(context: PlanContext) -> tuple[tuple[Precision, ...], str]:
     """What may be tried, in this order, and the sentence that says why."""
     wanted = context.spec.quantization.cpu_precision
     if wanted is not CpuPrecision.AUTO:
@@ -71,7 +71,7 @@ def _ranges(shape: ModelShape) -> list[tuple[int, int]]:
 class _Builder:
     """The tasks of one precision."""
 
-    def __init__(self, context: Context, target: Target, precision: Precision) -> None:
+    def __init__(self, context: PlanContext, target: Target, precision: Precision) -> None:
         self.context = context
         self.spec = context.spec
         self.shape = context.shape
@@ -186,5 +186,5 @@ class _Builder:
                 "package" if self.spec.lora is None else "fidelity", self.shape.parameters
             ),
             target=self.target.name,
-            when=Condition(self.ids["fidelity"], within=True),
+            when=FidelityCondition(self.ids["fidelity"], within=True),
         )

@@ -19,9 +19,9 @@ from genai_core.operations import (
     TransformConfig,
 )
 from genai_planner.expand import inputs
-from genai_planner.expand.context import Context
+from genai_planner.expand.context import PlanContext
 from genai_planner.expand.splits import derive_splits
-from genai_planner.graph import Condition, Inputs, Plan, Selection, Task
+from genai_planner.graph import FidelityCondition, Inputs, Plan, Selection, Task
 from genai_planner.shape import ModelShape
 from genai_planner.sizing import binary_sizes, demand
 from genai_planner.targets import Target
@@ -40,7 +40,7 @@ EMULATED_PIECES = 4
 """Pieces of text that the emulator scores: it takes a good part of a second for each pass."""
 
 
-def expand_htp(context: Context, targets: Sequence[Target]) -> Plan:
+def expand_htp(context: PlanContext, targets: Sequence[Target]) -> Plan:
     """Make the tasks behind ingest for all htp targets together.
 
     Raises:
@@ -84,7 +84,7 @@ class _Builder:
     """The tasks of all graphs and splits."""
 
     def __init__(
-        self, context: Context, *, splits: tuple[SplitConfig, ...], emulation: bool
+        self, context: PlanContext, *, splits: tuple[SplitConfig, ...], emulation: bool
     ) -> None:
         self.context = context
         self.spec = context.spec
@@ -253,7 +253,7 @@ class _Builder:
         when = None
         if fidelity is not None:
             sources["fidelity"] = inputs.whole(fidelity.id)
-            when = Condition(fidelity.id, within=True)
+            when = FidelityCondition(fidelity.id, within=True)
         golden = self.spec.golden
         return Task(
             id=TaskId(f"package/{target.name}"),

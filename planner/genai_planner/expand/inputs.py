@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from genai_core.names import MODEL, SourceName, TaskId
-from genai_planner.expand.context import Context
+from genai_planner.expand.context import PlanContext
 from genai_planner.graph import Inputs, Selection
 from genai_planner.shape import ModelShape, group_file
 
@@ -62,7 +62,7 @@ def calibration() -> Inputs:
     }
 
 
-def scored(context: Context) -> Inputs:
+def scored(context: PlanContext) -> Inputs:
     """What fidelity reads besides what was compiled: the yardstick, and the text that is scored."""
     yardstick = ingested("model.onnx", "facts.json", "weights/*", "source/*")
     sources: Inputs = {"core": yardstick, "assets": ingested("assets/*")}

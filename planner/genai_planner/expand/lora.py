@@ -7,7 +7,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, TaskId, adapter_source
 from genai_core.operations import LoraImportConfig, UseCaseConfig, WornConfig
 from genai_planner.expand import inputs
-from genai_planner.expand.context import Context
+from genai_planner.expand.context import PlanContext
 from genai_planner.graph import Inputs, Selection, Task
 from genai_planner.sizing import demand
 from genai_planner.sources import Sources
@@ -54,7 +54,7 @@ def use_cases(spec: BuildSpec) -> tuple[UseCaseConfig, ...]:
     )
 
 
-def import_adapters(context: Context, sources: Sources) -> list[Task]:
+def import_adapters(context: PlanContext, sources: Sources) -> list[Task]:
     """A task for each adapter; it reads the core graph without its weights."""
     # What the model calls itself, to compare with what the adapter was trained on.
     called: Inputs = (
@@ -85,7 +85,7 @@ def adapter_inputs(spec: BuildSpec) -> Inputs:
     }
 
 
-def adapter_yardstick(context: Context) -> Inputs:
+def adapter_yardstick(context: PlanContext) -> Inputs:
     """What the package holds each use case against: as fidelity has it for the base."""
     if context.spec.lora is None:
         return {}

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from genai_runtime.cpu.layout import Layout
+from genai_runtime.cpu.layout import PassLayout
 from genai_runtime.cpu.packing import cache_inputs
 from genai_runtime.cpu.slots import Slot
 
@@ -71,7 +71,7 @@ class BoundGraph:
         return chosen
 
     def run(
-        self, slots: Sequence[Slot | None], layout: Layout
+        self, slots: Sequence[Slot | None], layout: PassLayout
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """One run.
 

@@ -13,7 +13,7 @@ from genai_core.facts import RopeTable
 from genai_runtime.cpu.bank import AdapterBank
 from genai_runtime.cpu.binding import BoundGraph
 from genai_runtime.cpu.branches import MASK
-from genai_runtime.cpu.layout import Part, lay_out
+from genai_runtime.cpu.layout import RowPart, lay_out
 from genai_runtime.cpu.model import CpuModel
 from genai_runtime.cpu.sessions import Sessions
 from genai_runtime.cpu.slots import SPARE, Slot, bucketed, cache_bytes
@@ -169,7 +169,7 @@ class CpuExecutor:
         parts = [
             None
             if number is None
-            else Part(tokens[number], slots[number].length, rows[number].want, rows[number].tree)
+            else RowPart(tokens[number], slots[number].length, rows[number].want, rows[number].tree)
             for number in chosen
         ]
         layout = lay_out(parts, trees=graph.trees)

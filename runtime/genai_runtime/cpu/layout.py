@@ -17,7 +17,7 @@ _TWICE = 2
 
 
 @dataclass(frozen=True)
-class Part:
+class RowPart:
     """What the slot at one place of a pass does.
 
     Attributes:
@@ -34,7 +34,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Layout:
+class PassLayout:
     """Inputs of a pass by name, and where its outputs belong.
 
     Attributes:
@@ -48,7 +48,7 @@ class Layout:
     wanted: list[tuple[int, int]]
 
 
-def lay_out(parts: Sequence[Part | None], *, trees: bool) -> Layout:
+def lay_out(parts: Sequence[RowPart | None], *, trees: bool) -> PassLayout:
     """Lay the parts of a pass behind one another.
 
     A place without a part has attention over two tokens of others (any will do), in a filler slot:
@@ -99,7 +99,7 @@ def lay_out(parts: Sequence[Part | None], *, trees: bool) -> Layout:
         # A product wants at least one row; nobody is given this one.
         "packed.wanted": np.concatenate(wanted) if count else np.zeros(1, np.int64),
     }
-    return Layout(inputs, max(count, 1), ends)
+    return PassLayout(inputs, max(count, 1), ends)
 
 
 def len_of(pieces: Sequence[NDArray[np.int64]]) -> int:
@@ -108,7 +108,7 @@ def len_of(pieces: Sequence[NDArray[np.int64]]) -> int:
 
 
 def _tree_inputs(
-    place: int, part: Part | None, past: int, width: int
+    place: int, part: RowPart | None, past: int, width: int
 ) -> dict[str, NDArray[np.generic]]:
     bias = np.zeros((1, 1, width, past + width), np.float32)
     positions = past + np.arange(width)

@@ -181,7 +181,7 @@ class GraphFields(Structure):
     ]
 
 
-class GraphInfo(Structure):
+class QnnGraphInfo(Structure):
     """`QnnSystemContext_GraphInfo_t`."""
 
     _fields_ = [("version", c_uint32), ("fields", GraphFields)]
@@ -201,7 +201,7 @@ class BinaryFields(Structure):
         ("context_tensor_count", c_uint32),
         ("context_tensors", POINTER(Tensor)),
         ("graph_count", c_uint32),
-        ("graphs", POINTER(GraphInfo)),
+        ("graphs", POINTER(QnnGraphInfo)),
         ("platform", c_void_p),
         ("metadata_size", c_uint32),
         ("metadata", c_void_p),
@@ -264,7 +264,7 @@ _SIGNATURES: dict[str, tuple[Any, ...]] = {
     "systemDlcCreateFromFile": (c_void_p, c_char_p, POINTER(c_void_p)),
     "systemDlcComposeGraphs": (
         c_void_p, c_void_p, c_uint32, c_void_p, c_void_p, Interface, c_uint32,
-        POINTER(POINTER(GraphInfo)), POINTER(c_uint32),
+        POINTER(POINTER(QnnGraphInfo)), POINTER(c_uint32),
     ),
 }  # fmt: skip
 
@@ -368,7 +368,7 @@ def describe_tensor(tensor: Tensor) -> dict[str, Any]:
     }
 
 
-def describe_graph(info: GraphInfo) -> dict[str, Any]:
+def describe_graph(info: QnnGraphInfo) -> dict[str, Any]:
     """Name, inputs and outputs of a graph, in the library's order."""
     f = info.fields
     return {

@@ -35,7 +35,7 @@ _CONTEXT_EXCEEDED = 4
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GenieVerdict:
     """What Genie's parser says of a configuration.
 
     Attributes:
@@ -50,14 +50,14 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Answer:
+class GenieAnswer:
     """What a dialog produced: token ids for a token query, text for a text query."""
 
     tokens: tuple[int, ...]
     text: str
 
 
-def check_config(text: str, *, timeout: float = 60.0) -> Verdict:
+def check_config(text: str, *, timeout: float = 60.0) -> GenieVerdict:
     """Let libGenie parse a configuration (JSON text) without loading a model.
 
     Raises:
@@ -67,10 +67,10 @@ def check_config(text: str, *, timeout: float = 60.0) -> Verdict:
     qnn.libraries()
     result = child.run(__name__, {"op": "check", "config": text}, timeout=timeout)
     if result.reply["status"] == 0:
-        return Verdict(accepted=True)
+        return GenieVerdict(accepted=True)
     said = child.last_words(result.log).removeprefix("; last output: ")
     places = re.findall(r"at '([^']*)'", said)
-    return Verdict(
+    return GenieVerdict(
         accepted=False,
         where=places[0] if places else "",
         message=said or f"status {result.reply['status']}",
@@ -85,7 +85,7 @@ def query(
     text: str | None = None,
     max_tokens: int = 16,
     timeout: float = 600.0,
-) -> Answer:
+) -> GenieAnswer:
     """Ask one question in a fresh dialog.
 
     Args:
@@ -113,7 +113,7 @@ def query(
         for entry in folder.resolve().iterdir():
             os.symlink(entry, private / entry.name)
         reply = child.run(__name__, request, folder=private, timeout=timeout).reply
-    return Answer(tuple(reply["tokens"]), reply["text"])
+    return GenieAnswer(tuple(reply["tokens"]), reply["text"])
 
 
 def emulated(config: Mapping[str, Any], folder: str = "emulation") -> dict[str, Any]:

@@ -35,7 +35,7 @@ Float = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Encoding:
+class TensorEncoding:
     """Affine quantization of a tensor: `value = (integer - zero_point) * scale`."""
 
     scale: float
@@ -220,7 +220,7 @@ def mask(ar: int, cl: int, past: int) -> Float:
 
 
 @cache
-def encodings(seed: int = 7) -> Mapping[str, Encoding]:
+def encodings(seed: int = 7) -> Mapping[str, TensorEncoding]:
     """Encodings of all tensors, from one float pass over 64 random tokens."""
     ar, cl = 64, 128
     g = _part(ar, cl, SPLITS[1][0], seed)
@@ -242,7 +242,7 @@ def encodings(seed: int = 7) -> Mapping[str, Encoding]:
         for kind in ("key", "value"):
             out = results[f"past_{kind}_{layer}_out"]
             scale = float(np.abs(out).max()) / 127.0
-            both = Encoding(scale, 128, 8)
+            both = TensorEncoding(scale, 128, 8)
             made[f"past_{kind}_{layer}_in"] = made[f"past_{kind}_{layer}_out"] = both
             made[f"l{layer}.{kind}s"] = both
     made["hidden_states_0"] = _asymmetric(
@@ -262,14 +262,14 @@ def encodings(seed: int = 7) -> Mapping[str, Encoding]:
     return made
 
 
-def _asymmetric(low: float, high: float) -> Encoding:
+def _asymmetric(low: float, high: float) -> TensorEncoding:
     low, high = min(float(low), 0.0), max(float(high), 0.0)
     scale = (high - low) / 65535
-    return Encoding(scale, round(-low / scale), 16)
+    return TensorEncoding(scale, round(-low / scale), 16)
 
 
 def _quantized_weight(
-    value: Float, encoding: Encoding | None
+    value: Float, encoding: TensorEncoding | None
 ) -> tuple[NDArray[np.generic], NDArray[np.float32], NDArray[np.generic], dict[str, Any]]:
     if value.ndim == 2 and encoding is None:
         scale = (np.abs(value).max(axis=0) / 127).astype(np.float32)
@@ -289,7 +289,7 @@ def quantized(
     constants: dict[str, NDArray[np.generic]] = dict(g.integers)
     kinds = {8: (TensorProto.UINT8, np.uint8), 16: (TensorProto.UINT16, np.uint16)}
 
-    def parameters(name: str, e: Encoding) -> list[str]:
+    def parameters(name: str, e: TensorEncoding) -> list[str]:
         constants[name + ".scale"] = np.array(e.scale, np.float32)
         constants[name + ".zero"] = np.array(e.zero_point, kinds[e.bits][1])
         return [name + ".scale", name + ".zero"]

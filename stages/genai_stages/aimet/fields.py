@@ -14,7 +14,7 @@ from genai_stages.aimet.model import Encoding, Floats
 REMEDY = "export the encodings again from the simulation that belongs to this model"
 
 
-class Entry:
+class EncodingEntry:
     """One entry of an encodings file.
 
     Args:

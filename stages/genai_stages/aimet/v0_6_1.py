@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from genai_stages.aimet.fields import Entry, kind
+from genai_stages.aimet.fields import EncodingEntry, kind
 from genai_stages.aimet.model import Encoding
 
 SECTIONS = ("activation_encodings", "param_encodings")
@@ -24,14 +24,14 @@ def entries(section: object, where: str) -> Iterator[Encoding]:
     """
     assert isinstance(section, Mapping)
     for name, elements in section.items():
-        yield _read(Entry({"elements": elements}, where, str(name)))
+        yield _read(EncodingEntry({"elements": elements}, where, str(name)))
 
 
-def _read(whole: Entry) -> Encoding:
+def _read(whole: EncodingEntry) -> Encoding:
     elements = whole.data["elements"]
     if not isinstance(elements, list) or not elements:
         whole.fail(f"a list of encodings was expected, not {kind(elements)}")
-    rows = [Entry(element, whole.where.removesuffix(f": {whole.name}"), whole.name)
+    rows = [EncodingEntry(element, whole.where.removesuffix(f": {whole.name}"), whole.name)
             for element in elements]  # fmt: skip
     first = rows[0]
     bits = first.whole("bitwidth", low=2, high=32)
@@ -49,7 +49,7 @@ def _read(whole: Entry) -> Encoding:
     return whole.encoding(bits, scale, offset, symmetric=_truth(first))
 
 
-def _truth(row: Entry) -> bool:
+def _truth(row: EncodingEntry) -> bool:
     value = row.data.get("is_symmetric")
     if isinstance(value, bool):
         return value

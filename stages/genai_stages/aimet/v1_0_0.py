@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from genai_stages.aimet.fields import Entry, kind
+from genai_stages.aimet.fields import EncodingEntry, kind
 from genai_stages.aimet.model import Encoding, Floats
 
 SECTIONS = ("activation_encodings", "param_encodings")
@@ -26,12 +26,12 @@ def entries(section: object, where: str) -> Iterator[Encoding]:
     assert isinstance(section, list)
     for number, data in enumerate(section):
         name = data.get("name") if isinstance(data, dict) else None
-        entry = Entry(data, where, name if isinstance(name, str) else f"entry {number}")
+        entry = EncodingEntry(data, where, name if isinstance(name, str) else f"entry {number}")
         entry.text("name")
         yield _read(entry)
 
 
-def _read(entry: Entry) -> Encoding:
+def _read(entry: EncodingEntry) -> Encoding:
     form = entry.text("enc_type")
     bits = entry.whole("bw", low=2, high=32)
     dtype = entry.text("dtype").upper() if entry.has("dtype") else "INT"
@@ -63,7 +63,7 @@ def _read(entry: Entry) -> Encoding:
     raise entry.error(f"enc_type is {form!r}, not PER_TENSOR, PER_CHANNEL, PER_BLOCK or LPBQ")
 
 
-def _lpbq(entry: Entry, scale: Floats) -> Encoding:
+def _lpbq(entry: EncodingEntry, scale: Floats) -> Encoding:
     bits = entry.whole("compressed_bw", low=2, high=16)
     block = entry.whole("block_size", low=1, high=1 << 24)
     flat = entry.scales("per_block_int_scale")

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from genai_stages.aimet.fields import Entry, kind
+from genai_stages.aimet.fields import EncodingEntry, kind
 from genai_stages.aimet.model import Encoding, Floats
 
 SECTIONS = ("encodings",)
@@ -30,12 +30,12 @@ def entries(section: object, where: str) -> Iterator[Encoding]:
     assert isinstance(section, list)
     for number, data in enumerate(section):
         name = data.get("name") if isinstance(data, dict) else None
-        entry = Entry(data, where, name if isinstance(name, str) else f"entry {number}")
+        entry = EncodingEntry(data, where, name if isinstance(name, str) else f"entry {number}")
         entry.text("name")
         yield _read(entry)
 
 
-def _read(entry: Entry) -> Encoding:
+def _read(entry: EncodingEntry) -> Encoding:
     dtype = entry.text("output_dtype")
     match = _INTEGER.fullmatch(dtype)
     if not match:
@@ -97,7 +97,7 @@ def _read(entry: Entry) -> Encoding:
     )
 
 
-def _double(entry: Entry) -> tuple[Floats, Floats | None, Floats | None]:
+def _double(entry: EncodingEntry) -> tuple[Floats, Floats | None, Floats | None]:
     """2.1.0's meta encoding: x dequantized, x without its zero point, and its scale."""
     meta = entry.data["y_scale"]
     assert isinstance(meta, Mapping)
@@ -123,7 +123,7 @@ def _double(entry: Entry) -> tuple[Floats, Floats | None, Floats | None]:
     return scale, x - np.broadcast_to(zero, x.shape), spread
 
 
-def _product(entry: Entry, factors: Floats, outer: Floats) -> Floats:
+def _product(entry: EncodingEntry, factors: Floats, outer: Floats) -> Floats:
     try:
         product = factors * outer
     except ValueError:

@@ -16,7 +16,7 @@ from genai_stages.graph.core_graph import CoreWriter
 from genai_stages.ingest.admission.check_config import check_config, disagreements, text_config
 from genai_stages.ingest.admission.refuse_source import logits_name, no_logits
 from genai_stages.ingest.admission.source_inputs import SourceInputs, read_inputs
-from genai_stages.ingest.folding.folded_graph import StaticGraph
+from genai_stages.ingest.folding.folded_graph import FoldedGraph
 from genai_stages.ingest.folding.fuse_norms import fuse_norms
 from genai_stages.ingest.folding.remove_noise import remove_noise
 from genai_stages.ingest.folding.resize_static import LARGE, resize, resized_sizes
@@ -27,7 +27,11 @@ from genai_stages.ingest.positions.mask_at_scale import MaskAtScale
 from genai_stages.ingest.recognition.drafts import Data
 from genai_stages.ingest.recognition.find_boundaries import find_boundaries
 from genai_stages.ingest.recognition.name_ropes import name_ropes
-from genai_stages.ingest.recognition.recognise_attention import AttentionSolver, Found, Sizes
+from genai_stages.ingest.recognition.recognise_attention import (
+    AttentionSolver,
+    FoundAttention,
+    Sizes,
+)
 from genai_stages.ingest.recognition.recognise_layers import Walk
 from genai_stages.ingest.source.source_model import SourceModel
 
@@ -142,7 +146,7 @@ def source_to_core(
 
 def _folded(
     source: SourceModel, inputs: SourceInputs, sizes: Sizes, ropes: Mapping[str, RopeTable]
-) -> StaticGraph:
+) -> FoldedGraph:
     """The graph at fixed sizes.
 
     Raises:
@@ -150,7 +154,7 @@ def _folded(
         BadModel: Shapes that do not fit together; said of prompts where an empty cache mends it.
     """
 
-    def at(wanted: Sizes) -> StaticGraph:
+    def at(wanted: Sizes) -> FoldedGraph:
         return specialise(source, inputs.feeds(wanted, ropes), inputs.open_shapes(wanted))
 
     try:
@@ -188,7 +192,7 @@ def _described_ropes(
         return {}, [f"config.json: {error.message}: the graph's own rotary table is used"]
 
 
-def _given_window(one: Found, windows: Mapping[str, int]) -> int:
+def _given_window(one: FoundAttention, windows: Mapping[str, int]) -> int:
     """The window of the mask input that an attention reads."""
     return max((windows.get(name, 0) for name in one.mask_inputs or ()), default=0)
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from genai_core.errors import BadAdapter
 from genai_stages.lora.adapter import Adapter, Branch, Floats
-from genai_stages.lora.modules import Part, Place, parts_of
+from genai_stages.lora.modules import BranchPart, LinearPlace, parts_of
 
 __all__ = ["SiteBranch", "attach"]
 
@@ -33,7 +33,7 @@ class SiteBranch:
     b: Floats
 
 
-def attach(adapter: Adapter, places: Sequence[Place]) -> dict[str, SiteBranch]:
+def attach(adapter: Adapter, places: Sequence[LinearPlace]) -> dict[str, SiteBranch]:
     """Find the linear of every module.
 
     Args:
@@ -47,7 +47,7 @@ def attach(adapter: Adapter, places: Sequence[Place]) -> dict[str, SiteBranch]:
         BadAdapter: A module has no linear, or two have the same: says how many of how many, and
             names some.
     """
-    found: dict[str, tuple[str, Branch, Part]] = {}
+    found: dict[str, tuple[str, Branch, BranchPart]] = {}
     lost: list[str] = []
     for module, branch in adapter.branches.items():
         parts = parts_of(module, branch.b.shape[0], branch.a.shape[1], places)
@@ -77,7 +77,7 @@ _REMEDY = (
 )
 
 
-def _unmatched(adapter: Adapter, lost: Sequence[str], places: Sequence[Place]) -> str:
+def _unmatched(adapter: Adapter, lost: Sequence[str], places: Sequence[LinearPlace]) -> str:
     branch = adapter.branches[lost[0]]
     size = f"{branch.b.shape[0]} x {branch.a.shape[1]}"
     near = _nearest(lost[0], places)
@@ -89,7 +89,7 @@ def _unmatched(adapter: Adapter, lost: Sequence[str], places: Sequence[Place]) -
     )
 
 
-def _nearest(module: str, places: Sequence[Place]) -> str:
+def _nearest(module: str, places: Sequence[LinearPlace]) -> str:
     """The linear that has the module's last name, with its size."""
     last = module.rpartition(".")[2]
     for place in places:
@@ -98,7 +98,7 @@ def _nearest(module: str, places: Sequence[Place]) -> str:
     return ""
 
 
-def _site_branch(branch: Branch, part: Part) -> SiteBranch:
+def _site_branch(branch: Branch, part: BranchPart) -> SiteBranch:
     rows = slice(None) if part.rows is None else list(part.rows)
     b = branch.b[rows].T * np.float32(branch.scale)
     return SiteBranch(

@@ -15,14 +15,14 @@ import onnx
 
 from genai_core.errors import BadModel
 from genai_stages.graph.linear_sites import LinearSite
-from genai_stages.lora.modules import Place, path_of
+from genai_stages.lora.modules import LinearPlace, path_of
 
 __all__ = ["places_of_container"]
 
 _PRODUCT = ".product"
 
 
-def places_of_container(path: Path) -> list[Place]:
+def places_of_container(path: Path) -> list[LinearPlace]:
     """Every linear of a container's `model.onnx`, in its order.
 
     Args:
@@ -58,7 +58,7 @@ def places_of_container(path: Path) -> list[Place]:
             inputs=shape[0],
             outputs=shape[1],
         )
-        found.append(Place(site=site, layer=None, kind="", paths=paths, rows=None))
+        found.append(LinearPlace(site=site, layer=None, kind="", paths=paths, rows=None))
     return found
 
 

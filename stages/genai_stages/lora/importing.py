@@ -13,7 +13,7 @@ from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.errors import DriftError
 from genai_stages.lora.adapter import Adapter
 from genai_stages.lora.attach import SiteBranch, attach, rank_of
-from genai_stages.lora.modules import Place, parts_of
+from genai_stages.lora.modules import LinearPlace, parts_of
 
 __all__ = ["Imported", "import_adapter"]
 
@@ -37,7 +37,7 @@ class Imported:
     drift: float
 
 
-def import_adapter(adapter: Adapter, places: Sequence[Place], path: Path) -> Imported:
+def import_adapter(adapter: Adapter, places: Sequence[LinearPlace], path: Path) -> Imported:
     """Write an adapter in the layout of `genai_core.container.adapters`.
 
     Args:
@@ -64,7 +64,9 @@ def import_adapter(adapter: Adapter, places: Sequence[Place], path: Path) -> Imp
     return Imported(rank_of(branches), len(branches), len(adapter.branches), drift)
 
 
-def _drift(adapter: Adapter, branches: dict[str, SiteBranch], places: Sequence[Place]) -> float:
+def _drift(
+    adapter: Adapter, branches: dict[str, SiteBranch], places: Sequence[LinearPlace]
+) -> float:
     """Largest relative difference between the file's product and what its linears get together.
 
     Computed in float64 on random inputs, for each module; rows that no linear took would be zeros.

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from genai_core.facts import ModelFacts, TensorSource
 from genai_stages.graph.linear_sites import LinearSite, is_op, linear_sites
 
-__all__ = ["Part", "Place", "parts_of", "path_of", "places_of"]
+__all__ = ["BranchPart", "LinearPlace", "parts_of", "path_of", "places_of"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _GROUP = re.compile(r"layer_(\d+)\.data$")
@@ -51,7 +51,7 @@ the source was not one projection, so that its own rows do not tell, nothing doe
 
 
 @dataclass(frozen=True)
-class Place:
+class LinearPlace:
     """One `genai.Linear` and everything that it may be called.
 
     Attributes:
@@ -72,7 +72,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Part:
+class BranchPart:
     """A linear that a module's branch goes to, and the rows of B that it takes.
 
     Attributes:
@@ -80,11 +80,11 @@ class Part:
         rows: Of B; None = all of them.
     """
 
-    place: Place
+    place: LinearPlace
     rows: tuple[int, ...] | None
 
 
-def places_of(model: ir.Model, facts: ModelFacts) -> list[Place]:
+def places_of(model: ir.Model, facts: ModelFacts) -> list[LinearPlace]:
     """Every linear of a core graph, in its order."""
     kinds = _kinds(model)
     layers = _layers(model)
@@ -95,7 +95,7 @@ def places_of(model: ir.Model, facts: ModelFacts) -> list[Place]:
         named = [site.weight, site.output, *(o.source for o in (weight, output) if o)]
         rows = _rows(weight) or _rows(output)
         found.append(
-            Place(
+            LinearPlace(
                 site=site,
                 layer=layers.get(site.weight),
                 kind=kinds.get(site.output, ""),
@@ -107,7 +107,9 @@ def places_of(model: ir.Model, facts: ModelFacts) -> list[Place]:
     return found
 
 
-def parts_of(module: str, outputs: int, inputs: int, places: Sequence[Place]) -> list[Part]:
+def parts_of(
+    module: str, outputs: int, inputs: int, places: Sequence[LinearPlace]
+) -> list[BranchPart]:
     """The linears that a module stands for; empty where nothing tells, or its sizes fit nothing.
 
     Args:
@@ -126,18 +128,18 @@ def parts_of(module: str, outputs: int, inputs: int, places: Sequence[Place]) ->
     return found or _by_place(module, outputs, fitting)
 
 
-def _cut(places: Sequence[Place], outputs: int) -> list[Part]:
+def _cut(places: Sequence[LinearPlace], outputs: int) -> list[BranchPart]:
     """Parts of one projection; all of its rows must be there."""
     if len(places) == 1 and places[0].site.outputs == outputs:
-        return [Part(places[0], None)]
+        return [BranchPart(places[0], None)]
     if len(places) < 2 or any(place.rows is None for place in places):
         return []
-    parts = [Part(place, place.rows) for place in places]
+    parts = [BranchPart(place, place.rows) for place in places]
     taken = sorted(row for part in parts for row in part.rows or ())
     return parts if taken == list(range(outputs)) else []
 
 
-def _by_place(module: str, outputs: int, places: Sequence[Place]) -> list[Part]:
+def _by_place(module: str, outputs: int, places: Sequence[LinearPlace]) -> list[BranchPart]:
     kinds = _KINDS.get(module.rpartition(".")[2].lower(), ())
     layer = _LAYER.search(f"{module}.")
     number = int(layer[1]) if layer else None
@@ -150,14 +152,14 @@ def _by_place(module: str, outputs: int, places: Sequence[Place]) -> list[Part]:
     if sum(place.site.outputs for place in chosen) != outputs:
         return []
     if len(chosen) == 1:
-        return [Part(chosen[0], None)]
+        return [BranchPart(chosen[0], None)]
     if all(place.rows is not None for place in chosen):
         return _cut(chosen, outputs)  # in the source's own order of rows
     if module.rpartition(".")[2].lower() in _OF_SOME_ORDER:
         return []
     ends = np.cumsum([place.site.outputs for place in chosen]).tolist()
     return [
-        Part(place, tuple(range(end - place.site.outputs, end)))
+        BranchPart(place, tuple(range(end - place.site.outputs, end)))
         for place, end in zip(chosen, ends, strict=True)
     ]
 

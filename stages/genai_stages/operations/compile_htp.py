@@ -19,7 +19,7 @@ from genai_core.graphs import container_name, graph_name, split_name
 from genai_core.operations import CompileHtpConfig, GraphConfig
 from genai_stages.backends.htp import compile as htp_compile
 from genai_stages.backends.htp import drift
-from genai_stages.backends.htp.compile import Source
+from genai_stages.backends.htp.compile import CompileSource
 from genai_stages.stage import Context, Inputs, StageResult
 
 
@@ -39,12 +39,12 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
     chosen = options.parse(config.options)
     index, count = config.split.index, config.split.count
     token_ar = min(graph.ar for graph in config.graphs)
-    sources: list[Source] = []
+    sources: list[CompileSource] = []
     models: dict[str, Path] = {}
     for graph in config.graphs:
         name = container_name(graph.ar, graph.cl, index=index, count=count, token_ar=token_ar)
         part = _part(inputs, graph, index=index, count=count)
-        sources.append(Source(name, part.with_suffix(".dlc"), chosen))
+        sources.append(CompileSource(name, part.with_suffix(".dlc"), chosen))
         models[name] = part
     binary = out / f"part_{index}_of_{count}.bin"
     shared = config.weight_sharing and len(sources) > 1

@@ -40,7 +40,7 @@ from genai_stages.lora.aimet_adapter import holds_aimet
 from genai_stages.lora.container_places import places_of_container
 from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import Imported, import_adapter
-from genai_stages.lora.modules import Place, places_of
+from genai_stages.lora.modules import LinearPlace, places_of
 from genai_stages.lora.trained_on import other_base
 from genai_stages.package.container_adapters import entry_of
 from genai_stages.package.use_cases import Asked, record_worn
@@ -106,7 +106,7 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
     )
 
 
-def _places(request: AdditionRequest) -> tuple[Sequence[Place], Sequence[LoraBranch]]:
+def _places(request: AdditionRequest) -> tuple[Sequence[LinearPlace], Sequence[LoraBranch]]:
     """The linears, and the branches that the model's source had, which its facts alone tell."""
     if request.core is None:
         if holds_aimet(Path(request.adapter)):

@@ -32,7 +32,7 @@ _PROJECTIONS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclasses.dataclass(frozen=True)
-class Weight:
+class QuantizedWeight:
     """How an initializer is written.
 
     Attributes:
@@ -67,7 +67,7 @@ class GraphEncodings:
     produced: dict[ir.Value, Encoding] = dataclasses.field(default_factory=dict)
     narrowed: dict[ir.Value, Encoding] = dataclasses.field(default_factory=dict)
     floating: set[ir.Value] = dataclasses.field(default_factory=set)
-    weights: dict[ir.Value, Weight] = dataclasses.field(default_factory=dict)
+    weights: dict[ir.Value, QuantizedWeight] = dataclasses.field(default_factory=dict)
     caches: list[KvEncoding] = dataclasses.field(default_factory=list)
     derived: dict[str, str] = dataclasses.field(default_factory=dict)
     ties: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -176,7 +176,7 @@ class _Decision:
                 continue
             self.result.weights[value] = self.weight(node, index, value)
 
-    def weight(self, node: ir.Node, index: int, value: ir.Value) -> Weight:
+    def weight(self, node: ir.Node, index: int, value: ir.Value) -> QuantizedWeight:
         tensor = value.const_value
         assert tensor is not None
         shape = tensor.shape.numpy()
@@ -185,31 +185,31 @@ class _Decision:
             inputs = int(np.prod(shape)) // shape[axis]
             found = self.lookup.weight(value.name or "", inputs=inputs)
             if found is None:
-                return Weight(self.left(value, node), axis)
+                return QuantizedWeight(self.left(value, node), axis)
             other = for_device(found, tensor, axis)
             if other is None:
-                return Weight(found, axis, signed=found.signed)
+                return QuantizedWeight(found, axis, signed=found.signed)
             wide, how = other
             self.result.derived[value.name or ""] = how
-            return Weight(wide, axis, signed=True, through=found)
+            return QuantizedWeight(wide, axis, signed=True, through=found)
         if node.op_type in ("Conv", "Gemm") and index == 2:
-            return Weight(None, bias_of=node)
+            return QuantizedWeight(None, bias_of=node)
         if (node.op_type in _NORMS and index == 1) or node.op_type == "Gather":
             found = self.lookup.weight(value.name or "", inputs=shape[-1])
             if found is None and node.op_type == "Gather":
                 found = self.lookup.activation(node.outputs[0].name or "")
             if found is None:
-                return Weight(self.left(value, node))
+                return QuantizedWeight(self.left(value, node))
             if not found.per_tensor:
                 raise BadEncodings(
                     f"{found.scale.size} scales; {node.op_type} on htp reads one for the tensor",
                     where=self.where(value, node),
                     remedy="quantize this tensor per tensor at 16 bits",
                 )
-            return Weight(rescaled(found, BITS) if found.bits not in (8, 16) else found)
+            return QuantizedWeight(rescaled(found, BITS) if found.bits not in (8, 16) else found)
         return self.constant(value)
 
-    def constant(self, value: ir.Value) -> Weight:
+    def constant(self, value: ir.Value) -> QuantizedWeight:
         """A constant is its own range, whatever the file says or does not say."""
         assert value.const_value is not None
         found = self.lookup.activation(value.name or "", bits=BITS)
@@ -217,7 +217,7 @@ class _Decision:
             array = mapped(value.const_value)
             low, high = float(array.min()), float(array.max())
             found = per_tensor(value.name or "", low, high, bits=BITS, symmetric=False)
-        return Weight(found)
+        return QuantizedWeight(found)
 
     # what operators yield
 

@@ -29,7 +29,7 @@ from genai_stages.graph.data_movement import moved_inputs
 from genai_stages.graph.tensor_file import TensorFile
 from genai_stages.quantize.device_forms import to_device_forms
 from genai_stages.quantize.encoding_lookup import EncodingLookup
-from genai_stages.quantize.graph_encodings import GraphEncodings, Weight, decide, is_float
+from genai_stages.quantize.graph_encodings import GraphEncodings, QuantizedWeight, decide, is_float
 
 OPSET = 23
 IR_VERSION = 10
@@ -202,7 +202,7 @@ class _Writer:
                 self.floats[key] = self.stored(value, decision)
         return self.floats[key]
 
-    def stored(self, value: ir.Value, decision: Weight) -> ir.Value:
+    def stored(self, value: ir.Value, decision: QuantizedWeight) -> ir.Value:
         encoding, tensor = decision.encoding, value.const_value
         assert encoding is not None
         assert tensor is not None

@@ -39,7 +39,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class StaticComparison:
     """What the check measured.
 
     Attributes:
@@ -108,7 +108,7 @@ def compare_static(
     ar: int,
     cl: int,
     threads: int = 1,
-) -> Comparison:
+) -> StaticComparison:
     """Compare a static graph with the core graph that it was made from.
 
     Args:
@@ -154,7 +154,7 @@ def compare_static(
             where=f"{graph_name(ar, cl)}, from {first or 'the head'} on",
             remedy="report this with the model: the conversion is wrong",
         )
-    return Comparison(drift, limit, cache_drift, plan.tokens, len(plan.passes))
+    return StaticComparison(drift, limit, cache_drift, plan.tokens, len(plan.passes))
 
 
 def _parts(facts: ModelFacts) -> Iterator[tuple[Part, str | None, str | None]]:

@@ -11,8 +11,8 @@ from typing import TypeAlias
 
 from genai_core.errors import CorruptBlob
 from genai_core.helper_jobs import (
-    Answer,
     CollectFile,
+    HelperAnswer,
     LeaseFile,
     LookFile,
     ProbeFile,
@@ -68,13 +68,13 @@ def run_errand(errand: Errand, store: Store) -> TaskResult:
     )
 
 
-def tell(answer: Answer) -> None:
+def tell(answer: HelperAnswer) -> None:
     """Say something to whoever reads this pod's log."""
     for line in answer_lines(answer):
         print(line, flush=True)  # noqa: T201 - the log is how it is said
 
 
-def show_record(store: Store, operation: str, key: Key) -> Answer:
+def show_record(store: Store, operation: str, key: Key) -> HelperAnswer:
     """The record that a task has just left, with the small files that a plan is made from."""
     ref = str(RecordRef(operation, key))
     return _answer(store, (ref,), _hits(store, [ref_of(ref)]), _PLANS_READ)
@@ -94,7 +94,7 @@ def _lease(errand: LeaseFile, store: Store, refs: Iterable[RecordRef] = ()) -> H
     return holder
 
 
-def _look(errand: LookFile, store: Store) -> Answer:
+def _look(errand: LookFile, store: Store) -> HelperAnswer:
     """Look up what is asked for, and what was made of it, so that nobody has to ask twice."""
     asked = list(map(ref_of, errand.refs))
     holder = _lease(errand.lease, store, asked) if errand.lease is not None else None
@@ -108,7 +108,7 @@ def _look(errand: LookFile, store: Store) -> Answer:
 
 def _answer(
     store: Store, asked: tuple[str, ...], found: dict[RecordRef, Record], read: Iterable[str]
-) -> Answer:
+) -> HelperAnswer:
     blobs: dict[str, str] = {}
     for ref, record in list(found.items()):
         for name in read:
@@ -121,7 +121,7 @@ def _answer(
                 found.pop(ref, None)
                 continue
             blobs[output.sha256] = base64.b64encode(data).decode()
-    return Answer(asked=asked, records=tuple(found.values()), blobs=blobs)
+    return HelperAnswer(asked=asked, records=tuple(found.values()), blobs=blobs)
 
 
 def _hits(store: Store, refs: Iterable[RecordRef]) -> dict[RecordRef, Record]:

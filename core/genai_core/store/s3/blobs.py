@@ -191,7 +191,7 @@ class S3Blobs:
         check_small(blob, self.location)
         try:
             found = self._objects.get(_blob_name(blob.sha256), most=blob.size)
-        except transfer.TooLarge as error:
+        except transfer.ObjectTooLarge as error:
             raise self._corrupt(blob, "has more bytes", remove=True) from error
         if found is None:
             raise self._corrupt(blob, "is missing")

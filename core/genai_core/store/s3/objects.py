@@ -107,7 +107,7 @@ class Objects:
                 # An answer to HEAD has no body, so a missing object, bucket and user are the same
                 # bare 404; GET tells them apart, and once is enough.
                 if not self._reachable:
-                    with suppress(transfer.TooLarge):
+                    with suppress(transfer.ObjectTooLarge):
                         self.get(name, most=0)
                 return None
             self._reachable = True

@@ -54,7 +54,7 @@ from genai_core.store.s3.blobs import S3Blobs
 from genai_core.store.s3.errors import code_of, explained
 from genai_core.store.s3.guard import Refuse
 from genai_core.store.s3.location import S3Credentials, S3Location
-from genai_core.store.s3.transfer import TooLarge
+from genai_core.store.s3.transfer import ObjectTooLarge
 from genai_core.store.s3.upload_names import SOURCES, is_upload
 from genai_core.tasks.record import Record
 
@@ -120,7 +120,7 @@ class S3Store(S3Blobs):
         """A record's bytes and tag; what is larger than any record has no bytes that are one."""
         try:
             found = self._objects.get(name, most=RECORD.most_bytes)
-        except TooLarge as error:
+        except ObjectTooLarge as error:
             return b"", error.etag
         return (found.data, found.etag) if found is not None else None
 
@@ -291,7 +291,7 @@ class S3Store(S3Blobs):
         """A lease's or sweep's bytes and time; what is too large has no bytes that are one."""
         try:
             found = self._objects.get(name, most=budget.most_bytes)
-        except TooLarge:
+        except ObjectTooLarge:
             return b"", self.now()
         return (found.data, found.modified) if found is not None else None
 

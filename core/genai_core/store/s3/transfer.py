@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PART_BYTES",
+    "ObjectTooLarge",
     "Small",
-    "TooLarge",
     "decoded",
     "download",
     "encoded",
@@ -236,7 +236,7 @@ def _one_piece(
     return Digest(digest.hexdigest()), size
 
 
-class TooLarge(StoreUnreadable):
+class ObjectTooLarge(StoreUnreadable):
     """An object is larger than what is read at once.
 
     Attributes:
@@ -270,7 +270,7 @@ def read(client: S3Client, *, bucket: str, key: str, most: int) -> Small:
                 data = body.read(most + 1) if announced <= most else b""
         etag = answer.get("ETag", "")
         if announced > most or len(data) > most:
-            error = TooLarge(
+            error = ObjectTooLarge(
                 f"it has more than {most} bytes, which is what is read at once",
                 where=f"s3://{bucket}/{key}",
                 remedy="remove that object: nothing of ours is as large",

@@ -24,7 +24,7 @@ from genai_planner.advance import Advice
 from genai_planner.chains import chain_behind
 from genai_planner.events import Start
 from genai_planner.graph import Task
-from genai_planner.phases import Exact, Phase
+from genai_planner.phases import Exact, PlanPhase
 from genai_planner.task_files import TaskFiles, slug_of
 
 __all__ = ["Looks", "Setting", "job_request"]
@@ -92,7 +92,7 @@ class Looks:
 
 def job_request(
     setting: Setting,
-    phase: Phase,
+    phase: PlanPhase,
     advice: Advice,
     *,
     start: Start,

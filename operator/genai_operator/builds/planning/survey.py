@@ -28,10 +28,10 @@ from genai_operator.kube.pod import PodView
 from genai_operator.stores.lookups import Answers, Unanswered
 from genai_operator.stores.remembered import check_weight, weight_of
 from genai_planner.advance import Advice, advance
-from genai_planner.events import Event, Failed, Found, Limits, Look, Missed, Taken
+from genai_planner.events import Event, Failed, FoundResult, Look, Missed, Taken, WorkLimits
 from genai_planner.graph import Plan, Result
-from genai_planner.machine import State
-from genai_planner.phases import FACTS_FILE, Ingesting, Phase, plan_build
+from genai_planner.machine import TaskState
+from genai_planner.phases import FACTS_FILE, Ingesting, PlanPhase, plan_build
 
 __all__ = ["PLANS_READ", "Question", "Survey", "survey"]
 
@@ -44,7 +44,7 @@ PLANS_READ = (FACTS_FILE,)
 _MOST_LOOKS = 3
 _CHAIN_SECONDS = 15.0
 """How often it is looked how far the chains have come: another build may wait for a part."""
-_GOOD = frozenset({State.CACHED, State.DONE})
+_GOOD = frozenset({TaskState.CACHED, TaskState.DONE})
 _TO_THE_SECOND = timedelta(seconds=1)
 
 
@@ -170,7 +170,9 @@ class _Standing:
 class _Look:
     """One plan, looked up from its beginning as far as it has come."""
 
-    def __init__(self, question: Question, phase: Phase, lookups: Answers, claim: Claim) -> None:
+    def __init__(
+        self, question: Question, phase: PlanPhase, lookups: Answers, claim: Claim
+    ) -> None:
         self._claim = claim
         self._question = question
         self._phase = phase
@@ -191,7 +193,7 @@ class _Look:
             known=phase.keys,
         )
 
-    def _limits(self) -> Limits:
+    def _limits(self) -> WorkLimits:
         """A worker leaves its last result seconds before it is gone."""
         active = {
             task: {
@@ -206,7 +208,7 @@ class _Look:
         ended = set().union(*(active[task] for task in active if task in self._stands))
         at_work = set().union(*(active[task] for task in active if task not in self._stands))
         parallelism = self._question.setting.spec.run.parallelism
-        return Limits(parallelism, _ANY_MEMORY, busy=len(ended - at_work))
+        return WorkLimits(parallelism, _ANY_MEMORY, busy=len(ended - at_work))
 
     def _derivation(self, task: TaskId) -> Digest | None:
         return self._phase.derivations[task] if self._attempts.any_chain else None
@@ -281,7 +283,7 @@ class _Look:
                 check_weight(self._weight, self._lookups.location)
             self.records[look.key] = answer
             self._stands.add(look.task)
-            return Found(look.task, self._phase.result(answer))
+            return FoundResult(look.task, self._phase.result(answer))
         verdict = self._verdicts.get(look.task)
         if verdict is None:
             return Missed(look.task, answer)

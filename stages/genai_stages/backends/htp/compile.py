@@ -45,7 +45,7 @@ _TRIED = {"libQnnHtp.so": 106290201, "libQnnIr.so": 3705073, "libQnnSystem.so": 
 
 
 @dataclass(frozen=True)
-class Source:
+class CompileSource:
     """One graph of the binary.
 
     Attributes:
@@ -77,7 +77,7 @@ class CompileResult:
 
 
 def context_binary(
-    sources: Sequence[Source],
+    sources: Sequence[CompileSource],
     out: Path,
     *,
     chip: Chip,
@@ -122,7 +122,12 @@ def context_binary(
 
 
 def twin(
-    sources: Sequence[Source], out: Path, *, chip: Chip, scratch: Path, timeout: float = 7200.0
+    sources: Sequence[CompileSource],
+    out: Path,
+    *,
+    chip: Chip,
+    scratch: Path,
+    timeout: float = 7200.0,
 ) -> CompileResult:
     """The same graphs without shared weights and with a flat cache, for the emulator and Genie.
 
@@ -142,7 +147,7 @@ def twin(
     return result
 
 
-def _check_names(sources: Sequence[Source], *, native_kv: bool) -> None:
+def _check_names(sources: Sequence[CompileSource], *, native_kv: bool) -> None:
     names = [source.name for source in sources]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
@@ -167,7 +172,7 @@ def _check_names(sources: Sequence[Source], *, native_kv: bool) -> None:
 
 
 def _compile(
-    sources: Sequence[Source],
+    sources: Sequence[CompileSource],
     out: Path,
     *,
     chip: Chip,
@@ -254,7 +259,7 @@ def self_test(scratch: Path) -> None:
         ):
             out = scratch / f"{name}.bin"
             _compile(
-                [Source(graph, converted.path, options) for graph in ("first", "second")],
+                [CompileSource(graph, converted.path, options) for graph in ("first", "second")],
                 out,
                 chip=chips.by_name("SM8650"),
                 scratch=scratch,

@@ -65,7 +65,7 @@ class _Composer:
             callbacks["tensorCreateGraphTensor"] = capi.TensorCreate(laid_out)
         table = capi.with_callbacks(self.htp, callbacks, self.keep)
         dlc, graph = c_void_p(), c_void_p()
-        graphs, count = POINTER(capi.GraphInfo)(), c_uint32()
+        graphs, count = POINTER(capi.QnnGraphInfo)(), c_uint32()
         self.system("systemDlcCreateFromFile", self.log, str(request["dlc"]).encode(), byref(dlc))
         self.system(
             "systemDlcComposeGraphs",

@@ -21,7 +21,7 @@ EXTENSIONS_FILE = "htp_backend_ext_config.json"
 
 
 @dataclass(frozen=True)
-class Adapter:
+class GenieAdapter:
     """A LoRA adapter whose weights are inputs of the graphs (Genie's lora-version 1).
 
     Attributes:
@@ -62,7 +62,7 @@ class GenieFacts:
     tokenizer: str = "tokenizer.json"
     max_positions: int | None = None
     original_max_positions: int | None = None
-    adapters: Sequence[Adapter] = field(default=())
+    adapters: Sequence[GenieAdapter] = field(default=())
     alpha_input: str = "lora_alpha"
 
 

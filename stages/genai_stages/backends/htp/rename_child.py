@@ -54,7 +54,7 @@ def _serve(request: dict[str, Any]) -> dict[str, Any]:
 
     table = capi.with_callbacks(writer, {"graphCreate": capi.GraphCreate(named)}, keep)
     system("systemDlcCreateFromFile", log, str(request["dlc"]).encode(), byref(dlc))
-    graphs, count = POINTER(capi.GraphInfo)(), c_uint32()
+    graphs, count = POINTER(capi.QnnGraphInfo)(), c_uint32()
     system(
         "systemDlcComposeGraphs",
         dlc, None, 0, backend, context, table, 1, byref(graphs), byref(count),

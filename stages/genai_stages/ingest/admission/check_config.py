@@ -15,7 +15,7 @@ from genai_core.errors import BadModel
 from genai_core.facts import RopeTable
 from genai_stages.architectures.family import Family
 from genai_stages.ingest.recognition.drafts import Data
-from genai_stages.ingest.recognition.recognise_attention import Found
+from genai_stages.ingest.recognition.recognise_attention import FoundAttention
 
 
 def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
@@ -26,7 +26,7 @@ def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
 
 def check_config(
     config: Mapping[str, object],
-    found: Sequence[Found],
+    found: Sequence[FoundAttention],
     final: Data,
     embedding: Sequence[object],
 ) -> None:
@@ -59,7 +59,7 @@ def check_config(
 def disagreements(
     config: Mapping[str, object],
     family: Family,
-    found: Sequence[Found],
+    found: Sequence[FoundAttention],
     *,
     ropes: Mapping[str, RopeTable],
 ) -> list[str]:

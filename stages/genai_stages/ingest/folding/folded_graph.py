@@ -54,7 +54,7 @@ class StaticNode:
 
 
 @dataclasses.dataclass
-class StaticGraph:
+class FoldedGraph:
     """What is left of the source after folding.
 
     Attributes:
@@ -169,7 +169,7 @@ def _reference(node: StaticNode, arrays: Sequence[Array | None], opset: int) -> 
 
 
 def infer_outputs(
-    graph: StaticGraph, node: StaticNode
+    graph: FoldedGraph, node: StaticNode
 ) -> list[tuple[str, tuple[int, ...], np.dtype[Any]]]:
     """Static shapes and types of a node's outputs.
 

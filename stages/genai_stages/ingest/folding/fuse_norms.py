@@ -15,7 +15,7 @@ import dataclasses
 
 import numpy as np
 
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode, axes_of
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode, axes_of
 from genai_stages.ingest.folding.remove_noise import remove_dead
 from genai_stages.ingest.source.source_model import Constant
 
@@ -28,13 +28,13 @@ class _Chain:
     output: str
 
 
-def fuse_norms(graph: StaticGraph) -> None:
+def fuse_norms(graph: FoldedGraph) -> None:
     """Replace the chains in place by RMSNormalization and LayerNormalization nodes."""
     _Fusion(graph).run()
 
 
 class _Fusion:
-    def __init__(self, graph: StaticGraph) -> None:
+    def __init__(self, graph: FoldedGraph) -> None:
         self.graph = graph
         self.producers = graph.producers()
         self.consumers = graph.consumers()

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from genai_core.errors import BadInput, BadModel, UnsupportedOperator
 from genai_stages.ingest.folding.classify_mask import reference
 from genai_stages.ingest.folding.dequantize import matrix_of_bits, table_of_bits
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode, infer_outputs
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode, infer_outputs
 from genai_stages.ingest.source.source_model import Array, Constant
 
 MADE = "lowered:"
@@ -26,7 +26,7 @@ CAUSAL = f"{MADE}causal:"
 """What the names of causal masks made here begin with; the window follows, 0 = none."""
 
 
-def lower(graph: StaticGraph, node: StaticNode) -> list[StaticNode] | None:
+def lower(graph: FoldedGraph, node: StaticNode) -> list[StaticNode] | None:
     """The nodes that a fused one stands for, their shapes noted in the graph; None = not fused.
 
     Raises:
@@ -41,7 +41,7 @@ def lower(graph: StaticGraph, node: StaticNode) -> list[StaticNode] | None:
 
 
 class _Lowering:
-    def __init__(self, graph: StaticGraph, node: StaticNode) -> None:
+    def __init__(self, graph: FoldedGraph, node: StaticNode) -> None:
         self.graph = graph
         self.node = node
         self.made: list[StaticNode] = []

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 
 _LOWEST = -1e37
 _SMALL = 1 << 16
 
 
-def remove_noise(graph: StaticGraph, *, small: int = _SMALL) -> None:
+def remove_noise(graph: FoldedGraph, *, small: int = _SMALL) -> None:
     """Remove identities in place; their outputs become other names of their inputs.
 
     Args:
@@ -37,7 +37,7 @@ def remove_noise(graph: StaticGraph, *, small: int = _SMALL) -> None:
     remove_dead(graph)
 
 
-def remove_dead(graph: StaticGraph) -> None:
+def remove_dead(graph: FoldedGraph) -> None:
     """Remove nodes that no output needs."""
     wanted = set(graph.outputs.values())
     kept = []
@@ -49,7 +49,7 @@ def remove_dead(graph: StaticGraph) -> None:
 
 
 def _identity_of(
-    graph: StaticGraph, node: StaticNode, producers: dict[str, StaticNode], small: int
+    graph: FoldedGraph, node: StaticNode, producers: dict[str, StaticNode], small: int
 ) -> str | None:
     """The input that the node's only output always equals, or None."""
     if node.domain:
@@ -87,7 +87,7 @@ def _identity_of(
 
 
 def _neutral(
-    graph: StaticGraph, node: StaticNode, value: float, *, commutes: bool, small: int
+    graph: FoldedGraph, node: StaticNode, value: float, *, commutes: bool, small: int
 ) -> str | None:
     left, right = node.inputs
     if right in graph.constants:

@@ -24,7 +24,7 @@ from genai_stages.ingest.folding.dequantize import dequantized
 from genai_stages.ingest.folding.fold_limits import BY_VALUES, elements
 from genai_stages.ingest.folding.folded_graph import (
     FLOAT_TYPES,
-    StaticGraph,
+    FoldedGraph,
     StaticNode,
     attribute_value,
     axes_of,
@@ -56,7 +56,7 @@ def specialise(
     open_shapes: Mapping[str, tuple[int, ...]],
     *,
     wanted: Iterable[str] | None = None,
-) -> StaticGraph:
+) -> FoldedGraph:
     """Fold a source graph.
 
     Args:
@@ -84,7 +84,7 @@ class Folding:
     ) -> None:
         self._folding = _Folding(source, known, open_shapes)
 
-    def upto(self, wanted: Iterable[str]) -> StaticGraph:
+    def upto(self, wanted: Iterable[str]) -> FoldedGraph:
         """Fold what some tensors need; the graph so far, with them as its outputs.
 
         Raises:
@@ -118,7 +118,7 @@ class _Folding:
         open_shapes: Mapping[str, tuple[int, ...]],
     ) -> None:
         self.source = source
-        self.graph = StaticGraph(source.opset)
+        self.graph = FoldedGraph(source.opset)
         self.alias: dict[str, str] = {}
         self.nodes_of_source = list(source.model.graph)
         self.makers = {
@@ -140,7 +140,7 @@ class _Folding:
                 )
                 self.graph.inputs.append(name)
 
-    def upto(self, wanted: Iterable[str]) -> StaticGraph:
+    def upto(self, wanted: Iterable[str]) -> FoldedGraph:
         names = list(wanted)
         fresh, used = self.needed(names)
         initializers = self.source.model.graph.initializers

@@ -40,7 +40,7 @@ WHOLE_BYTES = 256 << 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class SourceComparison:
     """What the comparison measured.
 
     Attributes:
@@ -62,7 +62,7 @@ def compare_source(
     *,
     threads: int = 1,
     whole_bytes: int = WHOLE_BYTES,
-) -> Comparison:
+) -> SourceComparison:
     """Compare a source with the core graph made from it.
 
     Args:
@@ -105,7 +105,7 @@ def compare_source(
                     remedy="report this model's exporter and version",
                 )
             states[index] = wanted
-    return Comparison(worst, len(parts), tuple((one.tokens, one.past) for one in passes))
+    return SourceComparison(worst, len(parts), tuple((one.tokens, one.past) for one in passes))
 
 
 def _run_source(source: SourceModel, session: Any, feeds: Mapping[str, Array]) -> Array:

@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from genai_core.facts import AttentionFacts, ModelFacts, RopeTable, TensorSource
 from genai_stages.graph.core_graph import DOMAIN, CoreWriter, layer_group
-from genai_stages.ingest.recognition.drafts import Draft, IndexArray, Weight
+from genai_stages.ingest.recognition.drafts import DraftNode, DraftWeight, IndexArray
 from genai_stages.ingest.recognition.find_boundaries import Cuts
-from genai_stages.ingest.recognition.recognise_attention import Found
+from genai_stages.ingest.recognition.recognise_attention import FoundAttention
 from genai_stages.ingest.source.source_model import Array
 
 _BLOCK_BYTES = 64 << 20
@@ -32,7 +32,7 @@ class Identity:
 def write_core(
     writer: CoreWriter,
     cuts: Cuts,
-    found: Sequence[Found],
+    found: Sequence[FoundAttention],
     ropes: Mapping[int, str],
     *,
     tables: Mapping[str, RopeTable],
@@ -56,7 +56,7 @@ class _Writing:
         self,
         writer: CoreWriter,
         cuts: Cuts,
-        found: Sequence[Found],
+        found: Sequence[FoundAttention],
         ropes: Mapping[int, str],
         tables: Mapping[str, RopeTable],
     ) -> None:
@@ -68,7 +68,7 @@ class _Writing:
         self.names: dict[int, str] = {}
         self.provenance: dict[str, TensorSource] = {}
         self.group = "embed"
-        self.embedding: tuple[str, Weight] | None = None
+        self.embedding: tuple[str, DraftWeight] | None = None
         self.tied = False
         self.written: dict[tuple[str, bool, bytes], str] = {}
 
@@ -116,7 +116,7 @@ class _Writing:
             candidate = f"{name}.{count}"
         return candidate
 
-    def attention_facts(self, one: Found) -> AttentionFacts:
+    def attention_facts(self, one: FoundAttention) -> AttentionFacts:
         return AttentionFacts(
             layer=one.layer,
             num_heads=one.num_heads,
@@ -127,7 +127,7 @@ class _Writing:
             roles={role: one.roles[role] for role in sorted(one.roles)},
         )
 
-    def node(self, draft: Draft, name: str) -> None:
+    def node(self, draft: DraftNode, name: str) -> None:
         shape = (1, "T", draft.width)
         inputs = [self.names[id(one)] for one in draft.inputs]
         match draft.op_type:
@@ -162,7 +162,7 @@ class _Writing:
                     draft.op_type, both, [name], shapes=[shape], attributes=draft.attributes
                 )
 
-    def attention_attributes(self, draft: Draft) -> dict[str, int | float | str]:
+    def attention_attributes(self, draft: DraftNode) -> dict[str, int | float | str]:
         one = self.found[id(draft)]
         return {
             "layer": one.layer,
@@ -184,7 +184,7 @@ class _Writing:
             self.writer.constant(name, np.array([value], np.int64))
         return name
 
-    def vector(self, weight: Weight) -> str:
+    def vector(self, weight: DraftWeight) -> str:
         """A norm weight, bias or scalar."""
         values = weight.values() if weight.vector is None or weight.vector.ndim else weight.vector
         key = (weight.name, False, np.ascontiguousarray(values).tobytes()[:64])
@@ -199,7 +199,7 @@ class _Writing:
         self.written[key] = name
         return name
 
-    def matrix(self, weight: Weight) -> str:
+    def matrix(self, weight: DraftWeight) -> str:
         """A projection's weight, [out, in]."""
         rows = b"" if weight.rows is None else np.asarray(weight.rows).tobytes()
         key = (weight.source, weight.turned, rows)
@@ -220,7 +220,7 @@ class _Writing:
         self.written[key] = name
         return name
 
-    def is_tied(self, weight: Weight) -> bool:
+    def is_tied(self, weight: DraftWeight) -> bool:
         """Whether a projection has the embedding's values."""
         assert self.embedding is not None
         table = self.embedding[1]
@@ -229,7 +229,7 @@ class _Writing:
         one, other = weight.matrix(), table.matrix()
         return one.shape == other.shape and (weight.source == table.source or _equal(one, other))
 
-    def remember(self, name: str, weight: Weight) -> None:
+    def remember(self, name: str, weight: DraftWeight) -> None:
         if weight.rows is None:
             if name != weight.source:
                 self.provenance[name] = TensorSource(source=weight.source)

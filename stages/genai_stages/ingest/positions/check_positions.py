@@ -18,7 +18,7 @@ import numpy as np
 from genai_core.errors import GenAIError, UnsupportedOperator
 from genai_core.facts import RopeTable
 from genai_stages.ingest.admission.source_inputs import SourceInputs
-from genai_stages.ingest.folding.folded_graph import StaticGraph
+from genai_stages.ingest.folding.folded_graph import FoldedGraph
 from genai_stages.ingest.folding.fuse_norms import fuse_norms
 from genai_stages.ingest.folding.remove_noise import remove_noise
 from genai_stages.ingest.folding.specialise import specialise
@@ -107,7 +107,7 @@ class _Check:
         self.ropes = ropes
         self.walk = walk
         self.parts = parts
-        self.held: tuple[Far, StaticGraph] | None = None
+        self.held: tuple[Far, FoldedGraph] | None = None
         self.placed = bool(inputs.named("positions"))
         self.near = frozenset(
             name
@@ -187,7 +187,7 @@ class _Check:
         except GenAIError:
             return True
 
-    def fold(self, far: Far) -> StaticGraph:
+    def fold(self, far: Far) -> FoldedGraph:
         if self.held is not None and self.held[0] is far:
             return self.held[1]
         feeds = self.inputs.feeds(far.sizes, self.ropes, at=far.at)
@@ -197,7 +197,7 @@ class _Check:
         self.held = (far, graph)
         return graph
 
-    def departure(self, graph: StaticGraph, far: Far, grain: float) -> Departure | None:
+    def departure(self, graph: FoldedGraph, far: Far, grain: float) -> Departure | None:
         """The earliest departure of a pass."""
         tried = FarAttention(
             graph,
@@ -256,7 +256,7 @@ class _Check:
         )
 
 
-def positional(graph: StaticGraph) -> list[str]:
+def positional(graph: FoldedGraph) -> list[str]:
     """Known tensors that stand in the arithmetic of a folded graph, shapes and weights aside."""
     found: dict[str, None] = {}
     for node in graph.nodes:
@@ -269,7 +269,7 @@ def positional(graph: StaticGraph) -> list[str]:
     return list(found)
 
 
-def stored_grain(graph: StaticGraph, names: Sequence[str]) -> float:
+def stored_grain(graph: FoldedGraph, names: Sequence[str]) -> float:
     """The coarsest rounding of the stored floats that known tensors are made of."""
     grain = 0.0
     for name in names:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from genai_core.facts import RopeTable
 from genai_runtime.rope import for_context
 from genai_stages.ingest.folding import classify_mask
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.positions.far_positions import Far
 from genai_stages.ingest.recognition.attention_parts import (
     AttentionParts,
@@ -70,7 +70,7 @@ class FarAttention:
 
     def __init__(
         self,
-        graph: StaticGraph,
+        graph: FoldedGraph,
         far: Far,
         known: Mapping[str, Data],
         *,

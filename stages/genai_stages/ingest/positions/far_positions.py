@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from genai_stages.ingest.folding.folded_graph import StaticGraph
+from genai_stages.ingest.folding.folded_graph import FoldedGraph
 from genai_stages.ingest.recognition.recognise_attention import Sizes
 from genai_stages.ingest.source.source_model import Constant
 
@@ -79,7 +79,7 @@ class Numbers:
         return {*self.single, *self.listed, *self.ends}
 
 
-def numbers_of(graph: StaticGraph, names: Iterable[str]) -> Numbers:
+def numbers_of(graph: FoldedGraph, names: Iterable[str]) -> Numbers:
     """The numbers behind some known tensors of a folded graph."""
     single: set[int] = set()
     listed: set[int] = set()

@@ -19,7 +19,7 @@ from genai_core.errors import BadInput, UnsupportedOperator
 from genai_core.facts import RopeTable
 from genai_stages.ingest.admission.source_inputs import SourceInputs
 from genai_stages.ingest.folding import classify_mask
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.folding.lower_fused import CAUSAL, MADE
 from genai_stages.ingest.folding.specialise import Folding
 from genai_stages.ingest.recognition.evaluate_region import run_region
@@ -49,7 +49,7 @@ class MaskAtScale:
         inputs: SourceInputs,
         ropes: Mapping[str, RopeTable],
         config: Mapping[str, object],
-        graph: StaticGraph,
+        graph: FoldedGraph,
     ) -> None:
         self.source = source
         self.inputs = inputs

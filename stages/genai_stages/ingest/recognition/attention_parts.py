@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.recognition.classify_rotary import Rotation
 from genai_stages.ingest.recognition.evaluate_region import region_of
 
@@ -110,7 +110,7 @@ class Joint:
 
     def __init__(
         self,
-        graph: StaticGraph,
+        graph: FoldedGraph,
         producers: Mapping[str, StaticNode],
         operand: str,
         known: Collection[str],
@@ -156,7 +156,7 @@ class Joint:
         return tuple((node.op_type, node.outputs[0]) for node in self.behind)
 
 
-def _size(graph: StaticGraph, name: str) -> int:
+def _size(graph: FoldedGraph, name: str) -> int:
     return int(np.prod(graph.shapes[name], dtype=np.int64))
 
 

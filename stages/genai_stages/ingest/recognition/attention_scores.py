@@ -15,7 +15,7 @@ import numpy.typing as npt
 from genai_core.errors import UnsupportedOperator
 from genai_core.facts import Role
 from genai_stages.ingest.folding import classify_mask
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.source.source_model import Array
 
 AGREEMENT = 2e-4
@@ -40,7 +40,7 @@ class ScoreChain:
     """
 
     def __init__(
-        self, graph: StaticGraph, producers: Mapping[str, StaticNode], softmax: StaticNode
+        self, graph: FoldedGraph, producers: Mapping[str, StaticNode], softmax: StaticNode
     ) -> None:
         self.graph = graph
         self.softmax = softmax

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from genai_stages.ingest.recognition.layouts import Layout
+from genai_stages.ingest.recognition.layouts import TensorLayout
 from genai_stages.ingest.source.source_model import Array, Constant
 
 IndexArray = npt.NDArray[np.int64]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Weight:
+class DraftWeight:
     """A source constant as the core graph wants it.
 
     Attributes:
@@ -68,7 +68,7 @@ class Weight:
             return array[self.rows[0] : self.rows[1]]
         return array[self.rows]
 
-    def cut(self, rows: IndexArray) -> Weight:
+    def cut(self, rows: IndexArray) -> DraftWeight:
         """The same with a selection of the output channels that it has."""
         if isinstance(self.rows, tuple):
             rows = rows + self.rows[0]
@@ -80,7 +80,7 @@ class Weight:
 
 
 @dataclasses.dataclass(eq=False)
-class Draft:
+class DraftNode:
     """One canonical tensor [1, T, width] and how it is computed.
 
     Attributes:
@@ -96,9 +96,9 @@ class Draft:
 
     name: str
     op_type: str
-    inputs: tuple[Draft, ...]
+    inputs: tuple[DraftNode, ...]
     width: int
-    weights: tuple[Weight | None, ...] = ()
+    weights: tuple[DraftWeight | None, ...] = ()
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
     source: tuple[str, IndexArray] | None = None
     made_by: str = ""
@@ -117,8 +117,8 @@ class Data:
         name: The source tensor that first had these channels.
     """
 
-    draft: Draft
-    layout: Layout
+    draft: DraftNode
+    layout: TensorLayout
     name: str
 
     @property

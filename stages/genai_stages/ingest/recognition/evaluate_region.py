@@ -14,7 +14,7 @@ import onnxruntime as ort
 from onnx import helper, numpy_helper
 
 from genai_core.errors import BadModel
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode, node_proto
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode, node_proto
 from genai_stages.ingest.source.source_model import Array
 
 _IR_VERSION = 10
@@ -45,7 +45,7 @@ def region_of(
 
 
 def run_region(
-    graph: StaticGraph, nodes: Iterable[StaticNode], feeds: Mapping[str, Array]
+    graph: FoldedGraph, nodes: Iterable[StaticNode], feeds: Mapping[str, Array]
 ) -> dict[str, Array]:
     """Run nodes on given values.
 

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from genai_core.errors import UnsupportedOperator
-from genai_stages.ingest.recognition.drafts import Draft
+from genai_stages.ingest.recognition.drafts import DraftNode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,16 +23,16 @@ class Cuts:
         groups: For each of `order`: -1 = embedding, l = layer, number of layers = head.
     """
 
-    order: list[Draft]
-    boundaries: list[Draft]
+    order: list[DraftNode]
+    boundaries: list[DraftNode]
     groups: list[int]
 
 
-def live_drafts(final: Draft) -> list[Draft]:
+def live_drafts(final: DraftNode) -> list[DraftNode]:
     """The drafts that the final one needs, in execution order."""
-    order: list[Draft] = []
+    order: list[DraftNode] = []
     done: set[int] = set()
-    stack: list[tuple[Draft, int]] = [(final, 0)]
+    stack: list[tuple[DraftNode, int]] = [(final, 0)]
     opened = {id(final)}
     while stack:
         draft, index = stack.pop()
@@ -48,7 +48,7 @@ def live_drafts(final: Draft) -> list[Draft]:
     return order
 
 
-def find_boundaries(final: Draft, attentions: Sequence[Draft]) -> Cuts:
+def find_boundaries(final: DraftNode, attentions: Sequence[DraftNode]) -> Cuts:
     """Find the boundaries between layers.
 
     Raises:
@@ -91,7 +91,7 @@ def find_boundaries(final: Draft, attentions: Sequence[Draft]) -> Cuts:
     return Cuts(order, [order[border] for border in borders], groups)
 
 
-def _cut_positions(order: Sequence[Draft], last_use: Sequence[int]) -> list[int]:
+def _cut_positions(order: Sequence[DraftNode], last_use: Sequence[int]) -> list[int]:
     """Positions whose draft alone carries what later ones need."""
     cuts = []
     reach = -1

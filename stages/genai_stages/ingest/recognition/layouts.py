@@ -1,7 +1,7 @@
 """How a tensor of any shape holds the tokens x channels of a canonical tensor.
 
 The core graph knows one form, [1, T, C]. A source turns it into heads, into the channels-first form
-of a 1x1 convolution, cuts it and repeats it. A `Layout` follows such movements exactly and
+of a 1x1 convolution, cuts it and repeats it. A `TensorLayout` follows such movements exactly and
 symbolically: each axis is a product of atoms, and an atom walks over tokens (T), over channels (C,
 with a stride) or repeats (R). Movements that do not keep to this raise `LayoutError`, with the
 reason.
@@ -39,7 +39,7 @@ Axis = tuple[Atom, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class TensorLayout:
     """Axes of a tensor in terms of tokens and channels; `offset` is its first channel."""
 
     axes: tuple[Axis, ...]
@@ -86,11 +86,11 @@ class Layout:
         token, channel = np.broadcast_arrays(token, channel)
         return canonical[token, channel]
 
-    def transposed(self, perm: Sequence[int]) -> Layout:
+    def transposed(self, perm: Sequence[int]) -> TensorLayout:
         """Axes in another order."""
         return dataclasses.replace(self, axes=tuple(self.axes[axis] for axis in perm))
 
-    def squeezed(self, axes: Sequence[int]) -> Layout:
+    def squeezed(self, axes: Sequence[int]) -> TensorLayout:
         """Without these axes of size one; none named = all."""
         drop = {axis % len(self.axes) for axis in axes} or {
             axis for axis, size in enumerate(self.shape) if size == 1
@@ -98,7 +98,7 @@ class Layout:
         kept = tuple(axis for index, axis in enumerate(self.axes) if index not in drop)
         return dataclasses.replace(self, axes=kept)
 
-    def unsqueezed(self, axes: Sequence[int]) -> Layout:
+    def unsqueezed(self, axes: Sequence[int]) -> TensorLayout:
         """With new axes of size one."""
         rank = len(self.axes) + len(axes)
         new = {axis % rank for axis in axes}
@@ -107,7 +107,7 @@ class Layout:
             self, axes=tuple(() if axis in new else next(old) for axis in range(rank))
         )
 
-    def reshaped(self, shape: Sequence[int]) -> Layout:
+    def reshaped(self, shape: Sequence[int]) -> TensorLayout:
         """The same elements in row-major order under another shape."""
         atoms = [atom for axis in self.axes for atom in axis if atom.size != 1]
         axes: list[Axis] = []
@@ -133,7 +133,7 @@ class Layout:
             raise LayoutError(f"a reshape to {list(shape)} loses elements")
         return dataclasses.replace(self, axes=tuple(axes))
 
-    def sliced(self, axis: int, start: int, stop: int, *, step: int = 1) -> Layout:
+    def sliced(self, axis: int, start: int, stop: int, *, step: int = 1) -> TensorLayout:
         """A range of one axis; of tokens only the whole."""
         size = self.shape[axis]
         first, last, step = slice(start, stop, step).indices(size)
@@ -147,9 +147,9 @@ class Layout:
         cut = Atom(atom.kind, count, atom.stride * step)
         offset = self.offset + (first * atom.stride if atom.kind == "C" else 0)
         new = (cut,) if count > 1 else ()
-        return Layout((*self.axes[:axis], new, *self.axes[axis + 1 :]), offset)
+        return TensorLayout((*self.axes[:axis], new, *self.axes[axis + 1 :]), offset)
 
-    def expanded(self, shape: Sequence[int]) -> Layout:
+    def expanded(self, shape: Sequence[int]) -> TensorLayout:
         """Broadcast to `shape`."""
         rank = max(len(shape), len(self.axes))
         axes = ((),) * (rank - len(self.axes)) + self.axes
@@ -190,10 +190,10 @@ class Layout:
         return np.broadcast_to(array, shape).reshape(width)
 
 
-def token_major(tokens: int, width: int) -> Layout:
+def token_major(tokens: int, width: int) -> TensorLayout:
     """The canonical layout, [1, T, C]."""
     channels = (Atom("C", width, 1),) if width > 1 else ()
-    return Layout(((), (Atom("T", tokens, 1),), channels))
+    return TensorLayout(((), (Atom("T", tokens, 1),), channels))
 
 
 def _size(axis: Axis) -> int:

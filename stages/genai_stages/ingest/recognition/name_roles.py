@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_core.facts import Role
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode
-from genai_stages.ingest.recognition.drafts import Data, Draft
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
+from genai_stages.ingest.recognition.drafts import Data, DraftNode
 from genai_stages.ingest.recognition.evaluate_region import region_of
 from genai_stages.ingest.recognition.recognise_layers import MOVEMENTS
 from genai_stages.ingest.source.source_model import Array
@@ -26,7 +26,7 @@ Wanted = Mapping[Role, tuple[npt.NDArray[np.floating[Any]], list[StaticNode]] | 
 
 
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class AttentionCache:
     """Where an attention's keys and values come from.
 
     Attributes:
@@ -54,7 +54,7 @@ class RoleNames:
 
     def __init__(
         self,
-        graph: StaticGraph,
+        graph: FoldedGraph,
         known: Mapping[str, Data],
         past_inputs: set[str],
         *,
@@ -81,7 +81,7 @@ class RoleNames:
 
     def by_value(
         self,
-        projections: dict[str, Draft],
+        projections: dict[str, DraftNode],
         wanted: Wanted,
         tensors: Mapping[str, Array],
     ) -> dict[Role, str]:
@@ -105,7 +105,7 @@ class RoleNames:
                     break
         return found
 
-    def cache_outputs(self, caches: Sequence[Cache]) -> None:
+    def cache_outputs(self, caches: Sequence[AttentionCache]) -> None:
         """Name the source's outputs that hold new (or all) keys and values; once all is known."""
         for output, held in self.graph.outputs.items():
             if held in self.graph.constants:

@@ -12,11 +12,11 @@ import numpy as np
 
 from genai_core.facts import RopeTable
 from genai_stages.architectures.rope import plain_frequencies
-from genai_stages.ingest.recognition.recognise_attention import Found
+from genai_stages.ingest.recognition.recognise_attention import FoundAttention
 
 
 def name_ropes(
-    found: Sequence[Found], configured: Mapping[str, RopeTable]
+    found: Sequence[FoundAttention], configured: Mapping[str, RopeTable]
 ) -> tuple[dict[int, str], dict[str, RopeTable]]:
     """Layer -> name of its table ("" = not rotated), and the tables.
 
@@ -25,7 +25,7 @@ def name_ropes(
     """
     ropes: dict[int, str] = {}
     tables: dict[str, RopeTable] = {}
-    keys: dict[tuple[bytes, float], list[Found]] = {}
+    keys: dict[tuple[bytes, float], list[FoundAttention]] = {}
     for one in found:
         if not one.rotation.rotary_dim:
             ropes[one.layer] = ""
@@ -49,7 +49,7 @@ def name_ropes(
     return ropes, dict(sorted(tables.items()))
 
 
-def _described(one: Found, configured: Mapping[str, RopeTable]) -> str:
+def _described(one: FoundAttention, configured: Mapping[str, RopeTable]) -> str:
     """The name of config.json's table with these frequencies, "" = none."""
     table = one.rotation.inv_freq
     for name, known in configured.items():
@@ -58,7 +58,7 @@ def _described(one: Found, configured: Mapping[str, RopeTable]) -> str:
     return ""
 
 
-def _table(one: Found, known: RopeTable | None) -> RopeTable:
+def _table(one: FoundAttention, known: RopeTable | None) -> RopeTable:
     inv_freq = one.rotation.inv_freq
     theta, scaling = (known.theta, known.scaling) if known is not None else (None, {})
     if theta is None and len(inv_freq) > 1 and inv_freq[0] == 1.0:

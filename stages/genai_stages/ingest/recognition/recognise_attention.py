@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from genai_core.errors import UnsupportedOperator
 from genai_core.facts import Role, RopeTable
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.folding.lower_fused import MADE
 from genai_stages.ingest.recognition import classify_rotary
 from genai_stages.ingest.recognition.attention_parts import (
@@ -30,10 +30,10 @@ from genai_stages.ingest.recognition.attention_parts import (
     new_heads,
 )
 from genai_stages.ingest.recognition.attention_scores import AGREEMENT, MaskAtScale, ScoreChain
-from genai_stages.ingest.recognition.drafts import Data, Draft, Weight
+from genai_stages.ingest.recognition.drafts import Data, DraftNode, DraftWeight
 from genai_stages.ingest.recognition.evaluate_region import region_of, run_region
-from genai_stages.ingest.recognition.layouts import Atom, Layout
-from genai_stages.ingest.recognition.name_roles import Cache, RoleNames
+from genai_stages.ingest.recognition.layouts import Atom, TensorLayout
+from genai_stages.ingest.recognition.name_roles import AttentionCache, RoleNames
 from genai_stages.ingest.recognition.recognise_layers import Walk, no_form
 from genai_stages.ingest.source.source_model import Array
 
@@ -59,11 +59,11 @@ class Sizes:
 
 
 @dataclasses.dataclass
-class Found:
+class FoundAttention:
     """One recognized attention."""
 
     layer: int
-    draft: Draft
+    draft: DraftNode
     num_heads: int
     kv_heads: int
     head_dim: int
@@ -78,7 +78,7 @@ class Found:
     """Known inputs that hide keys, for a mask that is an input; None = the graph computes it."""
 
 
-def find_ends(graph: StaticGraph, sizes: Sizes) -> dict[str, tuple[StaticNode, StaticNode]]:
+def find_ends(graph: FoldedGraph, sizes: Sizes) -> dict[str, tuple[StaticNode, StaticNode]]:
     """Output of each product of probabilities and values -> that product and its softmax."""
     consumers = graph.consumers()
     found: dict[str, tuple[StaticNode, StaticNode]] = {}
@@ -140,11 +140,11 @@ class AttentionSolver:
         self.producers = walk.graph.producers()
         self.order = {id(node): index for index, node in enumerate(walk.graph.nodes)}
         self.names = RoleNames(walk.graph, walk.values, self.past_inputs, tokens=sizes.tokens)
-        self.found: list[Found] = []
+        self.found: list[FoundAttention] = []
         self.parts: list[AttentionParts] = []
-        self.caches: list[Cache] = []
+        self.caches: list[AttentionCache] = []
 
-    def finish(self) -> list[Found]:
+    def finish(self) -> list[FoundAttention]:
         """The attentions, once the walk is over."""
         self.names.cache_outputs(self.caches)
         return self.found
@@ -195,7 +195,7 @@ class _Attention:
             raise self.refuse(f"{strange[0]} is neither a projection nor a cache input ({reason})")
         return nodes, flat, past
 
-    def heads_of(self, flat: list[str], role: str) -> tuple[Draft, npt.NDArray[np.int64], str]:
+    def heads_of(self, flat: list[str], role: str) -> tuple[DraftNode, npt.NDArray[np.int64], str]:
         """The one projection behind an operand and the channels that are read."""
         drafts = {id(self.known[name].draft): self.known[name] for name in flat}
         if len(drafts) != 1:
@@ -209,7 +209,7 @@ class _Attention:
         )  # fmt: skip
         return data.draft, rows, name
 
-    def solve(self, layer: int) -> tuple[Found, Layout]:
+    def solve(self, layer: int) -> tuple[FoundAttention, TensorLayout]:
         tokens, total = self.sizes.tokens, self.sizes.total
         q_operand, k_operand = self.chain.product.inputs
         v_operand = self.product.inputs[1]
@@ -352,7 +352,7 @@ class _Attention:
         if k_past and v_past:
             roles |= {"past_key": k_past[0], "past_value": v_past[0]}
         weights, epsilon = self.norm_weights(norms)
-        draft = Draft(
+        draft = DraftNode(
             flat_name,
             "Attention",
             tuple(projections[role] for role in ("query", "key", "value")),
@@ -363,11 +363,14 @@ class _Attention:
         )
         roles = {role: name for role, name in roles.items() if MADE not in name}
         self.solver.caches.append(
-            Cache(roles, frozenset(k_flat), frozenset(v_flat), frozenset([*k_past, *v_past]))
+            AttentionCache(
+                roles, frozenset(k_flat), frozenset(v_flat), frozenset([*k_past, *v_past])
+            )
         )
-        found = Found(layer, draft, heads, kv_heads, width, scale, softcap, window, turn_q, factor,
-                      roles, self.softmax,
-                      None if at_scale is not None else self.chain.mask_inputs())  # fmt: skip
+        found = FoundAttention(
+            layer, draft, heads, kv_heads, width, scale, softcap, window, turn_q, factor, roles,
+            self.softmax, None if at_scale is not None else self.chain.mask_inputs(),
+        )  # fmt: skip
         return found, self.context_layout(heads, width)
 
     def evaluate(
@@ -415,7 +418,7 @@ class _Attention:
 
     def norm_weights(
         self, norms: dict[str, tuple[str, float, str] | None]
-    ) -> tuple[tuple[Weight | None, ...], float]:
+    ) -> tuple[tuple[DraftWeight | None, ...], float]:
         given = [norm for norm in norms.values() if norm is not None]
         if not given:
             return (), 1e-6
@@ -425,7 +428,9 @@ class _Attention:
         for norm in norms.values():
             constant = None if norm is None else self.graph.constants[norm[0]]
             weights.append(
-                None if constant is None else Weight(constant, vector=constant.array().reshape(-1))
+                None
+                if constant is None
+                else DraftWeight(constant, vector=constant.array().reshape(-1))
             )
         return tuple(weights), given[0][1]
 
@@ -519,10 +524,10 @@ class _Attention:
             raise self.refuse(f"the cache input {names[0]} has the shape {list(array.shape)}")
         return array.reshape(kv_heads, length, width)[:, : self.sizes.past]
 
-    def context_layout(self, heads: int, width: int) -> Layout:
+    def context_layout(self, heads: int, width: int) -> TensorLayout:
         """The product's output in terms of the flat context."""
         head = (Atom("C", heads, width),) if heads > 1 else ()
         channel = (Atom("C", width, 1),) if width > 1 else ()
         token = (Atom("T", self.sizes.tokens, 1),)
-        layout = Layout((head, token, channel))
+        layout = TensorLayout((head, token, channel))
         return layout.reshaped(self.graph.shapes[self.product.outputs[0]])

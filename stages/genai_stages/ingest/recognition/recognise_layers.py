@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from genai_core.errors import BadModel, UnsupportedOperator
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode, axes_of
-from genai_stages.ingest.recognition.drafts import Data, Draft, Weight
-from genai_stages.ingest.recognition.layouts import Layout, LayoutError, token_major
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode, axes_of
+from genai_stages.ingest.recognition.drafts import Data, DraftNode, DraftWeight
+from genai_stages.ingest.recognition.layouts import LayoutError, TensorLayout, token_major
 from genai_stages.ingest.source.source_model import Constant
 
 UNARY = {
@@ -57,13 +57,13 @@ class Walk:
         causes: Tensor that is unknown -> the node and the reason at its root.
     """
 
-    graph: StaticGraph
+    graph: FoldedGraph
     tokens: int
     token_input: str
     ends: dict[str, Recogniser]
     values: dict[str, Data] = dataclasses.field(default_factory=dict)
     causes: dict[str, tuple[StaticNode, str]] = dataclasses.field(default_factory=dict)
-    cuts: dict[tuple[int, bytes], Draft] = dataclasses.field(default_factory=dict)
+    cuts: dict[tuple[int, bytes], DraftNode] = dataclasses.field(default_factory=dict)
 
     def run(self) -> None:
         """Visit all nodes."""
@@ -127,9 +127,11 @@ class Walk:
                 else:
                     new.append(atom)
             axes.append(tuple(new))
-        return Data(made, Layout(tuple(axes)), data.name)
+        return Data(made, TensorLayout(tuple(axes)), data.name)
 
-    def cut(self, draft: Draft, rows: np.ndarray[Any, np.dtype[np.int64]], name: str) -> Draft:
+    def cut(
+        self, draft: DraftNode, rows: np.ndarray[Any, np.dtype[np.int64]], name: str
+    ) -> DraftNode:
         """A draft of some channels, one for each selection."""
         key = (id(draft), rows.tobytes())
         if key not in self.cuts:
@@ -147,7 +149,7 @@ class Walk:
         elif kind in UNARY:
             data = self.settle(self.data(node.inputs[0]))
             attributes = dict(node.attributes)
-            self._put(node, data, Draft(node.outputs[0], kind, (data.draft,), data.draft.width,
+            self._put(node, data, DraftNode(node.outputs[0], kind, (data.draft,), data.draft.width,
                                         attributes=attributes))  # fmt: skip
         elif kind in BINARY:
             self._binary(node)
@@ -160,7 +162,7 @@ class Walk:
         else:
             raise _Unknown(f"operator {kind} is not supported here")
 
-    def _put(self, node: StaticNode, like: Data, draft: Draft) -> None:
+    def _put(self, node: StaticNode, like: Data, draft: DraftNode) -> None:
         draft.made_by = node.where()
         self.values[node.outputs[0]] = Data(draft, like.layout, node.outputs[0])
 
@@ -169,7 +171,7 @@ class Walk:
         if table is None or len(table.shape) != 2 or int(node.attributes.get("axis", 0)):
             raise _Unknown("token ids select something else than rows of a table")
         width = table.shape[1]
-        draft = Draft(node.outputs[0], "Embedding", (), width, weights=(Weight(table),))
+        draft = DraftNode(node.outputs[0], "Embedding", (), width, weights=(DraftWeight(table),))
         draft.made_by = node.where()
         layout = token_major(self.tokens, width)
         shape = self.graph.shapes[node.outputs[0]]
@@ -222,7 +224,7 @@ class Walk:
             label = name if is_cut and result != layout else source.name
             self.values[name] = Data(source.draft, result, label)
 
-    def _slice(self, node: StaticNode, layout: Layout) -> Layout:
+    def _slice(self, node: StaticNode, layout: TensorLayout) -> TensorLayout:
         if len(node.inputs) > 1:
             starts, stops = self._ints(node, 1), self._ints(node, 2)
             axes, steps = self._ints(node, 3), self._ints(node, 4)
@@ -238,7 +240,9 @@ class Walk:
         return layout
 
     @staticmethod
-    def _split(node: StaticNode, layout: Layout, shapes: list[tuple[int, ...]]) -> list[Layout]:
+    def _split(
+        node: StaticNode, layout: TensorLayout, shapes: list[tuple[int, ...]]
+    ) -> list[TensorLayout]:
         axis = int(node.attributes.get("axis", 0)) % len(layout.axes)
         results, start = [], 0
         for shape in shapes:
@@ -246,12 +250,12 @@ class Walk:
             start += shape[axis]
         return results
 
-    def _scalar_or_vector(self, name: str, like: Data) -> Weight:
+    def _scalar_or_vector(self, name: str, like: Data) -> DraftWeight:
         constant = self.graph.constants[name]
         if constant.size == 1:
-            return Weight(constant, vector=constant.array().reshape(()))
+            return DraftWeight(constant, vector=constant.array().reshape(()))
         values = like.layout.vector(constant.array(), like.draft.width)
-        return Weight(constant, vector=np.ascontiguousarray(values, np.float32))
+        return DraftWeight(constant, vector=np.ascontiguousarray(values, np.float32))
 
     def _binary(self, node: StaticNode) -> None:
         left, right = node.inputs
@@ -264,7 +268,7 @@ class Walk:
             data = self.settle(data)
             weight = self._scalar_or_vector(name, data)
             fused = self._with_bias(node, data.draft, weight)
-            draft = fused or Draft(
+            draft = fused or DraftNode(
                 node.outputs[0], node.op_type, (data.draft,), data.draft.width, weights=(weight,),
                 constant_first=left in known,
             )  # fmt: skip
@@ -278,11 +282,11 @@ class Walk:
         one, two = self.settle(self.data(left)), self.settle(self.data(right))
         if one.layout.axes != two.layout.axes:
             raise _Unknown("its operands are arranged differently")
-        self._put(node, one, Draft(node.outputs[0], node.op_type, (one.draft, two.draft),
+        self._put(node, one, DraftNode(node.outputs[0], node.op_type, (one.draft, two.draft),
                                    one.draft.width))  # fmt: skip
 
     @staticmethod
-    def _with_bias(node: StaticNode, draft: Draft, weight: Weight) -> Draft | None:
+    def _with_bias(node: StaticNode, draft: DraftNode, weight: DraftWeight) -> DraftNode | None:
         """A projection and the addition of a vector behind it are one Linear."""
         if node.op_type != "Add" or draft.op_type != "Linear" or len(draft.weights) != 1:
             return None
@@ -294,13 +298,15 @@ class Walk:
 
     def _clip(self, node: StaticNode) -> None:
         data = self.settle(self.data(node.inputs[0]))
-        limits: list[Weight | None] = []
+        limits: list[DraftWeight | None] = []
         for name in node.inputs[1:]:
             constant = self.graph.constants.get(name)
             limits.append(
-                None if constant is None else Weight(constant, vector=constant.array().reshape(()))
+                None
+                if constant is None
+                else DraftWeight(constant, vector=constant.array().reshape(()))
             )
-        self._put(node, data, Draft(node.outputs[0], "Clip", (data.draft,), data.draft.width,
+        self._put(node, data, DraftNode(node.outputs[0], "Clip", (data.draft,), data.draft.width,
                                     weights=tuple(limits)))  # fmt: skip
 
     def _linear(self, node: StaticNode) -> None:
@@ -320,18 +326,20 @@ class Walk:
         if len(sizes) > 2 or int(np.prod(pair)) != matrix.size:
             raise _Unknown(f"a weight of shape {list(matrix.shape)}")
         width = pair[1] if turned else pair[0]
-        weights: list[Weight | None] = [Weight(matrix, turned=turned, pair=(pair[0], pair[1]))]
+        weights: list[DraftWeight | None] = [
+            DraftWeight(matrix, turned=turned, pair=(pair[0], pair[1]))
+        ]
         if node.op_type != "MatMul" and len(node.inputs) > 2 and node.inputs[2]:
             bias = known.get(node.inputs[2])
             if bias is None or bias.size not in (1, width):
                 raise _Unknown("its bias is no constant vector")
             values = np.broadcast_to(bias.array().reshape(-1), (width,)).copy()
-            weights.append(Weight(bias, vector=values))
+            weights.append(DraftWeight(bias, vector=values))
         axes = list(data.layout.axes)
         axes[axis] = token_major(1, width).axes[2]
-        draft = Draft(node.outputs[0], "Linear", (data.draft,), width, weights=tuple(weights))
+        draft = DraftNode(node.outputs[0], "Linear", (data.draft,), width, weights=tuple(weights))
         draft.made_by = node.where()
-        self.values[node.outputs[0]] = Data(draft, Layout(tuple(axes)), node.outputs[0])
+        self.values[node.outputs[0]] = Data(draft, TensorLayout(tuple(axes)), node.outputs[0])
 
     def _contracted(self, node: StaticNode, matrix: Constant, position: int) -> tuple[int, bool]:
         """The data's axis that a projection contracts, and whether its weight is [in, out]."""
@@ -373,18 +381,21 @@ class Walk:
         if covered != len(layout.channels()):
             raise _Unknown("a norm over a part of the channels")
         data = self.settle(data)
-        weights: list[Weight | None] = []
+        weights: list[DraftWeight | None] = []
         for name in node.inputs[1:]:
             if not name:
                 continue
             constant = self.graph.constants.get(name)
             if constant is None or constant.size != data.draft.width:
                 raise _Unknown("its weight is no constant vector")
-            weights.append(Weight(constant, vector=constant.array().reshape(-1)))
+            weights.append(DraftWeight(constant, vector=constant.array().reshape(-1)))
         epsilon = float(node.attributes.get("epsilon", 1e-5))
         attributes: dict[str, Any] = {"axis": -1, "epsilon": epsilon}
-        self._put(node, data, Draft(node.outputs[0], node.op_type, (data.draft,), data.draft.width,
-                                    weights=tuple(weights), attributes=attributes))  # fmt: skip
+        self._put(
+            node, data,
+            DraftNode(node.outputs[0], node.op_type, (data.draft,), data.draft.width,
+                      weights=tuple(weights), attributes=attributes),
+        )  # fmt: skip
 
 
 def no_form(node: StaticNode, reason: str) -> UnsupportedOperator:
@@ -396,19 +407,19 @@ def no_form(node: StaticNode, reason: str) -> UnsupportedOperator:
     )
 
 
-def _cut(draft: Draft, rows: np.ndarray[Any, np.dtype[np.int64]], name: str) -> Draft:
+def _cut(draft: DraftNode, rows: np.ndarray[Any, np.dtype[np.int64]], name: str) -> DraftNode:
     """A draft that holds some channels of another; of a projection, some of its rows."""
     if len(rows) == draft.width and bool(np.all(rows == np.arange(draft.width))):
         return draft
     source = (draft.name, rows)
     if draft.op_type == "Linear":
         weights = tuple(None if weight is None else weight.cut(rows) for weight in draft.weights)
-        return Draft(name, "Linear", draft.inputs, len(rows), weights=weights, source=source,
+        return DraftNode(name, "Linear", draft.inputs, len(rows), weights=weights, source=source,
                      made_by=draft.made_by)  # fmt: skip
     if not np.all(np.diff(rows) == 1):
         raise LayoutError("channels are taken in another order")
     attributes = {"start": int(rows[0]), "stop": int(rows[-1]) + 1}
-    return Draft(name, "Slice", (draft,), len(rows), attributes=attributes, source=source,
+    return DraftNode(name, "Slice", (draft,), len(rows), attributes=attributes, source=source,
                  made_by=draft.made_by)  # fmt: skip
 
 

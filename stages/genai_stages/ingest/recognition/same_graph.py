@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from genai_stages.ingest.folding.folded_graph import StaticGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.recognition.recognise_layers import MOVEMENTS
 from genai_stages.ingest.source.source_model import Array, Constant
 
 
 def difference(
-    near: StaticGraph,
-    far: StaticGraph,
+    near: FoldedGraph,
+    far: FoldedGraph,
     nodes: Collection[str],
     *,
     tokens: tuple[int, int],
