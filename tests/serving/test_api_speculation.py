@@ -11,6 +11,7 @@ BODIES = [
     {"prompt": "def main(", "max_tokens": 20, "seed": 1, "stop": ["e", "a"]},
     {"prompt": [9], "max_tokens": 20, "seed": 2, "min_tokens": 5, "presence_penalty": 1.0},
     {"prompt": [5, 6, 7], "max_tokens": 4, "temperature": 0, "echo": True, "logprobs": 1},
+    {"prompt": [5, 6], "max_tokens": 12, "structured_outputs": {"regex": "[a-d]{3,9}"}, "seed": 1},
     {"prompt": [3], "max_tokens": 8, "temperature": 0, "model": "both", "ignore_eos": True},
 ]
 
