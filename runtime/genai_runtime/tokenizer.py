@@ -77,6 +77,11 @@ class TextTokenizer:
         """Every token and its id, added ones too."""
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
 
+    def token(self, text: str) -> int | None:
+        """The token of this very text, special or not; None = there is none."""
+        found = self._tokenizer.token_to_id(text)
+        return None if found is None else int(found)
+
     def source(self) -> str:
         """The tokenizer as tokenizer.json has it."""
         return str(self._tokenizer.to_str())

@@ -27,8 +27,8 @@ _SECONDS = 20
 """Of the clock; the limit of CPU time comes first on a machine at rest."""
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token")
 
-Message = Mapping[str, str]
-"""`role` (system, user, assistant) and `content`."""
+Message = Mapping[str, Any]
+"""`role` (system, user, assistant, tool) and `content`; `tool_calls` and the like where it has."""
 
 
 @dataclass(frozen=True)

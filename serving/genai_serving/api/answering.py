@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 
 from genai_runtime.sampling import TokenLogprob
@@ -37,6 +37,7 @@ class Answer:
         stops: Stop strings.
         include_stop: Show the one that was found.
         hidden: Tokens that end the answer and have no text.
+        shown: Special tokens that are text here, and what text.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -44,6 +45,7 @@ class Answer:
     stops: list[str] = field(default_factory=list)
     include_stop: bool = False
     hidden: frozenset[int] = frozenset()
+    shown: Mapping[int, str] = field(default_factory=dict)
     prompt_logprobs: list[list[TokenLogprob]] = field(default_factory=list)
     ended: Ended | None = None
 
@@ -66,7 +68,9 @@ class Answer:
         """Text of a token, as far as it can be shown; True at a stop string."""
         text = ""
         if self._text is not None and token not in self.hidden:
-            text = self._finder.push(self._text.push(token))
+            mark = self.shown.get(token)
+            new = self._text.push(token) if mark is None else self._text.finish() + mark
+            text = self._finder.push(new)
         self._send(Piece(text, (token,), () if logprobs is None else (logprobs,)))
         return self._finder.found is not None
 

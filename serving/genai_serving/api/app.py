@@ -189,7 +189,8 @@ async def _tokenize(request: HttpRequest, service: Service) -> Response:
     if body.prompt is not None:
         tokens = await service.tokens_of(body.prompt, special=body.add_special_tokens)
     else:
-        tokens = await service.chat_tokens(body.messages or [], body.chat_template_kwargs or {})
+        messages, variables = body.messages or [], body.chat_template_kwargs or {}
+        _, tokens = await service.chat_prompt(messages, variables, body.tools or ())
     return JSONResponse(
         {
             "count": int(tokens.size),

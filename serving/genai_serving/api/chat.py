@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
@@ -26,22 +23,25 @@ from genai_serving.api.service import (
     new_id,
     usage,
 )
+from genai_serving.api.speaking import Speech, speech_of
+from genai_serving.tools.parts import Part
 
 
 async def chat_completions(request: HttpRequest, service: Service) -> Response:
     """Answer a conversation `n` times."""
     body = await read_body(request, service.bodies, ChatBody)
     chosen = service.chosen(body.model)
-    prompt = await service.chat_tokens(body.messages, body.chat_template_kwargs or {})
-    most = body.max_completion_tokens or body.max_tokens
-    grammar = await service.grammar(body)
+    variables = body.chat_template_kwargs or {}
+    rendered, prompt = await service.chat_prompt(body.messages, variables, body.callable_tools)
+    speech = await speech_of(service, body, rendered)
     running = service.begin(
         body,
         [prompt],
-        most=most,
+        most=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         adapters=chosen.adapters,
-        grammar=grammar,
+        constraint=speech.constraint,
+        shown=speech.shown,
     )
     head = {
         "id": new_id("chatcmpl"),
@@ -50,41 +50,23 @@ async def chat_completions(request: HttpRequest, service: Service) -> Response:
         "model": chosen.name,
     }
     if body.stream:
-        chunks = _chunks(body, running, service.model, head)
+        chunks = _chunks(body, running, service.model, head, speech)
         return StreamingResponse(events(chunks, running), media_type="text/event-stream")
     told = await collect(request, running)
-    # Logprobs of long answers are megabytes of JSON: not in the loop.
-    return await asyncio.to_thread(
-        _whole, body, told, running, service.model, prompt=prompt, head=head
-    )
-
-
-def _whole(
-    body: ChatBody,
-    told: Sequence[Sequence[Piece]],
-    running: Sequence[Running],
-    model: ServedModel,
-    *,
-    prompt: NDArray[np.int64],
-    head: Mapping[str, Any],
-) -> Response:
-    """The answer in one piece."""
     choices = []
     for index, pieces in enumerate(told):
         answer = running[index].answer
+        message = _message(pieces, speech)
+        end = check_end(answer.ended)
         choice: dict[str, Any] = {
             "index": index,
-            "message": {
-                "role": "assistant",
-                "content": "".join(piece.text for piece in pieces),
-                "refusal": None,
-            },
+            "message": message,
             "logprobs": None,
-            "finish_reason": check_end(answer.ended),
+            "finish_reason": speech.called if "tool_calls" in message and end == "stop" else end,
             "stop_reason": answer.stop_reason,
         }
         if body.logprobs:
-            choice["logprobs"] = _logprobs(pieces, model)
+            choice["logprobs"] = _logprobs(pieces, service.model)
         if body.return_token_ids:
             choice["token_ids"] = [number for piece in pieces for number in piece.tokens]
         choices.append(choice)
@@ -92,6 +74,28 @@ def _whole(
     if body.return_token_ids:
         answer_body["prompt_token_ids"] = [int(token) for token in prompt]
     return JSONResponse(answer_body)
+
+
+def _message(pieces: Sequence[Piece], speech: Speech) -> dict[str, Any]:
+    """The whole answer."""
+    reader = speech.reader()
+    parts = [part for piece in pieces for part in reader.push(piece.text)]
+    parts += reader.finish()
+    content = "".join(part.text for part in parts if part.kind == "content")
+    reasoning = "".join(part.text for part in parts if part.kind == "reasoning")
+    calls: list[dict[str, Any]] = []
+    for part in parts:
+        if part.kind == "call":
+            function = {"name": part.text, "arguments": ""}
+            calls.append({"id": speech.new_id(), "type": "function", "function": function})
+        elif part.kind == "arguments":
+            calls[-1]["function"]["arguments"] += part.text
+    message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+    if reasoning:
+        message["reasoning_content"] = reasoning
+    if calls:
+        message |= {"content": content or None, "tool_calls": calls}
+    return message
 
 
 def _logprobs(pieces: Sequence[Piece], model: ServedModel) -> dict[str, Any]:
@@ -112,28 +116,59 @@ def _token(item: TokenLogprob, token_text: Callable[[int], str]) -> dict[str, An
     return {"token": text, "logprob": item.logprob, "bytes": list(text.encode())}
 
 
+class _Deltas:
+    """One streamed answer as OpenAI's deltas."""
+
+    def __init__(self, speech: Speech) -> None:
+        self._speech = speech
+        self._reader = speech.reader()
+        self.calls = 0
+
+    def of(self, piece: Piece | None) -> Iterator[dict[str, Any]]:
+        """What a piece brings; None = the end."""
+        for part in self._reader.finish() if piece is None else self._reader.push(piece.text):
+            yield self._of_part(part)
+
+    def _of_part(self, part: Part) -> dict[str, Any]:
+        if part.kind == "content":
+            return {"content": part.text}
+        if part.kind == "reasoning":
+            return {"reasoning_content": part.text}
+        if part.kind == "arguments":
+            call = {"index": self.calls - 1, "function": {"arguments": part.text}}
+            return {"tool_calls": [call]}
+        function = {"name": part.text, "arguments": ""}
+        call = {"index": self.calls, "id": self._speech.new_id(), "type": "function"}
+        self.calls += 1
+        return {"tool_calls": [{**call, "function": function}]}
+
+
 async def _chunks(
-    body: ChatBody, running: Sequence[Running], model: ServedModel, head: dict[str, Any]
+    body: ChatBody,
+    running: Sequence[Running],
+    model: ServedModel,
+    head: dict[str, Any],
+    speech: Speech,
 ) -> AsyncIterator[dict[str, Any]]:
+    deltas = [_Deltas(speech) for _ in running]
     for index in range(len(running)):
         delta: dict[str, Any] = {"role": "assistant", "content": ""}
         yield {**head, "choices": [_delta(index, delta)]}
     async for index, piece in merged(running):
+        told = [_delta(index, delta) for delta in deltas[index].of(piece)]
         if piece is None:
             answer = running[index].answer
-            choice = _delta(index, {})
-            choice |= {
-                "finish_reason": check_end(answer.ended),
-                "stop_reason": answer.stop_reason,
-            }
-            yield {**head, "choices": [choice]}
-            continue
-        choice = _delta(index, {"content": piece.text})
-        if body.logprobs:
-            choice["logprobs"] = _logprobs([piece], model)
-        if body.return_token_ids:
-            choice["token_ids"] = list(piece.tokens)
-        if piece.text or body.logprobs or body.return_token_ids:
+            end = check_end(answer.ended)
+            end = speech.called if deltas[index].calls and end == "stop" else end
+            told.append(_delta(index, {}))
+            told[-1] |= {"finish_reason": end, "stop_reason": answer.stop_reason}
+        elif body.logprobs or body.return_token_ids:
+            told = told or [_delta(index, {"content": ""})]
+            if body.logprobs:
+                told[0]["logprobs"] = _logprobs([piece], model)
+            if body.return_token_ids:
+                told[0]["token_ids"] = list(piece.tokens)
+        for choice in told:
             yield {**head, "choices": [choice]}
     if body.stream_options is not None and body.stream_options.include_usage:
         yield {**head, "choices": [], "usage": usage(running, body.n)}

@@ -26,6 +26,7 @@ from genai_serving.api.service import (
     new_id,
     usage,
 )
+from genai_serving.api.structured import form_of
 
 
 async def completions(request: HttpRequest, service: Service) -> Response:
@@ -35,7 +36,7 @@ async def completions(request: HttpRequest, service: Service) -> Response:
     prompts = [
         await service.tokens_of(prompt, special=body.add_special_tokens) for prompt in body.prompts
     ]
-    grammar = await service.grammar(body)
+    grammar = await service.compiled(lambda: form_of(body))
     running = service.begin(
         body,
         prompts,
@@ -43,7 +44,7 @@ async def completions(request: HttpRequest, service: Service) -> Response:
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
         adapters=chosen.adapters,
-        grammar=grammar,
+        constraint=None if grammar is None else grammar.begin,
     )
     head = {
         "id": new_id("cmpl"),

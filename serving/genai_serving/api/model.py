@@ -103,13 +103,16 @@ class ServedModel:
             )
         return self._tokenizer().encode(text, special=special)
 
-    def chat_tokens(
-        self, messages: list[dict[str, str]], variables: Mapping[str, Any]
-    ) -> NDArray[np.int64]:
-        """Token ids of a conversation. Takes a tenth of a second: the template is a program.
+    def chat_text(
+        self,
+        messages: list[dict[str, Any]],
+        variables: Mapping[str, Any],
+        tools: list[dict[str, Any]] | None = None,
+    ) -> str:
+        """A conversation as text. Takes a tenth of a second: the template is a program.
 
         Raises:
-            BadInput: The model has no tokenizer or template, or the template refuses.
+            BadInput: The model has no template, or the template refuses.
         """
         if self.template is None:
             raise BadInput(
@@ -117,10 +120,10 @@ class ServedModel:
                 where="messages",
                 remedy="use /v1/completions",
             )
-        reserved = {"messages", "add_generation_prompt"} & set(variables)
+        reserved = {"messages", "tools", "add_generation_prompt"} & set(variables)
         if reserved:
             raise BadInput(f"{min(reserved)} is not to be set here", where="chat_template_kwargs")
-        return self.text_tokens(self.template.render(messages, **variables), special=False)
+        return self.template.render(messages, **variables, **({"tools": tools} if tools else {}))
 
     def text(self, tokens: list[int]) -> str:
         """Text of token ids.
@@ -129,6 +132,10 @@ class ServedModel:
             BadInput: The model has no tokenizer.
         """
         return self._tokenizer().decode(tokens)
+
+    def token(self, text: str) -> int | None:
+        """The token of this very text; None = there is none."""
+        return None if self.tokenizer is None else self.tokenizer.token(text)
 
     def token_text(self, token: int) -> str:
         """Text of one token, special ones by name; `token:7` without a tokenizer."""

@@ -1,13 +1,13 @@
-"""Bodies of requests: OpenAI's fields, and vLLM's beyond them that mean something here.
-
-A field that is not listed is refused by name: nobody is to believe that it had an effect.
-"""
+"""Bodies of requests: OpenAI's fields, and vLLM's beyond them that mean something here."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from genai_serving.api.body import Body
+from genai_serving.api.messages import ChatMessage, NamedTool, Tool
 
 MAX_STOPS = 16
 MAX_CHOICES = 16
@@ -21,29 +21,14 @@ Tokens = Annotated[list[TokenId], Field(fail_fast=True)]
 """One error is told: a body of a million wrong ids would be a GiB of them."""
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_is_left_out(cls, data: object) -> object:
-        """OpenAI's fields are nullable, and clients send those that they do not set as null."""
-        if not isinstance(data, dict):
-            return data
-        known = cls.model_fields
-        return {
-            name: value for name, value in data.items() if value is not None or name not in known
-        }
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     """Of a streamed answer."""
 
     include_usage: bool = False
     """A last piece without choices tells the tokens."""
 
 
-class JsonSchema(_Body):
+class JsonSchema(Body):
     """Of an answer, as OpenAI has it. It is kept to, whatever `strict` says."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)] = "answer"
@@ -52,7 +37,7 @@ class JsonSchema(_Body):
     strict: bool | None = None
 
 
-class ResponseFormat(_Body):
+class ResponseFormat(Body):
     """OpenAI's way to ask for a form."""
 
     type: Literal["text", "json_object", "json_schema"]
@@ -65,7 +50,7 @@ class ResponseFormat(_Body):
         return self
 
 
-class StructuredOutputs(_Body):
+class StructuredOutputs(Body):
     """vLLM's way to ask for a form."""
 
     json_: Annotated[dict[str, Any] | str | None, Field(alias="json")] = None
@@ -81,7 +66,7 @@ class StructuredOutputs(_Body):
         return self
 
 
-class SamplingFields(_Body):
+class SamplingFields(Body):
     """What both kinds of request share."""
 
     model: str = ""
@@ -167,30 +152,6 @@ class CompletionBody(SamplingFields):
         return self
 
 
-class TextPart(_Body):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(_Body):
-    """A message."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, max_length=256)]
-    name: str | None = None
-
-    def plain(self) -> dict[str, str]:
-        """For the template: content is text."""
-        text = (
-            self.content
-            if isinstance(self.content, str)
-            else "".join(part.text for part in self.content)
-        )
-        return {"role": self.role, "content": text} | ({"name": self.name} if self.name else {})
-
-
 class ChatBody(SamplingFields):
     """`/v1/chat/completions`."""
 
@@ -201,6 +162,16 @@ class ChatBody(SamplingFields):
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_LOGPROBS, strict=True)] | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     modalities: list[Literal["text"]] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    """Left out: auto where there are tools."""
+    parallel_tool_calls: bool | None = None
+    """False: one call at most where a call is required."""
+
+    @property
+    def callable_tools(self) -> list[Tool]:
+        """Those that the answer may call."""
+        return [] if self.tool_choice == "none" else self.tools or []
 
     @model_validator(mode="after")
     def _top_of_nothing(self) -> ChatBody:
@@ -208,8 +179,24 @@ class ChatBody(SamplingFields):
             raise ValueError("top_logprobs: only with logprobs: true")
         return self
 
+    @model_validator(mode="after")
+    def _tools_that_there_are(self) -> ChatBody:
+        names = [tool.function.name for tool in self.tools or ()]
+        if len(set(names)) < len(names):
+            raise ValueError("tools: two have the same name")
+        if not names and self.tool_choice not in {None, "none", "auto"}:
+            raise ValueError("tool_choice: there are no tools")
+        if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
+            raise ValueError(f"tool_choice: there is no tool {self.tool_choice.function.name}")
+        formed = self.structured_outputs is not None or (
+            self.response_format is not None and self.response_format.type != "text"
+        )
+        if formed and self.callable_tools:
+            raise ValueError("tools: not beside a form of the answer, but with tool_choice none")
+        return self
 
-class TokenizeBody(_Body):
+
+class TokenizeBody(Body):
     """`/tokenize`: a prompt or messages."""
 
     model: str = ""
@@ -219,6 +206,7 @@ class TokenizeBody(_Body):
     ) = None
     add_special_tokens: bool = True
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> TokenizeBody:
@@ -227,7 +215,7 @@ class TokenizeBody(_Body):
         return self
 
 
-class DetokenizeBody(_Body):
+class DetokenizeBody(Body):
     """`/detokenize`."""
 
     model: str = ""

@@ -18,15 +18,17 @@ from starlette.requests import Request as HttpRequest
 from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.lora import BASE
 from genai_runtime.executor import AdapterUse
+from genai_runtime.sampling import Constraint
 from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, Running, start
 from genai_serving.api.bodies import Bodies
 from genai_serving.api.errors import ApiError, not_found, of_failure, too_long
+from genai_serving.api.messages import ChatMessage, Tool
 from genai_serving.api.model import ServedModel
-from genai_serving.api.schemas import ChatBody, ChatMessage, SamplingFields
-from genai_serving.api.structured import form_of
+from genai_serving.api.schemas import ChatBody, SamplingFields
 from genai_serving.engine import Engine
 from genai_serving.requests import Ended, Finish, Request
 from genai_serving.scheduler import Limits
+from genai_serving.structure.forms import Form
 from genai_serving.structure.grammars import Grammar, Grammars
 
 _COMPILING = 2
@@ -100,29 +102,33 @@ class Service:
         except OverflowError:
             raise BadInput("a token id is outside the vocabulary", where="prompt") from None
 
-    async def chat_tokens(
-        self, messages: Sequence[ChatMessage], variables: Mapping[str, Any]
-    ) -> NDArray[np.int64]:
-        """A conversation's token ids."""
-        plain = [message.plain() for message in messages]
-        async with self.bodies.of(sum(len(message["content"]) for message in plain)):
-            return await asyncio.to_thread(self.model.chat_tokens, plain, variables)
+    async def chat_prompt(
+        self,
+        messages: Sequence[ChatMessage],
+        variables: Mapping[str, Any],
+        tools: Sequence[Tool] = (),
+    ) -> tuple[str, NDArray[np.int64]]:
+        """A conversation as text, and its token ids."""
 
-    async def grammar(self, body: SamplingFields) -> Grammar | None:
-        """What holds answers to the form that a request asks for; None where it asks for none.
+        def rendered() -> tuple[str, NDArray[np.int64]]:
+            shown = [tool.plain() for tool in tools]
+            text = self.model.chat_text([m.plain() for m in messages], variables, shown)
+            return text, self.model.text_tokens(text, special=False)
+
+        async with self.bodies.of(sum(len(message.text) for message in messages)):
+            return await asyncio.to_thread(rendered)
+
+    async def compiled(self, form_of: Callable[[], Form | None]) -> Grammar | None:
+        """What holds answers to a form; None where there is none.
 
         Raises:
             BadInput: As `Grammars.compile`.
         """
-        if body.structured_outputs is None and body.response_format is None:
+        form = form_of()
+        if form is None:
             return None
-
-        def compiled() -> Grammar | None:
-            form = form_of(body)
-            return None if form is None else self.grammars.compile(form)
-
         async with self.compiling:
-            return await asyncio.to_thread(compiled)
+            return await asyncio.to_thread(self.grammars.compile, form)
 
     def begin(
         self,
@@ -133,7 +139,8 @@ class Service:
         logprobs: int | None,
         prompt_logprobs: int | None = None,
         adapters: tuple[AdapterUse, ...] = (),
-        grammar: Grammar | None = None,
+        constraint: Callable[[], Constraint] | None = None,
+        shown: Mapping[int, str] | None = None,
     ) -> list[Running]:
         """Submit every choice of every prompt, in order; all or none.
 
@@ -144,7 +151,8 @@ class Service:
             logprobs: Of answers; see `genai_serving.requests.Request`.
             prompt_logprobs: Of prompts.
             adapters: That every answer wears.
-            grammar: Of every answer.
+            constraint: Makes what holds each answer to its form; None = any.
+            shown: Special tokens that are text to the answers' reader.
 
         Raises:
             ApiError: A prompt is longer than the context.
@@ -188,7 +196,7 @@ class Service:
                         prompt_logprobs=prompt_logprobs,
                         deadline=deadline,
                         adapters=adapters,
-                        constraint=None if grammar is None else grammar.begin,
+                        constraint=constraint,
                         speculation=not body.disable_spec_decode,
                         cache_salt=body.cache_salt or "",
                     )
@@ -198,6 +206,7 @@ class Service:
                         stops=body.stops,
                         include_stop=body.include_stop_str_in_output,
                         hidden=frozenset() if body.include_stop_str_in_output else stops,
+                        shown=shown or {},
                     )
                     running.append(start(self.engine, request, answer))
         except BaseException:

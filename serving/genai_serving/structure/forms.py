@@ -6,14 +6,19 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits
 
-__all__ = ["Form", "any_object", "limits", "of_choices", "of_regex", "of_schema"]
+if TYPE_CHECKING:
+    from llguidance._lib import JsonCompileOptions
+
+__all__ = ["Form", "any_object", "limits", "of_calls", "of_choices", "of_regex", "of_schema"]
 
 _BLANKS = r"( |\n[ \t]{0,20})"
 """Between parts of JSON: one, or a line's indentation; a model that is unsure writes on and on."""
+
+_OPTIONS: JsonCompileOptions = {"whitespace_pattern": _BLANKS}
 
 
 @dataclass(frozen=True)
@@ -31,8 +36,7 @@ class Form:
 
 def of_schema(schema: Mapping[str, Any], field: str) -> Form:
     """JSON that a schema allows."""
-    text = json.dumps(schema)
-    grammar = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _BLANKS})
+    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
     return Form(grammar, field)
 
 
@@ -49,6 +53,23 @@ def of_regex(regex: str, field: str) -> Form:
 def of_choices(choices: Sequence[str], field: str) -> Form:
     """One of some texts."""
     return of_regex("|".join(re.escape(choice) for choice in choices), field)
+
+
+def of_calls(schemas: Mapping[str, Mapping[str, Any]], field: str, *, several: bool) -> Form:
+    """A list of calls of tools: `[{"name": NAME, "arguments": {...}}, ...]`.
+
+    Args:
+        schemas: Of the arguments, by the tool's name. Each is a document of its own.
+        field: Of the request, for messages.
+        several: Else one.
+    """
+    rules = ['start: "[" call ("," " "? call)* "]"' if several else 'start: "[" call "]"']
+    rules.append("call: " + " | ".join(f"call{number}" for number in range(len(schemas))))
+    for number, (name, schema) in enumerate(schemas.items()):
+        begin = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
+        rules.append(f'call{number}: {begin} arguments{number} "}}"')
+        rules.append(f"arguments{number}: %json {json.dumps({**schema, 'x-guidance': _OPTIONS})}")
+    return Form(LLMatcher.grammar_from_lark("\n".join(rules) + "\n"), field)
 
 
 def limits() -> LLParserLimits:

@@ -1,0 +1,1 @@
+"""What a chat answer says beside its text: calls of tools, and thoughts."""
