@@ -28,6 +28,7 @@ from genai_core.errors import GenAIError
 from genai_core.kinds.problems import nearest
 from genai_core.names import Digest, Key
 from genai_core.redaction import plain
+from genai_core.store.blobs import Blobs
 from genai_core.store.protocol import Store
 from genai_core.tasks.record import Blob, Record
 
@@ -184,7 +185,7 @@ def _with_task(wanted: str, jobs: Iterable[ClusterTask]) -> list[ClusterTask]:
     return [job for job in jobs if names.intersection(job.ids)]
 
 
-def _of_blob(store: Store, digest: str) -> bool:
+def _of_blob(store: Blobs, digest: str) -> bool:
     found = store.head_blob(Digest(digest))
     if found is None:
         return False
@@ -193,7 +194,7 @@ def _of_blob(store: Store, digest: str) -> bool:
     return True
 
 
-def _of_record(store: Store, record: Record) -> None:
+def _of_record(store: Blobs, record: Record) -> None:
     """Print a finished task's log, and what it cost where it had nothing to say."""
     kept = record.measurements.log
     if kept is not None:

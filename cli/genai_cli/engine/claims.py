@@ -25,7 +25,8 @@ from genai_core.canonical import digest_json
 from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.names import Key
 from genai_core.store.build_lease import Holder
-from genai_core.store.protocol import RecordRef, Store
+from genai_core.store.leases import Leases
+from genai_core.store.protocol import RecordRef
 from genai_core.tasks.record import Record
 
 __all__ = ["Claim", "claim_upload", "working"]
@@ -47,7 +48,7 @@ class Claim:
         uploads: Names of uploaded models in the store that it was made from.
     """
 
-    store: Store
+    store: Leases
     build: str
     folder: Path
     uploads: frozenset[str] = frozenset()
@@ -81,7 +82,7 @@ class Claim:
 
 
 @contextmanager
-def working(store: Store, build: str) -> Iterator[Holder]:
+def working(store: Leases, build: str) -> Iterator[Holder]:
     """Hold a lease while the block runs; an interrupted build keeps it, since it may go on."""
     name = f"run-{_machine()[:80]}-{os.getpid()}-{secrets.token_hex(4)}"
     held = Holder(store, name, holder=_holder(build), lasts=_WORK_LASTS)
@@ -89,7 +90,7 @@ def working(store: Store, build: str) -> Iterator[Holder]:
     held.release()
 
 
-def claim_upload(store: Store, name: str, build: str) -> str:
+def claim_upload(store: Leases, name: str, build: str) -> str:
     """Keep an uploaded model from gc until a cluster keeps it; before it is looked for.
 
     Returns:

@@ -14,8 +14,8 @@ from genai_cli.display.words import counted
 from genai_cli.settings import Settings
 from genai_cli.store.entries import checked_operation, find_entry, opened, records
 from genai_core.errors import CorruptBlob
+from genai_core.store.blobs import Blobs
 from genai_core.store.delivery import place
-from genai_core.store.protocol import Store
 from genai_core.tasks.record import Blob, Record, entry_folder
 
 __all__ = ["export", "pull"]
@@ -57,7 +57,7 @@ def pull(
     return 0
 
 
-def _named_weights(record: Record, store: Store) -> dict[str, Blob]:
+def _named_weights(record: Record, store: Blobs) -> dict[str, Blob]:
     """Files among a task's inputs that the graphs among its outputs name as their data.
 
     A name stands in a graph's file as it is, whatever else is in it, so the file need not be

@@ -24,6 +24,7 @@ from genai_core.redaction import plain
 from genai_core.sources.resolved import RESOLVE
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
+from genai_core.store.records import Records
 from genai_core.tasks.record import (
     SIDECAR_NAME,
     Record,
@@ -68,7 +69,7 @@ def opened(settings: Settings, address: str | None) -> Store:
     return open_store(location)
 
 
-def records(store: Store, operation: str | None = None) -> Iterator[Record]:
+def records(store: Records, operation: str | None = None) -> Iterator[Record]:
     """Every readable record; unreadable ones are misses and are left to `cache verify`."""
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="records") as pool:
         for record in pool.map(lambda ref: _read(store, ref), store.list_records(operation)):
@@ -76,7 +77,7 @@ def records(store: Store, operation: str | None = None) -> Iterator[Record]:
                 yield record
 
 
-def _read(store: Store, ref: RecordRef) -> Record | None:
+def _read(store: Records, ref: RecordRef) -> Record | None:
     try:
         stored = store.get_record(ref.operation, ref.key)
     except CorruptBlob:
@@ -134,7 +135,7 @@ def show(settings: Settings, address: str | None, *, entry: str, log: bool) -> i
     return 0
 
 
-def find_entry(store: Store, text: str) -> Record:
+def find_entry(store: Records, text: str) -> Record:
     """The record that a key, the beginning of one, or an entry's folder stands for.
 
     Raises:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from genai_core.errors import StoreUnreadable
-from genai_core.store.protocol import KeptContainer, Lease, RecordRef, Store
+from genai_core.store.leases import Leases
+from genai_core.store.protocol import KeptContainer, Lease, RecordRef
 from genai_core.store.sweeps import Clock, Sleep, await_sweeps, utc_now
 
 __all__ = ["KEEP", "LASTS", "Holder", "with_containers"]
@@ -66,7 +67,7 @@ class Holder:
 
     def __init__(
         self,
-        store: Store,
+        store: Leases,
         name: str,
         *,
         holder: str,

@@ -21,7 +21,7 @@ from genai_core.canonical import digest_file
 from genai_core.container.manifest import MANIFEST_FILE, REPORT_FILE, read_manifest
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
 from genai_core.files.paths import check_relative_path
-from genai_core.store.protocol import Store
+from genai_core.store.blobs import Blobs
 from genai_core.store.record_checks import container_fault
 from genai_core.tasks.record import SIDECAR_NAME, Blob, Output, Record, sidecar
 
@@ -74,7 +74,7 @@ def folder_name(target: str) -> str:
 
 def deliver(
     record: Record,
-    store: Store,
+    store: Blobs,
     path: Path,
     *,
     target: str,
@@ -122,7 +122,7 @@ def deliver(
     )
 
 
-def check_container(record: Record, store: Store) -> None:
+def check_container(record: Record, store: Blobs) -> None:
     """Compare a container's files, as its record names them, with its manifest.
 
     The revision is the manifest's digest: it would otherwise vouch for files that it never saw.
@@ -191,7 +191,7 @@ def _is_ours(file: Path, *members: str) -> bool:
     return isinstance(value, dict) and value.keys() >= set(members)
 
 
-def _own_report(record: Record, store: Store, report: Callable[[bytes], bytes]) -> dict[str, bytes]:
+def _own_report(record: Record, store: Blobs, report: Callable[[bytes], bytes]) -> dict[str, bytes]:
     """The file that is written in the packaged report's place; none where that is no report."""
     packaged = record.outputs.get(REPORT_FILE)
     if packaged is None:
@@ -215,7 +215,7 @@ def _refresh(path: Path, files: Mapping[str, bytes]) -> None:
 
 def place(
     record: Record,
-    store: Store,
+    store: Blobs,
     path: Path,
     *,
     described: bool = False,
@@ -264,7 +264,7 @@ def place(
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def _check_names(names: Iterable[str], record: Record, store: Store) -> None:
+def _check_names(names: Iterable[str], record: Record, store: Blobs) -> None:
     """Whoever may write the store has chosen them."""
     for name in names:
         try:

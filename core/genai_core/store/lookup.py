@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 from genai_core.errors import CorruptBlob, StoreUnavailable
+from genai_core.store.blobs import Blobs
 from genai_core.store.protocol import (
     BlobStat,
     Committed,
@@ -85,7 +86,7 @@ def publish(store: Store, record: Record, *, sleep: Sleep = time.sleep) -> Commi
     )
 
 
-def _fault(record: Record, store: Store) -> str | None:
+def _fault(record: Record, store: Blobs) -> str | None:
     if len(record.blobs()) <= _FEW:
         return first_fault(record, store.head_blob, pool=None)
     with ThreadPoolExecutor(8, thread_name_prefix="publish") as pool:

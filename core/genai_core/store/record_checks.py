@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from genai_core.container.manifest import MANIFEST_FILE, Manifest, outside_identity, read_manifest
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.operations import OPERATIONS
-from genai_core.store.protocol import Store
+from genai_core.store.blobs import Blobs
 from genai_core.tasks.keys import task_key
 from genai_core.tasks.record import Blob, Output, Record
 
@@ -68,7 +68,7 @@ def manifest_fault(manifest: Manifest, outputs: Mapping[str, Output]) -> str | N
     return None
 
 
-def container_fault(record: Record, store: Store) -> str | None:
+def container_fault(record: Record, store: Blobs) -> str | None:
     """Return why a package record's files are not the container that its revision names, or None.
 
     Records without a manifest are other tasks'; nothing is said about them.
@@ -93,7 +93,7 @@ def container_fault(record: Record, store: Store) -> str | None:
     return manifest_fault(read, record.outputs)
 
 
-def container_miss(record: Record, store: Store) -> str | None:
+def container_miss(record: Record, store: Blobs) -> str | None:
     """Return why a container's record is no hit, or None; see `container_fault`.
 
     Every look-up asks, so nobody is told a revision whose files are others', and the next writer

@@ -26,7 +26,8 @@ from datetime import UTC, datetime, timedelta
 
 from genai_core.errors import StoreUnavailable
 from genai_core.names import Digest
-from genai_core.store.protocol import SWEEP_LASTS, RecordRef, Store, Sweep
+from genai_core.store.leases import Leases
+from genai_core.store.protocol import SWEEP_LASTS, RecordRef, Sweep
 
 __all__ = ["CLAIM_LASTS", "SWEEP_LASTS", "Clock", "Sleep", "await_sweeps", "utc_now"]
 
@@ -49,7 +50,7 @@ def utc_now() -> datetime:
 
 
 def await_sweeps(
-    store: Store,
+    store: Leases,
     *,
     records: Collection[RecordRef] = (),
     blobs: Collection[Digest] = (),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.names import Digest
+from genai_core.store.blobs import Blobs
 from genai_core.store.protocol import RecordRef, Store
 from genai_core.store.record_checks import container_fault, key_fault
 from genai_core.tasks.record import Blob, Record
@@ -96,7 +97,7 @@ def verify(
     return done
 
 
-def _untrue(record: Record, store: Store) -> str | None:
+def _untrue(record: Record, store: Blobs) -> str | None:
     if (fault := key_fault(record)) is not None:
         return fault
     try:

@@ -24,6 +24,7 @@ from genai_core.store.build_lease import Holder
 from genai_core.store.collect import LEAST_GRACE, collect
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, RecordRef, Store
+from genai_core.store.records import Records
 from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import TaskResult
 
@@ -154,7 +155,7 @@ def _offspring(store: Store, known: set[str], found: dict[RecordRef, Record]) ->
         known |= _made(left.pop(ref) for ref in more)
 
 
-def _read(store: Store, ref: RecordRef) -> Record | None:
+def _read(store: Records, ref: RecordRef) -> Record | None:
     try:
         stored = store.get_record(ref.operation, ref.key)
     except CorruptBlob:
