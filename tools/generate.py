@@ -18,6 +18,7 @@ import yaml
 from reference import page
 
 from genai_core.kinds.crd import KINDS, crd
+from genai_core.reasons import Reason
 
 ROOT = Path(__file__).parents[1]
 HEADER = "# Generated from core/genai_core/kinds by `make generate`; never edit.\n"
@@ -40,10 +41,29 @@ def crds() -> dict[Path, str]:
 
 
 def pages() -> dict[Path, str]:
-    """The reference page of the build's YAML."""
+    """The reference pages."""
     example = (ROOT / "examples" / "tiny-llama" / "build.yaml").read_text(encoding="utf-8")
     build = next(kind for kind in KINDS if kind.kind == "GenAIBuild")
-    return {ROOT / "docs" / "build-yaml.md": page(build, example)}
+    return {
+        ROOT / "docs" / "build-yaml.md": page(build, example),
+        ROOT / "docs" / "reasons.md": reasons_page(),
+    }
+
+
+def reasons_page() -> str:
+    """The reference page of conditions' reasons."""
+    rows = "".join(
+        f"| {reason} | {reason.of} | {reason.means} | {reason.todo} |\n" for reason in Reason
+    )
+    return (
+        "# Reasons of conditions\n\n"
+        "Made of core/genai_core/reasons.py by `make generate`; never edited.\n\n"
+        "The condition Ready of each object has one of these, or the code of an error that its\n"
+        "user can mend (InvalidSpec, BadModel, BadEncodings, DeadlineExceeded ...); the message\n"
+        "beside it names the field, the file or the object. What each state looks like is told in\n"
+        "[health.md](health.md).\n\n"
+        "| reason | of | what is so | what to do |\n|---|---|---|---|\n" + rows
+    )
 
 
 def main() -> int:

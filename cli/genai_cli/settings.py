@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from genai_core.wire import Variable
+
 DEFAULT_OUTPUT = Path("containers")
 """Where containers land without --output: `containers/<build>/<target>/`."""
 
@@ -34,6 +36,6 @@ def read_settings(environment: Mapping[str, str]) -> Settings:
         home = environment.get("HOME") or "~"  # written out, or refused, by whoever opens it
         cache = f"{home}/.cache"
     return Settings(
-        store=environment.get("GENAI_STORE") or f"{cache}/genai-operator/store",
+        store=environment.get(Variable.STORE) or f"{cache}/genai-operator/store",
         debug=environment.get("GENAI_DEBUG", "") not in {"", "0"},
     )

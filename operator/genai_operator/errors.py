@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from genai_core.errors import BadInput, GenAIError, SourceNotFound, StoreUnreadable
 from genai_core.names import TaskId
+from genai_core.reasons import Reason
 
 __all__ = ["Failure", "Stalled", "Waiting", "not_enabled", "of_error"]
 
@@ -58,7 +59,7 @@ class Waiting(Exception):
 def not_enabled(what: str, namespace: str) -> Waiting:
     """The namespace does not let the operator do that yet."""
     return Waiting(
-        "NamespaceNotEnabled",
+        Reason.NAMESPACE_NOT_ENABLED,
         f"the operator may not {what} in namespace {namespace}; enable the namespace by a "
         "RoleBinding to the operator's tenant role (chart: enabledNamespaces)",
     )
@@ -72,7 +73,7 @@ def of_error(error: GenAIError) -> Stalled | Waiting:
     if isinstance(error, SourceNotFound):
         return Waiting(error.code, str(error), after=15.0, most=300.0)
     if isinstance(error, StoreUnreadable):
-        return Waiting("StoreNotReady", str(error), after=5.0)
+        return Waiting(Reason.STORE_NOT_READY, str(error), after=5.0)
     if isinstance(error, BadInput):
         return Stalled(error.code, str(error))
     return Waiting(error.code, str(error), after=5.0)

@@ -13,8 +13,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from genai_core.kinds.artifact_store import WebIdentity
-from genai_core.kinds.base import USE_LABEL
 from genai_core.kinds.build import Run
+from genai_core.reasons import Reason
+from genai_core.wire import USE_LABEL
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.settings import SecretLabel, Settings
 
@@ -78,7 +79,8 @@ class Policy:
         own = self.settings.own_audiences
         if audience in own or any(fnmatchcase(plain, pattern) for pattern in _APISERVER):
             raise Stalled(
-                "NotAllowed", f"{where}: {audience} is the apiserver's: no pod sends its token away"
+                Reason.NOT_ALLOWED,
+                f"{where}: {audience} is the apiserver's: no pod sends its token away",
             )
         _check(where, audience, self.settings.allowed_audiences, "allowedAudiences")
 
@@ -95,7 +97,7 @@ class Policy:
         namespace, name = meta["namespace"], meta["name"]
         if (kind := _TOKENS.get(secret.get("type", ""))) is not None:
             raise Waiting(
-                "SecretNotAllowed",
+                Reason.SECRET_NOT_ALLOWED,
                 f"Secret {name} is {kind}: name one that holds the store's or the source's keys",
                 after=_AGAIN,
             )
@@ -105,14 +107,14 @@ class Policy:
         why = f"Secret {name} is not labelled for use by builds: {shlex.join(label)}"
         if self.settings.secret_label is SecretLabel.WARN:
             return why
-        raise Waiting("SecretNotLabelled", why, after=_AGAIN)
+        raise Waiting(Reason.SECRET_NOT_LABELLED, why, after=_AGAIN)
 
 
 def _check(where: str, name: str, patterns: Sequence[str], value: str) -> None:
     if not any(fnmatchcase(name, pattern) for pattern in patterns):
         what = "a toleration of every taint" if name == "*" else name
         raise Stalled(
-            "NotAllowed",
+            Reason.NOT_ALLOWED,
             f"{where}: {what} is not among those that the operator allows "
             f"({', '.join(patterns) or 'none'}; chart: operator.{value})",
         )

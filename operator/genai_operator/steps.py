@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from genai_core.errors import GenAIError
+from genai_core.reasons import Reason
 from genai_operator.errors import Failure, Stalled, Waiting, of_error
 
 __all__ = ["DONE", "Done", "Result", "Stall", "Step", "Wait", "run_steps"]
@@ -27,7 +28,7 @@ class Done:
         message: For people.
     """
 
-    reason: str = "Ready"
+    reason: str = Reason.READY
     message: str = ""
 
 

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ParamSpec, Protocol, TypeVar
 
+from genai_core.reasons import Reason
 from genai_operator.errors import Waiting
 
 __all__ = ["CALL_SECONDS", "Threads", "in_thread"]
@@ -93,7 +94,7 @@ class Threads:
 
     def _no_answer(self) -> Waiting:
         return Waiting(
-            "NoAnswer",
+            Reason.NO_ANSWER,
             f"the store or the source has not answered for {self._seconds:.0f} s",
             after=_AGAIN,
         )

@@ -13,9 +13,10 @@ from genai_cli.cluster import followed_build
 from genai_cli.cluster.remote_build import manifest, uploaded
 from genai_cli.cluster.testing import Apiserver, apiserver, build, job, pod
 from genai_cli.testing import InProcess, Ran
-from genai_core.kinds.base import REQUESTED_AT, ObjectMeta
+from genai_core.kinds.base import ObjectMeta
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.reading import read_model
+from genai_core.wire import REQUESTED_AT
 
 REVISION = "sha256:" + "ab" * 32
 ARTIFACT = {

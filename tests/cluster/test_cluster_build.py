@@ -10,7 +10,7 @@ import yaml
 from laptop import SMALL, TINY, TINY_MODEL, Laptop
 from tenant import Tenant, revisions, s3_client, upload, wait
 
-from genai_core.kinds.base import REQUESTED_AT
+from genai_core.wire import REQUESTED_AT
 
 pytestmark = pytest.mark.usefixtures("operator")
 

@@ -16,7 +16,7 @@ from laptop import SMALL, TINY, Laptop
 from operator_process import Operator
 from tenant import GROUP, Tenant, revisions, wait
 
-from genai_core.kinds.base import REQUESTED_AT
+from genai_core.wire import REQUESTED_AT
 
 pytestmark = pytest.mark.usefixtures("operator")
 

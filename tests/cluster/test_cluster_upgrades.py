@@ -13,7 +13,7 @@ from laptop import SMALL, SMALL_MODEL, Laptop
 from operator_process import Operator
 from tenant import GROUP, Tenant, revisions, upload, wait
 
-from genai_core.kinds.base import REQUESTED_AT
+from genai_core.wire import REQUESTED_AT
 
 NEWER = """
 import dataclasses, runpy

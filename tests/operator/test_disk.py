@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_core.kinds.build import Run
+from genai_core.quantity import amount
 from genai_operator.jobs.disk import LEAST, disk_for, storage_of, volume_limit
-from genai_operator.quantities import amount
 
 NAME = "ephemeral-storage"
 GIB = 1 << 30

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from genai_core.kinds.base import REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
 from genai_core.sources.build_sources import sources_of
 from genai_core.store.s3.location import S3Location
+from genai_core.wire import REQUESTED_AT
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.build_steps import BuildContext
 from genai_operator.builds.reconciler import BuildReconciler

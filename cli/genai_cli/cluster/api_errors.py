@@ -16,7 +16,7 @@ import re
 from typing import Any
 
 from genai_core.errors import BadInput, GenAIError
-from genai_core.kinds.base import GROUP
+from genai_core.wire import GROUP
 
 __all__ = ["ClusterUnavailable", "NoCluster", "NotAllowed", "NotThere", "Refused", "refusal"]
 

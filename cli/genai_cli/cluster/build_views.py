@@ -12,13 +12,12 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal, TypeAlias, TypeVar
 
-from genai_core.kinds.base import GROUP
+from genai_core.quantity import amount
 from genai_core.redaction import hidden_queries
+from genai_core.wire import ATTEMPT, CHAIN, JOB_NAME, KEY, OPERATION, REQUESTED_AT, SCOPE, TASK
 from genai_planner.progress import StageProgress
 
 __all__ = [
-    "JOB_NAME",
-    "OURS",
     "Artifact",
     "ClusterBuild",
     "ClusterTask",
@@ -29,13 +28,6 @@ __all__ = [
     "task_views",
 ]
 
-OURS = "app.kubernetes.io/managed-by=genai-operator"
-"""Selects the operator's Jobs and their pods."""
-JOB_NAME = "batch.kubernetes.io/job-name"
-
-_KEY, _TASK = f"{GROUP}/key", f"{GROUP}/task"
-_CHAIN = f"{GROUP}/chain"
-_OPERATION, _ATTEMPT, _SCOPE = f"{GROUP}/operation", f"{GROUP}/attempt", f"{GROUP}/scope"
 _USUAL = {"", "ContainerCreating", "PodInitializing"}
 
 _Entry = TypeVar("_Entry", StageProgress, "Failure")
@@ -189,7 +181,7 @@ def build_view(value: Mapping[str, Any], tasks: Sequence[ClusterTask] = ()) -> C
     meta, spec, status = value["metadata"], value["spec"], value.get("status") or {}
     conditions = {entry["type"]: entry for entry in status.get("conditions") or ()}
     ready = conditions.get("Ready", {})
-    requested = (meta.get("annotations") or {}).get(f"{GROUP}/requestedAt", "")
+    requested = (meta.get("annotations") or {}).get(REQUESTED_AT, "")
     taken_up = (
         status.get("observedGeneration", 0) == meta.get("generation", 0)
         and status.get("requestedAt", "") == requested
@@ -263,13 +255,13 @@ def task_views(
     latest: dict[tuple[str, str, str], ClusterTask] = {}
     for job in jobs:
         meta = job["metadata"]
-        if _TASK not in (meta.get("annotations") or {}):
+        if TASK not in (meta.get("annotations") or {}):
             continue
         try:
             view = _task(job, by_job.get((meta["namespace"], meta["name"]), ()))
         except (ValueError, TypeError, LookupError):
             continue
-        place = (view.namespace, view.key, (meta.get("labels") or {}).get(_SCOPE, ""))
+        place = (view.namespace, view.key, (meta.get("labels") or {}).get(SCOPE, ""))
         known = latest.get(place)
         if known is None or known.attempt < view.attempt:
             latest[place] = view
@@ -292,10 +284,10 @@ def _task(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> ClusterT
     requests = _requests(job)
     return ClusterTask(
         namespace=meta["namespace"],
-        id=notes[_TASK],
-        key=notes.get(_KEY, ""),
-        operation=labels.get(_OPERATION, ""),
-        attempt=int(labels.get(_ATTEMPT, "1")),
+        id=notes[TASK],
+        key=notes.get(KEY, ""),
+        operation=labels.get(OPERATION, ""),
+        attempt=int(labels.get(ATTEMPT, "1")),
         state=state,
         owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
         job=meta["name"],
@@ -307,7 +299,7 @@ def _task(job: Mapping[str, Any], pods: Iterable[Mapping[str, Any]]) -> ClusterT
         said=_said(container.get("terminated") or {}),
         cpu=quantity(requests.get("cpu", "0"), scale=1000),
         memory=quantity(requests.get("memory", "0")),
-        then=_chained(notes.get(_CHAIN, "")),
+        then=_chained(notes.get(CHAIN, "")),
     )
 
 
@@ -352,18 +344,10 @@ def _requests(job: Mapping[str, Any]) -> Mapping[str, str]:
     return found
 
 
-_UNITS = {"": 1.0, "n": 1e-9, "u": 1e-6, "m": 1e-3, "k": 1e3} | {
-    f"{unit}{i}": base**power
-    for power, unit in enumerate("KMGTPE", start=1)
-    for i, base in (("i", 1024.0), ("", 1000.0))
-}
-
-
 def quantity(text: str, *, scale: int = 1) -> int:
     """A Kubernetes quantity as a whole number.
 
     Raises:
         ValueError, KeyError: It is none.
     """
-    number = text.rstrip("EPTGMKkimun")
-    return round(float(number or 0) * _UNITS[text[len(number) :]] * scale)
+    return round(amount(text or "0") * scale)

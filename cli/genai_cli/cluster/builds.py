@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from genai_cli.cluster.api_errors import NotAllowed, NotThere
-from genai_cli.cluster.build_views import OURS, ClusterBuild, ClusterTask, build_view, task_views
+from genai_cli.cluster.build_views import ClusterBuild, ClusterTask, build_view, task_views
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_core.errors import GenAIError
 from genai_core.kinds.problems import nearest
+from genai_core.wire import SELECTOR
 
 __all__ = ["age", "complete_build", "read_build", "read_builds", "read_object", "read_tasks"]
 
@@ -64,8 +65,8 @@ def read_tasks(cluster: Cluster, namespace: str | None) -> list[ClusterTask]:
     """What has a Job in a namespace, or in all; empty where the user may not look at Jobs."""
     place = namespace or ""
     try:
-        jobs = cluster.list("jobs", namespace=place, labels=OURS)
-        pods = cluster.list("pods", namespace=place, labels=OURS) if jobs else []
+        jobs = cluster.list("jobs", namespace=place, labels=SELECTOR)
+        pods = cluster.list("pods", namespace=place, labels=SELECTOR) if jobs else []
     except NotAllowed:
         return []
     return task_views(jobs, pods)

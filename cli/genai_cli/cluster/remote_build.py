@@ -32,7 +32,7 @@ from genai_cli.engine.work_folders import known_digests
 from genai_cli.settings import Settings
 from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget, from_dict
 from genai_core.files.home import expanded
-from genai_core.kinds.base import API_VERSION, REQUESTED_AT
+from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.problems import nearest
 from genai_core.kinds.reading import is_local
@@ -41,6 +41,7 @@ from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.build_sources import BuildSource, sources_of
 from genai_core.sources.source_files import SourceFacts, inspect_source
 from genai_core.store.s3.location import S3Location
+from genai_core.wire import REQUESTED_AT
 
 __all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter"]
 

@@ -25,7 +25,7 @@ from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit
 from genai_cli.display.words import counted, duration, size
 from genai_cli.settings import Settings
-from genai_core.kinds.base import REQUESTED_AT
+from genai_core.wire import REQUESTED_AT
 from genai_planner.progress import StageProgress
 
 __all__ = ["as_json", "details", "put", "show_status", "watched"]

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from genai_core.kinds.base import API_VERSION, GROUP
+from genai_core.kinds.base import API_VERSION
+from genai_core.wire import GROUP
 
 __all__ = ["Apiserver", "apiserver", "build", "job", "pod"]
 

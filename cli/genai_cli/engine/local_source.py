@@ -28,6 +28,7 @@ from genai_core.network.download import Rules, download
 from genai_core.sources.archive import unpack_archive
 from genai_core.sources.build_sources import sources_of
 from genai_core.sources.source_address import parse_https
+from genai_core.wire import Variable
 
 if TYPE_CHECKING:
     from genai_core.store.s3.source_folder import S3Source
@@ -71,7 +72,7 @@ def token_of(address: str, spec: BuildSpec) -> str | None:
     host = _host(address)
     if not host or host != next(filter(None, hosts), ""):
         return None
-    return os.environ.get("GENAI_SOURCE_TOKEN") or None
+    return os.environ.get(Variable.SOURCE_TOKEN) or None
 
 
 def _host(address: str) -> str:

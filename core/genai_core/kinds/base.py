@@ -15,16 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic.alias_generators import to_camel
 
-GROUP = "genai-operator.dev"
-VERSION = "v1alpha1"
 API_VERSION: Literal["genai-operator.dev/v1alpha1"] = "genai-operator.dev/v1alpha1"
-
-REQUESTED_AT = f"{GROUP}/requestedAt"
-"""Annotation with which a user asks for a rebuild with the current toolchain."""
-
-
-USE_LABEL = f"{GROUP}/use"
-"""Label, "true" on Secrets that builds and stores may use."""
 
 
 class KindModel(BaseModel):

@@ -15,11 +15,11 @@ from typing import Any
 from pydantic import BaseModel
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec, ArtifactStoreStatus
-from genai_core.kinds.base import GROUP, VERSION
 from genai_core.kinds.build import BuildSpec, BuildStatus
 from genai_core.kinds.deployment import DeploymentSpec, DeploymentStatus
 from genai_core.kinds.describe import describe_fields, describe_kind
 from genai_core.kinds.target import TargetSpec, TargetStatus
+from genai_core.wire import GROUP, VERSION
 
 Schema = dict[str, Any]
 

@@ -18,13 +18,14 @@ from pydantic import BaseModel, ValidationError
 from genai_core.errors import InvalidSpec
 from genai_core.files.home import expanded
 from genai_core.kinds.artifact_store import ArtifactStore
-from genai_core.kinds.base import API_VERSION, GROUP, KindObject
+from genai_core.kinds.base import API_VERSION, KindObject
 from genai_core.kinds.build import GenAIBuild, ModelSource
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.lora import AdapterSource
 from genai_core.kinds.problems import Problem, nearest, problems, show_path
 from genai_core.kinds.target import GenAITarget
 from genai_core.kinds.yaml_documents import Document, load_documents
+from genai_core.wire import GROUP
 
 __all__ = [
     "KINDS",

@@ -26,11 +26,11 @@ from genai_core.names import Key
 from genai_core.store.delivery import Delivered, deliver
 from genai_core.store.pod_store import open_job_store
 from genai_core.store.protocol import Store
+from genai_core.wire import TERMINATION_LOG
 
 __all__ = ["fetch", "main"]
 
 _PACKAGE = "package"
-_TERMINATION_LOG = "/dev/termination-log"
 _MOST_TEXT = 1500
 
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("record")
     parser.add_argument("--revision", required=True)
     parser.add_argument("--into", type=Path, required=True)
-    parser.add_argument("--termination-log", type=Path, default=Path(_TERMINATION_LOG))
+    parser.add_argument("--termination-log", type=Path, default=Path(TERMINATION_LOG))
     given = parser.parse_args(argv)
     try:
         found = fetch(open_job_store(), given.record, given.revision, given.into)

@@ -30,6 +30,7 @@ from genai_core.store.location import open_store
 from genai_core.store.protocol import Store
 from genai_core.store.s3.location import S3Credentials, parse_s3
 from genai_core.store.s3.s3_store import S3Store
+from genai_core.wire import Variable, reader_keys
 
 __all__ = ["certificates_of", "open_job_store"]
 
@@ -40,18 +41,18 @@ def open_job_store() -> Store:
     Raises:
         InvalidSpec: An address that cannot be read.
     """
-    first = _open(os.environ["GENAI_STORE"], os.environ.get("GENAI_STORE_CA", ""))
+    first = _open(os.environ[Variable.STORE], os.environ.get(Variable.STORE_CA, ""))
     others = [
         _open(entry["address"], entry.get("ca", ""), read_only=number)
-        for number, entry in enumerate(json.loads(os.environ.get("GENAI_READ_FROM") or "[]"))
+        for number, entry in enumerate(json.loads(os.environ.get(Variable.READ_FROM) or "[]"))
     ]
     return LayeredStore(first, others) if others else first
 
 
 def certificates_of(endpoint: str | None) -> str | None:
     """The file of certificates that a source on this endpoint is checked with; None = the usual."""
-    pem = os.environ.get("GENAI_STORE_CA")
-    address = os.environ.get("GENAI_STORE", "")
+    pem = os.environ.get(Variable.STORE_CA)
+    address = os.environ.get(Variable.STORE, "")
     if not pem or not address.startswith("s3://"):
         return None
     return _file(pem) if parse_s3(address).endpoint == endpoint else None
@@ -63,7 +64,7 @@ def _open(address: str, pem: str, read_only: int | None = None) -> Store:
     where = parse_s3(address)
     if pem:
         where = replace(where, ca=_file(pem))
-    credentials = _credentials(f"GENAI_READ_{read_only}_") if read_only is not None else None
+    credentials = _credentials(reader_keys(read_only)) if read_only is not None else None
     return S3Store(
         where,
         credentials=credentials,

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genai_core.errors import BadInput
 from genai_core.files.paths import RelativePath
 from genai_core.names import Backend
+from genai_core.wire import Variable
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,7 +95,7 @@ class TaskResult(BaseModel):
     """What an errand found out."""
 
 
-TASK_VARIABLE = "GENAI_TASK"
+TASK_VARIABLE = Variable.TASK
 _LARGEST_VARIABLE = 120_000
 _MOST_VARIABLES = 6
 """With the rest of a Job below the 1.5 MB that an apiserver's store takes, and below a process's

@@ -10,6 +10,7 @@ from functools import partial
 from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.helper_jobs import LookFile
 from genai_core.names import MODEL, Key, SourceName, TaskId
+from genai_core.reasons import Reason
 from genai_core.sources.resolved import RESOLVE, ResolvedSource
 from genai_core.store.protocol import RecordRef
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
@@ -178,7 +179,7 @@ class BuildSteps:
                 waits = await self._look(context, asked)
                 if waits is not None:
                     return waits
-        raise Waiting("Progressing", "its records are still being looked up", after=5.0)
+        raise Waiting(Reason.PROGRESSING, "its records are still being looked up", after=5.0)
 
     def _question(
         self, context: BuildContext, found: Mapping[SourceName, ResolvedSource]
@@ -312,7 +313,7 @@ class BuildSteps:
             f"{name} {str(record.facts.get('revision', ''))[:19]}"
             for name, record in seen.containers.items()
         )
-        return Done("Built", f"built {built}")
+        return Done(Reason.BUILT, f"built {built}")
 
 
 def _doing(seen: Survey) -> str:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import aiohttp
 
+from genai_core.reasons import Reason
 from genai_core.sources.resolved import RESOLVE
 from genai_operator.backoff import Backoff
 from genai_operator.builds.build_pass import JOINED_SECONDS, STARTED_SECONDS, BuildPass
@@ -43,7 +44,9 @@ from genai_operator.stores.open_stores import Stores
 
 __all__ = ["BuildReconciler"]
 
-_DOUBTS = frozenset({"StoreNotReady", "SourceUnreadable", "SourceNotReady", "NoAnswer"})
+_DOUBTS = frozenset(
+    {Reason.STORE_NOT_READY, Reason.SOURCE_UNREADABLE, Reason.SOURCE_NOT_READY, Reason.NO_ANSWER}
+)
 """Whoever meets one of these has the store tried at once: its status may be minutes old."""
 _REFUSALS = frozenset({400, 403, 405, 422})
 """The apiserver will say the same again, until somebody changes something."""
@@ -136,7 +139,7 @@ class BuildReconciler:
         why = f"{type(error).__name__}: {error}"
         outcome = Outcome(
             Phase.WAITING,
-            "OperatorError",
+            Reason.OPERATOR_ERROR,
             f"the operator failed at it and tries again ({why}); its log says more",
         )
         if isinstance(one, BuildPass):
@@ -167,7 +170,7 @@ class BuildReconciler:
         """Run the steps; what they come to, for the status."""
         if one.spec.run.suspend:
             await self._claims.release_all(one.owner.uid)
-            return Outcome(Phase.SUSPENDED, "Suspended", "spec.run.suspend is set")
+            return Outcome(Phase.SUSPENDED, Reason.SUSPENDED, "spec.run.suspend is set")
         context = BuildContext(one)
         result = await run_steps(context, self._steps.all)
         if isinstance(result, Wait) and result.after is not None:

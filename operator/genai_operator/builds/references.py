@@ -8,11 +8,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from genai_core.errors import GenAIError
-from genai_core.kinds.base import REQUESTED_AT
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_served
 from genai_core.names import SourceName
+from genai_core.reasons import Reason
 from genai_core.sources.build_sources import BuildSource, sources_of
+from genai_core.wire import REQUESTED_AT
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.sources import SourcePlace, source_place
 from genai_operator.builds.status import Outcome
@@ -104,15 +105,17 @@ class Loader:
         for name in one.spec.targets:
             value = self._observed.targets.get("", name)
             if value is None:
-                raise Waiting("TargetNotFound", f"there is no GenAITarget {name}", after=60.0)
+                raise Waiting(
+                    Reason.TARGET_NOT_FOUND, f"there is no GenAITarget {name}", after=60.0
+                )
             try:
                 found.append(build_target(name, value))
             except Stalled as error:  # mended in the target, not in the build
                 raise Waiting(
-                    "TargetNotReady", f"{error.message} ({error.reason})", after=60.0
+                    Reason.TARGET_NOT_READY, f"{error.message} ({error.reason})", after=60.0
                 ) from error
             except GenAIError as error:
-                raise Waiting("TargetNotReady", str(error), after=60.0) from error
+                raise Waiting(Reason.TARGET_NOT_READY, str(error), after=60.0) from error
         return found
 
     async def store(self, one: BuildPass) -> OpenStore:
@@ -124,18 +127,18 @@ class Loader:
         name = one.spec.store.name
         value = self._observed.stores.get(one.namespace, name)
         if value is None:
-            raise Waiting("StoreNotReady", f"there is no ArtifactStore {name}", after=60.0)
+            raise Waiting(Reason.STORE_NOT_READY, f"there is no ArtifactStore {name}", after=60.0)
         try:
             opened = await self._stores.open(value)
         except (Stalled, Waiting, GenAIError) as error:  # mended in the store, not in the build
-            raise Waiting("StoreNotReady", f"ArtifactStore {name}: {error}") from error
+            raise Waiting(Reason.STORE_NOT_READY, f"ArtifactStore {name}: {error}") from error
         status = value.get("status") or {}
         tried = condition_of(status, "Ready")
         if tried is None or status.get("observedGeneration") != value["metadata"]["generation"]:
-            raise Waiting("Progressing", f"ArtifactStore {name} is being tried", after=30.0)
+            raise Waiting(Reason.PROGRESSING, f"ArtifactStore {name} is being tried", after=30.0)
         if tried["status"] != "True":
             raise Waiting(
-                "StoreNotReady",
+                Reason.STORE_NOT_READY,
                 f"ArtifactStore {name} is not ready ({tried['reason']}): {tried['message']}",
                 after=30.0,
             )

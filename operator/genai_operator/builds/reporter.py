@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from genai_core.reasons import Reason
 from genai_operator.builds.status import Outcome, build_status
 from genai_operator.kube.build import build_view
 from genai_operator.kube.client import Api
@@ -28,7 +29,7 @@ log = logging.getLogger("genai_operator.builds.reporter")
 
 UNKNOWN_ARCHITECTURE = "UnknownArchitecture"
 """A warning of ingest that begins so is an Event too: what is built may not be the model."""
-_GOING_WELL = {"Progressing", "Built", "Suspended"}
+_GOING_WELL = {Reason.PROGRESSING, Reason.BUILT, Reason.SUSPENDED}
 
 
 class Reporter:

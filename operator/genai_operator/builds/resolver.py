@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
 from genai_core.names import MODEL, Key, SourceName, TaskId
+from genai_core.reasons import Reason
 from genai_core.redaction import hidden_queries
 from genai_core.sources.build_sources import BuildSource
 from genai_core.sources.resolved import (
@@ -195,7 +196,7 @@ class Resolver:
         if not attempts or attempts[-1].state is not JobState.SUCCEEDED:
             return None
         if self._helpers.may_yet_tell(attempts[-1]):
-            raise Waiting("Progressing", f"{attempts[-1].task} has ended", after=0.5)
+            raise Waiting(Reason.PROGRESSING, f"{attempts[-1].task} has ended", after=0.5)
         ending = self._helpers.ending(attempts[-1])
         key = ending.message.get("record") if ending is not None else None
         return RecordRef(RESOLVE, Key(key)) if isinstance(key, str) else None
@@ -256,7 +257,7 @@ class Resolver:
 def _of_source(source: BuildSource, error: GenAIError) -> Waiting:
     """The store may be well all the same; whether it is, is tried."""
     denied = isinstance(error, StoreUnreadable)
-    reason = "SourceUnreadable" if denied else "SourceNotReady"
+    reason = Reason.SOURCE_UNREADABLE if denied else Reason.SOURCE_NOT_READY
     return Waiting(reason, f"{source.field}: {error}", after=5.0, most=60.0)
 
 

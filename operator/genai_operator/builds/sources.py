@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from genai_core.errors import GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
+from genai_core.reasons import Reason
 from genai_core.sources.build_sources import BuildSource
 from genai_core.sources.resolved import ResolveFile, resolve_file, resolve_key
 from genai_core.sources.source_address import parse_https, parse_pvc, readable_name
@@ -71,7 +72,7 @@ def source_place(source: BuildSource, store: S3Location) -> SourcePlace:
     except GenAIError as error:
         raise Stalled(error.code, f"{source.field}: {error}") from error
     raise Stalled(
-        "UnsupportedSource",
+        Reason.UNSUPPORTED_SOURCE,
         f"{source.field}: {text} cannot be read from a cluster; upload it and write "
         "s3://bucket/folder",
     )

@@ -13,11 +13,12 @@ from datetime import datetime
 from typing import Any
 
 from genai_core.errors import GenAIError
-from genai_core.kinds.base import GROUP
 from genai_core.names import SourceName, TaskId
+from genai_core.reasons import Reason
 from genai_core.redaction import hidden_queries
 from genai_core.store.s3.location import S3Location
 from genai_core.tasks.record import Record
+from genai_core.wire import GROUP
 from genai_operator.kube.conditions import MOST_MESSAGE, condition, conditions, meaningful, summary
 from genai_operator.kube.phases import Phase
 from genai_operator.kube.times import rfc3339
@@ -164,7 +165,7 @@ def _conditions(
             condition(
                 "ArtifactAvailable",
                 "True",
-                "Built",
+                Reason.BUILT,
                 message="status.artifacts holds the last good ones",
                 generation=generation,
             )
@@ -174,7 +175,7 @@ def _conditions(
             condition(
                 "ToolchainOutdated",
                 "True",
-                "NewerToolchain",
+                Reason.NEWER_TOOLCHAIN,
                 message=f"{outcome.outdated}; set the annotation {GROUP}/requestedAt to rebuild",
                 generation=generation,
             )

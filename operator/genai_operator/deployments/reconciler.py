@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from genai_core.reasons import Reason
 from genai_operator.kube.client import Api
 from genai_operator.kube.observed import Observed
 from genai_operator.kube.status_writer import StatusWriter, plain_status
@@ -26,7 +27,7 @@ class DeploymentReconciler:
         value = self._observed.deployments.get(namespace, name)
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None
-        result = Stall("NotServedYet", _NOT_SERVED)
+        result = Stall(Reason.NOT_SERVED_YET, _NOT_SERVED)
         await self._writer.write(
             value, plain_status(result, value, datetime.now(UTC)), warning=True
         )

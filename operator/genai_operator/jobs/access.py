@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, field
 
 from genai_core.kinds.artifact_store import WebIdentity
+from genai_core.reasons import Reason
+from genai_core.wire import SOURCE_KEYS, Variable, reader_keys
 from genai_operator.errors import Stalled
 from genai_operator.kube.values import Json
 
@@ -85,7 +87,7 @@ def check_certificates(access: StoreAccess) -> None:
         size = len(entry.get("value", "").encode())
         if size > _MOST_VARIABLE_BYTES:
             raise Stalled(
-                "CertificatesTooLarge",
+                Reason.CERTIFICATES_TOO_LARGE,
                 f"spec.caBundle, with those of spec.readFrom, takes {size} bytes, and a pod can be "
                 f"given {_MOST_VARIABLE_BYTES}: leave out certificates that the endpoints do not "
                 "need",
@@ -94,23 +96,23 @@ def check_certificates(access: StoreAccess) -> None:
 
 def environment_of(access: StoreAccess, *, reads_source: bool) -> list[Json]:
     """Variables of the container, which core's `pod_store` and `source_access` read."""
-    found: list[Json] = [{"name": "GENAI_STORE", "value": access.address}]
+    found: list[Json] = [{"name": Variable.STORE, "value": access.address}]
     if access.ca:
-        found.append({"name": "GENAI_STORE_CA", "value": access.ca})
+        found.append({"name": Variable.STORE_CA, "value": access.ca})
     if access.secret:
         found += _from_secret(access.secret, "AWS_")
     else:
-        found.append({"name": "GENAI_TELL", "value": "1"})
+        found.append({"name": Variable.TELL, "value": "1"})
         if access.web_identity is not None:
             found += _web_identity(access.web_identity)
     if access.read_from:
         entries = [
             {"address": r.address} | ({"ca": r.ca} if r.ca else {}) for r in access.read_from
         ]
-        found.append({"name": "GENAI_READ_FROM", "value": json.dumps(entries)})
+        found.append({"name": Variable.READ_FROM, "value": json.dumps(entries)})
         for number, reader in enumerate(access.read_from):
             if reader.secret:
-                found += _from_secret(reader.secret, f"GENAI_READ_{number}_")
+                found += _from_secret(reader.secret, reader_keys(number))
     if reads_source:
         found += _of_source(access)
     return found
@@ -118,12 +120,12 @@ def environment_of(access: StoreAccess, *, reads_source: bool) -> list[Json]:
 
 def _of_source(access: StoreAccess) -> list[Json]:
     if access.source_claim:
-        return [{"name": "GENAI_SOURCE_ROOT", "value": _SOURCE_ROOT}]
+        return [{"name": Variable.SOURCE_ROOT, "value": _SOURCE_ROOT}]
     if not access.source.startswith("https://"):
-        return _from_secret(access.source_secret, "GENAI_SOURCE_") if access.source_secret else []
-    found: list[Json] = [{"name": "GENAI_SOURCE_HOSTS", "value": ",".join(access.source_hosts)}]
+        return _from_secret(access.source_secret, SOURCE_KEYS) if access.source_secret else []
+    found: list[Json] = [{"name": Variable.SOURCE_HOSTS, "value": ",".join(access.source_hosts)}]
     if access.source_secret:
-        found.append(_secret_key("GENAI_SOURCE_TOKEN", access.source_secret, "token"))
+        found.append(_secret_key(Variable.SOURCE_TOKEN, access.source_secret, "token"))
     return found
 
 

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass, replace
 
 from genai_core.kinds.build import Run
+from genai_core.reasons import Reason
 from genai_core.wire import ENDING, TASK
 from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.jobs.access import StoreAccess
@@ -71,13 +72,13 @@ class Applier:
         kept = turn is not None and turn.until > time.monotonic()
         others = kept and turn is not None and turn.uid != owner.uid
         if others or self._observed.is_leaving(request.namespace, name):
-            raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
+            raise Waiting(Reason.PROGRESSING, "an earlier Job is being removed", after=1.0)
         known = self._observed.jobs.get(request.namespace, name)
         if known is not None:
             # Made since the build was looked at. The apiserver may be rid of it already and take
             # the name again, but its pod then runs for as long as its grace allows.
             if known.deleting:
-                raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
+                raise Waiting(Reason.PROGRESSING, "an earlier Job is being removed", after=1.0)
             await self.claim(known, owner)
             return True
         number = turn.number if turn is not None and kept else 0
@@ -96,11 +97,11 @@ class Applier:
         if error.code == 409 and error.reason == "AlreadyExists":
             there = await self._api.get("jobs", meta["name"], namespace=meta["namespace"])
             if there is None or "deletionTimestamp" in there["metadata"]:
-                raise Waiting("Progressing", "an earlier Job is being removed", after=1.0)
+                raise Waiting(Reason.PROGRESSING, "an earlier Job is being removed", after=1.0)
             view = job_view(there)
             if view is None:
                 raise Waiting(
-                    "JobNameTaken",
+                    Reason.JOB_NAME_TAKEN,
                     f"a Job {meta['name']} is there that the operator did not make: delete it",
                     after=30.0,
                 )
@@ -108,12 +109,12 @@ class Applier:
             await self.claim(view, owner)
             return True
         if error.code == 403 and "quota" in error.message:
-            raise Waiting("QuotaExceeded", error.message, after=15.0) from error
+            raise Waiting(Reason.QUOTA_EXCEEDED, error.message, after=15.0) from error
         if error.code == 403 and "cannot create resource" in error.message:  # RBAC's words
             raise not_enabled("run Jobs", meta["namespace"]) from error
         denied = "admission webhook" in error.message or "denied request" in error.message
         if error.code == 422 and error.fields and not denied:
-            raise Stalled("JobRefused", error.message) from error
+            raise Stalled(Reason.JOB_REFUSED, error.message) from error
         if error.code in {400, 403, 422} or (error.code >= 500 and error.reason):
             # A policy, a webhook that is broken: whoever runs the cluster mends that, not the user.
             task = meta["annotations"][TASK]

@@ -9,7 +9,7 @@ task reads: sixteen times as much is more than any writes (a model of 4-bit weig
 from __future__ import annotations
 
 from genai_core.kinds.build import Run
-from genai_operator.quantities import amount
+from genai_core.quantity import amount
 
 __all__ = ["LEAST", "UNKNOWN", "disk_for", "storage_of", "volume_limit"]
 

@@ -23,6 +23,7 @@ from genai_core.helper_jobs import (
 )
 from genai_core.kinds.build import Run
 from genai_core.names import Key
+from genai_core.reasons import Reason
 from genai_operator.errors import Stalled, Waiting, not_enabled, of_error
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
@@ -105,7 +106,7 @@ class HelperJobs:
         pods = self._observed.pods_of(job.namespace).get(job.name, [])
         ended = [pod for pod in pods if pod.ending is not None and pod.ending.exit_code == 0]
         if not ended and job.ended_at and datetime.now(UTC) < job.ended_at + _WORDS:
-            raise Waiting("Progressing", f"{job.task} has ended", after=0.5)
+            raise Waiting(Reason.PROGRESSING, f"{job.task} has ended", after=0.5)
         self._heard.add(job.uid)
         for pod in ended:
             try:

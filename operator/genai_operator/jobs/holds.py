@@ -14,15 +14,16 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from genai_core.reasons import Reason
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.pod import PodView
 
 __all__ = ["ADMISSION", "BLOCKED", "NOT_ADMITTED", "Hold", "Standing", "hold_of", "standing"]
 
-ADMISSION = "WaitingForAdmission"
-NOT_ADMITTED = "NotAdmitted"
-_UNSCHEDULABLE = "Unschedulable"
-BLOCKED = (NOT_ADMITTED, _UNSCHEDULABLE, "ImagePullFailed", "ContainerNotCreated")
+ADMISSION = Reason.WAITING_FOR_ADMISSION
+NOT_ADMITTED = Reason.NOT_ADMITTED
+_UNSCHEDULABLE = Reason.UNSCHEDULABLE
+BLOCKED = (NOT_ADMITTED, _UNSCHEDULABLE, Reason.IMAGE_PULL_FAILED, Reason.CONTAINER_NOT_CREATED)
 """Reasons that are the cluster's: somebody has to change something in it, or in the build."""
 _RIPE = timedelta(seconds=10)
 """What ends by itself within that time is nothing to alarm people with."""
@@ -114,7 +115,7 @@ def standing(
             )
     shown = next((hold.message for hold in known if hold.reason != NOT_ADMITTED), "")
     shown = ripe[0].message if ripe else shown
-    return Standing(works=True, reason="Progressing", held=shown, after=later)
+    return Standing(works=True, reason=Reason.PROGRESSING, held=shown, after=later)
 
 
 def hold_of(job: JobView, pods: Sequence[PodView], now: datetime) -> Hold | None:
@@ -136,9 +137,9 @@ def hold_of(job: JobView, pods: Sequence[PodView], now: datetime) -> Hold | None
 
 
 def _remedy(pod: PodView) -> str:
-    if pod.hold == "ImagePullFailed":
+    if pod.hold == Reason.IMAGE_PULL_FAILED:
         return _IMAGE
-    if pod.hold == "ContainerNotCreated":
+    if pod.hold == Reason.CONTAINER_NOT_CREATED:
         return _CONTAINER
     for word, remedy in _REMEDIES:
         if word in pod.waiting.lower():

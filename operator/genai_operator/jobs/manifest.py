@@ -17,6 +17,7 @@ from genai_core.canonical import digest_json
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import Run
 from genai_core.names import MODEL, Digest, Key, SourceName
+from genai_core.quantity import amount
 from genai_core.tasks.task_file import task_variables
 from genai_core.wire import (
     ATTEMPT,
@@ -27,15 +28,16 @@ from genai_core.wire import (
     OPERATION,
     RENDERING,
     SCOPE,
+    STAGE_CONTAINER,
     TASK,
     TTL,
+    Variable,
 )
 from genai_operator.jobs.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.jobs.disk import LEAST, storage_of, volume_limit
 from genai_operator.jobs.renewal import Wanted
 from genai_operator.kube.job import Link, Rendering
 from genai_operator.kube.values import Json
-from genai_operator.quantities import amount
 
 __all__ = [
     "MOST_TASK_BYTES",
@@ -318,12 +320,12 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
             {"name": name, "value": value}
             for name, value in task_variables(request.document, where=request.task).items()
         ),
-        {"name": "GENAI_SCRATCH", "value": "/scratch"},
+        {"name": Variable.SCRATCH, "value": "/scratch"},
         *environment_of(access, reads_source=request.reads_source),
     ]
     if request.chain:
         limit = str(run.active_deadline_seconds)
-        environment.append({"name": "GENAI_TASK_SECONDS", "value": limit})
+        environment.append({"name": Variable.TASK_SECONDS, "value": limit})
     requests = {"cpu": _cpu("1" if request.seconds > 60 else "250m", run)}
     memory = f"{-(-request.memory_bytes // _MIB)}Mi"
     # What a user gives is where it begins; out of memory, the next attempt gets twice as much.
@@ -334,7 +336,7 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         given.pop("memory", None)  # it stands for the limit, which an attempt may have raised
     requests |= {"memory": memory} | given | set_aside
     return {
-        "name": "stage",
+        "name": STAGE_CONTAINER,
         "image": request.image,
         "imagePullPolicy": "IfNotPresent",
         "args": ["job"],

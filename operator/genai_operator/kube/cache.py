@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from genai_core.kinds.base import REQUESTED_AT
+from genai_core.wire import REQUESTED_AT
 
 __all__ = ["Cache", "Entry", "V", "asked_of", "version_of"]
 

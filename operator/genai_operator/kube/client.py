@@ -14,6 +14,7 @@ from typing import Self, TypedDict, TypeVar, Unpack
 
 import aiohttp
 
+from genai_core.wire import STAGE_CONTAINER
 from genai_operator.kube.connection import Connection
 from genai_operator.kube.resources import RESOURCES
 from genai_operator.kube.session import lean_session
@@ -130,7 +131,7 @@ class Api:
         """What a pod's container wrote (`pods/log`); None where the pod is gone."""
         kind, _, part = plural.partition("/")
         path = f"{_path(kind, pod, namespace)}/{part}"
-        query = {"container": "stage", "limitBytes": str(most_bytes)}
+        query = {"container": STAGE_CONTAINER, "limitBytes": str(most_bytes)}
         try:
             return await self._send("GET", path, _text, query=query)
         except ApiError as error:

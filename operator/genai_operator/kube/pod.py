@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
+from genai_core.reasons import Reason
 from genai_core.wire import ENDING, JOB_NAME
 from genai_operator.kube.times import parse_time
 
@@ -159,7 +160,7 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
     if not job:
         return None
     ending, waiting = None, _unscheduled(status)
-    hold = "Unschedulable" if waiting else ""
+    hold = Reason.UNSCHEDULABLE if waiting else ""
     for container in status.get("containerStatuses") or ():
         state = container.get("state") or {}
         ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
@@ -203,9 +204,9 @@ def _not_started(waiting: Mapping[str, Any]) -> tuple[str, str]:
     if reason in _PULLS:
         # Between two tries the kubelet says that it backs off, with what went wrong behind it.
         words = message.partition(": ErrImagePull: ")[2] or message or reason
-        return "ImagePullFailed", words[:_MOST_WORDS]
+        return Reason.IMAGE_PULL_FAILED, words[:_MOST_WORDS]
     words = ": ".join(part for part in (reason, message) if part)
-    return "ContainerNotCreated", words[:_MOST_WORDS]
+    return Reason.CONTAINER_NOT_CREATED, words[:_MOST_WORDS]
 
 
 def _ending(ended: Mapping[str, Any]) -> Ending:

@@ -15,7 +15,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from genai_core.kinds.base import GROUP, REQUESTED_AT
+from genai_core.wire import GROUP, JOB_NAME, MANAGED, REQUESTED_AT
 from genai_operator.kube.resources import watched
 from genai_operator.kube.values import Json
 
@@ -35,7 +35,7 @@ _META = (
     *("name", "namespace", "uid", "resourceVersion", "generation"),
     *("creationTimestamp", "deletionTimestamp"),
 )
-_LABELS = ("app.kubernetes.io/managed-by", "batch.kubernetes.io/job-name")
+_LABELS = (MANAGED, JOB_NAME)
 _MOST_SPEC = 8 << 10
 _MOST_STATUS = 32 << 10
 _MOST_NOTE = 16 << 10

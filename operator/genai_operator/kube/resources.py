@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genai_core.kinds.base import GROUP, VERSION
-from genai_core.wire import SELECTOR
+from genai_core.wire import GROUP, SELECTOR, VERSION
 
 __all__ = ["RESOURCES", "Resource", "watched"]
 

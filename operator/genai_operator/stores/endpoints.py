@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from urllib.parse import SplitResult, urlsplit
 
 from genai_core.network.addresses import why_refused
+from genai_core.reasons import Reason
 from genai_operator.errors import Stalled
 
 __all__ = ["Peers", "check_endpoint"]
@@ -72,19 +73,19 @@ def check_endpoint(
         return
     if "@" in endpoint:  # not quoted: what stands before it may be a password
         raise Stalled(
-            "EndpointNotAllowed",
+            Reason.ENDPOINT_NOT_ALLOWED,
             "user and password must not stand in an endpoint: name a Secret in spec.secretRef",
         )
     try:
         parts = urlsplit(endpoint)
         host, port = parts.hostname or "", _port(parts)
     except ValueError as error:
-        raise Stalled("EndpointNotAllowed", f"{endpoint} is no URL: {error}") from error
+        raise Stalled(Reason.ENDPOINT_NOT_ALLOWED, f"{endpoint} is no URL: {error}") from error
     if parts.scheme not in _PORTS or not host:
-        raise Stalled("EndpointNotAllowed", f"{endpoint} is not an http:// or https:// URL")
+        raise Stalled(Reason.ENDPOINT_NOT_ALLOWED, f"{endpoint} is not an http:// or https:// URL")
     if not any(fnmatchcase(endpoint, p) or fnmatchcase(host, p) for p in allowed):
         raise Stalled(
-            "EndpointNotAllowed",
+            Reason.ENDPOINT_NOT_ALLOWED,
             f"{endpoint} is not among the endpoints that the operator may use "
             f"({', '.join(allowed) or 'none'})",
         )
@@ -92,7 +93,7 @@ def check_endpoint(
     for address in resolve(host):
         why = peers.refuse(address, port)
         if why is not None:
-            raise Stalled("EndpointNotAllowed", f"{endpoint} {why}")
+            raise Stalled(Reason.ENDPOINT_NOT_ALLOWED, f"{endpoint} {why}")
 
 
 def _port(parts: SplitResult) -> int:

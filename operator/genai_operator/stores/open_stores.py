@@ -18,6 +18,7 @@ from typing import Any
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_served
+from genai_core.reasons import Reason
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 from genai_core.store.s3.location import S3Credentials, S3Location
@@ -50,7 +51,7 @@ def credentials_of(secret: Mapping[str, Any]) -> S3Credentials:
     lacking = [name for name in (ACCESS_KEY, SECRET_KEY) if not data.get(name)]
     if lacking:
         name = secret["metadata"]["name"]
-        raise Waiting("SecretIncomplete", f"Secret {name} lacks {' and '.join(lacking)}")
+        raise Waiting(Reason.SECRET_INCOMPLETE, f"Secret {name} lacks {' and '.join(lacking)}")
     return S3Credentials(data[ACCESS_KEY], data[SECRET_KEY], data.get(TOKEN) or None)
 
 
@@ -205,7 +206,9 @@ class Stores:
         """A store that is looked into besides; its own readFrom counts for nothing here."""
         value = self._find(namespace, name)
         if value is None:
-            raise Waiting("ReadFromNotFound", f"spec.readFrom: there is no ArtifactStore {name}")
+            raise Waiting(
+                Reason.READ_FROM_NOT_FOUND, f"spec.readFrom: there is no ArtifactStore {name}"
+            )
         try:
             spec, keys = await self._spec(value)
         except Stalled as error:
@@ -214,7 +217,7 @@ class Stores:
             raise Waiting(error.reason, f"spec.readFrom: {name}: {error.message}") from error
         if keys is None and spec.service_account_name != first.service_account_name:
             raise Stalled(
-                "ReadFromNotReadable",
+                Reason.READ_FROM_NOT_READABLE,
                 f"spec.readFrom: {name} is read by the service account "
                 f"{spec.service_account_name}, and a pod has one: use that here too, or a Secret",
             )

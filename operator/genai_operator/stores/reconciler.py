@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 
 from genai_core.errors import BadInput, GenAIError
 from genai_core.helper_jobs import CollectFile, ProbeFile
+from genai_core.reasons import Reason
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs, question_key
@@ -181,7 +182,7 @@ class StoreReconciler:
                 return build_target(value["metadata"]["name"], value)
             except (Stalled, GenAIError):
                 continue
-        raise Waiting("NoImage", "there is no GenAITarget with an image of the stages")
+        raise Waiting(Reason.NO_IMAGE, "there is no GenAITarget with an image of the stages")
 
     async def _collected(self, value: Json, opened: OpenStore) -> Json | None:
         """Have the store cleaned once a day by a Job in its namespace; returns the last outcome."""

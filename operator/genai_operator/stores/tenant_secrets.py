@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from genai_core.reasons import Reason
 from genai_operator.errors import Waiting, not_enabled
 from genai_operator.kube.client import Api, ApiError
 from genai_operator.kube.events import post_event
@@ -42,7 +43,7 @@ class Secrets:
                 raise
             raise not_enabled(f"read Secret {name}", namespace) from error
         if secret is None:
-            raise Waiting("SecretNotFound", f"there is no Secret {name}")
+            raise Waiting(Reason.SECRET_NOT_FOUND, f"there is no Secret {name}")
         secret = {**secret, "metadata": {**secret["metadata"], "namespace": namespace}}
         advice = self._policy.judge_secret(secret)
         if advice is not None:
@@ -67,7 +68,7 @@ class Secrets:
             self._api,
             secret,
             "Secret",
-            reason="SecretNotLabelled",
+            reason=Reason.SECRET_NOT_LABELLED,
             message=advice,
             warning=True,
             version="v1",

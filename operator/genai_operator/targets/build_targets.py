@@ -18,6 +18,7 @@ from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import Backend
 from genai_core.operations import OPERATIONS, ChipConfig
+from genai_core.reasons import Reason
 from genai_core.tasks.keys import toolchain_id
 from genai_core.tasks.task_file import Toolchain
 from genai_core.tasks.toolchain import ABSENT
@@ -64,13 +65,13 @@ def target_problem(spec: TargetSpec) -> tuple[str, str] | None:
         value = "stages.htpImage" if htp else "stages.image"
         build = "build one with make image-htp and " if htp else ""
         return (
-            "ImageNotConfigured",
+            Reason.IMAGE_NOT_CONFIGURED,
             f"it has no image of the stages; {build}set spec.image by digest (chart: {value})",
         )
     lacking = [name for name in needed_libraries(spec.backend) if name not in spec.toolchain]
     if lacking:
         return (
-            "ToolchainNotDeclared",
+            Reason.TOOLCHAIN_NOT_DECLARED,
             f"spec.toolchain lacks {', '.join(lacking)}; see genai-stage toolchain of the image",
         )
     if spec.backend is Backend.HTP:
@@ -124,7 +125,7 @@ def toolchains(targets: Sequence[BuildTarget]) -> dict[tuple[str, Backend | None
             known = versions.setdefault(library, (target.versions[library], target.target.name))
             if known[0] != target.versions[library]:
                 raise Stalled(
-                    "ToolchainsDiffer",
+                    Reason.TOOLCHAINS_DIFFER,
                     f"GenAITargets {known[1]} and {target.target.name} declare {library} "
                     f"{known[0]} and {target.versions[library]}; one build needs one version",
                 )

@@ -39,13 +39,13 @@ from genai_core.store.pod_store import open_job_store
 from genai_core.store.protocol import Store
 from genai_core.tasks.chain import ChainFile
 from genai_core.tasks.task_file import TaskFile, TaskResult, packed_task
+from genai_core.wire import TERMINATION_LOG, Variable
 from genai_stages.worker import runner
 from genai_stages.worker.chain import run_chain
 from genai_stages.worker.helper_jobs import Errand, run_errand, show_record, tell
 
 __all__ = ["run_job"]
 
-TERMINATION_LOG = Path("/dev/termination-log")
 _MOST_BYTES = 4000
 _FULL = {28, 122}
 """ENOSPC, EDQUOT."""
@@ -75,7 +75,7 @@ class _Place:
         self.name = "task"
         self.step: int | None = None
         self._log = termination_log
-        self._limit = float(os.environ.get("GENAI_TASK_SECONDS") or "inf")
+        self._limit = float(os.environ.get(Variable.TASK_SECONDS) or "inf")
         self._alarm: threading.Timer | None = None
 
     def begin(self, step: int, name: str) -> None:
@@ -108,12 +108,12 @@ class _Place:
         os._exit(error.exit_code)  # whatever the task hangs in
 
 
-def run_job(termination_log: Path = TERMINATION_LOG) -> int:
+def run_job(termination_log: Path = Path(TERMINATION_LOG)) -> int:
     """Run what the environment holds; returns the exit code."""
     started = time.monotonic()
     age = _process_age()
     signal.signal(signal.SIGTERM, _interrupt)
-    root = os.environ.get("GENAI_SCRATCH") or None
+    root = os.environ.get(Variable.SCRATCH) or None
     scratch = Path(tempfile.mkdtemp(prefix="genai-task-", dir=root))
     log_file = scratch / "job.log"
     handler = logging.FileHandler(log_file, encoding="utf-8")
@@ -127,7 +127,7 @@ def run_job(termination_log: Path = TERMINATION_LOG) -> int:
         document = _unpacked(packed_task(os.environ))
         store = open_job_store()
         result = _work(document, store, scratch, place)()
-        if os.environ.get("GENAI_TELL"):
+        if os.environ.get(Variable.TELL):
             _tell_record(document, result, store)
         return result
 

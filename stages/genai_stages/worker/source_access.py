@@ -29,11 +29,12 @@ from genai_core.store.pod_store import certificates_of
 from genai_core.store.s3.location import S3Credentials, parse_s3, source_credentials
 from genai_core.store.s3.source_folder import S3Source
 from genai_core.tasks.task_file import TaskFileInput
+from genai_core.wire import SOURCE_KEYS, Variable
 from genai_stages.worker.local_file import take_local
 
 __all__ = ["fetch_archive", "fetch_source_file", "mounted_folder", "open_source"]
 
-_PREFIX = "GENAI_SOURCE_"
+_PREFIX = SOURCE_KEYS
 _AGAIN = "apply the build again"
 
 
@@ -54,7 +55,7 @@ def open_source(address: str) -> S3Source:
     # Certificates are named by the store: a file of this pod is not the address's to name.
     where = parse_s3(address)
     where = replace(where, ca=certificates_of(where.endpoint))
-    store = os.environ.get("GENAI_STORE", "")
+    store = os.environ.get(Variable.STORE, "")
     credentials = source_credentials(
         where,
         own=credentials,
@@ -87,7 +88,7 @@ def fetch_archive(address: HttpsAddress, scratch: Path) -> tuple[Path, Digest]:
         file,
         rules=rules,
         token=token,
-        authorities=os.environ.get("GENAI_STORE_CA", ""),
+        authorities=os.environ.get(Variable.STORE_CA, ""),
     )
     assert found is not None
     if address.sha256 not in {None, found.sha256}:
