@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from genai_core.errors import BadInput
 from genai_runtime.generate import generate
 from genai_runtime.speculation.config import named_config, parse_config
-from genai_runtime.speculation.control import Speculation
+from genai_runtime.speculation.control import Room, Speculation
 from genai_runtime.speculation.lengths import Costs, Length
+from genai_runtime.speculation.method import NOTHING, Draft, accept
 from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.speculator import open_speculation
 from genai_runtime.testing import ScriptedExecutor, ScriptedSession
@@ -126,6 +127,84 @@ def test_a_length_of_nothing_is_tried_again_where_nothing_else_tells_of_better_g
             length.observe(chosen, 0)
     assert 3 <= len(tries) <= 8
     assert np.all(np.diff(np.diff(tries)) >= 0), "ever more seldom"
+
+
+class Coin:
+    """Guesses that are right with a probability, and take some time."""
+
+    name = "coin"
+    branch_tokens = 0
+
+    def __init__(self, chance, price, seed):
+        self.free, self.price, self.now = price == 0, price, 0.0
+        self.chance, self.random = chance, np.random.default_rng(seed)
+
+    def start(self, key, tokens):
+        pass
+
+    def propose(self, wanted):
+        self.now += self.price * sum(wanted.values())
+        # A guess of 1 is right: the text is all ones.
+        return {
+            key: Draft(tuple((self.random.random(count) < self.chance).astype(int).tolist()))
+            for key, count in wanted.items()
+        }
+
+    def extend(self, key, tokens, branch=None):
+        pass
+
+    def finish(self, key):
+        pass
+
+
+def played(chances, slope, price, *, seed, length=400):
+    """Time of answers of ones, each with its chance, in plain passes."""
+    method = Coin(chances[0], price, seed)
+    speculation = Speculation(method, most=4, clock=lambda: method.now)
+    for key, chance in enumerate(chances):
+        method.chance = chance
+        speculation.start(key, [1])
+        written = 1
+        while written < length:
+            room = Room(answer=length - written - 1, slot=length)
+            draft = speculation.propose(speculation.wanted({key: room}), [key]).get(key, NOTHING)
+            taken = 1 + slope * draft.size
+            method.now += taken
+            speculation.observe_pass(1, draft.size, taken)
+            new = accept(
+                np.tile([0.0, 1.0], (draft.size + 1, 1)), draft.tokens, lambda _: (1, False)
+            )
+            speculation.extend(key, new)
+            written += len(new)
+        speculation.finish(key)
+    return method.now
+
+
+@pytest.mark.parametrize("price", [0, 0.1, 0.4])
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.3, 1.0])
+def test_speculation_is_never_slower_by_much_and_faster_where_it_pays(slope, price):
+    plain = 4 * 399
+    for seed, chances in enumerate(([0.0] * 4, [0.2] * 4, [0.5] * 4, [0.9] * 4, [0.9, 0, 0.9, 0])):
+        taken = played(chances, slope, price, seed=seed)
+        assert taken <= plain / 0.97, (chances, taken / plain)
+    ceiling = max(
+        sum(0.9**place for place in range(k + 1)) / (1 + (slope + price) * k) for k in range(5)
+    )
+    gained = plain / played([0.9] * 4, slope, price, seed=9)
+    assert gained >= 0.85 * ceiling
+
+
+def test_a_pass_that_took_long_by_chance_does_not_end_speculation():
+    costs = costs_of(0.1)
+    for extra in (1, 4):
+        for _ in range(9):
+            costs.observe(1, extra, 9.0)
+    length = Length(most=4, prior=0.9)
+    waits = 0
+    while not length.chosen(costs, 1):
+        costs.observe(1, 0, 0.03)
+        waits += 1
+    assert 100 < waits < 2000
 
 
 @given(st.floats(0, 1), st.floats(0, 2), st.integers(1, 8))

@@ -94,6 +94,7 @@ class Speculation:
         self._most, self._least, self._adaptive = most, least, adaptive
         self._clock = clock
         self._members: dict[int, _Member] = {}
+        self._all = Length(most)
         self._failed = False
         self.costs = Costs()
         self.counts = Counts(method.name, positions=[0] * most)
@@ -121,7 +122,9 @@ class Speculation:
         """A sequence begins to write behind these tokens."""
         if not self._failed:
             self._try(lambda: self._method.start(key, tokens))
-            self._members[key] = _Member(Length(self._most, self._least), Counts(self.name))
+            self._members[key] = _Member(
+                Length(self._most, self._least, prior=self._all.acceptance), Counts(self.name)
+            )
 
     def wanted(self, rooms: Mapping[int, Room]) -> dict[int, int]:
         """The most tokens that drafts of the next pass may add to it.
@@ -199,7 +202,9 @@ class Speculation:
             accepted += 1
         if guesses:
             # Of a draft that was not run only the first place is known.
-            member.length.observe(len(guesses) if member.verified else 1, accepted)
+            guessed = len(guesses) if member.verified else 1
+            member.length.observe(guessed, accepted)
+            self._all.observe(guessed, accepted)
             if member.verified:
                 self.counts.add(len(guesses), accepted)
                 member.counts.add(len(guesses), accepted)

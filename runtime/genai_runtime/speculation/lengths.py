@@ -14,12 +14,16 @@ from statistics import median
 _KEPT = 9
 """Passes of a kind that are remembered."""
 _NEEDED = 3
-"""Passes of a kind before its median counts."""
+"""Plain passes before anything is guessed."""
+_HALVED = 128
+"""Passes without drafts after which their costs count half, so that they are tried again."""
 _SLOPE = 0.12
 """A further token's share of a pass where none was measured yet: int8 on a processor with AVX2."""
 _AGAIN = 64
 """Passes with drafts after which one without is run, so that what is compared is of today."""
 _FORGET = 0.85
+_FIRST_PAUSE, _LONGEST_PAUSE = 16, 256
+"""Passes before a length of 0 is left for a try."""
 _GAIN = 1.02
 """What a draft must promise before it is tried: below it costs might be noise."""
 
@@ -30,6 +34,7 @@ class Costs:
     def __init__(self) -> None:
         self._seconds: dict[tuple[int, int], deque[float]] = {}
         self._medians: dict[int, dict[int, float]] = {}
+        self._idle: dict[int, int] = {}
         self._drafting: deque[float] = deque(maxlen=_KEPT)
         self._since: dict[int, int] = {}
 
@@ -37,8 +42,8 @@ class Costs:
         """A pass of so many writing rows, with so many tokens beyond one each, took so long."""
         kept = self._seconds.setdefault((rows, extra), deque(maxlen=_KEPT))
         kept.append(seconds)
-        if not extra or len(kept) >= _NEEDED:
-            self._medians.setdefault(rows, {})[extra] = median(kept)
+        self._medians.setdefault(rows, {})[extra] = median(kept)
+        self._idle[rows] = 0 if extra else self._idle.get(rows, 0) + 1
         self._since[rows] = self._since.get(rows, 0) + 1 if extra else 0
 
     def observe_drafting(self, tokens: int, seconds: float) -> None:
@@ -55,10 +60,9 @@ class Costs:
         known = self._medians.get(rows, {})
         plain = known.get(0)
         if extra and plain is not None and len(known) > 1:
-            if extra in known:
-                return max(1.0, known[extra] / plain)
             nearest = min((more for more in known if more), key=lambda more: abs(more - extra))
-            return 1.0 + max(0.0, known[nearest] / plain - 1) / nearest * extra
+            slope = max(0.0, known[nearest] / plain - 1) / nearest
+            return 1.0 + slope * extra * float(2.0 ** (-self._idle[rows] / _HALVED))
         return 1.0 + _SLOPE * extra / rows
 
     def drafting(self, rows: int) -> float:
@@ -76,14 +80,18 @@ class Length:
     Attributes:
         most: Tokens of a draft.
         least: Never fewer.
+        prior: Probability that a guess is right, as far as anything is known before the first.
     """
 
     most: int
     least: int = 0
-    _right: float = 1.2
-    _tried: float = 2.0
+    prior: float = 0.6
     _idle: int = field(default=0)
-    _pause: int = field(default=16)
+    _pause: int = field(default=_FIRST_PAUSE)
+
+    def __post_init__(self) -> None:
+        """Begin with what is known before."""
+        self._right, self._tried = 2 * self.prior, 2.0
 
     @property
     def acceptance(self) -> float:
@@ -95,8 +103,6 @@ class Length:
         tried = min(accepted + 1, guessed)  # behind the first wrong guess nothing was tried
         self._right = self._right * _FORGET + accepted
         self._tried = self._tried * _FORGET + tried
-        if guessed:
-            self._pause = 16 if accepted else min(2 * self._pause, 256)
 
     def chosen(self, costs: Costs, rows: int, *, branch: int = 0, free: bool = True) -> int:
         """The length with the most tokens for the time.
@@ -113,12 +119,14 @@ class Length:
         tokens = 1.0
         for length in range(1, self.most + 1):
             tokens += self.acceptance**length
-            taken = costs.factor(rows, (length + branch) * rows) + price * length
+            taken = costs.factor(rows, (length + branch) * rows) + price * length * rows
             if tokens / taken > gain:
                 best, gain = length, tokens / taken
-        if best == 0 and not free:
+        if best:
+            self._idle, self._pause = 0, _FIRST_PAUSE
+        elif not free:
             self._idle += 1
             if self._idle >= self._pause:
-                self._idle = 0
+                self._idle, self._pause = 0, min(2 * self._pause, _LONGEST_PAUSE)
                 best = 1
         return max(best, self.least)
