@@ -197,3 +197,11 @@ def test_verify_ends_with_1_when_an_adapter_answers_otherwise(
     assert "golden prompts, uppercase: " in ran.out
     assert f"prompt 0 at {place} wants 7" in ran.out
     assert "golden prompts, base: 16 tokens as recorded" in ran.out
+
+
+def test_build_leaves_a_report_page_with_adapters_and_times(built: Built, container: Path) -> None:
+    page = (container.parent / "report.html").read_text(encoding="utf-8")
+    revision = built.program.ok("verify", container, "--json").json["revision"]
+    told = ("loud-headers", "rank 16, 24 linears", "lora_import/uppercase", "matched")
+    for shown in (revision, *told):
+        assert shown in page

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from genai_cli.build.report import write_report
 from genai_cli.build.summary import as_json, print_summary
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, tell
@@ -92,6 +93,7 @@ def make_containers(
         tasks = planned.local.ready().tasks
         problem = Claim(artifacts, name, folder, uploads).renew(tasks, result.containers)
     result = replace(result, seconds=time.monotonic() - began)
+    write_report(folder, name, planned.local.ready(), result, containers)
     return Made(result, containers, problem or "")
 
 

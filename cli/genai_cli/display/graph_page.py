@@ -7,7 +7,7 @@ drawn closer and made to fit the window; a switch shows it in its own size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib import resources
@@ -16,7 +16,7 @@ from genai_cli.display.graph_layout import lay_out
 from genai_cli.display.words import counted
 from genai_cli.engine.events import PlannedTask, PlanReady
 
-__all__ = ["page"]
+__all__ = ["drawing", "page", "resource"]
 
 _BOX = (212, 46)
 _GAP = (76, 14)
@@ -27,6 +27,8 @@ _MANY = 10
 _NARROW_BOX, _NARROW_GAP = (166, 46), (32, 12)
 _LETTER = {"name": 8.2, "target": 7.4, "detail": 7.3}
 """Pixels that a letter takes at most, of the page's fonts."""
+_WORDS = {"run": "ran", "idle": "not started"}
+"""What is said of a finished build's tasks, where it is not the class itself."""
 
 
 def page(name: str, plan: PlanReady) -> str:
@@ -45,24 +47,25 @@ def page(name: str, plan: PlanReady) -> str:
 <html lang="en"><head><meta charset="utf-8"><title>{escape(name)}: plan</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
-{_resource("graph_page.css")}</style></head><body>
+{resource("graph_page.css")}</style></head><body>
 <header><h1>{escape(name)}</h1>
 <p>{counted(len(tasks), "task")}: <span class="key cached"></span>{cached} cached
 <span class="key run"></span>{len(tasks) - cached} will run.
 An arrow that follows from others is left out.</p>
 {f"<ul>{facts}</ul>" if facts else ""}{open_end}</header>
 <input type="checkbox" id="own-size"><label for="own-size">full size</label>
-<div class="drawing">{_drawing(tasks)}</div>
+<div class="drawing">{drawing(tasks)}</div>
 <details><summary>All tasks</summary><table>
 <thead><tr><th>task</th><th>key</th><th>state</th><th>why</th></tr></thead>
 <tbody>{rows}</tbody></table></details>
 <script>
-{_resource("graph_page.js")}</script>
+{resource("graph_page.js")}</script>
 </body></html>
 """
 
 
-def _resource(name: str) -> str:
+def resource(name: str) -> str:
+    """A file that is written into pages."""
     return resources.files("genai_cli.display").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -84,7 +87,14 @@ class _Grid:
         return rows * (self.box[1] + self.gap[1]) - self.gap[1]
 
 
-def _drawing(tasks: Sequence[PlannedTask]) -> str:
+def drawing(tasks: Sequence[PlannedTask], states: Mapping[str, str] | None = None) -> str:
+    """Tasks and what they read, SVG.
+
+    Args:
+        tasks: Each behind those that it reads from.
+        states: Task -> one word that says what became of it, a class of the style sheet; None = a
+            plan: cached, or to be run.
+    """
     layout = lay_out(tasks)
     grid = _Grid(_BOX, _GAP)
     if len(layout.columns) > _MANY:
@@ -108,7 +118,9 @@ def _drawing(tasks: Sequence[PlannedTask]) -> str:
     lines = "".join(
         _edge(place[a], place[b], grid, (number[a], number[b])) for a, b in layout.edges
     )
-    boxes = "".join(_box(task, place[task.id], grid, number[task.id]) for task in tasks)
+    boxes = "".join(
+        _box(task, place[task.id], grid, number[task.id], _state(task, states)) for task in tasks
+    )
     columns = max(1, len(layout.columns))
     width = 2 * _MARGIN + columns * (grid.box[0] + grid.gap[0]) - grid.gap[0]
     total = 2 * _MARGIN + _HEAD + max(height, 0)
@@ -131,12 +143,22 @@ def _edge(
     )
 
 
-def _box(task: PlannedTask, at: tuple[float, float], grid: _Grid, number: int) -> str:
+def _state(task: PlannedTask, states: Mapping[str, str] | None) -> tuple[str, str]:
+    """The class of a task's box, and the words for it."""
+    if states is None:
+        return ("cached", "cached") if task.cached else ("run", "will run")
+    state = states.get(task.id, "idle")
+    return state, _WORDS.get(state, state)
+
+
+def _box(
+    task: PlannedTask, at: tuple[float, float], grid: _Grid, number: int, look: tuple[str, str]
+) -> str:
     x, y = at
     left = 14 if grid.box == _BOX else 9
     room = grid.box[0] - 2 * left
     detail = " ".join(part for part in (task.graph, task.split) if part)
-    state = "cached" if task.cached else "will run"
+    kind, state = look
     key = f"\n{task.key[:32]}" if task.key else ""
     tip = f"{task.id}\n{state}: {task.why}{key}" if task.why else f"{task.id}\n{state}{key}"
     rest = task.id.removeprefix(f"{task.operation}/").removeprefix(f"{task.target}/")
@@ -147,7 +169,7 @@ def _box(task: PlannedTask, at: tuple[float, float], grid: _Grid, number: int) -
     if task.target and len(task.target) * _LETTER["target"] <= beside:
         third = f'<tspan class="target" dx="7">{escape(task.target)}</tspan>'
     return (
-        f'<g class="task {"cached" if task.cached else "run"}" data-n="{number}" tabindex="0">'
+        f'<g class="task {kind}" data-n="{number}" tabindex="0">'
         f"<title>{escape(tip)}</title>"
         f'<rect x="{x:g}" y="{y:g}" width="{grid.box[0]}" height="{grid.box[1]}" rx="8"/>'
         f'<text x="{x + left:g}" y="{y + 19:g}" class="name">{escape(name)}{third}</text>'

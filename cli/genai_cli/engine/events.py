@@ -168,6 +168,7 @@ class BuildResult:
         warnings: Without duplicates, in order.
         made_of: Target -> task -> record, of the tasks before its package.
         fidelity: Target -> what its fidelity task found, where there is one.
+        ran: The tasks that ran here.
     """
 
     containers: dict[str, Record]
@@ -180,3 +181,4 @@ class BuildResult:
     warnings: tuple[str, ...] = field(default=())
     made_of: dict[str, dict[str, Record]] = field(default_factory=dict)
     fidelity: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ran: frozenset[str] = frozenset()

@@ -221,6 +221,7 @@ def _result(local: LocalPlan, run: LocalRun | None, began: float) -> BuildResult
             for target in containers
             if (facts := machine.fidelity(target)) is not None
         },
+        ran=frozenset(run.ran) if run else frozenset(),
     )
 
 
