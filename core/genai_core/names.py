@@ -26,6 +26,9 @@ def adapter_source(name: str) -> SourceName:
 MODEL = SourceName("model")
 """The source that every build has: `spec.model`."""
 
+DRAFT = SourceName("draft")
+"""The draft model of `spec.speculation`."""
+
 GraphName = NewType("GraphName", str)
 """`ar32_cl256`, or for one split `ar32_cl256_2_of_3`."""
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from genai_core.canonical import digest_file
 from genai_core.container.adapters import INDEX_FILE, AdapterIndex, read_index
 from genai_core.container.manifest import (
+    DRAFT_FOLDER,
     EMULATION_FOLDER,
     GOLDEN_FILE,
     MANIFEST_FILE,
@@ -158,6 +159,17 @@ class Container:
         if fault is not None:
             raise BadInput(fault, where=str(self.folder / INDEX_FILE), remedy=REMEDY)
         return index
+
+    def draft(self) -> Container | None:
+        """The draft model that it carries; None where it has none.
+
+        Raises:
+            BadInput: It is not a whole container.
+        """
+        if not self.holds(f"{DRAFT_FOLDER}/{MANIFEST_FILE}"):
+            return None
+        # Its bytes were compared as files of this container.
+        return load(self.folder / DRAFT_FOLDER, digest_of=None)
 
     def open_session(
         self,

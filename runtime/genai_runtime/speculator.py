@@ -99,13 +99,20 @@ def _draft_model(
     drafts: tuple[Callable[[Path], Container], OpenDraft],
     where: str,
 ) -> DraftModel:
-    folder = Path(str(config.model))
     load_draft, open_draft = drafts
-    draft = load_draft(folder)
+    own = tokenizer_of.draft() if config.model is None else None
+    if config.model is None and own is None:
+        raise BadInput(
+            "the container carries no draft model",
+            where=where,
+            remedy="name one with --draft (of genai run) or model, or build it with "
+            "spec.speculation",
+        )
+    draft = own or load_draft(Path(str(config.model)))
     if not _same_tokens(draft, tokenizer_of):
         raise BadInput(
             f"its tokenizer is not that of {tokenizer_of.folder}, so its token ids mean other text",
-            where=f"{where}: {folder}",
+            where=f"{where}: {draft.folder}",
             remedy="take a draft model of the same family",
         )
     executor = open_draft(draft, config.threads)

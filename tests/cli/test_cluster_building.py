@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from genai_cli.cluster import followed_build
-from genai_cli.cluster.remote_build import manifest, uploaded
+from genai_cli.cluster.remote_build import manifest, uploaded, uploaded_draft
 from genai_cli.cluster.testing import Apiserver, apiserver, build, job, pod
 from genai_cli.testing import InProcess, Ran
 from genai_core.kinds.base import ObjectMeta
@@ -317,3 +317,24 @@ def test_an_uploaded_models_files_are_called_by_their_roles() -> None:
         "fidelity": {"tokens": "tokens.npy", "budgetNats": 0.02},
     }
     assert json.dumps(written) == before
+
+
+def test_an_uploaded_draft_is_pinned_and_its_files_are_called_by_their_roles() -> None:
+    written = {
+        "model": {"source": "s3://m"},
+        "speculation": [
+            {
+                "method": "DraftModel",
+                "source": "./draft",
+                "onnx": "d.onnx",
+                "secretRef": {"name": "s"},
+            }
+        ],
+    }  # fmt: skip
+    found = uploaded_draft(written, "s3://b/sources/sha256-00", "sha256:00")
+    assert found["model"] == written["model"]
+    assert found["speculation"] == [
+        {"method": "DraftModel", "source": "s3://b/sources/sha256-00", "digest": "sha256:00",
+         "onnx": "model.onnx"}
+    ]  # fmt: skip
+    assert written["speculation"][0]["source"] == "./draft", "what was given stays"

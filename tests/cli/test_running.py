@@ -278,7 +278,7 @@ def test_speculation_writes_the_same_and_tells_what_came_of_it(
         (("--draft", "x"), "--draft: it is of speculation; add --speculation METHOD"),
         (("--draft-tokens", "3"), "--draft-tokens: it is of speculation"),
         (("--speculation", "medusa"), "--speculation: method: 'medusa' is not there"),
-        (("--speculation", "draft_model"), "draft_model needs a draft's container"),
+        (("--speculation", "draft_model"), "the container carries no draft model"),
         (("--speculation", "draft_model", "--draft", "/nowhere"), "/nowhere: "),
         (("--speculation", "ngram", "--draft", "x"), "ngram takes no draft's container"),
         (("--speculation", '{"method": "ngram", "k": 2}'), "--speculation: k: no such key"),

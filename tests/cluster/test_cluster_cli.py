@@ -377,7 +377,7 @@ def test_a_user_without_the_secret_uses_his_own_credentials(user: User, tenant: 
     assert "cannot list" in refused.err
 
 
-def test_adapters_are_uploaded_resolved_and_imported_and_a_changed_one_alone_is_built_again(
+def test_adapters_and_a_draft_are_uploaded_and_resolved_and_a_changed_one_alone_is_built_again(
     user: User, tenant: Tenant, laptop: Laptop
 ) -> None:
     adapters = TINY_MODEL.parent / "adapters"
@@ -391,8 +391,10 @@ def test_adapters_are_uploaded_resolved_and_imported_and_a_changed_one_alone_is_
                                                    {"name": "uppercase"}]}],
     }  # fmt: skip
 
+    draft = [{"method": "DraftModel", "source": str(TINY_MODEL.parent / "draft")}]
+
     def build() -> dict[str, Any]:
-        spec = user.write("adapted", TINY_MODEL, lora=lora)
+        spec = user.write("adapted", TINY_MODEL, lora=lora, speculation=draft)
         built: dict[str, Any] = user.ok("build", "-f", "adapted.yaml", "--remote", "--json").json
         expected = laptop.revisions(spec | {"model": {"source": "s3://models/tiny-llama"}})
         assert built["containers"]["cpu"]["revision"] == expected["cpu"]
@@ -404,6 +406,7 @@ def test_adapters_are_uploaded_resolved_and_imported_and_a_changed_one_alone_is_
         "model",
         "adapter:c-headers",
         "adapter:uppercase",
+        "draft",
     ]
     places = {source["digest"] for source in status["sources"]}
     assert {

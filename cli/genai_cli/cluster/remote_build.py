@@ -36,14 +36,14 @@ from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.problems import nearest
 from genai_core.kinds.reading import is_local
-from genai_core.names import MODEL, SourceName, adapter_source
+from genai_core.names import DRAFT, MODEL, SourceName, adapter_source
 from genai_core.sources.adapter_files import inspect_adapter
-from genai_core.sources.build_sources import BuildSource, sources_of
+from genai_core.sources.build_sources import BuildSource, model_spec, of_source, sources_of
 from genai_core.sources.source_files import SourceFacts, inspect_source
 from genai_core.store.s3.location import S3Location
 from genai_core.wire import REQUESTED_AT
 
-__all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter"]
+__all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter", "uploaded_draft"]
 
 _ROLE_FIELDS = {"onnx": "model.onnx", "encodings": "model.encodings"}
 
@@ -182,7 +182,7 @@ def _upload(
     """Put sources of this machine beside the store and let the spec say where they are."""
     namespace = body["metadata"]["namespace"]
     found = {}
-    with busy("reading the model and its adapters" if len(local) > 1 else "reading the model"):
+    with busy("reading the model and what goes with it" if len(local) > 1 else "reading the model"):
         for source in local:
             found[source] = _inspected(build.spec, source)
     with reaching(cluster, namespace, build.spec.store.name, options=options) as place:
@@ -190,13 +190,18 @@ def _upload(
             address = _sent(place, facts, build.metadata.name)
             if source.name == MODEL:
                 body["spec"] = uploaded(build.spec, body["spec"], address, facts.digest)
+            elif source.name == DRAFT:
+                body["spec"] = uploaded_draft(body["spec"], address, facts.digest)
             else:
                 body["spec"] = uploaded_adapter(body["spec"], source.name, address, facts.digest)
 
 
 def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
-    if source.name == MODEL:
-        return inspect_source(spec, Path.cwd(), known_digests())
+    if source.name in (MODEL, DRAFT):
+        try:
+            return inspect_source(model_spec(spec, source.name), Path.cwd(), known_digests())
+        except GenAIError as error:
+            raise of_source(error, source.name) from error
     folder = Path(expanded(source.address.removeprefix("file://"))).absolute()
     return inspect_adapter(folder, known_digests(), where=source.field, pin=source.pin)
 
@@ -234,6 +239,17 @@ def uploaded_adapter(written: Json, name: SourceName, address: str, digest: str)
         for adapter in written["lora"]["adapters"]
     ]
     return {**written, "lora": {**written["lora"], "adapters": adapters}}
+
+
+def uploaded_draft(written: Json, address: str, digest: str) -> Json:
+    """The spec with an uploaded draft model; see `uploaded`."""
+    (part,) = written["speculation"]
+    found = {**part, "source": address, "digest": digest}
+    found.pop("secretRef", None)  # the store's own credentials read it
+    for field, role in _ROLE_FIELDS.items():
+        if field in found:
+            found[field] = role
+    return {**written, "speculation": [found]}
 
 
 def uploaded(spec: BuildSpec, written: Json, address: str, digest: str) -> Json:

@@ -16,15 +16,15 @@ from genai_cli.engine.events import PlannedTask, PlanReady
 from genai_cli.engine.local_source import bring_folder, bring_source, token_of
 from genai_cli.engine.run import look_all
 from genai_cli.engine.work_folders import cache_folder, known_digests
-from genai_core.errors import CorruptBlob
+from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
 from genai_core.files.digest_cache import FileCache
 from genai_core.files.home import expanded
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import MODEL, Backend, SourceName, TaskId
+from genai_core.names import DRAFT, MODEL, Backend, SourceName, TaskId
 from genai_core.operations import OPERATIONS, operation_of
 from genai_core.sources.adapter_files import inspect_adapter
-from genai_core.sources.build_sources import sources_of
+from genai_core.sources.build_sources import model_spec, of_source, sources_of
 from genai_core.sources.source_address import readable_name
 from genai_core.sources.source_files import SourceFacts, inspect_source
 from genai_core.store.layered import layers
@@ -280,7 +280,7 @@ def read_plan(
     digests = cache or known_digests()
     named = [one.location for one in layers(store)]
     files = inspect_source(bring_source(spec, cache_folder(), named=named), base_dir, digests)
-    sources = {MODEL: files, **_adapters(spec, base_dir, digests, named)}
+    sources = {MODEL: files, **_others(spec, base_dir, digests, named)}
     request = BuildRequest(
         spec=spec,
         targets=targets,
@@ -300,10 +300,10 @@ def read_plan(
     return found
 
 
-def _adapters(
+def _others(
     spec: BuildSpec, base_dir: Path, cache: FileCache, named: Iterable[str]
 ) -> dict[SourceName, SourceFacts]:
-    """The files of each adapter.
+    """The files of each adapter, and of a draft model.
 
     Raises:
         GenAIError: One is not there, broken, or not what the spec pins.
@@ -319,6 +319,15 @@ def _adapters(
         )
         if folder is None:
             folder = (base_dir / expanded(source.address.removeprefix("file://"))).absolute()
+        if source.name == DRAFT:
+            alone = model_spec(spec, DRAFT)
+            model = alone.model.model_copy(update={"source": str(folder)})
+            alone = alone.model_copy(update={"model": model})
+            try:
+                found[source.name] = inspect_source(alone, base_dir, cache)
+            except GenAIError as error:
+                raise of_source(error, DRAFT) from error
+            continue
         found[source.name] = inspect_adapter(
             folder, cache, where=source.field, pin=source.pin, **source.files
         )

@@ -34,6 +34,9 @@ EMULATION_FOLDER = "emulation"
 """Outside the identity: a twin of the same graphs that x86 can run."""
 
 
+DRAFT_FOLDER = "draft"
+"""A container of its own: the model that guesses tokens ahead."""
+
 GOLDEN_FILE = "golden.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 """How conversations are written for the model, as Hugging Face saves it."""

@@ -32,6 +32,7 @@ from genai_core.kinds.base import (
     either_case,
 )
 from genai_core.kinds.lora import Lora
+from genai_core.kinds.speculation import SpeculationPart
 from genai_core.names import Gaps, Precision
 
 MULTI_CONTEXT_LENGTHS = (512, 1024, 2048, 3072, 4096)
@@ -268,6 +269,8 @@ class BuildSpec(KindModel):
     golden: GoldenPrompts = Field(default_factory=GoldenPrompts)
     lora: Lora | None = None
     """Adapters that the container carries."""
+    speculation: Annotated[list[SpeculationPart], Field(max_length=1)] = Field(default_factory=list)
+    """A draft model that the container carries (cpu)."""
     store: StoreRef = Field(default_factory=StoreRef)
     run: Run = Field(default_factory=Run)
 

@@ -130,6 +130,13 @@ KINDS: tuple[DefinedKind, ...] = (
                 "uploads folders and applies the build",
             ),
             Rule(
+                "spec.speculation",
+                "self.all(one, one.source.startsWith('s3://') "
+                "|| one.source.startsWith('https://') || one.source.startsWith('pvc://'))",
+                "a cluster reads draft models from s3://, https:// or pvc://; genai build --remote "
+                "uploads folders and applies the build",
+            ),
+            Rule(
                 "spec.lora",
                 "self.adapters.all(one, self.adapters.exists_one(other, other.name == one.name) "
                 "&& one.name != 'base' && (!has(self.useCases) "

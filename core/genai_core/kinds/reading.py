@@ -23,6 +23,7 @@ from genai_core.kinds.build import GenAIBuild, ModelSource
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.lora import AdapterSource
 from genai_core.kinds.problems import Problem, nearest, problems, show_path
+from genai_core.kinds.speculation import SpeculationPart
 from genai_core.kinds.target import GenAITarget
 from genai_core.kinds.yaml_documents import Document, load_documents
 from genai_core.wire import GROUP
@@ -44,7 +45,7 @@ KINDS: dict[str, type[KindObject]] = {
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_S = TypeVar("_S", ModelSource, AdapterSource)
+_S = TypeVar("_S", ModelSource, AdapterSource, SpeculationPart)
 
 
 def read_build(path: Path, *, name: str | None = None) -> GenAIBuild:
@@ -102,6 +103,9 @@ def with_local_source(build: GenAIBuild, folder: Path) -> GenAIBuild:
     if spec.lora is not None:
         adapters = [placed(adapter) for adapter in spec.lora.adapters]
         spec = spec.model_copy(update={"lora": spec.lora.model_copy(update={"adapters": adapters})})
+    if spec.speculation:
+        parts = [placed(part) for part in spec.speculation]
+        spec = spec.model_copy(update={"speculation": parts})
     return build.model_copy(update={"spec": spec})
 
 

@@ -12,6 +12,7 @@ Where everything lies in one folder, as archives usually have it, that folder is
 
 from __future__ import annotations
 
+import errno
 import struct
 import tarfile
 import zipfile
@@ -173,7 +174,9 @@ def unpack_archive(archive: Path, dest: Path, *, where: str, bounds: Bounds | No
     except _DAMAGED as error:
         raise _damaged(error, where) from error
     except OSError as error:
-        if error.errno is None:  # gzip's and bz2's word for it
+        # None is gzip's and bz2's word for it; EINVAL a zip's whose index points before its start,
+        # or a name that no disk takes.
+        if error.errno in (None, errno.EINVAL):
             raise _damaged(error, where) from error
         raise explain(error, dest) from error
     entries = [path for path in dest.iterdir() if path.name != _IGNORED]

@@ -1,4 +1,4 @@
-"""The sources that a build's spec names: its model, and each adapter.
+"""The sources that a build's spec names: its model, each adapter, a draft model.
 
 Each has an address, credentials and a pin of its own, and is resolved by itself. Whoever plans, on
 a laptop or in a cluster, goes through this list; nothing else knows which fields name sources.
@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
 
-from genai_core.kinds.build import BuildSpec
-from genai_core.names import MODEL, SourceName, adapter_source
+from genai_core.errors import GenAIError, from_dict
+from genai_core.kinds.build import BuildSpec, GoldenPrompts, ModelSource, Quantization
+from genai_core.names import DRAFT, MODEL, SourceName, adapter_source
 
-__all__ = ["BuildSource", "sources_of"]
+__all__ = ["BuildSource", "model_spec", "of_source", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,13 @@ class BuildSource:
     """One source.
 
     Attributes:
-        name: `model`, `adapter:c-headers`.
+        name: `model`, `adapter:c-headers`, `draft`.
         address: As the spec has it.
         field: That names it, for messages.
         secret: Name of the Secret with its credentials; empty: the store's.
         pin: `sha256:...` that its content must have; None = any.
-        files: Of an adapter, what the spec names in it: `weights`, `encodings` -> file.
+        files: Of an adapter or draft, what the spec names in it: `weights`, `onnx`, `encodings` ->
+            file.
     """
 
     name: SourceName
@@ -34,7 +36,7 @@ class BuildSource:
     field: str
     secret: str = ""
     pin: str | None = None
-    files: Mapping[str, str] = dataclass_field(default_factory=dict)
+    files: Mapping[str, str] = dataclass_field(default_factory=dict, hash=False)
 
     @property
     def pin_field(self) -> str:
@@ -62,4 +64,60 @@ def sources_of(spec: BuildSpec) -> tuple[BuildSource, ...]:
                 },
             )
         )
+    for number, part in enumerate(spec.speculation):
+        found.append(
+            BuildSource(
+                DRAFT,
+                part.source,
+                f"spec.speculation[{number}].source",
+                part.secret_ref.name if part.secret_ref is not None else "",
+                part.digest,
+                {
+                    name: file
+                    for name in ("onnx", "encodings")
+                    if (file := getattr(part, name)) is not None
+                },
+            )
+        )
     return tuple(found)
+
+
+def of_source(error: GenAIError, source: SourceName) -> GenAIError:
+    """An error about a model's files, with the fields of the source that they belong to."""
+    if source != DRAFT:
+        return error
+    return from_dict(
+        {
+            name: text.replace("spec.model", "spec.speculation[0]")
+            for name, text in error.as_dict().items()
+        }
+    )
+
+
+def model_spec(spec: BuildSpec, source: SourceName) -> BuildSpec:
+    """The spec of one of a build's models as if it were the only one.
+
+    Args:
+        spec: The build's.
+        source: `model`: the spec as it is. `draft`: the draft in the model's place, without what
+            concerns the model alone.
+    """
+    if source == MODEL:
+        return spec
+    part = spec.speculation[0]
+    model = ModelSource(
+        source=part.source,
+        secret_ref=part.secret_ref,
+        digest=part.digest,
+        onnx=part.onnx,
+        encodings=part.encodings,
+    )
+    return spec.model_copy(
+        update={
+            "model": model,
+            "quantization": Quantization(),
+            "lora": None,
+            "speculation": [],
+            "golden": GoldenPrompts(),
+        }
+    )

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_json
 from genai_core.files.paths import FileName, RelativePath
-from genai_core.names import MODEL, Digest, Key, SourceName
+from genai_core.names import DRAFT, MODEL, Digest, Key, SourceName
 from genai_core.sources.build_sources import sources_of
 
 if TYPE_CHECKING:  # workers read answers and know no specs
@@ -110,7 +110,8 @@ def resolve_file(
             if one.name == source
             for name, file in one.files.items()
         }
-        return ResolveFile(uri=uri, pin=pin, model=files, quantization={}, what="adapter")
+        what: Literal["adapter"] | None = None if source == DRAFT else "adapter"
+        return ResolveFile(uri=uri, pin=pin, model=files, quantization={}, what=what)
     return ResolveFile(
         uri=uri,
         pin=pin,

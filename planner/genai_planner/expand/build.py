@@ -11,13 +11,15 @@ htp targets. A number that nobody wrote carries the sentence that says where it 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from genai_core.errors import BadEncodings, InvalidSpec
 from genai_core.kinds.build import BuildSpec, CpuPrecision
-from genai_core.names import MODEL, Backend, Gaps, SourceName
+from genai_core.names import DRAFT, MODEL, Backend, Gaps, SourceName
 from genai_core.operations import IngestConfig
 from genai_planner.expand import cpu, htp
 from genai_planner.expand.context import PlanContext
+from genai_planner.expand.draft import draft_context, refuse_draft
 from genai_planner.expand.grid import derive_graphs
 from genai_planner.expand.inputs import ingest_id
 from genai_planner.expand.lora import import_adapters, refuse_adapters
@@ -50,6 +52,7 @@ def expand_ingest(
     backends = {target.backend for target in targets}
     _check_gaps(spec, sources[MODEL], cpu=Backend.CPU in backends)
     refuse_adapters(spec, backends)
+    refuse_draft(spec, backends)
     return Plan(
         tuple(
             _ingest(spec, name, source, shape=(shapes or {}).get(name))
@@ -88,6 +91,11 @@ def expand(
     parts = [Plan(adapters, notes=grid.notes, warnings=grid.warnings)]
     if chips:
         parts.append(htp.expand_htp(context, chips))
+    if spec.speculation:
+        draft = draft_context(context, sources, shapes[DRAFT])
+        parts += [
+            replace(cpu.expand_draft(draft, target), notes=draft.grid.notes) for target in targets
+        ]
     parts += [
         cpu.expand_cpu(context, target) for target in targets if target.backend is Backend.CPU
     ]

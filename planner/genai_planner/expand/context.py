@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Gaps
+from genai_core.names import MODEL, Gaps, SourceName
 from genai_planner.expand.grid import GraphGrid
 from genai_planner.shape import ModelShape
 from genai_planner.sources import Source
@@ -22,12 +22,14 @@ class PlanContext:
         shape: Of the model.
         model: The model's source.
         grid: The static graphs, and the longest context.
+        source: The model's name among the sources.
     """
 
     spec: BuildSpec
     shape: ModelShape
     model: Source
     grid: GraphGrid
+    source: SourceName = MODEL
 
     @property
     def calibrates(self) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from genai_core.kinds.build import CpuPrecision
-from genai_core.names import Backend, Precision, TaskId
+from genai_core.names import MODEL, Backend, Precision, TaskId
 from genai_core.operations import (
     CompileCpuConfig,
     ConvertCpuConfig,
@@ -19,6 +19,7 @@ from genai_core.operations import (
 )
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
+from genai_planner.expand.draft import draft_inputs
 from genai_planner.expand.lora import adapter_inputs, adapter_names, adapter_yardstick, use_cases
 from genai_planner.expand.splits import balanced
 from genai_planner.graph import FidelityCondition, Inputs, Plan, Task
@@ -26,7 +27,7 @@ from genai_planner.shape import ModelShape
 from genai_planner.sizing import MIB, demand
 from genai_planner.targets import Target
 
-__all__ = ["expand_cpu"]
+__all__ = ["expand_cpu", "expand_draft"]
 
 RANGE_BYTES = 256 * MIB
 """Float weights that one convert task holds: small enough to run several side by side."""
@@ -48,6 +49,13 @@ def expand_cpu(context: PlanContext, target: Target) -> Plan:
         tasks.append(replace(builder.package(), rivals=tuple(tried) if last else ()))
         packages.append(builder.ids["package"])
     return Plan(tuple(tasks), {target.name: tuple(packages)}, notes=(note,))
+
+
+def expand_draft(draft: PlanContext, target: Target) -> Plan:
+    """Make the tasks behind ingest for a draft model: a container, but none that is delivered."""
+    builder = _Builder(draft, target, draft.spec.quantization.cpu_precision.candidates()[0])
+    package = replace(builder.package(), when=None)
+    return Plan((*builder.converts(), builder.compile(), package))
 
 
 def _precisions(context: PlanContext) -> tuple[tuple[Precision, ...], str]:
@@ -79,9 +87,14 @@ class _Builder:
         self.precision = precision
         self.ranges = _ranges(context.shape)
         self.ids = {
-            operation: TaskId(f"{operation}/{target.name}/{precision.lower()}")
+            operation: TaskId(f"{operation}/{target.name}/{self._name()}")
             for operation in ("convert", "compile", "fidelity", "package")
         }
+
+    def _name(self) -> str:
+        """What tells the tasks of a model's precisions apart, and a draft's."""
+        source = self.context.source
+        return self.precision.lower() if source == MODEL else str(source)
 
     def converts(self) -> list[Task]:
         """Weights of a few layers each, in the form that the model reads."""
@@ -96,9 +109,13 @@ class _Builder:
         weights = inputs.part_weights(
             shape, range(first, last), embedding=embedding, lm_head=lm_head
         )
-        sources: Inputs = {"model": inputs.ingested("model.onnx", "facts.json", *weights)}
+        sources: Inputs = {
+            "model": inputs.ingested(
+                "model.onnx", "facts.json", *weights, source=self.context.source
+            )
+        }
         if self.context.model.has_encodings:
-            sources["encodings"] = inputs.encodings()
+            sources["encodings"] = inputs.encodings(self.context.source)
         count = sum(shape.layers[first:last])
         count += (shape.embedding if embedding else 0) + (shape.head if lm_head else 0)
         return Task(
@@ -125,9 +142,9 @@ class _Builder:
             f"range_{index:03d}": inputs.whole(self._convert_id(index + 1))
             for index in range(len(self.ranges))
         }
-        sources["model"] = inputs.core()
+        sources["model"] = inputs.core(self.context.source)
         if self.context.model.has_encodings:
-            sources["encodings"] = inputs.encodings()
+            sources["encodings"] = inputs.encodings(self.context.source)
         if self.context.calibrates:
             sources |= inputs.calibration()
         return Task(
@@ -159,6 +176,12 @@ class _Builder:
             target=self.target.name,
         )
 
+    def _measured(self) -> Inputs:
+        """A draft's loss is nobody's: the model verifies what it guesses."""
+        if self.context.source != MODEL:
+            return {}
+        return {"fidelity": inputs.whole(self.ids["fidelity"])}
+
     def package(self) -> Task:
         """The container, where the loss is within the budget."""
         golden = self.spec.golden
@@ -177,10 +200,11 @@ class _Builder:
             ),
             inputs={
                 "compiled": inputs.whole(self.ids["compile"]),
-                **inputs.package_inputs(),
+                **inputs.package_inputs(self.context.source),
                 **adapter_inputs(self.spec),
                 **adapter_yardstick(self.context),
-                "fidelity": inputs.whole(self.ids["fidelity"]),
+                **draft_inputs(self.spec, self.target.name),
+                **self._measured(),
             },
             demand=demand(
                 "package" if self.spec.lora is None else "fidelity", self.shape.parameters

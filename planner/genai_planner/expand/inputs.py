@@ -34,9 +34,9 @@ def ingest_id(source: SourceName) -> TaskId:
     return INGEST if source == MODEL else TaskId(f"{INGEST}/{source}")
 
 
-def ingested(*patterns: str) -> tuple[Selection, ...]:
-    """Files of what ingest made of the model."""
-    return (Selection(INGEST, patterns),)
+def ingested(*patterns: str, source: SourceName = MODEL) -> tuple[Selection, ...]:
+    """Files of what ingest made of a model."""
+    return (Selection(ingest_id(source), patterns),)
 
 
 def whole(task: TaskId) -> tuple[Selection, ...]:
@@ -44,14 +44,14 @@ def whole(task: TaskId) -> tuple[Selection, ...]:
     return (Selection(task, ("*",)),)
 
 
-def core() -> tuple[Selection, ...]:
+def core(source: SourceName = MODEL) -> tuple[Selection, ...]:
     """The whole core graph with its facts and weights."""
-    return ingested("model.onnx", "facts.json", "weights/*")
+    return ingested("model.onnx", "facts.json", "weights/*", source=source)
 
 
-def encodings() -> tuple[Selection, ...]:
+def encodings(source: SourceName = MODEL) -> tuple[Selection, ...]:
     """The source's encodings."""
-    return ingested("encodings/*")
+    return ingested("encodings/*", source=source)
 
 
 def calibration() -> Inputs:
@@ -73,9 +73,10 @@ def scored(context: PlanContext) -> Inputs:
     return sources
 
 
-def package_inputs() -> Inputs:
+def package_inputs(source: SourceName = MODEL) -> Inputs:
     """What every container takes from ingest."""
-    return {"ingest": ingested("facts.json", "model.onnx", "assets/*", "measured.json")}
+    files = ("facts.json", "model.onnx", "assets/*", "measured.json")
+    return {"ingest": ingested(*files, source=source)}
 
 
 def part_weights(

@@ -45,7 +45,7 @@ class SpeculativeConfig(BaseModel):
     num_speculative_tokens: Count | None = None
     """Guesses of a draft, with `adaptive` the most."""
     model: str | None = None
-    """The draft model's container."""
+    """The draft model's container; left out = the one that the target's carries."""
     threads: Annotated[int, Field(ge=0, le=1024, strict=True)] | None = None
     """The draft model's; left out = the target's."""
     prompt_lookup_max: Count | None = None
@@ -82,8 +82,6 @@ class SpeculativeConfig(BaseModel):
             raise ValueError(
                 f"methods: {alone[0]} works alone; {' and '.join(CHAINED)} may stand together"
             )
-        if "draft_model" in names and self.model is None:
-            raise ValueError("model: draft_model needs a draft's container (genai run: --draft)")
         if self.model is not None and "draft_model" not in names:
             raise ValueError(f"model: {names[0]} takes no draft's container")
         if self.num_speculative_tokens is None and not {"suffix", "lookahead"} & set(names):

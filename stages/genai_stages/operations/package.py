@@ -2,7 +2,8 @@
 
 Inputs: the core graph's `facts.json` and `model.onnx`; what compile wrote (cpu: `model.onnx` and
 `model.data`; htp: `part_k_of_N.bin` with its `.json`, and `emulation/` where it was made);
-`fidelity.json`; from the source the encodings, tokenizer and configuration files.
+`fidelity.json`; from the source the encodings, tokenizer and configuration files; `draft`, the
+container of a draft model, where there is one.
 
 The manifest names every file with its digest, and its own digest is the container's revision, so
 nothing measured may stand in such a file. `report.json` and `golden.json`, whose margins another
@@ -38,7 +39,7 @@ from genai_core.container.manifest import (
 from genai_core.container.report import report_bytes
 from genai_core.errors import BadModel, DriftError, NotRunnableHere
 from genai_core.facts import ModelFacts, RopeTable
-from genai_core.names import Backend, Precision
+from genai_core.names import DRAFT, Backend, Precision
 from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.toolchain import version_of
 from genai_runtime import container, golden
@@ -60,6 +61,7 @@ from genai_stages.input_folders import (
 from genai_stages.measured import read_measurements
 from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.package.container_adapters import place_adapters
+from genai_stages.package.container_draft import place_draft
 from genai_stages.package.container_htp import GENIE_FILE, HtpParts, collect_parts
 from genai_stages.package.second_opinion import ask_genie
 from genai_stages.package.use_cases import YARDSTICK, Asked, measure_use_cases
@@ -90,7 +92,9 @@ class _Draft:
 
 def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> StageResult:
     """Write the container's folder; run it once where that is possible here."""
-    given, inputs = inputs, {k: v for k, v in inputs.items() if not k.startswith(YARDSTICK)}
+    # What lies in the draft's folder must not be taken for the model's.
+    given, guessing = inputs, inputs.get(DRAFT)
+    inputs = {k: v for k, v in inputs.items() if not k.startswith(YARDSTICK) and k != DRAFT}
     core = core_folder(inputs)
     facts = read_facts(core)
     draft = _Draft(rope=_tables(facts, config))
@@ -111,6 +115,8 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         _htp(inputs, config, out, facts=facts, draft=draft)
     if config.adapters:
         place_adapters(inputs, config, out)
+    if guessing is not None:
+        place_draft(guessing, out)
     _write_json(
         out / METADATA_FILE,
         Metadata(
