@@ -128,6 +128,22 @@ def test_add_refuses_an_adapter_of_another_model_with_both_sizes(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("target", ["secret", "/dev/zero"])
+def test_add_copies_nothing_from_beside_the_container_when_a_link_leads_there(
+    built: Built, tmp_path: Path, target: str
+) -> None:
+    """No manifest vouches for a report, so it could be a key of whoever adds the adapter."""
+    (tmp_path / "secret").write_text("key")
+    hostile = shutil.copytree(built.container("cpu"), tmp_path / "hostile")
+    (hostile / "report.json").unlink()
+    (hostile / "report.json").symlink_to(tmp_path / target)
+    adapter, out = PEFT / "c-headers-r8", tmp_path / "out"
+    ran = built.program("adapter", "add", hostile, adapter, "--name", "more", "-o", out)
+    assert ran.code == 2
+    assert "report.json: it is a link that leaves the container" in ran.errors[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hostile", "secret"]
+
+
 def test_add_writes_nothing_into_the_container_that_it_reads(built: Built, added: Path) -> None:
     for out in (added, added / "inner"):
         ran = built.program("adapter", "add", added, PEFT / "uppercase-r16", "-o", out)

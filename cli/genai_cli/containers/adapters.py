@@ -42,6 +42,8 @@ from genai_core.container.manifest import (
 from genai_core.container.report import report_bytes
 from genai_core.errors import BadInput, GenAIError, InvalidSpec, NoSpace, from_dict
 from genai_core.files.home import expanded
+from genai_core.files.paths import inside, links_may_reach
+from genai_core.files.regular import NotRegular, open_regular
 from genai_core.kinds.lora import BASE, AdapterName
 from genai_core.names import Backend
 from genai_core.sources.adapter_files import inspect_adapter
@@ -54,6 +56,7 @@ __all__ = ["add", "remove", "show"]
 
 _NAME: TypeAdapter[str] = TypeAdapter(AdapterName)
 _NO_SPACE = {28, 122}
+_CHUNK = 4 << 20
 _TENSORS = ".safetensors"
 _SUFFIXES = re.compile(r"\.(zip|tar|tar\.gz|tgz|safetensors)$")
 _WORKER = (sys.executable, "-P", "-m", "genai_stages", "adapter")
@@ -238,14 +241,27 @@ def _draft(opened: Container, output: Path) -> Iterator[Path]:
 
 
 def _copy(opened: Container, draft: Path) -> None:
-    """Copy what belongs to a container; strangers' files are left behind."""
+    """Copy what belongs to a container; strangers' files are left behind.
+
+    Raises:
+        BadInput: One of its files leads out of it, or is no file: what no manifest vouches for (a
+            report, recorded answers) may be a link to any file of the user's.
+    """
+    root = links_may_reach(opened.folder)
     for source in sorted(opened.folder.rglob("*")):
         name = source.relative_to(opened.folder).as_posix()
         if source.is_dir() or not (name in opened.manifest.files or outside_identity(name)):
             continue
         dest = draft / name
         dest.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, dest)
+        inside(source, root, str(source), of="container")
+        try:
+            with open_regular(source) as stream, dest.open("wb") as target:
+                shutil.copyfileobj(stream, target, _CHUNK)
+        except NotRegular as error:
+            raise BadInput(
+                str(error.strerror), where=str(source), remedy="fetch the container again"
+            ) from error
 
 
 def _imported(
