@@ -88,6 +88,11 @@ class ModelShape:
         shared = self.vocab_size * self.hidden_size if self.tied else 0
         return self.embedding + sum(self.layers) + self.head - shared
 
+    @property
+    def largest(self) -> int:
+        """Weights of the largest group: what a stage that streams has in memory."""
+        return max((*self.layers, self.embedding, self.head))
+
 
 def group_file(group: str) -> str:
     """Where ingest puts a weights group: `embed`, `layer_000` ..., `head`."""

@@ -1,8 +1,11 @@
 """How large things become, and what a task needs: estimates from the model's sizes.
 
 Sizes of binaries decide how many splits there are, so they err on the large side. Memory decides
-what runs side by side on one machine; the factors were measured on models of 3 million to 100
-million weights a split and are linear in the weights beyond a process's own base.
+what runs side by side on one machine, and what a pod asks for. Stages stream: what counts is what
+one has in memory at a time, which is a weights group (a layer, the table, the head), the weights of
+a split in the vendor's library, or a whole built model in ONNX Runtime. Factors were measured on
+models of 3 million to 8 billion weights (docs/benchmarks.md) and are linear beyond a process's own
+base.
 """
 
 from __future__ import annotations
@@ -10,11 +13,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from genai_core.names import Gaps
+from genai_core.names import Gaps, Precision
 from genai_planner.graph import Demand
 from genai_planner.shape import ModelShape
 
-__all__ = ["BinarySizes", "binary_sizes", "bytes_text", "demand"]
+__all__ = [
+    "BinarySizes",
+    "binary_sizes",
+    "bytes_text",
+    "cpu_model_bytes",
+    "demand",
+    "fidelity_demand",
+]
 
 MIB = 1 << 20
 _FLOAT = 4
@@ -27,13 +37,23 @@ _PER_FLOAT_BYTE = {
     "transform": 2.5,
     "convert-htp": 5.0,
     "compile-htp": 4.0,
-    "convert-cpu": 3.0,
-    "compile-cpu": 1.5,
-    "fidelity": 3.0,
+    "convert-cpu": 1.25,
+    "compile-cpu": 1.25,
+    "fidelity": 1.5,
+    "fidelity-simulated": 3.5,
+    "fidelity-emulated": 3.0,
     "package": 1.5,
     "lora_import": 6.0,
 }
-"""Peak memory beyond the base, in bytes for each byte of the float weights concerned."""
+"""Peak memory beyond the base, in bytes for each byte of float weights that is held at once."""
+
+_SESSION = 1.1
+"""Memory of a built model in ONNX Runtime, for each byte of its file: weights lie mapped, or packed
+by the kernels instead."""
+_GROUP_BYTES = 256 * MIB
+"""What fidelity's yardstick holds at a time where its layers are smaller."""
+_CPU_BYTES = {Precision.FLOAT: (4.0, 4.0), Precision.INT8: (2.0, 1.0), Precision.INT4: (2.0, 0.65)}
+"""Bytes of a weight in a cpu model: of the table, of the rest (scales included)."""
 
 _START_SECONDS = {
     "ingest": 2.0,
@@ -112,19 +132,51 @@ def binary_sizes(
     )
 
 
-def demand(operation: str, weights: int, *, largest: int | None = None) -> Demand:
+def demand(operation: str, weights: int, *, largest: int | None = None, session: int = 0) -> Demand:
     """What a task on so many weights needs.
 
     Args:
         operation: A name out of `_PER_FLOAT_BYTE`.
         weights: That it works on in all.
         largest: Where it streams: weights that it holds at one time.
+        session: Bytes of a built model that it runs before or after that.
     """
     held = _FLOAT * (weights if largest is None else largest)
-    return Demand(
-        memory_bytes=_BASE + int(_PER_FLOAT_BYTE[operation] * held),
-        seconds=_START_SECONDS[operation] + _FLOAT * weights / MIB / _RATE[operation],
-    )
+    memory = max(_PER_FLOAT_BYTE[operation] * held, _SESSION * session)
+    return Demand(memory_bytes=_BASE + int(memory), seconds=_seconds(operation, weights))
+
+
+def fidelity_demand(
+    shape: ModelShape, *, session: int | None, simulated: bool, text_given: bool
+) -> Demand:
+    """What a fidelity task needs.
+
+    Args:
+        shape: Of the model.
+        session: Bytes of the built model; None = an emulator runs it, whose memory follows the
+            whole model's.
+        simulated: There are encodings, so that weights are rounded before they are run.
+        text_given: Else the float model writes it, which lies mapped as a whole: every token reads
+            all of it.
+    """
+    whole = _FLOAT * shape.parameters
+    group = min(whole, max(_GROUP_BYTES, _FLOAT * shape.largest))
+    factor = _PER_FLOAT_BYTE["fidelity-simulated" if simulated else "fidelity"]
+    writer = 0 if text_given else _SESSION * whole
+    emulated = _PER_FLOAT_BYTE["fidelity-emulated"] * whole
+    run = emulated if session is None else _SESSION * session
+    memory = max(factor * group, run, writer)
+    return Demand(_BASE + int(memory), _seconds("fidelity", shape.parameters))
+
+
+def _seconds(operation: str, weights: int) -> float:
+    return _START_SECONDS[operation] + _FLOAT * weights / MIB / _RATE[operation]
+
+
+def cpu_model_bytes(shape: ModelShape, precision: Precision) -> int:
+    """Bytes of a cpu model's weights."""
+    table, rest = _CPU_BYTES[precision]
+    return int(table * shape.embedding + rest * (sum(shape.layers) + shape.head))
 
 
 def bytes_text(sizes: Iterable[int]) -> str:

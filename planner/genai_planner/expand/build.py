@@ -136,7 +136,7 @@ def _check_gaps(spec: BuildSpec, model: Source, *, cpu: bool) -> None:
 
 def _ingest(spec: BuildSpec, name: SourceName, source: Source, *, shape: ModelShape | None) -> Task:
     weights = shape.parameters if shape else source.size // 4
-    largest = max((*shape.layers, shape.embedding, shape.head)) if shape else weights
+    largest = shape.largest if shape else weights
     architecture = spec.model.architecture if name == MODEL else None
     return Task(
         id=ingest_id(name),

@@ -22,9 +22,9 @@ from genai_planner.expand.context import PlanContext
 from genai_planner.expand.draft import draft_inputs
 from genai_planner.expand.lora import adapter_inputs, adapter_names, adapter_yardstick, use_cases
 from genai_planner.expand.splits import balanced
-from genai_planner.graph import FidelityCondition, Inputs, Plan, Task
+from genai_planner.graph import Demand, FidelityCondition, Inputs, Plan, Task
 from genai_planner.shape import ModelShape
-from genai_planner.sizing import MIB, demand
+from genai_planner.sizing import MIB, cpu_model_bytes, demand, fidelity_demand
 from genai_planner.targets import Target
 
 __all__ = ["expand_cpu", "expand_draft"]
@@ -86,6 +86,7 @@ class _Builder:
         self.target = target
         self.precision = precision
         self.ranges = _ranges(context.shape)
+        self.model_bytes = cpu_model_bytes(context.shape, precision)
         self.ids = {
             operation: TaskId(f"{operation}/{target.name}/{self._name()}")
             for operation in ("convert", "compile", "fidelity", "package")
@@ -118,6 +119,8 @@ class _Builder:
             sources["encodings"] = inputs.encodings(self.context.source)
         count = sum(shape.layers[first:last])
         count += (shape.embedding if embedding else 0) + (shape.head if lm_head else 0)
+        # A linear at a time, the largest of which is a layer's at most, or lm_head.
+        held = max((*shape.layers[first:last], shape.head if lm_head else 0))
         return Task(
             id=self._convert_id(index),
             operation="convert",
@@ -131,7 +134,7 @@ class _Builder:
                 gaps=self.spec.quantization.gaps,
             ),
             inputs=sources,
-            demand=demand("convert-cpu", count),
+            demand=demand("convert-cpu", count, largest=held),
             target=self.target.name,
             split=f"{index}/{len(self.ranges)}",
         )
@@ -153,7 +156,12 @@ class _Builder:
             backend=Backend.CPU,
             config=CompileCpuConfig(precision=self.precision, gaps=self.spec.quantization.gaps),
             inputs=sources,
-            demand=demand("compile-cpu", self.shape.parameters),
+            demand=demand(
+                "compile-cpu",
+                self.shape.parameters,
+                largest=self.shape.largest,
+                session=self.model_bytes,
+            ),
             target=self.target.name,
         )
 
@@ -172,7 +180,12 @@ class _Builder:
                 "compiled": inputs.whole(self.ids["compile"]),
                 **inputs.scored(self.context),
             },
-            demand=demand("fidelity", self.shape.parameters),
+            demand=fidelity_demand(
+                self.shape,
+                session=self.model_bytes,
+                simulated=self.context.model.has_encodings,
+                text_given=self.context.model.has_tokens,
+            ),
             target=self.target.name,
         )
 
@@ -206,9 +219,21 @@ class _Builder:
                 **draft_inputs(self.spec, self.target.name),
                 **self._measured(),
             },
-            demand=demand(
-                "package" if self.spec.lora is None else "fidelity", self.shape.parameters
-            ),
+            demand=self._package_demand(),
             target=self.target.name,
             when=FidelityCondition(self.ids["fidelity"], within=True),
         )
+
+    def _package_demand(self) -> Demand:
+        """It runs the model, and with adapters the yardstick of each use case beside it."""
+        alone = demand("package", self.shape.parameters, largest=0, session=self.model_bytes)
+        if self.spec.lora is None:
+            return alone
+        # The model itself writes the text where none is given.
+        held = fidelity_demand(
+            self.shape,
+            session=0,
+            simulated=self.context.model.has_encodings,
+            text_given=True,
+        )
+        return Demand(alone.memory_bytes + held.memory_bytes, alone.seconds + held.seconds)

@@ -23,7 +23,7 @@ from genai_planner.expand.context import PlanContext
 from genai_planner.expand.splits import derive_splits
 from genai_planner.graph import FidelityCondition, Inputs, Plan, Selection, Task
 from genai_planner.shape import ModelShape
-from genai_planner.sizing import binary_sizes, demand
+from genai_planner.sizing import binary_sizes, demand, fidelity_demand
 from genai_planner.targets import Target
 
 __all__ = ["expand_htp"]
@@ -147,7 +147,7 @@ class _Builder:
             backend=None,
             config=ArclConfig(graph=graph),
             inputs={"model": inputs.core()},
-            demand=demand("arcl", self.shape.parameters),
+            demand=demand("arcl", self.shape.parameters, largest=self.shape.largest),
             target=label,
             graph=name,
         )
@@ -244,7 +244,12 @@ class _Builder:
                 length=min(FidelityConfig.model_fields["length"].default, self.grid.context_length),
             ),
             inputs=sources,
-            demand=demand("fidelity", self.shape.parameters),
+            demand=fidelity_demand(
+                self.shape,
+                session=None,
+                simulated=self.context.model.has_encodings,
+                text_given=self.context.model.has_tokens,
+            ),
             target=target.name,
         )
 
