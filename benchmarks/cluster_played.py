@@ -27,8 +27,8 @@ from tenant import BUCKET
 from genai_core.facts import ModelFacts, WeightsGroup
 from genai_core.names import Digest, Key
 from genai_core.sources.resolved import RESOLVE, ResolvedFile, ResolvedSource
+from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.lookup import publish
-from genai_core.store.s3.location import S3Credentials, S3Location
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.tasks.chain import ChainFile, is_wanted, task_file
 from genai_core.tasks.record import Record, ToolchainUsed
@@ -115,8 +115,8 @@ class Player:
         self._namespace = namespace
         self._within = within or {}
         self._seconds = seconds
-        where = S3Location(BUCKET, namespace, cluster.s3_endpoint, addressing="path")
-        self._store = S3Store(where, credentials=S3Credentials(*cluster.s3_keys))
+        where = StoreAddress(BUCKET, namespace, cluster.s3_endpoint, addressing="path")
+        self._store = S3Store(where, credentials=StoreCredentials(*cluster.s3_keys))
         self._shared = self._store.put_bytes(b"played")
         self._facts = self._store.put_bytes(FACTS.model_dump_json().encode())
         self._pool = ThreadPoolExecutor(4)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import TaskFile
@@ -41,7 +41,7 @@ __all__ = [
 _VERSITYGW = "1.8.0"
 _BUILD_SECONDS = 600
 _START_SECONDS = 20
-_CREDENTIALS = S3Credentials("test-access", "test-secret-key")
+_CREDENTIALS = StoreCredentials("test-access", "test-secret-key")
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class S3Server:
     endpoint: str
     folder: Path | None
     bucket: str = "artifacts"
-    credentials: S3Credentials = _CREDENTIALS
+    credentials: StoreCredentials = _CREDENTIALS
     program: Path | None = None
 
-    def add_user(self, access: str, secret: str) -> S3Credentials:
+    def add_user(self, access: str, secret: str) -> StoreCredentials:
         """Make an account that may do nothing until a bucket's policy says so."""
         assert self.program is not None
         admin = self.credentials
@@ -73,16 +73,18 @@ class S3Server:
             check=True,
             capture_output=True,
         )
-        return S3Credentials(access, secret)
+        return StoreCredentials(access, secret)
 
     @property
     def checks_signatures(self) -> bool:
         """It is a whole server: signatures, checksums, errors as S3 words them."""
         return self.name.startswith("versitygw")
 
-    def where(self, prefix: str, *, endpoint: str | None = None) -> S3Location:
+    def where(self, prefix: str, *, endpoint: str | None = None) -> StoreAddress:
         """Return a place in the bucket, optionally behind another endpoint (a proxy)."""
-        return S3Location(self.bucket, prefix, endpoint or self.endpoint, "us-east-1", None, "path")
+        return StoreAddress(
+            self.bucket, prefix, endpoint or self.endpoint, "us-east-1", None, "path"
+        )
 
     def store(self, prefix: str, *, endpoint: str | None = None, **options: Any) -> S3Store:
         """Open a store in the bucket."""

@@ -37,9 +37,9 @@ from genai_core.errors import InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.base import SecretRef
 from genai_core.names import Digest, Key
+from genai_core.store.address import StoreCredentials
 from genai_core.store.protocol import RecordRef, Store
 from genai_core.store.s3.client import new_client
-from genai_core.store.s3.location import S3Credentials
 from genai_core.tasks.record import Measurements, Output, Record, ToolchainUsed
 from genai_core.testing import S3Server, certificate, s3_server
 
@@ -123,7 +123,7 @@ def test_the_secrets_keys_are_used_where_it_may_be_read(
     server.add("artifactstores", artifact_store())
     server.add("secrets", secret(**KEYS))
     with reaching(cluster, "team", "default", options=StoreOptions()) as place:
-        assert place.credentials == S3Credentials(*KEYS.values())
+        assert place.credentials == StoreCredentials(*KEYS.values())
     server.forbidden = {"secrets"}
     with reaching(cluster, "team", "default", options=StoreOptions()) as place:
         assert place.credentials is None

@@ -15,7 +15,7 @@ from harness.cluster import Cluster
 from laptop import SMALL, SMALL_MODEL, TINY, TINY_MODEL
 from witness import Witness
 
-from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.store.verify import verify
 
@@ -244,8 +244,8 @@ class Tenant:
 
     def whole(self) -> None:
         """Every record of the store can be read, and what it names is there as it says."""
-        where = S3Location(BUCKET, self.namespace, self.cluster.s3_endpoint, addressing="path")
-        store = S3Store(where, credentials=S3Credentials(*self.cluster.s3_keys))
+        where = StoreAddress(BUCKET, self.namespace, self.cluster.s3_endpoint, addressing="path")
+        store = S3Store(where, credentials=StoreCredentials(*self.cluster.s3_keys))
         found = verify(store)
         assert found.records, "nothing was stored"
         assert not found.faults, found.faults

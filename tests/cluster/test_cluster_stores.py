@@ -23,7 +23,7 @@ from servers import ROOT_KEYS, Served, Sts, TlsS3, without_conditions
 from tenant import BUCKET, GROUP, Tenant, revisions, wait
 
 from genai_core.canonical import digest_file
-from genai_core.store.s3.location import S3Credentials, S3Location
+from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3.s3_store import S3Store
 
 POLICY = Path(__file__).parents[2] / "deploy" / "stores" / "bucket-policy.json"
@@ -81,10 +81,10 @@ def wait_store(tenant: Tenant, name: str = "default", seconds: float = 60) -> di
 def opened(tenant: Tenant, prefix: str = "") -> S3Store:
     """A namespace's store, with the administrator's keys."""
     cluster = tenant.cluster
-    where = S3Location(
+    where = StoreAddress(
         BUCKET, prefix or tenant.namespace, cluster.s3_endpoint, "us-east-1", None, "path"
     )
-    return S3Store(where, credentials=S3Credentials(*cluster.s3_keys))
+    return S3Store(where, credentials=StoreCredentials(*cluster.s3_keys))
 
 
 def operations(tenant: Tenant) -> list[str]:

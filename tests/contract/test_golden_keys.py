@@ -23,7 +23,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Key
 from genai_core.operations import OPERATIONS
 from genai_core.sources.resolved import ResolvedFile, ResolvedSource
-from genai_core.store.s3.location import parse_s3
+from genai_core.store.address import parse_address
 from genai_core.tasks.task_file import Toolchain
 from genai_core.wire import RENDERING
 from genai_operator.builds.planning.requests import Setting, job_request
@@ -208,7 +208,7 @@ def test_jobs_stay_when_a_build_uses_nothing_new(run: str) -> None:
                 weight_bits=8,
             )
         },
-        places={MODEL: SourcePlace("s3://models/tiny", bucket=parse_s3("s3://models/tiny"))},
+        places={MODEL: SourcePlace("s3://models/tiny", bucket=parse_address("s3://models/tiny"))},
         targets=targets,
         toolchains=phase.request.toolchains,
         chain_tasks=8,

@@ -22,7 +22,7 @@ from genai_core.kinds.crd import KINDS, crd
 from genai_core.kinds.reading import read_served
 from genai_core.sources.resolved import ResolvedFile, ResolvedSource, ResolveFile
 from genai_core.sources.source_files import inspect_source
-from genai_core.store.s3.location import parse_s3
+from genai_core.store.address import parse_address
 from genai_core.tasks.task_file import TaskFileInput
 
 ESCAPES = [
@@ -113,7 +113,7 @@ def test_store_prefix_is_refused_when_it_leads_to_another_tenant() -> None:
         read_served(ArtifactStoreSpec, spec, where="spec")
     for address in ("s3://abc/../other", "s3://abc/a/%2e%2e/b", "s3://abc/a/./b"):
         with pytest.raises(InvalidSpec, match=r"its prefix holds"):
-            parse_s3(address)
+            parse_address(address)
 
 
 @pytest.mark.parametrize("name", [name for name in ESCAPES if not name.startswith("~")])

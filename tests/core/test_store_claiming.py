@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from genai_core.errors import StoreUnavailable
 from genai_core.names import Digest, Key
-from genai_core.store.build_lease import Holder, with_containers
-from genai_core.store.collect import collect
+from genai_core.store.collection.build_lease import Holder, with_containers
+from genai_core.store.collection.collect import collect
+from genai_core.store.collection.sweeps import await_sweeps
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Hit, KeptContainer, Lease, RecordRef, Store, Sweep
-from genai_core.store.sweeps import await_sweeps
 from genai_core.tasks.record import Record
 
 MakeRecord = Callable[..., Record]

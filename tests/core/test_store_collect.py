@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from genai_core.errors import StoreUnreadable
-from genai_core.store.collect import collect
+from genai_core.store.collection.collect import collect
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Hit, Lease, Miss, RecordRef, Store

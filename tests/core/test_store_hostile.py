@@ -19,11 +19,12 @@ from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, StoreUnavailable
 from genai_core.files import json_budgets as budgets
 from genai_core.names import Key
-from genai_core.store import build_lease as claiming
-from genai_core.store import collect as collecting
-from genai_core.store import sweeps
-from genai_core.store.build_lease import Holder
-from genai_core.store.collect import collect
+from genai_core.store.collection import build_lease as claiming
+from genai_core.store.collection import collect as collecting
+from genai_core.store.collection import sweeps
+from genai_core.store.collection.build_lease import Holder
+from genai_core.store.collection.collect import collect
+from genai_core.store.collection.sweeps import await_sweeps
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import (
@@ -37,7 +38,6 @@ from genai_core.store.protocol import (
     Sweep,
 )
 from genai_core.store.s3.s3_store import S3Store
-from genai_core.store.sweeps import await_sweeps
 from genai_core.store.verify import verify
 from genai_core.tasks.record import Blob, Record
 

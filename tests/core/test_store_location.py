@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from genai_core.errors import CorruptBlob, InvalidSpec, StoreUnreadable
 from genai_core.names import Digest
+from genai_core.store.address import StoreAddress, StoreCredentials, parse_address
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.location import open_store
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import BlobStat, Hit, Miss, RecordRef
-from genai_core.store.s3.location import S3Credentials, S3Location, parse_s3
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.tasks.record import Blob, Record
 from genai_core.testing import S3Server
@@ -33,21 +33,21 @@ MakeRecord = Callable[..., Record]
 @pytest.mark.parametrize(
     ("address", "expected"),
     [
-        ("s3://bucket", S3Location("bucket")),
-        ("s3://bucket/a/b/", S3Location("bucket", "a/b")),
+        ("s3://bucket", StoreAddress("bucket")),
+        ("s3://bucket/a/b/", StoreAddress("bucket", "a/b")),
         (
             "s3://bucket/a?endpoint=http://10.0.0.1:7070&region=eu-1&ca=/etc/ca.pem",
-            S3Location("bucket", "a", "http://10.0.0.1:7070", "eu-1", "/etc/ca.pem", "path"),
+            StoreAddress("bucket", "a", "http://10.0.0.1:7070", "eu-1", "/etc/ca.pem", "path"),
         ),
         (
             "s3://bucket?endpoint=https://s3.example&addressing=virtual",
-            S3Location("bucket", "", "https://s3.example", addressing="virtual"),
+            StoreAddress("bucket", "", "https://s3.example", addressing="virtual"),
         ),
     ],
 )
-def test_addresses(address: str, expected: S3Location) -> None:
-    assert parse_s3(address) == expected
-    assert parse_s3(str(expected)) == expected
+def test_addresses(address: str, expected: StoreAddress) -> None:
+    assert parse_address(address) == expected
+    assert parse_address(str(expected)) == expected
     store = open_store(address)
     assert isinstance(store, S3Store)
     assert store.location == str(expected)
@@ -60,14 +60,14 @@ def test_addresses(address: str, expected: S3Location) -> None:
 )
 def test_any_prefix_comes_back_from_its_address(prefix: str) -> None:
     """A worker is given the address that the planner's side has printed."""
-    for where in (S3Location("bucket", prefix), S3Location("bucket", prefix, "http://a:1")):
-        again = parse_s3(str(where))
+    for where in (StoreAddress("bucket", prefix), StoreAddress("bucket", prefix, "http://a:1")):
+        again = parse_address(str(where))
         assert (again.bucket, again.prefix, again.endpoint) == ("bucket", prefix, where.endpoint)
 
 
 def test_a_prefix_may_be_written_as_it_is() -> None:
     for text in ("my model/v2#1", "my%20model/v2%231"):
-        assert parse_s3(f"s3://bucket/{text}").prefix == "my model/v2#1"
+        assert parse_address(f"s3://bucket/{text}").prefix == "my model/v2#1"
 
 
 def test_a_store_below_a_prefix_with_spaces_is_one_place(s3: S3Server, fresh_name: str) -> None:
@@ -109,7 +109,7 @@ def test_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_secrets_are_not_shown() -> None:
-    assert "hidden" not in repr(S3Credentials("id", "hidden", "hidden"))
+    assert "hidden" not in repr(StoreCredentials("id", "hidden", "hidden"))
 
 
 def test_a_directory_store_needs_no_boto3(tmp_path: Path) -> None:

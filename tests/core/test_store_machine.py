@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob
-from genai_core.store.collect import collect
+from genai_core.store.collection.collect import collect
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Hit, RecordRef

@@ -23,8 +23,8 @@ from hypothesis.errors import NoSuchExample
 
 from genai_core.canonical import digest_bytes
 from genai_core.sources.source_files import SourceFacts, SourceFile
-from genai_core.store.build_lease import Holder
-from genai_core.store.collect import collect
+from genai_core.store.collection.build_lease import Holder
+from genai_core.store.collection.collect import collect
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Hit, RecordRef

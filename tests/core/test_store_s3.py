@@ -16,13 +16,13 @@ import pytest
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
-from genai_core.store import protocol
-from genai_core.store.collect import collect
+from genai_core.store import blobs
+from genai_core.store.address import StoreCredentials
+from genai_core.store.collection.collect import collect
 from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
 from genai_core.store.s3 import client as s3_client
 from genai_core.store.s3 import transfer as s3_transfer
-from genai_core.store.s3.location import S3Credentials
 from genai_core.store.s3.objects import Head
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.tasks.record import Blob, Record
@@ -201,8 +201,8 @@ def test_wrong_credentials_and_buckets(s3: S3Server, fresh_name: str) -> None:
         pytest.skip(f"{s3.name} checks no signatures")
     where = s3.where(fresh_name)
     strangers = [
-        S3Credentials("nobody", s3.credentials.secret_access_key),
-        S3Credentials(s3.credentials.access_key_id, "wrong"),
+        StoreCredentials("nobody", s3.credentials.secret_access_key),
+        StoreCredentials(s3.credentials.access_key_id, "wrong"),
     ]
     for credentials in strangers:
         stranger = S3Store(where, credentials=credentials)
@@ -346,7 +346,7 @@ def test_what_is_far_too_large_is_not_read_into_memory(
     store: S3Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A tenant's bucket, an operator's memory."""
-    monkeypatch.setattr(protocol, "READ_AT_ONCE_BYTES", 1 << 20)
+    monkeypatch.setattr(blobs, "READ_AT_ONCE_BYTES", 1 << 20)
     blob = store.put_bytes(bytes((1 << 20) + 1))
     with pytest.raises(CorruptBlob, match="has 1048577 bytes, and at most 1048576 are read"):
         store.read_blob(blob)
@@ -391,8 +391,8 @@ _KILLED = """
 import sys
 from pathlib import Path
 from genai_core.store.location import open_store
-from genai_core.store.s3.location import S3Credentials
-open_store(sys.argv[1], credentials=S3Credentials(*sys.argv[3:])).put_blob(Path(sys.argv[2]))
+from genai_core.store.address import StoreCredentials
+open_store(sys.argv[1], credentials=StoreCredentials(*sys.argv[3:])).put_blob(Path(sys.argv[2]))
 """
 
 

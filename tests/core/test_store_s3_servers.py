@@ -16,17 +16,17 @@ import pytest
 from genai_core.errors import BadModel, GenAIError, StoreUnavailable, StoreUnreadable
 from genai_core.names import Key
 from genai_core.network.addresses import why_refused
+from genai_core.store.address import StoreCredentials, parse_address
 from genai_core.store.s3 import client as s3_client
 from genai_core.store.s3 import guard as s3_guard
 from genai_core.store.s3 import objects as s3_objects
 from genai_core.store.s3 import source_folder as s3_source
 from genai_core.store.s3 import transfer as s3_transfer
-from genai_core.store.s3.location import S3Credentials, parse_s3
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.store.s3.source_folder import S3Source
 from genai_core.tasks.record import Blob
 
-KEYS = S3Credentials("access", "secret")
+KEYS = StoreCredentials("access", "secret")
 HEAD = "<?xml version='1.0'?><ListBucketResult><Name>b</Name><IsTruncated>true</IsTruncated>"
 ITEM = (
     "<Contents><Key>m/{}</Key><Size>1</Size><ETag>e</ETag>"
@@ -141,11 +141,11 @@ ANSWERS: dict[str, Answer] = {
     "continues": lambda r: r.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 200_000) and None,
 }
 USES: dict[str, Callable[[str], object]] = {
-    "probe": lambda e: S3Store(parse_s3(f"s3://buc/p?endpoint={e}"), credentials=KEYS).probe(),
-    "lookup": lambda e: S3Store(parse_s3(f"s3://buc/p?endpoint={e}"), credentials=KEYS).lookup(
+    "probe": lambda e: S3Store(parse_address(f"s3://buc/p?endpoint={e}"), credentials=KEYS).probe(),
+    "lookup": lambda e: S3Store(parse_address(f"s3://buc/p?endpoint={e}"), credentials=KEYS).lookup(
         "resolve", Key("a" * 64)
     ),
-    "list": lambda e: S3Source(parse_s3(f"s3://buc/p?endpoint={e}"), KEYS).list(),
+    "list": lambda e: S3Source(parse_address(f"s3://buc/p?endpoint={e}"), KEYS).list(),
 }
 
 
@@ -186,7 +186,7 @@ def test_listing_is_refused_when_it_never_ends() -> None:
         served(page) as endpoint,
         pytest.raises(StoreUnreadable, match="holds more than 10000 objects"),
     ):
-        S3Source(parse_s3(f"s3://buc/m?endpoint={endpoint}"), KEYS).list()
+        S3Source(parse_address(f"s3://buc/m?endpoint={endpoint}"), KEYS).list()
     assert pages[0] <= 12
 
 
@@ -203,11 +203,11 @@ def test_listing_is_refused_when_its_pages_are_empty_without_end(
     monkeypatch.setattr(s3_source, "_MOST_FILES", 1000)
     with served(page) as endpoint:
         with pytest.raises(StoreUnreadable, match="holds more than"):
-            S3Source(parse_s3(f"s3://buc/m?endpoint={endpoint}"), KEYS).list()
+            S3Source(parse_address(f"s3://buc/m?endpoint={endpoint}"), KEYS).list()
         pages[0] = 0
         monkeypatch.setattr(s3_source, "_LISTING_SECONDS", 0.1)
         with pytest.raises(StoreUnavailable, match="takes longer than 0 s"):
-            S3Source(parse_s3(f"s3://buc/m?endpoint={endpoint}"), KEYS).list()
+            S3Source(parse_address(f"s3://buc/m?endpoint={endpoint}"), KEYS).list()
     assert s3_objects._MOST_NAMES > 10_000
 
 
@@ -228,10 +228,10 @@ def test_fetch_writes_no_more_than_was_asked_for_when_a_server_ignores_ranges(
             chunked(request, b"A" * (1 << 20), 200, ETag='"e"')
 
     with served(answer) as endpoint:
-        source = S3Source(parse_s3(f"s3://buc/m?endpoint={endpoint}"), KEYS)
+        source = S3Source(parse_address(f"s3://buc/m?endpoint={endpoint}"), KEYS)
         source.fetch("x", tmp_path / "x", size=size)
         assert (tmp_path / "x").stat().st_size == size
-        store = S3Store(parse_s3(f"s3://buc/m?endpoint={endpoint}"), credentials=KEYS)
+        store = S3Store(parse_address(f"s3://buc/m?endpoint={endpoint}"), credentials=KEYS)
         assert store.check_blob(Blob(sha256="a" * 64, size=size)) == f"has more than {size} bytes"
         with pytest.raises(BadModel, match="does not have the"):
             source.digest("x")
@@ -239,7 +239,7 @@ def test_fetch_writes_no_more_than_was_asked_for_when_a_server_ignores_ranges(
 
 def test_client_is_refused_an_address_also_when_its_name_has_many() -> None:
     with served(ANSWERS["no date"]) as endpoint:
-        where = parse_s3(f"s3://buc/p?endpoint={endpoint.replace('127.0.0.1', 'localhost')}")
+        where = parse_address(f"s3://buc/p?endpoint={endpoint.replace('127.0.0.1', 'localhost')}")
         store = S3Store(where, credentials=KEYS, refuse=lambda address, _: why_refused(address))
         with pytest.raises(StoreUnreadable, match="address of the machine itself"):
             store.lookup("resolve", Key("a" * 64))
@@ -261,7 +261,7 @@ def test_client_tries_few_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -
     many = [(*entry, (f"192.0.2.{n}", 80)) for n in range(250)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: many)
     monkeypatch.setattr(HTTPConnection, "_new_conn", fails)
-    store = S3Store(parse_s3("s3://buc/p?endpoint=http://many.test"), credentials=KEYS)
+    store = S3Store(parse_address("s3://buc/p?endpoint=http://many.test"), credentials=KEYS)
     with pytest.raises(StoreUnavailable):
         store.lookup("resolve", Key("a" * 64))
     assert tried[:4] == [f"192.0.2.{n}" for n in range(4)]

@@ -13,12 +13,12 @@ import pytest
 from botocore.exceptions import ClientError
 
 from genai_core.errors import StoreUnreadable
-from genai_core.store.build_lease import Holder
-from genai_core.store.collect import collect
+from genai_core.store.address import StoreAddress
+from genai_core.store.collection.build_lease import Holder
+from genai_core.store.collection.collect import collect
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Hit, RecordRef
 from genai_core.store.s3.client import new_client
-from genai_core.store.s3.location import S3Location
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.tasks.record import Record
 from genai_core.testing import FaultProxy, S3Server
@@ -128,7 +128,7 @@ def test_a_client_hangs_up_before_it_asks_a_refused_address(
 ) -> None:
     for name in ("127.0.0.1", "localhost"):
         endpoint = canary.endpoint.replace("127.0.0.1", name)
-        where = S3Location("artifacts", "x", endpoint, "us-east-1", None, "path")
+        where = StoreAddress("artifacts", "x", endpoint, "us-east-1", None, "path")
         store = S3Store(where, credentials=s3.credentials, refuse=refusing)
         with pytest.raises(StoreUnreadable, match=r"must not be used: 127\.0\.0\.1 is refused"):
             store.probe()
@@ -165,7 +165,7 @@ def test_an_endpoint_cannot_send_a_client_elsewhere(
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         endpoint = f"http://127.0.0.1:{server.server_address[1]}"
-        where = S3Location("artifacts", "x", endpoint, "us-east-1", None, "path")
+        where = StoreAddress("artifacts", "x", endpoint, "us-east-1", None, "path")
         store = S3Store(where, credentials=s3.credentials)
         with pytest.raises(Exception, match=f"{code}|endpoint"):
             store.put_bytes(b"secret of a tenant")

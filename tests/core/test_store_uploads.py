@@ -17,17 +17,21 @@ from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel, StoreUnreadable
 from genai_core.names import Digest
 from genai_core.sources.source_files import SourceFacts, SourceFile
-from genai_core.store.build_lease import Holder
-from genai_core.store.collect import collect
+from genai_core.store.address import StoreAddress
+from genai_core.store.collection.build_lease import Holder
+from genai_core.store.collection.collect import collect
+from genai_core.store.collection.lease_files import (
+    lease_from_bytes,
+    lease_to_bytes,
+    sweep_from_bytes,
+)
+from genai_core.store.collection.sweeps import await_sweeps
 from genai_core.store.directory.directory_store import DirectoryStore
-from genai_core.store.lease_files import lease_from_bytes, lease_to_bytes, sweep_from_bytes
 from genai_core.store.protocol import Lease, RecordRef, Sweep
 from genai_core.store.s3 import transfer as s3_transfer
-from genai_core.store.s3.location import S3Location
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.store.s3.source_upload import SourceUpload
-from genai_core.store.s3.upload_names import uploads_among
-from genai_core.store.sweeps import await_sweeps
+from genai_core.store.upload_names import uploads_among
 from genai_core.tasks.record import Record
 from genai_core.testing import S3Server
 
@@ -91,11 +95,11 @@ NAME = f"sha256-{HEX}"
     ],
 )
 def test_a_build_names_what_lies_beside_its_store(address: str, found: set[str]) -> None:
-    assert uploads_among([address], S3Location("models", "team/a")) == found
+    assert uploads_among([address], StoreAddress("models", "team/a")) == found
 
 
 def test_a_store_at_the_root_of_its_bucket_has_uploads_too() -> None:
-    assert uploads_among([f"s3://models/sources/{NAME}"], S3Location("models")) == {NAME}
+    assert uploads_among([f"s3://models/sources/{NAME}"], StoreAddress("models")) == {NAME}
 
 
 def test_uploads_are_listed_and_removed_whole(s3: S3Server, store: S3Store, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from harness import programs
 from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.kinds.crd import KINDS, crd
 from genai_core.names import Digest, Key
-from genai_core.store.s3.location import S3Location
+from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, build_status
 from genai_operator.errors import Waiting
@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[2]
 HEALTH = ROOT / "deploy" / "health"
 GROUP = "genai-operator.dev"
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-STORE = S3Location("bucket", "ns", "http://s3:7070")
+STORE = StoreAddress("bucket", "ns", "http://s3:7070")
 RECORD = Record(
     operation="package", key=Key("b" * 64), toolchain=ToolchainUsed(id=Digest("c" * 64)),
     created_at=NOW, facts={"revision": "sha256:" + "a" * 64, "sizeBytes": 12, "verified": "Cpu"},

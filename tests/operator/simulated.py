@@ -24,8 +24,8 @@ from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.names import Digest, Key
 from genai_core.operations import OPERATIONS
 from genai_core.sources.resolved import RESOLVE
+from genai_core.store.address import StoreAddress
 from genai_core.store.directory.directory_store import DirectoryStore
-from genai_core.store.s3.location import S3Location
 from genai_core.tasks.chain import ChainFile, is_wanted, task_file
 from genai_core.tasks.record import Record, ToolchainUsed
 from genai_core.tasks.task_file import TaskFile, unpack
@@ -439,7 +439,7 @@ def opener(world: World) -> Any:
         known: OpenStore | None = getattr(stores, "played", None)
         if known is None:
             spec = ArtifactStoreSpec.model_validate(value["spec"])
-            where = S3Location("genai", NAMESPACE)
+            where = StoreAddress("genai", NAMESPACE)
             access = StoreAccess(address=str(where), secret="s3")
             known = OpenStore(spec, where, None, world.store, access)
             stores.played = known  # type: ignore[attr-defined]

@@ -16,8 +16,8 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend
 from genai_core.operations import OPERATIONS
 from genai_core.sources.resolved import ResolvedFile, ResolvedSource
+from genai_core.store.address import StoreAddress
 from genai_core.store.directory.directory_store import DirectoryStore
-from genai_core.store.s3.location import S3Location
 from genai_core.tasks.chain import ChainFile, is_wanted, task_file
 from genai_core.tasks.record import Measurements, Record
 from genai_core.tasks.task_file import TaskFile
@@ -77,7 +77,7 @@ class World:
         setting = Setting(
             name="tiny", namespace="ns", spec=BuildSpec.model_validate(document),
             sources={MODEL: SOURCE},
-            places={MODEL: SourcePlace("s3://models/tiny", S3Location("models", "tiny"))},
+            places={MODEL: SourcePlace("s3://models/tiny", StoreAddress("models", "tiny"))},
             targets=[CPU], toolchains=toolchains([CPU]),
             chain_tasks=self.chain_tasks,
         )  # fmt: skip

@@ -22,7 +22,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, TaskId
 from genai_core.sources.build_sources import BuildSource
 from genai_core.sources.resolved import RESOLVE
-from genai_core.store.s3.location import S3Location
+from genai_core.store.address import StoreAddress
 from genai_operator.builds import resolver
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.references import SourceAccess
@@ -93,12 +93,12 @@ def test_a_fault_of_the_source_is_not_called_the_stores(
 
     monkeypatch.setattr(resolver, "list_source", list_source)
     room = Room()
-    place = SourcePlace("s3://models/x", S3Location("models", "x"))
+    place = SourcePlace("s3://models/x", StoreAddress("models", "x"))
     source = BuildSource(MODEL, "s3://models/x", "spec.model.source")
     access = SourceAccess(source, place, StoreAccess("s3://b/p", secret="s"))
 
     class Opened:
-        credentials, where = object(), S3Location("genai", "n")
+        credentials, where = object(), StoreAddress("genai", "n")
 
     with pytest.raises((Waiting, SourceNotFound)) as raised:
         asyncio.run(room.builds._resolver._question(a_pass(), Opened(), access))  # type: ignore[arg-type]

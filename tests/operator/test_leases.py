@@ -15,9 +15,9 @@ from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.base import SecretRef
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Key
+from genai_core.store.address import StoreAddress
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Lease, RecordRef
-from genai_core.store.s3.location import S3Location
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.leases import Leases
 from genai_operator.builds.reconciler import BuildReconciler
@@ -54,7 +54,7 @@ def opened(folder: Path | None) -> OpenStore:
     """A store that the operator reaches itself; without a folder, one that only Jobs reach."""
     spec = ArtifactStoreSpec(bucket="genai", secret_ref=SecretRef(name="s3"))
     store = DirectoryStore(folder) if folder is not None else None
-    return OpenStore(spec, S3Location("genai", "team"), None, store, ACCESS)
+    return OpenStore(spec, StoreAddress("genai", "team"), None, store, ACCESS)
 
 
 def uploads(folder: Path) -> tuple[str, ...] | None:

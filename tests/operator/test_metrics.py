@@ -17,8 +17,8 @@ import pytest
 from prometheus_client import REGISTRY, generate_latest
 
 from genai_core.names import Digest
+from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3.client import shared_session
-from genai_core.store.s3.location import S3Credentials, S3Location
 from genai_core.store.s3.s3_store import S3Store
 from genai_operator import metrics
 from genai_operator.builds.reconciler import BuildReconciler
@@ -250,9 +250,9 @@ def shaky(*answers: int) -> Iterator[S3Store]:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     count_requests(shared_session())
     count_requests(shared_session())  # each store that is opened says so again
-    where = S3Location("bucket", "", f"http://127.0.0.1:{server.server_port}", addressing="path")
+    where = StoreAddress("bucket", "", f"http://127.0.0.1:{server.server_port}", addressing="path")
     try:
-        yield S3Store(where, credentials=S3Credentials("a", "s", None))
+        yield S3Store(where, credentials=StoreCredentials("a", "s", None))
     finally:
         server.shutdown()
         server.server_close()

@@ -13,7 +13,7 @@ import pytest
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
 from genai_core.sources.build_sources import sources_of
-from genai_core.store.s3.location import S3Location
+from genai_core.store.address import StoreAddress
 from genai_core.wire import REQUESTED_AT
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.build_steps import BuildContext
@@ -306,7 +306,7 @@ def test_why_a_source_cannot_be_resolved_is_shown_with_its_log(
 
     async def load(context: BuildContext) -> Any:
         one = context.one
-        one.store = S3Location("b", "p")
+        one.store = StoreAddress("b", "p")
         return await room.builds._resolver._send(one, request, [room.job("j")], access)
 
     monkeypatch.setattr(room.builds._steps, "load", load)

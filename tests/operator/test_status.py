@@ -11,7 +11,7 @@ import pytest
 from genai_core.errors import BadModel
 from genai_core.kinds.build import BuildStatus
 from genai_core.names import MODEL, Digest, Key, TaskId, adapter_source
-from genai_core.store.s3.location import S3Location
+from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, ResolvedEntry, build_status
 from genai_operator.kube.conditions import same_status
@@ -19,7 +19,7 @@ from genai_operator.kube.phases import Phase
 from genai_planner.progress import Progress, StageProgress
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
-STORE = S3Location("bucket", "ns", "http://s3:7070")
+STORE = StoreAddress("bucket", "ns", "http://s3:7070")
 REVISION = "sha256:" + "a" * 64
 RECORD = Record(
     operation="package", key=Key("b" * 64), toolchain=ToolchainUsed(id=Digest("c" * 64)),

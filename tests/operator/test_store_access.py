@@ -15,10 +15,10 @@ from genai_core.kinds.artifact_store import ArtifactStoreSpec, WebIdentity
 from genai_core.kinds.build import BuildSpec, Run
 from genai_core.names import Digest, Key
 from genai_core.sources.build_sources import sources_of
+from genai_core.store.address import StoreAddress, parse_address
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import RecordRef
-from genai_core.store.s3.location import S3Location, parse_s3
 from genai_core.tasks.keys import task_key
 from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
 from genai_operator.builds.sources import source_place
@@ -58,7 +58,7 @@ def test_a_password_in_an_endpoint_is_not_shown() -> None:
             check_endpoint(endpoint, allowed=["*"], apiserver=SERVER, resolve=names())
         assert "hunter2" not in caught.value.message
         with pytest.raises(GenAIError) as refused:
-            parse_s3(f"s3://bucket/x?endpoint={endpoint}")
+            parse_address(f"s3://bucket/x?endpoint={endpoint}")
         assert "hunter2" not in str(refused.value)
 
 
@@ -177,7 +177,7 @@ def test_only_tasks_that_read_the_source_get_it() -> None:
 )
 def test_sources_say_everything(source: str, uri: str, file: str | None) -> None:
     spec = BuildSpec.model_validate({"model": {"source": source}, "targets": ["cpu"]})
-    place = source_place(sources_of(spec)[0], S3Location("b", "n", "http://e", "r", None, "path"))
+    place = source_place(sources_of(spec)[0], StoreAddress("b", "n", "http://e", "r", None, "path"))
     assert place.uri == uri
     if file is not None:
         assert place.file("f") == file
@@ -187,7 +187,7 @@ def test_sources_say_everything(source: str, uri: str, file: str | None) -> None
 def test_sources_that_cannot_be_read_stall(source: str) -> None:
     spec = BuildSpec.model_validate({"model": {"source": source}, "targets": ["cpu"]})
     with pytest.raises(Stalled, match=r"spec\.model\.source"):
-        source_place(sources_of(spec)[0], S3Location("b"))
+        source_place(sources_of(spec)[0], StoreAddress("b"))
 
 
 def test_an_adapter_that_cannot_be_read_is_named_by_its_field() -> None:
@@ -196,7 +196,7 @@ def test_an_adapter_that_cannot_be_read_is_named_by_its_field() -> None:
         {"model": {"source": "s3://m/x"}, "targets": ["cpu"], "lora": {"adapters": adapters}}
     )
     with pytest.raises(Stalled, match=r"spec\.lora\.adapters\[1\]\.source"):
-        source_place(sources_of(spec)[2], S3Location("b"))
+        source_place(sources_of(spec)[2], StoreAddress("b"))
 
 
 # What pods tell

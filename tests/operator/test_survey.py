@@ -18,8 +18,8 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, TaskId
 from genai_core.operations import OPERATIONS
 from genai_core.sources.resolved import ResolvedFile, ResolvedSource
+from genai_core.store.address import StoreAddress
 from genai_core.store.directory.directory_store import DirectoryStore
-from genai_core.store.s3.location import S3Location
 from genai_core.tasks.task_file import TaskFile
 from genai_core.testing import record_of_task
 from genai_operator.builds.planning.plans import Plans
@@ -71,7 +71,7 @@ class Cluster:
     def look(self) -> Survey:
         setting = Setting(
             name="tiny", namespace="ns", spec=self.spec, sources={MODEL: self.source},
-            places={MODEL: SourcePlace("s3://models/tiny", S3Location("models", "tiny"))},
+            places={MODEL: SourcePlace("s3://models/tiny", StoreAddress("models", "tiny"))},
             targets=[CPU], toolchains=toolchains([CPU]),
             chain_tasks=self.chain_tasks,
         )  # fmt: skip

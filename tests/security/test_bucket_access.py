@@ -16,9 +16,9 @@ from genai_cli.engine.local_plan import read_plan
 from genai_cli.engine.local_source import bring_source
 from genai_core.errors import StoreUnreadable
 from genai_core.kinds.build import BuildSpec
+from genai_core.store.address import ANONYMOUS
 from genai_core.store.location import open_store
 from genai_core.store.s3.client import shared_session
-from genai_core.store.s3.location import ANONYMOUS
 
 DENIED = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 Foreign = tuple[str, list[dict[str, str]]]

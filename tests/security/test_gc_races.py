@@ -21,8 +21,8 @@ from genai_core.canonical import digest_bytes
 from genai_core.errors import GenAIError
 from genai_core.names import Key
 from genai_core.operations import operation_of
-from genai_core.store.build_lease import Holder
-from genai_core.store.collect import LEAST_GRACE, collect
+from genai_core.store.collection.build_lease import Holder
+from genai_core.store.collection.collect import LEAST_GRACE, collect
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Hit, RecordRef

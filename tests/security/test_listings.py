@@ -10,7 +10,7 @@ import pytest
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.sources.encoding_bits import weight_bits
 from genai_core.sources.resolved import ListedFile, ResolveFile
-from genai_core.store.s3.location import ANONYMOUS, parse_s3
+from genai_core.store.address import ANONYMOUS, parse_address
 from genai_core.store.s3.objects import Listed
 from genai_core.store.s3.source_folder import S3Source
 from genai_stages.worker import resolve as resolving
@@ -45,7 +45,7 @@ def test_resolve_names_the_object_when_a_listing_makes_no_folder(
 
 @pytest.mark.parametrize("size", [-1, 1 << 60])
 def test_list_refuses_sizes_that_no_object_has(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = S3Source(parse_s3("s3://buc/m?endpoint=https://s3.example"), ANONYMOUS)
+    source = S3Source(parse_address("s3://buc/m?endpoint=https://s3.example"), ANONYMOUS)
 
     def listed(**_: Any) -> list[Listed]:
         return [Listed("model.onnx", size, None, "t")]  # type: ignore[arg-type]

@@ -13,15 +13,15 @@ import pytest
 
 from genai_core.errors import GenAIError, InvalidSpec, StoreUnreadable
 from genai_core.network.addresses import pod_peers
-from genai_core.store.pod_store import open_job_store
-from genai_core.store.s3.client import shared_session
-from genai_core.store.s3.location import (
+from genai_core.store.address import (
     ANONYMOUS,
-    S3Credentials,
-    parse_s3,
+    StoreCredentials,
+    parse_address,
     same_server,
     source_credentials,
 )
+from genai_core.store.pod_store import open_job_store
+from genai_core.store.s3.client import shared_session
 from genai_stages.worker import source_access
 from genai_stages.worker.source_access import open_source
 
@@ -197,12 +197,12 @@ def test_same_server_compares_scheme_host_and_port(
     one: str | None, other: str | None, same: bool
 ) -> None:
     assert same_server(one, other) is same
-    source = parse_s3("s3://buc/m" + (f"?endpoint={other}" if other else ""))
-    store = parse_s3("s3://buc/t" + (f"?endpoint={one}" if one else ""))
-    keys = S3Credentials("a", "b")
+    source = parse_address("s3://buc/m" + (f"?endpoint={other}" if other else ""))
+    store = parse_address("s3://buc/t" + (f"?endpoint={one}" if one else ""))
+    keys = StoreCredentials("a", "b")
     used = source_credentials(source, own=None, store=store, of_store=keys)
     assert used == (keys if same else ANONYMOUS)
-    own = S3Credentials("c", "d")
+    own = StoreCredentials("c", "d")
     assert source_credentials(source, own=own, store=store, of_store=keys) == own
 
 
@@ -226,7 +226,7 @@ def test_source_names_no_file_of_the_pod_as_its_certificates(tmp_path: Path) -> 
 )
 def test_endpoint_is_refused_without_being_shown(endpoint: str) -> None:
     with pytest.raises(InvalidSpec) as raised:
-        parse_s3(f"s3://bucket/prefix?endpoint={endpoint.replace('?', '%3F')}")
+        parse_address(f"s3://bucket/prefix?endpoint={endpoint.replace('?', '%3F')}")
     assert raised.value.where == "s3://bucket/prefix"
     assert "password" not in str(raised.value)
 

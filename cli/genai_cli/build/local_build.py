@@ -27,6 +27,7 @@ from genai_core.container.report import own_report
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
 from genai_core.sources.build_sources import sources_of
+from genai_core.store.address import parse_address
 from genai_core.store.delivery import (
     Delivered,
     UntrueRecord,
@@ -36,8 +37,7 @@ from genai_core.store.delivery import (
 )
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
-from genai_core.store.s3.location import parse_s3
-from genai_core.store.s3.upload_names import uploads_among
+from genai_core.store.upload_names import uploads_among
 
 __all__ = ["Made", "make_containers", "run_build"]
 
@@ -191,7 +191,9 @@ def _uploads(build: GenAIBuild, address: str) -> frozenset[str]:
     """Uploaded sources beside the store that the build reads."""
     if not address.startswith("s3://"):
         return frozenset()
-    return uploads_among([source.address for source in sources_of(build.spec)], parse_s3(address))
+    return uploads_among(
+        [source.address for source in sources_of(build.spec)], parse_address(address)
+    )
 
 
 def _writable(folder: Path) -> Path:

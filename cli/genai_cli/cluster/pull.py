@@ -20,8 +20,8 @@ from genai_cli.settings import DEFAULT_OUTPUT, Settings
 from genai_core.container.report import own_report
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.names import Key
+from genai_core.store.address import parse_address
 from genai_core.store.delivery import Delivered, deliver, folder_name, refuse_foreign
-from genai_core.store.s3.location import parse_s3
 
 __all__ = ["pull_container"]
 
@@ -56,7 +56,7 @@ def pull_container(
         ) as store,
         busy(f"fetching {size(artifact.size_bytes)} into {path}"),
     ):
-        key = Key(Path(parse_s3(artifact.url).prefix).stem)
+        key = Key(Path(parse_address(artifact.url).prefix).stem)
         stored = store.get_record("package", key)
         if stored is None:
             raise GenAIError(

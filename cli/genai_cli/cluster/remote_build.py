@@ -40,7 +40,7 @@ from genai_core.names import DRAFT, MODEL, SourceName, adapter_source
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.build_sources import BuildSource, model_spec, of_source, sources_of
 from genai_core.sources.source_files import SourceFacts, inspect_source
-from genai_core.store.s3.location import S3Location
+from genai_core.store.address import StoreAddress
 from genai_core.wire import REQUESTED_AT
 
 __all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter", "uploaded_draft"]
@@ -208,12 +208,11 @@ def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
 
 def _sent(place: StorePlace, facts: SourceFacts, build: str) -> str:
     """Send what is not there yet; returns the address of the upload."""
-    from genai_core.store.s3.s3_store import S3Store
-    from genai_core.store.s3.source_upload import SourceUpload
+    from genai_core.store.location import open_at, open_upload
 
-    upload = SourceUpload(place.where, facts, credentials=place.credentials)
+    upload = open_upload(place.where, facts, credentials=place.credentials)
     with busy("looking up which files are there"):
-        store = S3Store(place.where, credentials=place.credentials)
+        store = open_at(place.where, credentials=place.credentials)
         problem = claim_upload(store, upload.name, build)
         missing = upload.missing()
     if problem:
@@ -226,7 +225,7 @@ def _sent(place: StorePlace, facts: SourceFacts, build: str) -> str:
     kept = len(upload.files) - len(missing)
     if kept:
         tell(f"upload   {counted(kept, 'file')} there already")
-    return str(S3Location(place.public.bucket, upload.where.prefix))
+    return str(StoreAddress(place.public.bucket, upload.where.prefix))
 
 
 def uploaded_adapter(written: Json, name: SourceName, address: str, digest: str) -> Json:

@@ -21,9 +21,9 @@ from genai_cli.display.output import tell
 from genai_core.errors import GenAIError, InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_served
+from genai_core.store.address import StoreAddress, StoreCredentials, parse_address
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
-from genai_core.store.s3.location import S3Credentials, S3Location, parse_s3
 
 __all__ = [
     "StoreOptions",
@@ -63,9 +63,9 @@ class StorePlace:
         credentials: None = boto3's usual places.
     """
 
-    where: S3Location
-    public: S3Location
-    credentials: S3Credentials | None = None
+    where: StoreAddress
+    public: StoreAddress
+    credentials: StoreCredentials | None = None
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def reaching(
     """
     with ExitStack() as stack:
         if options.store is not None:
-            where = parse_s3(options.store)
+            where = parse_address(options.store)
             if options.endpoint:
                 where = replace(where, endpoint=options.endpoint, addressing="path")
             yield StorePlace(where, where)
@@ -152,15 +152,15 @@ def opened_stores(
 def _further(
     cluster: Cluster, namespace: str, store: str, options: StoreOptions
 ) -> Iterator[Store]:
-    from genai_core.store.s3.s3_store import S3Store
+    from genai_core.store.location import open_at
 
     with reaching(cluster, namespace, store, options=options) as place:
-        yield S3Store(place.where, credentials=place.credentials, read_only=True)
+        yield open_at(place.where, credentials=place.credentials, read_only=True)
 
 
-def place_of(spec: ArtifactStoreSpec, namespace: str) -> S3Location:
+def place_of(spec: ArtifactStoreSpec, namespace: str) -> StoreAddress:
     """The part of a bucket that a namespace's builds use."""
-    return S3Location(
+    return StoreAddress(
         bucket=spec.bucket,
         prefix="/".join(part for part in (spec.prefix.strip("/"), namespace) if part),
         endpoint=spec.endpoint,
@@ -169,13 +169,13 @@ def place_of(spec: ArtifactStoreSpec, namespace: str) -> S3Location:
     )
 
 
-def named_by(address: str) -> S3Location:
+def named_by(address: str) -> StoreAddress:
     """The store that a record's or blob's address in a status lies in.
 
     Raises:
         InvalidSpec: It is no such address.
     """
-    where = parse_s3(address)
+    where = parse_address(address)
     for folder in (_RECORDS, _BLOBS):
         head, found, _ = f"/{where.prefix}".rpartition(folder)
         if found:
@@ -185,7 +185,7 @@ def named_by(address: str) -> S3Location:
 
 def blob_of(address: str) -> str:
     """The digest of a blob by its address."""
-    return parse_s3(address).prefix.rpartition("/")[2]
+    return parse_address(address).prefix.rpartition("/")[2]
 
 
 def _spec(
@@ -210,7 +210,7 @@ def _spec(
 
 def _credentials(
     cluster: Cluster, namespace: str, spec: ArtifactStoreSpec | None
-) -> S3Credentials | None:
+) -> StoreCredentials | None:
     """The Secret's, where there is one that the user may read."""
     if spec is None or spec.secret_ref is None:
         return None
@@ -225,7 +225,7 @@ def _credentials(
     return _of_secret(secret)
 
 
-def _of_secret(secret: Json) -> S3Credentials | None:
+def _of_secret(secret: Json) -> StoreCredentials | None:
     try:
         found = {
             key: base64.b64decode(value).decode()
@@ -236,4 +236,4 @@ def _of_secret(secret: Json) -> S3Credentials | None:
         return None
     if not found.get(_KEYS[0]) or not found.get(_KEYS[1]):
         return None
-    return S3Credentials(found[_KEYS[0]], found[_KEYS[1]], found.get(_KEYS[2]) or None)
+    return StoreCredentials(found[_KEYS[0]], found[_KEYS[1]], found.get(_KEYS[2]) or None)

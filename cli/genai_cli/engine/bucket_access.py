@@ -14,15 +14,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from genai_core.errors import StoreUnreadable
-from genai_core.store.s3.client import configured_endpoint
-from genai_core.store.s3.errors import AccessDenied
-from genai_core.store.s3.location import (
+from genai_core.store.address import (
     ANONYMOUS,
-    S3Credentials,
-    S3Location,
-    parse_s3,
+    StoreAddress,
+    StoreCredentials,
+    parse_address,
     same_server,
 )
+from genai_core.store.location import configured_endpoint
+from genai_core.store.protocol import AccessDenied
 
 __all__ = ["BucketAccess", "bucket_access"]
 
@@ -36,8 +36,8 @@ class BucketAccess:
         credentials: `ANONYMOUS`, or None = those of the environment.
     """
 
-    where: S3Location
-    credentials: S3Credentials | None = None
+    where: StoreAddress
+    credentials: StoreCredentials | None = None
 
     @contextmanager
     def explained(self, field: str) -> Iterator[None]:
@@ -71,13 +71,13 @@ def bucket_access(address: str, named: Iterable[str] = ()) -> BucketAccess:
     Raises:
         InvalidSpec: The address cannot be read.
     """
-    where = parse_s3(address)
+    where = parse_address(address)
     if where.endpoint is None:
         return BucketAccess(where)  # AWS, or what AWS_ENDPOINT_URL_S3 says
     for store in named:
         if not store.startswith("s3://"):
             continue
-        known = parse_s3(store)
+        known = parse_address(store)
         if known.endpoint is not None and same_server(where.endpoint, known.endpoint):
             return BucketAccess(replace(where, ca=known.ca or where.ca))
     if same_server(where.endpoint, configured_endpoint()):

@@ -24,7 +24,7 @@ from genai_cli.engine.events import PlannedTask
 from genai_core.canonical import digest_json
 from genai_core.errors import StoreUnavailable, StoreUnreadable
 from genai_core.names import Key
-from genai_core.store.build_lease import Holder
+from genai_core.store.collection.build_lease import Holder
 from genai_core.store.leases import Leases
 from genai_core.store.protocol import RecordRef
 from genai_core.tasks.record import Record

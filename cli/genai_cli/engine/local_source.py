@@ -31,7 +31,7 @@ from genai_core.sources.source_address import parse_https
 from genai_core.wire import Variable
 
 if TYPE_CHECKING:
-    from genai_core.store.s3.source_folder import S3Source
+    from genai_core.store.location import SourceFolder
 
 __all__ = ["bring_folder", "bring_source", "token_of"]
 
@@ -166,21 +166,21 @@ def _folder_of(root: Path, known: dict[str, list[int | str]]) -> Path | None:
 
 def _mirror(address: str, root: Path, *, where: str, named: Iterable[str]) -> Path:
     """Make `root/files` equal to the folder in the bucket."""
-    try:
-        from genai_cli.engine.bucket_access import bucket_access
-        from genai_core.store.s3.source_folder import S3Source
-    except ImportError as error:
+    from genai_cli.engine.bucket_access import bucket_access
+    from genai_core.store.location import buckets_are_readable, open_source_folder
+
+    if not buckets_are_readable():
         raise InvalidSpec(
             "a source in a bucket needs boto3, which is not installed",
             where=where,
             remedy="pip install 'genai-operator[s3]', or download the model and name its folder",
-        ) from error
+        )
     access = bucket_access(address, named)
     with access.explained(where):
-        return _mirrored(S3Source(access.where, access.credentials), address, root)
+        return _mirrored(open_source_folder(access.where, access.credentials), address, root)
 
 
-def _mirrored(source: S3Source, address: str, root: Path) -> Path:
+def _mirrored(source: SourceFolder, address: str, root: Path) -> Path:
     files = root / "files"
     index = _read_index(root / _INDEX)
     kept: dict[str, list[int | str]] = {}

@@ -8,7 +8,7 @@ from genai_cli.display.output import emit, say, tell
 from genai_cli.display.words import counted, size
 from genai_cli.settings import Settings
 from genai_cli.store.entries import opened
-from genai_core.store.collect import collect
+from genai_core.store.collection.collect import collect
 from genai_core.store.verify import verify
 
 __all__ = ["collect_garbage", "verify_store"]

@@ -11,8 +11,12 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
-__all__ = ["AddressRefused", "check_peer", "pod_peers", "why_refused"]
+__all__ = ["AddressRefused", "Refuse", "check_peer", "pod_peers", "why_refused"]
+
+Refuse: TypeAlias = Callable[[str, int], str | None]
+"""Address and port -> why nobody is connected to it, or None."""
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -64,7 +68,7 @@ def _plain(address: _Address) -> _Address:
     return inside or address
 
 
-def pod_peers(environment: Mapping[str, str]) -> Callable[[str, int], str | None] | None:
+def pod_peers(environment: Mapping[str, str]) -> Refuse | None:
     """What a pod must not be sent to; None where this is no pod of a cluster.
 
     Args:
@@ -94,7 +98,7 @@ def _same(address: str, other: str) -> bool:
     return pair[0] == pair[1]
 
 
-def check_peer(connected: socket.socket, refuse: Callable[[str, int], str | None]) -> None:
+def check_peer(connected: socket.socket, refuse: Refuse) -> None:
     """Hang up where a connection leads to a refused address.
 
     Args:

@@ -17,6 +17,7 @@ from typing import BinaryIO
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.files.whole_files import DRAFT_SUFFIX
 from genai_core.names import Digest, Key
+from genai_core.store.collection.sweeps import CLAIM_LASTS, utc_now
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import (
@@ -35,7 +36,6 @@ from genai_core.store.protocol import (
     Upload,
 )
 from genai_core.store.record_checks import container_fault
-from genai_core.store.sweeps import CLAIM_LASTS, utc_now
 from genai_core.tasks.record import Blob, Record
 
 __all__ = ["LayeredStore", "brought", "layers"]

@@ -1,23 +1,46 @@
-"""From what users write to a store: a folder, or an `s3://` address (see `s3.location`)."""
+"""Opens stores, and models in buckets: the one place that knows which kinds of stores there are."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from genai_core.errors import StoreUnreadable
 from genai_core.files.home import expanded
+from genai_core.names import Digest
+from genai_core.network.addresses import Refuse
+from genai_core.sources.resolved import ListedFile
+from genai_core.sources.source_files import SourceFacts
+from genai_core.store.address import (
+    StoreAddress,
+    StoreCredentials,
+    parse_address,
+    wrong_address,
+)
 from genai_core.store.protocol import Store
-from genai_core.store.s3.location import S3Credentials, parse_s3, wrong_address
 
-__all__ = ["open_store"]
+if TYPE_CHECKING:
+    from genai_core.store.s3.source_upload import SourceUpload
+
+__all__ = [
+    "SourceFolder",
+    "buckets_are_readable",
+    "configured_endpoint",
+    "open_at",
+    "open_source_folder",
+    "open_store",
+    "open_upload",
+]
 
 
 def open_store(
     location: str | Path,
     *,
     read_from: Sequence[str | Path] = (),
-    credentials: S3Credentials | None = None,
+    credentials: StoreCredentials | None = None,
 ) -> Store:
     """Open a store; nothing is read or written yet.
 
@@ -52,7 +75,7 @@ def _is_folder(location: str | Path) -> bool:
 
 
 def _open_one(
-    location: str | Path, credentials: S3Credentials | None, *, read_only: bool = False
+    location: str | Path, credentials: StoreCredentials | None, *, read_only: bool = False
 ) -> Store:
     if _is_folder(location):
         if not str(location):
@@ -62,14 +85,109 @@ def _open_one(
         return DirectoryStore(expanded(location), read_only=read_only)
     if not str(location).startswith("s3://"):
         raise wrong_address(str(location), "a store is a folder or s3://bucket/prefix")
+    return open_at(parse_address(str(location)), credentials=credentials, read_only=read_only)
+
+
+def open_at(
+    where: StoreAddress,
+    *,
+    credentials: StoreCredentials | None = None,
+    read_only: bool = False,
+    refuse: Refuse | None = None,
+) -> Store:
+    """Open the store in a bucket; nothing is read or written yet.
+
+    Args:
+        where: Its address.
+        credentials: None = from the usual places.
+        read_only: Writing to it is a defect.
+        refuse: Addresses that nobody may be sent to.
+
+    Raises:
+        StoreUnreadable: boto3 is not installed.
+    """
+    with _installed(where):
+        from genai_core.store.s3.s3_store import S3Store
+    return S3Store(where, credentials=credentials, read_only=read_only, refuse=refuse)
+
+
+class SourceFolder(Protocol):
+    """A model's folder in a bucket: listed, hashed and fetched, never written."""
+
+    @property
+    def where(self) -> StoreAddress:
+        """The folder."""
+        ...
+
+    def list(self) -> dict[str, ListedFile]:
+        """Relative path -> size and tag of every file.
+
+        Raises:
+            SourceNotFound: There is none.
+            StoreUnreadable: There are more than a model has.
+        """
+        ...
+
+    def digest(self, name: str) -> Digest:
+        """The SHA-256 of a file's bytes."""
+        ...
+
+    def fetch(self, name: str, dest: Path, *, size: int) -> Digest:
+        """Write a file to `dest`; returns the digest of its bytes.
+
+        Raises:
+            BadModel: It is not there any more, or has another size.
+            NoSpace: No room.
+        """
+        ...
+
+
+def open_source_folder(
+    where: StoreAddress,
+    credentials: StoreCredentials | None = None,
+    *,
+    refuse: Refuse | None = None,
+) -> SourceFolder:
+    """Open a model's folder in a bucket; arguments and errors as for `open_at`."""
+    with _installed(where):
+        from genai_core.store.s3.source_folder import S3Source
+    return S3Source(where, credentials, refuse=refuse)
+
+
+def open_upload(
+    store: StoreAddress, facts: SourceFacts, *, credentials: StoreCredentials | None = None
+) -> SourceUpload:
+    """Begin to put a model beside a store; nothing is sent yet."""
+    with _installed(store):
+        from genai_core.store.s3.source_upload import SourceUpload
+    return SourceUpload(store, facts, credentials=credentials)
+
+
+def buckets_are_readable() -> bool:
+    """Tell whether the library for buckets is installed."""
+    return find_spec("boto3") is not None
+
+
+def configured_endpoint() -> str:
+    """Return the server of addresses without one: AWS, or what the environment says.
+
+    Raises:
+        StoreUnreadable: A configuration that cannot be used.
+    """
+    from genai_core.store.s3 import client
+
+    return client.configured_endpoint()
+
+
+@contextmanager
+def _installed(where: StoreAddress) -> Iterator[None]:
     try:
         from genai_core.store.s3 import client  # noqa: F401 - first: it says boto3 is missing
-        from genai_core.store.s3.s3_store import S3Store
+
+        yield
     except ModuleNotFoundError as error:
         raise StoreUnreadable(
             f"{error.name} is not installed",
-            where=str(location),
+            where=str(where),
             remedy="pip install 'genai-operator[s3]'",
         ) from error
-
-    return S3Store(parse_s3(str(location)), credentials=credentials, read_only=read_only)

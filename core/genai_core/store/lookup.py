@@ -9,6 +9,7 @@ from functools import cache
 
 from genai_core.errors import CorruptBlob, StoreUnavailable
 from genai_core.store.blobs import Blobs
+from genai_core.store.collection.sweeps import Sleep, await_sweeps
 from genai_core.store.protocol import (
     BlobStat,
     Committed,
@@ -19,7 +20,6 @@ from genai_core.store.protocol import (
     RecordRef,
     Store,
 )
-from genai_core.store.sweeps import Sleep, await_sweeps
 from genai_core.tasks.record import Record
 
 __all__ = ["BlobSwept", "first_fault", "lookup_all", "publish"]

@@ -25,10 +25,10 @@ from functools import cache
 from pathlib import Path
 
 from genai_core.network.addresses import pod_peers
+from genai_core.store.address import StoreCredentials, parse_address
 from genai_core.store.layered import LayeredStore
 from genai_core.store.location import open_store
 from genai_core.store.protocol import Store
-from genai_core.store.s3.location import S3Credentials, parse_s3
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.wire import Variable, reader_keys
 
@@ -55,13 +55,13 @@ def certificates_of(endpoint: str | None) -> str | None:
     address = os.environ.get(Variable.STORE, "")
     if not pem or not address.startswith("s3://"):
         return None
-    return _file(pem) if parse_s3(address).endpoint == endpoint else None
+    return _file(pem) if parse_address(address).endpoint == endpoint else None
 
 
 def _open(address: str, pem: str, read_only: int | None = None) -> Store:
     if not address.startswith("s3://"):
         return open_store(address)
-    where = parse_s3(address)
+    where = parse_address(address)
     if pem:
         where = replace(where, ca=_file(pem))
     credentials = _credentials(reader_keys(read_only)) if read_only is not None else None
@@ -73,11 +73,11 @@ def _open(address: str, pem: str, read_only: int | None = None) -> Store:
     )
 
 
-def _credentials(prefix: str) -> S3Credentials | None:
+def _credentials(prefix: str) -> StoreCredentials | None:
     key = os.environ.get(f"{prefix}ACCESS_KEY_ID")
     if not key:
         return None
-    return S3Credentials(
+    return StoreCredentials(
         key,
         os.environ.get(f"{prefix}SECRET_ACCESS_KEY", ""),
         os.environ.get(f"{prefix}SESSION_TOKEN") or None,

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from genai_core.errors import StoreUnreadable
 from genai_core.store.blobs import READ_AT_ONCE_BYTES, Blobs, BlobStat, HeadBlob, check_small
 from genai_core.store.leases import LEASE_MOST, SWEEP_LASTS, KeptContainer, Lease, Leases, Sweep
 from genai_core.store.records import (
@@ -31,6 +32,7 @@ __all__ = [
     "LEASE_MOST",
     "READ_AT_ONCE_BYTES",
     "SWEEP_LASTS",
+    "AccessDenied",
     "BlobStat",
     "Blobs",
     "Capabilities",
@@ -51,6 +53,10 @@ __all__ = [
     "Upload",
     "check_small",
 ]
+
+
+class AccessDenied(StoreUnreadable):
+    """These credentials, or none, may not do this there."""
 
 
 @dataclass(frozen=True, order=True)

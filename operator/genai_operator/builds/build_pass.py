@@ -9,7 +9,7 @@ from typing import Any
 
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import SourceName
-from genai_core.store.s3.location import S3Location
+from genai_core.store.address import StoreAddress
 from genai_operator.builds.status import ResolvedEntry
 from genai_operator.jobs.manifest import Owner
 from genai_operator.kube.values import Json
@@ -43,7 +43,7 @@ class BuildPass:
     started: bool = False
     """It made a Job: nothing tells of one that gets no pod."""
     sources: dict[SourceName, ResolvedEntry] = field(default_factory=dict)
-    store: S3Location | None = None
+    store: StoreAddress | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property

@@ -18,9 +18,9 @@ from datetime import UTC, datetime, timedelta
 from genai_core.errors import GenAIError
 from genai_core.helper_jobs import LeaseFile
 from genai_core.sources.build_sources import sources_of
-from genai_core.store.build_lease import Holder
+from genai_core.store.collection.build_lease import Holder
 from genai_core.store.protocol import RecordRef
-from genai_core.store.s3.upload_names import uploads_among
+from genai_core.store.upload_names import uploads_among
 from genai_core.tasks.record import Record
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.helper_jobs import BuildHelperJobs

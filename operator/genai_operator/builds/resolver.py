@@ -24,8 +24,8 @@ from genai_core.sources.resolved import (
     pinned_content,
     resolve_file,
 )
+from genai_core.store.address import source_credentials
 from genai_core.store.protocol import RecordRef
-from genai_core.store.s3.location import source_credentials
 from genai_core.tasks.record import Record
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.builds.job_changes import JobWriter, Start, changes_of, wait_of

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from genai_core.errors import GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
+from genai_core.network.addresses import Refuse
 from genai_core.reasons import Reason
 from genai_core.sources.build_sources import BuildSource
 from genai_core.sources.resolved import ResolveFile, resolve_file, resolve_key
 from genai_core.sources.source_address import parse_https, parse_pvc, readable_name
-from genai_core.store.s3.guard import Refuse
-from genai_core.store.s3.location import S3Credentials, S3Location, parse_s3
-from genai_core.store.s3.source_folder import S3Source
+from genai_core.store.address import StoreAddress, StoreCredentials, parse_address
+from genai_core.store.location import open_source_folder
 from genai_operator.errors import Stalled
 
 __all__ = ["SourcePlace", "list_source", "source_place"]
@@ -35,7 +35,7 @@ class SourcePlace:
     """
 
     uri: str
-    bucket: S3Location | None = None
+    bucket: StoreAddress | None = None
     claim: str = ""
 
     @property
@@ -50,7 +50,7 @@ class SourcePlace:
         return parse_pvc(self.uri).file(path)
 
 
-def source_place(source: BuildSource, store: S3Location) -> SourcePlace:
+def source_place(source: BuildSource, store: StoreAddress) -> SourcePlace:
     """Where a source is; a bucket without an endpoint of its own lies beside the store.
 
     Raises:
@@ -64,7 +64,7 @@ def source_place(source: BuildSource, store: S3Location) -> SourcePlace:
             volume = parse_pvc(text)
             return SourcePlace(str(volume), claim=volume.claim)
         if text.startswith("s3://"):
-            where = parse_s3(text)
+            where = parse_address(text)
             if where.endpoint is None and store.endpoint is not None:
                 where = replace(where, endpoint=store.endpoint, addressing=store.addressing)
             where = replace(where, region=where.region or store.region, ca=None)
@@ -81,10 +81,10 @@ def source_place(source: BuildSource, store: S3Location) -> SourcePlace:
 def list_source(
     spec: BuildSpec,
     source: BuildSource,
-    where: S3Location,
-    credentials: S3Credentials,
+    where: StoreAddress,
+    credentials: StoreCredentials,
     *,
-    store: S3Location,
+    store: StoreAddress,
     refuse: Refuse,
 ) -> tuple[Key, ResolveFile]:
     """List the folder; returns the key of what is to be resolved, and the question.
@@ -102,5 +102,5 @@ def list_source(
     """
     question = resolve_file(spec, str(where), source=source.name)
     ca = store.ca if where.endpoint == store.endpoint else None
-    listing = S3Source(replace(where, ca=ca), credentials, refuse=refuse).list()
+    listing = open_source_folder(replace(where, ca=ca), credentials, refuse=refuse).list()
     return resolve_key(question, listing), question

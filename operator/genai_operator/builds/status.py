@@ -16,7 +16,7 @@ from genai_core.errors import GenAIError
 from genai_core.names import SourceName, TaskId
 from genai_core.reasons import Reason
 from genai_core.redaction import hidden_queries
-from genai_core.store.s3.location import S3Location
+from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record
 from genai_core.wire import GROUP
 from genai_operator.kube.conditions import MOST_MESSAGE, condition, conditions, meaningful, summary
@@ -84,7 +84,7 @@ class Outcome:
     containers: Mapping[str, Record] = field(default_factory=dict)
     fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     targets: Sequence[str] = ()
-    store: S3Location | None = None
+    store: StoreAddress | None = None
     notes: Sequence[str] = ()
     warnings: Sequence[str] = ()
     sources: Mapping[SourceName, ResolvedEntry] = field(default_factory=dict)
@@ -253,5 +253,5 @@ def _fidelity(facts: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _address(store: S3Location, name: str) -> str:
+def _address(store: StoreAddress, name: str) -> str:
     return str(replace(store, prefix=f"{store.prefix}/{name}".strip("/"), ca=None))

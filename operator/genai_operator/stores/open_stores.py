@@ -19,9 +19,9 @@ from typing import Any
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_served
 from genai_core.reasons import Reason
+from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
-from genai_core.store.s3.location import S3Credentials, S3Location
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import ReadAccess, StoreAccess, check_certificates
 from genai_operator.kube.client import Api
@@ -38,10 +38,10 @@ __all__ = ["Credentials", "OpenStore", "Stores", "credentials_of"]
 
 ACCESS_KEY, SECRET_KEY, TOKEN = "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"
 
-Credentials = S3Credentials
+Credentials = StoreCredentials
 
 
-def credentials_of(secret: Mapping[str, Any]) -> S3Credentials:
+def credentials_of(secret: Mapping[str, Any]) -> StoreCredentials:
     """Read a Secret.
 
     Raises:
@@ -52,7 +52,7 @@ def credentials_of(secret: Mapping[str, Any]) -> S3Credentials:
     if lacking:
         name = secret["metadata"]["name"]
         raise Waiting(Reason.SECRET_INCOMPLETE, f"Secret {name} lacks {' and '.join(lacking)}")
-    return S3Credentials(data[ACCESS_KEY], data[SECRET_KEY], data.get(TOKEN) or None)
+    return StoreCredentials(data[ACCESS_KEY], data[SECRET_KEY], data.get(TOKEN) or None)
 
 
 @dataclass
@@ -68,8 +68,8 @@ class OpenStore:
     """
 
     spec: ArtifactStoreSpec
-    where: S3Location
-    credentials: S3Credentials | None
+    where: StoreAddress
+    credentials: StoreCredentials | None
     store: Store | None
     access: StoreAccess
     lookups: Answers = field(init=False)
@@ -87,7 +87,7 @@ class _Reader:
     """A store of readFrom."""
 
     spec: ArtifactStoreSpec
-    keys: S3Credentials | None
+    keys: StoreCredentials | None
 
 
 FindStore = Callable[[str, str], Mapping[str, Any] | None]
@@ -118,7 +118,7 @@ class Stores:
         """Judges where clients were connected to."""
         return Peers(self._api.server)
 
-    async def credentials(self, namespace: str, name: str) -> S3Credentials:
+    async def credentials(self, namespace: str, name: str) -> StoreCredentials:
         """Read a Secret of the namespace.
 
         Raises:
@@ -171,7 +171,7 @@ class Stores:
 
     async def _spec(
         self, value: Mapping[str, Any]
-    ) -> tuple[ArtifactStoreSpec, S3Credentials | None]:
+    ) -> tuple[ArtifactStoreSpec, StoreCredentials | None]:
         name, namespace = value["metadata"]["name"], value["metadata"]["namespace"]
         if PARTIAL in value:
             listed, _ = await self._api.list(
@@ -227,7 +227,7 @@ class Stores:
         self,
         namespace: str,
         spec: ArtifactStoreSpec,
-        keys: S3Credentials | None,
+        keys: StoreCredentials | None,
         *,
         readers: Sequence[_Reader],
     ) -> OpenStore:
@@ -260,17 +260,17 @@ class Stores:
         return OpenStore(spec, where, keys, store, access)
 
     def _s3(
-        self, where: S3Location, keys: S3Credentials | None, *, read_only: bool = False
+        self, where: StoreAddress, keys: StoreCredentials | None, *, read_only: bool = False
     ) -> Store:
+        from genai_core.store.location import open_at
         from genai_core.store.s3.client import shared_session
-        from genai_core.store.s3.s3_store import S3Store
 
         count_requests(shared_session())
         assert keys is not None  # _reader saw to it
-        return S3Store(where, credentials=keys, read_only=read_only, refuse=self.peers.refuse)
+        return open_at(where, credentials=keys, read_only=read_only, refuse=self.peers.refuse)
 
-    def _place(self, namespace: str, spec: ArtifactStoreSpec) -> S3Location:
-        return S3Location(
+    def _place(self, namespace: str, spec: ArtifactStoreSpec) -> StoreAddress:
+        return StoreAddress(
             bucket=spec.bucket,
             prefix="/".join(part for part in (spec.prefix.strip("/"), namespace) if part),
             endpoint=spec.endpoint,

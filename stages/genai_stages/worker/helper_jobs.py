@@ -20,8 +20,8 @@ from genai_core.helper_jobs import (
     ref_of,
 )
 from genai_core.names import Digest, Key
-from genai_core.store.build_lease import Holder
-from genai_core.store.collect import LEAST_GRACE, collect
+from genai_core.store.collection.build_lease import Holder
+from genai_core.store.collection.collect import LEAST_GRACE, collect
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.store.records import Records

@@ -39,9 +39,9 @@ from genai_core.sources.resolved import (
 from genai_core.sources.source_address import PvcAddress, parse_https, parse_pvc
 from genai_core.sources.source_files import Digests, SourceFacts, inspect_source
 from genai_core.store.layered import brought
+from genai_core.store.location import SourceFolder
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import Existing, Hit, Store
-from genai_core.store.s3.source_folder import S3Source
 from genai_core.tasks.keys import toolchain_id
 from genai_core.tasks.record import (
     Measurements,
@@ -187,7 +187,7 @@ def _facts(
 class _Remote:
     """Digests of files that stand for objects."""
 
-    def __init__(self, source: S3Source, folder: Path, fetched: dict[str, Digest]) -> None:
+    def __init__(self, source: SourceFolder, folder: Path, fetched: dict[str, Digest]) -> None:
         self._source = source
         self._folder = folder
         self._fetched = fetched
@@ -201,7 +201,7 @@ class _Remote:
 
 
 def _inspect(
-    question: ResolveFile, source: S3Source, listing: dict[str, ListedFile], folder: Path
+    question: ResolveFile, source: SourceFolder, listing: dict[str, ListedFile], folder: Path
 ) -> ResolvedSource:
     fetched: dict[str, Digest] = {}
     for name, file in listing.items():

@@ -25,9 +25,9 @@ from genai_core.network.addresses import pod_peers
 from genai_core.network.download import Rules, download
 from genai_core.sources.archive import unpack_archive
 from genai_core.sources.source_address import HttpsAddress, PvcAddress, parse_pvc
+from genai_core.store.address import StoreCredentials, parse_address, source_credentials
+from genai_core.store.location import SourceFolder, open_source_folder
 from genai_core.store.pod_store import certificates_of
-from genai_core.store.s3.location import S3Credentials, parse_s3, source_credentials
-from genai_core.store.s3.source_folder import S3Source
 from genai_core.tasks.task_file import TaskFileInput
 from genai_core.wire import SOURCE_KEYS, Variable
 from genai_stages.worker.local_file import take_local
@@ -38,7 +38,7 @@ _PREFIX = SOURCE_KEYS
 _AGAIN = "apply the build again"
 
 
-def open_source(address: str) -> S3Source:
+def open_source(address: str) -> SourceFolder:
     """Open the folder at an `s3://` address; nothing is read yet.
 
     Raises:
@@ -47,22 +47,22 @@ def open_source(address: str) -> S3Source:
     key = os.environ.get(f"{_PREFIX}ACCESS_KEY_ID")
     credentials = None
     if key:
-        credentials = S3Credentials(
+        credentials = StoreCredentials(
             key,
             os.environ.get(f"{_PREFIX}SECRET_ACCESS_KEY", ""),
             os.environ.get(f"{_PREFIX}SESSION_TOKEN"),
         )
     # Certificates are named by the store: a file of this pod is not the address's to name.
-    where = parse_s3(address)
+    where = parse_address(address)
     where = replace(where, ca=certificates_of(where.endpoint))
     store = os.environ.get(Variable.STORE, "")
     credentials = source_credentials(
         where,
         own=credentials,
-        store=parse_s3(store) if store.startswith("s3://") else None,
+        store=parse_address(store) if store.startswith("s3://") else None,
         of_store=None,
     )
-    return S3Source(where, credentials, refuse=pod_peers(os.environ))
+    return open_source_folder(where, credentials, refuse=pod_peers(os.environ))
 
 
 def fetch_archive(address: HttpsAddress, scratch: Path) -> tuple[Path, Digest]:
@@ -139,8 +139,8 @@ def fetch_source_file(file: TaskFileInput, dest: Path) -> None:
         return
     if not file.path.startswith("s3://"):
         raise InvalidSpec("it cannot be read file by file", where=file.path, remedy=_AGAIN)
-    folder, _, name = parse_s3(file.path).prefix.rpartition("/")
-    source = open_source(str(replace(parse_s3(file.path), prefix=folder)))
+    folder, _, name = parse_address(file.path).prefix.rpartition("/")
+    source = open_source(str(replace(parse_address(file.path), prefix=folder)))
     if source.fetch(name, dest, size=file.size) != file.sha256:
         raise BadModel("it changed while the build was running", where=file.path, remedy=_AGAIN)
 

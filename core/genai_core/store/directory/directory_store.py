@@ -35,9 +35,7 @@ from genai_core.files.whole_files import (
     write_atomically,
 )
 from genai_core.names import Digest, Key
-from genai_core.store.directory import view
-from genai_core.store.directory.blob_folder import BlobFolder, children
-from genai_core.store.lease_files import (
+from genai_core.store.collection.lease_files import (
     bounded,
     check_lease_name,
     lease_from_bytes,
@@ -45,6 +43,9 @@ from genai_core.store.lease_files import (
     readable_sweep,
     sweep_to_bytes,
 )
+from genai_core.store.collection.sweeps import utc_now
+from genai_core.store.directory import view
+from genai_core.store.directory.blob_folder import BlobFolder, children
 from genai_core.store.lookup import first_fault
 from genai_core.store.protocol import (
     SWEEP_LASTS,
@@ -62,7 +63,6 @@ from genai_core.store.protocol import (
     Upload,
 )
 from genai_core.store.record_checks import container_miss, key_fault
-from genai_core.store.sweeps import utc_now
 from genai_core.tasks.record import Record
 
 __all__ = ["DirectoryStore"]

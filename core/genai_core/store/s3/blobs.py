@@ -21,14 +21,14 @@ from genai_core.canonical import digest_bytes, is_digest
 from genai_core.errors import CorruptBlob, GenAIError, StoreUnreadable
 from genai_core.files.whole_files import explain, hash_file, temporary
 from genai_core.names import Digest
+from genai_core.network.addresses import Refuse
+from genai_core.store.address import StoreAddress, StoreCredentials
+from genai_core.store.collection.sweeps import CLAIM_LASTS
 from genai_core.store.protocol import BlobStat, check_small
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
 from genai_core.store.s3.errors import explained, is_absent
-from genai_core.store.s3.guard import Refuse
-from genai_core.store.s3.location import S3Credentials, S3Location
 from genai_core.store.s3.objects import Head, Objects
-from genai_core.store.sweeps import CLAIM_LASTS
 from genai_core.tasks.record import Blob
 
 if TYPE_CHECKING:
@@ -51,9 +51,9 @@ class S3Blobs:
 
     def __init__(
         self,
-        where: S3Location,
+        where: StoreAddress,
         *,
-        credentials: S3Credentials | None = None,
+        credentials: StoreCredentials | None = None,
         read_only: bool = False,
         refuse: Refuse | None = None,
     ) -> None:

@@ -10,9 +10,10 @@ import boto3
 from botocore import UNSIGNED
 from botocore.config import Config
 
+from genai_core.network.addresses import Refuse
+from genai_core.store.address import ANONYMOUS, StoreAddress, StoreCredentials
 from genai_core.store.s3.errors import explained
-from genai_core.store.s3.guard import Refuse, guard
-from genai_core.store.s3.location import ANONYMOUS, S3Credentials, S3Location
+from genai_core.store.s3.guard import guard
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -36,7 +37,7 @@ def configured_endpoint() -> str:
     Raises:
         StoreUnreadable: A configuration that cannot be used.
     """
-    client = new_client(S3Location("bucket"), ANONYMOUS)
+    client = new_client(StoreAddress("bucket"), ANONYMOUS)
     try:
         return str(client.meta.endpoint_url)
     finally:
@@ -44,8 +45,8 @@ def configured_endpoint() -> str:
 
 
 def new_client(
-    where: S3Location,
-    credentials: S3Credentials | None = None,
+    where: StoreAddress,
+    credentials: StoreCredentials | None = None,
     *,
     refuse: Refuse | None = None,
 ) -> S3Client:

@@ -10,10 +10,10 @@ from botocore import exceptions as boto
 
 from genai_core.errors import CorruptBlob, GenAIError, NoSpace, StoreUnavailable, StoreUnreadable
 from genai_core.network.addresses import AddressRefused
+from genai_core.store.protocol import AccessDenied
 from genai_core.store.s3.guard import AnswerTooLarge, CallTooLong
 
 __all__ = [
-    "AccessDenied",
     "NoSuchBucket",
     "code_of",
     "explained",
@@ -51,10 +51,6 @@ _CREDENTIALS = (
 
 class NoSuchBucket(StoreUnreadable):
     """The bucket is not there."""
-
-
-class AccessDenied(StoreUnreadable):
-    """These credentials, or none, may not do this there."""
 
 
 def code_of(error: boto.ClientError) -> str:

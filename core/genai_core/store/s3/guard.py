@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 from botocore.awsrequest import (
     AWSHTTPConnection,
@@ -24,15 +24,13 @@ from botocore.awsrequest import (
 )
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from genai_core.network.addresses import check_peer
+from genai_core.network.addresses import Refuse, check_peer
 from genai_core.network.deadlines import hang_up, hung_up_after
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["CALL_SECONDS", "AnswerTooLarge", "CallTooLong", "Refuse", "guard", "within"]
-
-Refuse: TypeAlias = Callable[[str, int], str | None]
+__all__ = ["CALL_SECONDS", "AnswerTooLarge", "CallTooLong", "guard", "within"]
 
 CALL_SECONDS = 120.0
 """Longest that a call may take, its repetitions included, beside the time that its body takes."""

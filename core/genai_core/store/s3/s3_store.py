@@ -25,7 +25,9 @@ from genai_core.canonical import is_digest
 from genai_core.errors import CorruptBlob, StoreUnavailable
 from genai_core.files.json_budgets import LEASE, RECORD, SWEEP, Budget
 from genai_core.names import Key
-from genai_core.store.lease_files import (
+from genai_core.network.addresses import Refuse
+from genai_core.store.address import StoreAddress, StoreCredentials
+from genai_core.store.collection.lease_files import (
     bounded,
     check_lease_name,
     lease_from_bytes,
@@ -52,10 +54,8 @@ from genai_core.store.protocol import (
 from genai_core.store.record_checks import container_miss, key_fault
 from genai_core.store.s3.blobs import S3Blobs
 from genai_core.store.s3.errors import code_of, explained
-from genai_core.store.s3.guard import Refuse
-from genai_core.store.s3.location import S3Credentials, S3Location
 from genai_core.store.s3.transfer import ObjectTooLarge
-from genai_core.store.s3.upload_names import SOURCES, is_upload
+from genai_core.store.upload_names import SOURCES, is_upload
 from genai_core.tasks.record import Record
 
 __all__ = ["S3Store"]
@@ -83,9 +83,9 @@ class S3Store(S3Blobs):
 
     def __init__(
         self,
-        where: S3Location,
+        where: StoreAddress,
         *,
-        credentials: S3Credentials | None = None,
+        credentials: StoreCredentials | None = None,
         read_only: bool = False,
         capabilities: Capabilities | None = None,
         refuse: Refuse | None = None,

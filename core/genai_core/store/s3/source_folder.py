@@ -18,12 +18,12 @@ from botocore.exceptions import ClientError
 from genai_core.errors import BadModel, SourceNotFound
 from genai_core.files.whole_files import explain
 from genai_core.names import Digest
+from genai_core.network.addresses import Refuse
 from genai_core.sources.resolved import ListedFile
+from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
 from genai_core.store.s3.errors import NoSuchBucket, explained, is_absent
-from genai_core.store.s3.guard import Refuse
-from genai_core.store.s3.location import S3Credentials, S3Location
 from genai_core.store.s3.objects import Objects
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class S3Source:
 
     def __init__(
         self,
-        where: S3Location,
-        credentials: S3Credentials | None = None,
+        where: StoreAddress,
+        credentials: StoreCredentials | None = None,
         *,
         refuse: Refuse | None = None,
     ) -> None:

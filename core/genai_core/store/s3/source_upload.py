@@ -17,12 +17,12 @@ from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel, CorruptBlob
 from genai_core.files.whole_files import explain
 from genai_core.sources.source_files import SourceFacts, SourceFile
+from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
 from genai_core.store.s3.errors import explained
-from genai_core.store.s3.location import S3Credentials, S3Location
 from genai_core.store.s3.objects import Objects
-from genai_core.store.s3.upload_names import SOURCES, upload_name
+from genai_core.store.upload_names import SOURCES, upload_name
 from genai_core.tasks.record import Blob
 
 if TYPE_CHECKING:
@@ -41,7 +41,11 @@ class SourceUpload:
     """
 
     def __init__(
-        self, store: S3Location, facts: SourceFacts, *, credentials: S3Credentials | None = None
+        self,
+        store: StoreAddress,
+        facts: SourceFacts,
+        *,
+        credentials: StoreCredentials | None = None,
     ) -> None:
         self.name = upload_name(facts.digest)
         self.where = replace(store, prefix=f"{store.prefix}/{SOURCES}/{self.name}".strip("/"))

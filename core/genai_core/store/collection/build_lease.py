@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 
 from genai_core.errors import StoreUnreadable
+from genai_core.store.collection.sweeps import Clock, Sleep, await_sweeps, utc_now
 from genai_core.store.leases import Leases
 from genai_core.store.protocol import KeptContainer, Lease, RecordRef
-from genai_core.store.sweeps import Clock, Sleep, await_sweeps, utc_now
 
 __all__ = ["KEEP", "LASTS", "Holder", "with_containers"]
 

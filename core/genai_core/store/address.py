@@ -1,4 +1,4 @@
-"""Addresses behind S3: `s3://bucket/prefix?endpoint=...&region=...`.
+"""Addresses of stores and models in buckets: `s3://bucket/prefix?endpoint=...&region=...`.
 
 Options behind `?`: `endpoint` (URL of the server; absent = AWS), `region`, `ca` (file of CA
 certificates), `addressing` (`path` or `virtual`; `path` where an endpoint is given). Credentials
@@ -18,9 +18,9 @@ from genai_core.errors import InvalidSpec
 
 __all__ = [
     "ANONYMOUS",
-    "S3Credentials",
-    "S3Location",
-    "parse_s3",
+    "StoreAddress",
+    "StoreCredentials",
+    "parse_address",
     "same_server",
     "source_credentials",
     "wrong_address",
@@ -35,7 +35,7 @@ _AWS = re.compile(
 
 
 @dataclass(frozen=True)
-class S3Credentials:
+class StoreCredentials:
     """Access to a bucket; empty = found in the environment."""
 
     access_key_id: str
@@ -43,13 +43,13 @@ class S3Credentials:
     session_token: str | None = field(default=None, repr=False)
 
 
-ANONYMOUS = S3Credentials("", "")
+ANONYMOUS = StoreCredentials("", "")
 """None at all: requests are not signed, and only what is public can be read."""
 
 
 @dataclass(frozen=True)
-class S3Location:
-    """Where a store lies behind S3.
+class StoreAddress:
+    """Where a store, or a model's folder, lies in a bucket.
 
     Attributes:
         prefix: Without slashes at its ends; may be empty.
@@ -74,8 +74,8 @@ class S3Location:
         return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
 
 
-def parse_s3(address: str) -> S3Location:
-    """Read an `s3://` address.
+def parse_address(address: str) -> StoreAddress:
+    """Read the address of a bucket.
 
     Raises:
         InvalidSpec: Names what is wrong with it.
@@ -102,7 +102,7 @@ def parse_s3(address: str) -> S3Location:
     prefix = unquote(parts.path).strip("/")
     if {".", ".."} & set(prefix.split("/")):
         raise wrong_address(address, "its prefix holds . or ..")
-    return S3Location(
+    return StoreAddress(
         bucket=parts.netloc,
         prefix=prefix,
         endpoint=endpoint,
@@ -146,12 +146,12 @@ def _server(endpoint: str | None) -> tuple[str, str, int]:
 
 
 def source_credentials(
-    source: S3Location,
+    source: StoreAddress,
     *,
-    own: S3Credentials | None,
-    store: S3Location | None,
-    of_store: S3Credentials | None,
-) -> S3Credentials | None:
+    own: StoreCredentials | None,
+    store: StoreAddress | None,
+    of_store: StoreCredentials | None,
+) -> StoreCredentials | None:
     """What a model's bucket is read with.
 
     A store's credentials go to the store's own server and to no other: whoever names a source need

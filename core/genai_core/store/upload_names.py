@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 
 from genai_core.errors import InvalidSpec
-from genai_core.store.s3.location import S3Location, parse_s3
+from genai_core.store.address import StoreAddress, parse_address
 
 __all__ = ["SOURCES", "is_upload", "upload_name", "uploads_among"]
 
@@ -37,7 +37,7 @@ def is_upload(name: str) -> bool:
     return _NAME.fullmatch(name) is not None
 
 
-def uploads_among(addresses: Iterable[str], store: S3Location) -> frozenset[str]:
+def uploads_among(addresses: Iterable[str], store: StoreAddress) -> frozenset[str]:
     """Names of the uploads of a store that a build's sources mean.
 
     Endpoints are not compared: one server has many names, and to claim what is not there costs
@@ -53,7 +53,7 @@ def uploads_among(addresses: Iterable[str], store: S3Location) -> frozenset[str]
         if not address.startswith("s3://"):
             continue
         try:
-            where = parse_s3(address)
+            where = parse_address(address)
         except InvalidSpec:
             continue  # whoever reads the source says so
         if where.bucket == store.bucket and where.prefix.startswith(start):

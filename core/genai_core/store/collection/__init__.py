@@ -1,0 +1,1 @@
+"""Leases of builds, and the gc that waits for them."""
