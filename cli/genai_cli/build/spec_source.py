@@ -22,6 +22,7 @@ from genai_core.kinds.reading import (
     with_local_source,
 )
 from genai_core.kinds.yaml_documents import load_documents
+from genai_core.sources.lora_config import lora_of_config
 
 __all__ = ["as_yaml", "build_of"]
 
@@ -55,6 +56,34 @@ def build_of(flags: SpecFlags) -> GenAIBuild:
             where="genai",
             remedy="e.g. genai build -f build.yaml, or genai build MODEL_DIR --target cpu",
         )
+    return _with_lora(_changed(flags))
+
+
+def _with_lora(build: GenAIBuild) -> GenAIBuild:
+    """The build with what the vendor's lora_config.yaml means written out.
+
+    Raises:
+        InvalidSpec: The file is broken, or does not lie in a folder.
+    """
+    lora, source = build.spec.lora, build.spec.model.source
+    if lora is None or lora.config is None:
+        return build
+    if not is_local(source):
+        raise InvalidSpec(
+            f"it lies in {source}, and is read from a model's folder alone",
+            where="spec.lora.config",
+            remedy="write adapters and useCases into the spec",
+        )
+    root = Path(source.removeprefix("file://"))
+    given = lora_of_config(root if root.is_dir() else root.parent, lora.config)
+    spec = build.spec.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=True)
+    kept = {name: value for name, value in spec["lora"].items() if name != "config"}
+    spec["lora"] = {**kept, **given}
+    changed = read_model(type(build.spec), spec, where="spec.lora.config")
+    return build.model_copy(update={"spec": changed})
+
+
+def _changed(flags: SpecFlags) -> GenAIBuild:
     build = _of_file(flags) if flags.file is not None else _of_folder(flags)
     changes = _changes(flags, build.spec.model.source)
     if not changes:
@@ -77,6 +106,9 @@ def as_yaml(build: GenAIBuild, *, folder: Path) -> str:
     source = spec["model"]["source"]
     if is_local(source):
         spec["model"]["source"] = _shown(Path(source), folder)
+    for adapter in spec.get("lora", {}).get("adapters", ()):
+        if is_local(adapter["source"]):
+            adapter["source"] = _shown(Path(adapter["source"]), folder)
     document = {
         "apiVersion": API_VERSION,
         "kind": "GenAIBuild",

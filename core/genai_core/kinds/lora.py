@@ -69,13 +69,24 @@ class UseCase(KindModel):
 class Lora(KindModel):
     """LoRA adapters of a cpu container: they are chosen per request, without a reload."""
 
-    adapters: Annotated[list[AdapterSource], Field(min_length=1, max_length=64)]
+    adapters: Annotated[list[AdapterSource], Field(max_length=64)] = Field(default_factory=list)
     """Each is imported by a task of its own, so one that changes leaves all others cached."""
     use_cases: Annotated[list[UseCase], Field(max_length=64)] = Field(default_factory=list)
     """Combinations under names of their own."""
+    config: FileName | None = None
+    """The vendor's lora_config.yaml below the model's source, a folder, on the command line: it
+    stands for adapters and useCases."""
     create_graph: bool = True
     """False: the model carries LoRA branches already, whose weights are its inputs, as AIMET
     exports it; the base is the model without them."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.config is not None and (self.adapters or self.use_cases):
+            raise ValueError("config stands for adapters and useCases: leave them or it out")
+        if self.config is None and not self.adapters:
+            raise ValueError("there are no adapters: list some, or name a config")
+        return self
 
     @model_validator(mode="after")
     def _names(self) -> Self:

@@ -28,6 +28,12 @@ def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
     Raises:
         InvalidSpec: There are adapters, and an htp target.
     """
+    if spec.lora is not None and spec.lora.config is not None:
+        raise InvalidSpec(
+            "the vendor's file is read on the command line, from a model's folder",
+            where="spec.lora.config",
+            remedy="write adapters and useCases; genai build --print-spec shows what it means",
+        )
     if spec.lora is not None and Backend.HTP in backends:
         raise InvalidSpec(
             "adapters are built into cpu containers alone",
