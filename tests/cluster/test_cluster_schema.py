@@ -117,3 +117,22 @@ def test_affinity_is_refused_by_name(cluster: Cluster, affinity: dict[str, Any],
     served, words = tried(cluster, build(affinity))
     assert served == {}
     assert said in words
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [
+        ("store", {"name": "Team_A"}, "expected a name of lower-case letters, digits"),
+        ("run", {"nodeSelector": {"k" * 257: "v"}}, "a key has at most 256 characters"),
+        ("run", {"resources": {"limits": {"memory": "8 GB"}}}, "expected a quantity such as 20Gi"),
+        ("compilation", {"options": {"k" * 257: "1"}}, "a key has at most 256 characters"),
+    ],
+)
+def test_a_name_is_refused_in_words(
+    cluster: Cluster, field: str, value: dict[str, Any], said: str
+) -> None:
+    wrong = build({})
+    wrong["spec"][field] = value
+    served, words = tried(cluster, wrong)
+    assert served == {}
+    assert said in words

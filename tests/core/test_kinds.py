@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from genai_core import canonical
+from genai_core.errors import InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.build import BuildSpec, CpuPrecision, GenAIBuild
 from genai_core.kinds.crd import KINDS, DefinedKind, crd
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.describe import describe_fields, describe_kind
+from genai_core.kinds.reading import read_model
 from genai_core.kinds.target import GenAITarget
+from genai_core.kinds.wording import WORDS
 from genai_core.names import Gaps, Precision
 
 SPEC: dict[str, Any] = {"model": {"source": "./m"}, "targets": ["cpu"]}
@@ -139,6 +142,55 @@ def test_every_list_map_and_text_of_a_kind_has_a_limit(kind: DefinedKind) -> Non
     members = crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]
     for part in ("spec", "status"):
         assert list(unlimited(members[part], part)) == []
+
+
+def parts(
+    node: dict[str, Any], path: str, times: int = 1
+) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Every schema below one: its path, itself, how many of it one object may hold."""
+    yield path, node, times
+    for name, member in node.get("properties", {}).items():
+        yield from parts(member, f"{path}.{name}", times)
+    if "items" in node:
+        yield from parts(node["items"], f"{path}[]", times * node["maxItems"])
+    if "additionalProperties" in node:
+        yield from parts(node["additionalProperties"], f"{path}{{}}", times * node["maxProperties"])
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
+def test_every_pattern_and_key_of_a_spec_is_said_in_words(kind: DefinedKind) -> None:
+    spec = crd(kind)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
+    cost = 0.0
+    for path, node, times in parts(spec, "spec"):
+        rules = {rule["rule"]: rule["message"] for rule in node.get("x-kubernetes-validations", [])}
+        if "pattern" in node:
+            assert node["pattern"] in WORDS, f"{path} needs words in kinds/wording.py"
+            assert "'" not in node["pattern"], "it stands in a quoted text of CEL"
+            said = rules[f"self.matches(r'{node['pattern']}')"]
+            assert said == f"expected {WORDS[node['pattern']]}"
+            cost += times * node["maxLength"] / 10 * len(node["pattern"]) / 4
+        if "additionalProperties" in node:
+            assert rules["self.all(key, size(key) <= 256)"] == "a key has at most 256 characters"
+            cost += times * node["maxProperties"] * 10
+    assert cost < 2_000_000, "an apiserver takes 10 million a rule, 100 million a CRD"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"store": {"name": "Team_A"}}, "lower-case letters, digits, '-' and '.'"),
+        ({"run": {"resources": {"limits": {"memory": "8 GB"}}}}, "a quantity such as 20Gi or 500m"),
+        ({"lora": {"adapters": [{"name": "-", "source": "a"}]}}, "a letter or digit at both ends"),
+        ({"model": {"source": "m", "digest": "sha256:AB"}}, "64 lower-case hex digits"),
+        ({"compilation": {"options": {"k" * 257: "1"}}}, "at most 256 characters"),
+    ],
+)
+def test_a_laptop_says_in_words_what_a_field_takes(change: dict[str, Any], words: str) -> None:
+    value = {"model": {"source": "m"}, "targets": ["cpu"], **change}
+    with pytest.raises(InvalidSpec) as raised:
+        read_model(BuildSpec, value, where="spec")
+    assert words in str(raised.value)
+    assert "^" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)

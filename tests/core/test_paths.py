@@ -70,7 +70,7 @@ def test_read_served_names_the_field_when_a_name_leaves_the_source(
     assert raised.value.where == ".".join(("spec", *path))
     assert "Traceback" not in str(raised.value)
     if name:
-        assert "the name of a file below spec.model.source" in str(raised.value)
+        assert "the name of a file below the source" in str(raised.value)
 
 
 @pytest.mark.parametrize("path", FIELDS, ids=lambda path: path[-1])

@@ -3,7 +3,8 @@
 pydantic's JSON schema becomes a structural schema as the apiserver wants it: references inlined,
 nulls dropped, `const` as an enum, the one int-or-string marked, descriptions from the source,
 defaults of nested objects `{}` so that the apiserver fills in their fields. What two fields say
-together is CEL. Source: Kubernetes "Extend the Kubernetes API with CustomResourceDefinitions",
+together is CEL, and so are a map's limit for its keys and a pattern's words. Source: Kubernetes
+"Extend the Kubernetes API with CustomResourceDefinitions",
 apiextensions.k8s.io/v1.
 """
 
@@ -19,6 +20,7 @@ from genai_core.kinds.build import BuildSpec, BuildStatus
 from genai_core.kinds.deployment import DeploymentSpec, DeploymentStatus
 from genai_core.kinds.describe import describe_fields, describe_kind
 from genai_core.kinds.target import TargetSpec, TargetStatus
+from genai_core.kinds.wording import key_rule, pattern_rule
 from genai_core.wire import GROUP, VERSION
 
 Schema = dict[str, Any]
@@ -240,7 +242,7 @@ def crd(kind: DefinedKind) -> Schema:
             "apiVersion": {"type": "string"},
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
-            "spec": _object(kind.spec),
+            "spec": _worded(_object(kind.spec)),
             "status": _status(kind.status),
         },
     }
@@ -384,6 +386,17 @@ def _structural(node: Schema, definitions: Schema, described: dict[str, dict[str
     return found
 
 
+def _worded(node: Schema) -> Schema:
+    """A schema whose patterns say in words what they allow."""
+    if "pattern" in node:
+        node.setdefault("x-kubernetes-validations", []).append(pattern_rule(node["pattern"]))
+    for inner in (*node.get("properties", {}).values(), node.get("items"),
+                  node.get("additionalProperties")):  # fmt: skip
+        if inner is not None:
+            _worded(inner)
+    return node
+
+
 def _any_of(node: Schema, definitions: Schema, described: dict[str, dict[str, str]]) -> Schema:
     options = [option for option in node["anyOf"] if option.get("type") != "null"]
     outer = {k: v for k, v in node.items() if k in {"description", "default"} and v is not None}
@@ -395,8 +408,12 @@ def _any_of(node: Schema, definitions: Schema, described: dict[str, dict[str, st
 def _members(node: Schema, definitions: Schema, described: dict[str, dict[str, str]]) -> Schema:
     if "properties" not in node:
         inner = node.get("additionalProperties")
-        if isinstance(inner, dict) and inner:
-            return {"additionalProperties": _structural(inner, definitions, described)}
+        longest = node.get("propertyNames", {}).get("maxLength")
+        if isinstance(inner, dict) and inner and longest is not None:
+            return {
+                "additionalProperties": _structural(inner, definitions, described),
+                "x-kubernetes-validations": [key_rule(longest)],
+            }
         raise TypeError(f"a field without a schema has no limit either: {node}")
     texts = described.get(node.get("title", ""), {})
     properties: Schema = {}

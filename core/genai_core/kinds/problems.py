@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from genai_core.files.paths import FILE_NAME, PREFIX
+from genai_core.kinds.wording import words_of
 from genai_core.kinds.yaml_documents import Path
 
 __all__ = ["Problem", "distance", "nearest", "problems", "show_path"]
@@ -175,7 +175,7 @@ def _wanted(detail: ErrorDetails) -> str:
         text, name = _LIMITS[kind]
         return text.format(context[name])
     if kind == "string_pattern_mismatch":
-        return _PATTERNS.get(context["pattern"], f"text that matches {context['pattern']}")
+        return words_of(context["pattern"])
     if kind in {"literal_error", "enum"}:
         return _either(_quoted(detail))
     return _TYPES.get(kind, "")
@@ -207,16 +207,6 @@ _LIMITS = {
     "string_too_long": ("at most {} characters", "max_length"),
     "too_short": ("a list of at least {}", "min_length"),
     "too_long": ("a list of at most {}", "max_length"),
-}
-
-_PATTERNS = {
-    FILE_NAME: "the name of a file below spec.model.source: relative, without . and ..",
-    PREFIX: "a prefix without . and ..",
-    r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "a name of lower-case letters, digits, '-' and '.'",
-    r"^sha256:[0-9a-f]{64}$": "sha256: and 64 hex digits",
-    r"^[0-9]+(\.[0-9]+)?([EPTGMk]i?|m)?$": "a quantity such as 20Gi",
-    r"^v[0-9]{2}$": "a Hexagon version such as v79",
-    r"^[^\s@]+@sha256:[0-9a-f]{64}$": "an image by digest, name@sha256:...",
 }
 
 
