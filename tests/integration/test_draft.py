@@ -36,7 +36,7 @@ def test_the_container_holds_a_whole_container_of_the_draft(built: Built, contai
     own = json.loads((container / "draft" / "manifest.json").read_bytes())
     inside = {name for name in manifest["files"] if name.startswith("draft/")}
     assert inside == {f"draft/{name}" for name in (*own["files"], "manifest.json")}
-    assert own["model"]["layers"] == 1
+    assert own["model"]["layers"] == 2
     assert manifest["model"]["layers"] == 6
     for name in ("model.onnx", "model.data", "tokenizer.json", "metadata.json", "config.json"):
         assert (container / name).read_bytes() == (built.container("cpu") / name).read_bytes(), name

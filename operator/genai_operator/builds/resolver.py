@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
-from genai_core.names import MODEL, Key, SourceName, TaskId
+from genai_core.names import DRAFT, MODEL, Key, SourceName, TaskId
 from genai_core.reasons import Reason
 from genai_core.redaction import hidden_queries
 from genai_core.sources.build_sources import BuildSource
@@ -111,7 +111,7 @@ class Resolver:
         found = ResolvedSource.model_validate(record.facts)
         if source.pin not in {None, found.digest}:
             raise Stalled(
-                "BadModel" if source.name == MODEL else "BadAdapter",
+                "BadModel" if source.name in (MODEL, DRAFT) else "BadAdapter",
                 f"the content of {place.uri} is {found.digest}, not the {source.pin} that "
                 f"{source.pin_field} pins",
             )
