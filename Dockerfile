@@ -42,9 +42,11 @@ RUN $INSTALL -r /requirements/stages.txt $([ "$HTP" != 1 ] || echo -r /requireme
 
 # The server beside it shares the stages' layer: a node that builds has most of it already.
 FROM stages-dependencies AS serving-dependencies
+# What renders chat templates runs isolated (python -I), and so without PYTHONPATH.
 RUN python3 -m ensurepip --default-pip >/dev/null \
  && $INSTALL -r /requirements/serving.txt \
- && $REMOVE
+ && $REMOVE \
+ && for folder in $PACKAGES; do echo /code > "$folder/code.pth"; done
 
 # The code itself, only the rooms that the role imports.
 FROM base AS operator-code

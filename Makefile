@@ -16,7 +16,7 @@ MINUTES ?=
 TESTS := tests$(if $(ROOM),/$(ROOM))
 # What `make test` tries on a real cluster; `make test-cluster` tries the rest after it, faults first.
 cluster_files = $(foreach name,$(1),tests/cluster/test_cluster_$(name).py)
-CLUSTER_CORE := $(call cluster_files,build cli delivery deployment gitops placement schema)
+CLUSTER_CORE := $(call cluster_files,build serving cli delivery deployment gitops placement schema)
 CLUSTER_NEXT := $(call cluster_files,faults store_faults watch_faults upgrades states node_faults)
 CLUSTER_ALL := $(CLUSTER_CORE) $(CLUSTER_NEXT) $(filter-out $(CLUSTER_CORE) $(CLUSTER_NEXT),$(sort $(wildcard tests/cluster/test_*.py)))
 

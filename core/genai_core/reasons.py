@@ -36,7 +36,7 @@ class Reason(StrEnum):
 
     READY = "Ready", "store, target", "it can be used"
     BUILT = "Built", "build", "each target of this generation has its container"
-    PROGRESSING = "Progressing", "build, store", "it is being worked on"
+    PROGRESSING = "Progressing", "build, store, deployment", "it is being worked on"
     SUSPENDED = "Suspended", "build", "spec.run.suspend is set"
     NEWER_TOOLCHAIN = (
         *("NewerToolchain", "build"),
@@ -52,27 +52,27 @@ class Reason(StrEnum):
         "wait, or change spec.run.queueName",
     )
     NOT_ADMITTED = (
-        *("NotAdmitted", "build, store"),
+        *("NotAdmitted", "build, store, deployment"),
         "a policy, a webhook, a quota or a missing account: the message has the cluster's words",
         "what the message names; it is tried again every 15 to 60 s",
     )
     UNSCHEDULABLE = (
-        *("Unschedulable", "build, store"),
+        *("Unschedulable", "build, store, deployment"),
         "no node takes a pod: the message has the scheduler's words",
         "the field that the message names; an edit reaches Jobs that have not started",
     )
     IMAGE_PULL_FAILED = (
-        *("ImagePullFailed", "build, store, target"),
+        *("ImagePullFailed", "build, store, target, deployment"),
         "an image does not come: the message has the kubelet's words",
         "spec.image of the GenAITarget, or spec.run.imagePullSecrets of the build",
     )
     CONTAINER_NOT_CREATED = (
-        *("ContainerNotCreated", "build, store"),
+        *("ContainerNotCreated", "build, store, deployment"),
         "a container cannot be made: a Secret, or a key of it, is not there",
         "make it, or name another",
     )
     QUOTA_EXCEEDED = (
-        *("QuotaExceeded", "build"),
+        *("QuotaExceeded", "build, deployment"),
         "the namespace's quota takes no further Job",
         "raise the quota, or lower spec.run.parallelism",
     )
@@ -90,12 +90,12 @@ class Reason(StrEnum):
     # What it refers to
 
     STORE_NOT_READY = (
-        *("StoreNotReady", "build"),
+        *("StoreNotReady", "build, deployment"),
         "its ArtifactStore is not there, or cannot be used",
         "what the ArtifactStore says",
     )
     TARGET_NOT_FOUND = (
-        *("TargetNotFound", "build"),
+        *("TargetNotFound", "build, deployment"),
         "a name in spec.targets is no GenAITarget",
         "correct it; kubectl get genaitargets lists them",
     )
@@ -125,7 +125,7 @@ class Reason(StrEnum):
         "one build for each, or targets of one release",
     )
     NO_ANSWER = (
-        *("NoAnswer", "build, store"),
+        *("NoAnswer", "build, store, deployment"),
         "a store or a source was waited for as long as a pass may",
         "the server; it is tried again by itself",
     )
@@ -138,12 +138,12 @@ class Reason(StrEnum):
     # What tenants may name
 
     NAMESPACE_NOT_ENABLED = (
-        *("NamespaceNotEnabled", "build, store"),
+        *("NamespaceNotEnabled", "build, store, deployment"),
         "the operator has no rights in the namespace",
         "add it to enabledNamespaces, or bind the ClusterRole genai-operator-tenant in it",
     )
     NOT_ALLOWED = (
-        *("NotAllowed", "build, store"),
+        *("NotAllowed", "build, store, deployment"),
         "the installation does not allow what a field names",
         "the value of the chart that the message names",
     )
@@ -152,14 +152,19 @@ class Reason(StrEnum):
         "an endpoint that is not allowed; the node's and the apiserver's never are",
         "operator.allowedEndpoints of the chart",
     )
-    SECRET_NOT_FOUND = "SecretNotFound", "build, store", "there is no such Secret", "make it"
+    SECRET_NOT_FOUND = (
+        "SecretNotFound",
+        "build, store, deployment",
+        "there is no such Secret",
+        "make it",
+    )
     SECRET_NOT_LABELLED = (
-        *("SecretNotLabelled", "build, store"),
+        *("SecretNotLabelled", "build, store, deployment"),
         "a Secret without the label that lets stages use it",
         "kubectl label secret NAME genai-operator.dev/use=true",
     )
     SECRET_NOT_ALLOWED = (
-        *("SecretNotAllowed", "build, store"),
+        *("SecretNotAllowed", "build, store, deployment"),
         "a Secret that holds a token of a service account or a node",
         "make one of type Opaque",
     )
@@ -204,6 +209,69 @@ class Reason(StrEnum):
     )
     NOT_SERVED_YET = (
         *("NotServedYet", "deployment"),
-        "nothing serves containers in a cluster yet",
-        "genai pull, then genai serve",
+        "a field that servers in a cluster do not know yet",
+        "leave it out; genai serve may know it",
+    )
+    SERVING = "Serving", "deployment", "every pod answers with the container that is wanted"
+    SCALED_TO_ZERO = "ScaledToZero", "deployment", "no pod is wanted"
+    PODS_READY = "PodsReady", "deployment", "at least one pod answers"
+    NO_POD_READY = (
+        *("NoPodReady", "deployment"),
+        "no pod answers: the message has the pods' words",
+        "what the message names; it comes back by itself when one does",
+    )
+    ROLLOUT_FAILED = (
+        *("RolloutFailed", "deployment"),
+        "what was to be rolled out never answers; an earlier container goes on answering",
+        "what the message names, then build again, edit the spec, or annotate requestedAt",
+    )
+    NEWER_SERVER = (
+        *("NewerServer", "deployment"),
+        "the GenAITarget names another image of the server than the pods run",
+        "annotate the deployment with genai-operator.dev/requestedAt to roll it out",
+    )
+    BUILD_NOT_FOUND = (
+        *("BuildNotFound", "deployment"),
+        "spec.from.build is no GenAIBuild of the namespace",
+        "apply it; the deployment goes on by itself",
+    )
+    BUILD_NOT_READY = (
+        *("BuildNotReady", "deployment"),
+        "the GenAIBuild has no container for spec.from.target yet",
+        "wait, or see what the GenAIBuild says",
+    )
+    CONTAINER_NOT_FOUND = (
+        *("ContainerNotFound", "deployment"),
+        "the store holds no container of the revision that is named",
+        "build it again, or name another revision",
+    )
+    ADAPTER_NOT_FOUND = (
+        *("AdapterNotFound", "deployment"),
+        "the container carries no adapter of that name",
+        "spec.adapters, or spec.lora of the build",
+    )
+    TARGET_NOT_SERVABLE = (
+        *("TargetNotServable", "deployment"),
+        "containers of the target run on devices, not on nodes",
+        "serve the cpu target, or set spec.server.emulate to try a small one",
+    )
+    SERVING_IMAGE_NOT_CONFIGURED = (
+        *("ServingImageNotConfigured", "deployment"),
+        "the GenAITarget has no spec.servingImage",
+        "serving.image.digest of the chart; for htp make image-serving-htp",
+    )
+    NAME_TAKEN = (
+        *("NameTaken", "deployment"),
+        "a Deployment, Service or PodDisruptionBudget of its name is somebody else's",
+        "remove that, or give the deployment another name",
+    )
+    REFUSED = (
+        *("Refused", "deployment"),
+        "the apiserver finds a field of a Deployment, Service or PodDisruptionBudget wrong",
+        "edit the field that the message names",
+    )
+    STORE_WRITABLE = (
+        *("StoreWritable", "deployment"),
+        "an Event: pods that serve hold keys that may write the store",
+        "spec.readSecretRef of the ArtifactStore",
     )

@@ -10,6 +10,7 @@ from enum import StrEnum
 __all__ = [
     "ATTEMPT",
     "CHAIN",
+    "DEPLOYMENT",
     "ENDING",
     "GROUP",
     "JOB_NAME",
@@ -19,6 +20,7 @@ __all__ = [
     "OPERATION",
     "RENDERING",
     "REQUESTED_AT",
+    "REVISION",
     "SCOPE",
     "SELECTOR",
     "SOURCE_KEYS",
@@ -55,6 +57,10 @@ ENDING = f"{GROUP}/ending"
 RENDERING = f"{GROUP}/rendering"
 """What its pod is given beside its tasks, and for whom it was written (`kube.job.Rendering`)."""
 JOB_NAME = "batch.kubernetes.io/job-name"
+DEPLOYMENT = f"{GROUP}/deployment"
+"""Label of a server's pod: the GenAIDeployment's name."""
+REVISION = f"{GROUP}/revision"
+"""Annotation of a server's pod: the container that it serves."""
 
 STAGE_CONTAINER = "stage"
 """The container of a stage's pod."""

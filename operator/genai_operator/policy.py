@@ -14,6 +14,7 @@ from typing import Any
 
 from genai_core.kinds.artifact_store import WebIdentity
 from genai_core.kinds.build import Run
+from genai_core.kinds.deployment import Pods
 from genai_core.reasons import Reason
 from genai_core.wire import USE_LABEL
 from genai_operator.errors import Stalled, Waiting
@@ -35,8 +36,12 @@ class Policy:
 
     settings: Settings
 
-    def check_run(self, run: Run) -> None:
-        """Judge how a build's pods are to run.
+    def check_run(self, run: Run | Pods, where: str = "spec.run") -> None:
+        """Judge how a build's pods, or a deployment's, are to run.
+
+        Args:
+            run: What their owner asks for.
+            where: The field that it stands in.
 
         Raises:
             Stalled: Names the field, and what is allowed.
@@ -49,12 +54,12 @@ class Policy:
             if name.startswith("system-"):
                 patterns = tuple(p for p in patterns if p.startswith("system-"))
                 patterns = patterns or ("* without system-...",)
-            _check("spec.run.priorityClassName", name, patterns, "allowedPriorityClasses")
+            _check(f"{where}.priorityClassName", name, patterns, "allowedPriorityClasses")
         if run.service_account_name:
-            self.check_account("spec.run.serviceAccountName", run.service_account_name)
+            self.check_account(f"{where}.serviceAccountName", run.service_account_name)
         for index, toleration in enumerate(run.tolerations):
             _check(
-                f"spec.run.tolerations[{index}]",
+                f"{where}.tolerations[{index}]",
                 toleration.key or "*",
                 allowed.allowed_tolerations,
                 "allowedTolerations",

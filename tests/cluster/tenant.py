@@ -41,7 +41,7 @@ def install(cluster: Cluster, image: str, toolchain: dict[str, str]) -> None:
     """CRDs, targets, buckets and the model: what the cluster's tests share."""
     for path in sorted((ROOT / "crds").glob("*.yaml")):
         cluster.kubectl("apply", "--server-side", "--force-conflicts", "-f", str(path))
-    for name in ("genaibuilds", "genaitargets", "artifactstores"):
+    for name in ("genaibuilds", "genaitargets", "artifactstores", "genaideployments"):
         cluster.kubectl(
             "wait", "--for=condition=Established", f"crd/{name}.genai-operator.dev", "--timeout=30s"
         )
@@ -206,9 +206,10 @@ class Tenant:
         return found
 
     def pods(self) -> list[dict[str, Any]]:
-        """Our pods."""
+        """Pods of our Jobs."""
         found: list[dict[str, Any]] = self.get(
-            "pods", labels="app.kubernetes.io/managed-by=genai-operator"
+            "pods",
+            labels="app.kubernetes.io/managed-by=genai-operator,app.kubernetes.io/name=genai-stage",
         )
         return found
 

@@ -219,7 +219,21 @@ DENIED: dict[str, tuple[str, str, Any]] = {
     "make a Job beside itself": ("POST", f"/apis/batch/v1/{OWN}/jobs", _JOB),
     "delete a Job where it is not enabled": ("DELETE", f"/apis/batch/v1/{OTHER}/jobs/any", None),
     "delete a pod where it is not enabled": ("DELETE", f"/api/v1/{OTHER}/pods/any", None),
-    "make a Deployment": ("POST", f"/apis/apps/v1/{TEAM}/deployments", _ANY),
+    "make a Deployment where it is not enabled": (
+        "POST", f"/apis/apps/v1/{OTHER}/deployments", _ANY,
+    ),
+    "change a Deployment where it is not enabled": (
+        "PATCH", f"/apis/apps/v1/{OTHER}/deployments/any", _LABEL,
+    ),
+    "delete a Deployment": ("DELETE", f"/apis/apps/v1/{TEAM}/deployments/any", None),
+    "make a Service where it is not enabled": ("POST", f"/api/v1/{OTHER}/services", _ANY),
+    "list Services": ("GET", f"/api/v1/{TEAM}/services", None),
+    "delete a Service": ("DELETE", f"/api/v1/{TEAM}/services/any", None),
+    "delete a budget": ("DELETE", f"/apis/policy/v1/{TEAM}/poddisruptionbudgets/any", None),
+    "make a budget beside itself": (
+        "POST", f"/apis/policy/v1/{OWN}/poddisruptionbudgets", _ANY,
+    ),
+    "make a DaemonSet": ("POST", f"/apis/apps/v1/{TEAM}/daemonsets", _ANY),
     "run a command in a pod": ("POST", f"/api/v1/{TEAM}/pods/any/exec?command=id", {}),
     "attach to a pod": ("POST", f"/api/v1/{TEAM}/pods/any/attach", {}),
     "forward a pod's port": ("POST", f"/api/v1/{TEAM}/pods/any/portforward", {}),

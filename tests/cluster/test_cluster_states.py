@@ -191,7 +191,7 @@ def test_kubectl_explain_reads_like_documentation(tenant: Tenant, kind: str) -> 
         assert "Allowed rise of the loss" in deep
 
 
-def test_a_deployment_is_answered_with_what_serves_it_now_nothing(tenant: Tenant) -> None:
+def test_a_deployment_waits_for_an_image_that_serves_its_target(tenant: Tenant) -> None:
     value = tenant.manifest("chat", {"from": {"build": "b", "target": "cpu"}})
     tenant.cluster.apply(value | {"kind": "GenAIDeployment"})
 
@@ -200,6 +200,6 @@ def test_a_deployment_is_answered_with_what_serves_it_now_nothing(tenant: Tenant
         return {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
 
     wait(lambda: bool(told()), 30)
-    reason = "NotServedYet"
-    assert told() == {"Ready": ("False", reason), "Stalled": ("True", reason)}
-    assert ("Warning", reason) in events(tenant, "chat")
+    reason = "ServingImageNotConfigured"
+    assert told() == {"Ready": ("Unknown", reason), "Reconciling": ("True", reason)}
+    assert ("Normal", reason) in events(tenant, "chat")

@@ -22,7 +22,15 @@ VERB_OF_CALL = {
     "delete": "delete",
     "read": "get",
 }
-WATCHED = ("genaibuilds", "artifactstores", "genaitargets", "genaideployments", "jobs", "pods")
+WATCHED = (
+    "genaibuilds",
+    "artifactstores",
+    "genaitargets",
+    "genaideployments",
+    "jobs",
+    "pods",
+    "deployments",
+)
 """Kinds that kopf watches; in `comparing` they stand in a variable."""
 
 
@@ -83,6 +91,8 @@ def called() -> Rights:
             if isinstance(plural, ast.Constant) and isinstance(plural.value, str):
                 if node.func.attr == "apply_status":
                     found.add((f"{plural.value}/status", "patch"))
+                elif node.func.attr == "apply":  # it creates what is not there
+                    found |= {(plural.value, "patch"), (plural.value, "create")}
                 else:
                     found.add((plural.value, VERB_OF_CALL[node.func.attr]))
     return found
@@ -122,6 +132,8 @@ def test_by_default_no_secret_can_be_read_and_no_job_made(base: Objects) -> None
     everywhere = bound_everywhere(base)
     assert not {pair for pair in everywhere if pair[0] == "secrets"}
     assert not everywhere & {("jobs", "create"), ("jobs", "delete"), ("pods", "delete")}
+    served = ("deployments", "services", "poddisruptionbudgets")
+    assert not everywhere & {(kind, verb) for kind in served for verb in ("create", "patch")}
     assert bindings(base, "genai-operator-tenant") == []
 
 

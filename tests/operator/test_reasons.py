@@ -35,7 +35,11 @@ def given() -> dict[str, list[str]]:
 
 
 def test_operator_spells_no_reason_of_its_own() -> None:
-    known = {"ToolchainOutdated", "ArtifactAvailable"} | _OF_EVENTS  # types, and Events
+    known = {
+        "ToolchainOutdated",
+        "ServerOutdated",
+        "ArtifactAvailable",
+    } | _OF_EVENTS  # types, and Events
     assert {word: where for word, where in given().items() if word not in known} == {}
 
 

@@ -28,7 +28,7 @@ def loader(kind: str, name: str, spec: dict[str, Any]) -> Loader:
     namespace = "n" if kind == "stores" else ""
     value = {"metadata": {"namespace": namespace, "name": name, "uid": name}, "spec": spec}
     getattr(observed, kind).put(value, value)
-    return Loader(observed, Stores(api, Settings()))  # type: ignore[arg-type]
+    return Loader(observed, Stores(api, Settings(), observed.stores.get))  # type: ignore[arg-type]
 
 
 ONE = BuildPass({}, SPEC, Owner("b", "build"), "n", 1, "", {})

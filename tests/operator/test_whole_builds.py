@@ -351,7 +351,7 @@ def test_a_cluster_that_admits_no_jobs_is_waited_for_while_others_run(
     assert ("one", "JobRefused") not in room.world.events
 
 
-def test_a_deployment_is_told_that_nothing_is_served_yet(
+def test_a_deployment_waits_for_an_image_that_serves_its_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(room: Room) -> Value:
@@ -367,8 +367,8 @@ def test_a_deployment_is_told_that_nothing_is_served_yet(
             await asyncio.sleep(0.02)
             if told(room):
                 break
-        reason = "NotServedYet"
-        assert told(room) == {"Ready": ("False", reason), "Stalled": ("True", reason)}
+        reason = "ServingImageNotConfigured"
+        assert told(room) == {"Ready": ("Unknown", reason), "Reconciling": ("True", reason)}
         room.apply("one")
 
     played(tmp_path, monkeypatch, story)

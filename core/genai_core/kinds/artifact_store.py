@@ -63,6 +63,9 @@ class ArtifactStoreSpec(KindModel):
     secret_ref: SecretRef | None = None
     """Holds AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, if any, AWS_SESSION_TOKEN. This or
     serviceAccountName."""
+    read_secret_ref: SecretRef | None = None
+    """The same keys with a right to read alone: what servers' pods hold. Left out: they hold
+    secretRef, and a Warning says so. It goes with secretRef."""
     service_account_name: Name | None = None
     """A service account whose pods may reach the bucket (IRSA, workload identity). This or
     secretRef."""
@@ -78,6 +81,8 @@ class ArtifactStoreSpec(KindModel):
     def _one_identity(self) -> Self:
         if (self.secret_ref is None) == (self.service_account_name is None):
             raise ValueError("give secretRef or serviceAccountName, and not both")
+        if self.read_secret_ref is not None and self.secret_ref is None:
+            raise ValueError("readSecretRef goes with secretRef")
         if self.web_identity is not None and self.service_account_name is None:
             raise ValueError("webIdentity goes with serviceAccountName")
         return self

@@ -166,6 +166,8 @@ KINDS: tuple[DefinedKind, ...] = (
             Column("Replicas", ".status.readyReplicas", "integer"),
             Column("URL", ".status.url"),
             _AGE,
+            Column("Build", ".spec.from.build", priority=1),
+            Column("Target", ".spec.from.target", priority=1),
             Column("Revision", ".status.revision.current", priority=1),
         ),
         (
@@ -226,6 +228,11 @@ KINDS: tuple[DefinedKind, ...] = (
                 "spec",
                 "!has(self.webIdentity) || has(self.serviceAccountName)",
                 "webIdentity goes with serviceAccountName",
+            ),
+            Rule(
+                "spec",
+                "!has(self.readSecretRef) || has(self.secretRef)",
+                "readSecretRef goes with secretRef",
             ),
         ),
     ),

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from genai_core.kinds.affinity import Affinity
 from genai_core.kinds.base import (
     Condition,
     DigestText,
@@ -17,9 +18,11 @@ from genai_core.kinds.base import (
     SecretRef,
     ShortText,
     Text,
+    Toleration,
     Uri,
     either_case,
 )
+from genai_core.kinds.build import StoreRef
 
 
 class From(KindModel):
@@ -36,10 +39,16 @@ class From(KindModel):
 class Server(KindModel):
     """The inference server of each pod."""
 
+    model_name: ShortText = ""
+    """What requests call the base; empty: the deployment's name."""
     max_concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
     """Requests that a pod works on at once; further ones wait."""
     context_length: Annotated[int, Field(ge=2, le=1048576)] | None = None
     """Longest prompt and answer together, in tokens; left out: the container's longest."""
+    kv_cache_mi_b: Annotated[
+        Annotated[int, Field(ge=1, le=1048576)] | None, Field(alias="kvCacheMiB")
+    ] = None
+    """Keys and values of all running requests, in MiB; left out: what the pod's memory leaves."""
     prefix_cache_mi_b: Annotated[int, Field(ge=0, le=1048576, alias="prefixCacheMiB")] = 256
     """Memory in which beginnings of prompts are kept; 0: none are."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -131,6 +140,39 @@ class Expose(KindModel):
     """Its values are the keys that clients may present; left out: no key is asked for."""
 
 
+class DisruptionBudget(KindModel):
+    """What a drained node may take away."""
+
+    max_unavailable: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Pods that may be missing because nodes are drained."""
+
+
+class Pods(KindModel):
+    """Where the servers' pods run, and how they leave."""
+
+    node_selector: Annotated[dict[ShortText, ShortText], Field(max_length=32)] = Field(
+        default_factory=dict
+    )
+    """Labels of the nodes that the pods run on, beside the target's."""
+    tolerations: Annotated[list[Toleration], Field(max_length=32)] = Field(default_factory=list)
+    """Taints that the pods bear."""
+    affinity: Affinity = Field(default_factory=Affinity)
+    """Affinity, as in a pod."""
+    topology_spread: bool = True
+    """Spread the pods over the nodes."""
+    priority_class_name: ShortText = ""
+    """PriorityClass of the pods."""
+    service_account_name: ShortText = ""
+    """Service account of the pods; empty: the store's, else the namespace's default."""
+    image_pull_secrets: Annotated[list[SecretRef], Field(max_length=16)] = Field(
+        default_factory=list
+    )
+    """Secrets that the server's image is pulled with."""
+    disruption_budget: DisruptionBudget = Field(default_factory=DisruptionBudget)
+    drain_seconds: Annotated[int, Field(ge=1, le=86400)] = 600
+    """What a pod gets to finish its answers: its termination grace period."""
+
+
 class DeploymentSpec(KindModel):
     """Which container is served, by how many pods, and how they are replaced."""
 
@@ -143,7 +185,11 @@ class DeploymentSpec(KindModel):
     """LoRA adapters that every pod holds ready."""
     rollout: Rollout = Field(default_factory=Rollout)
     expose: Expose = Field(default_factory=Expose)
+    store: StoreRef = Field(default_factory=StoreRef)
+    """Where the container lies: the build's store."""
+    pods: Pods = Field(default_factory=Pods)
     resources: Resources = Field(default_factory=Resources)
+    """Of the server; left out: sized from the container."""
 
 
 class GenAIDeployment(KindObject):
@@ -161,7 +207,7 @@ class RevisionStatus(KindModel):
     target: DigestText | None = None
     """What a rollout leads to."""
     last_good: DigestText | None = None
-    """What a rollback goes back to."""
+    """What a rollback goes back to: the last one whose rollout came to its end."""
 
 
 class RejectedRevision(KindModel):
@@ -193,6 +239,23 @@ class SpeculationStatus(KindModel):
     """Tokens for each pass of the model."""
 
 
+class ServedContainer(KindModel):
+    """A container that is served, or was: what a rollback, or a deleted build, leaves to start."""
+
+    revision: DigestText
+    """Of the container."""
+    record: ShortText
+    """Of its package task, in the store: `package/<key>`."""
+    size_bytes: int = 0
+    """Of all its files."""
+    golden: bool = False
+    """It has golden prompts, which a pod answers before it serves."""
+    adapters: Annotated[dict[ShortText, DigestText], Field(max_length=64)] = Field(
+        default_factory=dict
+    )
+    """Name -> digest of the adapters that it carries."""
+
+
 class DeploymentStatus(KindModel):
     """What serves, and how a rollout stands."""
 
@@ -211,6 +274,12 @@ class DeploymentStatus(KindModel):
     """Pods that serve."""
     selector: ShortText = ""
     """Labels of the pods, for autoscalers."""
+    server: Annotated[str, StringConstraints(max_length=512)] = ""
+    """Image of the server. It changes with the spec or requestedAt, never by an upgrade alone."""
+    requested_at: ShortText = ""
+    """The annotation requestedAt that this status is of."""
+    containers: Annotated[list[ServedContainer], Field(max_length=4)] = Field(default_factory=list)
+    """Where what status.revision names lies."""
     adapters: Annotated[list[AdapterStatus], Field(max_length=64)] = Field(default_factory=list)
     """What the pods hold."""
     speculation: SpeculationStatus | None = None

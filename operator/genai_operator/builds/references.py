@@ -20,7 +20,6 @@ from genai_operator.builds.status import Outcome
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner
-from genai_operator.kube.conditions import condition_of
 from genai_operator.kube.observed import Observed
 from genai_operator.kube.phases import Phase
 from genai_operator.kube.times import parse_time
@@ -124,22 +123,4 @@ class Loader:
         Raises:
             Waiting: It is not there, or cannot be used.
         """
-        name = one.spec.store.name
-        value = self._observed.stores.get(one.namespace, name)
-        if value is None:
-            raise Waiting(Reason.STORE_NOT_READY, f"there is no ArtifactStore {name}", after=60.0)
-        try:
-            opened = await self._stores.open(value)
-        except (Stalled, Waiting, GenAIError) as error:  # mended in the store, not in the build
-            raise Waiting(Reason.STORE_NOT_READY, f"ArtifactStore {name}: {error}") from error
-        status = value.get("status") or {}
-        tried = condition_of(status, "Ready")
-        if tried is None or status.get("observedGeneration") != value["metadata"]["generation"]:
-            raise Waiting(Reason.PROGRESSING, f"ArtifactStore {name} is being tried", after=30.0)
-        if tried["status"] != "True":
-            raise Waiting(
-                Reason.STORE_NOT_READY,
-                f"ArtifactStore {name} is not ready ({tried['reason']}): {tried['message']}",
-                after=30.0,
-            )
-        return opened
+        return await self._stores.tried(one.namespace, one.spec.store.name)

@@ -1,37 +1,246 @@
-"""A pass over a GenAIDeployment: it is answered, though nothing is served yet."""
+"""One pass over a GenAIDeployment: load, resolve, apply, look, report.
+
+Level-triggered: what stands now (the spec, the build's status, the Deployment, its pods) decides,
+and this object's own status only where nothing else can say it: which revision was good, which was
+rejected, where they lie.
+"""
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import Any
 
+from genai_core.errors import GenAIError, InvalidSpec
+from genai_core.kinds.deployment import ServedContainer
+from genai_core.kinds.reading import read_served
+from genai_core.kinds.target import TargetSpec
 from genai_core.reasons import Reason
+from genai_operator.deployments import containers
+from genai_operator.deployments.checks import (
+    check_adapters,
+    check_name,
+    check_served,
+    serving_image,
+)
+from genai_operator.deployments.deployment_pass import DeploymentPass, begin
+from genai_operator.deployments.leases import DeploymentLeases
+from genai_operator.deployments.manifests import Served
+from genai_operator.deployments.objects import Objects
+from genai_operator.deployments.status import deployment_status, judged, kept_status
+from genai_operator.errors import Stalled, Waiting
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.applier import Applier
+from genai_operator.jobs.helper_jobs import HelperJobs
+from genai_operator.kube.cache import asked_of
 from genai_operator.kube.client import Api
+from genai_operator.kube.conditions import ready_of, summary
 from genai_operator.kube.observed import Observed
-from genai_operator.kube.status_writer import StatusWriter, plain_status
-from genai_operator.steps import Stall
+from genai_operator.kube.pod import WorkloadView
+from genai_operator.kube.projection import PARTIAL, lean
+from genai_operator.kube.status_writer import StatusWriter, Written
+from genai_operator.kube.values import Json
+from genai_operator.steps import DONE, Result, Stall, run_steps
+from genai_operator.stores.open_stores import OpenStore, Stores
+from genai_operator.targets.build_targets import BuildTarget, build_target
+from genai_operator.threads import in_thread
 
 __all__ = ["DeploymentReconciler"]
 
-_NOT_SERVED = "nothing serves containers in a cluster yet: genai pull fetches one for genai serve"
+log = logging.getLogger("genai_operator.deployments")
 
 
 class DeploymentReconciler:
     """See the module's docstring."""
 
-    def __init__(self, api: Api, observed: Observed) -> None:
+    def __init__(self, api: Api, observed: Observed, stores: Stores) -> None:
+        self._api = api
         self._observed = observed
-        self._writer = StatusWriter(api, "genaideployments", "GenAIDeployment")
-
-    async def reconcile(self, namespace: str, name: str) -> float | None:
-        """Say that nothing is served yet, rather than leave it unanswered."""
-        value = self._observed.deployments.get(namespace, name)
-        if value is None or "deletionTimestamp" in value["metadata"]:
-            return None
-        result = Stall(Reason.NOT_SERVED_YET, _NOT_SERVED)
-        await self._writer.write(
-            value, plain_status(result, value, datetime.now(UTC)), warning=True
-        )
-        return None
+        self._stores = stores
+        self._writer = StatusWriter(api, "genaideployments", "GenAIDeployment", keep=self._keep)
+        self._objects = Objects(api)
+        helpers = HelperJobs(api, observed, Applier(api, observed))
+        self._leases = DeploymentLeases(stores.cluster_name, helpers)
 
     def tidy(self) -> None:
-        """Nothing is remembered."""
+        """Forget what is known of deployments that are gone."""
+        uids = {value["metadata"]["uid"] for value in self._observed.deployments}
+        self._objects.keep(uids)
+        self._leases.keep(uids)
+
+    async def reconcile(self, namespace: str, name: str) -> float | None:
+        """One pass; returns after how many seconds another one is wanted anyway."""
+        value = await self._whole(namespace, name)
+        if value is None or "deletionTimestamp" in value["metadata"]:
+            return None  # what it owns goes with it: the apiserver's garbage collector
+        now = datetime.now(UTC)
+        try:
+            one = begin(value)
+        except GenAIError as error:
+            stall = Stall(error.code, str(error))
+            wanted = summary(stall, generation=value["metadata"].get("generation", 0))
+            await self._write(value, kept_status(value, stall, wanted, now))
+            return None
+        result = await run_steps(one, (self._check, self._resolve, self._choose, self._apply))
+        workload = self._workload(one)
+        pods = self._observed.servers_of(namespace, name)
+        verdict = judged(one, result, workload, pods)
+        await self._write(value, deployment_status(one, verdict, workload, pods, now))
+        known = self._observed.deployments.get(namespace, name)
+        # The answer to our own write may be the first to tell of an edit: its event is no news.
+        return 0.0 if known is not None and asked_of(known) != asked_of(value) else verdict.after
+
+    def _keep(self, value: Json) -> None:
+        self._observed.deployments.put(value, lean("genaideployments", value))
+
+    async def _whole(self, namespace: str, name: str) -> Json | None:
+        value = self._observed.deployments.get(namespace, name)
+        if value is None or PARTIAL not in value:
+            return value
+        found, _ = await self._api.list(
+            "genaideployments", namespace=namespace, name=name, fresh=True
+        )
+        return found[0] if found else None
+
+    def _workload(self, one: DeploymentPass) -> WorkloadView | None:
+        found = self._observed.workloads.get(one.namespace, one.owner.name)
+        return found if found is not None and one.owner.uid in found.owners else None
+
+    async def _write(self, value: Json, status: Json) -> None:
+        ready, reason = ready_of(status)
+        written = await self._writer.write(value, status, warning=ready == "False")
+        if written is Written.OTHERWISE:
+            meta = value["metadata"]
+            place = f"{meta['namespace']}/{meta['name']}"
+            log.info("deployment changed", extra={"deployment": place, "reason": reason})
+
+    # The steps
+
+    async def _check(self, one: DeploymentPass) -> Result:
+        """What the spec says by itself, and its target."""
+        check_name(one.owner.name)
+        check_served(one.spec)
+        self._stores.policy.check_run(one.spec.pods, "spec.pods")
+        target = self._target(one)
+        declared = _declared(one, target)
+        image = serving_image(one.spec.from_.target, declared, one.spec)
+        kept = "" if one.fresh else str(one.status.get("server") or "")
+        one.server = kept or image
+        one.outdated = one.server != image
+        return DONE
+
+    def _target(self, one: DeploymentPass) -> Mapping[str, Any]:
+        name = one.spec.from_.target
+        target = self._observed.targets.get("", name)
+        if target is None:
+            raise Waiting(Reason.TARGET_NOT_FOUND, f"there is no GenAITarget {name}", after=60.0)
+        return target
+
+    async def _resolve(self, one: DeploymentPass) -> Result:
+        """Which revision spec and build ask for, and its store."""
+        spec = one.spec
+        build = self._observed.builds.get(one.namespace, spec.from_.build)
+        one.offer = containers.offered(spec.from_, build.value if build else None, one.known)
+        revision = one.offer.revision if one.offer is not None else spec.from_.revision
+        assert revision is not None  # a pinned one, where nothing is offered
+        one.following = revision
+        if build is None:
+            one.notes.append(f"GenAIBuild {spec.from_.build} is gone, what it built is served")
+        elif build.store != spec.store.name:
+            raise Stalled(
+                InvalidSpec.code,
+                f"spec.store: GenAIBuild {spec.from_.build} writes into {build.store}, and "
+                f"{spec.store.name} is named here",
+            )
+        return DONE
+
+    async def _choose(self, one: DeploymentPass) -> Result:
+        """The container that is applied, claimed in its store; the Secrets that its pods get."""
+        opened = await self._stores.tried(one.namespace, one.spec.store.name)
+        chosen = await self._chosen(one, opened)
+        check_adapters(one.spec, chosen)
+        await self._check_secrets(one, opened)
+        one.access = _reading(opened)
+        one.wanted = chosen.revision
+        one.known = [chosen, *(c for c in one.known if c.revision != chosen.revision)]
+        await self._leases.settle(
+            one.namespace,
+            one.owner,
+            opened,
+            containers.kept([one.wanted, one.target, one.good], one.known),
+            target=_stages(one.spec.from_.target, self._target(one)),
+        )
+        return DONE
+
+    async def _chosen(self, one: DeploymentPass, opened: OpenStore) -> ServedContainer:
+        """What is followed, unless that was rejected."""
+        revision = one.following
+        if one.good and any(entry["revision"] == revision for entry in one.rejected):
+            good = containers.find(one.good, one.known)
+            if good is not None:
+                return good
+        known = containers.find(revision, one.known)
+        if known is not None:
+            return known
+        if opened.store is not None:
+            return await in_thread(containers.look_up, opened.store, revision, one.offer)
+        if one.offer is None:
+            raise Waiting(
+                Reason.CONTAINER_NOT_FOUND,
+                f"GenAIBuild {one.spec.from_.build} names no container {revision[:19]}, and only "
+                "Jobs can look into its store",
+                after=60.0,
+            )
+        return one.offer
+
+    async def _check_secrets(self, one: DeploymentPass, opened: OpenStore) -> None:
+        """Secrets that the pods are given must be there, and for that use."""
+        for reference in (opened.spec.read_secret_ref, one.spec.expose.api_key_secret_ref):
+            if reference is not None:
+                await self._stores.secrets.get(one.namespace, reference.name)
+        first = one.fresh or not one.target
+        if first and opened.spec.secret_ref and not opened.spec.read_secret_ref:
+            message = (
+                f"its pods hold Secret {opened.spec.secret_ref.name}, which may write "
+                f"ArtifactStore {one.spec.store.name}: name one that reads in its readSecretRef"
+            )
+            await self._writer.event(one.value, Reason.STORE_WRITABLE, message, warning=True)
+
+    async def _apply(self, one: DeploymentPass) -> Result:
+        """Deployment, Service and PodDisruptionBudget."""
+        chosen = containers.find(one.wanted, one.known)
+        assert chosen is not None
+        assert one.access is not None
+        served = Served(
+            namespace=one.namespace,
+            name=one.owner.name,
+            uid=one.owner.uid,
+            spec=one.spec,
+            revision=chosen.revision,
+            record=chosen.record,
+            size_bytes=chosen.size_bytes,
+            image=one.server,
+            access=one.access,
+            node_selector=_declared(one, self._target(one)).node_selector,
+        )
+        one.rendering = await self._objects.apply(served, anew=self._workload(one) is None)
+        return DONE
+
+
+def _declared(one: DeploymentPass, target: Mapping[str, Any]) -> TargetSpec:
+    return read_served(TargetSpec, target["spec"], where=f"GenAITarget {one.spec.from_.target}")
+
+
+def _stages(name: str, value: Mapping[str, Any]) -> BuildTarget | None:
+    try:
+        return build_target(name, value)
+    except (Stalled, GenAIError):
+        return None
+
+
+def _reading(opened: OpenStore) -> StoreAccess:
+    """Access with the keys that only read, where the store names some."""
+    reference = opened.spec.read_secret_ref
+    return replace(opened.access, secret=reference.name) if reference else opened.access

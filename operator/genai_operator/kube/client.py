@@ -209,6 +209,17 @@ class Api:
             media="application/apply-patch+yaml",
         )
 
+    async def apply(self, plural: str, value: Json, *, namespace: str) -> Json:
+        """Server-side apply of an object of ours; it is created where it is not there."""
+        self._guard(plural)
+        return await self._call(
+            "PATCH",
+            _path(plural, value["metadata"]["name"], namespace),
+            body=value,
+            query={"fieldManager": MANAGER, "force": "true"},
+            media="application/apply-patch+yaml",
+        )
+
     async def merge_lists(self, plural: str, name: str, value: Json, *, namespace: str) -> Json:
         """Strategic merge: entries of lists are added or dropped by their keys."""
         self._guard(plural)

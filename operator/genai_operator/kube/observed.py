@@ -15,7 +15,7 @@ from typing import Any
 from genai_operator.kube.build import BuildView
 from genai_operator.kube.cache import Cache
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.pod import PodView
+from genai_operator.kube.pod import PodView, WorkloadView
 
 __all__ = ["Observed"]
 
@@ -34,6 +34,8 @@ class Observed:
     deployments: Cache[dict[str, Any]] = field(default_factory=Cache)
     jobs: Cache[JobView] = field(default_factory=Cache)
     pods: Cache[PodView] = field(default_factory=Cache)
+    workloads: Cache[WorkloadView] = field(default_factory=Cache)
+    """Deployments that serve."""
     leaving: dict[str, tuple[JobView, float]] = field(default_factory=dict)
     """UID -> a Job that is deleted and whose pods still run, or may, and until when that is
     thought of one whose pods were not seen: its tasks must not begin again yet."""
@@ -111,6 +113,11 @@ class Observed:
 
     def _pods(self, job: JobView) -> Iterator[PodView]:
         return (pod for pod in self.pods if pod.is_of(job))
+
+    def servers_of(self, namespace: str, name: str) -> list[PodView]:
+        """Pods that serve for a GenAIDeployment."""
+        place = (namespace, name)
+        return [pod for pod in self.pods if (pod.namespace, pod.deployment) == place]
 
     def claimed_by(self, uid: str) -> list[JobView]:
         """Jobs that a build claims."""

@@ -1,4 +1,4 @@
-"""Pods of our Jobs as decisions need them: a few fields out of large objects. Pure."""
+"""Pods of our Jobs, servers' pods and their Deployments, as decisions need them. Pure."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from genai_core.reasons import Reason
-from genai_core.wire import ENDING, JOB_NAME
+from genai_core.wire import DEPLOYMENT, ENDING, JOB_NAME, RENDERING, REVISION
 from genai_operator.kube.times import parse_time
 
-__all__ = ["Ending", "PodView", "ending_note", "pod_view"]
+__all__ = ["Ending", "PodView", "WorkloadView", "ending_note", "pod_view", "workload_view"]
 
 _MOST_WORDS = 300
 
@@ -69,7 +69,16 @@ class OwningJob(Protocol):
 
 @dataclass(frozen=True)
 class PodView:
-    """A pod of such a Job."""
+    """A pod of such a Job, or a server's.
+
+    Attributes:
+        job: Name of its Job; empty: it is a server's.
+        deployment: Name of the GenAIDeployment that it serves for.
+        revision: Of the container that it serves.
+        rendering: How it was written, to tell it from those of another spec.
+        ready: It answers.
+        restarts: How often its containers ended.
+    """
 
     namespace: str
     name: str
@@ -88,6 +97,11 @@ class PodView:
     """Why its container does not start, in words: no room on any node, a missing image ..."""
     hold: str = ""
     """The same in one word: Unschedulable, ImagePullFailed, ContainerNotCreated."""
+    deployment: str = ""
+    revision: str = ""
+    rendering: str = ""
+    ready: bool = False
+    restarts: int = 0
     owners: frozenset[str] = frozenset()
     """UIDs: its Job's is among them, and another Job may have had that name before."""
 
@@ -154,17 +168,19 @@ def noted_pod(meta: Mapping[str, Any]) -> PodView | None:
 
 
 def pod_view(value: Mapping[str, Any]) -> PodView | None:
-    """What decisions need; None where the pod belongs to no Job."""
+    """What decisions need; None where the pod belongs to no Job and no deployment."""
     meta, status = value["metadata"], value.get("status") or {}
-    job = (meta.get("labels") or {}).get(JOB_NAME)
-    if not job:
+    labels = meta.get("labels") or {}
+    job, deployment = labels.get(JOB_NAME, ""), labels.get(DEPLOYMENT, "")
+    if not job and not deployment:
         return None
     ending, waiting = None, _unscheduled(status)
     hold = Reason.UNSCHEDULABLE if waiting else ""
-    for container in status.get("containerStatuses") or ():
+    parts = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
+    for container in parts:
         state = container.get("state") or {}
         ended = state.get("terminated") or (container.get("lastState") or {}).get("terminated")
-        if ended:
+        if ended and not (deployment and ended.get("exitCode") == 0):
             ending = _ending(ended)
         elif "waiting" in state:
             hold, waiting = _not_started(state["waiting"])
@@ -182,7 +198,18 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
         message=status.get("message", "")[:_MOST_WORDS],
         waiting=waiting,
         hold=hold,
+        deployment=deployment,
+        revision=(meta.get("annotations") or {}).get(REVISION, ""),
+        rendering=(meta.get("annotations") or {}).get(RENDERING, ""),
+        ready=_is_ready(status),
+        restarts=sum(int(part.get("restartCount") or 0) for part in parts),
         owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+    )
+
+
+def _is_ready(status: Mapping[str, Any]) -> bool:
+    return any(
+        c["type"] == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()
     )
 
 
@@ -223,3 +250,64 @@ def _message(ended: Mapping[str, Any]) -> Mapping[str, Any]:
     except UNREADABLE:
         return {}
     return found if isinstance(found, dict) else {}
+
+
+@dataclass(frozen=True)
+class WorkloadView:
+    """A Deployment.
+
+    Attributes:
+        rendering: Of its pods, that are wanted.
+        owners: UIDs: its GenAIDeployment's is among them.
+        current: Its controller has seen this generation.
+        wanted: Pods that there are to be.
+        replicas: Pods that there are, of any revision.
+        updated: Of the revision that is wanted.
+        ready: That answer, of any revision.
+        late: Its controller gave the rollout up: no progress for as long as was allowed.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    rendering: str
+    owners: frozenset[str]
+    current: bool
+    wanted: int
+    replicas: int
+    updated: int
+    ready: int
+    available: int
+    late: bool
+
+    @property
+    def rolled_out(self) -> bool:
+        """Every pod is of the revision that is wanted, and answers."""
+        counts = {self.replicas, self.updated, self.ready}
+        return self.current and counts == {self.wanted}
+
+
+def workload_view(value: Mapping[str, Any]) -> WorkloadView | None:
+    """What decisions need; None where it is none of ours."""
+    meta, status = value["metadata"], value.get("status") or {}
+    if DEPLOYMENT not in (meta.get("labels") or {}):
+        return None
+    late = any(
+        c.get("type") == "Progressing" and c.get("reason") == "ProgressDeadlineExceeded"
+        for c in status.get("conditions") or ()
+    )
+    wanted = (value.get("spec") or {}).get("replicas")
+    return WorkloadView(
+        namespace=meta["namespace"],
+        name=meta["name"],
+        uid=meta["uid"],
+        rendering=(meta.get("annotations") or {}).get(RENDERING, ""),
+        owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
+        current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
+        wanted=1 if wanted is None else int(wanted),
+        replicas=int(status.get("replicas") or 0),
+        updated=int(status.get("updatedReplicas") or 0),
+        ready=int(status.get("readyReplicas") or 0),
+        available=int(status.get("availableReplicas") or 0),
+        late=late,
+    )

@@ -132,11 +132,14 @@ def _bounded(part: Any, most: int) -> Json:
 
 
 def _named(spec: Mapping[str, Any]) -> Json:
-    """What a build, whose spec is not kept, waits for."""
+    """What a build or a deployment, whose spec is not kept, waits for."""
     found: Json = {}
     targets = spec.get("targets")
     if isinstance(targets, list):
         found["targets"] = [text for text in targets[:_MOST_NAMED] if isinstance(text, str)]
+    origin = spec.get("from")
+    if isinstance(origin, Mapping):
+        found["from"] = _words(origin)
     store = spec.get("store")
     if isinstance(store, Mapping) and isinstance(store.get("name"), str):
         found["store"] = {"name": store["name"][:_MOST_WORD]}

@@ -50,7 +50,10 @@ _ROWS = (
     # The apiserver leaves out what is not ours: a cluster may run any number of other pods.
     Resource("jobs", "batch", "v1", watched=True, selector=SELECTOR),
     Resource("pods", "", "v1", watched=True, selector=SELECTOR),
+    Resource("deployments", "apps", "v1", watched=True, selector=SELECTOR),
     Resource("genaibuilds", GROUP, VERSION, watched=True),
+    Resource("services", "", "v1"),
+    Resource("poddisruptionbudgets", "policy", "v1"),
     Resource("secrets", "", "v1"),
     Resource("nodes", "", "v1", namespaced=False),
     Resource("events", "", "v1"),

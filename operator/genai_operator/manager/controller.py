@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 
+from genai_operator.deployments.intake import WorkloadIntake
 from genai_operator.jobs.intake import JobIntake, PodIntake, told
 from genai_operator.jobs.terminating import TerminatingJobs
 from genai_operator.kube.build import BuildView
@@ -71,6 +72,7 @@ class Controller:
         self._intakes: dict[str, Intake] = {kind.plural: KindIntake(kind) for kind in kinds}
         self._intakes["jobs"] = JobIntake(self.observed, ended=self._count_task)
         self._intakes["pods"] = PodIntake(self.observed)
+        self._intakes["deployments"] = WorkloadIntake(self.observed)
         self.upkeep = Upkeep(api, self.observed, wake=self._tell_of_job)
         self._terminating = TerminatingJobs(
             api,

@@ -46,6 +46,6 @@ def kinds_of(
     return (
         target_kind(observed, TargetReconciler(api, observed)),
         store_kind(observed, stores),
-        deployment_kind(observed, DeploymentReconciler(api, observed)),
+        deployment_kind(observed, DeploymentReconciler(api, observed, open_stores)),
         build_kind(observed, builds),
     )

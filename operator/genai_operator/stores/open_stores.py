@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from genai_core.errors import GenAIError
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.reading import read_served
 from genai_core.reasons import Reason
@@ -25,6 +26,7 @@ from genai_core.store.protocol import Store
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import ReadAccess, StoreAccess, check_certificates
 from genai_operator.kube.client import Api
+from genai_operator.kube.conditions import condition_of
 from genai_operator.kube.projection import PARTIAL
 from genai_operator.policy import Policy
 from genai_operator.settings import Settings
@@ -167,6 +169,31 @@ class Stores:
             return known[1]
         opened = await in_thread(self._make, namespace, spec, keys, readers=readers)
         self._open[namespace, name] = (stamp, opened)
+        return opened
+
+    async def tried(self, namespace: str, name: str) -> OpenStore:
+        """Open a store that a build or a deployment names, once it was tried.
+
+        Raises:
+            Waiting: It is not there, or cannot be used.
+        """
+        value = self._find(namespace, name)
+        if value is None:
+            raise Waiting(Reason.STORE_NOT_READY, f"there is no ArtifactStore {name}", after=60.0)
+        try:
+            opened = await self.open(value)
+        except (Stalled, Waiting, GenAIError) as error:  # mended in the store, not in its user
+            raise Waiting(Reason.STORE_NOT_READY, f"ArtifactStore {name}: {error}") from error
+        status = value.get("status") or {}
+        tried = condition_of(status, "Ready")
+        if tried is None or status.get("observedGeneration") != value["metadata"]["generation"]:
+            raise Waiting(Reason.PROGRESSING, f"ArtifactStore {name} is being tried", after=30.0)
+        if tried["status"] != "True":
+            raise Waiting(
+                Reason.STORE_NOT_READY,
+                f"ArtifactStore {name} is not ready ({tried['reason']}): {tried['message']}",
+                after=30.0,
+            )
         return opened
 
     async def _spec(

@@ -6,6 +6,7 @@ process of its own that has no environment, five seconds and 512 MB (`fork_proce
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,7 +88,10 @@ class ChatTemplate:
             **variables,
         }
         request = {"template": self.source, "variables": given, "seconds": _CPU_SECONDS}
+        began = time.monotonic()
         answer = self.processes.ask(request, seconds=_SECONDS)
+        if answer is None and time.monotonic() - began < _SECONDS:
+            raise self._broken("the process that renders it ended")
         if answer is None:
             raise self._broken(f"it is not done after {_SECONDS} s")
         if "missing" in answer:

@@ -1,0 +1,93 @@
+"""One pass over a GenAIDeployment: what it starts from, and what it has found out. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from genai_core.kinds.deployment import DeploymentSpec, ServedContainer
+from genai_core.kinds.reading import read_served
+from genai_core.wire import REQUESTED_AT
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.manifest import Owner
+from genai_operator.kube.values import Json
+
+__all__ = ["DeploymentPass", "begin"]
+
+
+@dataclass
+class DeploymentPass:
+    """One pass.
+
+    Attributes:
+        fresh: Spec or requestedAt changed since the status was written: nothing is rejected any
+            more, and the server's image is the current one.
+        known: Containers that the status names.
+        wanted: Revision that this pass applied, or would have.
+        rendering: Of the pods that it applied.
+        following: Revision that spec and build ask for.
+        offer: Its container, as build or status name it.
+        access: How its pods reach the store.
+        notes: What is to be said beside a good state.
+    """
+
+    value: Json
+    spec: DeploymentSpec
+    namespace: str
+    owner: Owner
+    status: Mapping[str, Any]
+    requested: str
+    fresh: bool
+    known: list[ServedContainer]
+    rejected: list[dict[str, str]]
+    server: str = ""
+    outdated: bool = False
+    wanted: str = ""
+    rendering: str = ""
+    following: str = ""
+    offer: ServedContainer | None = None
+    access: StoreAccess | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def good(self) -> str:
+        """The revision whose rollout came to its end last."""
+        return str((self.status.get("revision") or {}).get("lastGood") or "")
+
+    @property
+    def target(self) -> str:
+        """The revision that the pass before applied."""
+        return str((self.status.get("revision") or {}).get("target") or "")
+
+
+def begin(value: Json) -> DeploymentPass:
+    """What a pass works on.
+
+    Raises:
+        GenAIError: The spec cannot be read.
+    """
+    meta, status = value["metadata"], value.get("status") or {}
+    spec = read_served(DeploymentSpec, value["spec"], where="spec")
+    requested = (meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256]
+    same = (status.get("observedGeneration"), status.get("requestedAt", "")) == (
+        meta.get("generation", 0),
+        requested,
+    )
+    known = []
+    for entry in status.get("containers") or ():
+        try:
+            known.append(ServedContainer.model_validate(entry))
+        except ValueError:  # another version's
+            continue
+    return DeploymentPass(
+        value=value,
+        spec=spec,
+        namespace=meta["namespace"],
+        owner=Owner(meta["name"], meta["uid"], "GenAIDeployment"),
+        status=status,
+        requested=requested,
+        fresh=not same,
+        known=known,
+        rejected=[dict(entry) for entry in status.get("rejected") or ()] if same else [],
+    )

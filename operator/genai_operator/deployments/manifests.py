@@ -1,0 +1,338 @@
+"""A GenAIDeployment as a Deployment, a Service and a PodDisruptionBudget. Pure.
+
+A pod has two parts. An init container fetches the container from the store and verifies every
+file; it alone holds the store's credentials. The server reads that folder, which it cannot write,
+replays the golden prompts and only then listens. Both pass Pod Security `restricted`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from genai_core.canonical import digest_json
+from genai_core.kinds.base import API_VERSION, Resources
+from genai_core.kinds.deployment import DeploymentSpec, GoldenTokens, RolloutStrategy
+from genai_core.quantity import amount
+from genai_core.wire import DEPLOYMENT, MANAGED, RENDERING, REVISION
+from genai_operator.jobs.access import StoreAccess, environment_of, mounts_of, volumes_of
+from genai_operator.kube.values import Json
+
+__all__ = ["SERVER", "Served", "manifests", "rendering_of", "selector"]
+
+SERVER = "genai-server"
+_MANAGER = "genai-operator"
+_USER = 65532
+_PORT = 8000
+_MIB = 1 << 20
+_ARTIFACT = "/artifact"
+_CACHE = "/cache"
+_KEYS = "/keys"
+_DRAIN_DELAY = 5
+"""Seconds that a pod goes on answering after SIGTERM: until every node knows that it goes."""
+_MARGIN = 5
+"""Seconds of the grace period in which the process itself ends."""
+_FETCH_BYTES_A_SECOND = 10 * _MIB
+"""Less than any network that gigabytes should come by: how long a fetch may count as progress."""
+_PROBE_SECONDS = 2
+_ALIVE = {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6}
+"""A pass over long prompts keeps the server from answering for a while, not for a minute."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What is to be served, and how.
+
+    Attributes:
+        uid: Of the GenAIDeployment, which owns what is made.
+        revision: Of the container.
+        record: `package/<key>` in the store.
+        size_bytes: Of all its files.
+        image: Of the server, by digest.
+        node_selector: Of the target.
+        access: To the store, with credentials that should only read.
+    """
+
+    namespace: str
+    name: str
+    uid: str
+    spec: DeploymentSpec
+    revision: str
+    record: str
+    size_bytes: int
+    image: str
+    access: StoreAccess
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+
+
+def selector(name: str) -> dict[str, str]:
+    """Labels of a deployment's pods."""
+    return {"app.kubernetes.io/name": SERVER, DEPLOYMENT: name}
+
+
+def manifests(served: Served) -> list[tuple[str, Json]]:
+    """Plural and manifest of each object, for server-side apply."""
+    return [
+        ("services", _service(served)),
+        ("poddisruptionbudgets", _budget(served)),
+        ("deployments", _deployment(served)),
+    ]
+
+
+def rendering_of(wanted: Sequence[tuple[str, Json]]) -> str:
+    """How the pods of these manifests are rendered."""
+    found: str = dict(wanted)["deployments"]["metadata"]["annotations"][RENDERING]
+    return found
+
+
+def _meta(served: Served) -> Json:
+    return {
+        "name": served.name,
+        "namespace": served.namespace,
+        "labels": {MANAGED: _MANAGER, **selector(served.name)},
+        "ownerReferences": [
+            {
+                "apiVersion": API_VERSION,
+                "kind": "GenAIDeployment",
+                "name": served.name,
+                "uid": served.uid,
+                "controller": True,
+                "blockOwnerDeletion": False,
+            }
+        ],
+    }
+
+
+def _service(served: Served) -> Json:
+    port = {"name": "http", "port": served.spec.expose.port, "targetPort": "http"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": _meta(served),
+        "spec": {"selector": selector(served.name), "ports": [port | {"protocol": "TCP"}]},
+    }
+
+
+def _budget(served: Served) -> Json:
+    return {
+        "apiVersion": "policy/v1",
+        "kind": "PodDisruptionBudget",
+        "metadata": _meta(served),
+        "spec": {
+            "maxUnavailable": served.spec.pods.disruption_budget.max_unavailable,
+            "selector": {"matchLabels": selector(served.name)},
+        },
+    }
+
+
+def _deployment(served: Served) -> Json:
+    rollout = served.spec.rollout
+    strategy: Json = {"type": rollout.strategy.value}
+    if rollout.strategy is RolloutStrategy.ROLLING_UPDATE:
+        strategy["rollingUpdate"] = {
+            "maxSurge": rollout.max_surge,
+            "maxUnavailable": rollout.max_unavailable,
+        }
+    fetching = math.ceil(served.size_bytes / _FETCH_BYTES_A_SECOND)
+    labels = {MANAGED: _MANAGER, **selector(served.name)}
+    pod = _pod(served)
+    # By it a pod is told from those of an earlier rendering, which may serve the same container.
+    rendering = digest_json(pod)[:16]
+    spec: Json = {
+        "selector": {"matchLabels": selector(served.name)},
+        "strategy": strategy,
+        "revisionHistoryLimit": 2,
+        "progressDeadlineSeconds": rollout.progress_deadline_seconds + fetching,
+        "template": {
+            "metadata": {
+                "labels": labels,
+                "annotations": {REVISION: served.revision, RENDERING: rendering},
+            },
+            "spec": pod,
+        },
+    }
+    if served.spec.replicas is not None:  # else whoever scales it says how many
+        spec["replicas"] = served.spec.replicas
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": _meta(served) | {"annotations": {RENDERING: rendering}},
+        "spec": spec,
+    }
+
+
+def _pod(served: Served) -> Json:
+    pods = served.spec.pods
+    keys = served.spec.expose.api_key_secret_ref
+    size = served.size_bytes
+    volumes: list[Json] = [
+        {"name": "artifact", "emptyDir": {"sizeLimit": _mib(size + 64 * _MIB)}},
+        # Graphs prepared for this machine, each about as large as the container.
+        {"name": "cache", "emptyDir": {"sizeLimit": _mib(4 * size + 256 * _MIB)}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": _mib(size + 256 * _MIB)}},
+        *volumes_of(served.access, reads_source=False),
+    ]
+    if keys is not None:
+        volumes.append({"name": "keys", "secret": {"secretName": keys.name}})
+    pod: Json = {
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": pods.drain_seconds,
+        "securityContext": {
+            "runAsNonRoot": True,
+            "runAsUser": _USER,
+            "runAsGroup": _USER,
+            "fsGroup": _USER,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "initContainers": [_fetch(served)],
+        "containers": [_server(served)],
+        "volumes": volumes,
+    }
+    if account := pods.service_account_name or served.access.service_account:
+        pod["serviceAccountName"] = account
+    if where := dict(served.node_selector) | dict(pods.node_selector):
+        pod["nodeSelector"] = where
+    if pods.tolerations:
+        pod["tolerations"] = [
+            t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in pods.tolerations
+        ]
+    if pods.priority_class_name:
+        pod["priorityClassName"] = pods.priority_class_name
+    if pods.image_pull_secrets:
+        pod["imagePullSecrets"] = [{"name": secret.name} for secret in pods.image_pull_secrets]
+    if affinity := pods.affinity.canonical():
+        pod["affinity"] = affinity
+    if pods.topology_spread:
+        pod["topologySpreadConstraints"] = [
+            {
+                "maxSkew": 1,
+                "topologyKey": "kubernetes.io/hostname",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": selector(served.name)},
+            }
+        ]
+    return pod
+
+
+def _fetch(served: Served) -> Json:
+    program = ["python3", "-m", "genai_core.store.fetch"]
+    place = ["--revision", served.revision, "--into", f"{_ARTIFACT}/container"]
+    mounts = [{"name": "artifact", "mountPath": _ARTIFACT}, *_tmp()]
+    return {
+        "name": "fetch",
+        "image": served.image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": program,
+        "args": [served.record, *place],
+        "env": environment_of(served.access, reads_source=False),
+        "resources": {
+            "requests": {"cpu": "100m", "memory": "256Mi"},
+            "limits": {"memory": "1Gi"},
+        },
+        "securityContext": _confined(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [*mounts, *mounts_of(served.access, reads_source=False)],
+    }
+
+
+def _server(served: Served) -> Json:
+    spec = served.spec
+    mounts: list[Json] = [
+        {"name": "artifact", "mountPath": _ARTIFACT, "readOnly": True},
+        {"name": "cache", "mountPath": _CACHE},
+        *_tmp(),
+    ]
+    if spec.expose.api_key_secret_ref is not None:
+        mounts.append({"name": "keys", "mountPath": _KEYS, "readOnly": True})
+    health = {"httpGet": {"path": "/health", "port": "http"}}
+    ready = {"httpGet": {"path": "/ready", "port": "http"}}
+    starts = math.ceil(spec.rollout.progress_deadline_seconds / _PROBE_SECONDS)
+    return {
+        "name": "server",
+        "image": served.image,
+        "imagePullPolicy": "IfNotPresent",
+        "args": _arguments(served),
+        "ports": [{"name": "http", "containerPort": _PORT, "protocol": "TCP"}],
+        "resources": _resources(spec, served.size_bytes),
+        "startupProbe": health
+        | {"periodSeconds": _PROBE_SECONDS, "timeoutSeconds": 5, "failureThreshold": starts},
+        "readinessProbe": ready
+        | {"periodSeconds": _PROBE_SECONDS, "timeoutSeconds": 5, "failureThreshold": 3},
+        "livenessProbe": health | _ALIVE,
+        "securityContext": _confined(),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": mounts,
+    }
+
+
+def _arguments(served: Served) -> list[str]:
+    spec, server = served.spec, served.spec.server
+    drain = max(1, spec.pods.drain_seconds - _DRAIN_DELAY - _MARGIN)
+    delay = min(_DRAIN_DELAY, max(0, spec.pods.drain_seconds - 1 - drain))
+    options: dict[str, object] = {
+        "cache": _CACHE,
+        "host": "0.0.0.0",  # noqa: S104 - of the pod
+        "port": _PORT,
+        "revision": served.revision,
+        "model-name": server.model_name or served.name,
+        "max-concurrency": server.max_concurrency,
+        "context-length": server.context_length,
+        "threads": server.threads or _cores(spec.resources),
+        "kv-cache-mib": server.kv_cache_mi_b,
+        "prefix-cache-mib": server.prefix_cache_mi_b,
+        "drain-seconds": drain,
+        "drain-delay-seconds": delay,
+        "api-keys-folder": _KEYS if spec.expose.api_key_secret_ref is not None else None,
+        "termination-log": "/dev/termination-log",
+    }
+    found = [f"{_ARTIFACT}/container"]
+    for name, value in options.items():
+        if value is not None:
+            found += [f"--{name}", str(value)]
+    for adapter in spec.adapters:
+        found += ["--adapter", adapter.name]
+    if spec.rollout.golden_tokens is GoldenTokens.REQUIRED:
+        found.append("--golden")
+    return found
+
+
+def _cores(resources: Resources) -> int | None:
+    """Of the container's limit: more threads than that would be throttled."""
+    limit = resources.limits.get("cpu")
+    return None if limit is None else max(1, math.ceil(amount(limit)))
+
+
+def _resources(spec: DeploymentSpec, size_bytes: int) -> Json:
+    """What the user gives; what they leave out is sized from the container.
+
+    Weights lie in memory once, and once more while graphs are prepared from them at a first start.
+    """
+    held = spec.server.kv_cache_mi_b or 1024
+    given = spec.resources.requests.get("memory")
+    sized = given or _mib(3 * size_bytes + (held + 512) * _MIB)
+    limits = {"memory": sized} | dict(spec.resources.limits)
+    requests = {"cpu": _cpu(spec.resources), "memory": limits["memory"]}
+    return {"requests": requests | dict(spec.resources.requests), "limits": limits}
+
+
+def _cpu(resources: Resources) -> str:
+    limit = resources.limits.get("cpu")
+    return limit if limit is not None and amount(limit) < amount("500m") else "500m"
+
+
+def _mib(size: int) -> str:
+    return f"{-(-size // _MIB)}Mi"
+
+
+def _tmp() -> Sequence[Json]:
+    return [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - a volume of the pod's own
+
+
+def _confined() -> Json:
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }

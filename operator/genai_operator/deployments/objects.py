@@ -1,0 +1,117 @@
+"""A deployment's objects at the apiserver: applied where they changed, never taken from others."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Collection
+
+from genai_core.canonical import digest_json
+from genai_core.reasons import Reason
+from genai_operator.deployments.manifests import Served, manifests, rendering_of
+from genai_operator.errors import Stalled, Waiting, not_enabled
+from genai_operator.kube.client import Api, ApiError
+from genai_operator.kube.values import Json
+
+__all__ = ["Objects"]
+
+log = logging.getLogger("genai_operator.deployments")
+
+_AGAIN_SECONDS = 60.0
+"""So often they are applied anew all the same: of Services and budgets no watch tells."""
+
+
+class Objects:
+    """See the module's docstring."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._applied: dict[str, tuple[str, float]] = {}
+
+    def keep(self, uids: Collection[str]) -> None:
+        """Forget deployments that are gone."""
+        for uid in self._applied.keys() - set(uids):
+            del self._applied[uid]
+
+    async def apply(self, served: Served, *, anew: bool) -> str:
+        """Make them stand as the spec says; how their pods are rendered.
+
+        Args:
+            served: What is to stand.
+            anew: Something of it is known to be missing: all of it is applied.
+
+        Raises:
+            Stalled: An object of that name is somebody else's, or the apiserver finds it wrong.
+            Waiting: The namespace is not enabled, a quota is used up, or a policy refuses it.
+        """
+        wanted = manifests(served)
+        digest = digest_json([manifest for _, manifest in wanted])
+        known = self._applied.get(served.uid)
+        fresh = known is not None and known[0] == digest and known[1] > time.monotonic()
+        if fresh and not anew:
+            return rendering_of(wanted)
+        for plural, manifest in wanted:
+            try:
+                await self._check_ours(plural, served)
+                await self._apply(plural, manifest, served.namespace)
+            except ApiError as error:
+                raise _refusal(error, plural, served) from error
+        if known is None or known[0] != digest:
+            log.info(
+                "deployment applied",
+                extra={"deployment": served.name, "revision": served.revision},
+            )
+        self._applied[served.uid] = (digest, time.monotonic() + _AGAIN_SECONDS)
+        return rendering_of(wanted)
+
+    async def _check_ours(self, plural: str, served: Served) -> None:
+        there = await self._there(plural, served)
+        if there is None:
+            return
+        owners = there["metadata"].get("ownerReferences") or ()
+        if any(owner["uid"] == served.uid for owner in owners):
+            return
+        raise Stalled(
+            Reason.NAME_TAKEN,
+            f"there is a {manifest_kind(plural)} {served.name} that is not this deployment's: "
+            "remove it, or give the deployment another name",
+        )
+
+    # Each kind by its name: tests/delivery reads here which rights the operator needs.
+
+    async def _there(self, plural: str, served: Served) -> Json | None:
+        name, namespace = served.name, served.namespace
+        if plural == "deployments":
+            return await self._api.get("deployments", name, namespace=namespace)
+        if plural == "services":
+            return await self._api.get("services", name, namespace=namespace)
+        return await self._api.get("poddisruptionbudgets", name, namespace=namespace)
+
+    async def _apply(self, plural: str, manifest: Json, namespace: str) -> None:
+        if plural == "deployments":
+            await self._api.apply("deployments", manifest, namespace=namespace)
+        elif plural == "services":
+            await self._api.apply("services", manifest, namespace=namespace)
+        else:
+            await self._api.apply("poddisruptionbudgets", manifest, namespace=namespace)
+
+
+def manifest_kind(plural: str) -> str:
+    """The kind's name, as people write it."""
+    kinds = {"deployments": "Deployment", "services": "Service"}
+    return kinds.get(plural, "PodDisruptionBudget")
+
+
+def _refusal(error: ApiError, plural: str, served: Served) -> Exception:
+    what = manifest_kind(plural)
+    if error.code == 403 and "quota" in error.message:
+        return Waiting(Reason.QUOTA_EXCEEDED, error.message, after=15.0)
+    if error.code == 403 and "cannot " in error.message:  # RBAC's words
+        return not_enabled(f"manage {what}s", served.namespace)
+    denied = "admission webhook" in error.message or "denied request" in error.message
+    if error.code == 422 and error.fields and not denied:
+        return Stalled(Reason.REFUSED, f"{what}: {error.message}")
+    if error.code in {400, 403, 422} or (error.code >= 500 and error.reason):
+        message = f"the cluster does not admit the {what}: {error.message}"
+        return Waiting(Reason.NOT_ADMITTED, message, after=15.0, most=60.0)
+    return error

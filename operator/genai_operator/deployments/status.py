@@ -1,0 +1,234 @@
+"""What is known about a deployment -> its conditions and status. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from genai_core.kinds.deployment import GoldenTokens
+from genai_core.reasons import Reason
+from genai_core.wire import GROUP
+from genai_operator.deployments import containers, rollout
+from genai_operator.deployments.deployment_pass import DeploymentPass
+from genai_operator.deployments.manifests import selector
+from genai_operator.kube.conditions import condition, conditions
+from genai_operator.kube.pod import PodView, WorkloadView
+from genai_operator.kube.values import Json
+from genai_operator.steps import Done, Result, Stall, Wait
+
+__all__ = ["Verdict", "deployment_status", "judged", "kept_status"]
+
+_MOST_REJECTED = 8
+_MOST_REASON = 1000
+_WATCHED_SECONDS = 10.0
+_REST_SECONDS = 300.0
+_AGAIN_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a pass came to.
+
+    Attributes:
+        ready: Of the condition Ready.
+        waits: It may change by itself; else, where it is not Ready, the user must act.
+        good: The revision whose rollout came to its end last.
+        after: Seconds until another pass; None: something wakes it.
+    """
+
+    ready: str
+    reason: str
+    message: str
+    waits: bool
+    good: str
+    after: float | None
+
+
+def judged(
+    one: DeploymentPass,
+    result: Result,
+    workload: WorkloadView | None,
+    pods: Sequence[PodView],
+) -> Verdict:
+    """How a deployment stands; notes on the pass what is rejected.
+
+    Args:
+        one: The pass.
+        result: What its steps came to.
+        workload: The Deployment, once it was seen.
+        pods: That serve for it.
+    """
+    wanted = one.wanted or one.target
+    rendering = one.rendering or (workload.rendering if workload is not None else "")
+    stands = rollout.standing(
+        rendering, workload, pods, revision=wanted, settled=wanted == one.good
+    )
+    good = wanted if stands.complete and wanted else one.good
+    if isinstance(result, Stall):
+        return Verdict("False", result.reason, result.message, waits=False, good=good, after=None)
+    if isinstance(result, Wait):
+        if workload is None or stands.ready != "True":
+            return Verdict(
+                "Unknown", result.reason, result.message, waits=True, good=good, after=result.after
+            )
+        one.notes.append(f"nothing can be changed now: {result.message}")
+        return _noted(one, stands, good, result.after)
+    if why := rollout.failure(rendering, workload, pods):
+        return _failed(one, workload, why, good)
+    if one.following and one.following != wanted:
+        return _rolled_back(one, stands, good)
+    return _noted(one, stands, good, _REST_SECONDS if stands.ready == "True" else _WATCHED_SECONDS)
+
+
+def _noted(
+    one: DeploymentPass, stands: rollout.Standing, good: str, after: float | None
+) -> Verdict:
+    said = [stands.message, *one.notes, *_remarks(one)] if stands.ready == "True" else []
+    message = "; ".join(said) or stands.message
+    return Verdict(stands.ready, stands.reason, message, stands.waits, good, after)
+
+
+def _failed(one: DeploymentPass, workload: WorkloadView | None, why: str, good: str) -> Verdict:
+    """What never became ready is taken back where another revision is good."""
+    after = _WATCHED_SECONDS
+    if one.spec.rollout.auto_rollback and one.good and one.good != one.wanted:
+        entry = {"revision": one.wanted, "reason": why[:_MOST_REASON]}
+        one.rejected = [entry, *one.rejected][:_MOST_REJECTED]
+        after = _AGAIN_SECONDS
+    ready = workload.ready if workload is not None else 0
+    old = f"; {ready} pods of an earlier one go on answering" if ready else ""
+    message = f"{one.wanted[:19]} cannot be rolled out: {why}{old}"
+    return Verdict("False", rollout.FAILED, message, waits=False, good=good, after=after)
+
+
+def _rolled_back(one: DeploymentPass, stands: rollout.Standing, good: str) -> Verdict:
+    why = next(e["reason"] for e in one.rejected if e["revision"] == one.following)
+    message = (
+        f"{one.following[:19]} was rolled back: {why}; {stands.message}; it is tried again "
+        f"when the build makes another, spec changes or {GROUP}/requestedAt is set"
+    )
+    return Verdict("False", rollout.FAILED, message, waits=False, good=good, after=_WATCHED_SECONDS)
+
+
+def _remarks(one: DeploymentPass) -> list[str]:
+    container = containers.find(one.wanted, one.known)
+    skipped = one.spec.rollout.golden_tokens is GoldenTokens.SKIP
+    if container is None or container.golden or skipped:
+        return []
+    return ["nothing was replayed: its build records no golden prompts"]
+
+
+def deployment_status(
+    one: DeploymentPass,
+    verdict: Verdict,
+    workload: WorkloadView | None,
+    pods: Sequence[PodView],
+    now: datetime,
+) -> Json:
+    """The whole status; what is not in it is removed."""
+    generation = one.value["metadata"].get("generation", 0)
+
+    def make(kind: str, status: str) -> Json:
+        return condition(
+            kind, status, verdict.reason, message=verdict.message, generation=generation
+        )
+
+    wanted = [make("Ready", verdict.ready)]
+    if verdict.ready != "True":
+        wanted.append(make("Reconciling" if verdict.waits else "Stalled", "True"))
+    wanted += _beside(one, workload, generation)
+    found: Json = {
+        "observedGeneration": generation,
+        "conditions": conditions(wanted, one.status.get("conditions") or (), now),
+        **_members(one, verdict, workload, pods),
+    }
+    return {name: value for name, value in found.items() if value not in (None, "", [])}
+
+
+def kept_status(
+    value: Mapping[str, Any], result: Result, wanted: Sequence[Json], now: datetime
+) -> Json:
+    """The status of one whose spec cannot be read: what it served stays said."""
+    assert not isinstance(result, Done)
+    status = value.get("status") or {}
+    names = ("revision", "containers", "server", "url", "replicas", "readyReplicas", "selector")
+    return {
+        "observedGeneration": value["metadata"].get("generation", 0),
+        "conditions": conditions(wanted, status.get("conditions") or (), now),
+        **{name: status[name] for name in names if name in status},
+    }
+
+
+def _members(
+    one: DeploymentPass,
+    verdict: Verdict,
+    workload: WorkloadView | None,
+    pods: Sequence[PodView],
+) -> Json:
+    wanted = one.wanted or one.target
+    ready = [pod for pod in pods if pod.ready and not pod.deleting]
+    current = _current(ready, wanted)
+    revisions = {"current": current, "target": wanted, "lastGood": verdict.good}
+    kept = containers.kept([wanted, current, verdict.good], one.known)
+    found: Json = {
+        "requestedAt": one.requested,
+        "server": one.server or one.status.get("server"),
+        "revision": {name: text for name, text in revisions.items() if text},
+        "rejected": one.rejected,
+        "containers": [entry.canonical() for entry in kept],
+    }
+    if workload is None:
+        return found
+    name, port = one.owner.name, one.spec.expose.port
+    found |= {
+        "url": f"http://{name}.{one.namespace}.svc:{port}/v1",
+        "replicas": workload.replicas,
+        "readyReplicas": workload.ready,
+        "selector": ",".join(f"{key}={text}" for key, text in selector(name).items()),
+    }
+    serving = containers.find(current or wanted, kept)
+    if serving is not None:
+        chosen = {adapter.name for adapter in one.spec.adapters} or set(serving.adapters)
+        count = f"{len(ready)}/{workload.wanted}"
+        found["adapters"] = [
+            {"name": name, "digest": digest, "loaded": count}
+            for name, digest in serving.adapters.items()
+            if name in chosen
+        ]
+    return found
+
+
+def _current(ready: Sequence[PodView], wanted: str) -> str:
+    """The revision that most of the pods serve that answer."""
+    counts = Counter(pod.revision for pod in ready)
+    return max(counts, key=lambda text: (counts[text], text == wanted), default="")
+
+
+def _beside(one: DeploymentPass, workload: WorkloadView | None, generation: int) -> list[Json]:
+    found = []
+    if workload is not None:
+        able = workload.ready > 0
+        found.append(
+            condition(
+                "Available",
+                "True" if able else "False",
+                Reason.PODS_READY if able else Reason.NO_POD_READY,
+                message=f"{workload.ready} pods answer",
+                generation=generation,
+            )
+        )
+    if one.outdated:
+        found.append(
+            condition(
+                "ServerOutdated",
+                "True",
+                Reason.NEWER_SERVER,
+                message="the target names another image of the server; set the annotation "
+                f"{GROUP}/requestedAt to roll it out",
+                generation=generation,
+            )
+        )
+    return found

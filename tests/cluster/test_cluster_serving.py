@@ -1,0 +1,258 @@
+"""A GenAIDeployment on a real cluster: from a build to answers, through rollouts that go well and
+rollouts that do not, with a client that never stops.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import existing
+import pytest
+from harness import images
+from harness.cluster import Cluster
+from talking import Talking
+from tenant import BUCKET, GROUP, Tenant, wait
+from witness import Witness
+
+from genai_core.canonical import digest_json
+from genai_core.container.manifest import GOLDEN_FILE, MANIFEST_FILE, read_manifest
+from genai_core.names import Key
+from genai_core.store.address import StoreAddress, StoreCredentials
+from genai_core.store.s3.s3_store import S3Store
+from genai_core.tasks.record import Output
+
+pytestmark = pytest.mark.usefixtures("operator")
+
+TARGET = "served"
+IMAGE = "localhost/genai-serving:test"
+
+
+@pytest.fixture(scope="module")
+def image(cluster: Cluster) -> str:
+    """Name by digest of the server's image, once every node has it."""
+    if given := os.environ.get("GENAI_TEST_SERVING_IMAGE"):
+        return given
+    if existing.wanted():
+        pytest.skip("NOTHING WAS SERVED: GENAI_TEST_SERVING_IMAGE does not name an image")
+    archive = images.project("serving")
+    for node in cluster.nodes:
+        if IMAGE not in node.images():
+            node.load(archive)
+    return [node.pin(IMAGE) for node in cluster.nodes][-1]
+
+
+@pytest.fixture(scope="module")
+def room(cluster: Cluster, witness: Witness, image: str) -> Iterator[Tenant]:
+    """A namespace, and a target whose containers are served."""
+    cpu = json.loads(cluster.kubectl("get", "genaitarget", "cpu", "-o", "json"))["spec"]
+    target = {"apiVersion": GROUP, "kind": "GenAITarget", "metadata": {"name": TARGET}}
+    cluster.apply(target | {"spec": cpu | {"servingImage": image}})
+    found = Tenant(cluster, f"t-{uuid.uuid4().hex[:8]}", witness=witness)
+    found.create()
+    yield found
+    found.delete()
+    cluster.kubectl("delete", "genaitarget", TARGET, "--wait=false")
+
+
+def deploy(room: Tenant, **spec: Any) -> None:
+    value = room.manifest("chat", SPEC | spec)
+    room.cluster.apply(value | {"kind": "GenAIDeployment"})
+
+
+SPEC: dict[str, Any] = {
+    "from": {"build": "tiny", "target": TARGET},
+    "replicas": 2,
+    "server": {"threads": 1, "maxConcurrency": 4},
+    "pods": {"drainSeconds": 60},
+    "resources": {"requests": {"cpu": "100m"}},
+}
+
+
+def status(room: Tenant) -> dict[str, Any]:
+    found: dict[str, Any] = room.get("genaideployments", "chat").get("status") or {}
+    return found
+
+
+def told(room: Tenant) -> dict[str, tuple[str, str]]:
+    return {c["type"]: (c["status"], c["reason"]) for c in status(room).get("conditions", ())}
+
+
+def reach(room: Tenant, wanted: tuple[str, str], seconds: float = 240) -> dict[str, Any]:
+    """Wait until Ready has a status and a reason."""
+    state = ("get", "gd,deploy,pods,events", "-o", "wide")
+
+    def say() -> str:
+        listed = room.cluster.kubectl("-n", room.namespace, *state, check=False)
+        return f"{json.dumps(status(room), indent=1)}\n{listed}"
+
+    wait(lambda: told(room).get("Ready") == wanted, seconds, say)
+    return status(room)
+
+
+def servers(room: Tenant) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = room.get("pods", labels="genai-operator.dev/deployment=chat")
+    return found
+
+
+@pytest.fixture(scope="module")
+def serving(room: Tenant, image: str) -> Tenant:
+    """Two pods of the first build, and clients that ask them from now on."""
+    deploy(room)
+    reach(room, ("Unknown", "BuildNotFound"), 30)
+    room.build("tiny", targets=[TARGET])
+    reach(room, ("Unknown", "BuildNotReady"), 60)
+    room.wait_ready("tiny")
+    reach(room, ("True", "Serving"))
+    room.talking = Talking(room, image, host=f"chat.{room.namespace}.svc", model="chat")  # type: ignore[attr-defined]
+    wait(lambda: asked(room) > 10, 60)
+    return room
+
+
+def asked(room: Tenant) -> int:
+    """Answers that the clients got; none of them may have been refused one."""
+    counts, refused = room.talking.told()  # type: ignore[attr-defined]
+    assert not refused, refused
+    assert not counts["failed"]
+    return int(counts["ok"])
+
+
+def still_answers(room: Tenant) -> None:
+    before = asked(room)
+    wait(lambda: asked(room) > before + 10, 60)
+
+
+def test_a_deployment_serves_what_its_build_made(serving: Tenant) -> None:
+    found = status(serving)
+    made = serving.status("tiny")["artifacts"][0]["revision"]
+    assert found["revision"] == {"current": made, "target": made, "lastGood": made}
+    assert found["readyReplicas"] == 2
+    assert found["url"] == f"http://chat.{serving.namespace}.svc:8000/v1"
+    assert told(serving)["Available"] == ("True", "PodsReady")
+    wide = serving.cluster.kubectl("-n", serving.namespace, "get", "gd", "-o", "wide").splitlines()
+    assert wide[0].split() == [
+        "NAME", "READY", "REASON", "REPLICAS", "URL", "AGE", "BUILD", "TARGET", "REVISION",
+    ]  # fmt: skip
+    assert made in wide[1]
+    pod = servers(serving)[0]["spec"]
+    assert pod["automountServiceAccountToken"] is False
+    (server,) = pod["containers"]
+    assert not [entry for entry in server.get("env", ()) if entry["name"].startswith("AWS_")]
+    (log,) = {
+        line
+        for line in serving.cluster.kubectl(
+            "-n", serving.namespace, "logs", servers(serving)[0]["metadata"]["name"]
+        ).splitlines()
+        if "golden" in line
+    }
+    assert log == "32 golden tokens are as recorded"
+    before = {pod["metadata"]["uid"] for pod in servers(serving)}
+    deploy(serving)  # again, as it is
+    still_answers(serving)
+    assert {pod["metadata"]["uid"] for pod in servers(serving)} == before
+
+
+def test_another_build_rolls_out_without_a_refused_request(serving: Tenant) -> None:
+    first = status(serving)["revision"]["current"]
+    graphs = {"autoRegression": [1, 32], "contextLengths": [128]}
+    serving.build("tiny", targets=[TARGET], graphs=graphs)
+    wait(lambda: status(serving)["revision"]["lastGood"] != first, 300, lambda: str(told(serving)))
+    found = reach(serving, ("True", "Serving"))
+    assert found["revision"]["current"] == serving.status("tiny")["artifacts"][0]["revision"]
+    still_answers(serving)
+    wait(lambda: len(servers(serving)) == 2, 90)
+    assert asked(serving)
+
+
+def test_a_pod_that_goes_is_replaced_without_a_refused_request(serving: Tenant) -> None:
+    gone = servers(serving)[0]["metadata"]
+    serving.cluster.kubectl("-n", serving.namespace, "delete", "pod", gone["name"], "--wait=false")
+
+    def back() -> bool:
+        uids = {p["metadata"]["uid"] for p in servers(serving)}
+        return gone["uid"] not in uids and told(serving)["Ready"] == ("True", "Serving")
+
+    wait(back, 120, lambda: str(told(serving)))
+    still_answers(serving)
+
+
+def test_a_spec_that_does_not_fit_fails_and_the_old_pods_go_on(serving: Tenant) -> None:
+    deploy(serving, resources={"requests": {"cpu": "100m"}, "limits": {"memory": "24Mi"}})
+    found = reach(serving, ("False", "RolloutFailed"))
+    assert told(serving)["Stalled"] == ("True", "RolloutFailed")
+    assert told(serving)["Available"] == ("True", "PodsReady")
+    (ready,) = [c for c in found["conditions"] if c["type"] == "Ready"]
+    assert "memory" in ready["message"], ready
+    still_answers(serving)
+    deploy(serving)
+    reach(serving, ("True", "Serving"))
+
+
+def forged(room: Tenant) -> str:
+    """A container in the store that answers otherwise than it recorded; its revision."""
+    where = StoreAddress(BUCKET, room.namespace, room.cluster.s3_endpoint, addressing="path")
+    store = S3Store(where, credentials=StoreCredentials(*room.cluster.s3_keys))
+    record = status(room)["containers"][0]["record"]
+    stored = store.get_record("package", Key(record.partition("/")[2]))
+    assert stored is not None
+    outputs = dict(stored.record.outputs)
+    golden = json.loads(store.read_blob(outputs[GOLDEN_FILE]))
+    golden["prompts"][0]["tokens"][0] += 1
+    golden["prompts"][0]["margins"][0] = 9.0
+    manifest = json.loads(store.read_blob(outputs[MANIFEST_FILE]))
+    manifest["model"]["forged"] = True
+    for name, value in ((GOLDEN_FILE, golden), (MANIFEST_FILE, manifest)):
+        blob = store.put_bytes(json.dumps(value).encode())
+        outputs[name] = Output(sha256=blob.sha256, size=blob.size)
+    revision = read_manifest(json.dumps(manifest)).revision()
+    store.commit(
+        stored.record.model_copy(
+            update={
+                "key": Key(digest_json({"forged": room.namespace})),
+                "outputs": outputs,
+                "facts": dict(stored.record.facts) | {"revision": revision},
+                "created_at": datetime.now(UTC),
+            }
+        )
+    )
+    return revision
+
+
+def test_a_revision_that_answers_otherwise_is_rolled_back_by_itself(serving: Tenant) -> None:
+    good = status(serving)["revision"]["lastGood"]
+    wrong = forged(serving)
+    deploy(serving, **{"from": SPEC["from"] | {"revision": wrong}})
+    found = reach(serving, ("False", "RolloutFailed"))
+    assert "GoldenMismatch" in found["conditions"][0]["message"]
+    wait(lambda: len(servers(serving)) == 2, 120, lambda: str(told(serving)))
+    found = status(serving)
+    assert found["rejected"][0]["revision"] == wrong
+    assert found["revision"]["current"] == good
+    assert told(serving)["Stalled"] == ("True", "RolloutFailed")
+    assert told(serving)["Available"] == ("True", "PodsReady")
+    still_answers(serving)
+    deploy(serving)
+    found = reach(serving, ("True", "Serving"))
+    assert "rejected" not in found
+
+
+def test_it_is_scaled_and_goes_with_all_that_is_its_own(serving: Tenant) -> None:
+    space = ("-n", serving.namespace)
+    serving.cluster.kubectl(*space, "scale", "gd", "chat", "--replicas=1")
+    wait(lambda: status(serving).get("readyReplicas") == 1, 60)
+    asked(serving)
+    serving.cluster.kubectl(*space, "delete", "pod", "client", "--wait=true")
+    serving.cluster.kubectl(*space, "delete", "genaibuild", "tiny", "--wait=true")
+    found = reach(serving, ("True", "Serving"), 60)
+    wait(lambda: "is gone" in status(serving)["conditions"][0]["message"], 30, lambda: str(found))
+    serving.cluster.kubectl(*space, "delete", "gd", "chat", "--wait=true")
+    kinds = "deployments,services,poddisruptionbudgets,pods,replicasets"
+
+    def left() -> str:
+        return serving.cluster.kubectl(*space, "get", kinds, "-o", "name")
+
+    wait(lambda: not left(), 90, left)

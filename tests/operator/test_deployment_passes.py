@@ -1,0 +1,419 @@
+"""Passes over a GenAIDeployment: it waits, serves, follows its build, and goes back by itself."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from genai_core.canonical import digest_bytes
+from genai_core.kinds.artifact_store import ArtifactStoreSpec
+from genai_core.names import Digest, Key
+from genai_core.store.address import StoreAddress
+from genai_core.store.collection.collect import collect
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.tasks.record import Output, Record, ToolchainUsed
+from genai_operator.deployments.reconciler import DeploymentReconciler
+from genai_operator.errors import Waiting
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.kube.build import build_view
+from genai_operator.kube.client import ApiError
+from genai_operator.kube.observed import Observed
+from genai_operator.kube.pod import pod_view, workload_view
+from genai_operator.policy import Policy
+from genai_operator.settings import Settings
+from genai_operator.stores.open_stores import OpenStore
+
+IMAGE = f"registry.example/serving@sha256:{'1' * 64}"
+NEWER = f"registry.example/serving@sha256:{'2' * 64}"
+UID = "uid-chat"
+
+
+class Room:
+    """A namespace with a store and a target; the apiserver takes what it is given."""
+
+    server = "https://10.96.0.1"
+
+    def __init__(self, folder: Path) -> None:
+        self.observed = Observed()
+        self.store = DirectoryStore(folder)
+        self.objects: dict[tuple[str, str], dict[str, Any]] = {}
+        self.events: list[str] = []
+        self.refuses: ApiError | None = None
+        self.store_down = False
+        self.version = 1
+        self.spec: dict[str, Any] = {"from": {"build": "tiny", "target": "cpu"}, "replicas": 2}
+        self.generation = 1
+        self.annotations: dict[str, str] = {}
+        self.status: dict[str, Any] = {}
+        self.secret_ref: dict[str, Any] = {"secretRef": {"name": "s3"}}
+        self.reconciler = DeploymentReconciler(self, self.observed, self)  # type: ignore[arg-type]
+        self.target()
+
+    # As the apiserver
+
+    async def apply(self, plural: str, value: Any, *, namespace: str) -> Any:
+        if self.refuses is not None:
+            raise self.refuses
+        name = value["metadata"]["name"]
+        there = self.objects.get((plural, name), {})
+        meta = {"uid": f"{plural}-{name}", "generation": 1, **there.get("metadata", {})}
+        self.objects[plural, name] = value | {"metadata": meta | value["metadata"]}
+        return value
+
+    async def get(self, plural: str, name: str, **_: Any) -> Any:
+        return self.objects.get((plural, name))
+
+    async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
+        self.status = value["status"]
+        meta = self._meta("chat", generation=self.generation, annotations=self.annotations)
+        return {"metadata": meta, "spec": self.spec, "status": self.status}
+
+    async def create(self, _plural: str, value: Any, **_: Any) -> Any:
+        self.events.append(value["reason"])
+
+    # As the stores
+
+    cluster_name = "cluster"
+    policy = Policy(Settings())
+
+    @property
+    def secrets(self) -> Any:
+        async def get(_namespace: str, name: str) -> Any:
+            return {"metadata": {"name": name}}
+
+        return SimpleNamespace(get=get)
+
+    async def tried(self, _namespace: str, _name: str) -> OpenStore:
+        if self.store_down:
+            raise Waiting("StoreNotReady", "ArtifactStore default is not ready", after=30.0)
+        spec = ArtifactStoreSpec.model_validate({"bucket": "abc", **self.secret_ref})
+        return OpenStore(spec, StoreAddress("abc"), None, self.store, StoreAccess("s3://abc", "s3"))
+
+    # What stands
+
+    def _meta(self, name: str, **given: Any) -> dict[str, Any]:
+        self.version += 1
+        return {
+            "name": name, "namespace": "n", "uid": f"uid-{name}", "generation": 1,
+            "resourceVersion": str(self.version), "creationTimestamp": "2026-01-01T00:00:00Z",
+            **given,
+        }  # fmt: skip
+
+    def target(self, image: str = IMAGE) -> None:
+        value = {"metadata": self._meta("cpu"), "spec": {"backend": "Cpu", "servingImage": image}}
+        del value["metadata"]["namespace"]
+        self.observed.targets.put(value, value)
+
+    def build(self, *revisions: str, phase: str = "Ready") -> None:
+        artifacts = [self.artifact(revision) for revision in revisions]
+        value = {
+            "metadata": self._meta("tiny"),
+            "spec": {"model": {"source": "s3://m/x"}, "targets": ["cpu"]},
+            "status": {"phase": phase, "artifacts": artifacts},
+        }
+        self.observed.builds.put(value, build_view(value))
+
+    def artifact(self, revision: str) -> dict[str, Any]:
+        """A package record in the store, and what a build's status says of it."""
+        manifest = self.store.put_bytes(revision.encode())
+        record = Record(
+            operation="package",
+            key=Key(digest_bytes(revision.encode())),
+            outputs={
+                name: Output(sha256=manifest.sha256, size=manifest.size)
+                for name in ("model.onnx", "golden.json")
+            },
+            toolchain=ToolchainUsed(id=Digest("0" * 64)),
+            created_at=datetime(2026, 1, 1, tzinfo=UTC),
+            facts={"revision": revision},
+        )
+        self.store.commit(record)
+        url = f"s3://abc/n/records/package/{record.key}.json"
+        return {"target": "cpu", "revision": revision, "url": url, "sizeBytes": 5}
+
+    def observe(self, *, ready: int = 0, replicas: int = 0, **status: Any) -> str:
+        """The Deployment as its controller would report it; returns how its pods are rendered."""
+        value = copy.deepcopy(self.objects["deployments", "chat"])
+        counts = {"readyReplicas": ready, "replicas": replicas, "updatedReplicas": replicas}
+        value["status"] = {"observedGeneration": 1, **counts, **status}
+        value["metadata"]["resourceVersion"] = str(self.version)
+        self.version += 1
+        view = workload_view(value)
+        assert view is not None
+        self.observed.workloads.put(value, view)
+        return view.rendering
+
+    def pods(self, *pods: dict[str, Any]) -> None:
+        for pod in list(self.observed.pods):
+            self.observed.pods.drop(pod.namespace, pod.name, pod.uid)
+        for number, status in enumerate(pods):
+            template = self.objects["deployments", "chat"]["spec"]["template"]["metadata"]
+            name = f"chat-{self.version}-{number}"
+            meta = self._meta(name, labels=template["labels"])
+            value = {"metadata": meta | {"annotations": template["annotations"]}, "status": status}
+            view = pod_view(value)
+            assert view is not None
+            self.observed.pods.put(value, view)
+
+    def go(self) -> float | None:
+        meta = self._meta("chat", generation=self.generation, annotations=self.annotations)
+        value = {"metadata": meta, "spec": self.spec, "status": self.status}
+        self.observed.deployments.put(value, value)
+        return asyncio.run(self.reconciler.reconcile("n", "chat"))
+
+    def serve(self) -> None:
+        """A pass, and its rollout comes to its end."""
+        self.go()
+        self.observe(ready=2, replicas=2)
+        self.pods(READY, READY)
+        self.go()
+
+    @property
+    def ready(self) -> tuple[str, str]:
+        (found,) = [c for c in self.status["conditions"] if c["type"] == "Ready"]
+        return found["status"], found["reason"]
+
+    @property
+    def message(self) -> str:
+        return str(self.status["conditions"][0]["message"])
+
+    @property
+    def applied(self) -> str:
+        template = self.objects["deployments", "chat"]["spec"]["template"]["metadata"]
+        return str(template["annotations"]["genai-operator.dev/revision"])
+
+
+READY = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
+WRONG = {
+    "phase": "Running",
+    "containerStatuses": [
+        {
+            "restartCount": 1,
+            "state": {"waiting": {"reason": "CrashLoopBackOff"}},
+            "lastState": {
+                "terminated": {
+                    "exitCode": 2,
+                    "message": '{"error": {"code": "GoldenMismatch", "message": "3 of 32 differ"}}',
+                }
+            },
+        }
+    ],
+}
+A, B, C = (f"sha256:{letter * 64}" for letter in "abc")
+
+
+@pytest.fixture
+def room(tmp_path: Path) -> Room:
+    return Room(tmp_path / "store")
+
+
+def test_a_deployment_waits_for_its_build_and_serves_when_it_is_there(room: Room) -> None:
+    room.go()
+    assert room.ready == ("Unknown", "BuildNotFound")
+    room.build(phase="Building")
+    room.go()
+    assert room.ready == ("Unknown", "BuildNotReady")
+    assert not room.objects
+    room.build(A)
+    room.go()
+    assert room.ready == ("Unknown", "Progressing")
+    assert {plural for plural, _ in room.objects} == {
+        "deployments", "services", "poddisruptionbudgets",
+    }  # fmt: skip
+    assert "StoreWritable" in room.events
+    room.observe(ready=2, replicas=2)
+    room.pods(READY, READY)
+    room.go()
+    assert room.ready == ("True", "Serving")
+    assert room.status["revision"] == {"current": A, "target": A, "lastGood": A}
+    assert room.status["url"] == "http://chat.n.svc:8000/v1"
+    assert room.status["readyReplicas"] == 2
+    assert room.events.count("Serving") == 1
+
+
+def test_a_deployment_follows_its_build_and_a_pinned_revision_stays(room: Room) -> None:
+    room.build(A)
+    room.serve()
+    room.build(B)
+    room.go()
+    assert room.applied == B
+    assert room.status["revision"] == {"current": A, "target": B, "lastGood": A}
+    room.spec = {**room.spec, "from": {**room.spec["from"], "revision": A}}
+    room.generation += 1
+    room.go()
+    assert room.applied == A
+
+
+def test_a_pinned_revision_is_found_in_the_store_when_no_status_names_it(room: Room) -> None:
+    room.artifact(C)
+    room.build(A)
+    room.spec = {**room.spec, "from": {**room.spec["from"], "revision": C}}
+    room.go()
+    assert room.applied == C
+    room.spec = {**room.spec, "from": {**room.spec["from"], "revision": f"sha256:{'d' * 64}"}}
+    room.generation += 1
+    room.go()
+    assert room.ready == ("Unknown", "ContainerNotFound")
+    assert room.applied == C, "what stands is left as it is"
+
+
+def test_a_wrong_revision_is_rolled_back_and_not_tried_again(room: Room) -> None:
+    room.build(A)
+    room.serve()
+    room.build(B)
+    room.go()
+    room.observe(ready=2, replicas=3)
+    room.pods(WRONG)
+    room.go()
+    assert room.ready == ("False", "RolloutFailed")
+    assert "3 of 32 differ" in room.message
+    assert {c["type"] for c in room.status["conditions"]} == {"Ready", "Stalled", "Available"}
+    room.go()
+    assert room.applied == A
+    room.observe(ready=2, replicas=2)
+    room.pods(READY, READY)
+    for _ in range(3):
+        room.go()
+        assert room.ready == ("False", "RolloutFailed")
+        assert room.applied == A
+    assert "was rolled back" in room.message
+    assert room.status["rejected"][0]["revision"] == B
+    # Until the user asks again, or the build makes another one.
+    room.annotations = {"genai-operator.dev/requestedAt": "now"}
+    room.go()
+    assert room.applied == B
+    assert "rejected" not in room.status
+
+
+def test_a_wrong_revision_stays_beside_the_old_pods_when_nobody_wants_it_back(room: Room) -> None:
+    room.spec["rollout"] = {"autoRollback": False}
+    room.build(A)
+    room.serve()
+    room.build(B)
+    room.go()
+    room.observe(ready=2, replicas=3)
+    room.pods(WRONG)
+    for _ in range(2):
+        room.go()
+        assert room.ready == ("False", "RolloutFailed")
+        assert room.applied == B
+    assert "2 pods of an earlier one go on answering" in room.message
+
+
+def test_what_serves_goes_on_when_the_build_or_the_store_is_gone(room: Room) -> None:
+    room.build(A)
+    room.serve()
+    room.store_down = True
+    room.go()
+    assert room.ready == ("True", "Serving")
+    assert "nothing can be changed now" in room.message
+    room.store_down = False
+    view = room.observed.builds.get("n", "tiny")
+    assert view is not None
+    room.observed.builds.drop("n", "tiny", view.uid)
+    room.spec = {**room.spec, "replicas": 2}
+    room.go()
+    assert room.ready == ("True", "Serving")
+    assert room.objects["deployments", "chat"]["spec"]["replicas"] == 2
+
+
+def test_what_is_served_is_leased_and_gc_keeps_it(room: Room) -> None:
+    room.build(A)
+    room.serve()
+    room.build(B)
+    room.go()  # B comes, A is what it would go back to
+    (lease,) = room.store.list_leases()
+    assert {ref.key for ref in lease.records} == {
+        Key(digest_bytes(revision.encode())) for revision in (A, B)
+    }
+    room.artifact(C)
+    collect(room.store, grace=timedelta(0), now=room.store.now() + timedelta(seconds=5))
+    kept = {ref.key for ref in room.store.list_records("package")}
+    assert kept == {ref.key for ref in lease.records}, "C is nobody's"
+
+
+def test_an_upgrade_alone_rolls_nothing(room: Room) -> None:
+    room.build(A)
+    room.serve()
+    before = copy.deepcopy(room.objects)
+    room.target(NEWER)
+    room.go()
+    assert room.objects == before
+    assert "ServerOutdated" in {c["type"] for c in room.status["conditions"]}
+    room.annotations = {"genai-operator.dev/requestedAt": "now"}
+    room.go()
+    pod = room.objects["deployments", "chat"]["spec"]["template"]["spec"]
+    assert pod["containers"][0]["image"] == NEWER
+    assert "ServerOutdated" not in {c["type"] for c in room.status["conditions"]}
+
+
+def test_pods_hold_the_keys_that_only_read_when_the_store_names_some(room: Room) -> None:
+    room.secret_ref |= {"readSecretRef": {"name": "reads"}}
+    room.build(A)
+    room.go()
+    pod = room.objects["deployments", "chat"]["spec"]["template"]["spec"]
+    secrets = {
+        entry["valueFrom"]["secretKeyRef"]["name"]
+        for entry in pod["initContainers"][0]["env"]
+        if "valueFrom" in entry
+    }
+    assert secrets == {"reads"}
+    assert "StoreWritable" not in room.events
+
+
+def test_an_object_of_somebody_else_is_never_taken(room: Room) -> None:
+    room.objects["services", "chat"] = {"metadata": {"name": "chat", "uid": "theirs"}}
+    room.build(A)
+    room.go()
+    assert room.ready == ("False", "NameTaken")
+    assert room.objects["services", "chat"] == {"metadata": {"name": "chat", "uid": "theirs"}}
+
+
+@pytest.mark.parametrize(
+    ("error", "verdict"),
+    [
+        (ApiError(403, "Forbidden", "x cannot patch resource"), ("Unknown", "NamespaceNotEnabled")),
+        (ApiError(403, "Forbidden", "exceeded quota: q"), ("Unknown", "QuotaExceeded")),
+        (ApiError(422, "Invalid", "bad", fields=("spec.x",)), ("False", "Refused")),
+        (ApiError(400, "", "admission webhook says no"), ("Unknown", "NotAdmitted")),
+    ],
+)
+def test_a_refusal_is_said_in_the_apiservers_words(
+    room: Room, error: ApiError, verdict: tuple[str, str]
+) -> None:
+    room.refuses = error
+    room.build(A)
+    room.go()
+    assert room.ready == verdict
+
+
+def test_a_field_that_nothing_serves_stalls_and_what_serves_goes_on(room: Room) -> None:
+    room.build(A)
+    room.serve()
+    room.spec = {**room.spec, "speculation": {"method": "Ngram"}}
+    room.generation += 1
+    room.go()
+    assert room.ready == ("False", "NotServedYet")
+    assert "spec.speculation" in room.message
+    assert room.status["revision"]["current"] == A
+    assert ("Available", "True") in {(c["type"], c["status"]) for c in room.status["conditions"]}
+
+
+def test_all_pods_gone_is_not_ready_and_comes_back(room: Room) -> None:
+    room.build(A)
+    room.serve()
+    room.observe(ready=0, replicas=2)
+    room.pods({"phase": "Running"}, {"phase": "Pending"})
+    room.go()
+    assert room.ready == ("False", "NoPodReady")
+    assert {c["type"] for c in room.status["conditions"]} >= {"Reconciling"}
+    room.observe(ready=2, replicas=2)
+    room.pods(READY, READY)
+    room.go()
+    assert room.ready == ("True", "Serving")
