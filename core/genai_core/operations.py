@@ -196,6 +196,13 @@ class FidelityConfig(OperationConfig):
 class LoraImportConfig(OperationConfig):
     """An adapter in the layout of the core graph."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"max_rank", "target_modules"})
+
+    max_rank: int | None = None
+    """That no branch may exceed; None = any."""
+    target_modules: tuple[str, ...] = ()
+    """Last names of the modules that it may touch; empty = all."""
+
 
 class WornConfig(OperationConfig):
     """An adapter of a use case."""
@@ -215,7 +222,9 @@ class UseCaseConfig(OperationConfig):
 class PackageConfig(OperationConfig):
     """The container."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"adapters", "use_cases"})
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"adapters", "use_cases", "max_rank", "target_modules"}
+    )
 
     target: str
     backend: Backend
@@ -229,6 +238,9 @@ class PackageConfig(OperationConfig):
     adapters: tuple[str, ...] = ()
     """Names; the input `adapter_<number>` holds each, in this order."""
     use_cases: tuple[UseCaseConfig, ...] = ()
+    max_rank: int | None = None
+    """Bounds of adapters that come later, as those of the build have kept them."""
+    target_modules: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

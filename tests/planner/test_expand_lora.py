@@ -182,6 +182,18 @@ def test_names_that_cannot_work_are_refused(lora: dict[str, Any], words: str) ->
         BuildSpec.model_validate({"model": {"source": "m"}, "targets": ["cpu"], "lora": lora})
 
 
+def test_bounds_enter_the_keys_of_import_and_package_where_they_are_given() -> None:
+    found = sources("c-headers")
+    plain = exact(found, adapters=ADAPTERS[:1])
+    bounded = exact(found, adapters=ADAPTERS[:1], maxRank=16, targetModules=["q_proj"])
+    before, after = keys(plain), keys(bounded)
+    changed = {task for task in before if before[task] != after[task]}
+    own = {task for task in before if task.startswith(("lora_import/", "package/"))}
+    assert changed == own, "the base's tasks stay"
+    for task in plain.plan.tasks:
+        assert "max_rank" not in task.config.model_dump(mode="json")
+
+
 def test_model_with_branches_is_ingested_by_a_config_of_its_own() -> None:
     """Else a build without adapters would share its result, or one with them."""
     found = sources("c-headers")

@@ -10,9 +10,16 @@ The index is the only place where adapters have names: the file of one says noth
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput
@@ -39,7 +46,9 @@ ADAPTER_FILE = "adapter.safetensors"
 LARGEST_WEIGHT = 1e15
 """Adapters share a pass: in rows without one, (x A) is multiplied by 0, so it must be finite."""
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
+"""The newest version of the index that this program reads."""
+_BOUNDS_VERSION = 2
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -85,9 +94,27 @@ class AdapterIndex(BaseModel):
 
     model_config = _FROZEN
 
-    schema_version: int = Field(default=INDEX_VERSION, ge=1)
+    schema_version: int = Field(default=1, ge=1)
     adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
     use_cases: dict[str, UseCaseEntry] = Field(default_factory=dict)
+    max_rank: int | None = None
+    """No branch of an adapter may have a larger rank. Since version 2, as the next one."""
+    target_modules: tuple[str, ...] = ()
+    """Last names of the modules that adapters may touch; empty = all."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = serialize(self)
+        for name in ("max_rank", "target_modules"):
+            if not getattr(self, name):
+                found.pop(name, None)
+        return found
+
+    @classmethod
+    def bounded(cls, max_rank: int | None, target_modules: tuple[str, ...]) -> AdapterIndex:
+        """An empty index with bounds, of the oldest version that has its fields."""
+        version = _BOUNDS_VERSION if max_rank or target_modules else 1
+        return cls(schema_version=version, max_rank=max_rank, target_modules=target_modules)
 
     def check_free(self, name: str) -> None:
         """Refuse a name that an adapter or a use case has.

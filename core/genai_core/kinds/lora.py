@@ -7,7 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from genai_core.files.paths import FileName
-from genai_core.kinds.base import DigestText, KindModel, SecretRef, Uri
+from genai_core.kinds.base import DigestText, KindModel, SecretRef, ShortText, Uri
 
 __all__ = ["AdapterName", "AdapterSource", "Lora", "UseCase", "WornAdapter"]
 
@@ -73,6 +73,11 @@ class Lora(KindModel):
     """Each is imported by a task of its own, so one that changes leaves all others cached."""
     use_cases: Annotated[list[UseCase], Field(max_length=64)] = Field(default_factory=list)
     """Combinations under names of their own."""
+    max_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """No branch may have a larger rank, of adapters that come later either; on cpu a bound alone:
+    each adapter has its own rank."""
+    target_modules: Annotated[list[ShortText], Field(max_length=64)] = Field(default_factory=list)
+    """Last names of the modules that adapters may touch, e.g. q_proj; empty: all."""
     config: FileName | None = None
     """The vendor's lora_config.yaml below the model's source, a folder, on the command line: it
     stands for adapters and useCases."""

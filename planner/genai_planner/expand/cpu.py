@@ -20,7 +20,13 @@ from genai_core.operations import (
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.draft import draft_inputs
-from genai_planner.expand.lora import adapter_inputs, adapter_names, adapter_yardstick, use_cases
+from genai_planner.expand.lora import (
+    adapter_inputs,
+    adapter_names,
+    adapter_yardstick,
+    bounds,
+    use_cases,
+)
 from genai_planner.expand.splits import balanced
 from genai_planner.graph import Demand, FidelityCondition, Inputs, Plan, Task
 from genai_planner.shape import ModelShape
@@ -210,6 +216,7 @@ class _Builder:
                 golden_max_tokens=golden.max_tokens,
                 adapters=adapter_names(self.spec),
                 use_cases=use_cases(self.spec),
+                **bounds(self.spec),
             ),
             inputs={
                 "compiled": inputs.whole(self.ids["compile"]),

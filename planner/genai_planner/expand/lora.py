@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, TaskId, adapter_source
@@ -16,10 +18,18 @@ __all__ = [
     "adapter_inputs",
     "adapter_names",
     "adapter_yardstick",
+    "bounds",
     "import_adapters",
     "refuse_adapters",
     "use_cases",
 ]
+
+
+class Bounds(TypedDict, total=False):
+    """Fields of the configs of import and package."""
+
+    max_rank: int | None
+    target_modules: tuple[str, ...]
 
 
 def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
@@ -40,6 +50,15 @@ def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
             where="spec.lora",
             remedy="build the Snapdragon targets without spec.lora, in a build of their own",
         )
+
+
+def bounds(spec: BuildSpec) -> Bounds:
+    """What adapters are held to, those that come later too."""
+    if spec.lora is None:
+        return {}
+    return {
+        "max_rank": spec.lora.max_rank, "target_modules": tuple(spec.lora.target_modules),
+    }  # fmt: skip
 
 
 def adapter_names(spec: BuildSpec) -> tuple[str, ...]:
@@ -71,7 +90,7 @@ def import_adapters(context: PlanContext, sources: Sources) -> list[Task]:
             id=_import_id(name),
             operation="lora_import",
             backend=None,
-            config=LoraImportConfig(),
+            config=LoraImportConfig(**bounds(context.spec)),
             inputs={
                 "adapter": (Selection(None, ("*",), adapter_source(name)),),
                 "core": inputs.ingested("model.onnx", "facts.json"),

@@ -14,6 +14,7 @@ from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.operations import LoraImportConfig
 from genai_core.sources.source_files import CONFIG_ROLE
 from genai_stages.graph.core_graph import read_core
+from genai_stages.lora.bounds import check_bounds
 from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import import_adapter
 from genai_stages.lora.modules import places_of
@@ -28,9 +29,10 @@ def run(inputs: Inputs, config: LoraImportConfig, out: Path, context: Context) -
         BadAdapter: It is broken, of a kind that cannot be had here, or of another model.
         DriftError: What was written computes something else than PEFT's product.
     """
-    del config, context
+    del context
     model, facts = read_core(inputs["core"])
     adapter = read_adapter(inputs["adapter"], facts.lora, "the adapter")
+    check_bounds(adapter, max_rank=config.max_rank, target_modules=config.target_modules)
     made = import_adapter(adapter, places_of(model, facts), out / ADAPTER_FILE)
     other = other_base(adapter.base, inputs["assets"] / CONFIG_ROLE) if "assets" in inputs else None
     return StageResult(

@@ -37,6 +37,7 @@ from genai_runtime.container import CPU_MODEL_FILE
 from genai_runtime.executor import AdapterUse
 from genai_stages.graph.core_graph import read_core
 from genai_stages.lora.aimet_adapter import holds_aimet
+from genai_stages.lora.bounds import check_bounds
 from genai_stages.lora.container_places import places_of_container
 from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import Imported, import_adapter
@@ -87,6 +88,7 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
         if request.core is not None:
             raise
         return AdditionAnswer(error=error.as_dict(), nameless=True)
+    check_bounds(adapter, max_rank=index.max_rank, target_modules=index.target_modules)
     index = index.with_adapter(request.name, entry_of(path, file_of(request.name)))
     (folder / INDEX_FILE).write_bytes(index.to_bytes())
     seal(folder)

@@ -36,16 +36,16 @@ def place_adapters(inputs: Inputs, config: PackageConfig, out: Path) -> AdapterI
         file = file_of(name)
         place(inputs[f"adapter_{number}"] / ADAPTER_FILE, out / file)
         entries[name] = entry_of(out / file, file)
-    index = AdapterIndex(
-        adapters=entries,
-        use_cases={
-            case.name: UseCaseEntry(
-                adapters=tuple(
-                    WornEntry(name=worn.name, alpha=float(worn.alpha)) for worn in case.adapters
-                )
+    use_cases = {
+        case.name: UseCaseEntry(
+            adapters=tuple(
+                WornEntry(name=worn.name, alpha=float(worn.alpha)) for worn in case.adapters
             )
-            for case in config.use_cases
-        },
+        )
+        for case in config.use_cases
+    }
+    index = AdapterIndex.bounded(config.max_rank, config.target_modules).model_copy(
+        update={"adapters": entries, "use_cases": use_cases}
     )
     (out / INDEX_FILE).write_bytes(index.to_bytes())
     return index

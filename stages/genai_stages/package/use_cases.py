@@ -97,7 +97,8 @@ def measure_use_cases(
             if asked.prompts:
                 found.golden[name] = record_worn(session, asked)
             if inputs:
-                pieces = _written(session) if given is None else given[:_PIECES, :_LENGTH]
+                length = min(_LENGTH, session.context_length)
+                pieces = _written(session, length) if given is None else given[:_PIECES, :length]
                 reference = _reference(opened, index.worn(name), index, inputs,
                                        scratch=scratch, threads=threads)  # fmt: skip
                 found.drift[name] = _drift(session, reference, pieces)
@@ -121,9 +122,8 @@ def record_worn(session: Session, asked: Asked) -> list[GoldenPrompt]:
     return recorded.prompts
 
 
-def _written(session: Session) -> Tokens:
+def _written(session: Session, length: int) -> Tokens:
     """Text that the container writes: greedy, from a few tokens far apart in the vocabulary."""
-    length = min(_LENGTH, session.context_length)
     rows = []
     for start in np.linspace(0, session.vocab_size - 1, _PIECES + 2, dtype=np.int64)[1:-1]:
         session.reset()
