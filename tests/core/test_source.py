@@ -131,6 +131,19 @@ def test_onnx_file_itself_may_be_the_source(tmp_path: Path) -> None:
     assert inspect(tmp_path / "b.onnx").files["model.onnx"].path.name == "b.onnx"
 
 
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("CORPUS", "calibration.txt"), ("a.b/text", "calibration.txt"), ("t.NPY", "calibration.npy")],
+)
+def test_calibration_is_found_whatever_its_suffix(tmp_path: Path, name: str, role: str) -> None:
+    """Stages look for `calibration.*`: a file without a suffix was not there for them."""
+    write_model(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(b"2")
+    found = inspect(tmp_path, quantization={"gaps": "Calibrate", "calibration": name})
+    assert found.files[role].path == tmp_path / name
+
+
 def test_further_files_of_the_spec_get_roles(tmp_path: Path) -> None:
     write_model(tmp_path)
     (tmp_path / "eval.npy").write_bytes(b"1")

@@ -39,7 +39,7 @@ from genai_core.kinds.reading import is_local
 from genai_core.names import DRAFT, MODEL, SourceName, adapter_source
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.build_sources import BuildSource, model_spec, of_source, sources_of
-from genai_core.sources.source_files import SourceFacts, inspect_source
+from genai_core.sources.source_files import SourceFacts, calibration_role, inspect_source
 from genai_core.store.address import StoreAddress
 from genai_core.wire import REQUESTED_AT
 
@@ -272,8 +272,7 @@ def uploaded(spec: BuildSpec, written: Json, address: str, digest: str) -> Json:
         if quantization.fidelity.tokens:
             changed["fidelity"] = {**changed.get("fidelity", {}), "tokens": "tokens.npy"}
         if quantization.calibration:
-            suffix = Path(quantization.calibration).suffix.lower()
-            changed["calibration"] = f"calibration{suffix}"
+            changed["calibration"] = calibration_role(quantization.calibration)
         found["quantization"] = changed
     return found
 

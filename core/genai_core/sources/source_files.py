@@ -28,7 +28,15 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest
 from genai_core.sources.encoding_bits import weight_bits
 
-__all__ = ["MODEL_ROLE", "Digests", "SourceFacts", "SourceFile", "inspect_source", "source_folder"]
+__all__ = [
+    "MODEL_ROLE",
+    "Digests",
+    "SourceFacts",
+    "SourceFile",
+    "calibration_role",
+    "inspect_source",
+    "source_folder",
+]
 
 MODEL_ROLE = "model.onnx"
 ENCODINGS_ROLE = "model.encodings"
@@ -178,6 +186,11 @@ def inspect_source(
     return facts
 
 
+def calibration_role(name: str) -> str:
+    """What a calibration file is called among roles; one without a suffix is text."""
+    return f"calibration{Path(name).suffix.lower() or '.txt'}"
+
+
 def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str, Path]:
     onnx = _one(root, onnx_name, suffix=".onnx", field_name="spec.model.onnx")
     if onnx is None:
@@ -208,7 +221,7 @@ def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str,
         )
     if quantization.calibration:
         path = _named(root, quantization.calibration, "spec.quantization.calibration")
-        paths[f"calibration{path.suffix.lower()}"] = path
+        paths[calibration_role(quantization.calibration)] = path
     return paths
 
 
