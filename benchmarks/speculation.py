@@ -115,7 +115,7 @@ class Scripted:
         self._random = np.random.default_rng(0)
         self._known: dict[int, tuple[np.ndarray, int]] = {}
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
+    def start(self, key: int, tokens: Sequence[int], foresee: Any = None) -> None:
         """Find its trace."""
         self._known[key] = (self._texts[np.asarray(tokens, np.int64).tobytes()], PROMPT)
 

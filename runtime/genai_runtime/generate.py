@@ -122,7 +122,7 @@ def generate(
     spent = None
     try:
         if speculation is not None:
-            speculation.start(_KEY, np.asarray(prompt).tolist())
+            speculation.start(_KEY, np.asarray(prompt).tolist(), sampler.foreseen)
             speculation.extend(_KEY, tokens)
         while (
             len(tokens) < max_tokens

@@ -8,7 +8,8 @@ the settings, the tokens before it, the seed and its place in the answer alone.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections import deque
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -126,6 +127,7 @@ class Sampler:
         self._sampling = sampling
         self._constraint = constraint
         self._random = np.random.default_rng(sampling.seed)
+        self._draws: deque[float] = deque()
         self._counts: NDArray[np.int64] = np.zeros(vocab_size, dtype=np.int64)
         self._seen: NDArray[np.bool_] = np.zeros(vocab_size, dtype=np.bool_)
         self._seen[np.asarray(prompt, dtype=np.int64)] = True
@@ -149,12 +151,30 @@ class Sampler:
                 remedy="try it without adapters and penalties; build it again from weights that "
                 "are finite",
             )
-        token = choose(self.shaped(logits, banned=banned), self._sampling, self._random)
+        token = _taken(self.shaped(logits, banned=banned), self._sampling, self._next_draw)
         if self._constraint is not None:
             self._constraint.consume(token)
         self._counts[token] += 1
         self._seen[token] = True
         return token
+
+    def foreseen(self, logits: NDArray[np.float32], ahead: int) -> int:
+        """The token that `next` would take, `ahead` calls from now, if these were its logits.
+
+        Nothing changes by it. A model that guesses asks this, with its own logits: the draw is the
+        one that will be made, so a guess comes true far more often than the likeliest token would.
+        What depends on the tokens between (penalties, a form) counts as it is now, or not at all.
+        """
+
+        def draw() -> float:
+            while len(self._draws) <= ahead:
+                self._draws.append(self._random.random())
+            return self._draws[ahead]
+
+        return _taken(self._weighed(logits), self._sampling, draw)
+
+    def _next_draw(self) -> float:
+        return self._draws.popleft() if self._draws else self._random.random()
 
     @property
     def finished(self) -> bool:
@@ -165,11 +185,27 @@ class Sampler:
         self, logits: NDArray[np.float32], *, banned: Collection[int] = ()
     ) -> NDArray[np.float32]:
         """Logits with biases, penalties and bans; the array itself where there are none."""
+        constraint = self._constraint
+        shaped = self._weighed(logits)
+        if not (banned or constraint):
+            return shaped
+        shaped = np.array(shaped, dtype=np.float32)
+        if constraint is None:
+            shaped[list(banned)] = -np.inf
+            return shaped
+        allowed = constraint.allowed()
+        fewer = allowed.copy()
+        fewer[list(banned)] = False
+        # Where only an end can follow, the form decides.
+        shaped[~(fewer if fewer.any() else allowed)] = -np.inf
+        return shaped
+
+    def _weighed(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits with biases and penalties; the array itself where there are none."""
         asked = self._sampling
         repeated = asked.repetition_penalty != 1
         penalized = bool(asked.presence_penalty or asked.frequency_penalty)
-        constraint = self._constraint
-        if not (self._biased.size or repeated or penalized or banned or constraint):
+        if not (self._biased.size or repeated or penalized):
             return logits
         shaped = np.array(logits, dtype=np.float32)
         shaped[self._biased] += self._bias
@@ -181,14 +217,6 @@ class Sampler:
             there = np.flatnonzero(self._counts)
             less = asked.presence_penalty + asked.frequency_penalty * self._counts[there]
             shaped[there] -= less.astype(np.float32)
-        if constraint is None:
-            shaped[list(banned)] = -np.inf
-            return shaped
-        allowed = constraint.allowed()
-        fewer = allowed.copy()
-        fewer[list(banned)] = False
-        # Where only an end can follow, the form decides.
-        shaped[~(fewer if fewer.any() else allowed)] = -np.inf
         return shaped
 
 
@@ -221,10 +249,15 @@ def distribution(logits: NDArray[np.float32], sampling: Sampling) -> NDArray[np.
 
 def choose(logits: NDArray[np.float32], sampling: Sampling, random: np.random.Generator) -> int:
     """One token from logits [V]."""
+    return _taken(logits, sampling, random.random)
+
+
+def _taken(logits: NDArray[np.float32], sampling: Sampling, draw: Callable[[], float]) -> int:
+    """One token from logits [V]; `draw` gives a number in [0, 1) where one is needed."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     cumulative = np.cumsum(distribution(logits, sampling))
-    place = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+    place = np.searchsorted(cumulative, draw() * cumulative[-1], side="right")
     return int(min(place, cumulative.size - 1))
 
 

@@ -385,7 +385,7 @@ class Engine:
             self._executor.truncate(answer.slot, work.start + len(written))
         if not answer.done:
             if request.speculation and len(answer.tokens) == 1:
-                self._guesses.start(work.key, request.prompt)
+                self._guesses.start(work.key, request.prompt, answer.sampler.foreseen)
             self._guesses.extend(work, written, logits)
         return len(written)
 

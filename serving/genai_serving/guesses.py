@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from genai_runtime.executor import Logits, Row, Want
 from genai_runtime.speculation.control import Counts, Room, Speculation
-from genai_runtime.speculation.method import NOTHING, Draft
+from genai_runtime.speculation.method import NOTHING, Draft, Foresee
 from genai_serving.scheduler import Step, Work
 
 
@@ -38,10 +38,10 @@ class Guesses:
         """Memory of a sequence beside the target's slot."""
         return 0 if self._speculation is None else self._speculation.cache_bytes(tokens)
 
-    def start(self, key: int, prompt: NDArray[np.int64]) -> None:
+    def start(self, key: int, prompt: NDArray[np.int64], foresee: Foresee) -> None:
         """A sequence has read its prompt and is to be guessed for."""
         if self._speculation is not None:
-            self._speculation.start(key, prompt.tolist())
+            self._speculation.start(key, prompt.tolist(), foresee)
 
     def wanted(self, rooms: Mapping[int, Room]) -> dict[int, int]:
         """Tokens that guesses would add to the next pass, by sequence."""

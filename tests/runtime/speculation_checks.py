@@ -34,7 +34,7 @@ class Forced:
         self.answer, self.wrong, self.vocab_size = list(answer), set(wrong), vocab_size
         self.written = 0
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
+    def start(self, key: int, tokens: Sequence[int], foresee=None) -> None:
         self.written = 0
 
     def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:

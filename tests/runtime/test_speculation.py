@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_runtime.generate import generate
-from genai_runtime.sampling import Sampling, distribution
+from genai_runtime.sampling import Sampler, Sampling, distribution
 from genai_runtime.speculation.chained import Chained
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculation.draft_model import DraftModel
@@ -265,3 +265,25 @@ def test_the_row_of_a_branch_has_its_chain_first_and_hides_it_from_the_branch():
     ]
     got = ["".join(str(int(bit)) for bit in row) for row in tree.sees]
     assert got == expected
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.5])
+def test_what_is_foreseen_is_what_comes_and_changes_nothing(temperature):
+    sampling = Sampling(temperature=temperature, top_p=0.95, frequency_penalty=0.0, seed=5)
+    logits = np.random.default_rng(0).normal(size=(12, 40)).astype(np.float32)
+    plain = Sampler(sampling, vocab_size=40)
+    expected = [plain.next(row) for row in logits]
+    asked = Sampler(sampling, vocab_size=40)
+    for place in range(12):
+        ahead = min(3, 11 - place)
+        assert asked.foreseen(logits[place + ahead], ahead) == expected[place + ahead]
+        assert asked.foreseen(logits[place], 0) == expected[place]
+        assert asked.next(logits[place]) == expected[place]
+
+
+def test_a_draft_of_the_model_itself_is_right_at_any_temperature():
+    prompt = checks.text(executor_of(), 9, 0)
+    method = DraftModel(executor_of(), vocab_size=VOCAB)
+    sampling = Sampling(temperature=1.2, top_p=0.9, seed=4)
+    result, _ = checks.ran(executor_of(), prompt, method, most=4, max_tokens=31, sampling=sampling)
+    assert result.metrics.speculation.accepted == result.metrics.speculation.guessed == 24

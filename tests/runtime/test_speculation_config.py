@@ -139,7 +139,7 @@ class Coin:
         self.free, self.price, self.now = price == 0, price, 0.0
         self.chance, self.random = chance, np.random.default_rng(seed)
 
-    def start(self, key, tokens):
+    def start(self, key, tokens, foresee=None):
         pass
 
     def propose(self, wanted):

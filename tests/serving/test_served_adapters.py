@@ -91,6 +91,27 @@ def test_answers_with_different_adapters_are_those_each_gives_alone(served: Serv
     assert len({tuple(tokens) for tokens in same}) >= 3, "adapters change what is written"
 
 
+def test_guesses_change_no_answer_of_any_adapter(
+    home: Path, container: Path, served: Served
+) -> None:
+    """The base guesses for all: often right for it, seldom for the others."""
+    config = {"model": str(container), "num_speculative_tokens": 4, "adaptive": False}
+    server = Served(home, container, "--threads", "1", "--speculative-config", json.dumps(config))
+    names = [BASE, *NAMES]
+    asked = [(names[i % 4], PROMPT[: 6 + i], 12 + i) for i in range(12)]
+
+    def ask(to: Served, one: tuple[str, str, int]) -> dict[str, Any]:
+        return answer(to, one[1], one[2], model=one[0], logprobs=2)
+
+    try:
+        with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+            together = list(pool.map(lambda one: ask(server, one), asked))
+        assert together == [ask(served, one) for one in asked]
+    finally:
+        code, told = server.stop()
+    assert code == 0, told
+
+
 def test_the_same_prompt_never_meets_what_another_adapter_has_read(served: Served) -> None:
     """One after another, so that each finds the slots of those before it."""
     names = [BASE, *NAMES]

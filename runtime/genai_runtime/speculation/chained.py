@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from genai_runtime.executor import Logits
-from genai_runtime.speculation.method import Draft, Method
+from genai_runtime.speculation.method import Draft, Foresee, Method
 
 
 class Chained:
@@ -22,10 +22,10 @@ class Chained:
         self.name = ",".join(method.name for method in methods)
         self.free = all(method.free for method in methods)
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Tell all."""
         for method in self._methods:
-            method.start(key, tokens)
+            method.start(key, tokens, foresee)
 
     def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:
         """Ask each for what those before it left open."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from genai_runtime.executor import Logits
 from genai_runtime.speculation.lengths import Costs, Length
-from genai_runtime.speculation.method import NOTHING, Draft, Method
+from genai_runtime.speculation.method import NOTHING, Draft, Foresee, Method
 
 _LOG = logging.getLogger("genai_runtime")
 
@@ -118,10 +118,10 @@ class Speculation:
         """Memory that a sequence of so many tokens takes beside the target's."""
         return self._method.cache_bytes(tokens)
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
-        """A sequence begins to write behind these tokens."""
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
+        """A sequence begins to write behind these tokens; see `Method.start`."""
         if not self._failed:
-            self._try(lambda: self._method.start(key, tokens))
+            self._try(lambda: self._method.start(key, tokens, foresee))
             self._members[key] = _Member(
                 Length(self._most, self._least, prior=self._all.acceptance), Counts(self.name)
             )

@@ -1,4 +1,7 @@
-"""A smaller model of the same vocabulary guesses greedily (Leviathan et al. 2023).
+"""A smaller model of the same vocabulary writes ahead (Leviathan et al. 2023).
+
+Its tokens are taken as the sequence's own are, with the very draws that will be made: where the
+two models agree on a distribution, guesses come true also at a temperature.
 
 It has slots of its own, one a sequence, and reads no adapter. Drafts of several sequences share
 its passes. A prompt is read in chunks, one a proposal, so that nobody waits for a long one.
@@ -10,9 +13,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from genai_runtime.executor import Executor, Logits, Row
-from genai_runtime.speculation.method import Draft
+from genai_runtime.speculation.method import Draft, Foresee
 
 CHUNK = 128
 """Tokens of a prompt that one proposal reads."""
@@ -29,6 +33,7 @@ class _Sequence:
 
     slot: int
     tokens: list[int]
+    foresee: Foresee | None
     guesses: list[int] = field(default_factory=list)
 
 
@@ -49,9 +54,10 @@ class DraftModel:
         self._vocab_size = vocab_size
         self._sequences: dict[int, _Sequence] = {}
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Open a slot; nothing is read yet."""
-        self._sequences[key] = _Sequence(self._executor.open(), [int(token) for token in tokens])
+        slot = self._executor.open()
+        self._sequences[key] = _Sequence(slot, [int(token) for token in tokens], foresee)
 
     def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:
         """As many passes as the longest draft has tokens; who still reads a prompt has no guess."""
@@ -75,16 +81,22 @@ class DraftModel:
             for (key, _), output in zip(rows, outputs, strict=True):
                 if key not in counts:
                     continue
-                guess = int(output.logits[-1].argmax())
-                if guess >= self._vocab_size:
-                    continue
-                drafts.setdefault(key, []).append(guess)
-                if len(drafts[key]) < counts[key]:
+                known = drafts.setdefault(key, [])
+                guess = self._taken(output.logits[-1], len(known), self._sequences[key].foresee)
+                known.append(guess)
+                if len(known) < counts[key] and guess < executor.vocab_size:
                     behind.append((key, [guess]))
             rows = behind
         for key, guesses in drafts.items():
             self._sequences[key].guesses = guesses
         return {key: Draft(tuple(guesses)) for key, guesses in drafts.items()}
+
+    def _taken(self, logits: NDArray[np.float32], place: int, foresee: Foresee | None) -> int:
+        """A token of the target's vocabulary."""
+        fitting = np.full(self._vocab_size, -np.inf, np.float32)
+        shared = min(self._vocab_size, logits.size)
+        fitting[:shared] = logits[:shared]
+        return int(fitting.argmax()) if foresee is None else foresee(fitting, place)
 
     def extend(self, key: int, tokens: Sequence[int], branch: Logits | None = None) -> None:
         """Keep what the slot holds of guesses that came true."""

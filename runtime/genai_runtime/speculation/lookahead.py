@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_runtime.executor import Logits
-from genai_runtime.speculation.method import Branch, Draft
+from genai_runtime.speculation.method import Branch, Draft, Foresee
 
 MOST_FIRST_TOKENS = 4096
 """Tokens that the pool has n-grams for, of one sequence; the one that came up longest ago goes."""
@@ -63,8 +63,9 @@ class Lookahead:
         self._offsets, self._sees = _layout(window, ngram - 1)
         self._sequences: dict[int, _Sequence] = {}
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Fill the window with tokens of the prompt: any will do, the model improves them."""
+        del foresee
         random = np.random.default_rng(len(tokens))
         levels = random.choice(np.asarray(tokens), (self._ngram - 1, self._window))
         self._sequences[key] = _Sequence(int(tokens[-1]), levels.astype(np.int64))

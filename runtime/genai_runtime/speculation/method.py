@@ -74,6 +74,9 @@ class Draft:
 
 NOTHING = Draft()
 
+Foresee = Callable[[NDArray[np.float32], int], int]
+"""Logits [V] and a place of a draft -> the token that would be taken there: `Sampler.foreseen`."""
+
 
 class Method(Protocol):
     """Guesses tokens of several sequences, which it knows by keys. Not thread safe."""
@@ -93,8 +96,14 @@ class Method(Protocol):
         """Tokens of each draft's branch; 0 = none. Above 0 the executor must take trees."""
         ...
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
-        """A sequence begins with these tokens: its prompt."""
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
+        """A sequence begins with these tokens: its prompt.
+
+        Args:
+            key: Names it.
+            tokens: At least one.
+            foresee: How it takes tokens; None = always the likeliest.
+        """
         ...
 
     def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from genai_runtime.executor import Logits
 from genai_runtime.speculation.history import History, longest_match
-from genai_runtime.speculation.method import Draft
+from genai_runtime.speculation.method import Draft, Foresee
 
 
 class Ngram:
@@ -30,8 +30,9 @@ class Ngram:
         self._least, self._most = least, most
         self._texts: dict[int, History] = {}
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Remember the prompt."""
+        del foresee
         self._texts[key] = History(tokens)
 
     def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from genai_runtime.executor import Logits
 from genai_runtime.speculation.history import History, longest_match
-from genai_runtime.speculation.method import Draft
+from genai_runtime.speculation.method import Draft, Foresee
 
 MOST_CACHED_TOKENS = 1 << 16
 """Of all earlier answers: searching them takes some 20 us."""
@@ -56,8 +56,9 @@ class Suffix:
         self._cache = History()
         self._sizes: deque[int] = deque()
 
-    def start(self, key: int, tokens: Sequence[int]) -> None:
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Remember the prompt."""
+        del foresee
         self._texts[key] = History(tokens)
         self._prompts[key] = len(tokens)
 
