@@ -19,6 +19,7 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 from genai_core.reasons import Reason
 from genai_operator.errors import Waiting
+from genai_operator.timing import charged
 
 __all__ = ["CALL_SECONDS", "Threads", "in_thread"]
 
@@ -120,7 +121,7 @@ class Threads:
             settle: Callable[[Any], None] = future.set_result
             value: Any = None
             try:
-                value = context.run(call)
+                value = context.run(_charged, call)
             except BaseException as error:  # noqa: BLE001 - the caller's to judge
                 settle, value = future.set_exception, error
             try:
@@ -134,6 +135,11 @@ class Threads:
 _CURRENT: contextvars.ContextVar[tuple[Threads, Tenant] | None] = contextvars.ContextVar(
     "_CURRENT", default=None
 )
+
+
+def _charged(call: Callable[[], T]) -> T:
+    with charged():
+        return call()
 
 
 async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

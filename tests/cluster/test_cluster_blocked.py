@@ -80,6 +80,109 @@ def test_an_image_that_does_not_exist_is_named_and_the_targets_mending_reaches_t
         tenant.cluster.kubectl("delete", "genaitarget", name)
 
 
+REGISTRY = """
+import http.server
+class Nothing(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}'
+        self.send_response(200 if self.path == "/v2/" else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+    do_HEAD = do_GET
+http.server.HTTPServer(("127.0.0.1", 5999), Nothing).serve_forever()
+"""
+"""On each node: a registry that answers, and has nothing."""
+
+
+def test_target_says_itself_that_no_registry_has_its_image_until_its_spec_is_mended(
+    tenant: Tenant,
+) -> None:
+    good = json.loads(tenant.cluster.kubectl("get", "genaitarget", "cpu", "-o", "json"))
+    labels = {"app": "registry"}
+    container = {"name": "registry", "image": good["spec"]["image"],
+                 "command": ["python3", "-c", REGISTRY]}  # fmt: skip
+    tenant.cluster.apply({
+        "apiVersion": "apps/v1", "kind": "DaemonSet",
+        "metadata": {"name": "registry", "namespace": tenant.namespace},
+        "spec": {"selector": {"matchLabels": labels}, "template": {
+            "metadata": {"labels": labels},
+            "spec": {"hostNetwork": True, "containers": [container]}}},
+    })  # fmt: skip
+
+    def serves() -> bool:
+        found = tenant.get("daemonset", "registry")["status"]
+        return 0 < found["desiredNumberScheduled"] == found.get("numberReady")
+
+    wait(serves, 60)
+    name = f"gone-{tenant.namespace}"
+    bad = {"apiVersion": good["apiVersion"], "kind": "GenAITarget", "metadata": {"name": name}}
+    image = "localhost:5999/genai-stages@sha256:" + "0" * 64
+    tenant.cluster.apply(bad | {"spec": good["spec"] | {"image": image}})
+
+    def ready() -> tuple[str, str, str]:
+        text = tenant.cluster.kubectl("get", "genaitarget", name, "-o", "json")
+        found = json.loads(text).get("status", {}).get("conditions", ())
+        return next(
+            ((c["status"], c["reason"], c["message"]) for c in found if c["type"] == "Ready"),
+            ("", "", ""),
+        )
+
+    try:
+        wait(lambda: ready()[0] == "True", 20)
+        tenant.small("b", targets=[name])
+        blocked(tenant, "b", "ImagePullFailed", "GenAITarget")
+        wait(lambda: ready()[:2] == ("False", "ImagePullFailed"), 20, ready)
+        assert "correct spec.image" in ready()[2]
+        tenant.cluster.apply(bad | {"spec": good["spec"]})
+        wait(lambda: ready()[0] == "True", 20, ready)
+        goes_on(tenant)
+    finally:
+        tenant.cluster.kubectl("delete", "genaitarget", name)
+
+
+def volume(tenant: Tenant, name: str, kind: str) -> None:
+    """A claim, bound to a folder of the node that it runs on."""
+    own = f"{name}-{tenant.namespace}"
+    size = {"storage": "1Mi"}
+    modes = ["ReadOnlyMany"]
+    claim = {"namespace": tenant.namespace, "name": name}
+    tenant.cluster.apply(
+        {"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": own}, "spec": {
+            "capacity": size, "accessModes": modes, "storageClassName": "", "claimRef": claim,
+            "persistentVolumeReclaimPolicy": "Retain",
+            "hostPath": {"path": f"/var/tmp/{own}", "type": kind}}},
+        {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": claim, "spec": {
+            "resources": {"requests": size}, "accessModes": modes, "storageClassName": "",
+            "volumeName": own}},
+    )  # fmt: skip
+
+
+def test_a_volume_that_cannot_be_mounted_and_a_folder_that_it_lacks_are_called_so(
+    tenant: Tenant,
+) -> None:
+    volume(tenant, "broken", "Directory")  # there is none
+    volume(tenant, "empty", "DirectoryOrCreate")
+    try:
+        tenant.small("unmounted", model={"source": "pvc://broken/model"})
+        tenant.small("missing", model={"source": "pvc://empty/model"})
+        blocked(tenant, "unmounted", "ContainerNotCreated", "MountVolume", "hostPath")
+        tenant.wait_condition("missing", ("Unknown", "SourceNotFound"), seconds=90)
+        reasons, attempts = set(), set()
+        until = time.monotonic() + 40
+        while time.monotonic() < until:  # it is looked at again after 15 s
+            reasons.add(tenant.status("missing")["conditions"][0]["reason"])
+            attempts |= {job["metadata"]["labels"][ATTEMPT] for job in tenant.jobs()}
+            time.sleep(0.3)
+        assert "2" in attempts
+        assert reasons == {"SourceNotFound"}
+    finally:
+        for name in ("broken", "empty"):
+            tenant.cluster.kubectl("delete", "pv", f"{name}-{tenant.namespace}", "--wait=false")
+
+
 def test_a_quota_is_named_and_a_renamed_secret_reaches_the_job(tenant: Tenant) -> None:
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "spec": {"hard": {"pods": "0"}}}
     tenant.cluster.apply(quota | {"metadata": {"name": "q", "namespace": tenant.namespace}})

@@ -25,6 +25,7 @@ from genai_core.sources.resolved import RESOLVE
 from genai_core.store.address import StoreAddress
 from genai_operator.builds import resolver
 from genai_operator.builds.build_pass import BuildPass
+from genai_operator.builds.build_steps import BuildContext
 from genai_operator.builds.references import SourceAccess
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.errors import Stalled, Waiting
@@ -34,6 +35,7 @@ from genai_operator.kube.kinds import Ref
 from genai_operator.kube.phases import Phase
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
+from genai_operator.steps import Stall, Wait
 from genai_operator.stores.reconciler import StoreReconciler
 
 GONE = SourceNotFound("there is nothing", where="s3://models/x")
@@ -140,6 +142,44 @@ def test_a_pod_that_finds_no_source_is_sent_again_after_ever_longer_pauses() -> 
         assert (late.running, round(late.pause)) == (True, 1)
         assert late.waits_for is not None
     assert isinstance(judged([said(BadModel("no onnx"), 2)]).error, BadModel)
+
+
+@pytest.mark.parametrize(
+    ("known", "resolved", "result", "shown"),
+    [
+        ("SourceNotFound", False, Wait("Progressing", "resolving", works=True), "SourceNotFound"),
+        ("SourceNotFound", False, Waiting("Progressing", "resolve has ended"), "SourceNotFound"),
+        ("SourceNotFound", True, Wait("Progressing", "1/5", works=True), "Progressing"),
+        ("SourceNotFound", False, Wait("Unschedulable", "no room"), "Unschedulable"),
+        ("SourceNotFound", False, Stall("BadModel", "no onnx"), "BadModel"),
+        ("Progressing", False, Wait("Progressing", "resolving", works=True), "Progressing"),
+    ],
+)
+def test_outcome_stays_source_not_found_while_the_source_is_looked_at_again(
+    known: str, resolved: bool, result: Any, shown: str
+) -> None:
+    room = Room()
+    before = {"type": "Ready", "status": "Unknown", "reason": known, "message": "no folder x"}
+
+    async def load(context: BuildContext) -> Any:
+        context.question = object() if resolved else None  # type: ignore[assignment]
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    room.builds._steps.load = load  # type: ignore[method-assign]
+    for generation in (1, 2):
+        spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
+        status = {"observedGeneration": generation, "conditions": [before]}
+        one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", status)
+        outcome = asyncio.run(room.builds._outcome(one))
+        if generation == 1:
+            assert outcome.reason == shown
+            kept = shown == known == "SourceNotFound"
+            assert (outcome.message == "no folder x") == kept
+            assert outcome.state is not Phase.BUILDING or not kept
+        else:  # of a spec that nobody has looked at yet
+            assert outcome.reason in {result.reason, "Progressing"}
 
 
 def test_a_model_that_was_looked_at_too_early_is_looked_at_again() -> None:

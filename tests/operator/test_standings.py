@@ -14,6 +14,7 @@ from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.standings import Standings
 from genai_operator.kube.client import ApiError
 from genai_operator.kube.observed import Observed
+from genai_operator.kube.pod import PodView
 
 QUOTA = (
     'Error creating: pods "job-x" is forbidden: exceeded quota: q, requested: pods=1, used: '
@@ -93,3 +94,77 @@ def test_of_asks_once_in_a_while_and_nothing_of_jobs_that_go_well() -> None:
     well = Events(error=AssertionError())
     asyncio.run(Standings(well, Observed()).of("ns", [replace(JOB, started_at=None)]))  # type: ignore[arg-type]
     assert well.asked == []
+
+
+MADE = datetime.now(UTC) - timedelta(seconds=20)
+CREATING = PodView(
+    "ns", "p", "pod-uid", JOB.name, node="node1", phase="Pending", created_at=MADE
+)  # fmt: skip
+MOUNT = 'MountVolume.SetUp failed for volume "ca" : secret "ca" not found'
+SANDBOX = "Failed to create pod sandbox: plugin type=bridge failed (add): no addresses left"
+
+
+class PodEvents:
+    """An apiserver's, about one pod: (reason, message), the last one newest."""
+
+    def __init__(self, *events: tuple[str, str]) -> None:
+        self.events, self.asked = events, []  # type: ignore[var-annotated]
+
+    async def list(self, _plural: str, **how: Any) -> Any:
+        self.asked.append(how["about"])
+        made = [
+            {"reason": reason, "message": text, "lastTimestamp": f"2026-01-01T00:00:0{n}Z"}
+            for n, (reason, text) in enumerate(self.events)
+        ]
+        return made[::-1], 1
+
+
+def creating(api: PodEvents, pod: PodView = CREATING) -> Standing:
+    observed = Observed()
+    job = replace(JOB, namespace="ns", owners=frozenset({"b"}))
+    meta = {"namespace": "ns", "name": pod.name, "uid": pod.uid, "resourceVersion": "1"}
+    observed.pods.put({"metadata": meta}, pod)
+    return asyncio.run(Standings(api, observed).of("ns", [job]))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("reason", "said", "todo"),
+    [
+        ("FailedMount", MOUNT, "make it, or name another"),
+        ("FailedAttachVolume", "AttachVolume.Attach failed: no device", "storageClassName"),
+        ("FailedCreatePodSandBox", SANDBOX, "the node's network or runtime fails"),
+    ],
+)
+def test_of_says_why_a_container_is_not_made_when_the_kubelet_does(
+    reason: str, said: str, todo: str
+) -> None:
+    found = creating(PodEvents(("Scheduled", "to node1"), (reason, said)))
+    assert (found.works, found.reason, found.after) == (False, "ContainerNotCreated", 15)
+    assert said in found.held
+    assert todo in found.held
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (),
+        (("Pulling", "Pulling image"),),
+        (("FailedMount", "timed out"), ("Pulling", "Pulling image")),
+        (("FailedScheduling", "no room"), ("Scheduled", "to node1")),
+    ],
+)
+def test_of_lets_a_container_be_made_when_nothing_says_that_it_fails(events: Any) -> None:
+    found = creating(PodEvents(*events))
+    assert (found.works, found.reason) == (True, "Progressing")
+    assert found.after == 15, "it is asked again"
+
+
+def test_of_asks_nothing_about_a_pod_that_is_young_or_runs() -> None:
+    api = PodEvents(("FailedMount", MOUNT))
+    young = creating(api, replace(CREATING, created_at=datetime.now(UTC)))
+    assert young.works
+    assert young.after is not None
+    assert 5 < young.after <= 10, "until it is old enough"
+    assert creating(api, replace(CREATING, phase="Running")).works
+    assert creating(api, replace(CREATING, node="")).works
+    assert api.asked == []

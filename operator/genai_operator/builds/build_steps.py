@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 
 from genai_core.errors import StoreUnavailable, StoreUnreadable
@@ -203,7 +202,7 @@ class BuildSteps:
             since=one.since,
             jobs=self._observed.jobs_of(one.namespace, scope_of(access.address, one.spec.run)),
             pods=self._observed.pods_of(one.namespace),
-            now=datetime.now(UTC),
+            now=self._observed.timing.now(),
             looks=Looks(setting, accesses, one.owner.uid),
         )
 

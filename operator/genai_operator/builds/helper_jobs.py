@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from genai_core.helper_jobs import HelperAnswer
 from genai_core.names import Key
@@ -79,7 +78,7 @@ class BuildHelperJobs:
                     tried,
                     self._observed.pods_of(one.namespace),
                     retries=one.spec.run.retries,
-                    now=datetime.now(UTC),
+                    now=self._observed.timing.now(),
                     owner=one.owner.uid,
                     wanted=request.wanted(one.owner, run=one.spec.run, access=access),
                     task_seconds=one.spec.run.active_deadline_seconds,

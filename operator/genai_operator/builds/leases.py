@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import logging
 import random
-import time
 from collections.abc import Collection, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from genai_core.errors import GenAIError
 from genai_core.helper_jobs import LeaseFile
@@ -30,6 +29,7 @@ from genai_operator.jobs.helper_jobs import question_key
 from genai_operator.stores.open_stores import OpenStore
 from genai_operator.targets.build_targets import BuildTarget
 from genai_operator.threads import in_thread
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Leases"]
 
@@ -45,7 +45,8 @@ _TOLD_DAYS = 7
 class Leases:
     """See the module's docstring."""
 
-    def __init__(self, cluster: str, helpers: BuildHelperJobs) -> None:
+    def __init__(self, cluster: str, helpers: BuildHelperJobs, *, timing: Timing = SYSTEM) -> None:
+        self._timing = timing
         self._cluster = cluster
         self._helpers = helpers
         self._holders: dict[str, tuple[OpenStore, Holder]] = {}
@@ -129,7 +130,7 @@ class Leases:
 
     def rest(self, uid: str) -> float:
         """Seconds until a build at rest is to be looked after; 0: now."""
-        now = time.monotonic()
+        now = self._timing.monotonic()
         due = self._due.setdefault(uid, now + random.uniform(*_FIRST_SECONDS))  # noqa: S311
         if due > now:
             return due - now
@@ -149,7 +150,7 @@ class Leases:
     async def _send(
         self, one: BuildPass, document: LeaseFile, *, access: StoreAccess, target: BuildTarget
     ) -> None:
-        week = datetime.now(UTC).toordinal() // _TOLD_DAYS
+        week = self._timing.now().toordinal() // _TOLD_DAYS
         key = question_key("lease", document.model_dump_json(), week)
         try:
             await self._helpers.ask(one, document, key, access=access, target=target)

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import aiohttp
 
+from genai_core.errors import SourceNotFound
 from genai_core.reasons import Reason
 from genai_core.sources.resolved import RESOLVE
 from genai_operator.backoff import Backoff
@@ -34,7 +35,7 @@ from genai_operator.jobs.helper_jobs import HelperJobs
 from genai_operator.kube.build import BuildView
 from genai_operator.kube.cache import asked_of
 from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.conditions import ready_of
+from genai_operator.kube.conditions import condition_of, ready_of
 from genai_operator.kube.observed import Observed
 from genai_operator.kube.phases import Phase
 from genai_operator.kube.projection import PARTIAL
@@ -70,12 +71,12 @@ class BuildReconciler:
         self._stores = stores
         self._applier = Applier(api, observed)
         self._reporter = Reporter(api, observed)
-        self._starter = Starter(self._applier)
+        self._starter = Starter(self._applier, clock=observed.timing.monotonic)
         self._helpers = HelperJobs(api, observed, self._applier)
         writer = JobWriter(observed, self._applier, self._starter)
         asked = BuildHelperJobs(self._helpers, observed, writer)
         loader = Loader(observed, stores)
-        self._leases = Leases(stores.cluster_name, asked)
+        self._leases = Leases(stores.cluster_name, asked, timing=observed.timing)
         self._resolver = Resolver(observed, stores, helpers=self._helpers, writer=writer)
         self._claims = Claims(observed, self._applier)
         self._rest = Rest(loader, self._leases, self._reporter)
@@ -132,7 +133,7 @@ class BuildReconciler:
         uid = value["metadata"]["uid"]
         again = uid in self._failing
         self._failing.add(uid)
-        one = begin(value)
+        one = begin(value, self._observed.timing.now())
         rests = isinstance(one, BuildPass) and not one.fresh and ready_of(one.status)[0] == "True"
         if rests or not again:
             return
@@ -148,7 +149,7 @@ class BuildReconciler:
             await self._reporter.report(value, outcome)
 
     async def _pass(self, value: Json) -> float | None:
-        one = begin(value)
+        one = begin(value, self._observed.timing.now())
         if isinstance(one, Outcome):
             await self._claims.release_all(value["metadata"]["uid"])
             await self._reporter.report(value, one)
@@ -186,7 +187,7 @@ class BuildReconciler:
                 one.after = self._backoff.after(one.owner.uid, again)
         else:
             self._backoff.forget(one.owner.uid)
-        return outcome_of(result, context)
+        return outcome_of(still_missing(result, context), context)
 
     def tidy(self) -> None:
         """Forget what is known of builds, stores and Jobs that are gone."""
@@ -199,6 +200,21 @@ class BuildReconciler:
         self._steps.keep(builds=builds, jobs=jobs)
         self._helpers.keep(jobs)
         self._stores.keep(self._observed.stores.places())
+
+
+def still_missing(result: Result, context: BuildContext) -> Result:
+    """What is said while a source that was not there is looked at again: that it is missing. Pure.
+
+    Else the build would go to and fro between SourceNotFound and Progressing with each look.
+    """
+    one = context.one
+    ready = condition_of(one.status, "Ready")
+    missing = ready is not None and ready["reason"] == SourceNotFound.code and not one.fresh
+    if not isinstance(result, Wait) or result.reason != Reason.PROGRESSING:
+        return result
+    if ready is None or not missing or context.question is not None:
+        return result
+    return replace(result, reason=SourceNotFound.code, message=ready["message"], works=False)
 
 
 def outcome_of(result: Result, context: BuildContext) -> Outcome:

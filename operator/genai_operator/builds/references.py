@@ -6,6 +6,7 @@ What is wrong with a target or a store is mended there: the build waits for it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from genai_core.errors import GenAIError
 from genai_core.kinds.build import BuildSpec
@@ -30,7 +31,7 @@ from genai_operator.targets.build_targets import BuildTarget, build_target
 __all__ = ["Loader", "SourceAccess", "accesses_of", "begin"]
 
 
-def begin(value: Json) -> BuildPass | Outcome:
+def begin(value: Json, now: datetime) -> BuildPass | Outcome:
     """What a pass works on; the outcome where its spec cannot be read."""
     meta = value["metadata"]
     try:
@@ -45,6 +46,7 @@ def begin(value: Json) -> BuildPass | Outcome:
         generation=meta.get("generation", 0),
         requested=(meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256],
         status=value.get("status") or {},
+        since=now,
     )
     known = None if one.fresh else one.status.get("startedAt")
     unseen = one.status.get("observedGeneration", -1) < 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from genai_core.reasons import Reason
@@ -36,6 +36,7 @@ class Reporter:
     """See the module's docstring."""
 
     def __init__(self, api: Api, observed: Observed) -> None:
+        self._timing = observed.timing
         self._writer = StatusWriter(
             api,
             "genaibuilds",
@@ -49,13 +50,13 @@ class Reporter:
         meta = value["metadata"]
         previous = value.get("status") or {}
         generation = meta.get("generation", 0)
-        status = build_status(outcome, previous, generation=generation, now=datetime.now(UTC))
+        status = build_status(outcome, previous, generation=generation, now=self._timing.now())
         reason = ready_of(status)[1]
         written = await self._writer.write(value, status, warning=reason not in _GOING_WELL)
         if written is Written.NOT:
             return
         if written is Written.OTHERWISE:
-            _count_end(meta, previous, status)
+            _count_end(meta, previous, status, self._timing.now())
             build = f"{meta['namespace']}/{meta['name']}"
             log.info("build changed", extra={"build": build, "reason": reason})
         newer = condition_of(status, "ToolchainOutdated")
@@ -72,7 +73,7 @@ def _stands(status: Mapping[str, Any]) -> tuple[object, ...]:
 
 
 def _count_end(
-    meta: Mapping[str, Any], previous: Mapping[str, Any], status: Mapping[str, Any]
+    meta: Mapping[str, Any], previous: Mapping[str, Any], status: Mapping[str, Any], now: datetime
 ) -> None:
     """A generation came to its end, whatever that is."""
     ready, reason = ready_of(status)
@@ -89,4 +90,4 @@ def _count_end(
     # A spec that changed and was built already: no pass found it unfinished.
     if before is None or before["status"] != "True":
         since = before["lastTransitionTime"] if before else meta["creationTimestamp"]
-        BUILD_SECONDS.observe((datetime.now(UTC) - parse_time(since)).total_seconds())
+        BUILD_SECONDS.observe((now - parse_time(since)).total_seconds())

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from datetime import UTC, datetime
 
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
 from genai_core.names import DRAFT, MODEL, Key, SourceName, TaskId
@@ -227,7 +226,7 @@ class Resolver:
                 attempts,
                 pods,
                 retries=one.spec.run.retries,
-                now=datetime.now(UTC),
+                now=self._observed.timing.now(),
                 owner=one.owner.uid,
                 wanted=request.wanted(one.owner, run=one.spec.run, access=access.access),
                 task_seconds=one.spec.run.active_deadline_seconds,

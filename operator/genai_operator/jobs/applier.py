@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass, replace
 
 from genai_core.kinds.build import Run
@@ -69,7 +68,7 @@ class Applier:
         scope = scope_of(access.address, run)
         name = job_name(request.operation, request.key, scope, request.attempt)
         turn = self._turns.get((request.namespace, name))
-        kept = turn is not None and turn.until > time.monotonic()
+        kept = turn is not None and turn.until > self._observed.timing.monotonic()
         others = kept and turn is not None and turn.uid != owner.uid
         if others or self._observed.is_leaving(request.namespace, name):
             raise Waiting(Reason.PROGRESSING, "an earlier Job is being removed", after=1.0)
@@ -151,7 +150,7 @@ class Applier:
         it was.
         """
         job = found.job
-        now = time.monotonic()
+        now = self._observed.timing.monotonic()
         self._turns = {place: turn for place, turn in self._turns.items() if turn.until > now}
         self._turns[job.namespace, job.name] = _Turn(owner.uid, found.turn, now + _KEPT_SECONDS)
         log.info("job written anew", extra={"job": job.name, "task": job.task})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 from genai_core.canonical import digest_json
 from genai_core.errors import GenAIError, ToolFailed, from_dict
@@ -94,7 +94,7 @@ class HelperJobs:
 
     def may_yet_tell(self, job: JobView) -> bool:
         """It ended a moment ago and its pod was not seen to: they come by different watches."""
-        soon = job.ended_at is not None and datetime.now(UTC) < job.ended_at + _WORDS
+        soon = job.ended_at is not None and self._observed.timing.now() < job.ended_at + _WORDS
         return soon and self.ending(job) is None
 
     async def hear(self, job: JobView) -> HelperAnswer | None:
@@ -105,7 +105,7 @@ class HelperJobs:
         """
         pods = self._observed.pods_of(job.namespace).get(job.name, [])
         ended = [pod for pod in pods if pod.ending is not None and pod.ending.exit_code == 0]
-        if not ended and job.ended_at and datetime.now(UTC) < job.ended_at + _WORDS:
+        if not ended and job.ended_at and self._observed.timing.now() < job.ended_at + _WORDS:
             raise Waiting(Reason.PROGRESSING, f"{job.task} has ended", after=0.5)
         self._heard.add(job.uid)
         for pod in ended:
@@ -172,12 +172,12 @@ class HelperJobs:
             if last.deleting or last.state is JobState.ACTIVE:
                 wanted = request.wanted(owner, run=run, access=access)
                 pods = self._observed.pods_of(namespace).get(last.name, ())
-                found = renewal(last, pods, wanted, now=datetime.now(UTC))
+                found = renewal(last, pods, wanted, now=self._observed.timing.now())
                 if found is not None and found.after <= 0:
                     await self._applier.renew(found, owner)
                 return None
             ending = self.ending(last)
-            now = datetime.now(UTC)
+            now = self._observed.timing.now()
             if ending is None and last.ended_at and now < last.ended_at + _WORDS:
                 return None
             if last.state is JobState.SUCCEEDED and ending is not None and not anew:

@@ -4,7 +4,8 @@ WaitingForAdmission   a queue has not admitted it
 NotAdmitted           the cluster makes no pod of it: a quota, a policy, a missing service account
 Unschedulable         no node takes its pod
 ImagePullFailed       its image does not come
-ContainerNotCreated   its container cannot be made: a Secret, a key of it, is not there
+ContainerNotCreated   its container cannot be made: a Secret, a key of it, is not there; a volume
+                      cannot be mounted, its network not be set up (`standings`)
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ class Standing:
         held: Why a task does not begin though it has a Job; empty if all do.
         after: Seconds until it may stand otherwise though nothing happens.
         podless: The Job that is called so in `held`, where no pod is made of it.
+        creating: A Job and its pod, whose container is being made for long; nothing else holds it.
     """
 
     works: bool
@@ -72,6 +74,7 @@ class Standing:
     held: str = ""
     after: float | None = None
     podless: JobView | None = None
+    creating: tuple[JobView, PodView] | None = None
 
     def message(self, doing: str) -> str:
         """What the build does, and what holds it up."""
@@ -115,7 +118,28 @@ def standing(
             )
     shown = next((hold.message for hold in known if hold.reason != NOT_ADMITTED), "")
     shown = ripe[0].message if ripe else shown
-    return Standing(works=True, reason=Reason.PROGRESSING, held=shown, after=later)
+    creating, ripens = _creating(active, pods, now)
+    if ripens is not None:
+        later = min(later or ripens, ripens)
+    return Standing(
+        works=True, reason=Reason.PROGRESSING, held=shown, after=later, creating=creating
+    )
+
+
+def _creating(
+    active: Sequence[JobView], pods: Mapping[str, Sequence[PodView]], now: datetime
+) -> tuple[tuple[JobView, PodView] | None, float | None]:
+    """The oldest pod whose container is being made for long; and seconds until the next is."""
+    found = [
+        (pod.created_at, (job, pod))
+        for job in active
+        for pod in pods.get(job.name, ())
+        if pod.creating and pod.is_of(job) and not pod.deleting
+    ]
+    young = [(at + _RIPE - now).total_seconds() for at, _ in found if at + _RIPE > now]
+    old = [entry for at, entry in found if at + _RIPE <= now]
+    oldest = min(old, key=lambda entry: entry[1].created_at) if old else None
+    return oldest, min(young, default=None)
 
 
 def hold_of(job: JobView, pods: Sequence[PodView], now: datetime) -> Hold | None:

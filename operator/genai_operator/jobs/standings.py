@@ -1,7 +1,8 @@
-"""How a build's Jobs stand, with the cluster's own words where it makes no pod of one.
+"""How a build's Jobs stand, with the cluster's own words where Events alone have them.
 
-A quota, a policy, a missing account: only the Job controller's Events of the Job say which. They
-are asked for once in a while, of what stands still because of that, and of nothing else.
+No pod is made of a Job: a quota, a policy, a missing account. A pod's container is not made: a
+volume that cannot be mounted, a network that cannot be set up. Events are asked for once in a
+while, of what stands still because of that, and of nothing else.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
 
+from genai_core.reasons import Reason
 from genai_operator.jobs.holds import Standing, standing
 from genai_operator.kube.client import Api, ApiError
 from genai_operator.kube.job import JobView
 from genai_operator.kube.observed import Observed
+from genai_operator.kube.pod import PodView
 
 __all__ = ["Standings"]
 
@@ -36,6 +38,19 @@ _REMEDIES = (
     ("maximum", "change spec.run.resources, or the namespace's LimitRange"),
     ("minimum", "change spec.run.resources, or the namespace's LimitRange"),
 )
+_FAILURES = frozenset(
+    {
+        *("FailedMount", "FailedAttachVolume", "FailedMapVolume"),
+        *("FailedCreatePodSandBox", "FailedPodSandBoxStatus", "NetworkNotReady"),
+    }
+)
+_MADE_BY = (
+    ("secret", "make it, or name another in the ArtifactStore, or in spec.model"),
+    ("configmap", "make it"),
+    ("claim", "change spec.run.scratch.storageClassName, or mend the volume"),
+    ("volume", "change spec.run.scratch.storageClassName, or mend the volume"),
+)
+_NODE = "the node's network or runtime fails: whoever runs the cluster mends that"
 
 
 class Standings:
@@ -47,46 +62,80 @@ class Standings:
         self._api = api
         self._observed = observed
         self._clock = clock
-        self._known: dict[str, tuple[float, str]] = {}
+        self._known: dict[str, tuple[float, str, str]] = {}
 
     async def of(
         self, namespace: str, jobs: Collection[JobView], *, queued: bool = False
     ) -> Standing:
         """Judge the Jobs at whose end a build, or a store, goes on."""
         pods = self._observed.pods_of(namespace)
-        found = standing(jobs, pods, now=datetime.now(UTC), queued=queued)
-        if found.podless is None:
-            return found
-        words = await self._words(found.podless)
+        found = standing(jobs, pods, now=self._observed.timing.now(), queued=queued)
+        if found.podless is not None:
+            return await self._podless(found, found.podless)
+        if found.creating is not None:
+            return await self._creating(found, *found.creating)
+        return found
+
+    async def _podless(self, found: Standing, job: JobView) -> Standing:
+        """With the Job controller's words."""
+        event = await self._event(job, job.uid, _latest_refusal)
+        soon = min(_ASKED_SECONDS, found.after or _ASKED_SECONDS)
+        if not event:
+            return replace(found, after=soon)
+        words = _POD.sub("its pod ", event.removeprefix("Error creating: "))  # its name changes
+        remedy = next((remedy for word, remedy in _REMEDIES if word in words), "")
+        held = f"{job.task} gets no pod: {words}"
+        return replace(found, held=f"{held}; {remedy}" if remedy else held, after=soon)
+
+    async def _creating(self, found: Standing, job: JobView, pod: PodView) -> Standing:
+        """With the kubelet's words, where the last thing it says of the pod is that it failed."""
+        words = await self._event(job, pod.uid, _latest_failure)
         soon = min(_ASKED_SECONDS, found.after or _ASKED_SECONDS)
         if not words:
             return replace(found, after=soon)
-        remedy = next((remedy for word, remedy in _REMEDIES if word in words), "")
-        held = f"{found.podless.task} gets no pod: {words}"
-        return replace(found, held=f"{held}; {remedy}" if remedy else held, after=soon)
+        plain = words.lower()
+        remedy = next((remedy for word, remedy in _MADE_BY if word in plain), _NODE)
+        return replace(
+            found,
+            works=False,
+            reason=Reason.CONTAINER_NOT_CREATED,
+            held=f"{job.task} waits: {words}; {remedy}",
+            after=soon,
+        )
 
     def keep(self, uids: Collection[str]) -> None:
         """Forget Jobs that are gone."""
         for uid in self._known.keys() - set(uids):
             del self._known[uid]
 
-    async def _words(self, job: JobView) -> str:
-        """Why no pod is made of it; empty where nobody says, or it may not be read."""
-        at, known = self._known.get(job.uid, (float("-inf"), ""))
-        if self._clock() - at < _ASKED_SECONDS:
+    async def _event(
+        self, job: JobView, about: str, choose: Callable[[list[dict[str, Any]]], str]
+    ) -> str:
+        """What Events say of a Job or its pod; empty where nobody says, or they may not be read."""
+        at, uid, known = self._known.get(job.uid, (float("-inf"), "", ""))
+        if uid == about and self._clock() - at < _ASKED_SECONDS:
             return known
         try:
             events, _ = await self._api.list(
-                "events", namespace=job.namespace, about=job.uid, most=_MOST_EVENTS
+                "events", namespace=job.namespace, about=about, most=_MOST_EVENTS
             )
         except (ApiError, aiohttp.ClientError, TimeoutError):
             events = []
-        failed = [event for event in events if event.get("reason") == "FailedCreate"]
-        words = str(max(failed, key=_seen_at).get("message", "")) if failed else ""
-        words = " ".join(words.split()).removeprefix("Error creating: ")[:_MOST_WORDS]
-        words = _POD.sub("its pod ", words)  # each try has another name
-        self._known[job.uid] = (self._clock(), words)
+        words = " ".join(choose(events).split())[:_MOST_WORDS]
+        self._known[job.uid] = (self._clock(), about, words)
         return words
+
+
+def _latest_refusal(events: list[dict[str, Any]]) -> str:
+    failed = [event for event in events if event.get("reason") == "FailedCreate"]
+    return str(max(failed, key=_seen_at).get("message", "")) if failed else ""
+
+
+def _latest_failure(events: list[dict[str, Any]]) -> str:
+    """The kubelet's, if it has said nothing else since: what it tries again may have succeeded."""
+    last = max(events, key=_seen_at, default=None)
+    failed = last is not None and last.get("reason") in _FAILURES
+    return str(last.get("message", "")) if last is not None and failed else ""
 
 
 def _seen_at(event: dict[str, Any]) -> str:

@@ -6,7 +6,6 @@ that nobody has seen may be at the Job's tasks, and they must not begin again be
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -53,7 +52,7 @@ class TerminatingJobs:
     async def run(self) -> None:
         """Ask whenever there is something to ask, until cancelled."""
         while True:
-            await asyncio.sleep(_LOOK_SECONDS)
+            await self._observed.timing.sleep(_LOOK_SECONDS)
             try:
                 await self.look()
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:

@@ -23,7 +23,7 @@ def condition(
     return {
         "type": kind,
         "status": status,
-        "reason": reason,
+        "reason": str(reason),
         "message": plain(" ".join(hidden_queries(message).split()))[:MOST_MESSAGE],
         "observedGeneration": generation,
     }

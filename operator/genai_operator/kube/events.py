@@ -57,7 +57,7 @@ async def post_event(
             "namespace": meta.get("namespace", ""),
             "uid": meta["uid"],
         },
-        "reason": reason,
+        "reason": str(reason),
         "message": plain(" ".join(hidden_queries(message).split()))[:MOST_MESSAGE] or reason,
         "type": "Warning" if warning else "Normal",
         "source": {"component": MANAGER},

@@ -7,7 +7,6 @@ fetched, and a watch that keeps missing things is called deaf.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -16,6 +15,7 @@ from genai_operator.kube.build import BuildView
 from genai_operator.kube.cache import Cache
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.pod import PodView, WorkloadView
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Observed"]
 
@@ -26,8 +26,9 @@ _UNSEEN_SECONDS = 3.0
 
 @dataclass
 class Observed:
-    """The mirror."""
+    """The watch cache of all that is watched, and the clocks by which it is judged."""
 
+    timing: Timing = SYSTEM
     builds: Cache[BuildView] = field(default_factory=Cache)
     stores: Cache[dict[str, Any]] = field(default_factory=Cache)
     targets: Cache[dict[str, Any]] = field(default_factory=Cache)
@@ -59,7 +60,7 @@ class Observed:
         unseen = job.state is JobState.ACTIVE and not job.suspended and not self._has_pods(job)
         if unseen or self._runs(job):
             gone = replace(job, state=JobState.ACTIVE, deleting=True)
-            until = time.monotonic() + (_UNSEEN_SECONDS if unseen else 0.0)
+            until = self.timing.monotonic() + (_UNSEEN_SECONDS if unseen else 0.0)
             if job.uid not in self.leaving:
                 self.leaving[job.uid] = (gone, until)
                 if unseen:
@@ -80,7 +81,7 @@ class Observed:
 
     def doubtful(self) -> list[JobView]:
         """Deleted Jobs whose pods should have been seen by now, and were not."""
-        now = time.monotonic()
+        now = self.timing.monotonic()
         known = ((uid, self.leaving[uid]) for uid in self._unseen)
         return [job for _, (job, until) in known if until < now and not self._runs(job)]
 
@@ -92,7 +93,7 @@ class Observed:
         return there and uid not in self.leaving
 
     def _forget_left(self) -> None:
-        now = time.monotonic()
+        now = self.timing.monotonic()
         over = [
             uid
             for uid, (job, until) in self.leaving.items()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
 from genai_core.reasons import Reason
-from genai_core.wire import DEPLOYMENT, ENDING, JOB_NAME, RENDERING, REVISION
+from genai_core.wire import DEPLOYMENT, ENDING, JOB_NAME, RENDERING, REVISION, STAGE_CONTAINER
 from genai_operator.kube.times import parse_time
 
 __all__ = ["Ending", "PodView", "WorkloadView", "ending_note", "pod_view", "workload_view"]
@@ -29,6 +31,13 @@ _PULLS = {
     *("ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed"),
 }
 
+_ABSENT = ("code = notfound", ": not found", "manifest unknown", "name unknown")
+"""What containerd and CRI-O make of a registry's 404."""
+_NOT_OF_THE_IMAGE = (
+    *("denied", "unauthorized", "authoriz", "authentication", "forbidden", "credential"),
+    *("401", "403", "no match for platform", "no such host", "timeout", "refused"),
+)
+_DIGEST = re.compile(r"sha256:[0-9a-f]+")
 _NOISE = (", no new claims to deallocate", " no new claims to deallocate", " preemption:")
 """What the scheduler adds is nothing that a user could act on."""
 
@@ -102,6 +111,10 @@ class PodView:
     rendering: str = ""
     ready: bool = False
     restarts: int = 0
+    image: str = ""
+    """Of its container, as its spec names it."""
+    image_absent: bool = False
+    """The registry has answered that there is no such image; see `_is_absent`."""
     owners: frozenset[str] = frozenset()
     """UIDs: its Job's is among them, and another Job may have had that name before."""
 
@@ -119,6 +132,16 @@ class PodView:
     def started(self) -> bool:
         """Its container runs, or did."""
         return self.ended or self.phase not in {"", "Pending"}
+
+    @property
+    def ran(self) -> bool:
+        """Its container has begun, so its image has come."""
+        return self.ending is not None or self.phase in {"Running", "Succeeded"}
+
+    @property
+    def creating(self) -> bool:
+        """It has a node, and its container does not run yet, for a reason that only Events tell."""
+        return bool(self.node) and not self.started and not self.hold
 
     @property
     def succeeded(self) -> bool:
@@ -176,6 +199,7 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
         return None
     ending, waiting = None, _unscheduled(status)
     hold = Reason.UNSCHEDULABLE if waiting else ""
+    image, absent = _image(value), False
     parts = [*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())]
     for container in parts:
         state = container.get("state") or {}
@@ -184,6 +208,7 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
             ending = _ending(ended)
         elif "waiting" in state:
             hold, waiting = _not_started(state["waiting"])
+            absent = hold == Reason.IMAGE_PULL_FAILED and _is_absent(state["waiting"], image)
     return PodView(
         namespace=meta["namespace"],
         name=meta["name"],
@@ -203,6 +228,8 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
         rendering=(meta.get("annotations") or {}).get(RENDERING, ""),
         ready=_is_ready(status),
         restarts=sum(int(part.get("restartCount") or 0) for part in parts),
+        image=image,
+        image_absent=absent,
         owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
     )
 
@@ -234,6 +261,26 @@ def _not_started(waiting: Mapping[str, Any]) -> tuple[str, str]:
         return Reason.IMAGE_PULL_FAILED, words[:_MOST_WORDS]
     words = ": ".join(part for part in (reason, message) if part)
     return Reason.CONTAINER_NOT_CREATED, words[:_MOST_WORDS]
+
+
+def _image(value: Mapping[str, Any]) -> str:
+    containers = (value.get("spec") or {}).get("containers") or ()
+    images = [c.get("image") for c in containers if c.get("name") == STAGE_CONTAINER]
+    return sys.intern(images[0]) if images and isinstance(images[0], str) else ""
+
+
+def _is_absent(waiting: Mapping[str, Any], image: str) -> bool:
+    """Whether the image cannot be had by anybody, whoever runs the pod.
+
+    The registry must have answered that it has no such image (404). One that denies access, or
+    does not answer, says nothing of the image: a pull secret may lack in one namespace. Nor does it
+    count that an image is not made for the node's architecture: its pod may have asked for that.
+    """
+    words = str(waiting.get("message", ""))
+    plain = _DIGEST.sub("", words.replace(image, "")).lower()
+    if not image or image not in words or any(word in plain for word in _NOT_OF_THE_IMAGE):
+        return False
+    return any(word in plain for word in _ABSENT)
 
 
 def _ending(ended: Mapping[str, Any]) -> Ending:

@@ -15,8 +15,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from genai_core.files.deep_json import without_depth
-from genai_core.wire import GROUP, JOB_NAME, MANAGED, REQUESTED_AT
+from genai_core.wire import GROUP, JOB_NAME, MANAGED, REQUESTED_AT, STAGE_CONTAINER
 from genai_operator.kube.resources import watched
 from genai_operator.kube.values import Json
 
@@ -66,6 +65,8 @@ def lean(plural: str, value: Mapping[str, Any]) -> Json:
         template = (value.get("spec") or {}).get("template")
         if isinstance(template, Mapping):
             found["spec"]["template"] = {"spec": _words(template.get("spec"))}
+        if plural == "pods":
+            found["spec"]["containers"] = _stage(value.get("spec"))
         found["status"] = _bounded(value.get("status"), _MOST_STATUS)
         return found
     request = (meta.get("annotations") or {}).get(REQUESTED_AT)
@@ -124,6 +125,17 @@ def _words(part: Any) -> Json:
     if isinstance(conditions, list):
         found["conditions"] = _bounded({"of": conditions}, _MOST_NOTE).get("of", [])
     return found
+
+
+def _stage(spec: Any) -> list[Json]:
+    """Name and image of a stage's container."""
+    containers = spec.get("containers") if isinstance(spec, Mapping) else None
+    for container in containers if isinstance(containers, list) else ():
+        image = container.get("image")
+        named = container.get("name") == STAGE_CONTAINER
+        if named and isinstance(image, str) and len(image) <= _MOST_WORD:
+            return [{"name": STAGE_CONTAINER, "image": image}]
+    return []
 
 
 def _bounded(part: Any, most: int) -> Json:
@@ -228,11 +240,6 @@ class Listing:
             value, end = self._scan(self._text, self._at)
         except json.JSONDecodeError:
             return False
-        except RecursionError:
-            cut = without_depth(self._text, self._at)
-            if cut is None:
-                return False
-            value, end = json.loads(cut[0]), cut[1]
         if end == len(self._text):  # a number may go on
             return False
         self._at = end

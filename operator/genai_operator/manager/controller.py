@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -34,6 +33,7 @@ from genai_operator.metrics import (
 )
 from genai_operator.settings import Settings
 from genai_operator.threads import Threads
+from genai_operator.timing import SYSTEM, Cost, Metered, Timing
 
 __all__ = ["Controller"]
 
@@ -57,16 +57,17 @@ _MOST_SLOW = 64
 class Controller:
     """See the module's docstring."""
 
-    def __init__(self, api: Api, settings: Settings) -> None:
+    def __init__(self, api: Api, settings: Settings, *, timing: Timing = SYSTEM) -> None:
         self._settings = settings
-        self.observed = Observed()
+        self._timing = timing
+        self.observed = Observed(timing)
         self.queue: WorkQueue[Ref] = WorkQueue(
             waited=self._waited, group=lambda ref: ref.namespace or None
         )
         self._threads = Threads()
         self._slow: set[asyncio.Task[None]] = set()
         self._leading: Callable[[], bool] = lambda: False
-        self._working_since = time.monotonic()
+        self._working_since = self._timing.monotonic()
         kinds = kinds_of(api, settings, self.observed, wake=self.queue.add)
         self.kinds = {kind.plural: kind for kind in kinds}
         self._intakes: dict[str, Intake] = {kind.plural: KindIntake(kind) for kind in kinds}
@@ -144,8 +145,8 @@ class Controller:
     async def _worker(self, leading: Callable[[], bool]) -> None:
         while True:
             if not leading():
-                self._working_since = time.monotonic()
-                await asyncio.sleep(0.2)
+                self._working_since = self._timing.monotonic()
+                await self._timing.sleep(0.2)
                 continue
             ref = await self.queue.get()
             if not leading():
@@ -170,13 +171,13 @@ class Controller:
             raise
 
     async def _work(self, ref: Ref) -> None:
-        began, cost, result = time.monotonic(), time.process_time(), "ok"
+        began, cost, result = self._timing.monotonic(), Cost(), "ok"
+        reconciler = self.kinds[ref.plural].reconciler
         try:
             async with asyncio.timeout(_LONGEST_PASS):
                 with self._threads.working_on(ref):
-                    after = await self.kinds[ref.plural].reconciler.reconcile(
-                        ref.namespace, ref.name
-                    )
+                    work = reconciler.reconcile(ref.namespace, ref.name)
+                    after = await Metered(work, cost, self._timing)
         except asyncio.CancelledError:
             self.queue.done(ref)
             raise
@@ -189,14 +190,16 @@ class Controller:
             pause = self.queue.failed(ref)
             log.exception("a pass failed", extra={"ref": str(ref), "in": pause})
         else:
-            self.queue.done(ref, rest=_rest(time.process_time() - cost))
+            self.queue.done(ref, rest=_rest(cost.seconds))
             if after is not None:
                 self.queue.add(ref, after=after)
-        RECONCILE_SECONDS.labels(kind=ref.plural, result=result).observe(time.monotonic() - began)
+        RECONCILE_SECONDS.labels(kind=ref.plural, result=result).observe(
+            self._timing.monotonic() - began
+        )
 
     async def _upkeep(self, leading: Callable[[], bool]) -> None:
         while True:
-            await asyncio.sleep(_UPKEEP_SECONDS)
+            await self._timing.sleep(_UPKEEP_SECONDS)
             try:
                 self.upkeep.count(self.due)
                 for kind in self.kinds.values():
@@ -210,7 +213,7 @@ class Controller:
 
     def _waited(self, ref: Ref, seconds: float) -> None:
         """What a replica holds without working on it, another one has long been at."""
-        working = time.monotonic() - self._working_since
+        working = self._timing.monotonic() - self._working_since
         QUEUE_SECONDS.labels(kind=ref.plural).observe(min(seconds, working))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from genai_core.names import Key
@@ -63,7 +63,7 @@ class Upkeep:
     async def clear(self) -> None:
         """Remove what nobody needs any more, and give up what is lost."""
         phases = {build.uid: build.phase for build in self._observed.builds}
-        for job in outlived(self._observed.jobs, phases, datetime.now(UTC)):
+        for job in outlived(self._observed.jobs, phases, self._observed.timing.now()):
             await self._delete(job)
         await self._give_up_lost_pods()
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
 from genai_core.errors import BadInput, GenAIError
 from genai_core.helper_jobs import CollectFile, ProbeFile
@@ -91,7 +89,7 @@ class StoreReconciler:
     def doubt(self, namespace: str, name: str) -> None:
         """Somebody has met a fault of a store: it is tried, unless it was a moment ago."""
         last = self._tried.get((namespace, name), float("-inf"))
-        if time.monotonic() - last < _DOUBT_SECONDS:
+        if self._observed.timing.monotonic() - last < _DOUBT_SECONDS:
             return
         self._doubted.add((namespace, name))
         self._wake(Ref("artifactstores", namespace, name))
@@ -101,7 +99,7 @@ class StoreReconciler:
         value = self._observed.stores.get(namespace, name)
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None
-        began = self._tried[namespace, name] = time.monotonic()
+        began = self._tried[namespace, name] = self._observed.timing.monotonic()
         context = StoreContext(value)
         result = await run_steps(context, (self._open, self._try, self._clean), meaning=_meaning)
         stands = value.get("status") or {}
@@ -114,7 +112,7 @@ class StoreReconciler:
             members["capabilities"] = {"conditionalWrites": context.conditional_writes}
             if context.collected:
                 members["collected"] = context.collected
-        status = plain_status(result, value, datetime.now(UTC), waits="False", **members)
+        status = plain_status(result, value, self._observed.timing.now(), waits="False", **members)
         loud = not (good and context.conditional_writes) and ready_of(status)[0] != "Unknown"
         await self._writer.write(value, status, warning=loud)
         if good:
@@ -123,7 +121,7 @@ class StoreReconciler:
         if isinstance(result, Wait) and result.works:
             return _AGAIN_UNREADY
         # One that hangs until it fails must not keep the workers from other tenants' objects.
-        hung = time.monotonic() - began
+        hung = self._observed.timing.monotonic() - began
         return min(max(_AGAIN_UNREADY, _SHARE * hung), _AGAIN_HANGING)
 
     async def _open(self, context: StoreContext) -> Result:
@@ -190,7 +188,7 @@ class StoreReconciler:
         last: Json | None = status.get("collected")
         if not self._collect_seconds:
             return last
-        now = datetime.now(UTC)
+        now = self._observed.timing.now()
         since = parse_time(last["at"] if last else meta["creationTimestamp"])
         if (now - since).total_seconds() < self._collect_seconds:
             return last
