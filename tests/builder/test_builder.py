@@ -17,9 +17,17 @@ from genai_builder.gen_ai_api.executors.gen_ai_executor import (
     GenerationExecutionResult,
 )
 from genai_builder.gen_ai_api.gen_ai_builder_factory import GenAIBuilderFactory
-from genai_builder.modules.lora.lora_config import AdapterRunConfig, UseCaseRunConfig
+from genai_builder.modules.lora.lora_config import (
+    AdapterConfig,
+    AdapterRunConfig,
+    LoraBuilderInputConfig,
+    LoraConfig,
+    UseCaseInputConfig,
+    UseCaseRunConfig,
+    serialize_lora_input_config,
+)
 from genai_core.canonical import digest_file
-from genai_core.errors import BadInput, BadModel, UnknownTarget
+from genai_core.errors import BadInput, BadModel, InvalidSpec, UnknownTarget
 from genai_runtime import container as containers
 
 ROOT = Path(__file__).parents[2]
@@ -240,3 +248,48 @@ def test_build_raises_what_genai_build_would_say(model: Path, tmp_path: Path) ->
     builder.set_conversion_options({"float_fallback": True})
     with pytest.raises(BadModel, match=r"model\.onnx"):
         builder.build()
+
+
+def test_lora_config_builds_the_adapters_of_the_vendor_s_classes(
+    adapters: GenAIContainer, tmp_path: Path
+) -> None:
+    """By object and by path: what the example's adapters.yaml says."""
+    example = ROOT / "examples" / "tiny-llama"
+    source = shutil.copytree(example / "model", tmp_path / "model")
+    folders = {"c-headers": "c-headers-r8", "uppercase": "uppercase-r16"}
+    for folder in folders.values():
+        shutil.copytree(example / "adapters" / folder, source / "adapters" / folder)
+    files = {
+        name: f"{source}/adapters/{folder}/adapter_config.json" for name, folder in folders.items()
+    }
+    (source / "mapping.json").write_text("{}")
+    config = LoraConfig(
+        adapter=[AdapterConfig(name=name, adapter_lora_config=[f]) for name, f in files.items()],
+        attach_point_onnx_mapping=f"{source}/mapping.json",
+        use_cases=[
+            UseCaseInputConfig(
+                name="loud-headers", adapter_names=list(folders), adapter_alphas=[0.5, 0.5],
+                model="model.onnx", encodings="model.encodings",
+            )  # type: ignore[call-arg] - by name or by alias
+        ],
+    )  # type: ignore[call-arg]  # fmt: skip
+    builder = GenAIBuilderFactory.create(source, "CPU")
+    builder.lora_config = LoraBuilderInputConfig(lora_config_obj=config, alpha_tensor_name="alpha")
+    by_object = builder.to_spec()["spec"]["lora"]
+    assert [one["name"] for one in by_object["adapters"]] == ["c-headers", "uppercase"]
+    assert by_object["useCases"] == [
+        {"name": "loud-headers", "adapters": [{"name": "c-headers", "alpha": "0.5"},
+                                              {"name": "uppercase", "alpha": "0.5"}]}
+    ]  # fmt: skip
+    path = serialize_lora_input_config(config, source / "lora")
+    builder.lora_config = LoraBuilderInputConfig(lora_config_path=path, alpha_tensor_name="alpha")
+    assert builder.to_spec()["spec"]["lora"] == by_object
+    assert {a["name"] for a in by_object["adapters"]} == set(adapters._opened.adapters().adapters)
+    with pytest.raises(InvalidSpec, match="create_lora_graph: these adapters are PEFT folders"):
+        builder.lora_config = LoraBuilderInputConfig(
+            lora_config_path=path, alpha_tensor_name="alpha", create_lora_graph=False
+        )
+    with pytest.raises(InvalidSpec, match="cpu containers alone"):
+        GenAIBuilderFactory.create(source, "HTP").lora_config = builder.lora_config
+    builder.lora_config = None
+    assert "lora" not in builder.to_spec()["spec"]

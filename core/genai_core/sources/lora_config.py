@@ -24,7 +24,7 @@ from genai_core.files.paths import inside, links_may_reach
 from genai_core.kinds.yaml_documents import load_documents
 from genai_core.sources.adapter_files import ADAPTER_ROLES
 
-__all__ = ["lora_of_config"]
+__all__ = ["lora_of_config", "lora_of_content"]
 
 _FOREIGN = re.compile(r"[^a-z0-9.-]+")
 _MOST = 64
@@ -58,7 +58,21 @@ def lora_of_config(root: Path, name: str) -> dict[str, Any]:
             remedy="name a file below the model's source",
         ) from error
     documents = load_documents(text.decode(errors="replace"), name=str(path))
-    content = documents[0].value if documents else None
+    return lora_of_content(documents[0].value if documents else None, root, path, where=where)
+
+
+def lora_of_content(content: Any, root: Path, path: Path, *, where: str) -> dict[str, Any]:
+    """What the content of a file means, as fields of `spec.lora`.
+
+    Args:
+        content: As YAML reads it.
+        root: Folder of the model's source.
+        path: The file; relative paths count from its folder.
+        where: For messages.
+
+    Raises:
+        InvalidSpec: It is of neither form, or names what is not there; with the field.
+    """
     if isinstance(content, dict) and "use_case" in content:
         return _importer_form(root, path, content, where)
     if isinstance(content, dict) and ("use-case" in content or "adapter" in content):

@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from genai_builder import options as vendor
 from genai_builder.gen_ai_api.containers.gen_ai_container import GenAIContainer, LLMContainer
 from genai_builder.model_files import ModelFiles
+from genai_builder.modules.lora.lora_config import LoraBuilderInputConfig, lora_content
 from genai_builder.temporary import HeldFolder
 from genai_cli.build.local_build import make_containers
 from genai_cli.settings import read_settings
@@ -26,11 +27,11 @@ from genai_core.errors import InvalidSpec
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import GenAIBuild
 from genai_core.kinds.reading import read_model, with_local_source
+from genai_core.sources.lora_config import lora_of_config, lora_of_content
 
 __all__ = ["GenAIBuilder", "GenAIBuilderCPU", "GenAIBuilderHTP"]
 
 _REFUSED = {
-    "lora_config": "adapters come from PEFT folders, in spec.lora of a GenAIBuild",
     "speculative_config": "the server and `genai run` choose how to speculate",
     "embedding": "the embedding table is the model's",
     "embeddings": "the embedding table is the model's",
@@ -50,6 +51,7 @@ class GenAIBuilder:
         self._store = os.fspath(cache_root) if cache_root else read_settings(os.environ).store
         self._fields: vendor.Fields = {}
         self._targets: list[str] = []
+        self._lora: LoraBuilderInputConfig | None = None
         self.parallel_build = True
         """Tasks run side by side; False: one after the other."""
         self.max_workers: int | None = None
@@ -147,6 +149,32 @@ class GenAIBuilder:
             self._fields.pop(path, None)
         else:
             self._fields[path] = self._model.inside(Path(value), "encodings_path")
+
+    @property
+    def lora_config(self) -> LoraBuilderInputConfig | None:
+        """Adapters of a cpu container."""
+        return self._lora
+
+    @lora_config.setter
+    def lora_config(self, value: LoraBuilderInputConfig | None) -> None:
+        path = ("lora",)
+        if value is None:
+            self._fields.pop(path, None)
+        else:
+            self._fields[path] = self._adapters(value)
+        self._lora = value
+
+    def _adapters(self, config: LoraBuilderInputConfig) -> dict[str, Any]:
+        """What spec.lora says for it.
+
+        Raises:
+            InvalidSpec: It cannot be read, or names what is not there, or this is no cpu builder.
+        """
+        raise InvalidSpec(
+            "adapters are built into cpu containers alone",
+            where="lora_config",
+            remedy='leave it out, or create the builder with backend_type="CPU"',
+        )
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set a setting.
@@ -266,3 +294,23 @@ class GenAIBuilderCPU(GenAIBuilder):
                 remedy='leave set_targets out, or create the builder with backend_type="HTP"',
             )
         return "cpu"
+
+    def _adapters(self, config: LoraBuilderInputConfig) -> dict[str, Any]:
+        root = self._model.source
+        if config.lora_config_obj is not None:
+            content = lora_content(config.lora_config_obj)
+            found = lora_of_content(
+                content, root, root / "lora_config.yaml", where="lora_config_obj"
+            )
+        else:
+            name = self._model.inside(Path(str(config.lora_config_path)), "lora_config_path")
+            found = lora_of_config(root, name)
+        if config.create_lora_graph != found.get("createGraph", True):
+            raise InvalidSpec(
+                "these adapters are weights of inputs that the model has"
+                if config.create_lora_graph
+                else "these adapters are PEFT folders, for which branches are made",
+                where="create_lora_graph",
+                remedy=f"set it to {not config.create_lora_graph}",
+            )
+        return found

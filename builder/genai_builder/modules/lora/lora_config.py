@@ -31,6 +31,7 @@ __all__ = [
     "UseCaseRunConfig",
     "get_adapter_count_by_use_case",
     "load_use_case_config",
+    "lora_content",
     "read_lora_config",
     "serialize_lora_adapter_weight_config",
     "serialize_lora_importer_config",
@@ -289,30 +290,22 @@ def serialize_lora_input_config(
     """
     folder = Path(base_directory)
     folder.mkdir(parents=True, exist_ok=True)
-    adapters = []
-    for adapter in lora_config.adapter:
-        files = []
-        for number, part in enumerate(adapter.adapter_lora_config):
-            if isinstance(part, AdapterParamsConfig):
-                tail = f"_{number}" if len(adapter.adapter_lora_config) > 1 else ""
-                path = folder / f"{_file_name(adapter.name)}{tail}.json"
-                path.write_text(json.dumps(part.model_dump(), indent=1) + "\n", encoding="utf-8")
-                files.append(str(path))
-            else:
-                files.append(part)
-        adapters.append({"name": adapter.name, "adapter_lora_config": files})
+    content = lora_content(lora_config)
+    for adapter in content["adapter"]:
+        for number, part in enumerate(adapter["adapter_lora_config"]):
+            if isinstance(part, dict):
+                tail = f"_{number}" if len(adapter["adapter_lora_config"]) > 1 else ""
+                path = folder / f"{_file_name(adapter['name'])}{tail}.json"
+                path.write_text(json.dumps(part, indent=1) + "\n", encoding="utf-8")
+                adapter["adapter_lora_config"][number] = str(path)
     path = folder / "lora_config.yaml"
-    _write_yaml(
-        str(path),
-        {
-            "adapter": adapters,
-            "attach_point_onnx_mapping": lora_config.attach_point_onnx_mapping,
-            "use-case": [
-                case.model_dump(by_alias=True, exclude_none=True) for case in lora_config.use_cases
-            ],
-        },
-    )
+    _write_yaml(str(path), content)
     return str(path)
+
+
+def lora_content(lora_config: LoraConfig) -> dict[str, Any]:
+    """What stands in `lora_config.yaml`, by the names of the file."""
+    return lora_config.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
 def _file_name(name: str) -> str:
