@@ -18,6 +18,7 @@ from genai_operator.deployments.checks import (
 from genai_operator.deployments.manifests import Served, manifests, rendering_of, selector
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
+from genai_runtime.speculation.config import named_config
 
 IMAGE = f"registry.example/serving@sha256:{'1' * 64}"
 REVISION = f"sha256:{'a' * 64}"
@@ -137,6 +138,7 @@ CHANGES: dict[str, Any] = {
     "server.prefixCacheMiB": {"server": {"prefixCacheMiB": 1}},
     "server.threads": {"server": {"threads": 3}},
     "adapters": {"adapters": [{"name": "c"}]},
+    "speculation": {"speculation": {"method": "Ngram"}},
     "rollout.strategy": {"rollout": {"strategy": "Recreate"}},
     "rollout.maxSurge": {"rollout": {"maxSurge": 2}},
     "rollout.maxUnavailable": {"rollout": {"maxUnavailable": 1}},
@@ -170,6 +172,14 @@ def test_rendering_tells_pods_of_one_spec_from_those_of_another() -> None:
     assert of() != of(server={"threads": 2})
 
 
+@pytest.mark.parametrize("method", ["DraftModel", "Ngram", "Lookahead"])
+def test_speculation_is_written_as_the_server_reads_it(method: str) -> None:
+    wanted = {"method": method, "numSpeculativeTokens": 2, "adaptive": False}
+    found = named_config(arguments(speculation=wanted)["--speculation"])
+    assert (found.num_speculative_tokens, found.adaptive) == (2, False)
+    assert found.names == ({"DraftModel": "draft_model"}.get(method, method.lower()),)
+
+
 def test_threads_follow_the_limit_of_the_processor() -> None:
     assert "--threads" not in arguments()
     assert arguments(resources={"limits": {"cpu": "1500m"}})["--threads"] == "2"
@@ -189,7 +199,7 @@ def test_memory_is_sized_from_the_container_and_given_is_given() -> None:
 
 NOT_YET: dict[str, Any] = {
     "spec.server.systemPrompts": {"server": {"systemPrompts": ["x"]}},
-    "spec.speculation": {"speculation": {"method": "Ngram"}},
+    "spec.speculation.method Eagle": {"speculation": {"method": "Eagle"}},
     "spec.adapters[0].source": {"adapters": [{"name": "a", "source": "s3://a/b"}]},
 }
 

@@ -7,19 +7,26 @@ replays the golden prompts and only then listens. Both pass Pod Security `restri
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from genai_core.canonical import digest_json
 from genai_core.kinds.base import API_VERSION, Resources
-from genai_core.kinds.deployment import DeploymentSpec, GoldenTokens, RolloutStrategy
+from genai_core.kinds.deployment import (
+    DeploymentSpec,
+    GoldenTokens,
+    RolloutStrategy,
+    SpeculationMethod,
+    SpeculationRef,
+)
 from genai_core.quantity import amount
 from genai_core.wire import DEPLOYMENT, MANAGED, RENDERING, REVISION
 from genai_operator.jobs.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.kube.values import Json
 
-__all__ = ["SERVER", "Served", "manifests", "rendering_of", "selector"]
+__all__ = ["METHODS", "SERVER", "Served", "manifests", "rendering_of", "selector"]
 
 SERVER = "genai-server"
 _MANAGER = "genai-operator"
@@ -29,6 +36,12 @@ _MIB = 1 << 20
 _ARTIFACT = "/artifact"
 _CACHE = "/cache"
 _KEYS = "/keys"
+METHODS = {
+    SpeculationMethod.DRAFT_MODEL: "draft_model",
+    SpeculationMethod.NGRAM: "ngram",
+    SpeculationMethod.LOOKAHEAD: "lookahead",
+}
+"""Those that servers have -> what they call them."""
 _DRAIN_DELAY = 5
 """Seconds that a pod goes on answering after SIGTERM: until every node knows that it goes."""
 _MARGIN = 5
@@ -284,6 +297,7 @@ def _arguments(served: Served) -> list[str]:
         "prefix-cache-mib": server.prefix_cache_mi_b,
         "drain-seconds": drain,
         "drain-delay-seconds": delay,
+        "speculation": _speculation(spec.speculation),
         "api-keys-folder": _KEYS if spec.expose.api_key_secret_ref is not None else None,
         "termination-log": "/dev/termination-log",
     }
@@ -296,6 +310,19 @@ def _arguments(served: Served) -> list[str]:
     if spec.rollout.golden_tokens is GoldenTokens.REQUIRED:
         found.append("--golden")
     return found
+
+
+def _speculation(wanted: SpeculationRef | None) -> str | None:
+    """As the server's --speculation takes it."""
+    if wanted is None:
+        return None
+    return json.dumps(
+        {
+            "method": METHODS[wanted.method],
+            "num_speculative_tokens": wanted.num_speculative_tokens,
+            "adaptive": wanted.adaptive,
+        }
+    )
 
 
 def _cores(resources: Resources) -> int | None:
