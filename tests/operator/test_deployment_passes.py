@@ -283,6 +283,10 @@ def test_a_wrong_revision_is_rolled_back_and_not_tried_again(room: Room) -> None
         assert room.ready == ("False", "RolloutFailed")
         assert room.applied == A
     assert "was rolled back" in room.message
+    room.spec = {**room.spec, "replicas": 3}  # an autoscaler asks for nothing new
+    room.generation += 1
+    room.go()
+    assert room.applied == A
     assert room.status["rejected"][0]["revision"] == B
     # Until the user asks again, or the build makes another one.
     room.annotations = {"genai-operator.dev/requestedAt": "now"}

@@ -278,6 +278,8 @@ class DeploymentStatus(KindModel):
     """Image of the server. It changes with the spec or requestedAt, never by an upgrade alone."""
     requested_at: ShortText = ""
     """The annotation requestedAt that this status is of."""
+    asked: ShortText = ""
+    """Digest of the spec without replicas: server and rejected hold for it, at any scale."""
     containers: Annotated[list[ServedContainer], Field(max_length=4)] = Field(default_factory=list)
     """Where what status.revision names lies."""
     adapters: Annotated[list[AdapterStatus], Field(max_length=64)] = Field(default_factory=list)

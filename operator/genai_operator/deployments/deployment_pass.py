@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from genai_core.canonical import digest_json
 from genai_core.kinds.deployment import DeploymentSpec, ServedContainer
 from genai_core.kinds.reading import read_served
 from genai_core.wire import REQUESTED_AT
@@ -21,7 +22,8 @@ class DeploymentPass:
     """One pass.
 
     Attributes:
-        fresh: Spec or requestedAt changed since the status was written: nothing is rejected any
+        asked: Digest of the spec without replicas.
+        fresh: That or requestedAt changed since the status was written: nothing is rejected any
             more, and the server's image is the current one.
         known: Containers that the status names.
         wanted: Revision that this pass applied, or would have.
@@ -38,6 +40,7 @@ class DeploymentPass:
     owner: Owner
     status: Mapping[str, Any]
     requested: str
+    asked: str
     fresh: bool
     known: list[ServedContainer]
     rejected: list[dict[str, str]]
@@ -70,10 +73,9 @@ def begin(value: Json) -> DeploymentPass:
     meta, status = value["metadata"], value.get("status") or {}
     spec = read_served(DeploymentSpec, value["spec"], where="spec")
     requested = (meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256]
-    same = (status.get("observedGeneration"), status.get("requestedAt", "")) == (
-        meta.get("generation", 0),
-        requested,
-    )
+    asked = digest_json(spec.model_copy(update={"replicas": None}).canonical())[:16]
+    # An autoscaler changes the spec, too, and asks for nothing new.
+    same = (status.get("asked"), status.get("requestedAt", "")) == (asked, requested)
     known = []
     for entry in status.get("containers") or ():
         try:
@@ -87,6 +89,7 @@ def begin(value: Json) -> DeploymentPass:
         owner=Owner(meta["name"], meta["uid"], "GenAIDeployment"),
         status=status,
         requested=requested,
+        asked=asked,
         fresh=not same,
         known=known,
         rejected=[dict(entry) for entry in status.get("rejected") or ()] if same else [],

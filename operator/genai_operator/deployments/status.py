@@ -175,6 +175,7 @@ def _members(
     kept = containers.kept([wanted, current, verdict.good], one.known)
     found: Json = {
         "requestedAt": one.requested,
+        "asked": one.asked,
         "server": one.server or one.status.get("server"),
         "revision": {name: text for name, text in revisions.items() if text},
         "rejected": one.rejected,
