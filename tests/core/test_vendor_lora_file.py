@@ -89,6 +89,18 @@ def test_builders_form_is_adapters_and_the_use_cases_that_are_more_than_one(root
     assert found["useCases"] == [{"name": "elementary-long", "adapters": worn}]
 
 
+def test_builders_form_takes_an_adapter_without_a_folder_from_its_use_cases_graph(
+    root: Path,
+) -> None:
+    adapters = [{"name": "long", "adapter_lora_config": [{"rank": 16}]}, builder()["adapter"][1]]
+    alone = {"name": "long", "adapter_names": ["long"], "model_name": "onnx/other.onnx"}
+    found = read(root, builder(adapter=adapters, **{"use-case": [alone, builder()["use-case"][1]]}))
+    assert found["adapters"][0] == {
+        "name": "long", "source": str(root), "graph": "onnx/other.onnx",
+    }  # fmt: skip
+    assert [worn["name"] for worn in found["useCases"][0]["adapters"]] == ["elementary", "long"]
+
+
 def use(**changes: Any) -> dict[str, Any]:
     return {"name": "x", "adapter_names": ["long"], "adapter_alphas": [0.5], **changes}
 

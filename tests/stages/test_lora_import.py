@@ -351,8 +351,10 @@ def test_import_warns_when_the_adapter_names_another_base(
         {"model.layers.0.self_attn.q_proj": (64, 64)},
         base_model_name_or_path=trained_on,
     )
-    (tmp_path / "assets").mkdir()
-    (tmp_path / "assets" / "config.json").write_text(json.dumps({"_name_or_path": called}))
+    (tmp_path / "assets" / "assets").mkdir(parents=True)
+    (tmp_path / "assets" / "assets" / "config.json").write_text(
+        json.dumps({"_name_or_path": called})
+    )
     (tmp_path / "out").mkdir()
     inputs = {"adapter": tmp_path / "a", "core": core("llama")}
     context = Context(scratch=tmp_path)

@@ -34,6 +34,9 @@ class AdapterSource(KindModel):
     weights: FileName | None = None
     """With createGraph: false, the adapter's .safetensors below the source, by the names of the
     model's LoRA inputs, as AIMET exports it; left out: PEFT's two files."""
+    graph: FileName | None = None
+    """The model's ONNX with this adapter's branches in it, below the source: one graph for each use
+    case, as the vendor's third form has them. Its base must equal the model."""
     encodings: FileName | None = None
     """AIMET's encodings of these weights, below the source."""
     secret_ref: SecretRef | None = None
@@ -45,6 +48,8 @@ class AdapterSource(KindModel):
     def _encodings_of_weights(self) -> Self:
         if self.encodings is not None and self.weights is None:
             raise ValueError("encodings are those of weights: name the .safetensors file there")
+        if self.graph is not None and self.weights is not None:
+            raise ValueError("weights and graph are two forms of an adapter: keep one")
         return self
 
 

@@ -6,10 +6,17 @@ from pathlib import Path
 
 from genai_core.errors import BadAdapter
 from genai_core.files.paths import inside, links_may_reach
-from genai_core.sources.source_files import Digests, SourceFacts, SourceFile
+from genai_core.sources.source_files import (
+    Digests,
+    SourceFacts,
+    SourceFile,
+    data_file,
+    data_locations,
+)
 
 __all__ = [
     "ADAPTER_ENCODINGS_ROLE",
+    "ADAPTER_GRAPH_ROLE",
     "ADAPTER_ROLES",
     "ADAPTER_WEIGHTS_ROLE",
     "inspect_adapter",
@@ -22,6 +29,9 @@ ADAPTER_WEIGHTS_ROLE = "lora.safetensors"
 called."""
 ADAPTER_ENCODINGS_ROLE = "lora.encodings"
 """Encodings of these."""
+ADAPTER_GRAPH_ROLE = "lora.onnx"
+"""The model's graph with the adapter's branches in it; its data lies beside it under the names
+that it gives them."""
 
 
 def inspect_adapter(
@@ -32,6 +42,7 @@ def inspect_adapter(
     pin: str | None = None,
     weights: str | None = None,
     encodings: str | None = None,
+    graph: str | None = None,
 ) -> SourceFacts:
     """Find an adapter's files and their digests.
 
@@ -43,15 +54,20 @@ def inspect_adapter(
         weights: A .safetensors file in it, by the names of the model's inputs; None = PEFT's two
             files.
         encodings: Of these weights; None = there are none.
+        graph: An ONNX file in it, of the model with this adapter.
 
     Raises:
         BadAdapter: A file is missing or unreadable, or the content is not what is pinned.
     """
-    named = {ADAPTER_WEIGHTS_ROLE: weights, ADAPTER_ENCODINGS_ROLE: encodings}
+    named = {
+        ADAPTER_WEIGHTS_ROLE: weights,
+        ADAPTER_ENCODINGS_ROLE: encodings,
+        ADAPTER_GRAPH_ROLE: graph,
+    }
     paths = {role: root / name for role, name in named.items() if name is not None}
     paths = paths or {name: root / name for name in ADAPTER_ROLES}
     lacking = [path.name for path in paths.values() if not path.is_file()]
-    if lacking and weights is not None:
+    if lacking and (weights or graph) is not None:
         raise BadAdapter(
             f"it holds no {' and no '.join(lacking)}",
             where=f"{where}: {root}",
@@ -66,6 +82,9 @@ def inspect_adapter(
             remedy="name the folder that save_pretrained(..., safe_serialization=True) wrote",
         )
     try:
+        if graph is not None:
+            onnx = paths[ADAPTER_GRAPH_ROLE]
+            paths |= {name: data_file(onnx, name) for name in data_locations(onnx)}
         for path in paths.values():
             inside(path, links_may_reach(root), str(path))
         files = {

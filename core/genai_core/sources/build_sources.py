@@ -59,7 +59,7 @@ def sources_of(spec: BuildSpec) -> tuple[BuildSource, ...]:
                 adapter.digest,
                 {
                     name: file
-                    for name in ("weights", "encodings")
+                    for name in ("weights", "encodings", "graph")
                     if (file := getattr(adapter, name)) is not None
                 },
             )

@@ -6,9 +6,10 @@ the names of the model's LoRA inputs. The builder's has `adapter: [{name, adapte
 `use-case: [{name, adapter_names, adapter_alphas, model_name, quant_overrides}]` and
 `attach_point_onnx_mapping`, torch module -> ONNX node.
 
-Adapters of the second form are PEFT folders here: an `adapter_lora_config` that is a file with
-`adapter_model.safetensors` beside it. A mapping is compared with what the import does by itself,
-which goes by the same names: a node elsewhere than its module is refused, never taken.
+Adapters of the second form are PEFT folders (an `adapter_lora_config` that is a file with
+`adapter_model.safetensors` beside it), or stand in the graph of a use case that has no other
+adapter. A mapping is compared with what the import does by itself, which goes by the same names: a
+node elsewhere than its module is refused, never taken.
 """
 
 from __future__ import annotations
@@ -120,20 +121,24 @@ def _builder_form(root: Path, path: Path, content: Mapping[str, Any], where: str
         found = _peft_folder(path, one.get("adapter_lora_config"), place)
         if found is not None:
             folders[_text(one, "name", place)] = found
+    graphs: dict[str, dict[str, str]] = {}
     cases: list[dict[str, Any]] = []
     used: dict[str, None] = {}
     for number, case in enumerate(_objects(content, "use-case", where)):
         place = f"{where}: use-case[{number}]"
         _refuse_unknown(case, _KNOWN_USE, place)
         names, alphas = _worn(case, place)
+        if len(names) == 1 and names[0] not in folders and case.get("model_name") is not None:
+            file = _below(root, path, case["model_name"], f"{place}.model_name")
+            graphs[names[0]] = {"source": str(root), "graph": file}
         for name in names:
-            if name not in folders:
+            if name not in folders and name not in graphs:
                 raise InvalidSpec(
                     f"the adapter {name} has no weights: none of its adapter_lora_config is a file "
                     f"beside {ADAPTER_ROLES[1]}",
                     where=f"{place}.adapter_names",
-                    remedy="name the adapter_config.json of its PEFT folder there; adapters whose "
-                    "weights stand in a graph of the use case's own are not read",
+                    remedy="name the adapter_config.json of its PEFT folder there, or put a use "
+                    "case of it alone before, with the graph that its weights stand in",
                 )
         used |= dict.fromkeys(names)
         if names == [_text(case, "name", place)] and alphas == ["1.0"]:
@@ -141,7 +146,10 @@ def _builder_form(root: Path, path: Path, content: Mapping[str, Any], where: str
         worn = [{"name": _plain(n), "alpha": a} for n, a in zip(names, alphas, strict=True)]
         cases.append({"name": _name(case, place), "adapters": worn})
     _check_mapping(path, content.get("attach_point_onnx_mapping"), where)
-    adapters = [{"name": _plain(name), "source": str(folders[name])} for name in used]
+    adapters = [
+        {"name": _plain(name), **(graphs.get(name) or {"source": str(folders[name])})}
+        for name in used
+    ]
     return {"adapters": adapters, "useCases": cases}
 
 

@@ -199,8 +199,8 @@ def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str,
         )
     near = list(dict.fromkeys((onnx.parent, root)))
     paths = {MODEL_ROLE: onnx}
-    for location in _data_locations(onnx):
-        paths[location] = _data_file(onnx, location)
+    for location in data_locations(onnx):
+        paths[location] = data_file(onnx, location)
     for name in (CONFIG_ROLE, *ASSETS):
         found = next((f / name for f in near if (f / name).is_file()), None)
         if found is not None:
@@ -264,7 +264,7 @@ def _named(root: Path, name: str, field_name: str) -> Path:
     return path
 
 
-def _data_locations(onnx: Path) -> list[str]:
+def data_locations(onnx: Path) -> list[str]:
     """Locations of external data, in order, each once."""
     if onnx.stat().st_size == 0:
         raise BadModel("it is empty", where=str(onnx), remedy="export the model again")
@@ -293,7 +293,7 @@ def _locations(data: mmap.mmap, onnx: Path) -> Iterator[str]:
         yield str(path)
 
 
-def _data_file(onnx: Path, location: str) -> Path:
+def data_file(onnx: Path, location: str) -> Path:
     if location in {MODEL_ROLE, ENCODINGS_ROLE, CONFIG_ROLE, TOKENS_ROLE}:
         raise BadModel(
             f"its external data is called {location}, which stands for another file",

@@ -85,20 +85,26 @@ def import_adapters(context: PlanContext, sources: Sources) -> list[Task]:
     called: Inputs = (
         {"assets": inputs.ingested("assets/config.json")} if context.model.has_config else {}
     )
+    lora = context.spec.lora
     return [
         Task(
-            id=_import_id(name),
+            id=_import_id(adapter.name),
             operation="lora_import",
             backend=None,
             config=LoraImportConfig(**bounds(context.spec)),
             inputs={
-                "adapter": (Selection(None, ("*",), adapter_source(name)),),
-                "core": inputs.ingested("model.onnx", "facts.json"),
+                "adapter": (Selection(None, ("*",), adapter_source(adapter.name)),),
+                # A graph of its own is compared with the model, weight by weight.
+                "core": inputs.core()
+                if adapter.graph is not None
+                else inputs.ingested("model.onnx", "facts.json"),
                 **called,
             },
-            demand=demand("lora_import", sources[adapter_source(name)].size // 2),
+            demand=demand("ingest", context.shape.parameters)
+            if adapter.graph is not None
+            else demand("lora_import", sources[adapter_source(adapter.name)].size // 2),
         )
-        for name in adapter_names(context.spec)
+        for adapter in (lora.adapters if lora is not None else ())
     ]
 
 

@@ -21,7 +21,7 @@ from onnx import helper, numpy_helper
 from genai_core.errors import BadModel, UnsupportedOperator
 from genai_core.facts import LoraBranch
 
-__all__ = ["find_branches", "take_off"]
+__all__ = ["find_branches", "find_stored_branches", "take_off"]
 
 _LAYOUTS = {"MatMul": 2, "Conv": 4}
 """Operator -> dimensions of its weight: [in, out] of MatMul, [out, in, 1, 1] of Conv."""
@@ -99,6 +99,28 @@ def find_branches(model: onnx.ModelProto) -> tuple[LoraBranch, ...]:
             where="spec.lora.createGraph",
             remedy="leave createGraph out, and give adapters as PEFT folders",
         )
+    return tuple(found)
+
+
+def find_stored_branches(model: onnx.ModelProto) -> tuple[LoraBranch, ...]:
+    """The branches of a graph whose LoRA weights are initializers, in the graph's order.
+
+    A branch is told by its form alone: two products with matrices of one rank, added to what a
+    linear makes of the same input.
+    """
+    graph = _Graph.of(model.graph)
+    for tensor in model.graph.initializer:
+        graph.inputs.setdefault(tensor.name, tuple(tensor.dims))
+    found = []
+    for node in model.graph.node:
+        first = _weight_of(node, graph)
+        if first is None:
+            continue
+        try:
+            branch = _branch(node, first, graph)
+        except UnsupportedOperator:
+            continue  # a linear of the model
+        found.append(branch)
     return tuple(found)
 
 

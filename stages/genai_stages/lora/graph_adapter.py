@@ -1,0 +1,172 @@
+"""Reads an adapter that stands in a graph of its own: the model's, with branches in it.
+
+The vendor's third form has one ONNX without branches and one for each use case, whose LoRA weights
+are initializers (several adapters beside one another along the rank). What is left when the
+branches are taken off must be the model itself: it is made into a core graph as the model was, and
+both are compared, weight by weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from genai_core.errors import BadAdapter
+from genai_core.facts import LoraBranch, ModelFacts
+from genai_core.sources.adapter_files import ADAPTER_GRAPH_ROLE
+from genai_stages.architectures.detect import detect
+from genai_stages.graph.core_graph import mapped, read_core
+from genai_stages.ingest.source.lora_branches import find_stored_branches, take_off
+from genai_stages.ingest.source.source_model import (
+    SourceModel,
+    constant_of,
+    read_config,
+    read_source,
+)
+from genai_stages.ingest.source_to_core import source_to_core
+from genai_stages.lora.adapter import Adapter, Branch, branch_of
+from genai_stages.lora.modules import parts_of, places_of
+
+__all__ = ["holds_graph", "read_graph_adapter"]
+
+_REMEDY = "export the model and the graph of the use case from one base"
+
+
+def holds_graph(folder: Path) -> bool:
+    """Whether a folder of roles holds an adapter in this form."""
+    return (folder / ADAPTER_GRAPH_ROLE).is_file()
+
+
+def read_graph_adapter(
+    folder: Path, core: Path, config: Path | None, scratch: Path, name: str
+) -> Adapter:
+    """Read an adapter.
+
+    Args:
+        folder: Of roles: the graph and its data.
+        core: Folder of the model's core graph, with its weights.
+        config: Folder of the model's config.json; None = it has none.
+        scratch: An empty folder.
+        name: As users call it.
+
+    Raises:
+        BadAdapter: The graph has no branches, or another base, named by its tensor.
+    """
+    model, facts = read_core(core)
+    settings = {} if config is None else read_config(config)
+    source = read_source(folder / ADAPTER_GRAPH_ROLE, settings)
+    branches = find_stored_branches(source.stripped())
+    if not branches:
+        raise BadAdapter(
+            "its graph has no LoRA branches: no product of two matrices is added to a linear",
+            where=name,
+            remedy="name the graph of the use case, not the base's",
+        )
+    base = source.changed(partial(take_off, branches=branches))
+    family, _ = detect(settings, None if facts.architecture == "generic" else facts.architecture)
+    (scratch / "core").mkdir(parents=True)
+    source_to_core(base, family, scratch / "core")
+    own, own_facts = read_core(scratch / "core")
+    _check_base((model, facts), (own, own_facts), name)
+    return Adapter(name, dict(_placed(source, branches, (model, facts), (own, own_facts), name)))
+
+
+def _check_base(
+    model: tuple[ir.Model, ModelFacts], own: tuple[ir.Model, ModelFacts], name: str
+) -> None:
+    """Refuse a base that is not the model's, with the tensor that differs."""
+    ours, theirs = ([_kind(node) for node in one[0].graph] for one in (model, own))
+    if ours != theirs:
+        at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), -1)
+        what = f"at node {at} {theirs[at]} stands for {ours[at]}" if at >= 0 else (
+            f"it has {len(theirs)} nodes, the model has {len(ours)}"
+        )  # fmt: skip
+        raise BadAdapter(
+            f"without its branches its graph is not the model's: {what}", where=name, remedy=_REMEDY
+        )
+    for ours_value, value in zip(_weights(model[0]), _weights(own[0]), strict=True):
+        a, b = _array(ours_value), _array(value)
+        if a.shape == b.shape and np.array_equal(a, b):
+            continue
+        origin = own[1].provenance.get(str(value.name))
+        tensor = str(value.name) if origin is None else origin.source
+        differ = (
+            f"{int((a != b).sum())} of {a.size} values"
+            if a.shape == b.shape
+            else f"its shape is {list(b.shape)}, the model's {list(a.shape)}"
+        )
+        raise BadAdapter(
+            f"its base differs from the model in {tensor}: {differ}", where=name, remedy=_REMEDY
+        )
+
+
+def _kind(node: ir.Node) -> str:
+    return f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+
+
+def _weights(model: ir.Model) -> list[ir.Value]:
+    """What nodes read that is known, in the order in which it is read."""
+    found: dict[str, ir.Value] = {}
+    for node in model.graph:
+        for value in node.inputs:
+            if value is not None and value.const_value is not None:
+                found.setdefault(str(value.name), value)
+    return list(found.values())
+
+
+def _array(value: ir.Value) -> NDArray[Any]:
+    tensor = value.const_value
+    assert tensor is not None
+    return mapped(tensor)
+
+
+def _placed(
+    source: SourceModel,
+    branches: Sequence[LoraBranch],
+    model: tuple[ir.Model, ModelFacts],
+    own: tuple[ir.Model, ModelFacts],
+    name: str,
+) -> Iterator[tuple[str, Branch]]:
+    """Linear of the model's core graph -> its branch, by the place in the graph."""
+    here, there = places_of(*own), places_of(*model)
+    same: Mapping[str, str] = {
+        a.site.output: b.site.output for a, b in zip(here, there, strict=True)
+    }
+    for branch in branches:
+        a, b = (_stored(source, half) for half in (branch.a, branch.b))
+        if branch.conv:
+            a, b = a.reshape(a.shape[:2]), b.reshape(b.shape[:2])
+        else:
+            a, b = a.T, b.T
+        parts = parts_of(branch.linear, branch.outputs, branch.inputs, here)
+        if not parts:
+            raise BadAdapter(
+                f"its branch at {branch.linear} belongs to no linear of the model",
+                where=name,
+                remedy=_REMEDY,
+            )
+        for part in parts:
+            rows = slice(None) if part.rows is None else list(part.rows)
+            linear = same[part.place.site.output]
+            yield (
+                linear,
+                branch_of(
+                    linear,
+                    np.ascontiguousarray(a, np.float32),
+                    np.ascontiguousarray(b[rows], np.float32),
+                    scale=branch.scale,
+                    where=name,
+                ),
+            )
+
+
+def _stored(source: SourceModel, name: str) -> NDArray[Any]:
+    tensor = source.model.graph.initializers[name].const_value
+    assert tensor is not None
+    return constant_of(source.path, name, tensor).array()

@@ -1,0 +1,110 @@
+"""An adapter in a graph of its own: equal numbers on the model, whose base must be the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from branched_model import Floats, logits_of, names_of, random_weights, write_branched
+from models import compiled_float
+from onnx import helper, numpy_helper
+
+from genai_core.container.adapters import ADAPTER_FILE
+from genai_core.errors import BadAdapter
+from genai_core.operations import IngestConfig, LoraImportConfig
+from genai_runtime.cpu import CpuSession
+from genai_runtime.cpu.bank import read_adapter
+from genai_runtime.executor import AdapterUse
+from genai_stages.operations import ingest, lora_import
+from genai_stages.stage import Context, StageResult
+
+PLAIN = Path(__file__).parents[1] / "fixtures" / "architectures" / "llama"
+RANK = 3
+IDS = np.random.default_rng(1).integers(0, 256, 12)
+Change = Callable[[onnx.ModelProto], None]
+
+
+@pytest.fixture(scope="module")
+def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("core")
+    ingest.run({"source": PLAIN}, IngestConfig(), out, Context(out.parent, 1))
+    return out
+
+
+def stored(folder: Path, change: Change = lambda _model: None) -> Path:
+    """A use case's graph: the plain model with branches whose weights are initializers."""
+    linears = write_branched(PLAIN, folder / "branched", rank=RANK)
+    model = onnx.load(folder / "branched" / "model.onnx")  # noqa: TID251 - a few kB
+    inputs = {value.name: value for value in model.graph.input if "lora" in value.name}
+    sizes = {
+        linear: tuple(
+            inputs[half].type.tensor_type.shape.dim[axis].dim_value
+            for half, axis in zip(names_of(linear), (0, 1), strict=True)
+        )
+        for linear in linears
+    }
+    weights: dict[str, Floats] = random_weights(sizes, rank=RANK, used=RANK)  # type: ignore[arg-type]
+    for name, array in weights.items():
+        model.graph.input.remove(inputs[name])
+        model.graph.initializer.append(numpy_helper.from_array(array, name))
+    change(model)
+    (folder / "roles").mkdir()
+    onnx.save(model, folder / "roles" / "lora.onnx")
+    return folder / "roles"
+
+
+def imported(core: Path, roles: Path, out: Path) -> StageResult:
+    out.mkdir()
+    inputs = {"adapter": roles, "core": core, "assets": PLAIN}
+    return lora_import.run(inputs, LoraImportConfig(), out, Context(out, 1))
+
+
+def test_adapter_of_a_graph_computes_what_that_graph_does(core: Path, tmp_path: Path) -> None:
+    roles = stored(tmp_path)
+    result = imported(core, roles, tmp_path / "out")
+    assert (result.facts["rank"], result.facts["linears"]) == (RANK, 6)
+    session = CpuSession(
+        compiled_float(tmp_path / "model", core, layers=2), context_length=16, threads=1,
+        adapters={"one": read_adapter(tmp_path / "out" / ADAPTER_FILE)}, worn=[AdapterUse("one")],
+    )  # fmt: skip
+    expected = logits_of(roles / "lora.onnx", IDS, {})
+    np.testing.assert_allclose(session.forward(IDS), expected, atol=1e-4)
+    assert np.abs(expected - logits_of(PLAIN / "model.onnx", IDS, {})).max() > 0.1
+
+
+def other_weight(model: onnx.ModelProto) -> None:
+    node = next(n for n in model.graph.node if n.name.endswith("layers.1/mlp/up_proj/MatMul"))
+    tensor = next(t for t in model.graph.initializer if t.name == node.input[1])
+    array = numpy_helper.to_array(tensor).copy()
+    array[3, 5] += 1.0
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def other_node(model: onnx.ModelProto) -> None:
+    for node in model.graph.node:
+        if node.op_type == "Sigmoid":
+            node.op_type = "Tanh"
+
+
+def no_branches(model: onnx.ModelProto) -> None:
+    plain = onnx.load(PLAIN / "model.onnx")  # noqa: TID251 - a few kB
+    model.CopyFrom(helper.make_model(plain.graph, opset_imports=plain.opset_import))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (other_weight, r"its base differs from the model in .*: 1 of 6144 values"),
+        (other_node, "without its branches its graph is not the model's: at node"),
+        (no_branches, "its graph has no LoRA branches"),
+    ],
+)
+def test_import_refuses_a_graph_of_another_base_with_what_differs(
+    core: Path, tmp_path: Path, change: Change, words: str
+) -> None:
+    with pytest.raises(BadAdapter, match=words):
+        imported(core, stored(tmp_path, change), tmp_path / "out")
+    assert not (tmp_path / "out" / ADAPTER_FILE).exists()
