@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,16 +120,18 @@ class Room:
         }
         self.observed.builds.put(value, build_view(value))
 
-    def artifact(self, revision: str) -> dict[str, Any]:
+    def artifact(self, revision: str, index: bytes | None = None) -> dict[str, Any]:
         """A package record in the store, and what a build's status says of it."""
         manifest = self.store.put_bytes(revision.encode())
+        listed = {} if index is None else {"adapters/index.json": self.store.put_bytes(index)}
         record = Record(
             operation="package",
             key=Key(digest_bytes(revision.encode())),
             outputs={
                 name: Output(sha256=manifest.sha256, size=manifest.size)
                 for name in ("model.onnx", "golden.json")
-            },
+            }
+            | {name: Output(sha256=blob.sha256, size=blob.size) for name, blob in listed.items()},
             toolchain=ToolchainUsed(id=Digest("0" * 64)),
             created_at=datetime(2026, 1, 1, tzinfo=UTC),
             facts={"revision": revision},
@@ -261,6 +264,40 @@ def test_a_pinned_revision_is_found_in_the_store_when_no_status_names_it(room: R
     room.go()
     assert room.ready == ("Unknown", "ContainerNotFound")
     assert room.applied == C, "what stands is left as it is"
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        (b'{"adapters": {' + b",".join(b'"a%d":0' % n for n in range(9000)) + b"}}", "8000"),
+        (b" " * (1 << 20) + b"{}", "has 1048578 bytes"),
+        (b'{"adapters": {' + b",".join(b'"a%d":0' % n for n in range(2000)) + b"}}", "2000 values"),
+        (
+            json.dumps(
+                {
+                    "adapters": {
+                        f"a{n}": {"file": "model.onnx", "sha256": "0" * 64, "rank": 1, "linears": 1}
+                        for n in range(65)
+                    }
+                }
+            ).encode(),
+            "65 adapters are more",
+        ),
+    ],
+    ids=["values", "bytes", "faults", "adapters"],
+)
+def test_a_tenants_index_of_adapters_is_read_within_bounds(
+    room: Room, index: bytes, words: str
+) -> None:
+    """2.3 MB of empty entries took the operator, which has 512 MiB for everybody, 900 MiB."""
+    artifact = room.artifact(C, index)
+    room.build(A)
+    room.spec = {**room.spec, "from": {**room.spec["from"], "revision": C}}
+    room.go()
+    assert artifact["revision"] == C
+    assert room.ready[0] != "True"
+    (message,) = [c["message"] for c in room.status["conditions"] if c["type"] == "Ready"]
+    assert words in message
 
 
 def test_a_wrong_revision_is_rolled_back_and_not_tried_again(room: Room) -> None:

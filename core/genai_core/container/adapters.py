@@ -23,6 +23,7 @@ from pydantic import (
 
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput
+from genai_core.files.json_budgets import ADAPTERS
 from genai_core.files.paths import RelativePath
 
 __all__ = [
@@ -193,4 +194,6 @@ def read_index(folder: Path) -> AdapterIndex:
     path = folder / INDEX_FILE
     if not path.is_file():
         return AdapterIndex()
-    return read_versioned(AdapterIndex, path.read_bytes(), newest=INDEX_VERSION, where=str(path))
+    return read_versioned(
+        AdapterIndex, path.read_bytes(), newest=INDEX_VERSION, where=str(path), budget=ADAPTERS
+    )

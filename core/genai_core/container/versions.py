@@ -20,6 +20,7 @@ from genai_core.errors import BadInput
 from genai_core.files.json_budgets import DOCUMENT, Budget
 
 _M = TypeVar("_M", bound=BaseModel)
+_MOST_FAULTS = 1000
 
 
 def read_versioned(
@@ -52,7 +53,9 @@ def read_versioned(
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        problem = error.errors()[0]
+        if error.error_count() > _MOST_FAULTS:  # each that is told is a kilobyte
+            raise BadInput(f"{error.error_count()} values are wrong", where=where) from error
+        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part) for part in problem["loc"])
         message = str(problem["msg"])
         raise BadInput(f"{place}: {message}" if place else message, where=where) from error

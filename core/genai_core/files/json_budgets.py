@@ -122,6 +122,8 @@ LEASE = Budget("lease", 4 * _MIB, 8, 60_000)
 SWEEP = Budget("sweep", 256 * _KIB, 8, 4_000)
 """A gc names at most 200 things at once."""
 MANIFEST = Budget("manifest", 4 * _MIB, 32, 80_000)
+ADAPTERS = Budget("index of adapters", 256 * _KIB, 8, 8_000)
+"""64 adapters and as many use cases of 16 are 3,500 values."""
 DOCUMENT = Budget("file", 16 * _MIB, 32, 400_000)
 """Any other file of a container."""
 FACTS = Budget("facts", 8 * _MIB, 32, 250_000)

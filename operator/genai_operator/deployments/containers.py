@@ -15,7 +15,8 @@ from genai_core.canonical import is_digest
 from genai_core.container.adapters import INDEX_FILE, INDEX_VERSION, AdapterIndex
 from genai_core.container.manifest import GOLDEN_FILE
 from genai_core.container.versions import read_versioned
-from genai_core.errors import CorruptBlob, GenAIError
+from genai_core.errors import BadInput, CorruptBlob, GenAIError
+from genai_core.files.json_budgets import ADAPTERS
 from genai_core.kinds.deployment import From, ServedContainer
 from genai_core.names import Key
 from genai_core.reasons import Reason
@@ -125,19 +126,32 @@ def _described(store: Store, record: Record, revision: str) -> ServedContainer:
     index = record.outputs.get(INDEX_FILE)
     adapters: dict[str, str] = {}
     if index is not None:
+        if index.size > ADAPTERS.most_bytes:  # it is a tenant's, and memory is everybody's
+            raise BadInput(f"has {index.size} bytes", where=INDEX_FILE)
         read = read_versioned(
-            AdapterIndex, store.read_blob(index), newest=INDEX_VERSION, where=INDEX_FILE
+            AdapterIndex,
+            store.read_blob(index),
+            newest=INDEX_VERSION,
+            where=INDEX_FILE,
+            budget=ADAPTERS,
         )
         for name, entry in read.adapters.items():
             if (file := record.outputs.get(entry.file)) is not None:
                 adapters[name] = f"sha256:{file.sha256}"
-    return ServedContainer(
-        revision=revision,
-        record=f"{_PACKAGE}/{record.key}",
-        size_bytes=sum(output.size for output in record.outputs.values()),
-        golden=GOLDEN_FILE in record.outputs,
-        adapters=adapters,
-    )
+    try:
+        return ServedContainer(
+            revision=revision,
+            record=f"{_PACKAGE}/{record.key}",
+            size_bytes=sum(output.size for output in record.outputs.values()),
+            golden=GOLDEN_FILE in record.outputs,
+            adapters=adapters,
+        )
+    except ValueError as error:
+        raise BadInput(
+            f"its {len(adapters)} adapters are more, or have longer names, than a status can tell",
+            where=INDEX_FILE,
+            remedy="serve a container with fewer adapters",
+        ) from error
 
 
 def _artifacts(build: Mapping[str, Any] | None, target: str) -> Iterator[Mapping[str, Any]]:
