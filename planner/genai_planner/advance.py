@@ -18,6 +18,7 @@ from genai_planner.graph import Plan, Result
 from genai_planner.machine import KnownKeys, Machine, TaskState
 from genai_planner.progress import Progress, progress
 from genai_planner.sources import Sources
+from genai_planner.verdicts import measured
 
 __all__ = ["Advice", "Ask", "advance"]
 
@@ -90,5 +91,9 @@ def advance(
         ended=machine.ended,
         keys=dict(machine.keys),
         progress=progress(machine),
-        fidelity={t: facts for t in packages if (facts := machine.fidelity(t)) is not None},
+        fidelity={
+            target: facts
+            for target, package in packages.items()
+            if (facts := measured(machine.plan, machine.results, package)) is not None
+        },
     )

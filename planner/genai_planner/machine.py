@@ -21,7 +21,7 @@ import heapq
 from collections.abc import Mapping
 from enum import StrEnum
 from operator import is_
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
@@ -45,7 +45,7 @@ from genai_planner.events import (
 )
 from genai_planner.graph import FileRef, Plan, Result, Selection, Task
 from genai_planner.sources import Sources
-from genai_planner.verdicts import holds, over_budget
+from genai_planner.verdicts import holds, is_resort, over_budget
 
 __all__ = ["ENDED", "KnownKeys", "Machine", "TaskState"]
 
@@ -141,10 +141,10 @@ class Machine:
             ranks[task.id] = task.demand.seconds + behind
         return ranks
 
-    def _hoped_not(self, task: TaskId, fidelity: TaskId) -> bool:
-        """It is needed only if that verdict is bad."""
+    def _hoped_not(self, task: TaskId, other: TaskId) -> bool:
+        """It is needed only if what the other one finds is bad."""
         when = self.tasks[task].when
-        return when is not None and not when.within and when.task == fidelity
+        return when is not None and is_resort(when) and when.task == other
 
     # What a shell asks
 
@@ -165,18 +165,12 @@ class Machine:
                 return task
         return None
 
-    def fidelity(self, target: str) -> dict[str, Any] | None:
-        """What was measured of a target's container; None where there is none or nothing was."""
-        package = self.container(target)
-        verdict = None if package is None else self.plan.verdict_on(package)
-        return dict(self.results[verdict].facts) if verdict in self.results else None
-
     def needed(self) -> tuple[Task, ...]:
         """The tasks without those that turned out, or are still hoped, not to be needed."""
         dormant: set[TaskId] = set()
         for task_id, task in self.tasks.items():
             state, when = self.states[task_id], task.when
-            hoped_not = when is not None and not when.within and when.task not in self.results
+            hoped_not = when is not None and is_resort(when) and when.task not in self.results
             if state is TaskState.SKIPPED or (
                 state is TaskState.BLOCKED
                 and (hoped_not or not dormant.isdisjoint(self.after[task_id]))

@@ -7,17 +7,39 @@ every precision that may be tried is over the budget, the build fails with all o
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from genai_core.errors import OverBudget
 from genai_core.names import TaskId
-from genai_planner.graph import FidelityCondition, Result
+from genai_planner.graph import FidelityCondition, Plan, Result
 
-__all__ = ["holds", "over_budget"]
+__all__ = ["holds", "is_resort", "measured", "over_budget"]
 
 
 def holds(condition: FidelityCondition, result: Result) -> bool:
     """Whether what a task left is what another one waits for."""
     return (result.facts.get("within") is True) == condition.within
+
+
+def is_resort(condition: FidelityCondition) -> bool:
+    """Whether it waits for a bad verdict: a task that everyone hopes not to need."""
+    return not condition.within
+
+
+def measured(
+    plan: Plan, results: Mapping[TaskId, Result], package: TaskId | None
+) -> dict[str, Any] | None:
+    """What was measured of a container; None where there is none or nothing was.
+
+    Args:
+        plan: With the tasks that measure.
+        results: Of tasks that have ended well.
+        package: The task that made the container; None = none has.
+    """
+    verdict = None if package is None else plan.verdict_on(package)
+    if verdict is None or verdict not in results:
+        return None
+    return dict(results[verdict].facts)
 
 
 def over_budget(tried: Iterable[TaskId], results: Mapping[TaskId, Result]) -> OverBudget:

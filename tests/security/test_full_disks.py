@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_build import prepared
 
 from genai_cli.testing import environment
-
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "tests/fixtures/architectures/llama"
-BUILD = """\
-apiVersion: genai-operator.dev/v1alpha1
-kind: GenAIBuild
-metadata: {name: small}
-spec:
-  model: {source: ./model}
-  targets: [cpu]
-  graphs: {autoRegression: [1, 4], contextLengths: [32]}
-  quantization: {gaps: Float, fidelity: {budgetNats: 0.5}}
-"""
 
 SCRIPT = """
 import json, shutil, subprocess, sys
@@ -74,10 +61,7 @@ for number, size in enumerate(sizes):
 def test_build_says_no_space_and_goes_on_when_its_disk_is_full(
     tmp_path: Path, sizes: list[int]
 ) -> None:
-    (tmp_path / "model").mkdir()
-    for name in ("model.onnx", "config.json"):
-        shutil.copy(MODEL / name, tmp_path / "model" / name)
-    (tmp_path / "b.yaml").write_text(BUILD)
+    prepared(tmp_path)
     (tmp_path / "disk").mkdir()
     (tmp_path / "script.py").write_text(SCRIPT)
     command = [

@@ -14,24 +14,12 @@ import time
 from pathlib import Path
 
 import pytest
+from small_build import prepared
 
 from genai_cli.testing import Program, environment
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Hit
 from genai_core.store.verify import verify
-
-ROOT = Path(__file__).parents[2]
-MODEL = ROOT / "tests/fixtures/architectures/llama"
-BUILD = """\
-apiVersion: genai-operator.dev/v1alpha1
-kind: GenAIBuild
-metadata: {name: small}
-spec:
-  model: {source: ./model}
-  targets: [cpu]
-  graphs: {autoRegression: [1, 4], contextLengths: [32]}
-  quantization: {gaps: Float, fidelity: {budgetNats: 0.5}}
-"""
 
 COMMITS = """
 import sys
@@ -88,14 +76,6 @@ def test_what_stands_is_whole_when_committing_writers_are_killed(
     assert verify(store).clean
     assert store.delete_drafts(store.now()) <= 2 * kills
     assert [path.name for path in (store.root / "tmp").iterdir()] in ([], ["locks"])
-
-
-def prepared(folder: Path) -> Path:
-    (folder / "model").mkdir()
-    for name in ("model.onnx", "config.json"):
-        shutil.copy(MODEL / name, folder / "model" / name)
-    (folder / "b.yaml").write_text(BUILD)
-    return folder
 
 
 @pytest.mark.parametrize(

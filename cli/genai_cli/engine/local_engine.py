@@ -45,6 +45,7 @@ from genai_core.tasks.task_file import TaskFile, TaskResult
 from genai_core.tasks.toolchain import ABSENT
 from genai_planner.machine import Machine, TaskState
 from genai_planner.phases import Exact
+from genai_planner.verdicts import measured
 
 __all__ = ["PlannedBuild", "plan_build", "run_plan", "run_task"]
 
@@ -219,7 +220,8 @@ def _result(local: LocalPlan, run: LocalRun | None, began: float) -> BuildResult
         fidelity={
             target: facts
             for target in containers
-            if (facts := machine.fidelity(target)) is not None
+            if (facts := measured(machine.plan, machine.results, machine.container(target)))
+            is not None
         },
         ran=frozenset(run.ran) if run else frozenset(),
     )

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime as ort
-from onnx import helper
 
 from genai_core.errors import BadModel, DriftError
 from genai_core.facts import ModelFacts, RopeTable
@@ -27,7 +26,7 @@ from genai_stages.graph.core_graph import read_core
 from genai_stages.graph.expand_attention import expand
 from genai_stages.ingest.admission.refuse_source import logits_name
 from genai_stages.ingest.admission.source_inputs import SourceInputs
-from genai_stages.ingest.output.source_part import reads
+from genai_stages.ingest.output.source_part import locate, part_of
 from genai_stages.ingest.recognition.recognise_attention import Sizes
 from genai_stages.ingest.source.source_model import Array, SourceModel
 
@@ -251,9 +250,9 @@ def _core_session(model: ir.Model, core: Path, threads: int) -> Any:
 
 
 def _source_session(source: SourceModel, start: str | None, end: str | None, threads: int) -> Any:
-    model = source.stripped()
-    _keep_part(model, source, start, end)
-    folder = _resolve_data(model, source.path.parent)
+    last = end if end is not None else logits_name(source)
+    model = part_of(source.stripped(), start, [last], element=partial(_element, source))
+    folder = locate(model, [source.path.parent])
     options = _options(folder, threads)
     # Further levels join dequantized weights with their products, and round activations to 8 bits.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -267,54 +266,6 @@ def _source_session(source: SourceModel, start: str | None, end: str | None, thr
             where=source.path.name,
             remedy="export it so that onnxruntime.InferenceSession loads it",
         ) from error
-
-
-def _resolve_data(model: onnx.ModelProto, folder: Path) -> Path:
-    """Let a model refer to its data where it really lies; returns the folder that all is below.
-
-    Inputs of a stage may be links into a store, and ONNX Runtime refuses data that a link leads out
-    of the model's folder.
-    """
-    entries = [
-        entry
-        for tensor in model.graph.initializer
-        for entry in tensor.external_data
-        if entry.key == "location"
-    ]
-    real = {entry.value: (folder / entry.value).resolve() for entry in entries}
-    if not real:
-        return folder
-    common = Path(os.path.commonpath([path.parent for path in real.values()]))
-    for entry in entries:
-        entry.value = real[entry.value].relative_to(common).as_posix()
-    return common
-
-
-def _keep_part(
-    model: onnx.ModelProto, source: SourceModel, start: str | None, end: str | None
-) -> None:
-    """Leave only what lies between two tensors of the source."""
-    graph = model.graph
-    last = end if end is not None else logits_name(source)
-    wanted = {last}
-    kept: list[onnx.NodeProto] = []
-    for node in reversed(graph.node):
-        if not wanted.intersection(node.output):
-            continue
-        kept.append(node)
-        wanted.update(name for name in reads(node) if name and name != start)
-    del graph.node[:]
-    graph.node.extend(kept[::-1])
-    used = {name for node in graph.node for name in reads(node)}
-    for entries in (graph.initializer, graph.input):
-        left = [entry for entry in entries if entry.name in used]
-        del entries[:]
-        entries.extend(left)
-    if start is not None:
-        graph.input.append(helper.make_tensor_value_info(start, _element(source, start), None))
-    del graph.output[:]
-    graph.output.append(helper.make_tensor_value_info(last, _element(source, last), None))
-    del graph.value_info[:]
 
 
 def _element(source: SourceModel, name: str) -> int:

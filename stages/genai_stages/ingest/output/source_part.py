@@ -7,7 +7,7 @@ weights and no rounding of its own, as AIMET simulates it.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,13 +51,21 @@ def _widen_tensor(tensor: onnx.TensorProto, core: Path) -> None:
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
 
 
-def part_of(proto: onnx.ModelProto, start: str | None, outputs: Sequence[str]) -> onnx.ModelProto:
-    """What computes some float tensors from another, or from the inputs alone.
+def part_of(
+    proto: onnx.ModelProto,
+    start: str | None,
+    outputs: Sequence[str],
+    *,
+    element: Callable[[str], int] | None = None,
+) -> onnx.ModelProto:
+    """What computes some tensors from another, or from the inputs alone.
 
     Args:
         proto: The whole graph; left as it is.
         start: The tensor that becomes an input, None = token ids are.
         outputs: In the order wanted.
+        element: Element type of `start` and the outputs; None = float, and outputs of the whole
+            graph as they are.
     """
     wanted = set(outputs)
     kept: list[onnx.NodeProto] = []
@@ -66,16 +74,20 @@ def part_of(proto: onnx.ModelProto, start: str | None, outputs: Sequence[str]) -
             kept.append(node)
             wanted.update(name for name in reads(node) if name and name != start)
     made = {name for node in kept for name in node.output}
-    typed = {value.name: value for value in proto.graph.output}
+    typed = {} if element else {value.name: value for value in proto.graph.output}
+
+    def described(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, element(name) if element else _FLOAT, None)
+
     graph = helper.make_graph(
         kept[::-1],
         "part",
         [value for value in proto.graph.input if value.name in wanted - made],
-        [typed.get(name) or helper.make_tensor_value_info(name, _FLOAT, None) for name in outputs],
+        [typed.get(name) or described(name) for name in outputs],
         [tensor for tensor in proto.graph.initializer if tensor.name in wanted],
     )
     if start is not None:
-        graph.input.append(helper.make_tensor_value_info(start, _FLOAT, None))
+        graph.input.append(described(start))
     return helper.make_model(
         graph,
         opset_imports=proto.opset_import,
@@ -134,7 +146,8 @@ def locate(proto: onnx.ModelProto, folders: Sequence[Path]) -> Path:
     for entry in entries:
         if entry.value not in real:
             paths = [folder / entry.value for folder in folders]
-            real[entry.value] = next(path for path in paths if path.exists()).resolve()
+            found = next((path for path in paths if path.exists()), paths[0])
+            real[entry.value] = found.resolve()
     if not real:
         return folders[0]
     common = Path(os.path.commonpath([path.parent for path in real.values()]))

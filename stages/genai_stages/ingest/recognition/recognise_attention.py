@@ -11,26 +11,37 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from genai_core.errors import UnsupportedOperator
 from genai_core.facts import Role, RopeTable
 from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.folding.lower_fused import MADE
 from genai_stages.ingest.recognition import classify_rotary
+from genai_stages.ingest.recognition.attention_norms import (
+    HeadNorm,
+    apply_norm,
+    norm_values,
+    norm_weights,
+)
+from genai_stages.ingest.recognition.attention_operands import SIDES, Operand, Operands, Scores
 from genai_stages.ingest.recognition.attention_parts import (
     AttentionParts,
+    Floats,
     Joint,
     NewHeads,
     Side,
     new_heads,
 )
+from genai_stages.ingest.recognition.attention_rotation import (
+    KnownRopes,
+    RotatedHeads,
+    TurnedHeads,
+    rotate,
+)
 from genai_stages.ingest.recognition.attention_scores import AGREEMENT, MaskAtScale, ScoreChain
-from genai_stages.ingest.recognition.drafts import Data, DraftNode, DraftWeight
+from genai_stages.ingest.recognition.drafts import Data, DraftNode
 from genai_stages.ingest.recognition.evaluate_region import region_of, run_region
 from genai_stages.ingest.recognition.layouts import Atom, TensorLayout
 from genai_stages.ingest.recognition.name_roles import AttentionCache, RoleNames
@@ -132,9 +143,7 @@ class AttentionSolver:
         self.graph = walk.graph
         self.sizes = sizes
         self.past_inputs = set(past_inputs)
-        self.factors = [table.attention_factor for table in ropes]
-        self.tables = [np.array(table.inv_freq, np.float32) for table in ropes]
-        """To try: config.json's, then those of layers before."""
+        self.ropes = KnownRopes.of(ropes)
         self.mask_at_scale = mask_at_scale
         self.ends = find_ends(walk.graph, sizes)
         self.producers = walk.graph.producers()
@@ -159,6 +168,8 @@ class AttentionSolver:
 
 
 class _Attention:
+    """One attention while it is recognized: see `solve` for the order."""
+
     def __init__(
         self,
         solver: AttentionSolver,
@@ -210,82 +221,106 @@ class _Attention:
         return data.draft, rows, name
 
     def solve(self, layer: int) -> tuple[FoundAttention, TensorLayout]:
+        """Recognize the attention; its draft, and the layout of its product's output."""
+        operands = self.operands()
+        self.evaluate(layer, operands)
+        heads = {side: self.heads_before(operands, side) for side in SIDES}
+        norms: dict[Side, HeadNorm | None] = {}
+        for side in ("query", "key"):
+            nodes = operands.sides[side].nodes
+            heads[side], norms[side] = apply_norm(self.graph, nodes, heads[side], self.refuse)
+        rotated = self.rotate(operands, heads)
+        roles: dict[Role, str] = {}
+        scores = self.scores(operands, rotated, heads["value"], roles)
+        self.keep_parts(layer, operands, rotated, values=heads["value"], norms=norms, scores=scores)
+        draft = self.draft(operands, rotated, scores, norms, roles)
+        found = FoundAttention(
+            layer, draft, operands.heads, operands.kv_heads, operands.width, scores.scale,
+            scores.softcap, scores.window, rotated.rotation, rotated.factor,
+            {role: name for role, name in roles.items() if MADE not in name}, self.softmax,
+            None if self.solver.mask_at_scale is not None else self.chain.mask_inputs(),
+        )  # fmt: skip
+        self.keep_cache(operands, found.roles)
+        return found, self.context_layout(operands.heads, operands.width)
+
+    def operands(self) -> Operands:
+        """Queries, keys and values back to their projections, and how many heads they have."""
         tokens, total = self.sizes.tokens, self.sizes.total
-        q_operand, k_operand = self.chain.product.inputs
-        v_operand = self.product.inputs[1]
-        q_nodes, q_flat, q_past = self.side(q_operand)
-        k_nodes, k_flat, k_past = self.side(k_operand)
-        v_nodes, v_flat, v_past = self.side(v_operand)
-        if q_past or len(k_past) > 1 or len(v_past) > 1:
+        names = dict(zip(SIDES, (*self.chain.product.inputs, self.product.inputs[1]), strict=True))
+        walked = {side: self.side(name) for side, name in names.items()}
+        pasts = {side: past for side, (_, _, past) in walked.items()}
+        if pasts["query"] or len(pasts["key"]) > 1 or len(pasts["value"]) > 1:
             raise self.refuse("the cache does not stand behind keys and values alone")
-        q_shape, k_shape = self.graph.shapes[q_operand], self.graph.shapes[k_operand]
+        q_shape, k_shape = (self.graph.shapes[names[side]] for side in ("query", "key"))
         width = q_shape[-1]
         if k_shape[-2:] != (width, total):
             raise self.refuse(f"keys have the shape {list(k_shape)}")
+        sides = {
+            side: Operand(names[side], nodes, flat, past, *self.heads_of(flat, side))
+            for side, (nodes, flat, past) in walked.items()
+        }
         heads = int(np.prod(q_shape)) // (tokens * width)
-        sides = {"query": q_flat, "key": k_flat, "value": v_flat}
-        drafts, rows, labels = {}, {}, {}
-        for role, flat in sides.items():
-            drafts[role], rows[role], labels[role] = self.heads_of(flat, role)
-        kv_heads = len(rows["key"]) // width
-        if len(rows["query"]) != heads * width or len(rows["key"]) != kv_heads * width:
+        read = {side: len(operand.rows) for side, operand in sides.items()}
+        kv_heads = read["key"] // width
+        if read["query"] != heads * width or read["key"] != kv_heads * width:
             raise self.refuse("heads do not cover the projection's channels")
-        if len(rows["value"]) != kv_heads * width or heads % max(kv_heads, 1):
+        if read["value"] != kv_heads * width or heads % max(kv_heads, 1):
             raise self.refuse("keys and values have heads of different sizes")
+        return Operands(sides, heads, kv_heads, width)
 
-        self.evaluate(layer, [*sides.values()], [*k_past, *v_past], kv_heads, width)
-        heads_of = {
-            role: self.canonical[id(draft)][:, rows[role]]
-            .reshape(tokens, -1, width)
-            .transpose(1, 0, 2)
-            .astype(np.float64)
-            for role, draft in drafts.items()
-        }
-        norms = {
-            "query": self.norm(q_nodes, heads_of, "query"),
-            "key": self.norm(k_nodes, heads_of, "key"),
-        }
-        positions = np.arange(self.sizes.past, total)
-        waves = self.waves_of([*q_nodes, *k_nodes])
-        rounding = self.rounding_of(waves)
-        factor, tables = self.tables_of(waves, rounding)
-        query = self.tensors[q_operand].reshape(heads, tokens, width)
-        keys = np.swapaxes(self.tensors[k_operand].reshape(-1, width, total), 1, 2)
-        groups = len(keys) // kv_heads
-        keys = keys.reshape(kv_heads, groups, total, width)[:, 0]
-        turned = partial(self.rotation, positions=positions, factor=factor, rounding=rounding)
-        turn_q = turned(heads_of["query"], query, tables=tables)
-        tables = [turn_q.inv_freq, *tables] if len(turn_q.inv_freq) else tables
-        new_k = keys[:, self.sizes.past :]
-        turn_k = turned(heads_of["key"], new_k, tables=tables)
-        if not np.array_equal(turn_q.inv_freq, turn_k.inv_freq) or (
-            turn_q.interleaved != turn_k.interleaved
-        ):
-            raise self.refuse("queries and keys are rotated differently")
-        if not len(turn_q.inv_freq):
-            factor = 1.0
-        elif not any(np.array_equal(turn_q.inv_freq, one) for one in self.solver.tables):
-            # Two layers that were measured differ in noise: they are to have one table.
-            self.solver.tables.append(turn_q.inv_freq)
-        rotated_q = turn_q.apply(heads_of["query"], positions)
-        rotated_k = turn_k.apply(heads_of["key"], positions)
-        rotated_q[..., : turn_q.rotary_dim] *= factor
-        rotated_k[..., : turn_k.rotary_dim] *= factor
-        if turn_q.rounding:
-            # What follows is held against the source's own heads, as strictly as elsewhere.
-            rotated_q, rotated_k = query / turn_q.scale, new_k / turn_k.scale
-        past_k = self.past(k_past, kv_heads, width, is_key=True)
-        past_v = self.past(v_past, kv_heads, width, is_key=False)
-        all_k = np.concatenate([past_k, rotated_k], axis=1)
-        all_v = np.concatenate([past_v, heads_of["value"]], axis=1)
-        repeats = heads // kv_heads
-        raw = rotated_q @ np.repeat(all_k, repeats, axis=0).transpose(0, 2, 1)
-        roles: dict[Role, str] = {}
+    def heads_before(self, operands: Operands, side: Side) -> npt.NDArray[np.float64]:
+        """The heads [H, T, D] as the projection yields them."""
+        operand = operands.sides[side]
+        channels = self.canonical[id(operand.draft)][:, operand.rows]
+        heads = channels.reshape(self.sizes.tokens, -1, operands.width).transpose(1, 0, 2)
+        return heads.astype(np.float64)
+
+    def rotate(
+        self, operands: Operands, heads: Mapping[Side, npt.NDArray[np.float64]]
+    ) -> RotatedHeads:
+        """Queries and new keys as the source rotates them."""
+        tokens, total, width = self.sizes.tokens, self.sizes.total, operands.width
+        query, key = operands.sides["query"], operands.sides["key"]
+        all_queries = self.tensors[query.name].reshape(operands.heads, tokens, width)
+        all_keys = np.swapaxes(self.tensors[key.name].reshape(-1, width, total), 1, 2)
+        groups = len(all_keys) // operands.kv_heads
+        all_keys = all_keys.reshape(operands.kv_heads, groups, total, width)[:, 0]
+        return rotate(
+            self.graph,
+            [*query.nodes, *key.nodes],
+            self.chain,
+            positions=np.arange(self.sizes.past, total),
+            query=TurnedHeads(heads["query"], all_queries),
+            key=TurnedHeads(heads["key"], all_keys[:, self.sizes.past :]),
+            known=self.solver.ropes,
+        )
+
+    def scores(
+        self,
+        operands: Operands,
+        rotated: RotatedHeads,
+        values: npt.NDArray[np.float64],
+        roles: dict[Role, str],
+    ) -> Scores:
+        """Scale, soft cap and mask; checks that the definition then yields the source's context.
+
+        Args:
+            operands: Of the attention.
+            rotated: Queries and new keys.
+            values: New values, [KV, T, D].
+            roles: Names of the score's tensors are added.
+        """
+        kv_heads, width = operands.kv_heads, operands.width
+        past_k = self.past(operands.sides["key"].past, kv_heads, width, is_key=True)
+        past_v = self.past(operands.sides["value"].past, kv_heads, width, is_key=False)
+        all_k = np.concatenate([past_k, rotated.key], axis=1)
+        all_v = np.concatenate([past_v, values], axis=1)
+        repeats = operands.heads // kv_heads
+        raw = rotated.query @ np.repeat(all_k, repeats, axis=0).transpose(0, 2, 1)
         scale, softcap = self.chain.scaling(raw, self.tensors, roles)
         capped = np.tanh(raw * scale / softcap) * softcap if softcap else raw * scale
-        at_scale = self.solver.mask_at_scale
         visible, window = self.chain.mask(
-            capped, self.tensors, past=self.sizes.past, at_scale=at_scale
+            capped, self.tensors, past=self.sizes.past, at_scale=self.solver.mask_at_scale
         )
         masked = np.where(visible, capped, -np.inf)
         probs = np.exp(masked - masked.max(-1, keepdims=True))
@@ -295,18 +330,33 @@ class _Attention:
         error = np.abs(context - have).max() / max(np.abs(have).max(), 1e-30)
         if not error < AGREEMENT:
             raise self.refuse(f"its context departs by {error:.1e} from the definition")
+        product = self.tensors[self.chain.product.outputs[0]].reshape(raw.shape)
+        product_factor = float((raw * product).sum() / (raw * raw).sum())
+        return Scores(all_k, all_v, scale, softcap, window, product_factor)
+
+    def keep_parts(
+        self,
+        layer: int,
+        operands: Operands,
+        rotated: RotatedHeads,
+        *,
+        values: Floats,
+        norms: Mapping[Side, HeadNorm | None],
+        scores: Scores,
+    ) -> None:
+        """Keep what was learnt, to try it again at other positions."""
         met: dict[str, NewHeads] = {}
-        for side, operand, new in (
-            ("keys", k_operand, rotated_k),
-            ("values", v_operand, heads_of["value"]),
-        ):
+        sides: tuple[tuple[str, Side, Floats], ...] = (
+            ("keys", "key", rotated.key),
+            ("values", "value", values),
+        )
+        for name, side, new in sides:
+            operand = operands.sides[side].name
             joint = Joint(self.graph, self.solver.producers, operand, self.known, new.size)
             held = new_heads(joint, self.tensors, new)
             if held is None:
-                raise self.refuse(f"new {side} do not stand by themselves before the past")
-            met[side] = held
-        product_factor = float((raw * self.tensors[self.chain.product.outputs[0]].reshape(
-            raw.shape)).sum() / (raw * raw).sum())  # fmt: skip
+                raise self.refuse(f"new {name} do not stand by themselves before the past")
+            met[name] = held
         self.solver.parts.append(
             AttentionParts(
                 layer=layer,
@@ -314,198 +364,92 @@ class _Attention:
                 product=self.product.outputs[0],
                 softmax=self.softmax.outputs[0],
                 scores=self.chain.product.outputs[0],
-                heads=heads,
-                kv_heads=kv_heads,
-                width=width,
-                rows={"query": rows["query"], "key": rows["key"], "value": rows["value"]},
-                norms=self.norm_values(norms),
-                rotation=turn_q,
-                factor=factor,
-                scale=scale / product_factor,
-                softcap=softcap,
-                window=window,
+                heads=operands.heads,
+                kv_heads=operands.kv_heads,
+                width=operands.width,
+                rows={side: operand.rows for side, operand in operands.sides.items()},
+                norms=norm_values(self.graph, norms),
+                rotation=rotated.rotation,
+                factor=rotated.factor,
+                scale=scores.scale / scores.product_factor,
+                softcap=scores.softcap,
+                window=scores.window,
                 **met,
             )
         )
 
-        projections = {
-            role: self.solver.walk.cut(draft, rows[role], labels[role])
-            for role, draft in drafts.items()
+    def draft(
+        self,
+        operands: Operands,
+        rotated: RotatedHeads,
+        scores: Scores,
+        norms: Mapping[Side, HeadNorm | None],
+        roles: dict[Role, str],
+    ) -> DraftNode:
+        """The attention as a node of the core graph; names of its inner tensors go to `roles`."""
+        projections: dict[str, DraftNode] = {
+            side: self.solver.walk.cut(operand.draft, operand.rows, operand.label)
+            for side, operand in operands.sides.items()
         }
+        query, key, value = (operands.sides[side] for side in SIDES)
+        turned = bool(rotated.rotation.rotary_dim)
         names = self.solver.names
         flat_name = names.flat_context(self.product.outputs[0])
         roles |= names.by_value(
             projections,
             {
-                "query_rotated": (rotated_q, q_nodes) if turn_q.rotary_dim else None,
-                "key_rotated": (rotated_k, k_nodes) if turn_q.rotary_dim else None,
-                "key_all": (all_k, k_nodes),
-                "value_all": (all_v, v_nodes),
+                "query_rotated": (rotated.query, query.nodes) if turned else None,
+                "key_rotated": (rotated.key, key.nodes) if turned else None,
+                "key_all": (scores.all_keys, key.nodes),
+                "value_all": (scores.all_values, value.nodes),
             },
             self.tensors,
         )
-        for role, norm in norms.items():
+        for side, norm in norms.items():
             if norm is not None:
-                roles["query_normed" if role == "query" else "key_normed"] = norm[2]
+                roles["query_normed" if side == "query" else "key_normed"] = norm.output
         roles |= {"masked": self.softmax.inputs[0], "probs": self.softmax.outputs[0]}
         roles |= {"context": self.product.outputs[0], "context_flat": flat_name}
-        if k_past and v_past:
-            roles |= {"past_key": k_past[0], "past_value": v_past[0]}
-        weights, epsilon = self.norm_weights(norms)
-        draft = DraftNode(
+        if key.past and value.past:
+            roles |= {"past_key": key.past[0], "past_value": value.past[0]}
+        weights, epsilon = norm_weights(self.graph, norms, self.refuse)
+        return DraftNode(
             flat_name,
             "Attention",
-            tuple(projections[role] for role in ("query", "key", "value")),
-            heads * width,
+            tuple(projections[side] for side in SIDES),
+            operands.heads * operands.width,
             weights=weights,
             made_by=self.softmax.where(),
             attributes={"qk_norm_epsilon": epsilon},
         )
-        roles = {role: name for role, name in roles.items() if MADE not in name}
-        self.solver.caches.append(
-            AttentionCache(
-                roles, frozenset(k_flat), frozenset(v_flat), frozenset([*k_past, *v_past])
-            )
-        )
-        found = FoundAttention(
-            layer, draft, heads, kv_heads, width, scale, softcap, window, turn_q, factor, roles,
-            self.softmax, None if at_scale is not None else self.chain.mask_inputs(),
-        )  # fmt: skip
-        return found, self.context_layout(heads, width)
 
-    def evaluate(
-        self, layer: int, flats: Sequence[list[str]], past: list[str], kv_heads: int, width: int
-    ) -> None:
+    def keep_cache(self, operands: Operands, roles: dict[Role, str]) -> None:
+        """Remember where keys and values come from, to name the cache's outputs."""
+        key, value = operands.sides["key"], operands.sides["value"]
+        past = frozenset([*key.past, *value.past])
+        self.solver.caches.append(
+            AttentionCache(roles, frozenset(key.flat), frozenset(value.flat), past)
+        )
+
+    def evaluate(self, layer: int, operands: Operands) -> None:
         """Run the whole attention on seeded random projections and past."""
         random = np.random.default_rng(1000 + layer)
         self.canonical: dict[int, npt.NDArray[np.float32]] = {}
         feeds: dict[str, Array] = {}
-        for name in (name for flat in flats for name in flat):
+        sides = operands.sides.values()
+        for name in (name for operand in sides for name in operand.flat):
             data = self.known[name]
             if id(data.draft) not in self.canonical:
                 shape = (self.sizes.tokens, data.draft.width)
                 self.canonical[id(data.draft)] = random.standard_normal(shape, np.float32)
             feeds[name] = np.ascontiguousarray(data.layout.gather(self.canonical[id(data.draft)]))
-        for name in past:
+        for name in (name for operand in sides for name in operand.past):
             feeds[name] = random.standard_normal(self.graph.shapes[name], np.float32)
         nodes, _ = region_of(
             self.solver.producers, [self.product.outputs[0]], lambda one: one in self.known
         )
         nodes.sort(key=lambda node: self.solver.order[id(node)])
         self.tensors = run_region(self.graph, nodes, feeds)
-
-    def norm(
-        self, nodes: list[StaticNode], heads_of: dict[str, Any], role: str
-    ) -> tuple[str, float, str] | None:
-        """Apply the norm of an operand's heads to `heads_of`; its weight, epsilon and output."""
-        norms = [node for node in nodes if "Normalization" in node.op_type]
-        if not norms:
-            return None
-        node = norms[0]
-        heads = heads_of[role]
-        weight = self.graph.constants.get(node.inputs[1])
-        if (
-            len(norms) > 1
-            or node.op_type != "RMSNormalization"
-            or weight is None
-            or weight.size != heads.shape[-1]
-        ):
-            raise self.refuse(f"{node.where()} normalizes heads in another way than RMSNorm")
-        epsilon = float(node.attributes["epsilon"])
-        mean = (heads * heads).mean(-1, keepdims=True)
-        heads_of[role] = heads / np.sqrt(mean + epsilon) * weight.array().reshape(-1)
-        return node.inputs[1], epsilon, node.outputs[0]
-
-    def norm_weights(
-        self, norms: dict[str, tuple[str, float, str] | None]
-    ) -> tuple[tuple[DraftWeight | None, ...], float]:
-        given = [norm for norm in norms.values() if norm is not None]
-        if not given:
-            return (), 1e-6
-        if len({norm[1] for norm in given}) != 1:
-            raise self.refuse("the norms of queries and keys have different epsilons")
-        weights = []
-        for norm in norms.values():
-            constant = None if norm is None else self.graph.constants[norm[0]]
-            weights.append(
-                None
-                if constant is None
-                else DraftWeight(constant, vector=constant.array().reshape(-1))
-            )
-        return tuple(weights), given[0][1]
-
-    def norm_values(
-        self, norms: dict[str, tuple[str, float, str] | None]
-    ) -> dict[Side, tuple[npt.NDArray[np.float32], float]]:
-        sides: tuple[Side, ...] = ("query", "key")
-        return {
-            side: (self.graph.constants[norm[0]].array().reshape(-1), norm[1])
-            for side in sides
-            if (norm := norms[side]) is not None
-        }
-
-    def waves_of(self, nodes: Iterable[StaticNode]) -> dict[str, npt.NDArray[np.floating]]:
-        """Cosines and sines, and what else has a value for each token."""
-        waves: dict[str, npt.NDArray[np.floating]] = {}
-        for node in nodes:
-            for name in node.inputs:
-                constant = self.graph.constants.get(name)
-                if (
-                    constant is not None
-                    and constant.size > 1
-                    and constant.dtype == np.float32
-                    and self.sizes.tokens in constant.shape
-                ):
-                    waves[name] = constant.array()
-        return waves
-
-    def rounding_of(self, waves: Mapping[str, npt.NDArray[np.floating]]) -> float:
-        """Of the tables of cosines and sines that the source stores; frequencies are no such."""
-        width = max((wave.shape[-1] for wave in waves.values()), default=0)
-        stored = [one for name in waves for one in self.graph.known_ancestors(name)]
-        return max((one.rounding for one in stored if one.size > width), default=0.0)
-
-    def tables_of(
-        self, waves: Mapping[str, npt.NDArray[np.floating]], rounding: float
-    ) -> tuple[float, list[npt.NDArray[np.float32]]]:
-        """The factor on cosine and sine, and frequencies that they may come from."""
-        tables: dict[bytes, npt.NDArray[np.float32]] = {}
-        limit = max((wave.shape[-1] for wave in waves.values()), default=0)
-        for name in waves:
-            for constant in self.graph.known_ancestors(name):
-                if constant.dtype == np.float32 and 1 < constant.size <= limit:
-                    table = constant.array().reshape(-1).astype(np.float32)
-                    if (table >= 0).all() and table[0] > 0:
-                        tables[table.tobytes()] = table
-        factor = classify_rotary.attention_factor(
-            list(waves.values()), known=self.solver.factors, rounding=rounding
-        )
-        return factor, [*tables.values(), *self.solver.tables]
-
-    def rotation(
-        self,
-        before: npt.NDArray[np.floating],
-        after: npt.NDArray[np.floating],
-        *,
-        positions: npt.NDArray[np.int64],
-        tables: Sequence[npt.NDArray[np.float32]],
-        factor: float,
-        rounding: float,
-    ) -> classify_rotary.Rotation:
-        found = classify_rotary.find_rotation(
-            before, after, positions, tables=tables, factor=factor, rounding=rounding
-        )
-        if found is None and rounding:
-            raise UnsupportedOperator(
-                "its rotary table is stored in 16 bits, which is too coarse to tell frequencies "
-                "by, and config.json describes no table that fits",
-                where=self.softmax.where(),
-                remedy="put the model's own config.json beside it: rope_theta, head_dim, "
-                "rope_scaling",
-            )
-        if found is None:
-            raise self.refuse("heads are neither rotated by position nor left alone")
-        return found
 
     def past(
         self, names: list[str], kv_heads: int, width: int, *, is_key: bool
