@@ -81,7 +81,7 @@ def test_an_image_that_does_not_exist_is_named_and_the_targets_mending_reaches_t
 
 
 REGISTRY = """
-import http.server
+import http.server, time
 class Nothing(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         body = b'{"errors": [{"code": "MANIFEST_UNKNOWN", "message": "manifest unknown"}]}'
@@ -92,7 +92,11 @@ class Nothing(http.server.BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
     do_HEAD = do_GET
-http.server.HTTPServer(("127.0.0.1", 5999), Nothing).serve_forever()
+try:
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 5999), Nothing)
+except OSError:  # nodes that share their network share the server too
+    time.sleep(100000)
+server.serve_forever()
 """
 """On each node: a registry that answers, and has nothing."""
 
@@ -116,7 +120,7 @@ def test_target_says_itself_that_no_registry_has_its_image_until_its_spec_is_men
         found = tenant.get("daemonset", "registry")["status"]
         return 0 < found["desiredNumberScheduled"] == found.get("numberReady")
 
-    wait(serves, 60)
+    wait(serves, 60, lambda: tenant.cluster.kubectl("-n", tenant.namespace, "describe", "pods"))
     name = f"gone-{tenant.namespace}"
     bad = {"apiVersion": good["apiVersion"], "kind": "GenAITarget", "metadata": {"name": name}}
     image = "localhost:5999/genai-stages@sha256:" + "0" * 64

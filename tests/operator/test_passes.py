@@ -305,7 +305,7 @@ def test_why_a_source_cannot_be_resolved_is_shown_with_its_log(
     access = SourceAccess(sources_of(spec)[0], SourcePlace("s3://models/x"), store)
 
     async def load(context: BuildContext) -> Any:
-        one = context.one
+        one = context.build
         one.store = StoreAddress("b", "p")
         return await room.builds._resolver._send(one, request, [room.job("j")], access)
 

@@ -60,7 +60,7 @@ class BuildContext:
         known: Of the plan, for its status; None until the plan was judged.
     """
 
-    one: BuildPass
+    build: BuildPass
     targets: list[BuildTarget] = field(default_factory=list)
     opened: OpenStore | None = None
     accesses: Mapping[SourceName, SourceAccess] = field(default_factory=dict)
@@ -136,33 +136,33 @@ class BuildSteps:
 
     async def take_up(self, context: BuildContext) -> Result:
         """What failed before is tried again where that was asked for; what fails is noted."""
-        if context.one.fresh:  # whatever it has to wait for then: it is not fresh any more after
-            await self._claims.forget_failures(context.one)
-        await self._claims.note_endings(context.one)
+        if context.build.fresh:  # whatever it has to wait for then: it is not fresh any more after
+            await self._claims.forget_failures(context.build)
+        await self._claims.note_endings(context.build)
         return DONE
 
     async def load(self, context: BuildContext) -> Result:
         """What it refers to is there, and may be named."""
-        one = context.one
-        self._policy.check_run(one.spec.run)
-        context.targets = self._loader.targets(one)
-        context.opened = await self._loader.store(one)
-        one.store = context.opened.where
-        context.accesses = accesses_of(one, context.opened)
-        await self._leases.claim_upload(one, context.opened)
+        build = context.build
+        self._policy.check_run(build.spec.run)
+        context.targets = self._loader.targets(build)
+        context.opened = await self._loader.store(build)
+        build.store = context.opened.where
+        context.accesses = accesses_of(build, context.opened)
+        await self._leases.claim_upload(build, context.opened)
         return DONE
 
     async def survey(self, context: BuildContext) -> Result:
         """Its sources are resolved, its keys looked up, its Jobs judged."""
-        one = context.one
+        build = context.build
         for _ in range(_MOST_QUESTIONS):
             try:
                 found = await self._resolver.resolved(
-                    one, context.store, context.accesses.values(), target=context.targets[0]
+                    build, context.store, context.accesses.values(), target=context.targets[0]
                 )
                 if isinstance(found, Wait):
                     return found
-                context.claimed = self._observed.claimed_by(one.owner.uid)
+                context.claimed = self._observed.claimed_by(build.owner.uid)
                 question = context.question = self._question(context, found)
                 await self._listen(context.store, question)
                 context.seen = await in_thread(
@@ -170,7 +170,7 @@ class BuildSteps:
                     question,
                     context.store.lookups,
                     lost=self._lost,
-                    claim=partial(self._leases.claim, one, context.store),
+                    claim=partial(self._leases.claim, build, context.store),
                     plans=self._plans,
                 )
                 return DONE
@@ -183,11 +183,11 @@ class BuildSteps:
     def _question(
         self, context: BuildContext, found: Mapping[SourceName, ResolvedSource]
     ) -> Question:
-        one, access = context.one, context.access
+        build, access = context.build, context.access
         setting = Setting(
-            name=one.owner.name,
-            namespace=one.namespace,
-            spec=one.spec,
+            name=build.owner.name,
+            namespace=build.namespace,
+            spec=build.spec,
             sources=found,
             places={name: source.place for name, source in context.accesses.items()},
             targets=context.targets,
@@ -198,12 +198,12 @@ class BuildSteps:
         accesses = {name: source.access for name, source in context.accesses.items()}
         return Question(
             setting=setting,
-            owner=one.owner.uid,
-            since=one.since,
-            jobs=self._observed.jobs_of(one.namespace, scope_of(access.address, one.spec.run)),
-            pods=self._observed.pods_of(one.namespace),
+            owner=build.owner.uid,
+            since=build.since,
+            jobs=self._observed.jobs_of(build.namespace, scope_of(access.address, build.spec.run)),
+            pods=self._observed.pods_of(build.namespace),
             now=self._observed.timing.now(),
-            looks=Looks(setting, accesses, one.owner.uid),
+            looks=Looks(setting, accesses, build.owner.uid),
         )
 
     async def _listen(self, opened: OpenStore, question: Question) -> None:
@@ -219,7 +219,7 @@ class BuildSteps:
 
     async def _look(self, context: BuildContext, asked: Unanswered) -> Wait | None:
         """Have records looked up by a Job; None when it has told."""
-        one, told = context.one, context.store.told
+        build, told = context.build, context.store.told
         assert told is not None
         if told.assume_missing(asked):
             return None
@@ -228,12 +228,12 @@ class BuildSteps:
             refs=refs,
             known=tuple(sorted(asked.known)),
             read=PLANS_READ,
-            lease=self._leases.document(one, context.store),
+            lease=self._leases.document(build, context.store),
         )
         answer = await self._helpers.ask(
-            one,
+            build,
             document,
-            question_key("look", one.owner.uid, *refs),
+            question_key("look", build.owner.uid, *refs),
             access=context.access,
             target=context.targets[0],
         )
@@ -244,13 +244,13 @@ class BuildSteps:
 
     async def change_jobs(self, context: BuildContext) -> Result:
         """Jobs are released, made anew, created and claimed, as the survey says."""
-        one, seen, question = context.one, context.seen, context.question
+        build, seen, question = context.build, context.seen, context.question
         assert seen is not None
         assert question is not None
         if any(isinstance(e, (StoreUnavailable, StoreUnreadable)) for e in seen.waits_for):
-            self._doubt(one.namespace, one.spec.store.name)
+            self._doubt(build.namespace, build.spec.store.name)
         # Of those that the survey knew: one that has come to light since was not asked about.
-        await self._claims.release(context.claimed, one.owner.uid, keep=seen.needed)
+        await self._claims.release(context.claimed, build.owner.uid, keep=seen.needed)
         starts = tuple(
             Start(
                 request,
@@ -260,15 +260,15 @@ class BuildSteps:
             for request in seen.start
         )
         changes = JobChanges(starts, seen.renewals, seen.active)
-        await self._writer.apply(one, changes, known={job.uid for job in question.jobs})
+        await self._writer.apply(build, changes, known={job.uid for job in question.jobs})
         return DONE
 
     async def judge(self, context: BuildContext) -> Result:
         """Is it built, has it failed, or what does it wait for?"""
-        one, seen = context.one, context.seen
+        build, seen = context.build, context.seen
         assert seen is not None
-        queued = bool(seen.start and one.spec.run.queue_name)
-        stands = await self._helpers.jobs.standings.of(one.namespace, seen.active, queued=queued)
+        queued = bool(seen.start and build.spec.run.queue_name)
+        stands = await self._helpers.jobs.standings.of(build.namespace, seen.active, queued=queued)
         context.known = Outcome(
             Phase.BUILDING,
             stands.reason,
@@ -277,15 +277,15 @@ class BuildSteps:
             failed=seen.failed,
             containers=seen.containers,
             fidelity=seen.fidelity,
-            targets=one.spec.targets,
+            targets=build.spec.targets,
             store=context.store.where,
             notes=seen.plan.notes,
             warnings=seen.warnings,
             toolchain=toolchain_digest(context.targets),
         )
         if not seen.advice.ended:
-            one.look_after(seen.after or WATCHED_SECONDS)
-            one.look_after(stands.after)
+            build.look_after(seen.after or WATCHED_SECONDS)
+            build.look_after(stands.after)
             return wait_of(stands, _doing(seen))
         if seen.failed:
             task, error, _ = seen.failed[0]
@@ -296,12 +296,12 @@ class BuildSteps:
 
     async def settle(self, context: BuildContext) -> Result:
         """It is built: what it needs stays in the store."""
-        one, seen = context.one, context.seen
+        build, seen = context.build, context.seen
         assert seen is not None
-        if one.sources:
-            resolved = {RecordRef(RESOLVE, Key(entry.record)) for entry in one.sources.values()}
+        if build.sources:
+            resolved = {RecordRef(RESOLVE, Key(entry.record)) for entry in build.sources.values()}
             await self._leases.settle(
-                one,
+                build,
                 context.store,
                 seen.refs | resolved,
                 containers=seen.containers,

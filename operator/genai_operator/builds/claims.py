@@ -20,25 +20,25 @@ class Claims:
         self._observed = observed
         self._applier = applier
 
-    async def note_endings(self, one: BuildPass) -> None:
+    async def note_endings(self, build: BuildPass) -> None:
         """Write on failed Jobs how their pods ended, while those are there."""
-        for job, pod in self._observed.unnoted(one.owner.uid):
+        for job, pod in self._observed.unnoted(build.owner.uid):
             await self._applier.note_ending(job, pod)
 
-    async def forget_failures(self, one: BuildPass) -> None:
+    async def forget_failures(self, build: BuildPass) -> None:
         """A new generation, or the user's request, tries again what failed before.
 
         What other builds claim too stays theirs, and is no failure of this one any more.
         """
-        for job in self._observed.claimed_by(one.owner.uid):
+        for job in self._observed.claimed_by(build.owner.uid):
             if job.state is JobState.FAILED:
-                await self._applier.release(job, one.owner.uid)
+                await self._applier.release(job, build.owner.uid)
 
-    async def keep_failures(self, one: BuildPass) -> None:
+    async def keep_failures(self, build: BuildPass) -> None:
         """Drop all but what failed: without that the next pass would begin anew."""
-        claimed = self._observed.claimed_by(one.owner.uid)
+        claimed = self._observed.claimed_by(build.owner.uid)
         failed = [job.uid for job in claimed if job.state is JobState.FAILED]
-        await self.release(claimed, one.owner.uid, keep=failed)
+        await self.release(claimed, build.owner.uid, keep=failed)
 
     async def release_all(self, uid: str) -> None:
         """Drop all claims of a build."""

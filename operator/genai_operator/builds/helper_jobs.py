@@ -37,7 +37,7 @@ class BuildHelperJobs:
 
     async def ask(
         self,
-        one: BuildPass,
+        build: BuildPass,
         document: Document,
         key: Key,
         *,
@@ -53,16 +53,16 @@ class BuildHelperJobs:
             Stalled: It failed for good.
             Waiting: The store cannot be used now.
         """
-        scope = scope_of(access.address, one.spec.run)
-        attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
+        scope = scope_of(access.address, build.spec.run)
+        attempts = group(self._observed.jobs_of(build.namespace, scope)).get(key, [])
         request = JobRequest(
-            namespace=one.namespace,
+            namespace=build.namespace,
             key=key,
             operation=document.kind,
             task=document.kind,
             document=document,
             image=target.image,
-            memory_bytes=given_memory(one.spec.run) or HELPER_BYTES,
+            memory_bytes=given_memory(build.spec.run) or HELPER_BYTES,
             node_selector=target.node_selector,
         )
         verdict = Verdict()
@@ -76,12 +76,12 @@ class BuildHelperJobs:
             if tried:
                 verdict = judge(
                     tried,
-                    self._observed.pods_of(one.namespace),
-                    retries=one.spec.run.retries,
+                    self._observed.pods_of(build.namespace),
+                    retries=build.spec.run.retries,
                     now=self._observed.timing.now(),
-                    owner=one.owner.uid,
-                    wanted=request.wanted(one.owner, run=one.spec.run, access=access),
-                    task_seconds=one.spec.run.active_deadline_seconds,
+                    owner=build.owner.uid,
+                    wanted=request.wanted(build.owner, run=build.spec.run, access=access),
+                    task_seconds=build.spec.run.active_deadline_seconds,
                 )
             verdict = replace(verdict, attempt=attempts[-1].attempt + 1)
         if verdict.error is not None:
@@ -92,8 +92,8 @@ class BuildHelperJobs:
                 attempt=verdict.attempt,
                 memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
-        await self._writer.apply(one, changes_of(Start(request, verdict, access), attempts))
-        one.after = verdict.pause or WATCHED_SECONDS
-        stands = await self.jobs.standings.of(one.namespace, attempts)
-        one.look_after(stands.after)
+        await self._writer.apply(build, changes_of(Start(request, verdict, access), attempts))
+        build.after = verdict.pause or WATCHED_SECONDS
+        stands = await self.jobs.standings.of(build.namespace, attempts)
+        build.look_after(stands.after)
         return stands

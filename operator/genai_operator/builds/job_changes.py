@@ -80,12 +80,12 @@ class JobWriter:
         self._starter = starter
 
     async def apply(
-        self, one: BuildPass, changes: JobChanges, *, known: Collection[str] | None = None
+        self, build: BuildPass, changes: JobChanges, *, known: Collection[str] | None = None
     ) -> None:
         """Make Jobs anew, create some, claim others.
 
         Args:
-            one: The build's pass; it notes what it has joined and started.
+            build: The build's pass; it notes what it has joined and started.
             changes: What is asked for.
             known: UIDs of the Jobs that were there when that was decided: one that has come to
                 light since may be at the same. None: it does not matter.
@@ -100,20 +100,20 @@ class JobWriter:
             async with free:
                 newer: list[JobView] = []
                 if known is not None:
-                    scope = scope_of(start.access.address, one.spec.run)
-                    jobs = self._observed.jobs_of(one.namespace, scope)
+                    scope = scope_of(start.access.address, build.spec.run)
+                    jobs = self._observed.jobs_of(build.namespace, scope)
                     newer = [job for job in jobs if job.uid not in known]
                 await self._starter.start(
-                    one, start.request, start.verdict, access=start.access, newer=newer
+                    build, start.request, start.verdict, access=start.access, newer=newer
                 )
 
         for found in changes.renew:
-            await self._applier.renew(found, one.owner)
+            await self._applier.renew(found, build.owner)
         problems = await asyncio.gather(*map(create, changes.start), return_exceptions=True)
         renewed = {found.job.uid for found in changes.renew}
         for job in changes.claim:
             if not job.deleting and job.uid not in renewed:
-                one.joined |= await self._applier.claim(job, one.owner)
+                build.joined |= await self._applier.claim(job, build.owner)
         for problem in problems:
             if problem is not None:
                 raise problem

@@ -52,13 +52,13 @@ class Leases:
         self._holders: dict[str, tuple[OpenStore, Holder]] = {}
         self._due: dict[str, float] = {}
 
-    def name_of(self, one: BuildPass) -> str:
+    def name_of(self, build: BuildPass) -> str:
         """Of the build's lease: UIDs are unique over clusters."""
-        return f"build-{one.owner.uid}"
+        return f"build-{build.owner.uid}"
 
-    def holder_name(self, one: BuildPass) -> str:
+    def holder_name(self, build: BuildPass) -> str:
         """Whom to ask."""
-        return f"{self._cluster} {one.namespace}/{one.owner.name}"
+        return f"{self._cluster} {build.namespace}/{build.owner.name}"
 
     def keep(self, uids: Collection[str]) -> None:
         """Forget builds that are gone; their leases end by themselves."""
@@ -67,28 +67,28 @@ class Leases:
         for uid in self._due.keys() - set(uids):
             del self._due[uid]
 
-    def claim(self, one: BuildPass, opened: OpenStore, refs: Iterable[RecordRef]) -> None:
+    def claim(self, build: BuildPass, opened: OpenStore, refs: Iterable[RecordRef]) -> None:
         """Claim records before they are looked up; in a thread. Jobs that look claim themselves."""
-        holder = self._holder(one, opened)
+        holder = self._holder(build, opened)
         if holder is not None:
-            holder.claim(refs, _uploads(one, opened))
+            holder.claim(refs, _uploads(build, opened))
 
-    async def claim_upload(self, one: BuildPass, opened: OpenStore) -> None:
+    async def claim_upload(self, build: BuildPass, opened: OpenStore) -> None:
         """Claim what was uploaded beside the store for the build, before it is listed."""
-        if _uploads(one, opened):
-            await in_thread(self.claim, one, opened, ())
+        if _uploads(build, opened):
+            await in_thread(self.claim, build, opened, ())
 
-    def document(self, one: BuildPass, opened: OpenStore) -> LeaseFile:
+    def document(self, build: BuildPass, opened: OpenStore) -> LeaseFile:
         """What a Job has to know that writes the lease."""
         return LeaseFile(
-            name=self.name_of(one),
-            holder=self.holder_name(one),
-            uploads=tuple(sorted(_uploads(one, opened))) or None,
+            name=self.name_of(build),
+            holder=self.holder_name(build),
+            uploads=tuple(sorted(_uploads(build, opened))) or None,
         )
 
     async def settle(
         self,
-        one: BuildPass,
+        build: BuildPass,
         opened: OpenStore,
         refs: Iterable[RecordRef],
         *,
@@ -99,34 +99,34 @@ class Leases:
         """The build is Ready."""
         built = {name: RecordRef(r.operation, r.key) for name, r in containers.items()}
         keep = opened.spec.retention.keep
-        holder = self._holder(one, opened)
+        holder = self._holder(build, opened)
         if holder is not None:
-            uploads = _uploads(one, opened)
+            uploads = _uploads(build, opened)
             await in_thread(holder.settle, refs, built, keep=keep, uploads=uploads)
             if holder.problem:
-                log.warning("no lease", extra={"build": one.owner.name, "why": holder.problem})
+                log.warning("no lease", extra={"build": build.owner.name, "why": holder.problem})
             return
         settled = {
             "records": tuple(sorted(map(str, refs))),
             "containers": {name: str(ref) for name, ref in built.items()},
             "keep": keep,
         }
-        document = self.document(one, opened).model_copy(update=settled)
-        await self._send(one, document, access=access, target=target)
+        document = self.document(build, opened).model_copy(update=settled)
+        await self._send(build, document, access=access, target=target)
 
     async def at_rest(
-        self, one: BuildPass, opened: OpenStore, *, access: StoreAccess, target: BuildTarget
+        self, build: BuildPass, opened: OpenStore, *, access: StoreAccess, target: BuildTarget
     ) -> None:
         """Renew the lease of a build that has nothing to do."""
-        holder = self._holder(one, opened)
+        holder = self._holder(build, opened)
         if holder is None:
-            await self._send(one, self.document(one, opened), access=access, target=target)
+            await self._send(build, self.document(build, opened), access=access, target=target)
             return
         stands = await in_thread(holder.renew)
-        if not stands and one.status.get("artifacts"):
-            log.warning("its lease is gone", extra={"build": one.owner.name})
-        if stands or _uploads(one, opened):
-            await in_thread(self.claim, one, opened, ())
+        if not stands and build.status.get("artifacts"):
+            log.warning("its lease is gone", extra={"build": build.owner.name})
+        if stands or _uploads(build, opened):
+            await in_thread(self.claim, build, opened, ())
 
     def rest(self, uid: str) -> float:
         """Seconds until a build at rest is to be looked after; 0: now."""
@@ -137,27 +137,27 @@ class Leases:
         self._due[uid] = now + _LOOK_SECONDS
         return 0.0
 
-    def _holder(self, one: BuildPass, opened: OpenStore) -> Holder | None:
+    def _holder(self, build: BuildPass, opened: OpenStore) -> Holder | None:
         if opened.store is None:
             return None
-        known = self._holders.get(one.owner.uid)
+        known = self._holders.get(build.owner.uid)
         if known is not None and known[0] is opened:
             return known[1]
-        holder = Holder(opened.store, self.name_of(one), holder=self.holder_name(one))
-        self._holders[one.owner.uid] = (opened, holder)
+        holder = Holder(opened.store, self.name_of(build), holder=self.holder_name(build))
+        self._holders[build.owner.uid] = (opened, holder)
         return holder
 
     async def _send(
-        self, one: BuildPass, document: LeaseFile, *, access: StoreAccess, target: BuildTarget
+        self, build: BuildPass, document: LeaseFile, *, access: StoreAccess, target: BuildTarget
     ) -> None:
         week = self._timing.now().toordinal() // _TOLD_DAYS
         key = question_key("lease", document.model_dump_json(), week)
         try:
-            await self._helpers.ask(one, document, key, access=access, target=target)
+            await self._helpers.ask(build, document, key, access=access, target=target)
         except (Stalled, Waiting, GenAIError) as error:
-            log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})
+            log.warning("no lease", extra={"build": build.owner.name, "why": str(error)})
 
 
-def _uploads(one: BuildPass, opened: OpenStore) -> frozenset[str]:
+def _uploads(build: BuildPass, opened: OpenStore) -> frozenset[str]:
     """Uploads beside the build's store that its spec reads."""
-    return uploads_among([source.address for source in sources_of(one.spec)], opened.where)
+    return uploads_among([source.address for source in sources_of(build.spec)], opened.where)

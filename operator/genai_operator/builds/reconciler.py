@@ -115,7 +115,7 @@ class BuildReconciler:
         return 0.0 if now is not None and now.asked != asked_of(value) else after
 
     async def _whole(self, seen: BuildView) -> Json | None:
-        """The build with its spec and status, which the mirror does not keep of a large one."""
+        """The build with spec and status, which the watch cache does not keep of a large one."""
         value = seen.value
         if PARTIAL not in value:
             return value
@@ -133,8 +133,10 @@ class BuildReconciler:
         uid = value["metadata"]["uid"]
         again = uid in self._failing
         self._failing.add(uid)
-        one = begin(value, self._observed.timing.now())
-        rests = isinstance(one, BuildPass) and not one.fresh and ready_of(one.status)[0] == "True"
+        build = begin(value, self._observed.timing.now())
+        rests = (
+            isinstance(build, BuildPass) and not build.fresh and ready_of(build.status)[0] == "True"
+        )
         if rests or not again:
             return
         why = f"{type(error).__name__}: {error}"
@@ -143,50 +145,52 @@ class BuildReconciler:
             Reason.OPERATOR_ERROR,
             f"the operator failed at it and tries again ({why}); its log says more",
         )
-        if isinstance(one, BuildPass):
-            outcome = replace(outcome, requested_at=one.requested, since=one.since)
+        if isinstance(build, BuildPass):
+            outcome = replace(outcome, requested_at=build.requested, since=build.since)
         with suppress(ApiError, aiohttp.ClientError, TimeoutError):
             await self._reporter.report(value, outcome)
 
     async def _pass(self, value: Json) -> float | None:
-        one = begin(value, self._observed.timing.now())
-        if isinstance(one, Outcome):
+        build = begin(value, self._observed.timing.now())
+        if isinstance(build, Outcome):
             await self._claims.release_all(value["metadata"]["uid"])
-            await self._reporter.report(value, one)
+            await self._reporter.report(value, build)
             return None
-        if await self._rest.holds(one):
-            return await self._rest.renewed(one)
-        outcome = await self._outcome(one)
-        known = replace(outcome, requested_at=one.requested, sources=one.sources, since=one.since)
-        await self._reporter.report(one.value, known)
+        if await self._rest.holds(build):
+            return await self._rest.renewed(build)
+        outcome = await self._outcome(build)
+        known = replace(
+            outcome, requested_at=build.requested, sources=build.sources, since=build.since
+        )
+        await self._reporter.report(build.value, known)
         if outcome.state in {Phase.SUSPENDED, Phase.STALLED}:
-            rest = await self._rest.renewed(one)  # what it has stays until it goes on
+            rest = await self._rest.renewed(build)  # what it has stays until it goes on
             of_source = any(task == RESOLVE for task, _, _ in outcome.failed)
-            return min(rest, one.after or rest) if of_source else rest
-        if one.started:
-            one.look_after(STARTED_SECONDS)
-        return JOINED_SECONDS if one.joined else one.after
+            return min(rest, build.after or rest) if of_source else rest
+        if build.started:
+            build.look_after(STARTED_SECONDS)
+        return JOINED_SECONDS if build.joined else build.after
 
-    async def _outcome(self, one: BuildPass) -> Outcome:
+    async def _outcome(self, build: BuildPass) -> Outcome:
         """Run the steps; what they come to, for the status."""
-        if one.spec.run.suspend:
-            await self._claims.release_all(one.owner.uid)
+        if build.spec.run.suspend:
+            await self._claims.release_all(build.owner.uid)
             return Outcome(Phase.SUSPENDED, Reason.SUSPENDED, "spec.run.suspend is set")
-        context = BuildContext(one)
+        context = BuildContext(build)
         result = await run_steps(context, self._steps.all)
         if isinstance(result, Wait) and result.after is not None:
             if result.reason in _DOUBTS:
-                self._doubt(one.namespace, one.spec.store.name)
-            one.after = self._backoff.after(one.owner.uid, result)
+                self._doubt(build.namespace, build.spec.store.name)
+            build.after = self._backoff.after(build.owner.uid, result)
         elif isinstance(result, Stall) and context.known is None:
-            await self._claims.keep_failures(one)
+            await self._claims.keep_failures(build)
             if result.failure is not None and result.failure[0] == RESOLVE:
                 # The model may have been looked at while it was being uploaded: nothing tells of
                 # that.
                 again = Wait(result.reason, "", after=30.0, most=600.0)
-                one.after = self._backoff.after(one.owner.uid, again)
+                build.after = self._backoff.after(build.owner.uid, again)
         else:
-            self._backoff.forget(one.owner.uid)
+            self._backoff.forget(build.owner.uid)
         return outcome_of(still_missing(result, context), context)
 
     def tidy(self) -> None:
@@ -207,9 +211,9 @@ def still_missing(result: Result, context: BuildContext) -> Result:
 
     Else the build would go to and fro between SourceNotFound and Progressing with each look.
     """
-    one = context.one
-    ready = condition_of(one.status, "Ready")
-    missing = ready is not None and ready["reason"] == SourceNotFound.code and not one.fresh
+    build = context.build
+    ready = condition_of(build.status, "Ready")
+    missing = ready is not None and ready["reason"] == SourceNotFound.code and not build.fresh
     if not isinstance(result, Wait) or result.reason != Reason.PROGRESSING:
         return result
     if ready is None or not missing or context.question is not None:
@@ -228,7 +232,7 @@ def outcome_of(result: Result, context: BuildContext) -> Outcome:
         phase = Phase.BUILDING if result.works else Phase.WAITING
     waits_early = isinstance(result, Wait) and result.after is not None
     if context.known is None or waits_early:
-        store = context.one.store if isinstance(result, Stall) else None
+        store = context.build.store if isinstance(result, Stall) else None
         return Outcome(phase, result.reason, result.message, failed=failed, store=store)
     return replace(context.known, state=phase, reason=result.reason, message=result.message)
 

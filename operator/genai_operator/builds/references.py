@@ -38,7 +38,7 @@ def begin(value: Json, now: datetime) -> BuildPass | Outcome:
         spec = read_served(BuildSpec, value["spec"], where="spec")
     except GenAIError as error:
         return Outcome(Phase.STALLED, error.code, str(error))
-    one = BuildPass(
+    build = BuildPass(
         value=value,
         spec=spec,
         owner=Owner(meta["name"], meta["uid"]),
@@ -48,11 +48,11 @@ def begin(value: Json, now: datetime) -> BuildPass | Outcome:
         status=value.get("status") or {},
         since=now,
     )
-    known = None if one.fresh else one.status.get("startedAt")
-    unseen = one.status.get("observedGeneration", -1) < 0
-    if known is None and (unseen or not one.fresh):  # or an operator from before the field did
+    known = None if build.fresh else build.status.get("startedAt")
+    unseen = build.status.get("observedGeneration", -1) < 0
+    if known is None and (unseen or not build.fresh):  # or an operator from before the field did
         known = meta.get("creationTimestamp")
-    return replace(one, since=parse_time(known)) if known is not None else one
+    return replace(build, since=parse_time(known)) if known is not None else build
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,14 @@ class SourceAccess:
     access: StoreAccess
 
 
-def accesses_of(one: BuildPass, opened: OpenStore) -> dict[SourceName, SourceAccess]:
+def accesses_of(build: BuildPass, opened: OpenStore) -> dict[SourceName, SourceAccess]:
     """How the build's pods reach the store and each source, the model first.
 
     Raises:
         Stalled: One is no address that can be read from a cluster.
     """
     found = {}
-    for source in sources_of(one.spec):
+    for source in sources_of(build.spec):
         place = source_place(source, opened.where)
         access = replace(
             opened.access,
@@ -96,14 +96,14 @@ class Loader:
         self._observed = observed
         self._stores = stores
 
-    def targets(self, one: BuildPass) -> list[BuildTarget]:
+    def targets(self, build: BuildPass) -> list[BuildTarget]:
         """The build's targets, in its order.
 
         Raises:
             Waiting: One is not there, or nothing can be built for it.
         """
         found = []
-        for name in one.spec.targets:
+        for name in build.spec.targets:
             value = self._observed.targets.get("", name)
             if value is None:
                 raise Waiting(
@@ -119,10 +119,10 @@ class Loader:
                 raise Waiting(Reason.TARGET_NOT_READY, str(error), after=60.0) from error
         return found
 
-    async def store(self, one: BuildPass) -> OpenStore:
+    async def store(self, build: BuildPass) -> OpenStore:
         """The build's store, once it was tried.
 
         Raises:
             Waiting: It is not there, or cannot be used.
         """
-        return await self._stores.tried(one.namespace, one.spec.store.name)
+        return await self._stores.tried(build.namespace, build.spec.store.name)

@@ -68,7 +68,7 @@ class Resolver:
 
     async def resolved(
         self,
-        one: BuildPass,
+        build: BuildPass,
         opened: OpenStore,
         accesses: Iterable[SourceAccess],
         *,
@@ -85,7 +85,7 @@ class Resolver:
         found: dict[SourceName, ResolvedSource] = {}
         waits_for: Wait | None = None
         for access in accesses:
-            answer = await self._one(one, opened, access, target=target)
+            answer = await self._one(build, opened, access, target=target)
             if isinstance(answer, Wait):
                 waits_for = waits_for or answer
             else:
@@ -93,17 +93,17 @@ class Resolver:
         return found if waits_for is None else waits_for
 
     async def _one(
-        self, one: BuildPass, opened: OpenStore, access: SourceAccess, *, target: BuildTarget
+        self, build: BuildPass, opened: OpenStore, access: SourceAccess, *, target: BuildTarget
     ) -> ResolvedSource | Wait:
         source, place = access.source, access.place
         if place.bucket is not None:
             await self._stores.check_endpoint(place.bucket.endpoint)
         if source.secret:  # pods are given it, whoever lists the source
-            await self._stores.secrets.get(one.namespace, source.secret)
-        ref = _known_source(one, access)
+            await self._stores.secrets.get(build.namespace, source.secret)
+        ref = _known_source(build, access)
         record = await _look(opened, ref) if ref is not None else None
         if ref is None or record is None:
-            asked = await self._asked(one, opened, access, target=target)
+            asked = await self._asked(build, opened, access, target=target)
             if isinstance(asked, Wait):
                 return asked
             ref, record = asked
@@ -114,49 +114,49 @@ class Resolver:
                 f"the content of {place.uri} is {found.digest}, not the {source.pin} that "
                 f"{source.pin_field} pins",
             )
-        one.sources[source.name] = ResolvedEntry(place.uri, found.digest, ref.key)
+        build.sources[source.name] = ResolvedEntry(place.uri, found.digest, ref.key)
         return found
 
     async def _asked(
         self,
-        one: BuildPass,
+        build: BuildPass,
         opened: OpenStore,
         access: SourceAccess,
         *,
         target: BuildTarget,
     ) -> tuple[RecordRef, Record] | Wait:
-        key, question, exact = await self._question(one, opened, access)
-        scope = scope_of(access.access.address, one.spec.run)
-        attempts = group(self._observed.jobs_of(one.namespace, scope)).get(key, [])
+        key, question, exact = await self._question(build, opened, access)
+        scope = scope_of(access.access.address, build.spec.run)
+        attempts = group(self._observed.jobs_of(build.namespace, scope)).get(key, [])
         ref = RecordRef(RESOLVE, key) if exact else self._told_ref(attempts)
         if ref is not None:
             record = await self._record(opened, ref, attempts)
             if record is not None:
                 return ref, record
         request = JobRequest(
-            namespace=one.namespace,
+            namespace=build.namespace,
             key=key,
             operation=RESOLVE,
             task=RESOLVE,
             document=question,
             image=target.image,
-            memory_bytes=given_memory(one.spec.run) or _RESOLVE_BYTES,
+            memory_bytes=given_memory(build.spec.run) or _RESOLVE_BYTES,
             node_selector=target.node_selector,
             reads_source=True,
             source=access.source.name,
             disk_bytes=UNKNOWN,
         )
-        return await self._send(one, request, attempts, access)
+        return await self._send(build, request, attempts, access)
 
     async def _question(
-        self, one: BuildPass, opened: OpenStore, access: SourceAccess
+        self, build: BuildPass, opened: OpenStore, access: SourceAccess
     ) -> tuple[Key, ResolveFile, bool]:
         """Key and question, and whether the key is the record's: else its Job will tell that."""
         source, place = access.source, access.place
         if place.bucket is not None and opened.credentials is not None:
             own = None
             if source.secret:
-                own = await self._stores.credentials(one.namespace, source.secret)
+                own = await self._stores.credentials(build.namespace, source.secret)
             keys = source_credentials(
                 place.bucket, own=own, store=opened.where, of_store=opened.credentials
             )
@@ -164,7 +164,7 @@ class Resolver:
             try:
                 listed = await in_thread(
                     list_source,
-                    one.spec,
+                    build.spec,
                     source,
                     place.bucket,
                     keys,
@@ -175,13 +175,13 @@ class Resolver:
                 raise _of_source(source, error) from error
             return *listed, True
         pin = source.pin if place.bucket is None else None
-        question = resolve_file(one.spec, place.uri, source=source.name, pin=pin)
+        question = resolve_file(build.spec, place.uri, source=source.name, pin=pin)
         pinned = pinned_content(question) if place.bucket is None else None
         if pinned is not None:
             return content_key(question, pinned), question, True
         asked = question.model_dump_json(exclude_none=True)
         return (
-            question_key(RESOLVE, asked, one.owner.uid, one.generation, one.requested),
+            question_key(RESOLVE, asked, build.owner.uid, build.generation, build.requested),
             question,
             False,
         )
@@ -217,19 +217,19 @@ class Resolver:
             return None  # the Job that resolves finds it where it stands
 
     async def _send(
-        self, one: BuildPass, request: JobRequest, attempts: list[JobView], access: SourceAccess
+        self, build: BuildPass, request: JobRequest, attempts: list[JobView], access: SourceAccess
     ) -> Wait:
         verdict = Verdict()
         if attempts:
-            pods = self._observed.pods_of(one.namespace)
+            pods = self._observed.pods_of(build.namespace)
             verdict = judge(
                 attempts,
                 pods,
-                retries=one.spec.run.retries,
+                retries=build.spec.run.retries,
                 now=self._observed.timing.now(),
-                owner=one.owner.uid,
-                wanted=request.wanted(one.owner, run=one.spec.run, access=access.access),
-                task_seconds=one.spec.run.active_deadline_seconds,
+                owner=build.owner.uid,
+                wanted=request.wanted(build.owner, run=build.spec.run, access=access.access),
+                task_seconds=build.spec.run.active_deadline_seconds,
             )
         if verdict.error is not None:
             problem = of_error(verdict.error)
@@ -243,11 +243,11 @@ class Resolver:
                 memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
             )
         changes = changes_of(Start(request, verdict, access.access), attempts)
-        await self._writer.apply(one, changes)
-        one.look_after(verdict.pause or WATCHED_SECONDS)
-        queued = not verdict.running and bool(one.spec.run.queue_name)
-        stands = await self._helpers.standings.of(one.namespace, attempts, queued=queued)
-        one.look_after(stands.after)
+        await self._writer.apply(build, changes)
+        build.look_after(verdict.pause or WATCHED_SECONDS)
+        queued = not verdict.running and bool(build.spec.run.queue_name)
+        stands = await self._helpers.standings.of(build.namespace, attempts, queued=queued)
+        build.look_after(stands.after)
         if verdict.pause > 0 and isinstance(verdict.waits_for, SourceNotFound):
             return Wait(verdict.waits_for.code, str(verdict.waits_for))
         return wait_of(stands, f"resolving {access.source.address}")
@@ -260,15 +260,15 @@ def _of_source(source: BuildSource, error: GenAIError) -> Waiting:
     return Waiting(reason, f"{source.field}: {error}", after=5.0, most=60.0)
 
 
-def _known_source(one: BuildPass, access: SourceAccess) -> RecordRef | None:
-    if one.fresh:
+def _known_source(build: BuildPass, access: SourceAccess) -> RecordRef | None:
+    if build.fresh:
         return None
     name, uri = access.source.name, access.place.uri
-    for entry in one.status.get("sources") or ():
+    for entry in build.status.get("sources") or ():
         same = entry.get("name", MODEL) == name and entry["uri"] in {uri, hidden_queries(uri)}
         if same and "record" in entry:
             key = entry["record"].removeprefix("sha256:")
-            one.sources[name] = ResolvedEntry(entry["uri"], entry["digest"], key)
+            build.sources[name] = ResolvedEntry(entry["uri"], entry["digest"], key)
             return RecordRef(RESOLVE, Key(key))
     return None
 

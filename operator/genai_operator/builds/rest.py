@@ -29,47 +29,47 @@ class Rest:
         self._leases = leases
         self._reporter = reporter
 
-    async def holds(self, one: BuildPass) -> bool:
+    async def holds(self, build: BuildPass) -> bool:
         """Whether nothing is to be done unasked; shows a toolchain that is not the current one.
 
         A build that is Ready rests. So does one whose tasks failed when the toolchain, or the
         operator itself, has changed since: with other keys all of it would begin anew.
         """
-        ready = condition_of(one.status, "Ready")
-        if one.fresh or one.spec.run.suspend or ready is None:
+        ready = condition_of(build.status, "Ready")
+        if build.fresh or build.spec.run.suspend or ready is None:
             return False
         good: bool = ready["status"] == "True"
-        if not good and not (ready["status"] == "False" and one.status.get("failures")):
+        if not good and not (ready["status"] == "False" and build.status.get("failures")):
             return False
         try:
-            now = toolchain_digest(self._loader.targets(one))
+            now = toolchain_digest(self._loader.targets(build))
         except (Stalled, Waiting, GenAIError):
             return good
-        outdated = one.status.get("toolchain", now) != now
+        outdated = build.status.get("toolchain", now) != now
         if not good and not outdated:
             return False
-        if outdated != (condition_of(one.status, "ToolchainOutdated") is not None):
+        if outdated != (condition_of(build.status, "ToolchainOutdated") is not None):
             outcome = Outcome(
                 Phase.READY if good else Phase.STALLED,
                 ready["reason"],
                 ready["message"],
                 outdated="operations or libraries have other versions by now" if outdated else "",
-                notes=one.status.get("plan", ()),
-                warnings=one.status.get("warnings", ()),
-                requested_at=one.requested,
+                notes=build.status.get("plan", ()),
+                warnings=build.status.get("warnings", ()),
+                requested_at=build.requested,
             )
-            await self._reporter.report(one.value, outcome)
+            await self._reporter.report(build.value, outcome)
         return True
 
-    async def renewed(self, one: BuildPass) -> float:
+    async def renewed(self, build: BuildPass) -> float:
         """Keep its lease alive; returns after how many seconds that is wanted again."""
-        wait = self._leases.rest(one.owner.uid)
+        wait = self._leases.rest(build.owner.uid)
         if wait > 0:
             return wait
         try:
-            targets, opened = self._loader.targets(one), await self._loader.store(one)
-            access = accesses_of(one, opened)[MODEL].access
-            await self._leases.at_rest(one, opened, access=access, target=targets[0])
+            targets, opened = self._loader.targets(build), await self._loader.store(build)
+            access = accesses_of(build, opened)[MODEL].access
+            await self._leases.at_rest(build, opened, access=access, target=targets[0])
         except (Stalled, Waiting, GenAIError) as error:
-            log.warning("no lease", extra={"build": one.owner.name, "why": str(error)})
-        return self._leases.rest(one.owner.uid)
+            log.warning("no lease", extra={"build": build.owner.name, "why": str(error)})
+        return self._leases.rest(build.owner.uid)

@@ -39,7 +39,7 @@ class Starter:
 
     async def start(
         self,
-        one: BuildPass,
+        build: BuildPass,
         request: JobRequest,
         verdict: Verdict,
         *,
@@ -52,7 +52,7 @@ class Starter:
         at, under the name of another Job: that would make it twice. It is looked at again.
 
         Args:
-            one: The build.
+            build: The build.
             request: The Job.
             verdict: Of the attempts before it.
             access: To store and source.
@@ -62,24 +62,24 @@ class Starter:
             Waiting: See `Applier.create`.
             Stalled: Likewise.
         """
-        place = (request.namespace, scope_of(access.address, one.spec.run))
+        place = (request.namespace, scope_of(access.address, build.spec.run))
         if self._is_taken(place, request, newer):
             log.info("another job makes it", extra={"task": request.task})
-            one.look_after(_TAKEN_SECONDS)
+            build.look_after(_TAKEN_SECONDS)
             return
         entry = place, request
         self._starting.append(entry)
         try:
-            one.joined |= await self._applier.create(
-                request, one.owner, run=one.spec.run, access=access
+            build.joined |= await self._applier.create(
+                request, build.owner, run=build.spec.run, access=access
             )
         finally:
             self._starting.remove(entry)
-        one.started = True
+        build.started = True
         for job in verdict.spent:
-            await self._applier.release(job, one.owner.uid)
+            await self._applier.release(job, build.owner.uid)
         if verdict.retried:
-            await self._tell(one, request, verdict)
+            await self._tell(build, request, verdict)
 
     def _is_taken(
         self, place: tuple[str, str], request: JobRequest, newer: Iterable[JobView]
@@ -97,19 +97,19 @@ class Starter:
         for uid in self._allowances.keys() - set(uids):
             del self._allowances[uid]
 
-    async def _tell(self, one: BuildPass, request: JobRequest, verdict: Verdict) -> None:
+    async def _tell(self, build: BuildPass, request: JobRequest, verdict: Verdict) -> None:
         log.info("task tried again", extra={"task": request.task, "why": verdict.retried})
         TASK_RETRIES.labels(
             operation=operation_label(request.operation), reason=verdict.retried_for
         ).inc()
-        allowance = self._allowances.setdefault(one.owner.uid, _Allowance(self._clock()))
+        allowance = self._allowances.setdefault(build.owner.uid, _Allowance(self._clock()))
         if not allowance.take(self._clock()):
             return
         why = verdict.retried.removeprefix(f"{request.task}: ")
         more = f" ({allowance.left_out} more since the last)" if allowance.left_out else ""
         allowance.left_out = 0
         await self._applier.event(
-            one.value,
+            build.value,
             "GenAIBuild",
             reason="TaskRetried",
             message=f"attempt {verdict.tries + 1} at {request.task}: {why}{more}",

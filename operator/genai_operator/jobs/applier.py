@@ -45,7 +45,7 @@ class _Turn:
 
 
 class Applier:
-    """See the module's docstring; what it writes is in the mirror at once."""
+    """See the module's docstring; what it writes is in the watch cache at once."""
 
     def __init__(self, api: Api, observed: Observed) -> None:
         self._api = api

@@ -31,7 +31,7 @@ class TerminatingJobs:
 
     Args:
         api: The apiserver.
-        observed: The mirror.
+        observed: The watch cache.
         take_pod: Told of each pod that is there.
         left: Told of each Job that has none.
     """

@@ -1,7 +1,7 @@
 """What the watches delivered so far, in as few bytes as decisions need.
 
 Watches can lose things (an object that vanished while a connection was down leaves no event), so
-the mirror is compared with a listing now and then: what is gone is dropped, what is newer is
+the watch cache is compared with a listing now and then: what is gone is dropped, what is newer is
 fetched, and a watch that keeps missing things is called deaf.
 """
 

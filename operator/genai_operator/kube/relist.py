@@ -1,7 +1,7 @@
-"""Do the watches deliver? The mirror is held against listings, mended, and what is deaf is named.
+"""Do the watches deliver? The watch cache is held against listings, mended, and what is deaf named.
 
-A listing shows metadata alone. What it has and the mirror lacks is waited for a moment, since the
-watch may be about to tell. Then it is listed by its name: of most kinds the operator may list
+A listing shows metadata alone. What it has and the watch cache lacks is waited for a moment, since
+the watch may be about to tell. Then it is listed by its name: of most kinds the operator may list
 objects and not get them.
 """
 
@@ -90,7 +90,7 @@ class Relister:
                 log.exception("comparing failed")
 
     async def compare(self, *, settle: float = 0.0) -> None:
-        """Compare the mirror with a listing, and mend it.
+        """Compare the watch cache with a listing, and mend it.
 
         Args:
             settle: Seconds that a watch is given to deliver what the listing shows; 0 at the

@@ -1,4 +1,4 @@
-"""Keeps everything going: events into the mirror and the queue, workers at what is due.
+"""Keeps everything going: events into the watch cache and the queue, workers at what is due.
 
 Any number of replicas watch; only the one that holds the Lease works.
 """

@@ -31,7 +31,7 @@ class Upkeep:
 
     Args:
         api: The apiserver.
-        observed: The mirror.
+        observed: The watch cache.
         wake: Has those who claim a Job looked at.
     """
 

@@ -1,7 +1,7 @@
 """One look at a build: plan it, look its keys up, see what its Jobs are doing, say what is next.
 
 Decisions are the planner's (`advance`) and `decide.judge`'s; here their questions are answered from
-the store and the mirror. Runs in a thread, since stores are asked synchronously.
+the store and the watch cache. Runs in a thread, since stores are asked synchronously.
 """
 
 from __future__ import annotations
