@@ -48,7 +48,6 @@ def test_vllms_configurations_are_read():
         ),
         ('{"method": "ngram", "num_speculative_tokens": 3, "lookup": 1}', "lookup: no such key"),
         ('{"method": "ngram", "num_speculative_tokens": 3, "model": "x"}', "model: ngram takes no"),
-        ('{"method": "draft_model", "num_speculative_tokens": 3}', "model: draft_model needs"),
         ('{"methods": ["ngram", "draft_model"], "model": "x"}', "draft_model works alone"),
         ('{"methods": ["suffix", "suffix"]}', "each may stand there once"),
         ('{"method": "suffix", "methods": ["ngram"]}', "either method or methods"),
@@ -262,10 +261,13 @@ def test_a_method_that_fails_is_off_and_the_answer_goes_on(caplog):
 class Tokens:
     """A container's tokenizer, as far as it is compared."""
 
-    def __init__(self, words, vocab_size=4):
-        self.words = words
-        self.folder = "target"
+    def __init__(self, words, vocab_size=4, *, folder="target", own=None):
+        self.words, self.own = words, own
+        self.folder = folder
         self.metadata = SimpleNamespace(vocab_size=vocab_size)
+
+    def draft(self):
+        return self.own
 
     def tokenizer(self):
         words = self.words
@@ -300,6 +302,24 @@ def test_a_draft_model_of_another_tokenizer_is_refused_by_name(draft, target, fi
         assert opened().name == "draft_model"
         assert asked == [None]
         return
+    draft.folder = "small/cpu"
     with pytest.raises(BadInput, match="small/cpu: its tokenizer is not that of target"):
         opened()
     assert not asked
+
+
+def test_the_draft_model_of_the_container_itself_is_taken_where_none_is_named():
+    words = {"a": 0}
+
+    def opened(target):
+        return open_speculation(
+            named_config("draft_model"),
+            ScriptedExecutor(),
+            steady=True,
+            tokenizer_of=target,
+            open_draft=lambda _container, _threads: ScriptedExecutor(),
+        )
+
+    assert opened(Tokens(words, own=Tokens(words))).name == "draft_model"
+    with pytest.raises(BadInput, match="the container carries no draft model"):
+        opened(Tokens(words))
