@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
+from genai_cli.build.report import write_report
 from genai_cli.display.report_page import (
     AdapterRow,
     BuildReport,
@@ -12,7 +14,8 @@ from genai_cli.display.report_page import (
     TaskCost,
     report_page,
 )
-from genai_cli.engine.events import PlannedTask
+from genai_cli.engine.events import BuildResult, PlannedTask, PlanReady, TaskFailed
+from genai_core.errors import BadInput
 
 TASKS = (
     PlannedTask("ingest", "ingest", cached=True),
@@ -108,3 +111,17 @@ def test_report_page_shows_times_sizes_drift_coverage_and_adapters() -> None:
 
 def test_report_page_says_so_when_no_container_was_built() -> None:
     assert "None was built." in Tags(page(containers=(), costs=(), tasks=(), states={})).text
+
+
+def test_a_build_that_left_nothing_leaves_no_page_but_replaces_an_earlier_one(
+    tmp_path: Path,
+) -> None:
+    plan = PlanReady(TASKS)
+    failure = TaskFailed("ingest", BadInput("it is broken", where="model.onnx"))
+    result = BuildResult({}, total=4, run=0, cached=0, seconds=1.0, failures=(failure,))
+    write_report(tmp_path, "tiny", plan, result, {})
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "report.html").write_text("earlier")
+    write_report(tmp_path, "tiny", plan, result, {})
+    assert "ingest: model.onnx: it is broken" in (tmp_path / "report.html").read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]

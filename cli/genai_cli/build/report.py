@@ -48,8 +48,11 @@ def write_report(
 ) -> None:
     """Write the page into a build's folder; a reader sees the old one or the new one.
 
-    A page that cannot be written costs no build: the containers stand.
+    A build that left nothing leaves no page either, but takes the place of an earlier one's. A page
+    that cannot be written costs no build: the containers stand.
     """
+    if not containers and not (folder / REPORT_PAGE).is_file():
+        return
     text = report_page(_report(name, plan, result, containers))
     draft = folder / f".{REPORT_PAGE}.{uuid.uuid4().hex[:8]}"
     with suppress(OSError):
@@ -137,8 +140,9 @@ def _drifts(notes: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(noise := notes.get("sqnrDb"), int | float):
         yield f"{noise:.1f} dB"
     ratios = notes.get("signalToNoiseDb")
-    values = ratios.values() if isinstance(ratios, dict) else ratios
-    if values and (numbers := [one for one in values if isinstance(one, int | float)]):
+    values = list(ratios.values()) if isinstance(ratios, dict) else ratios
+    listed = values if isinstance(values, list | tuple) else []
+    if numbers := [one for one in listed if isinstance(one, int | float)]:
         yield f"{min(numbers):.1f} dB at least"
 
 
