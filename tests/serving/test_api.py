@@ -14,11 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from genai_core.errors import BadModel
 from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
 from genai_runtime.tokenizer import TextTokenizer
+from genai_serving.api.model import sampling_defaults
 from genai_serving.api.schemas import ChatBody, CompletionBody, TokenizeBody
 from genai_serving.engine import Limits
 
@@ -546,3 +548,14 @@ def test_a_field_that_is_null_is_one_that_was_left_out(client, path, kind, neede
     assert (refused["param"], "not a parameter" in refused["message"]) == ("tool_chioce", True)
     (field,) = needed
     assert client.post(path, asked | {field: None}).json["error"]["param"] == field
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"top_k": 1e999}', '{"a": ' * 5000 + "1" + "}" * 5000, "[]", '{"top_p": true}', "{"],
+)
+def test_a_containers_sampling_is_refused_by_its_file_when_it_is_none(tmp_path, text):
+    (tmp_path / "generation_config.json").write_text(text)
+    with pytest.raises(BadModel) as raised:
+        sampling_defaults(tmp_path)
+    assert str(raised.value.where).startswith("generation_config.json")

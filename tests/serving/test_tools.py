@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from genai_serving.tools.call_object import CallObject
 from genai_serving.tools.calls import (
     ArgumentsReader,
     ToolForm,
@@ -253,3 +254,12 @@ def test_a_form_holds_behind_the_thoughts():
 def test_what_was_told_of_a_call_is_json():
     _, _, calls = read(MISTRAL(), [f"[TOOL_CALLS] [{call('weather', WEATHER)}]"])
     assert json.loads(calls[0][1])["city"] == 'a "b" {c}'
+
+
+def test_arguments_of_any_depth_are_told_as_they_stand():
+    """Deeper than Python's reader goes: they ended the answer as a defect of the server."""
+    deep = "[" * 3000 + "]" * 3000
+    called = CallObject()
+    for char in f'{{"name": "f", "arguments": {deep}}}':
+        called.push(char)
+    assert (called.name, called.arguments) == ("f", deep)

@@ -189,7 +189,7 @@ def _adapters(folder: Path, drifts: Mapping[str, Any]) -> Iterator[AdapterRow]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         found = json.loads(path.read_bytes())
         if isinstance(found, dict):
             return found

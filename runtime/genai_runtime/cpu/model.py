@@ -85,7 +85,7 @@ def read_model(path: Path, *, holds: Holds | None = None) -> CpuModel:
     properties = {prop.key: prop.value for prop in proto.metadata_props}
     try:
         rope = _TABLES.validate_python(json.loads(properties.get(ROPE_KEY, "{}")))
-    except (ValueError, ValidationError) as error:
+    except (ValueError, ValidationError, RecursionError) as error:
         raise BadModel(f"its metadata {ROPE_KEY} is not readable", where=str(path)) from error
     prefix = "past_key_values."
     return CpuModel(

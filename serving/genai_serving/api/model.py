@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput, BadModel
+from genai_core.files.foreign import read_json_object
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.sampling import Sampling
 from genai_runtime.steadiness import Steadiness
@@ -159,18 +159,15 @@ def sampling_defaults(folder: Path) -> dict[str, float]:
     """What generation_config.json says of sampling, else OpenAI's defaults.
 
     Raises:
-        BadModel: The file is not JSON, or a value is no number.
+        BadModel: The file is no JSON object, or a value is no number.
     """
     path = folder / "generation_config.json"
     if not path.is_file():
         return dict(_DEFAULTS)
-    try:
-        config = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadModel(f"not JSON: {error}", where=path.name) from error
+    config = read_json_object(path)
     found = dict(_DEFAULTS)
     for name in _DEFAULTS:
-        value = config.get(name) if isinstance(config, dict) else None
+        value = config.get(name)
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float):

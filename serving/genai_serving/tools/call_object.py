@@ -110,6 +110,6 @@ def _of_other(text: str) -> str:
     """Arguments that are no object: some models write one as a string, or null for none."""
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
     return value if isinstance(value, str) else "{}" if value is None else text
