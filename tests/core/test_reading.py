@@ -51,6 +51,20 @@ def refused(folder: Path, text: str) -> list[str]:
     return [line.replace(f"{folder}/", "") for line in lines]
 
 
+@pytest.mark.parametrize("source", ["a\\0b", "s3://b\\x07/m", "\\n"])
+def test_a_source_is_refused_when_it_holds_a_control_character(source: str, tmp_path: Path) -> None:
+    text = BUILD.replace("./model", f'"{source}"')
+    with pytest.raises(InvalidSpec, match="without control characters") as raised:
+        read(tmp_path, text)
+    assert "spec.model.source" in raised.value.where
+
+
+def test_a_source_is_refused_when_its_links_lead_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to("model")
+    with pytest.raises(InvalidSpec, match="lead in a circle"):
+        read(tmp_path, BUILD)
+
+
 def test_a_build_is_read_and_its_source_is_beside_the_file(tmp_path: Path) -> None:
     build = read(tmp_path, BUILD)
     assert build.metadata.name == "tiny"

@@ -55,7 +55,9 @@ Name = Annotated[
 
 Text = Annotated[str, StringConstraints(max_length=4096)]
 ShortText = Annotated[str, StringConstraints(max_length=256)]
-Uri = Annotated[str, StringConstraints(min_length=1, max_length=2048)]
+Uri = Annotated[
+    str, StringConstraints(min_length=1, max_length=2048, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
 Quantity = Annotated[
     str, StringConstraints(max_length=32, pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[EPTGM]i?)?$")
 ]

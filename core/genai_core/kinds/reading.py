@@ -95,9 +95,13 @@ def with_local_source(build: GenAIBuild, folder: Path) -> GenAIBuild:
     def placed(source: _S) -> _S:
         if not is_local(source.source):
             return source
-        return source.model_copy(
-            update={"source": str((folder / expanded(source.source)).resolve())}
-        )
+        try:
+            real = (folder / expanded(source.source)).resolve()
+        except (OSError, RuntimeError) as error:
+            raise InvalidSpec(
+                "its links lead in a circle", where=source.source, remedy="name another folder"
+            ) from error
+        return source.model_copy(update={"source": str(real)})
 
     spec = build.spec.model_copy(update={"model": placed(build.spec.model)})
     if spec.lora is not None:

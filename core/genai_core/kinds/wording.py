@@ -27,6 +27,7 @@ WORDS = {
     r"^[0-9]+(\.[0-9]+)?(m|k|Ki|[EPTGM]i?)?$": "a quantity such as 20Gi or 500m",
     r"^-?[0-9]{1,4}(\.[0-9]{1,8})?$": "a decimal number in quotes such as '0.5', at most 8 digits "
     "behind the point",
+    r"^[^\x00-\x1f\x7f]+$": "an address or a folder, without control characters",
     r"^v[0-9]{2}$": "a Hexagon version such as v79",
     r"^[^\s@]+@sha256:[0-9a-f]{64}$": "an image by digest, name@sha256: and 64 hex digits",
 }
