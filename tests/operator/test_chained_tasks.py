@@ -22,8 +22,9 @@ from genai_core.tasks.chain import ChainFile, is_wanted, task_file
 from genai_core.tasks.record import Measurements, Record
 from genai_core.tasks.task_file import TaskFile
 from genai_core.testing import record_of_task
+from genai_operator.builds.planning.question import Question, Survey
 from genai_operator.builds.planning.requests import Setting
-from genai_operator.builds.planning.survey import Question, Survey, survey
+from genai_operator.builds.planning.survey import survey
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.jobs.manifest import JobRequest, Owner, StoreAccess, render
 from genai_operator.kube.job import JobState, JobView, job_view

@@ -23,8 +23,9 @@ from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.tasks.task_file import TaskFile
 from genai_core.testing import record_of_task
 from genai_operator.builds.planning.plans import Plans
+from genai_operator.builds.planning.question import Question, Survey
 from genai_operator.builds.planning.requests import Setting
-from genai_operator.builds.planning.survey import Question, Survey, survey
+from genai_operator.builds.planning.survey import survey
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.jobs.manifest import JobRequest
 from genai_operator.kube.job import JobState, JobView

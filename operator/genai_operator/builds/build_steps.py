@@ -18,8 +18,9 @@ from genai_operator.builds.helper_jobs import BuildHelperJobs
 from genai_operator.builds.job_changes import JobChanges, JobWriter, Start, wait_of
 from genai_operator.builds.leases import Leases
 from genai_operator.builds.planning.plans import Plans
+from genai_operator.builds.planning.question import Question, Survey
 from genai_operator.builds.planning.requests import Looks, Setting
-from genai_operator.builds.planning.survey import PLANS_READ, Question, Survey, survey
+from genai_operator.builds.planning.survey import PLANS_READ, survey
 from genai_operator.builds.references import Loader, SourceAccess, accesses_of
 from genai_operator.builds.resolver import Resolver
 from genai_operator.builds.status import Outcome

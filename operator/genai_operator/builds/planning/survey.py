@@ -8,32 +8,29 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from typing import Any
+from datetime import timedelta
 
-from genai_core.errors import CorruptBlob, GenAIError
+from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
 from genai_core.names import Digest, Key, TaskId
 from genai_core.store.protocol import RecordRef
 from genai_core.tasks.record import Blob, Record
 from genai_operator.builds.planning.plans import Plans
-from genai_operator.builds.planning.requests import Looks, Setting, job_request
+from genai_operator.builds.planning.question import Question, Survey
+from genai_operator.builds.planning.requests import job_request
 from genai_operator.jobs.attempts import Attempts
-from genai_operator.jobs.manifest import JobRequest
 from genai_operator.jobs.renewal import Renewal
 from genai_operator.jobs.verdicts import Verdict, judge
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.pod import PodView
 from genai_operator.stores.lookups import Answers, Unanswered
 from genai_operator.stores.remembered import check_weight, weight_of
-from genai_planner.advance import Advice, advance
+from genai_planner.advance import advance
 from genai_planner.events import Event, Failed, FoundResult, Look, Missed, Taken, WorkLimits
-from genai_planner.graph import Plan, Result
+from genai_planner.graph import Result
 from genai_planner.machine import TaskState
 from genai_planner.phases import FACTS_FILE, Ingesting, PlanPhase, plan_build
 
-__all__ = ["PLANS_READ", "Question", "Survey", "survey"]
+__all__ = ["PLANS_READ", "survey"]
 
 Claim = Callable[[Iterable[RecordRef]], None]
 
@@ -46,65 +43,6 @@ _CHAIN_SECONDS = 15.0
 """How often it is looked how far the chains have come: another build may wait for a part."""
 _GOOD = frozenset({TaskState.CACHED, TaskState.DONE})
 _TO_THE_SECOND = timedelta(seconds=1)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A build, as far as it is known without looking.
-
-    Attributes:
-        setting: What its Jobs have in common.
-        owner: The build's UID.
-        since: When it asked for what it asks now, to the second.
-        jobs: Of the build's namespace and scope.
-        pods: Job's name -> pods.
-        looks: How its Jobs would be written now; None: those that are there stay as they are.
-    """
-
-    setting: Setting
-    owner: str
-    since: datetime
-    jobs: Sequence[JobView]
-    pods: Mapping[str, list[PodView]]
-    now: datetime
-    looks: Looks | None = None
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What was found.
-
-    Attributes:
-        start: Jobs that are to be created.
-        needed: UIDs of the Jobs that do, did or failed to do something of this build.
-        active: Jobs that are at a task of this build.
-        failed: (task, error, digest of the log) in the plan's order.
-        containers: Target -> the record of its package.
-        fidelity: Target -> what its fidelity task found, where there is one.
-        refs: The records of all tasks that have a key.
-        made: Operation -> tasks whose result stands, and did not when the build asked for it.
-        after: Seconds until it has to be looked at again, whatever happens.
-        retried: What is known of the earlier attempts at tasks that start again.
-        renewals: Jobs that never started, and are to be made anew.
-        waits_for: Faults of the store, or the source, that further attempts wait for.
-        warnings: The plan's and those of the tasks whose result stands, in the plan's order.
-    """
-
-    plan: Plan
-    advice: Advice
-    start: tuple[JobRequest, ...]
-    needed: frozenset[str]
-    active: tuple[JobView, ...]
-    failed: tuple[tuple[TaskId, GenAIError, str], ...]
-    containers: Mapping[str, Record]
-    refs: frozenset[RecordRef] = frozenset()
-    made: Mapping[str, int] = field(default_factory=dict)
-    fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    after: float | None = None
-    retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
-    renewals: tuple[Renewal, ...] = ()
-    waits_for: tuple[GenAIError, ...] = ()
-    warnings: tuple[str, ...] = ()
 
 
 def survey(
