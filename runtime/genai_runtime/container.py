@@ -216,6 +216,7 @@ class Container:
         threads: int = 0,
         context_length: int | None = None,
         adapters: Sequence[str] | None = None,
+        adapter_columns: int = 0,
         digest_of: DigestOf = digest_file,
     ) -> Executor:
         """Start what runs several sequences beside one another.
@@ -228,6 +229,7 @@ class Container:
             threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
             context_length: The most tokens of a slot, if fewer than the container offers.
             adapters: Those that rows may wear; None = all that the container carries.
+            adapter_columns: Ranks of all that are worn, together, at least; see `AdapterHost`.
             digest_of: How cached files are compared with their digests.
 
         Raises:
@@ -248,6 +250,7 @@ class Container:
                 adapters=self._adapter_weights(
                     list(self.adapters().adapters) if adapters is None else adapters
                 ),
+                adapter_columns=adapter_columns,
                 digest_of=digest_of,
                 holds=self.holds,
             )

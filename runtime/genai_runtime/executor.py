@@ -16,12 +16,15 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
+
+if TYPE_CHECKING:  # it needs ONNX Runtime
+    from genai_runtime.cpu.bank import AdapterWeights
 
 Tokens = NDArray[np.integer]
 """Token ids, [T], any integer dtype."""
@@ -203,6 +206,32 @@ class Executor(Protocol):
 
     def close(self) -> None:
         """Give everything back; the executor is unusable afterwards."""
+        ...
+
+
+@runtime_checkable
+class AdapterHost(Protocol):
+    """An executor whose adapters come and go. Not while a pass runs, as all of an executor."""
+
+    @property
+    def adapter_columns(self) -> tuple[int, int]:
+        """Ranks of all adapters together, at most; and what is left of that."""
+        ...
+
+    def load_adapter(self, name: str, weights: AdapterWeights) -> None:
+        """Take an adapter in; rows may wear it from now on.
+
+        Raises:
+            BadInput: The name is taken, there is no room, or it does not fit the model.
+        """
+        ...
+
+    def unload_adapter(self, name: str) -> None:
+        """Let an adapter go that no row wears any more.
+
+        Raises:
+            BadInput: It is not there.
+        """
         ...
 
 

@@ -80,6 +80,24 @@ class ScriptedExecutor:
         return self._adapters
 
     @property
+    def adapter_columns(self) -> tuple[int, int]:
+        """Eight adapters of rank 1."""
+        return 8, 8 - len(self._adapters)
+
+    def load_adapter(self, name: str, weights: object) -> None:
+        """Know one more."""
+        del weights
+        if name in self._adapters or len(self._adapters) == 8:
+            raise BadInput("is loaded already, or there is no room", where=f"adapter {name}")
+        self._adapters |= {name}
+
+    def unload_adapter(self, name: str) -> None:
+        """Know one less."""
+        if name not in self._adapters:
+            raise BadInput("is not loaded", where=f"adapter {name}")
+        self._adapters -= {name}
+
+    @property
     def trees(self) -> bool:
         """As given."""
         return self._trees

@@ -24,7 +24,16 @@ def main(argv: list[str] | None = None) -> int:
     given = _arguments(argv)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     try:
-        from genai_serving.server import Options, serve
+        from genai_serving.server import AdminOptions, Options, serve
+
+        admin = None
+        if given.admin_port is not None:
+            admin = AdminOptions(
+                given.admin_port,
+                _admin_token(given.admin_token_file),
+                given.adapter_folder,
+                given.max_adapter_rank,
+            )
 
         return serve(
             Options(
@@ -48,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
                 adapters=tuple(given.adapter),
                 revision=given.revision,
                 golden=given.golden,
+                admin=admin,
                 speculation=_speculation(given),
             ),
             say=_say,
@@ -110,6 +120,10 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--drain-delay-seconds", type=float, default=0.0)
     parser.add_argument("--api-keys-folder", type=Path)
     parser.add_argument("--adapter", action="append", default=[])
+    parser.add_argument("--admin-port", type=int)
+    parser.add_argument("--admin-token-file", type=Path)
+    parser.add_argument("--adapter-folder", type=Path)
+    parser.add_argument("--max-adapter-rank", type=int, default=0)
     parser.add_argument("--revision", default="")
     parser.add_argument("--golden", action="store_true", help="replay before the first request")
     parser.add_argument("--termination-log", type=Path, help="where a pod says why it ended")
@@ -122,6 +136,24 @@ def _leave(file: Path | None, error: GenAIError) -> None:
         cut = {name: text[:_MOST_TEXT] for name, text in error.as_dict().items()}
         with suppress(OSError):
             file.write_text(json.dumps({"error": cut}), encoding="utf-8")
+
+
+def _admin_token(file: Path | None) -> str:
+    """Of a file, else of GENAI_ADMIN_TOKEN.
+
+    Raises:
+        BadInput: There is none: whoever reached the port could change what is served.
+    """
+    token = os.environ.get("GENAI_ADMIN_TOKEN", "")
+    if file is not None:
+        token = file.read_text(encoding="utf-8").strip()
+    if not token:
+        raise BadInput(
+            "it needs a token",
+            where="--admin-port",
+            remedy="set GENAI_ADMIN_TOKEN, or name a file with --admin-token-file",
+        )
+    return token
 
 
 def _keys(given: list[str]) -> tuple[str, ...]:

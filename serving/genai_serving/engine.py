@@ -11,22 +11,27 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_core.errors import BadInput, GenAIError
+from genai_core.errors import GenAIError
 from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
 from genai_runtime.sampling import Sampler, logprobs
 from genai_runtime.speculation.control import Counts, Room, Speculation
 from genai_runtime.speculation.method import accept
+from genai_serving.adapters.loaded import LoadedAdapters
 from genai_serving.guesses import Guesses
 from genai_serving.prefixes import Held, Match, PrefixCache
 from genai_serving.requests import Ended, Finish, Listener, Request, Times
 from genai_serving.scheduler import Limits, Scheduler, Sequence, Step, Work
+
+if TYPE_CHECKING:  # it needs ONNX Runtime
+    from genai_runtime.cpu.bank import AdapterWeights
 
 _LOG = logging.getLogger("genai_serving")
 
@@ -124,6 +129,7 @@ class Engine:
         self._scheduler = Scheduler(limits)
         self._prefixes = PrefixCache(executor, limits.prefix_bytes)
         self._guesses = Guesses(speculation)
+        self._adapters = LoadedAdapters(executor)
         self._observer: Observer = observer or _Nobody()
         self._clock = clock
         self._keys = itertools.count()
@@ -168,9 +174,6 @@ class Engine:
             Closed: The engine is shutting down.
         """
         prompt = checked_tokens(request.prompt, self._executor, 0)
-        for use in request.adapters:
-            if use.name not in self._executor.adapters:  # it would fail a pass, with all in it
-                raise BadInput("is not loaded", where=f"adapter {use.name}")
         # The last token of an answer needs no place: it is told and never read.
         most = min(request.max_tokens, self._executor.context_length - prompt.size + 1)
         request = replace(request, prompt=prompt, max_tokens=most)
@@ -183,6 +186,7 @@ class Engine:
         with self._wake:
             if self._closing or not self.alive:
                 raise Closed("the server is shutting down", remedy="ask another one")
+            self._adapters.check(request.adapters)
             key = next(self._keys)
             need = self._executor.cache_bytes(self._places(request))
             beside = self._guesses.cache_bytes(prompt.size + most) if request.speculation else 0
@@ -205,6 +209,32 @@ class Engine:
             if key in self._answers:
                 self._cancelled.add(key)
                 self._wake.notify()
+
+    def load_adapter(self, name: str, weights: AdapterWeights) -> Future[None]:
+        """Take an adapter in before the next pass. Callable from any thread.
+
+        Raises:
+            Closed: The engine is shutting down.
+        """
+        with self._wake:
+            if self._closing or not self.alive:
+                raise Closed("the server is shutting down", remedy="ask another one")
+            future = self._adapters.load(name, weights)
+            self._wake.notify()
+            return future
+
+    def retire_adapter(self, name: str) -> None:
+        """New requests may not wear it; it goes when none does. Callable from any thread."""
+        with self._wake:
+            self._adapters.retire(name)
+            self._wake.notify()
+
+    @property
+    def worn(self) -> tuple[frozenset[str], frozenset[str]]:
+        """Adapters that running and that waiting requests wear."""
+        with self._wake:
+            kinds = (self._scheduler.running, self._scheduler.waiting)
+            return tuple(self._worn(keys) for keys in kinds)  # type: ignore[return-value]
 
     def close(self, *, seconds: float = 0.0) -> bool:
         """Take nothing new, finish what is there, end the loop and close the executor.
@@ -236,6 +266,8 @@ class Engine:
                 left = list(self._answers)
             for key in left:
                 self._end(key, Finish.CANCELLED)
+            with self._wake:
+                self._adapters.close(Closed("the server is shutting down"))
             self._prefixes.shrink(0)
             self._guesses.close()
             self._executor.close()
@@ -247,11 +279,12 @@ class Engine:
                 idle = not self._answers
                 if self._closing and (idle or not self._draining):
                     return False
-                if not idle:
+                if not idle or self._adapters.due(self._worn(self._answers)):
                     break
                 self._wake.wait()
             cancelled, self._cancelled = self._cancelled, set()
             overdue = self._scheduler.overdue(self._clock())
+        self._change_adapters()
         for key in cancelled:
             self._end(key, Finish.CANCELLED)
         for key in overdue:
@@ -263,6 +296,23 @@ class Engine:
         if step.work:
             self._run(step, found)
         return True
+
+    def _worn(self, keys: Iterable[int]) -> frozenset[str]:
+        """Adapters of some requests; under the lock."""
+        return frozenset(
+            use.name
+            for key in keys
+            if key in self._answers
+            for use in self._answers[key].request.adapters
+        )
+
+    def _change_adapters(self) -> None:
+        """Let adapters go and take others in: between passes."""
+        with self._wake:
+            for name in self._adapters.leaving(self._worn(self._answers)):
+                self._prefixes.forget(name)
+                self._adapters.let_go(name)
+            self._adapters.take_in()
 
     def _rooms(self) -> dict[int, Room]:
         """What each answer that is being written has left."""

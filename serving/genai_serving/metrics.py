@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -17,6 +19,23 @@ _LABELS = ("model_name", "engine")
 _REASONS = {Finish.CANCELLED: "abort", Finish.DEADLINE: "abort"}
 
 
+@dataclass(frozen=True)
+class AdapterLoad:
+    """Adapters, by the names that clients know.
+
+    Attributes:
+        most: That may be loaded at once.
+        loaded: In memory.
+        running: Worn by running requests.
+        waiting: Worn by waiting ones.
+    """
+
+    most: int = 0
+    loaded: Collection[str] = ()
+    running: Collection[str] = ()
+    waiting: Collection[str] = ()
+
+
 class Metrics:
     """An observer of the engine; `text` is what a scrape gets.
 
@@ -29,6 +48,8 @@ class Metrics:
         self._registry = CollectorRegistry()
         self.load: Callable[[], Load] | None = None
         """Asked at every scrape."""
+        self.adapters: Callable[[], AdapterLoad] | None = None
+        """As well."""
         self.guessed: Callable[[], Counts | None] | None = None
         """Likewise."""
         self._prompt = self._counter("prompt_tokens", "Prompt tokens read.")
@@ -79,9 +100,29 @@ class Metrics:
             gauge = GaugeMetricFamily(f"vllm:{name}", about, labels=_LABELS)
             gauge.add_metric(self._labels, value)
             yield gauge
+        yield from self._adapters()
         counts = self.guessed() if self.guessed is not None else None
         if counts is not None:
             yield from self._speculation(counts)
+
+    def _adapters(self) -> Iterator[Metric]:
+        """Both are always there: routers that read them know then that there is none."""
+        load = self.adapters() if self.adapters is not None else AdapterLoad()
+        info = GaugeMetricFamily(
+            "vllm:lora_requests_info",
+            "Adapters of requests, and when that was so.",
+            labels=(*_LABELS, "max_lora", "waiting_lora_adapters", "running_lora_adapters"),
+        )
+        names = [",".join(sorted(names)) for names in (load.waiting, load.running)]
+        now = time.time()  # noqa: TID251 - the value is when it was read, as vLLM has it
+        info.add_metric([*self._labels, str(load.most), *names], now)
+        yield info
+        loaded = GaugeMetricFamily(
+            "vllm:lora_adapter_loaded", "Adapters in memory.", labels=(*_LABELS, "lora_name")
+        )
+        for name in load.loaded:
+            loaded.add_metric([*self._labels, name], 1)
+        yield loaded
 
     def _speculation(self, counts: Counts) -> Iterator[Metric]:
         for name, about, value in (

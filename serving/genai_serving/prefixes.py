@@ -137,6 +137,12 @@ class PrefixCache:
         self.bytes += self._executor.slot_bytes(held.slot)
         self.shrink(self._most_bytes)
 
+    def forget(self, adapter: str) -> None:
+        """Free the idle slots of an adapter that nobody can wear any more."""
+        for held in list(self._idle.values()):
+            if any(use.name == adapter for use in held.scope.adapters):
+                self._free(held.slot)
+
     def shrink(self, most_bytes: int, *, wanted: Collection[int] = ()) -> None:
         """Free idle slots until the rest occupies no more than so many bytes.
 

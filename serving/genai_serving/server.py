@@ -20,12 +20,16 @@ from genai_core.names import Backend
 from genai_runtime import container as containers
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import Container
-from genai_runtime.executor import Executor
+from genai_runtime.executor import AdapterHost, Executor
 from genai_runtime.speculation.config import SpeculativeConfig
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculator import open_speculation
 from genai_runtime.steadiness import Steadiness, try_out
-from genai_serving.api.app import application
+from genai_serving.adapters.administration import AdminServer
+from genai_serving.adapters.served import ServedAdapters
+from genai_serving.adapters.sources import AdapterSources
+from genai_serving.api.admin import AdapterAdmin
+from genai_serving.api.app import admin_application, application
 from genai_serving.api.keys import ApiKeys
 from genai_serving.api.model import ServedModel, sampling_defaults
 from genai_serving.api.service import Service
@@ -33,12 +37,29 @@ from genai_serving.draining import DrainingServer
 from genai_serving.engine import Engine, Limits
 from genai_serving.golden import replay_golden
 from genai_serving.memory import cache_budget
-from genai_serving.metrics import Metrics
+from genai_serving.metrics import AdapterLoad, Metrics
 from genai_serving.scheduler import mebibytes
 from genai_serving.structure.grammars import Grammars
 
 _KEEP_ALIVE_SECONDS = 30
 _CONNECTIONS = 1024
+
+
+@dataclass(frozen=True)
+class AdminOptions:
+    """Of the port on which adapters come and go.
+
+    Attributes:
+        port: 0 = any free one.
+        token: Every request on it must bring.
+        folder: Below which containers lie that adapters may come from; None = the served one's.
+        columns: Ranks of all adapters together, at least.
+    """
+
+    port: int
+    token: str
+    folder: Path | None = None
+    columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,6 +87,7 @@ class Options:
         adapters: Those of the container that are served; empty = all.
         revision: That the container must be; empty = any.
         golden: Its recorded prompts must be answered as recorded before the first request.
+        admin: How adapters come and go while it runs; None = they do not.
         speculation: How tokens are guessed; None = they are not.
     """
 
@@ -89,6 +111,7 @@ class Options:
     adapters: tuple[str, ...] = ()
     revision: str = ""
     golden: bool = False
+    admin: AdminOptions | None = None
     speculation: SpeculativeConfig | None = None
 
 
@@ -152,6 +175,8 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
             f"it is {opened.revision}, and {options.revision} is to be served",
             where=str(options.container),
         )
+    if options.admin is not None:
+        admin_listener = _admin_port(options, options.admin, opened)
     name = options.model_name or _name_of(opened)
     adapters = _adapters(opened, name, options.adapters)
     executor = opened.open_executor(
@@ -159,6 +184,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         threads=options.threads,
         context_length=options.context_length,
         adapters=list(adapters.adapters),
+        adapter_columns=0 if options.admin is None else options.admin.columns,
         digest_of=files.digest,
     )
     if options.golden:
@@ -186,7 +212,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         steadiness=steadiness,
         emulated=emulated,
         created=int(opened.folder.stat().st_mtime),
-        adapters=adapters,
+        adapters=ServedAdapters(adapters),
         prefix_cache=limits.prefix_bytes > 0,
         speculation=_about(options, speculation, steadiness),
         defaults=sampling_defaults(opened.folder),
@@ -195,6 +221,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
     engine = Engine(executor, limits, observer=metrics, speculation=speculation)
     metrics.load = lambda: engine.load
     metrics.guessed = lambda: engine.guessed
+    metrics.adapters = lambda: _adapter_load(engine, executor, model.adapters)
     grammars = Grammars(model.tokenizer, vocab_size, model.stop_tokens)
     service = Service(engine, model, limits, vocab_size, grammars, seconds=options.request_seconds)
 
@@ -225,6 +252,12 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
 
     async def run() -> None:
+        beside: list[asyncio.Future[None]] = []
+        if options.admin is not None:
+            sources = AdapterSources(opened, options.admin.folder)
+            changing = AdapterAdmin(engine, model.adapters, sources, name)
+            admin = AdminServer(admin_application(changing, options.admin.token))
+            beside.append(asyncio.ensure_future(admin.run_on(admin_listener)))
         running = asyncio.ensure_future(server.serve(sockets=[listener]))
         while not (server.started or running.done()):  # noqa: ASYNC110 - uvicorn has no event
             await asyncio.sleep(0.005)
@@ -241,7 +274,12 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
                     "here an answer's last bits depend on what is computed beside it, so nothing "
                     "is kept of one prompt for another"
                 )
+            if options.admin is not None:
+                say(f"adapters come and go on port {admin_listener.getsockname()[1]}")
         await running
+        if options.admin is not None:
+            admin.should_exit = True
+        await asyncio.gather(*beside)
 
     try:
         asyncio.run(run())
@@ -249,6 +287,33 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         engine.close()
     say("ended")
     return 0
+
+
+def _admin_port(options: Options, admin: AdminOptions, opened: Container) -> socket.socket:
+    """The admin port's socket.
+
+    Raises:
+        BadInput: No adapter could come to this container.
+        OSError: The address is taken.
+    """
+    if opened.manifest.target.backend is Backend.HTP or not opened.adapters().adapters:
+        raise BadInput(
+            "no adapter can come to this container: its graphs have branches where its own "
+            "adapters have them, and it carries none",
+            where="--admin-port",
+            remedy="serve a cpu container with an adapter, see `genai adapter add`",
+        )
+    return _bound(options.host, admin.port)
+
+
+def _adapter_load(engine: Engine, executor: Executor, served: ServedAdapters) -> AdapterLoad:
+    entries = served.entries
+    most = len(entries)
+    if isinstance(executor, AdapterHost):
+        rank = max((entry.rank for entry in entries.values()), default=16)
+        most += executor.adapter_columns[1] // max(rank, 1)
+    running, waiting = ([served.public(name) for name in worn] for worn in engine.worn)
+    return AdapterLoad(most, list(entries), running, waiting)
 
 
 def _replay(opened: Container, executor: Executor, say: Callable[[str], None]) -> None:

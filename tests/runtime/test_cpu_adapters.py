@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from models import tiny_llama
 from safetensors.numpy import save_file
 
-from genai_core.errors import BadInput, BadModel
+from genai_core.errors import BadInput, BadModel, CorruptBlob
 from genai_core.names import Precision
 from genai_runtime import processor
 from genai_runtime.cpu import CpuSession, open_executor
@@ -189,3 +190,70 @@ def test_read_adapter_says_what_is_wrong(tmp_path: Path) -> None:
         read_adapter(path)
     save_file(pair, path)
     assert read_adapter(path).rank == 2
+
+
+def test_an_adapter_that_comes_later_yields_what_it_yields_from_the_start(model) -> None:
+    """Whatever had its columns before, and whoever is beside it."""
+    worn = (AdapterUse("late", 0.5),)
+    started = {**ADAPTERS, "late": weights(9, 6)}
+    expected = alone(executor_of(model, started), IDS, worn)
+    executor = executor_of(model, ADAPTERS)
+    before = {name: alone(executor, IDS, (AdapterUse(name),)) for name in ADAPTERS}
+    base = alone(executor, IDS)
+    executor.load_adapter("late", weights(9, 6))
+    np.testing.assert_array_equal(alone(executor, IDS, worn), expected)
+    executor.unload_adapter("late")
+    executor.load_adapter("another", weights(10, 8, "q"))
+    executor.unload_adapter("another")
+    executor.load_adapter("late", weights(9, 6))
+    np.testing.assert_array_equal(alone(executor, IDS, worn), expected)
+    np.testing.assert_array_equal(alone(executor, IDS), base)
+    for name, logits in before.items():
+        np.testing.assert_array_equal(alone(executor, IDS, (AdapterUse(name),)), logits)
+    executor.unload_adapter("late")
+    with pytest.raises(BadInput, match="no such adapter"):
+        alone(executor, IDS, worn)
+
+
+def test_a_small_adapter_leaves_nothing_of_a_large_one_in_its_columns(model) -> None:
+    worn = (AdapterUse("late"),)
+    expected = alone(executor_of(model, {**ADAPTERS, "late": weights(9, 8, "v")}), IDS, worn)
+    executor = executor_of(model, ADAPTERS)
+    executor.load_adapter("large", weights(11, 8, "qkvo"))
+    executor.unload_adapter("large")
+    executor.load_adapter("late", weights(9, 8, "v"))
+    np.testing.assert_array_equal(alone(executor, IDS, worn), expected)
+
+
+def test_lay_in_refuses_what_does_not_fit_and_changes_nothing() -> None:
+    bank = AdapterBank({"one": weights(1, 16, "qv"), "two": weights(2, 40, "qv")})
+    columns = [slice(0, 16), slice(16, 56)]
+    assert (bank.columns, bank.free) == (96, 40)
+    wrong = {LAYER.format(0, "q"): (np.zeros((9, 2), np.float32), np.zeros((2, 192), np.float32))}
+    for name, adapter, words in (
+        ("one", weights(3, 1, "q"), "is loaded already"),
+        ("new", weights(3, 1, "k"), "which no adapter of the container does"),
+        ("new", AdapterWeights(wrong), "takes 192 values"),
+        ("new", weights(3, 41, "q"), "of 96 columns 40 are free"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            bank.lay_in(name, adapter)
+    assert bank.names == {"one", "two"}
+    with pytest.raises(BadInput, match="is not loaded"):
+        bank.take_out("new")
+    bank.take_out("one")
+    bank.lay_in("new", weights(3, 12, "q"))
+    bank.lay_in("last", weights(3, 40, "q"))
+    assert bank.free == 4
+    with pytest.raises(BadInput, match="4 are free"):
+        bank.lay_in("more", weights(3, 5, "q"))
+    assert [bank._columns[name] for name in ("new", "two")] == [slice(0, 12), columns[1]]
+
+
+def test_read_adapter_compares_the_digest_of_the_bytes_that_it_reads(tmp_path: Path) -> None:
+    path = tmp_path / "one.safetensors"
+    save_file({"x.A": np.zeros((4, 2), np.float32), "x.B": np.zeros((2, 4), np.float32)}, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert read_adapter(path, sha256=digest).rank == 2
+    with pytest.raises(CorruptBlob, match="not 0000"):
+        read_adapter(path, sha256="0" * 64)

@@ -18,6 +18,7 @@ from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.steadiness import Steadiness
 from genai_runtime.testing import ScriptedExecutor
 from genai_runtime.tokenizer import TextTokenizer
+from genai_serving.adapters.served import ServedAdapters
 from genai_serving.api.app import application
 from genai_serving.api.model import ServedModel
 from genai_serving.api.service import Service
@@ -161,7 +162,7 @@ def run_server(
         stop_tokens=frozenset({2, 6}),
         steadiness=Steadiness(chunks=True, neighbours=True),
         created=1,
-        adapters=INDEX,
+        adapters=ServedAdapters(INDEX),
     )
     grammars = Grammars(model.tokenizer, VOCAB, model.stop_tokens)
     service = Service(engine, model, limits, VOCAB, grammars, seconds=seconds)

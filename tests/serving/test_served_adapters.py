@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import concurrent.futures
 import json
+import re
+import subprocess
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -165,3 +167,178 @@ def test_a_base_cannot_be_called_as_one_of_its_adapters(home: Path, container: P
     ran = Program(home)("serve", container, "--port", "0", "--model-name", "uppercase")
     assert ran.code == 2, ran.err
     assert "--model-name: an adapter of the container is called uppercase too" in ran.errors[0]
+
+
+TOKEN = "tok3n"
+
+
+class Admin:
+    """Its port, of a server that was just started."""
+
+    def __init__(self, served: Served) -> None:
+        assert served.process.stderr is not None
+        line = served.process.stderr.readline()
+        found = re.search(r"on port (\d+)", line)
+        assert found, line
+        self.port = int(found[1])
+
+    def __call__(self, path: str, body: object, token: str = TOKEN) -> tuple[int, str]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            connection.request("POST", path, json.dumps(body), headers)
+            told = connection.getresponse()
+            return told.status, told.read().decode()
+        finally:
+            connection.close()
+
+    def load(self, name: str, path: str, **given: Any) -> tuple[int, str]:
+        return self("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path} | given)
+
+    def unload(self, name: str) -> tuple[int, str]:
+        return self("/v1/unload_lora_adapter", {"lora_name": name})
+
+
+class Changing(Served):
+    """A server with an admin port."""
+
+    admin: Admin
+
+
+@pytest.fixture(scope="module")
+def changing(home: Path, container: Path) -> Iterator[Changing]:
+    made = Changing(
+        home,
+        container,
+        *("--threads", "1", "--admin-port", "0", "--adapter-folder", home / "out"),
+        GENAI_ADMIN_TOKEN=TOKEN,
+    )
+    made.admin = Admin(made)
+    yield made
+    code, told = made.stop()
+    assert code == 0, told
+
+
+def digests(container: Path) -> dict[str, str]:
+    index = json.loads((container / "adapters" / "index.json").read_bytes())
+    return {name: f"sha256:{one['sha256']}" for name, one in index["adapters"].items()}
+
+
+def cold(changing: Served, name: str) -> dict[str, Any]:
+    return answer(changing, PROMPT * 4, 16, model=name, logprobs=2)
+
+
+def test_an_adapter_under_an_old_name_answers_anew_behind_the_same_long_prompt(changing, container):
+    admin, found = changing.admin, digests(container)
+    own = {name: cold(changing, name) for name in found}
+    assert own["uppercase"] != own["c-headers"]
+    assert admin.load("x", "uppercase") == (
+        200,
+        "Success: LoRA adapter 'x' added successfully.",
+    )
+    for _ in range(2):  # cold, and behind what it read itself
+        assert cold(changing, "x") == own["uppercase"]
+    assert admin.load("x", found["c-headers"])[0] == 400, "the name is taken"
+    assert admin.load("x", found["c-headers"], load_inplace=True)[0] == 200
+    for _ in range(2):
+        assert cold(changing, "x") == own["c-headers"]
+    assert admin.unload("x")[0] == 200
+    status, raw = changing.post("/v1/completions", {"model": "x", "prompt": "a"})
+    assert (status, json.loads(raw)["error"]["code"]) == (404, "model_not_found")
+    names = [model["id"] for model in json.loads(changing.get("/v1/models")[1])["data"]]
+    assert "x" not in names
+    metrics = changing.get("/metrics")[1].decode()
+    assert 'lora_name="uppercase"' in metrics
+    assert 'lora_name="x"' not in metrics
+    assert 'running_lora_adapters=""' in metrics
+
+
+def test_running_answers_finish_with_an_adapter_that_is_unloaded(changing):
+    admin = changing.admin
+    expected = answer(changing, PROMPT, 200, model="uppercase", ignore_eos=True)
+    assert admin.load("going", "uppercase")[0] == 200
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        told = [
+            pool.submit(answer, changing, PROMPT, 200, model="going", ignore_eos=True)
+            for _ in range(6)
+        ]
+        worn = 'running_lora_adapters="going"'
+        while worn not in changing.get("/metrics")[1].decode():
+            if all(one.done() for one in told):
+                break  # a fast machine
+        assert admin.unload("going")[0] == 200
+        status, _ = changing.post("/v1/completions", {"model": "going", "prompt": "a"})
+        assert status == 404
+        assert [one.result() for one in told] == [expected] * 6
+
+
+def test_own_adapters_go_and_come_back_and_use_cases_with_them(changing, container):
+    admin = changing.admin
+    before = cold(changing, "loud-headers")
+    assert admin.unload("uppercase")[0] == 200
+    for name in ("uppercase", "loud-headers"):
+        assert changing.post("/v1/completions", {"model": name, "prompt": "a"})[0] == 404
+    assert cold(changing, "c-headers")
+    assert admin.load("uppercase", digests(container)["uppercase"])[0] == 200
+    assert cold(changing, "loud-headers") == before
+
+
+REFUSED = {
+    "a path": ({"lora_name": "y", "lora_path": "/etc/passwd"}, 400, "neither sha256: and 64"),
+    "a relative path": ({"lora_name": "y", "lora_path": "../x.safetensors"}, 400, "neither"),
+    "a digest that is nowhere": (
+        {"lora_name": "y", "lora_path": "sha256:" + "0" * 64},
+        400,
+        "no container of this base",
+    ),
+    "the base's name": ({"lora_name": "base", "lora_path": "uppercase"}, 400, "is the base or"),
+    "a use case's name": ({"lora_name": "loud-headers", "lora_path": "uppercase"}, 400, "use case"),
+    "no name": ({"lora_name": "a b", "lora_path": "uppercase"}, 400, "lora_name"),
+    "a list": ([], 400, "JSON object"),
+    "another field": (
+        {"lora_name": "y", "lora_path": "uppercase", "rank": 1},
+        400,
+        "not a parameter",
+    ),
+}
+
+
+@pytest.mark.parametrize(("body", "status", "words"), REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_loaded_is_refused(changing, body, status, words):
+    told, text = changing.admin("/v1/load_lora_adapter", body)
+    assert told == status, text
+    assert words in json.loads(text)["error"]["message"]
+
+
+def test_the_admin_port_wants_its_token_and_the_other_knows_nothing_of_it(changing):
+    body = {"lora_name": "y", "lora_path": "uppercase"}
+    for token in ("", "wrong"):
+        assert changing.admin("/v1/load_lora_adapter", body, token)[0] == 401
+    assert changing.post("/v1/load_lora_adapter", body)[0] == 404
+    assert changing.admin("/v1/completions", {"prompt": "x"})[0] == 404
+    assert changing.admin.unload("nobody")[0] == 404
+
+
+def test_a_file_with_other_bytes_than_its_index_says_is_not_loaded(home, container, changing):
+    """Among containers of the same base that the server may read."""
+    index = json.loads((container / "adapters" / "index.json").read_bytes())
+    other = home / "out" / "other"
+    subprocess.run(["cp", "-r", str(container), str(other)], check=True)
+    index["adapters"]["broken"] = index["adapters"]["uppercase"] | {"sha256": "1" * 64}
+    (other / "adapters" / "index.json").write_text(json.dumps(index))
+    status, text = changing.admin.load("y", "sha256:" + "1" * 64)
+    assert status >= 400
+    assert "digest" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--admin-port", "0"], "it needs a token"),
+        (["--admin-port", "0", "--admin-token-file", "none"], "none"),
+    ],
+)
+def test_serve_refuses_an_admin_port_for_everybody(home, container, arguments, words):
+    ran = Program(home)("serve", container, "--port", "0", *arguments)
+    assert ran.code in {1, 2}, ran.err
+    assert words in ran.errors[0]

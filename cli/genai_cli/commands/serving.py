@@ -66,6 +66,33 @@ def serve(
             min=1, metavar="N", help="More read prompts sooner, and let writers wait longer."
         ),
     ] = 128,
+    admin_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="N",
+            show_default=False,
+            help="Where adapters come and go while it runs; needs GENAI_ADMIN_TOKEN or a file.",
+        ),
+    ] = None,
+    admin_token_file: Annotated[
+        str, typer.Option(metavar="FILE", show_default=False, help="Holds the admin port's token.")
+    ] = "",
+    adapter_folder: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR",
+            show_default=False,
+            help="Below it lie containers of the same base, whose adapters may be loaded.",
+        ),
+    ] = "",
+    max_adapter_rank: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Room for adapters, all ranks together; passes pay for it."
+        ),
+    ] = 0,
     request_timeout: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Of an answer; 0 is without end.")
     ] = 0.0,
@@ -105,6 +132,10 @@ def serve(
             "kv-cache-mib": kv_cache_mib,
             "prefix-cache-mib": prefix_cache_mib,
             "tokens-per-pass": tokens_per_pass,
+            "admin-port": admin_port,
+            "admin-token-file": admin_token_file,
+            "adapter-folder": adapter_folder,
+            "max-adapter-rank": max_adapter_rank,
             "request-timeout": request_timeout,
             "drain-seconds": drain_seconds,
             "context-length": context_length,

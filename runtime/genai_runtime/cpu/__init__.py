@@ -71,6 +71,7 @@ def open_executor(
     threads: int = 0,
     rope: Mapping[str, RopeTable] | None = None,
     adapters: Mapping[str, AdapterWeights] | None = None,
+    adapter_columns: int = 0,
     digest_of: DigestOf = digest_file,
     holds: Holds | None = None,
 ) -> CpuExecutor:
@@ -84,6 +85,7 @@ def open_executor(
         threads: Of ONNX Runtime; 0 = as many as there are cores.
         rope: Rotary tables; None = those that the model itself states.
         adapters: What rows may wear, by name.
+        adapter_columns: At least so many, as room for adapters to come.
         digest_of: How cached files are compared with their digests.
         holds: Which files the model's data may lie in; None = any of its folder.
 
@@ -95,7 +97,9 @@ def open_executor(
     opened = read_model(model, holds=holds)
     features = processor.features()
     exact = opened.wide and processor.saturates(features)
-    bank = AdapterBank(adapters or {}, threads=threads or os.cpu_count() or 1)
+    bank = AdapterBank(
+        adapters or {}, threads=threads or os.cpu_count() or 1, columns=adapter_columns
+    )
     folder = prepare(
         opened,
         cache,

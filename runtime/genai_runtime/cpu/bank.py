@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load
 
 from genai_core.container.adapters import LARGEST_WEIGHT
-from genai_core.errors import BadInput
+from genai_core.errors import BadInput, CorruptBlob
 from genai_runtime.cpu.branches import input_names
 from genai_runtime.executor import AdapterUse
 
@@ -36,15 +38,27 @@ class AdapterWeights:
         self.rank = max((int(a.shape[1]) for a, _ in branches.values()), default=0)
 
 
-def read_adapter(path: Path) -> AdapterWeights:
+def read_adapter(path: Path, *, sha256: str = "") -> AdapterWeights:
     """Read an adapter of a container; see `genai_core.container.adapters`.
+
+    Args:
+        path: The file.
+        sha256: What it must be, of the bytes that are read here; empty = anything.
 
     Raises:
         BadInput: It is not one.
+        CorruptBlob: It has other bytes.
     """
     try:
-        with safe_open(path, framework="np") as opened:
-            tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
+        if sha256:
+            data = path.read_bytes()
+            found = hashlib.sha256(data).hexdigest()
+            if found != sha256:
+                raise CorruptBlob(f"it has the digest {found}, not {sha256}", where=str(path))
+            tensors = load(data)
+        else:
+            with safe_open(path, framework="np") as opened:
+                tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
     except (OSError, SafetensorError) as error:
         raise BadInput(f"no adapter: {error}", where=str(path)) from error
     names = [name.removesuffix(".A") for name in tensors if name.endswith(".A")]
@@ -71,12 +85,15 @@ class AdapterBank:
     Args:
         adapters: By name.
         threads: Of the executor: results are equal to the bit from so many columns on.
+        columns: At least so many, as room for adapters to come; every pass pays for them.
 
     Raises:
         BadInput: Two adapters give a linear different sizes.
     """
 
-    def __init__(self, adapters: Mapping[str, AdapterWeights], *, threads: int = 1) -> None:
+    def __init__(
+        self, adapters: Mapping[str, AdapterWeights], *, threads: int = 1, columns: int = 0
+    ) -> None:
         self.linears: tuple[str, ...] = tuple(
             dict.fromkeys(name for adapter in adapters.values() for name in adapter.branches)
         )
@@ -85,18 +102,82 @@ class AdapterBank:
         for name, adapter in adapters.items():
             self._columns[name] = slice(start, start + adapter.rank)
             start += adapter.rank
-        least = COLUMNS_PER_THREAD * max(threads, 1) if start else 0
+        least = max(COLUMNS_PER_THREAD * max(threads, 1), columns) if start else 0
         self.columns = max(start, least)
         self.values: dict[str, ort.OrtValue] = {}
+        self._laid_out: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
         for number, linear in enumerate(self.linears):
-            a, b = self._laid(linear, adapters)
-            for name, array in zip(input_names(number), (a, b), strict=True):
+            self._laid_out[linear] = self._laid(linear, adapters)
+            for name, array in zip(input_names(number), self._laid_out[linear], strict=True):
+                # The same memory: what is written into it later is seen by the next pass.
                 self.values[name] = ort.OrtValue.ortvalue_from_numpy(array)
 
     @property
     def names(self) -> frozenset[str]:
         """What a row may wear."""
         return frozenset(self._columns)
+
+    @property
+    def free(self) -> int:
+        """Columns that no adapter has."""
+        return self.columns - sum(int(taken.stop - taken.start) for taken in self._columns.values())
+
+    def lay_in(self, name: str, adapter: AdapterWeights) -> None:
+        """Take an adapter in, into columns that none has; not while a pass runs.
+
+        Raises:
+            BadInput: The name is taken; it touches a linear without a branch, or of another size;
+                or there is no room.
+        """
+        if name in self._columns:
+            raise BadInput("is loaded already", where=f"adapter {name}")
+        for linear, (a, b) in adapter.branches.items():
+            if linear not in self._laid_out:
+                raise BadInput(
+                    f"it touches {linear}, which no adapter of the container does",
+                    where=f"adapter {name}",
+                    remedy="serve a container that carries such an adapter",
+                )
+            wide_a, wide_b = self._laid_out[linear]
+            if (a.shape[0], b.shape[1]) != (wide_a.shape[0], wide_b.shape[1]):
+                raise BadInput(
+                    f"{linear} takes {wide_a.shape[0]} values and gives {wide_b.shape[1]}, the "
+                    f"adapter's takes {a.shape[0]} and gives {b.shape[1]}",
+                    where=f"adapter {name}",
+                )
+        taken = self._room(adapter.rank, name)
+        for linear, (wide_a, wide_b) in self._laid_out.items():
+            wide_a[:, taken] = 0
+            wide_b[taken] = 0
+            if linear in adapter.branches:
+                a, b = adapter.branches[linear]
+                wide_a[:, taken.start : taken.start + a.shape[1]] = a
+                wide_b[taken.start : taken.start + b.shape[0]] = b
+        self._columns[name] = taken
+
+    def take_out(self, name: str) -> None:
+        """Let an adapter's columns go; rows must not wear it any more.
+
+        Raises:
+            BadInput: It is not there.
+        """
+        if self._columns.pop(name, None) is None:
+            raise BadInput("is not loaded", where=f"adapter {name}")
+
+    def _room(self, rank: int, name: str) -> slice:
+        """The first columns behind one another that are free."""
+        start = 0
+        for taken in sorted(self._columns.values(), key=lambda columns: columns.start):
+            if taken.start - start >= rank:
+                break
+            start = max(start, taken.stop)
+        if start + rank > self.columns:
+            raise BadInput(
+                f"it has rank {rank}, and of {self.columns} columns {self.free} are free",
+                where=f"adapter {name}",
+                remedy="unload another, or start the server with a larger --max-adapter-rank",
+            )
+        return slice(start, start + rank)
 
     def mask(self, worn: Sequence[tuple[Sequence[AdapterUse], int]]) -> NDArray[np.float32]:
         """The mask of a pass, [1, M, R].

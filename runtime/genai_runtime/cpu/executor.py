@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
 from genai_core.facts import RopeTable
-from genai_runtime.cpu.bank import AdapterBank
+from genai_runtime.cpu.bank import AdapterBank, AdapterWeights
 from genai_runtime.cpu.binding import BoundGraph
 from genai_runtime.cpu.branches import MASK
 from genai_runtime.cpu.layout import RowPart, lay_out
@@ -89,6 +89,19 @@ class CpuExecutor:
     def adapters(self) -> frozenset[str]:
         """Those of the bank."""
         return self._bank.names
+
+    @property
+    def adapter_columns(self) -> tuple[int, int]:
+        """Columns of the bank, and how many of them are free."""
+        return self._bank.columns, self._bank.free
+
+    def load_adapter(self, name: str, weights: AdapterWeights) -> None:
+        """Take one in. See `AdapterHost`."""
+        self._bank.lay_in(name, weights)
+
+    def unload_adapter(self, name: str) -> None:
+        """Let one go. See `AdapterHost`."""
+        self._bank.take_out(name)
 
     @property
     def trees(self) -> bool:

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from genai_core.errors import BadInput, GenAIError
+from genai_serving.api.admin import AdapterAdmin, load_lora_adapter, unload_lora_adapter
 from genai_serving.api.bodies import Bodies, read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
@@ -30,6 +31,7 @@ _OPEN = frozenset({"/health", "/ready", "/metrics"})
 _REQUEST_ID = re.compile(r"^[\w.:-]{1,128}$", re.ASCII)
 _INSTEAD = {"/v1/responses": "this server has /v1/chat/completions"}
 
+_S = TypeVar("_S")
 Handler = Callable[[HttpRequest, Service], Awaitable[Response]]
 Lifespan = Callable[[Starlette], AbstractAsyncContextManager[None]]
 
@@ -87,6 +89,27 @@ def application(
     return _Front(app, keys, draining, service.bodies)
 
 
+def admin_application(admin: AdapterAdmin, token: str) -> Any:
+    """The ASGI application of the admin port: every request needs the token."""
+
+    def route(
+        path: str, handler: Callable[[HttpRequest, AdapterAdmin], Awaitable[Response]]
+    ) -> Route:
+        async def endpoint(request: HttpRequest) -> Response:
+            return await _answer(request, handler, admin)
+
+        return Route(path, endpoint, methods=["POST"])
+
+    app = Starlette(
+        routes=[
+            route("/v1/load_lora_adapter", load_lora_adapter),
+            route("/v1/unload_lora_adapter", unload_lora_adapter),
+        ],
+        exception_handlers={HTTPException: _no_such_route},
+    )
+    return _Front(app, ApiKeys((token,)), lambda: False, admin.bodies)
+
+
 class _Front:
     """Keys, request ids, the end of connections; behind an answer, what its body took is free."""
 
@@ -133,7 +156,9 @@ class _Front:
         await refusal.response()(scope, receive, named)
 
 
-async def _answer(request: HttpRequest, handler: Handler, service: Service) -> Response:
+async def _answer(
+    request: HttpRequest, handler: Callable[[HttpRequest, _S], Awaitable[Response]], service: _S
+) -> Response:
     try:
         return await handler(request, service)
     except ApiError as error:
@@ -153,8 +178,7 @@ async def _no_such_route(request: HttpRequest, error: Exception) -> Response:
 
 
 async def _models(_request: HttpRequest, service: Service) -> Response:
-    index = service.model.adapters
-    names = [service.model.name, *index.adapters, *index.use_cases]
+    names = [service.model.name, *service.model.adapters.names]
     return JSONResponse({"object": "list", "data": [_about(service, name) for name in names]})
 
 

@@ -39,7 +39,7 @@ async def chat_completions(request: HttpRequest, service: Service) -> Response:
         [prompt],
         most=body.max_completion_tokens or body.max_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        adapters=chosen.adapters,
+        adapters=service.chosen(body.model).adapters,  # an adapter may have been replaced
         constraint=speech.constraint,
         shown=speech.shown,
     )

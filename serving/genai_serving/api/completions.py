@@ -43,7 +43,7 @@ async def completions(request: HttpRequest, service: Service) -> Response:
         most=None if body.max_tokens is None else max(1, body.max_tokens),
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
-        adapters=chosen.adapters,
+        adapters=service.chosen(body.model).adapters,  # an adapter may have been replaced
         constraint=None if grammar is None else grammar.begin,
     )
     head = {

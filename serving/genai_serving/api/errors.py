@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
 from genai_core.errors import BadInput, BadModel, GenAIError
+from genai_serving.adapters.loaded import NotLoaded
 from genai_serving.engine import Closed
 from genai_serving.scheduler import QueueFull
 
@@ -83,6 +84,8 @@ def of_failure(error: GenAIError, *, param: str | None = None) -> ApiError:
         return ApiError(429, text, code="queue_full", headers=later)
     if isinstance(error, Closed):
         return ApiError(503, text, code="shutting_down", headers=later)
+    if isinstance(error, NotLoaded):  # it went while its request was read
+        return ApiError(404, text, "model", "model_not_found")
     if isinstance(error, BadInput) and not isinstance(error, BadModel):  # that is not the client's
         return ApiError(400, text, error.where.replace("-", "_") or param, error.code)
     return ApiError(500, text, code="internal_error")

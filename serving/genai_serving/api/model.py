@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import read_json_object
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.sampling import Sampling
 from genai_runtime.steadiness import Steadiness
 from genai_runtime.tokenizer import TextTokenizer
+from genai_serving.adapters.served import ServedAdapters
 from genai_serving.api.schemas import SamplingFields
 
 MOST_CHARACTERS = 64
@@ -55,7 +55,7 @@ class ServedModel:
     steadiness: Steadiness
     created: int
     emulated: bool = False
-    adapters: AdapterIndex = field(default_factory=AdapterIndex)
+    adapters: ServedAdapters = field(default_factory=ServedAdapters)
     speculation: Mapping[str, Any] | None = None
     prefix_cache: bool = False
     defaults: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULTS))

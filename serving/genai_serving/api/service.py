@@ -84,11 +84,9 @@ class Service:
         """
         if name in {"", BASE, self.model.name}:
             return Choice(self.model.name)
-        index = self.model.adapters
-        if name not in index.adapters and name not in index.use_cases:
-            known = [self.model.name, *index.adapters, *index.use_cases]
-            raise not_found(name, ", ".join(known))
-        worn = tuple(AdapterUse(entry.name, entry.alpha) for entry in index.worn(name))
+        worn = self.model.adapters.worn(name)
+        if worn is None:
+            raise not_found(name, ", ".join([self.model.name, *self.model.adapters.names]))
         return Choice(name, worn)
 
     async def tokens_of(self, prompt: str | list[int], *, special: bool) -> NDArray[np.int64]:

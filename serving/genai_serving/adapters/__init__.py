@@ -1,0 +1,1 @@
+"""Adapters that come and go while a server runs."""

@@ -1,0 +1,98 @@
+"""Where a running server may take adapters from: its own container, and containers of its base.
+
+A request for one names it, or its digest, and never a file: what may be read is chosen by whoever
+starts the server.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from genai_core.container.adapters import AdapterEntry, read_index
+from genai_core.container.manifest import MANIFEST_FILE
+from genai_core.errors import BadInput, GenAIError
+from genai_runtime.container import Container, manifest_of
+
+if TYPE_CHECKING:  # it needs ONNX Runtime
+    from genai_runtime.cpu.bank import AdapterWeights
+
+__all__ = ["AdapterSources", "Found"]
+
+_DIGEST = re.compile(r"^sha256:([0-9a-f]{64})$")
+
+
+class Found:
+    """An adapter's file and what it must be."""
+
+    def __init__(self, folder: Path, entry: AdapterEntry) -> None:
+        self.entry = entry
+        self._path = folder / entry.file
+
+    def read(self) -> AdapterWeights:
+        """Its matrices, of the bytes whose digest was compared.
+
+        Raises:
+            BadInput: The file is no adapter.
+            CorruptBlob: It has other bytes.
+        """
+        from genai_runtime.cpu.bank import read_adapter
+
+        return read_adapter(self._path, sha256=self.entry.sha256)
+
+
+class AdapterSources:
+    """See the module's docstring.
+
+    Args:
+        container: That is served.
+        folder: Below which further containers lie, at most two levels deep; None = nowhere.
+    """
+
+    def __init__(self, container: Container, folder: Path | None) -> None:
+        self._container = container
+        self._folder = folder
+
+    def find(self, address: str) -> Found:
+        """The adapter of a name of the container's, or of a digest: `sha256:` and 64 digits.
+
+        Raises:
+            BadInput: There is none, or the address is neither.
+        """
+        own = self._container.adapters().adapters
+        if address in own:
+            return Found(self._container.folder, own[address])
+        digest = _DIGEST.match(address)
+        if digest is None:
+            known = ", ".join(own) or "none"
+            raise BadInput(
+                f"it is neither sha256: and 64 digits nor an adapter of the container ({known})",
+                where="lora_path",
+            )
+        for folder in self._containers():
+            for entry in read_index(folder).adapters.values():
+                if entry.sha256 == digest[1]:
+                    return Found(folder, entry)
+        raise BadInput(
+            f"no container of this base model that the server may read carries {address}",
+            where="lora_path",
+            remedy="add it with `genai adapter add`, and start the server with --adapter-folder",
+        )
+
+    def _containers(self) -> Iterator[Path]:
+        """Folders of containers whose base is the one that is served."""
+        yield self._container.folder
+        if self._folder is None:
+            return
+        base = self._container.manifest.base or self._container.revision
+        levels = [sorted(self._folder.glob(level + MANIFEST_FILE)) for level in ("", "*/", "*/*/")]
+        for path in itertools.chain.from_iterable(levels):
+            try:
+                manifest = manifest_of(path.parent)
+            except (GenAIError, OSError):  # another's, or half of one
+                continue
+            if (manifest.base or manifest.revision()) == base:
+                yield path.parent
