@@ -22,12 +22,13 @@ from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
 from genai_serving.api.errors import ApiError, of_failure
 from genai_serving.api.keys import ApiKeys
+from genai_serving.api.openapi import document
 from genai_serving.api.schemas import DetokenizeBody, TokenizeBody
 from genai_serving.api.service import Service
 from genai_serving.metrics import Metrics
 
 _LOG = logging.getLogger("genai_serving")
-_OPEN = frozenset({"/health", "/ready", "/metrics"})
+_OPEN = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 _REQUEST_ID = re.compile(r"^[\w.:-]{1,128}$", re.ASCII)
 _INSTEAD = {"/v1/responses": "this server has /v1/chat/completions"}
 
@@ -70,6 +71,11 @@ def application(
     async def scrape(_request: HttpRequest, _service: Service) -> Response:
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    described = document(service.model.revision)
+
+    async def describe(_request: HttpRequest, _service: Service) -> Response:
+        return JSONResponse(described)
+
     app = Starlette(
         routes=[
             route("/v1/completions", completions),
@@ -81,6 +87,7 @@ def application(
             route("/health", _health, "GET"),
             route("/ready", _ready, "GET"),
             route("/metrics", scrape, "GET"),
+            route("/openapi.json", describe, "GET"),
         ],
         exception_handlers={HTTPException: _no_such_route},
         lifespan=lifespan,

@@ -65,6 +65,8 @@ class ChatMessage(Body):
     # Answers have them, and clients send answers back.
     refusal: str | None = None
     annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+    audio: None = None
+    function_call: None = None
 
     @model_validator(mode="after")
     def _says_something(self) -> ChatMessage:
