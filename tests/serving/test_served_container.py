@@ -127,6 +127,17 @@ def test_the_model_is_called_as_the_build(served):
     assert served.post("/tokenize", {"prompt": "x", "model": "llama"})[0] == 404
 
 
+def arrived(server):
+    """Requests that a server has taken: they run, wait, or have ended."""
+    lines = server.get("/metrics")[1].decode().splitlines()
+    counted = (
+        "vllm:num_requests_running",
+        "vllm:num_requests_waiting",
+        "vllm:request_success_total",
+    )
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(counted))
+
+
 def test_a_signal_lets_running_answers_finish_and_refuses_new_ones(home, container):
     server = Served(home, container.parent, "--threads", "1", "--model-name", "m")
     told = []
@@ -138,7 +149,8 @@ def test_a_signal_lets_running_answers_finish_and_refuses_new_ones(home, contain
     clients = [threading.Thread(target=stream, daemon=True) for _ in range(4)]
     for client in clients:
         client.start()
-    time.sleep(0.3)
+    while arrived(server) < 4:
+        time.sleep(0.01)
     code, _ = server.stop()
     for client in clients:
         client.join(60)
