@@ -14,17 +14,14 @@ padded), and what a row yields depends on its own slot alone.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar, runtime_checkable
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
-
-if TYPE_CHECKING:  # it needs ONNX Runtime
-    from genai_runtime.cpu.bank import AdapterWeights
 
 Tokens = NDArray[np.integer]
 """Token ids, [T], any integer dtype."""
@@ -56,6 +53,21 @@ class AdapterUse:
 
     name: str
     alpha: float = 1.0
+
+
+class AdapterWeights:
+    """One adapter in memory.
+
+    Attributes:
+        rank: The largest of its branches.
+        branches: Linear -> A [in, rank], B [rank, out], float32.
+    """
+
+    def __init__(
+        self, branches: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    ) -> None:
+        self.branches = branches
+        self.rank = max((int(a.shape[1]) for a, _ in branches.values()), default=0)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import GenAIError
-from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
+from genai_runtime.executor import AdapterWeights, Executor, Row, RowOutput, Want, checked_tokens
 from genai_runtime.sampling import Sampler, logprobs
 from genai_runtime.speculation.control import Counts, Room, Speculation
 from genai_runtime.speculation.method import accept
@@ -29,9 +29,6 @@ from genai_serving.guesses import Guesses
 from genai_serving.prefixes import Held, Match, PrefixCache
 from genai_serving.requests import Ended, Finish, Listener, Request, Times
 from genai_serving.scheduler import Limits, Scheduler, Sequence, Step, Work
-
-if TYPE_CHECKING:  # it needs ONNX Runtime
-    from genai_runtime.cpu.bank import AdapterWeights
 
 _LOG = logging.getLogger("genai_serving")
 

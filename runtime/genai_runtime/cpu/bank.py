@@ -15,27 +15,12 @@ from safetensors.numpy import load
 from genai_core.container.adapters import LARGEST_WEIGHT
 from genai_core.errors import BadInput, CorruptBlob
 from genai_runtime.cpu.branches import input_names
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor import AdapterUse, AdapterWeights
 
 __all__ = ["AdapterBank", "AdapterWeights", "read_adapter"]
 
 COLUMNS_PER_THREAD = 96
 """MLAS cuts the sum of a product by its number of columns below that: equal results want more."""
-
-
-class AdapterWeights:
-    """One adapter in memory.
-
-    Attributes:
-        rank: The largest of its branches.
-        branches: Linear -> A [in, rank], B [rank, out], float32.
-    """
-
-    def __init__(
-        self, branches: Mapping[str, tuple[NDArray[np.float32], NDArray[np.float32]]]
-    ) -> None:
-        self.branches = branches
-        self.rank = max((int(a.shape[1]) for a, _ in branches.values()), default=0)
 
 
 def read_adapter(path: Path, *, sha256: str = "") -> AdapterWeights:

@@ -7,13 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 from genai_core.errors import BadInput, GenAIError
-from genai_runtime.executor import AdapterHost, AdapterUse, Executor
-
-if TYPE_CHECKING:  # it needs ONNX Runtime
-    from genai_runtime.cpu.bank import AdapterWeights
+from genai_runtime.executor import AdapterHost, AdapterUse, AdapterWeights, Executor
 
 __all__ = ["LoadedAdapters", "NotLoaded"]
 

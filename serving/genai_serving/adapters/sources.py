@@ -10,15 +10,12 @@ import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from genai_core.container.adapters import AdapterEntry, read_index
 from genai_core.container.manifest import MANIFEST_FILE
 from genai_core.errors import BadInput, GenAIError
 from genai_runtime.container import Container, manifest_of
-
-if TYPE_CHECKING:  # it needs ONNX Runtime
-    from genai_runtime.cpu.bank import AdapterWeights
+from genai_runtime.executor import AdapterWeights
 
 __all__ = ["AdapterSources", "Found"]
 
