@@ -1,4 +1,4 @@
-"""What the shell offers for a value: silent, fast, and without asking anybody."""
+"""Shell completion of values: silent, fast, and without a call to a server."""
 
 from __future__ import annotations
 

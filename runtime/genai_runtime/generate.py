@@ -1,4 +1,4 @@
-"""One token after another: greedy or sampled, until an end token or a limit."""
+"""Generates tokens: greedy or sampled, until an end token or a limit."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def generate(
 def _step(
     session: Session, newest: int, room: Room, take: Take, speculation: Speculation | None
 ) -> None:
-    """One pass: a token, and those of a draft that come true; the cache holds all but the last."""
+    """Run one pass: take the next token and a draft's accepted ones; the last is not cached."""
     draft = NOTHING
     if speculation is not None:
         granted = speculation.wanted({_KEY: room})

@@ -1,4 +1,4 @@
-"""What an operation's module looks like to the runner.
+"""The interface of an operation, as the runner calls it.
 
 An operation is `run(inputs, config, out, context) -> StageResult`: it reads folders, writes files
 into an empty private folder, and knows neither stores nor clusters. The runner fetches, calls,

@@ -28,7 +28,7 @@ from genai_operator.jobs.manifest import JobRequest, Owner, render
 from genai_operator.stores.endpoints import Peers, check_endpoint
 from genai_operator.stores.lookups import Lookups, ToldLookups, Unanswered
 from genai_operator.stores.remembered import stripped
-from genai_stages.worker.helper_jobs import run_errand
+from genai_stages.worker.helper_jobs import answer_question
 
 SERVER = "https://10.96.0.1:443"
 
@@ -243,7 +243,7 @@ def test_a_look_tells_what_was_made_of_what_was_asked_for(
     store, records = family
     absent = RecordRef("convert", Key("9" * 64))
     asked = LookFile(refs=(str(refs(records[0])[0]), str(absent)), read=("facts.json",))
-    run_errand(asked, store)
+    answer_question(asked, store)
     noise = "2026-01-01 INFO something\n" + capsys.readouterr().out + "more\n"
     answer = read_answer(noise)
     assert answer is not None
@@ -338,7 +338,7 @@ def test_a_container_that_is_not_its_manifests_is_made_anew_and_never_told(
     store.commit(forged)
     (ref,) = refs(forged)
     assert "model.onnx is another file" in str(Lookups(store).look([ref])[ref])
-    run_errand(LookFile(refs=(str(ref),), known=(), read=()), store)
+    answer_question(LookFile(refs=(str(ref),), known=(), read=()), store)
     answer = read_answer(capsys.readouterr().out)
     assert answer is not None
     assert answer.records == (), "a pod of the tenant does not tell of it either"

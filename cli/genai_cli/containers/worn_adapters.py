@@ -1,4 +1,4 @@
-"""Adapters that a command's options name -> what a session wears."""
+"""The adapters of a session, from a command's options."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`report.html`: one self-contained page of a finished build. No script is needed to read it.
 
-The graph of its tasks with what became of each; containers with sizes, fidelity and adapters; what
-each task took, its drift and which encodings it used.
+It shows the graph of tasks with each one's outcome; containers with sizes, fidelity and adapters;
+each task's time, memory, drift and encodings.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A build's plan on this machine: the source read, keys looked up, nothing run.
+"""The plan of a build on this machine: reads the source, looks keys up, runs nothing.
 
-The plan follows from what ingest found in the model, so before ingest has run there is only a
-forecast from config.json. It serves to refuse what cannot work and to show what will happen; what
-is built is always planned from ingest's own facts.
+The plan follows from what ingest found in the model. Before ingest has run there is only a forecast
+from config.json, which refuses what cannot work and shows what will happen. Tasks after ingest are
+always planned from ingest's own facts.
 """
 
 from __future__ import annotations

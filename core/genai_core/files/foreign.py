@@ -1,8 +1,8 @@
-"""Files that others wrote: one boundary around each reader, so that every file ends in a sentence.
+"""Untrusted files: a boundary around each reader, so that every bad file gives one clear error.
 
-A reader that meets what its author did not think of raises whatever its libraries raise. Inside
-`boundary` that becomes an error of the file: its name, what is wrong, exit code 2. What is no fault
-of a file (a full disk, memory, an interruption) passes.
+A reader of malformed input raises whatever its libraries raise. Inside `boundary` that becomes an
+error of the file: its name, what is wrong, exit code 2. What is no fault of the file (a full disk,
+memory, an interruption) passes through.
 """
 
 from __future__ import annotations

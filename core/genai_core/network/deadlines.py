@@ -1,7 +1,7 @@
-"""Ends a call to a server that never ends it: one that sends a byte each minute, say.
+"""Deadlines for whole calls to a server: one that sends a byte a minute would never time out.
 
-A socket's own time limit counts from byte to byte, so whoever drips is never late. Here a thread of
-its own hangs up once a call has taken too long as a whole, which ends whatever read or write waits.
+A socket's timeout counts from byte to byte. Here a watching thread closes the connection once the
+call as a whole has taken too long, which ends the read or write that waits.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Errors in the names of the user's files.
 
 A stage sees a folder of roles (`model.onnx`, `model.encodings`, `tokens.npy`), whatever the user
-calls the files, since keys must not depend on their names. What it says about them is put back.
+calls the files, since keys must not depend on their names. Its errors speak of roles; here they get
+the user's names.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Tasks that one worker runs one after the other, each on what those before it made.
+"""Chains: tasks that one worker runs in order, each on the outputs of those before it.
 
 A key is made of content, so only the first task of a chain has one when the chain is handed out.
-The others are described: their operation, the files that are known already, and which files of
-which earlier task they take. The worker fills those in from the records as they are written, and
-what comes out is an ordinary task file with an ordinary key. So every task of a chain is looked up
-and committed by itself, and whoever else wants one of them finds it under the key that they know.
+Each later task is described by its operation, the files that are known already, and the outputs of
+earlier tasks that it reads. The worker fills those in from the records as they are written; the
+result is an ordinary task file with an ordinary key. So every task of a chain is looked up and
+committed by itself, and another build finds it under its usual key.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class TaskResult(BaseModel):
     record: str | None = None
     """Key of the record, where who asked could not know it."""
     facts: dict[str, int | bool] = Field(default_factory=dict)
-    """What an errand found out."""
+    """What a helper Job found out."""
 
 
 TASK_VARIABLE = Variable.TASK

@@ -39,7 +39,7 @@ __all__ = ["Controller"]
 
 log = logging.getLogger("genai_operator")
 
-_ERRANDS_OF_STORES = frozenset({"probe", "collect"})
+_QUESTIONS_OF_STORES = frozenset({"probe", "collect"})
 _UPKEEP_SECONDS = 5.0
 _QUICK_PASS = 0.1
 """Seconds of CPU; what a pass waits for a store costs nobody anything."""

@@ -1,4 +1,4 @@
-"""The source itself, in float or with its encodings simulated: what a build is held against.
+"""The reference of a build's fidelity: the source itself, in float or with its encodings simulated.
 
 It runs layer group by layer group, all pieces through one group before the next, so that only a
 group's weights are in memory; they stay mapped from the core graph's files. The core graph takes no

@@ -1,4 +1,4 @@
-"""Writes initializers to a graph's data file, one at a time and in pieces.
+"""The data file of a graph: initializers are appended one at a time, in pieces.
 
 A weight is quantized while it is copied, some rows at a time from the mapped source, so that no
 pass holds more than a few megabytes of any tensor. 4-bit values are packed two in a byte, the
@@ -148,12 +148,12 @@ class _Grid:
     def put(
         self, values: npt.NDArray[np.float32], rows: slice, *, signed: bool | None
     ) -> npt.NDArray[np.generic]:
-        """Some rows as integers."""
+        """Return some rows as integers."""
         scale, offset = _part(self.scale, rows), _part(self.offset, rows)
         return on_grid(values, scale, offset, encoding=self.encoding, signed=signed)
 
     def back(self, values: npt.NDArray[np.float32], rows: slice) -> npt.NDArray[np.float32]:
-        """Some rows as they come back from the grid."""
+        """Return some rows quantized and dequantized."""
         scale, offset = _part(self.scale, rows), _part(self.offset, rows)
         grid = self.put(values, rows, signed=False).astype(np.float64)
         return (scale * (grid + offset)).astype(np.float32)
@@ -167,7 +167,7 @@ def _quantized(
     signed: bool | None,
     where: str,
 ) -> Iterator[npt.NDArray[np.generic]]:
-    """The weight on its grid, some rows at a time."""
+    """Yield the weight's integers, some rows at a time."""
     assert grid is not None
     for rows, values_there in _pieces(values, where):
         piece = values_there if through is None else through.back(values_there, rows)
@@ -177,7 +177,7 @@ def _quantized(
 def _pieces(
     values: npt.NDArray[np.float32], where: str
 ) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
-    """Some rows at a time; an even number, so that nibbles stay paired."""
+    """Go through the rows in pieces; each has an even number, so that nibbles stay paired."""
     step = max(2, _PIECE // max(1, values[:1].size)) & ~1
     for start in range(0, values.shape[0], step):
         rows = slice(start, start + step)

@@ -3,8 +3,8 @@
 Keys are `base_model.model.<module>.lora_A.weight` and `lora_B` (PEFT 0.5 to 0.21); A is [r, in], B
 is [out, r], whatever `fan_in_fan_out` says, which concerns the base model's weight. The factor of a
 module is lora_alpha / r, with `use_rslora` lora_alpha / sqrt(r) (Kalajdzievski 2023), each as
-`rank_pattern` and `alpha_pattern` have it for that module. What changes more than a product of two
-matrices added to a linear is refused by its name.
+`rank_pattern` and `alpha_pattern` state it for that module. An adapter that does more than add a
+product of two matrices to a linear is refused by its name.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Encodings for what a file leaves out: ranges seen while the float model reads some text.
+"""Calibration: encodings for tensors that a file leaves out, from the float model on some text.
 
 The core graph runs layer by layer over pieces of tokens; the smallest and the largest value of each
 tensor, inside attentions as well, become a 16-bit encoding (min-max). Weights need no text: 8 bits,

@@ -1,8 +1,8 @@
-"""Runs a chain of tasks in one process: imports once, and what one made lies there for the next.
+"""Runs a chain of tasks in one process, so that imports and outputs are there for the next one.
 
-Each task is looked up, run and committed as if it were alone, in an order that makes a kill at any
-moment harmless: the next worker begins with the first task that has no record. Between two tasks
-memory is given back to the system, so that a chain needs what its largest task needs.
+Each task is looked up, run and committed by itself, so a kill at any moment is harmless: the next
+worker begins with the first task that has no record. Between two tasks memory is returned to the
+system, so a chain needs as much as its largest task.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _keep_only(wanted: set[str], at_hand: dict[str, Path], scratch: Path) -> Non
 
 
 def _give_back() -> None:
-    """Free memory is the system's again, and the next task's peak is its own."""
+    """Return free memory to the system, and reset the peak for the next task."""
     gc.collect()
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):

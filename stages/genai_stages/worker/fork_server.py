@@ -1,4 +1,4 @@
-"""A warm worker: runs tasks in forks of a process that has imported the graph libraries already.
+"""The fork server: runs each task in a fork of a process that has imported the graph libraries.
 
     stdin   {"id": 7, "task": FILE, "result": FILE, "store": ADDRESS, "scratch": DIR, "log": FILE}
             {"kill": 7, "signal": 15}

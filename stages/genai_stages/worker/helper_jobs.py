@@ -28,9 +28,9 @@ from genai_core.store.records import Records
 from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import TaskResult
 
-__all__ = ["Errand", "run_errand", "show_record", "tell"]
+__all__ = ["StoreQuestion", "answer_question", "show_record", "tell"]
 
-Errand: TypeAlias = LookFile | LeaseFile | ProbeFile | CollectFile
+StoreQuestion: TypeAlias = LookFile | LeaseFile | ProbeFile | CollectFile
 
 _THREADS = 16
 _MOST_RECORDS = 20_000
@@ -38,19 +38,19 @@ _SMALL_BYTES = 256 << 10
 _PLANS_READ = ("facts.json",)
 
 
-def run_errand(errand: Errand, store: Store) -> TaskResult:
-    """Do what is asked.
+def answer_question(question: StoreQuestion, store: Store) -> TaskResult:
+    """Answer a question about a store.
 
     Raises:
         GenAIError: The store cannot be used.
     """
     started = time.monotonic()
     facts: dict[str, int | bool] = {}
-    if isinstance(errand, ProbeFile):
+    if isinstance(question, ProbeFile):
         able = store.probe()
         facts = {"conditionalWrites": able.conditional_create, "checksums": able.checksums}
-    elif isinstance(errand, CollectFile):
-        grace = max(timedelta(days=errand.grace_days), LEAST_GRACE)
+    elif isinstance(question, CollectFile):
+        grace = max(timedelta(days=question.grace_days), LEAST_GRACE)
         done = collect(store.writable, grace=grace)
         facts = {
             "recordsDeleted": done.records_deleted,
@@ -60,17 +60,17 @@ def run_errand(errand: Errand, store: Store) -> TaskResult:
             "bytesDeleted": done.bytes_deleted,
             "bytesKept": done.bytes_kept,
         }
-    elif isinstance(errand, LeaseFile):
-        _lease(errand, store)
+    elif isinstance(question, LeaseFile):
+        _lease(question, store)
     else:
-        tell(_look(errand, store))
+        tell(_look(question, store))
     return TaskResult(
-        id=errand.kind, outcome="run", seconds=time.monotonic() - started, facts=facts
+        id=question.kind, outcome="run", seconds=time.monotonic() - started, facts=facts
     )
 
 
 def tell(answer: HelperAnswer) -> None:
-    """Say something to whoever reads this pod's log."""
+    """Write an answer to the pod's log, where the asker reads it."""
     for line in answer_lines(answer):
         print(line, flush=True)  # noqa: T201 - the log is how it is said
 
@@ -81,13 +81,13 @@ def show_record(store: Store, operation: str, key: Key) -> HelperAnswer:
     return _answer(store, (ref,), _hits(store, [ref_of(ref)]), _PLANS_READ)
 
 
-def _lease(errand: LeaseFile, store: Store, refs: Iterable[RecordRef] = ()) -> Holder:
-    holder = Holder(store, errand.name, holder=errand.holder)
-    records = [*map(ref_of, errand.records), *refs]
-    uploads = errand.uploads or ()
-    if errand.containers is not None:
-        built = {target: ref_of(text) for target, text in errand.containers.items()}
-        holder.settle(records, built, keep=errand.keep, uploads=uploads)
+def _lease(question: LeaseFile, store: Store, refs: Iterable[RecordRef] = ()) -> Holder:
+    holder = Holder(store, question.name, holder=question.holder)
+    records = [*map(ref_of, question.records), *refs]
+    uploads = question.uploads or ()
+    if question.containers is not None:
+        built = {target: ref_of(text) for target, text in question.containers.items()}
+        holder.settle(records, built, keep=question.keep, uploads=uploads)
     elif records:
         holder.claim(records, uploads)
     elif holder.renew() or uploads:
@@ -95,16 +95,16 @@ def _lease(errand: LeaseFile, store: Store, refs: Iterable[RecordRef] = ()) -> H
     return holder
 
 
-def _look(errand: LookFile, store: Store) -> HelperAnswer:
+def _look(question: LookFile, store: Store) -> HelperAnswer:
     """Look up what is asked for, and what was made of it, so that nobody has to ask twice."""
-    asked = list(map(ref_of, errand.refs))
-    holder = _lease(errand.lease, store, asked) if errand.lease is not None else None
+    asked = list(map(ref_of, question.refs))
+    holder = _lease(question.lease, store, asked) if question.lease is not None else None
     found = _hits(store, asked)
-    offspring = _offspring(store, set(errand.known), found)
+    offspring = _offspring(store, set(question.known), found)
     if holder is not None:
         holder.claim(offspring)
     found |= _hits(store, [ref for ref in offspring if ref not in found])
-    return _answer(store, errand.refs, found, errand.read)
+    return _answer(store, question.refs, found, question.read)
 
 
 def _answer(

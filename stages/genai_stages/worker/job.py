@@ -42,7 +42,7 @@ from genai_core.tasks.task_file import TaskFile, TaskResult, packed_task
 from genai_core.wire import TERMINATION_LOG, Variable
 from genai_stages.worker import runner
 from genai_stages.worker.chain import run_chain
-from genai_stages.worker.helper_jobs import Errand, run_errand, show_record, tell
+from genai_stages.worker.helper_jobs import StoreQuestion, answer_question, show_record, tell
 
 __all__ = ["run_job"]
 
@@ -53,8 +53,8 @@ _FULL = {28, 122}
 log = logging.getLogger("genai_stages")
 
 
-Document: TypeAlias = TaskFile | ChainFile | ResolveFile | Errand
-_ERRANDS: dict[str, type[Document]] = {
+Document: TypeAlias = TaskFile | ChainFile | ResolveFile | StoreQuestion
+_QUESTIONS: dict[str, type[Document]] = {
     "look": LookFile,
     "lease": LeaseFile,
     "probe": ProbeFile,
@@ -64,7 +64,7 @@ _ERRANDS: dict[str, type[Document]] = {
 
 def _unpacked(data: bytes) -> Document:
     """What stands in GENAI_TASK."""
-    kinds = _ERRANDS | {RESOLVE: ResolveFile, "chain": ChainFile}
+    kinds = _QUESTIONS | {RESOLVE: ResolveFile, "chain": ChainFile}
     return kinds.get(json.loads(data).get("kind", ""), TaskFile).model_validate_json(data)
 
 
@@ -173,7 +173,7 @@ def _work(
         return lambda: runner.run_task(document, store, folder)
     if not isinstance(document, ResolveFile):
         place.name = document.kind
-        return lambda: run_errand(document, store)
+        return lambda: answer_question(document, store)
     place.name = RESOLVE
     from genai_stages.worker.resolve import resolve  # brings what inspects models
 

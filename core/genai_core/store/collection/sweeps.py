@@ -1,4 +1,4 @@
-"""Who waits for whom when a gc runs beside builds, so that it never takes what a build then uses.
+"""Sweeps: how a gc and the builds beside it wait for each other, so that it deletes nothing in use.
 
 Two flags, as in Dekker's algorithm: each side raises its own before it looks at the other's.
 

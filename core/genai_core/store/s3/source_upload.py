@@ -1,8 +1,8 @@
-"""A model's folder put beside a store, under its digest: what is there already is not sent again.
+"""Uploads a model's folder beside a store, under its digest; files that are there are not sent.
 
-Files lie under their roles, not under the names that a user gave them, so the same content is the
-same folder whatever it was called. Nothing is ever replaced: an object that stands with the right
-size and digest stays, one that was broken off never stood (S3 shows whole objects only).
+Files are named by their roles, not by the names that a user gave them, so the same content makes
+the same folder. Nothing is ever replaced: an object with the right size and digest stays, and an
+upload that broke off left no object (S3 shows whole objects only).
 """
 
 from __future__ import annotations

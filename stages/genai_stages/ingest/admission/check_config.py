@@ -1,4 +1,4 @@
-"""Hold config.json against the graph.
+"""Compare config.json with the graph.
 
 The graph is what is computed, so it wins where both speak; but numbers that cannot belong to one
 model mean that two models were mixed, and a property that only config.json has was lost by the

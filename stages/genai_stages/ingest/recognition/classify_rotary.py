@@ -1,4 +1,4 @@
-"""Which rotary table turns a head, read off the numbers.
+"""Finds the rotary table that rotates a head, from the values alone.
 
 The part of an attention between a projected head and the scores is a black box N -> Q. If it
 rotates, then for some rotary dimension, pairing of channels and table of frequencies
