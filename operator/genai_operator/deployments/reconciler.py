@@ -72,7 +72,8 @@ class DeploymentReconciler:
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """One pass; returns after how many seconds another one is wanted anyway."""
-        value = await self._whole(namespace, name)
+        known = self._observed.deployments.get(namespace, name)
+        value = await self._whole("genaideployments", known)
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None  # what it owns goes with it: the apiserver's garbage collector
         now = datetime.now(UTC)
@@ -88,19 +89,21 @@ class DeploymentReconciler:
         pods = self._observed.servers_of(namespace, name)
         verdict = judged(one, result, workload, pods)
         await self._write(value, deployment_status(one, verdict, workload, pods, now))
-        known = self._observed.deployments.get(namespace, name)
+        latest = self._observed.deployments.get(namespace, name)
         # The answer to our own write may be the first to tell of an edit: its event is no news.
-        return 0.0 if known is not None and asked_of(known) != asked_of(value) else verdict.after
+        edited = latest is not None and asked_of(latest) != asked_of(value)
+        return 0.0 if edited else verdict.after
 
     def _keep(self, value: Json) -> None:
         self._observed.deployments.put(value, lean("genaideployments", value))
 
-    async def _whole(self, namespace: str, name: str) -> Json | None:
-        value = self._observed.deployments.get(namespace, name)
+    async def _whole(self, plural: str, value: Json | None) -> Json | None:
+        """An object with its spec and status, which the mirror does not keep of a large one."""
         if value is None or PARTIAL not in value:
             return value
+        meta = value["metadata"]
         found, _ = await self._api.list(
-            "genaideployments", namespace=namespace, name=name, fresh=True
+            plural, namespace=meta.get("namespace", ""), name=meta["name"], fresh=True
         )
         return found[0] if found else None
 
@@ -142,7 +145,8 @@ class DeploymentReconciler:
         """Which revision spec and build ask for, and its store."""
         spec = one.spec
         build = self._observed.builds.get(one.namespace, spec.from_.build)
-        one.offer = containers.offered(spec.from_, build.value if build else None, one.known)
+        value = await self._whole("genaibuilds", build.value if build is not None else None)
+        one.offer = containers.offered(spec.from_, value, one.known)
         revision = one.offer.revision if one.offer is not None else spec.from_.revision
         assert revision is not None  # a pinned one, where nothing is offered
         one.following = revision
