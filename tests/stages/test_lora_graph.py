@@ -18,6 +18,7 @@ from genai_core.operations import IngestConfig, LoraImportConfig
 from genai_runtime.cpu import CpuSession
 from genai_runtime.cpu.bank import read_adapter
 from genai_runtime.executor import AdapterUse
+from genai_stages.ingest.source.lora_branches import find_stored_branches
 from genai_stages.operations import ingest, lora_import
 from genai_stages.stage import Context, StageResult
 
@@ -89,6 +90,13 @@ def other_node(model: onnx.ModelProto) -> None:
             node.op_type = "Tanh"
 
 
+def endless(model: onnx.ModelProto) -> None:
+    """A branch that leads into itself."""
+    for node in model.graph.node:
+        if node.output[0].endswith(".scaled"):
+            node.output[0] = node.input[0]
+
+
 def no_branches(model: onnx.ModelProto) -> None:
     plain = onnx.load(PLAIN / "model.onnx")  # noqa: TID251 - a few kB
     model.CopyFrom(helper.make_model(plain.graph, opset_imports=plain.opset_import))
@@ -108,3 +116,10 @@ def test_import_refuses_a_graph_of_another_base_with_what_differs(
     with pytest.raises(BadAdapter, match=words):
         imported(core, stored(tmp_path, change), tmp_path / "out")
     assert not (tmp_path / "out" / ADAPTER_FILE).exists()
+
+
+def test_a_branch_that_leads_into_itself_is_none(tmp_path: Path) -> None:
+    model = onnx.load(stored(tmp_path) / "lora.onnx")  # noqa: TID251 - a few kB
+    assert len(find_stored_branches(model)) == 6
+    endless(model)
+    assert find_stored_branches(model) == ()

@@ -19,9 +19,11 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadAdapter
 from genai_core.facts import LoraBranch, ModelFacts
+from genai_core.files.foreign import boundary
 from genai_core.sources.adapter_files import ADAPTER_GRAPH_ROLE
 from genai_stages.architectures.detect import detect
 from genai_stages.graph.core_graph import mapped, read_core
+from genai_stages.ingest.admission.refuse_source import refuse_source
 from genai_stages.ingest.source.lora_branches import find_stored_branches, take_off
 from genai_stages.ingest.source.source_model import (
     SourceModel,
@@ -35,6 +37,7 @@ from genai_stages.lora.modules import parts_of, places_of
 
 __all__ = ["holds_graph", "read_graph_adapter"]
 
+_FORM = "its graph has a form that is not known here"
 _REMEDY = "export the model and the graph of the use case from one base"
 
 
@@ -61,17 +64,20 @@ def read_graph_adapter(
     model, facts = read_core(core)
     settings = {} if config is None else read_config(config)
     source = read_source(folder / ADAPTER_GRAPH_ROLE, settings)
-    branches = find_stored_branches(source.stripped())
-    if not branches:
-        raise BadAdapter(
-            "its graph has no LoRA branches: no product of two matrices is added to a linear",
-            where=name,
-            remedy="name the graph of the use case, not the base's",
-        )
-    base = source.changed(partial(take_off, branches=branches))
-    family, _ = detect(settings, None if facts.architecture == "generic" else facts.architecture)
-    (scratch / "core").mkdir(parents=True)
-    source_to_core(base, family, scratch / "core")
+    with boundary(name, kind=BadAdapter, what=_FORM, remedy=_REMEDY, detailed=True):
+        branches = find_stored_branches(source.stripped())
+        if not branches:
+            raise BadAdapter(
+                "its graph has no LoRA branches: no product of two matrices is added to a linear",
+                where=name,
+                remedy="name the graph of the use case, not the base's",
+            )
+        base = source.changed(partial(take_off, branches=branches))
+        refuse_source(base)
+        known = None if facts.architecture == "generic" else facts.architecture
+        family, _ = detect(settings, known)
+        (scratch / "core").mkdir(parents=True)
+        source_to_core(base, family, scratch / "core")
     own, own_facts = read_core(scratch / "core")
     _check_base((model, facts), (own, own_facts), name)
     return Adapter(name, dict(_placed(source, branches, (model, facts), (own, own_facts), name)))

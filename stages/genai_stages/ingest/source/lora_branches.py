@@ -176,6 +176,8 @@ def _branch(node: onnx.NodeProto, a: str, graph: _Graph) -> LoraBranch:
         elif not (here.op_type in ("Cast", "Identity") or _is_alpha(here, other, graph)):
             raise _no_branch(a, f"{here.op_type} makes {here.output[0]}")
         tensor = here.output[0]
+        if tensor in tensors:
+            raise _no_branch(a, f"{tensor} is made of itself")
         tensors.append(tensor)
     _check_linear(other, source, a, graph)
     conv = node.op_type == "Conv"
