@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,38 @@ def test_listing_is_what_json_reads_when_it_comes_in_pieces(
     for start in range(0, len(data), size):
         reader.feed(data[start : start + size])
     assert reader.end() == value
+
+
+@pytest.mark.parametrize("size", [1_000, 1 << 20])
+def test_listing_is_read_when_an_object_is_deeper_than_readers_go(size: int) -> None:
+    """One build of 46 kB, written in any namespace, ended every listing of every namespace."""
+    fields = '{"f:data":' * 4000 + "{}" + "}" * 4000
+    items = [a_build("one"), a_build("two")]
+    items[0]["metadata"]["managedFields"] = [{"fieldsV1": "@"}]
+    data = json.dumps({"items": items}).replace('"@"', fields).encode()
+    reader = Listing(lambda item: lean("genaibuilds", item))
+    for start in range(0, len(data), size):
+        reader.feed(data[start : start + size])
+    assert reader.end()["items"] == [lean("genaibuilds", a_build(n)) for n in ("one", "two")]
+
+
+def test_watch_goes_on_when_an_object_is_deeper_than_readers_go() -> None:
+    fields = '{"f:data":' * 4000 + "{}" + "}" * 4000
+    deep = a_build("one")
+    deep["metadata"]["managedFields"] = [{"fieldsV1": "@"}]
+    events = [{"type": "ADDED", "object": one} for one in (deep, a_build("two"))]
+    lines = "".join(json.dumps(event) + "\n" for event in events).replace('"@"', fields)
+
+    class Stream:
+        async def iter_chunked(self, n: int) -> AsyncIterator[bytes]:
+            for start in range(0, len(lines), n):
+                yield lines[start : start + n].encode()
+
+    async def told() -> list[Any]:
+        lean_lines = session._LeanLines(Stream(), "genaibuilds")  # type: ignore[arg-type]
+        return [json.loads(line)["object"] async for line in lean_lines.iter_chunked(1000)]
+
+    assert asyncio.run(told()) == [lean("genaibuilds", a_build(n)) for n in ("one", "two")]
 
 
 @pytest.mark.parametrize("text", ['{"items": [{"a": 1}', '{"items": [{"a": 1}]', "", "[]", "{"])

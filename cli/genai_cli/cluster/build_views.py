@@ -307,7 +307,7 @@ def _chained(text: str) -> tuple[str, ...]:
     """Ids of the tasks that a Job goes on with: `[[id, operation, derivation], ...]`."""
     try:
         return tuple(str(link[0]) for link in json.loads(text or "[]"))
-    except (ValueError, TypeError, LookupError):
+    except (ValueError, TypeError, LookupError, RecursionError):
         return ()
 
 
@@ -333,7 +333,7 @@ def _waits(pod: Mapping[str, Any] | None, container: Mapping[str, Any]) -> str:
 def _said(ended: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         found = json.loads(ended.get("message") or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -26,6 +26,7 @@ from genai_cli.cluster.api_errors import (
     NotThere,
     refusal,
 )
+from genai_core.files.deep_json import read_json
 from genai_core.files.home import expanded
 from genai_core.kinds.base import API_VERSION
 
@@ -246,7 +247,7 @@ class Cluster:
         whole = f"{path}?{urlencode(query)}" if query else path
         with self._answer(verb, whole, body=body, media=media) as answer:
             try:
-                found: Json = json.loads(answer.read(decode_content=True))
+                found: Json = read_json(answer.read(decode_content=True))
             except ValueError as error:
                 raise NoCluster(
                     "it answers, but not as an apiserver does",

@@ -14,6 +14,7 @@ from typing import Self, TypedDict, TypeVar, Unpack
 
 import aiohttp
 
+from genai_core.files.deep_json import read_json
 from genai_core.wire import STAGE_CONTAINER
 from genai_operator.kube.connection import Connection
 from genai_operator.kube.resources import RESOURCES
@@ -252,7 +253,7 @@ class Api:
             raise NotLeading
 
     async def _call(self, verb: str, path: str, **how: Unpack[_How]) -> Json:
-        found: Json = json.loads(await self._send(verb, path, _text, **how))
+        found: Json = read_json(await self._send(verb, path, _text, **how))
         return found
 
     async def _send(

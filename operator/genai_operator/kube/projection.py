@@ -15,6 +15,7 @@ from codecs import getincrementaldecoder
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from genai_core.files.deep_json import without_depth
 from genai_core.wire import GROUP, JOB_NAME, MANAGED, REQUESTED_AT, STAGE_CONTAINER
 from genai_operator.kube.resources import watched
 from genai_operator.kube.values import Json
@@ -240,6 +241,11 @@ class Listing:
             value, end = self._scan(self._text, self._at)
         except json.JSONDecodeError:
             return False
+        except RecursionError:
+            cut = without_depth(self._text, self._at)
+            if cut is None:
+                return False
+            value, end = json.loads(cut[0]), cut[1]
         if end == len(self._text):  # a number may go on
             return False
         self._at = end

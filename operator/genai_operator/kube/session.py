@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 
+from genai_core.files.deep_json import read_json
 from genai_operator.kube.connection import Connection
 from genai_operator.kube.projection import OURS, Listing, lean, plural_of, whole
 
@@ -33,7 +34,7 @@ class LeanResponse(aiohttp.ClientResponse):
         """See `aiohttp.ClientResponse.json`."""
         plural = plural_of(self.url.path)
         if plural is None or self.status >= 400 or self.method != "GET":
-            return await super().json(**how)
+            return await super().json(**{"loads": read_json, **how})
         one = plural in OURS and "fieldSelector" in self.url.query
         listing = Listing(whole if one else partial(lean, plural))
         pieces = aiter(self.content.iter_chunked(_PIECE))
@@ -76,7 +77,7 @@ class _LeanLines:
     def _lean(self, line: bytes) -> bytes:
         if not line.strip():
             return line
-        event = json.loads(line)
+        event = read_json(line)
         if event.get("type") in {"ADDED", "MODIFIED", "DELETED"}:
             event["object"] = lean(self._plural, event["object"])
         return json.dumps(event).encode()
