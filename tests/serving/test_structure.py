@@ -297,6 +297,15 @@ REFUSED = {
     ),
     "a schema that is no JSON": ({"structured_outputs": {"json": "{"}}, "cannot be read as JSON"),
     "deep text": ({"structured_outputs": {"json": "[" * 90 + "]" * 90}}, "cannot be read"),
+    "half a pair": (
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "x", "schema": {"const": "\ud800"}},
+            }
+        },
+        "response_format: cannot be read",
+    ),
     "a list": ({"structured_outputs": {"json": "[]"}}, "must be an object"),
     "guided": ({"guided_json": {}}, "is not a parameter"),
 }

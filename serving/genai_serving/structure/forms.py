@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits
+
+from genai_core.errors import BadInput
 
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
@@ -35,8 +38,13 @@ class Form:
 
 
 def of_schema(schema: Mapping[str, Any], field: str) -> Form:
-    """JSON that a schema allows."""
-    grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
+    """JSON that a schema allows.
+
+    Raises:
+        BadInput: The library cannot read it, e.g. half of a surrogate pair.
+    """
+    with _readable(field):
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
     return Form(grammar, field)
 
 
@@ -46,8 +54,13 @@ def any_object(field: str) -> Form:
 
 
 def of_regex(regex: str, field: str) -> Form:
-    """A text that a regular expression matches as a whole; Rust's syntax."""
-    return Form(LLMatcher.grammar_from_regex(regex), field)
+    """A text that a regular expression matches as a whole; Rust's syntax.
+
+    Raises:
+        BadInput: As `of_schema`.
+    """
+    with _readable(field):
+        return Form(LLMatcher.grammar_from_regex(regex), field)
 
 
 def of_choices(choices: Sequence[str], field: str) -> Form:
@@ -62,6 +75,9 @@ def of_calls(schemas: Mapping[str, Mapping[str, Any]], field: str, *, several: b
         schemas: Of the arguments, by the tool's name. Each is a document of its own.
         field: Of the request, for messages.
         several: Else one.
+
+    Raises:
+        BadInput: As `of_schema`.
     """
     rules = ['start: "[" call ("," " "? call)* "]"' if several else 'start: "[" call "]"']
     rules.append("call: " + " | ".join(f"call{number}" for number in range(len(schemas))))
@@ -69,7 +85,18 @@ def of_calls(schemas: Mapping[str, Mapping[str, Any]], field: str, *, several: b
         begin = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
         rules.append(f'call{number}: {begin} arguments{number} "}}"')
         rules.append(f"arguments{number}: %json {json.dumps({**schema, 'x-guidance': _OPTIONS})}")
-    return Form(LLMatcher.grammar_from_lark("\n".join(rules) + "\n"), field)
+    with _readable(field):
+        return Form(LLMatcher.grammar_from_lark("\n".join(rules) + "\n"), field)
+
+
+@contextmanager
+def _readable(field: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise BadInput(
+            f"cannot be read: {' '.join(str(error).split())[:200]}", where=field
+        ) from error
 
 
 def limits() -> LLParserLimits:
