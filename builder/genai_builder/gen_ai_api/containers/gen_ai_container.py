@@ -6,16 +6,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
+from genai_builder.gen_ai_api.executors.gen_ai_executor import GenAIExecutable
 from genai_builder.temporary import HeldFolder
 from genai_cli.containers.choice import the_container
 from genai_core.container.manifest import Manifest
 from genai_core.errors import BadInput
 from genai_runtime import container as containers
-
-if TYPE_CHECKING:
-    from genai_builder.gen_ai_api.executors.gen_ai_executor import GenAIExecutable
 
 __all__ = ["GenAIContainer", "LLMContainer"]
 
@@ -87,15 +85,13 @@ class GenAIContainer:
         Raises:
             BadInput: A device is given.
         """
-        from genai_builder.gen_ai_api.executors.gen_ai_executor import GenAIExecutable
-
         if device is not None:
             raise BadInput(
                 "containers run on this machine only",
                 where="device",
                 remedy="pass None; on a device, use the vendor's runtime with genie_config.json",
             )
-        return GenAIExecutable(self, clean_up=clean_up)
+        return GenAIExecutable(self._opened, holder=self, clean_up=clean_up)
 
     def __enter__(self) -> Self:
         return self

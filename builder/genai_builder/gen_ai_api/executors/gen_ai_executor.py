@@ -7,22 +7,19 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 
 from genai_builder.modules.lora.lora_config import UseCaseRunConfig
 from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput
-from genai_runtime import container as containers
+from genai_runtime.container import Container
 from genai_runtime.evaluate import evaluate, read_pieces
 from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import Session
-
-if TYPE_CHECKING:
-    from genai_builder.gen_ai_api.containers.gen_ai_container import GenAIContainer
 
 __all__ = [
     "GenAIExecutable",
@@ -80,9 +77,9 @@ class GenerationExecutionResult:
 class GenAIExecutable:
     """A container and the session that runs it; made by `container.get_executor()`."""
 
-    def __init__(self, container: GenAIContainer, *, clean_up: bool = True) -> None:
-        self._container = container  # keeps its files
-        self._opened = containers.load(container.path, digest_of=None)
+    def __init__(self, container: Container, *, holder: object, clean_up: bool = True) -> None:
+        self._opened = container
+        self._holder = holder  # its files live as long as this
         self._clean_up = clean_up
         self._worn: tuple[AdapterUse, ...] = ()
         self._session: Session | None = None
