@@ -7,6 +7,7 @@ there for the next, at the cost of a fork instead of a start of Python.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import selectors
@@ -16,6 +17,7 @@ import sys
 import threading
 import time
 import weakref
+from pathlib import Path
 from typing import Any
 
 __all__ = ["ForkedProcesses"]
@@ -23,6 +25,11 @@ __all__ = ["ForkedProcesses"]
 _KEPT = 2
 """Processes that wait for the next request."""
 _CHUNK = 1 << 20
+_START = """
+import runpy, sys
+sys.path += sys.argv[2:]
+runpy.run_module(sys.argv[1], run_name="__main__")
+"""
 
 
 class ForkedProcesses:
@@ -67,9 +74,19 @@ class ForkedProcesses:
         return dict(json.loads(answer)) if answer else None
 
 
+def _roots(module: str) -> list[str]:
+    """Folders that our packages lie in: in images PYTHONPATH has them, which -I does not read."""
+    found: dict[str, None] = {}
+    for name in (__name__.partition(".")[0], module.partition(".")[0]):
+        spec = importlib.util.find_spec(name)
+        folders = None if spec is None else spec.submodule_search_locations
+        found |= {str(Path(folder).parent): None for folder in folders or ()}
+    return list(found)
+
+
 def _started(module: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603 - a module of ours
-        [sys.executable, "-I", "-m", module],
+        [sys.executable, "-I", "-c", _START, module, *_roots(module)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
