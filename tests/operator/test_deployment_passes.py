@@ -358,10 +358,19 @@ def test_what_serves_goes_on_when_the_build_or_the_store_is_gone(room: Room) -> 
     view = room.observed.builds.get("n", "tiny")
     assert view is not None
     room.observed.builds.drop("n", "tiny", view.uid)
+    room.spec = {**room.spec, "replicas": 3}
+    room.generation += 1
+    room.go()
+    assert room.applied == A
+    assert room.objects["deployments", "chat"]["spec"]["replicas"] == 3
+    room.observe(ready=2, replicas=2)
+    room.go()
     room.spec = {**room.spec, "replicas": 2}
     room.go()
+    room.observe(ready=2, replicas=2)
+    room.go()
     assert room.ready == ("True", "Serving")
-    assert room.objects["deployments", "chat"]["spec"]["replicas"] == 2
+    assert "GenAIBuild tiny is gone" in room.message
 
 
 def test_what_is_served_is_leased_and_gc_keeps_it(room: Room) -> None:

@@ -7,7 +7,7 @@ stops nothing that is served already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,19 @@ _MOST_KEPT = 4
 
 
 def offered(
-    origin: From, build: Mapping[str, Any] | None, known: Iterable[ServedContainer]
+    origin: From,
+    build: Mapping[str, Any] | None,
+    known: Sequence[ServedContainer],
+    *,
+    fresh: bool,
 ) -> ServedContainer | None:
     """The container that is to be served, as status of build and deployment name it.
 
     Args:
         origin: `spec.from`.
         build: The GenAIBuild; None where there is none.
-        known: Of the deployment's own status.
+        known: Of the deployment's own status; the first is what was wanted last.
+        fresh: The spec asks for something else since.
 
     Returns:
         None where a pinned revision is known to neither.
@@ -55,6 +60,8 @@ def offered(
         return find(origin.revision, [*known, *listed])
     if listed:
         return find(listed[0].revision, [*known, *listed])
+    if build is None and known and not fresh:
+        return known[0]  # what a build made outlives it
     if build is None:
         raise Waiting(Reason.BUILD_NOT_FOUND, f"there is no GenAIBuild {origin.build}", after=60.0)
     status = build.get("status") or {}

@@ -146,7 +146,7 @@ class DeploymentReconciler:
         spec = one.spec
         build = self._observed.builds.get(one.namespace, spec.from_.build)
         value = await self._whole("genaibuilds", build.value if build is not None else None)
-        one.offer = containers.offered(spec.from_, value, one.known)
+        one.offer = containers.offered(spec.from_, value, one.known, fresh=one.fresh)
         revision = one.offer.revision if one.offer is not None else spec.from_.revision
         assert revision is not None  # a pinned one, where nothing is offered
         one.following = revision
