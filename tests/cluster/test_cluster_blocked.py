@@ -105,22 +105,24 @@ def test_target_says_itself_that_no_registry_has_its_image_until_its_spec_is_men
     tenant: Tenant,
 ) -> None:
     good = json.loads(tenant.cluster.kubectl("get", "genaitarget", "cpu", "-o", "json"))
-    labels = {"app": "registry"}
+    space, labels = f"registry-{tenant.namespace}", {"app": "registry"}
     container = {"name": "registry", "image": good["spec"]["image"],
                  "command": ["python3", "-c", REGISTRY]}  # fmt: skip
-    tenant.cluster.apply({
+    # A namespace of its own: a tenant's may forbid the node's network.
+    tenant.cluster.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": space}}, {
         "apiVersion": "apps/v1", "kind": "DaemonSet",
-        "metadata": {"name": "registry", "namespace": tenant.namespace},
+        "metadata": {"name": "registry", "namespace": space},
         "spec": {"selector": {"matchLabels": labels}, "template": {
             "metadata": {"labels": labels},
             "spec": {"hostNetwork": True, "containers": [container]}}},
     })  # fmt: skip
 
     def serves() -> bool:
-        found = tenant.get("daemonset", "registry")["status"]
+        text = tenant.cluster.kubectl("-n", space, "get", "daemonset", "registry", "-o", "json")
+        found = json.loads(text)["status"]
         return 0 < found["desiredNumberScheduled"] == found.get("numberReady")
 
-    wait(serves, 60, lambda: tenant.cluster.kubectl("-n", tenant.namespace, "describe", "pods"))
+    wait(serves, 60, lambda: tenant.cluster.kubectl("-n", space, "describe", "ds,pods"))
     name = f"gone-{tenant.namespace}"
     bad = {"apiVersion": good["apiVersion"], "kind": "GenAITarget", "metadata": {"name": name}}
     image = "localhost:5999/genai-stages@sha256:" + "0" * 64
@@ -145,6 +147,7 @@ def test_target_says_itself_that_no_registry_has_its_image_until_its_spec_is_men
         goes_on(tenant)
     finally:
         tenant.cluster.kubectl("delete", "genaitarget", name)
+        tenant.cluster.kubectl("delete", "namespace", space, "--wait=false")
 
 
 def volume(tenant: Tenant, name: str, kind: str) -> None:
