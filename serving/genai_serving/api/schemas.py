@@ -75,7 +75,7 @@ class SamplingFields(Body):
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, strict=True)] | None = None
     min_p: Unit = 0.0
-    repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.001, le=100)] | None = None
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     logit_bias: Annotated[dict[str, float], Field(max_length=1024)] | None = None
@@ -184,7 +184,7 @@ class ChatBody(SamplingFields):
         names = [tool.function.name for tool in self.tools or ()]
         if len(set(names)) < len(names):
             raise ValueError("tools: two have the same name")
-        if not names and self.tool_choice not in {None, "none", "auto"}:
+        if not names and self.tool_choice not in (None, "none", "auto"):
             raise ValueError("tool_choice: there are no tools")
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
             raise ValueError(f"tool_choice: there is no tool {self.tool_choice.function.name}")

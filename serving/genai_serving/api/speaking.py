@@ -80,7 +80,7 @@ def _form_of_calls(source: str, tools: list[Tool], body: ChatBody) -> ToolForm |
     if "tools" not in source:
         raise BadInput("the model's chat template shows no tools to it", where="tools")
     form = calls.form_of_template(source)
-    if form is None and tools and body.tool_choice in {None, "auto"}:
+    if form is None and tools and body.tool_choice in (None, "auto"):
         raise BadInput(
             "the form of calls in the model's chat template is not known here",
             where="tools",
