@@ -147,8 +147,13 @@ class Room:
             [sys.executable, "-m", "genai_stages", "toolchain"],
             capture_output=True, text=True, check=True,
         )  # fmt: skip
-        tenants.install(self.cluster, self.image, json.loads(chain.stdout))
+        self._toolchain = json.loads(chain.stdout)
+        self.install_targets()
         self._names = 0
+
+    def install_targets(self) -> None:
+        """The kinds and the tests' targets, also after a chart took them away."""
+        tenants.install(self.cluster, self.image, self._toolchain)
 
     def _load(self) -> None:
         """Give the nodes the image of the stages as they are now."""
