@@ -30,7 +30,7 @@ from genai_operator.builds.planning.requests import Setting, job_request
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner, render
-from genai_operator.jobs.verdicts import Verdict
+from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.targets.build_targets import BuildTarget
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, FoundResult, Look, Missed, WorkLimits
@@ -218,7 +218,7 @@ def test_jobs_stay_when_a_build_uses_nothing_new(run: str) -> None:
     for answer in (nothing_stands, ingest_stands):
         advice = advice_of(phase, answer)
         for start in advice.start:
-            request = job_request(setting, phase, advice, start=start, verdict=Verdict())
+            request = job_request(setting, phase, advice, start=start, attempt=NextAttempt())
             job = render(request, Owner("tiny", "uid-1"), run=spec.run, access=access)
             # A digest of the rest, so that a Job that never started can be told from another.
             del job["metadata"]["annotations"][RENDERING]

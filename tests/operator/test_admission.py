@@ -8,7 +8,8 @@ from typing import Any
 
 from genai_core.names import Key
 from genai_operator.jobs.holds import hold_of, standing
-from genai_operator.jobs.verdicts import judge
+from genai_operator.jobs.retries import judge
+from genai_operator.jobs.verdicts import Running
 from genai_operator.kube.job import JobState, JobView, job_view
 from genai_operator.kube.times import rfc3339
 
@@ -54,7 +55,7 @@ def test_a_job_that_lost_its_turn_is_no_failed_attempt() -> None:
     assert view is not None
     assert view.suspended
     verdict = judge([view], {}, retries=0, now=NOW)
-    assert (verdict.running, verdict.error) == (True, None)
+    assert verdict == Running()
     assert not seen(suspend=False).suspended  # type: ignore[union-attr]
 
 

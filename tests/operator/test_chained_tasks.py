@@ -269,7 +269,9 @@ def test_a_failure_is_the_tasks_own_and_the_next_attempt_begins_with_it(world: W
     seen = world.look()
     (again,) = seen.start
     assert operations([again]) == [WHOLE[1:]]
-    assert seen.retried[again.task].retried == "compile/cpu/int8: it broke"  # type: ignore[index]
+    retry = seen.retried[again.task].retry  # type: ignore[index]
+    assert retry is not None
+    assert retry.why == "compile/cpu/int8: it broke"
     assert again.attempt == 1, "the name is the second task's own"
     for attempt in (1, 2):
         failed = world.create(world.look().start[0])

@@ -31,6 +31,7 @@ from genai_operator.builds.sources import SourcePlace
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.verdicts import Backoff, NextAttempt, PermanentFailure
 from genai_operator.kube.kinds import Ref
 from genai_operator.kube.phases import Phase
 from genai_operator.manager.controller import Controller
@@ -134,14 +135,17 @@ def test_doubt_has_a_store_tried_once_when_several_builds_doubt_it() -> None:
 
 def test_a_pod_that_finds_no_source_is_sent_again_after_ever_longer_pauses() -> None:
     for count, seconds in enumerate((15, 30, 60, 120, 300, 300), 1):
-        verdict = judged([said(GONE, 2)] * count, retries=0, ended_at=None)
-        assert (verdict.error, verdict.running) == (None, False)
+        now = judged([said(GONE, 2)] * count, retries=0, ended_at=None)
+        assert isinstance(now, NextAttempt)
         late = judged(
             [said(GONE, 2)] * count, retries=0, ended_at=THEN - timedelta(seconds=seconds - 1)
         )
-        assert (late.running, round(late.pause)) == (True, 1)
-        assert late.waits_for is not None
-    assert isinstance(judged([said(BadModel("no onnx"), 2)]).error, BadModel)
+        assert isinstance(late, Backoff)
+        assert round(late.pause) == 1
+        assert late.retry.waits_for is not None
+    bad = judged([said(BadModel("no onnx"), 2)])
+    assert isinstance(bad, PermanentFailure)
+    assert isinstance(bad.error, BadModel)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_operator.errors import Stalled
-from genai_operator.jobs.verdicts import judge
+from genai_operator.jobs.retries import judge
+from genai_operator.jobs.verdicts import Running
 from genai_operator.kube import observed as observed_module
 from genai_operator.kube.build import build_view
 from genai_operator.kube.cache import Cache
@@ -150,7 +151,8 @@ def test_a_deleted_job_is_waited_for_until_its_pod_has_ended() -> None:
         controller.take("jobs", "DELETED", job)
         controller.queue.done(await controller.queue.get())
         (left,) = controller.observed.jobs_of("n", "")
-        assert judge([left], {}, retries=2, now=datetime.now(UTC)).running
+        verdict = judge([left], {}, retries=2, now=datetime.now(UTC))
+        assert isinstance(verdict, Running)
         assert len(controller.queue) == 0
         controller.take("pods", "MODIFIED", pod(4, phase="Failed"))
         assert controller.observed.jobs_of("n", "") == []

@@ -25,7 +25,8 @@ from genai_operator.errors import Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.manifest import JobRequest, Owner, render
-from genai_operator.jobs.verdicts import judge
+from genai_operator.jobs.retries import judge
+from genai_operator.jobs.verdicts import NextAttempt, PermanentFailure, Running
 from genai_operator.kube.build import build_view
 from genai_operator.kube.client import ApiError, NotLeading
 from genai_operator.kube.job import JobState, JobView, job_view
@@ -262,9 +263,11 @@ def test_what_a_failed_task_said_is_known_when_its_pod_is_gone() -> None:
     room.observed.pods.drop("n", "j-pod", "j-pod")
     later = NOW + timedelta(hours=1)
     verdict = judge([room.job("j")], room.observed.pods_of("n"), retries=2, now=later)
+    assert isinstance(verdict, PermanentFailure)
     assert (str(verdict.error), verdict.log) == ("no such node", "d1")
     anew = Room(room.api.jobs["j"])  # another process
     verdict = judge([anew.job("j")], anew.observed.pods_of("n"), retries=2, now=later)
+    assert isinstance(verdict, PermanentFailure)
     assert (str(verdict.error), verdict.log) == ("no such node", "d1")
 
 
@@ -277,7 +280,7 @@ def test_a_request_tries_again_what_failed_though_another_build_claims_it_too() 
     assert room.job("both").owners == {"x"}
     later = NOW + timedelta(hours=1)
     verdict = judge([room.job("both")], {}, retries=0, now=later, owner="build")
-    assert (verdict.error, verdict.running, verdict.attempt) == (None, False, 2)
+    assert verdict == NextAttempt(2)
 
 
 def test_a_request_is_not_lost_on_a_build_that_has_to_wait_first() -> None:
@@ -324,7 +327,8 @@ def test_a_job_that_was_deleted_by_us_is_waited_for_like_any_other() -> None:
     job = room.job("j")
     asyncio.run(room.builds._applier.delete(job))
     (left,) = room.observed.jobs_of("n", "")
-    assert judge([left], {}, retries=2, now=NOW).running, "its pod has seconds left"
+    verdict = judge([left], {}, retries=2, now=NOW)
+    assert isinstance(verdict, Running), "its pod has seconds left"
     pod = pod_view(a_pod("j", message="{}", version=7))
     assert pod is not None
     room.observed.pods.put(a_pod("j", message="{}", version=7), pod)

@@ -14,7 +14,8 @@ from genai_core.kinds.build import Run
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner, render
 from genai_operator.jobs.renewal import Renewal, Wanted, renewal
-from genai_operator.jobs.verdicts import judge
+from genai_operator.jobs.retries import judge
+from genai_operator.jobs.verdicts import Renew, Running
 from genai_operator.kube.job import JobState, JobView, Rendering, job_view
 from genai_operator.kube.pod import PodView
 
@@ -71,10 +72,11 @@ def test_renewal_takes_turns_ever_more_seldom_when_neither_can_start() -> None:
 
 def test_judge_tells_which_job_is_to_be_made_anew_and_costs_no_attempt() -> None:
     verdict = judge([written(THEIRS)], {"job": [STUCK]}, retries=0, now=NOW, wanted=MINE)
-    assert verdict.running
-    assert verdict.renewal is not None
-    assert judge([written(THEIRS)], {"job": [STUCK]}, retries=0, now=NOW).renewal is None
-    assert judge([written(MINE)], {"job": [STUCK]}, retries=0, now=NOW, wanted=MINE).pause == 0
+    assert isinstance(verdict, Renew)
+    assert verdict.renewal.turn == 1
+    assert judge([written(THEIRS)], {"job": [STUCK]}, retries=0, now=NOW) == Running()
+    mine = judge([written(MINE)], {"job": [STUCK]}, retries=0, now=NOW, wanted=MINE)
+    assert mine == Running()
 
 
 EDITS = [

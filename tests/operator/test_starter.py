@@ -17,7 +17,7 @@ from genai_operator.builds.starter import Starter
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.manifest import JobRequest, Owner
-from genai_operator.jobs.verdicts import Verdict
+from genai_operator.jobs.verdicts import NextAttempt, Retry
 from genai_operator.kube.client import ApiError
 from genai_operator.kube.job import JobState, JobView, Link, job_view
 from genai_operator.kube.observed import Observed
@@ -28,7 +28,7 @@ REQUEST = JobRequest(
     image="i@sha256:" + "0" * 64, memory_bytes=1 << 20, attempt=2,
 )  # fmt: skip
 ACCESS = StoreAccess(address="s3://b/p", secret="s3")
-AGAIN = Verdict(attempt=2, tries=1, retried="convert/1: it broke", retried_for="ToolFailed")
+AGAIN = NextAttempt(2, retry=Retry("convert/1: it broke", "ToolFailed", tries=1))
 
 
 class Apiserver:
@@ -72,8 +72,8 @@ class Room:
         applier = Applier(self.api, self.observed)  # type: ignore[arg-type]
         self.starter = Starter(applier, clock=lambda: self.now)
 
-    async def start(self, verdict: Verdict) -> None:
-        await self.starter.start(one(), REQUEST, verdict, access=ACCESS)
+    async def start(self, attempt: NextAttempt) -> None:
+        await self.starter.start(one(), REQUEST, attempt, access=ACCESS)
 
     @property
     def told(self) -> list[str]:
@@ -87,7 +87,7 @@ def retries() -> float:
 
 def test_a_first_attempt_is_no_news_and_a_second_names_task_number_and_reason() -> None:
     room, before = Room(), retries()
-    asyncio.run(room.start(Verdict()))
+    asyncio.run(room.start(NextAttempt()))
     assert (room.told, len(room.api.made), retries()) == ([], 1, before)
     asyncio.run(room.start(AGAIN))
     (event,) = room.api.events
@@ -131,13 +131,13 @@ def test_a_task_that_another_jobs_chain_has_come_to_meanwhile_is_not_started() -
     room = Room()
 
     async def story() -> None:
-        await room.starter.start(one(), CHAINED, Verdict(), access=ACCESS)
+        await room.starter.start(one(), CHAINED, NextAttempt(), access=ACCESS)
         (job,) = room.observed.jobs
         build = one()
-        await room.starter.start(build, OWN, Verdict(), access=ACCESS, newer=[job])
+        await room.starter.start(build, OWN, NextAttempt(), access=ACCESS, newer=[job])
         assert (len(room.api.made), build.started, build.after) == (1, False, 1.0)
         done = replace(job, state=JobState.FAILED)
-        await room.starter.start(build, OWN, Verdict(), access=ACCESS, newer=[done])
+        await room.starter.start(build, OWN, NextAttempt(), access=ACCESS, newer=[done])
         assert (len(room.api.made), build.started) == (2, True)
 
     asyncio.run(story())
@@ -148,15 +148,17 @@ def test_of_two_builds_that_start_one_task_in_the_same_moment_one_starts_it() ->
 
     async def story() -> None:
         room.api.answer = asyncio.Event()
-        first = asyncio.create_task(room.starter.start(one(), CHAINED, Verdict(), access=ACCESS))
+        first = asyncio.create_task(
+            room.starter.start(one(), CHAINED, NextAttempt(), access=ACCESS)
+        )
         await asyncio.sleep(0)
-        await room.starter.start(one(), OWN, Verdict(), access=ACCESS)
+        await room.starter.start(one(), OWN, NextAttempt(), access=ACCESS)
         other = StoreAccess(address="s3://elsewhere/p", secret="s3")
-        second = asyncio.create_task(room.starter.start(one(), OWN, Verdict(), access=other))
+        second = asyncio.create_task(room.starter.start(one(), OWN, NextAttempt(), access=other))
         await asyncio.sleep(0)
         room.api.answer.set()
         await asyncio.gather(first, second)
-        await room.starter.start(one(), OWN, Verdict(), access=ACCESS)
+        await room.starter.start(one(), OWN, NextAttempt(), access=ACCESS)
 
     asyncio.run(story())
     assert len(room.api.made) == 3, "of another store too, and again when the first is known"
@@ -172,12 +174,16 @@ def test_an_event_that_cannot_be_posted_stops_nothing(problem: Exception) -> Non
 
 def test_attempts_that_nobody_needs_to_know_of_go_when_the_next_begins() -> None:
     room = Room()
-    asyncio.run(room.start(Verdict()))
+    asyncio.run(room.start(NextAttempt()))
     made = room.api.made[0]
     meta = {"uid": "old", "name": "old", "creationTimestamp": "2026-01-01T00:00:00Z"}
     value = {**made, "metadata": made["metadata"] | meta}
     old: JobView | None = job_view(value)
     assert old is not None
     room.observed.jobs.put(value, old)
-    asyncio.run(room.start(Verdict(attempt=6, tries=5, spent=(old,))))
+    asyncio.run(
+        room.start(
+            NextAttempt(6, retry=Retry("it is away", "StoreUnavailable", tries=5, spent=(old,)))
+        )
+    )
     assert room.api.deleted == ["old"]

@@ -165,9 +165,10 @@ def test_a_crash_is_tried_again_after_a_pause_under_the_next_name(cluster: Clust
     cluster.now += timedelta(seconds=paused.after + 0.1)
     again = cluster.look()
     assert [request.attempt for request in again.start] == [2]
-    verdict = again.retried[TaskId(again.start[0].task)]
-    assert "killed" in verdict.retried
-    assert verdict.retried_for == "ToolFailed"
+    attempt = again.retried[TaskId(again.start[0].task)]
+    assert attempt.retry is not None
+    assert "killed" in attempt.retry.why
+    assert attempt.retry.reason == "ToolFailed"
 
 
 def test_more_memory_after_running_out_of_it(cluster: Cluster) -> None:

@@ -19,7 +19,16 @@ from genai_core.errors import (
 )
 from genai_core.names import Key
 from genai_operator.jobs.attempts import group
-from genai_operator.jobs.verdicts import RecordLost, Verdict, judge
+from genai_operator.jobs.retries import RecordLost, judge
+from genai_operator.jobs.verdicts import (
+    Backoff,
+    NextAttempt,
+    PermanentFailure,
+    Retry,
+    Running,
+    Verdict,
+    pause_of,
+)
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.pod import Ending, PodView
 from genai_operator.manager.upkeep import outlived
@@ -61,84 +70,95 @@ def judged(endings: list[Ending | None], *, retries: int = 2, **last: Any) -> Ve
     return judge(jobs, pods, retries=retries, now=NOW)
 
 
+def failed(verdict: Verdict) -> PermanentFailure:
+    assert isinstance(verdict, PermanentFailure)
+    return verdict
+
+
+def again(verdict: Verdict) -> tuple[NextAttempt, Retry]:
+    assert isinstance(verdict, NextAttempt)
+    assert verdict.retry is not None
+    return verdict, verdict.retry
+
+
 def test_a_job_that_runs_is_waited_for() -> None:
-    assert judge([job(state=JobState.ACTIVE)], {}, retries=2, now=NOW).running
+    assert judge([job(state=JobState.ACTIVE)], {}, retries=2, now=NOW) == Running()
 
 
 def test_bad_input_is_final_at_once_in_the_stages_own_words() -> None:
-    verdict = judged([said(BadModel("no such node", where="model.onnx"), 2)])
+    verdict = failed(judged([said(BadModel("no such node", where="model.onnx"), 2)]))
     assert isinstance(verdict.error, BadModel)
     assert str(verdict.error) == "model.onnx: no such node"
     assert verdict.log == "d" * 64
 
 
 def test_out_of_memory_gets_twice_the_memory_once_and_keeps_it() -> None:
-    first = judged([OOM])
-    assert (first.error, first.running) == (None, False)
-    assert (first.attempt, first.memory_bytes) == (2, 1024 * MIB)
-    second = judged([OOM, OOM], memory_bytes=1024 * MIB)
-    assert second.error is not None
+    first, retry = again(judged([OOM]))
+    assert (first.number, first.memory_bytes) == (2, 1024 * MIB)
+    assert retry == Retry("it was out of memory with 512 MiB", "OOMKilled", tries=1)
+    second = failed(judged([OOM, OOM], memory_bytes=1024 * MIB))
     assert second.error.code == "OOMKilled"
     assert "1024 MiB" in second.error.message
     # A crash after it does not forget what was learnt.
-    third = judged([OOM, KILLED], memory_bytes=1024 * MIB)
-    assert (third.error, third.memory_bytes) == (None, 1024 * MIB)
+    third, _ = again(judged([OOM, KILLED], memory_bytes=1024 * MIB))
+    assert third.memory_bytes == 1024 * MIB
 
 
 def test_a_task_that_says_itself_that_memory_was_short_is_sized_up_too() -> None:
     told = said(OutOfMemory("it was out of memory"))
-    first = judged([told], retries=0)
-    assert (first.error, first.memory_bytes) == (None, 1024 * MIB)
-    last = judged([told, OOM], memory_bytes=1024 * MIB)
+    first, _ = again(judged([told], retries=0))
+    assert first.memory_bytes == 1024 * MIB
+    last = failed(judged([told, OOM], memory_bytes=1024 * MIB))
     assert isinstance(last.error, OutOfMemory)
     assert "1024 MiB" in last.error.message
 
 
 @pytest.mark.parametrize("retries", [0, 1, 3])
 def test_a_crash_is_tried_again_as_often_as_the_build_allows(retries: int) -> None:
-    for failures in range(1, retries + 2):
-        verdict = judged([KILLED] * failures, retries=retries)
-        assert (verdict.error is not None) == (failures > retries)
-        assert verdict.attempt == failures + 1
-    assert isinstance(verdict.error, ToolFailed)
+    for failures in range(1, retries + 1):
+        attempt, retry = again(judged([KILLED] * failures, retries=retries))
+        assert (attempt.number, retry.tries, retry.reason) == (failures + 1, failures, "ToolFailed")
+    assert isinstance(failed(judged([KILLED] * (retries + 1), retries=retries)).error, ToolFailed)
 
 
 def test_a_store_that_is_away_costs_no_attempt() -> None:
-    verdict = judged([said(StoreUnavailable("connection refused"))] * 9, retries=0)
-    assert (verdict.error, verdict.attempt) == (None, 10)
+    attempt, retry = again(judged([said(StoreUnavailable("connection refused"))] * 9, retries=0))
+    assert attempt.number == 10
+    assert isinstance(retry.waits_for, StoreUnavailable)
 
 
 def test_a_full_disk_may_be_another_nodes_next_time() -> None:
-    assert judged([said(NoSpace("full"), 2)]).error is None
-    assert judged([said(NoSpace("full"), 2)] * 3).error is not None
+    assert again(judged([said(NoSpace("full"), 2)]))
+    assert isinstance(failed(judged([said(NoSpace("full"), 2)] * 3)).error, NoSpace)
 
 
 def test_lost_bytes_are_told_apart() -> None:
-    assert judged([said(CorruptBlob("blob 12 is missing"))]).inputs_lost
-    assert not judged([KILLED]).inputs_lost
+    assert again(judged([said(CorruptBlob("blob 12 is missing"))]))[1].inputs_lost
+    assert not again(judged([KILLED]))[1].inputs_lost
 
 
-def test_a_pause_before_the_next_attempt_counts_as_running() -> None:
+def test_judge_backs_off_when_the_last_attempt_has_just_failed() -> None:
     verdict = judged([KILLED, KILLED], ended_at=NOW - timedelta(seconds=4))
-    assert verdict.running
+    assert isinstance(verdict, Backoff)
     assert verdict.pause == pytest.approx(6)
+    assert verdict.retry.reason == "ToolFailed"
 
 
 def test_a_pods_own_words_are_waited_for_a_moment() -> None:
     just = NOW - timedelta(seconds=2)
     silent = {"j-1": [pod(1, None)]}
     verdict = judge([job(ended_at=just)], silent, retries=0, now=NOW)
-    assert (verdict.running, verdict.error) == (True, None)
+    assert isinstance(verdict, Running)
     assert 0 < verdict.pause <= 5
     told = {"j-1": [pod(1, OOM)]}
-    assert judge([job(ended_at=just)], told, retries=0, now=NOW).memory_bytes == 1024 * MIB
-    assert judge([job()], silent, retries=0, now=NOW).error is not None
+    attempt, _ = again(judge([job(ended_at=just)], told, retries=0, now=NOW))
+    assert attempt.memory_bytes == 1024 * MIB
+    assert failed(judge([job()], silent, retries=0, now=NOW))
 
 
 def test_a_record_that_vanished_is_no_failure() -> None:
     verdict = judge([job(state=JobState.SUCCEEDED)], {}, retries=0, now=NOW)
-    assert (verdict.error, verdict.running, verdict.attempt) == (None, False, 2)
-    assert "gone" in verdict.retried
+    assert verdict == NextAttempt(2, retry=Retry("its record is gone", "RecordGone", tries=1))
 
 
 def test_records_that_never_stay_end_the_build_after_growing_pauses() -> None:
@@ -147,27 +167,29 @@ def test_records_that_never_stay_end_the_build_after_growing_pauses() -> None:
         jobs = [job(n, JobState.SUCCEEDED, ended_at=ended) for n in range(1, times + 1)]
         return judge(jobs, {}, retries=0, now=NOW)
 
-    assert after(2, 0.5).running
-    assert not after(2, 1.5).running
-    assert after(3, 9).pause == pytest.approx(1)
-    error = after(4, 0).error
+    assert isinstance(after(2, 0.5), Backoff)
+    assert isinstance(after(2, 1.5), NextAttempt)
+    assert pause_of(after(3, 9)) == pytest.approx(1)
+    error = failed(after(4, 0)).error
     assert isinstance(error, RecordLost)
     assert "4 times" in str(error)
     assert error.where == "convert/1"
 
 
 def test_a_job_on_its_way_out_still_holds_its_name() -> None:
-    assert judge([job(deleting=True)], {}, retries=2, now=NOW).running
+    verdict = judge([job(deleting=True)], {}, retries=2, now=NOW)
+    assert isinstance(verdict, Running)
+    assert verdict.pause > 0, "not everybody is told when it is gone"
 
 
 def test_without_a_pod_the_job_controllers_words_are_used() -> None:
     verdict = judge(
         [job(message="Job was active longer than specified deadline")], {}, retries=0, now=NOW
     )
-    assert "longer than specified" in str(verdict.error)
+    assert "longer than specified" in str(failed(verdict).error)
     late = {"j-1": [pod(1, None, reason="DeadlineExceeded")]}
     verdict = judge([job()], late, retries=0, now=NOW)
-    assert "activeDeadlineSeconds" in str(verdict.error)
+    assert "activeDeadlineSeconds" in str(failed(verdict).error)
 
 
 def test_attempts_are_put_in_order() -> None:
@@ -176,14 +198,14 @@ def test_attempts_are_put_in_order() -> None:
 
 def test_a_pod_evicted_for_its_own_fault_ran_out_of_space() -> None:
     evicted = pod(1, KILLED, reason="Evicted", message='Usage of volume "scratch" exceeds 64Ki')
-    verdict = judge([job()], {"j-1": [evicted]}, retries=0, now=NOW)
+    verdict = failed(judge([job()], {"j-1": [evicted]}, retries=0, now=NOW))
     assert isinstance(verdict.error, NoSpace)
     assert 'volume "scratch"' in str(verdict.error)
     assert "spec.run.scratch.size" in str(verdict.error)
 
 
 def test_the_end_of_a_killed_stages_log_is_not_lost() -> None:
-    verdict = judged([Ending(137, "Error", words="loading 3 of 7")], retries=0)
+    verdict = failed(judged([Ending(137, "Error", words="loading 3 of 7")], retries=0))
     assert str(verdict.error) == "convert/1: its process was killed; its log ends: loading 3 of 7"
 
 
@@ -199,12 +221,12 @@ def test_the_end_of_a_killed_stages_log_is_not_lost() -> None:
 def test_what_a_node_refuses_costs_no_attempt(reason: str, message: str) -> None:
     told = said(ToolFailed("stopped before it was done"), 130)
     pods = {f"j-{n}": [pod(n, told, reason=reason, message=message)] for n in (1, 2, 3)}
-    verdict = judge([job(n) for n in (1, 2, 3)], pods, retries=0, now=NOW)
-    assert (verdict.error, verdict.attempt) == (None, 4)
+    attempt, _ = again(judge([job(n) for n in (1, 2, 3)], pods, retries=0, now=NOW))
+    assert attempt.number == 4
     # What fails by itself is counted as if the others had not been.
     pods["j-3"] = [pod(3, said(ToolFailed("it broke")))]
-    assert judge([job(n) for n in (1, 2, 3)], pods, retries=1, now=NOW).error is None
-    assert judge([job(n) for n in (1, 2, 3)], pods, retries=0, now=NOW).error is not None
+    assert again(judge([job(n) for n in (1, 2, 3)], pods, retries=1, now=NOW))
+    assert failed(judge([job(n) for n in (1, 2, 3)], pods, retries=0, now=NOW))
 
 
 def test_a_job_goes_when_its_time_is_over_and_nobody_builds_with_it() -> None:
@@ -234,23 +256,23 @@ def test_what_nobody_claims_any_more_goes_whatever_it_came_to() -> None:
 def test_what_others_failed_at_is_no_attempt_of_ones_own() -> None:
     theirs = [job(n, owners=frozenset({"x"})) for n in (1, 2)]
     pods = {f"j-{n}": [pod(n, OOM)] for n in (1, 2)}
-    assert judge(theirs, pods, retries=2, now=NOW, owner="x").error is not None
+    assert failed(judge(theirs, pods, retries=2, now=NOW, owner="x"))
     verdict = judge(theirs, pods, retries=2, now=NOW, owner="b")
-    assert verdict == Verdict(attempt=3), "it starts, under a name that is free"
+    assert verdict == NextAttempt(3), "it starts, under a name that is free"
     joined = [*theirs, job(3, state=JobState.ACTIVE, owners=frozenset({"x"}))]
-    assert judge(joined, pods, retries=2, now=NOW, owner="b").running
+    assert judge(joined, pods, retries=2, now=NOW, owner="b") == Running()
     shared = [theirs[0], job(2, owners=frozenset({"x", "b"}))]
-    verdict = judge(shared, pods, retries=2, now=NOW, owner="b")
-    assert (verdict.error, verdict.memory_bytes, verdict.tries) == (None, 1024 * MIB, 1)
+    attempt, retry = again(judge(shared, pods, retries=2, now=NOW, owner="b"))
+    assert (attempt.memory_bytes, retry.tries) == (1024 * MIB, 1)
 
 
 def test_of_attempts_that_cost_nothing_the_last_few_stay() -> None:
     away = said(StoreUnavailable("connection refused"))
-    verdict = judged([KILLED, *[away] * 9], retries=1)
-    assert [old.attempt for old in verdict.spent] == [2, 3, 4, 5, 6]
-    assert verdict.attempt == 11
-    assert judged([away] * 4).spent == ()
-    assert judged([KILLED] * 2).spent == (), "what counts is not forgotten"
+    attempt, retry = again(judged([KILLED, *[away] * 9], retries=1))
+    assert [old.attempt for old in retry.spent] == [2, 3, 4, 5, 6]
+    assert attempt.number == 11
+    assert again(judged([away] * 4))[1].spent == ()
+    assert again(judged([KILLED] * 2))[1].spent == (), "what counts is not forgotten"
 
 
 def test_one_tenants_task_is_not_another_tenants_attempt() -> None:
@@ -271,8 +293,7 @@ def late(ending: Ending | None, *, limit: int, seconds: int, phases: int = 1) ->
 
 @pytest.mark.parametrize("ending", [STOPPED, KILLED, None])
 def test_a_time_limit_is_final_and_called_what_it_is(ending: Ending | None) -> None:
-    verdict = late(ending, limit=3, seconds=3)
-    assert verdict.error is not None
+    verdict = failed(late(ending, limit=3, seconds=3))
     assert verdict.error.code == "DeadlineExceeded"
     assert str(verdict.error) == (
         "convert/1: it ran for longer than spec.run.activeDeadlineSeconds allows (3 s); "
@@ -285,16 +306,16 @@ def test_a_time_limit_is_final_and_called_what_it_is(ending: Ending | None) -> N
 def test_a_chains_task_that_ran_into_its_limit_says_so_by_itself() -> None:
     ended = said(DeadlineExceeded("it ran for longer", where="convert/1"))
     verdict = judged([ended], retries=5, deadline_seconds=3)
-    assert isinstance(verdict.error, DeadlineExceeded)
+    assert isinstance(failed(verdict).error, DeadlineExceeded)
 
 
 def test_a_shorter_limit_of_another_build_is_no_failure_of_ones_own() -> None:
-    verdict = late(STOPPED, limit=3, seconds=3600, phases=4)
-    assert (verdict.error, verdict.attempt, verdict.retried_for) == (None, 5, "DeadlineExceeded")
-    assert late(STOPPED, limit=3600, seconds=3).error is not None, "nor is a longer one enough"
+    attempt, retry = again(late(STOPPED, limit=3, seconds=3600, phases=4))
+    assert (attempt.number, retry.reason) == (5, "DeadlineExceeded")
+    assert failed(late(STOPPED, limit=3600, seconds=3)), "nor is a longer one enough"
 
 
 def test_what_a_task_says_itself_counts_for_more_than_its_time_limit() -> None:
     verdict = late(said(BadModel("no such node"), 2), limit=3, seconds=3)
-    assert isinstance(verdict.error, BadModel)
-    assert judged([STOPPED], retries=0).error.code == "Interrupted"  # type: ignore[union-attr]
+    assert isinstance(failed(verdict).error, BadModel)
+    assert failed(judged([STOPPED], retries=0)).error.code == "Interrupted"

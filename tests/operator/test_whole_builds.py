@@ -19,7 +19,7 @@ from simulated import Replica, Value, Weather, World, build, furnished, opener
 
 from genai_operator.builds import reconciler as build_module
 from genai_operator.builds.planning import survey
-from genai_operator.jobs import applier, holds, renewal, verdicts
+from genai_operator.jobs import applier, holds, renewal, retries
 from genai_operator.kube import observed, relist
 from genai_operator.kube.client import ApiError
 from genai_operator.manager import controller
@@ -37,11 +37,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relist, "_SETTLE_SECONDS", 0.1)
     monkeypatch.setattr(controller, "_UPKEEP_SECONDS", 0.1)
     monkeypatch.setattr(survey, "_CHAIN_SECONDS", 0.2)
-    monkeypatch.setattr(verdicts, "_LEAVING_SECONDS", 0.1)
+    monkeypatch.setattr(retries, "_LEAVING_SECONDS", 0.1)
     monkeypatch.setattr(observed, "_UNSEEN_SECONDS", 1.0)
     monkeypatch.setattr(lookups, "_MISSED_SECONDS", 0.2)
-    monkeypatch.setattr(verdicts, "_PAUSES", (0.0,) * 4)
-    monkeypatch.setattr(verdicts, "_RENEWED_SECONDS", 0.1)
+    monkeypatch.setattr(retries, "_PAUSES", (0.0,) * 4)
+    monkeypatch.setattr(retries, "_RENEWED_SECONDS", 0.1)
     monkeypatch.setattr(renewal, "_TURN_SECONDS", 0.05)
 
 

@@ -29,7 +29,7 @@ from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.helper_jobs import question_key
 from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import scope_of
-from genai_operator.jobs.verdicts import Verdict
+from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import JobView
 from genai_operator.kube.observed import Observed
 from genai_operator.kube.phases import Phase
@@ -255,7 +255,7 @@ class BuildSteps:
         starts = tuple(
             Start(
                 request,
-                seen.retried.get(TaskId(request.task), Verdict()),
+                seen.retried.get(TaskId(request.task), NextAttempt()),
                 context.accesses[request.source].access,
             )
             for request in seen.start

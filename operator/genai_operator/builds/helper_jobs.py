@@ -7,14 +7,15 @@ from dataclasses import replace
 from genai_core.helper_jobs import HelperAnswer
 from genai_core.names import Key
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
-from genai_operator.builds.job_changes import JobWriter, Start, changes_of
+from genai_operator.builds.job_changes import JobWriter, changes_of
 from genai_operator.errors import of_error
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.attempts import group
 from genai_operator.jobs.helper_jobs import HELPER_BYTES, Document, HelperJobs
 from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
-from genai_operator.jobs.verdicts import Verdict, judge
+from genai_operator.jobs.retries import judge
+from genai_operator.jobs.verdicts import NextAttempt, PermanentFailure, Verdict, pause_of
 from genai_operator.kube.observed import Observed
 from genai_operator.targets.build_targets import BuildTarget
 
@@ -65,7 +66,7 @@ class BuildHelperJobs:
             memory_bytes=given_memory(build.spec.run) or HELPER_BYTES,
             node_selector=target.node_selector,
         )
-        verdict = Verdict()
+        verdict: Verdict = NextAttempt()
         if attempts:
             for job in self.jobs.unheard(attempts[-1:]):
                 answer = await self.jobs.hear(job)
@@ -83,17 +84,12 @@ class BuildHelperJobs:
                     wanted=request.wanted(build.owner, run=build.spec.run, access=access),
                     task_seconds=build.spec.run.active_deadline_seconds,
                 )
-            verdict = replace(verdict, attempt=attempts[-1].attempt + 1)
-        if verdict.error is not None:
+            if isinstance(verdict, NextAttempt):
+                verdict = replace(verdict, number=attempts[-1].attempt + 1)
+        if isinstance(verdict, PermanentFailure):
             raise of_error(verdict.error)
-        if not verdict.running:
-            request = replace(
-                request,
-                attempt=verdict.attempt,
-                memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
-            )
-        await self._writer.apply(build, changes_of(Start(request, verdict, access), attempts))
-        build.after = verdict.pause or WATCHED_SECONDS
+        await self._writer.apply(build, changes_of(verdict, request, attempts, access=access))
+        build.after = pause_of(verdict) or WATCHED_SECONDS
         stands = await self.jobs.standings.of(build.namespace, attempts)
         build.look_after(stands.after)
         return stands

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import assert_never
 
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.starter import Starter
@@ -13,7 +14,7 @@ from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import JobRequest, scope_of
 from genai_operator.jobs.renewal import Renewal
-from genai_operator.jobs.verdicts import Verdict
+from genai_operator.jobs.verdicts import Backoff, NextAttempt, Renew, Running, Unfailed
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.observed import Observed
 from genai_operator.steps import Wait
@@ -28,12 +29,12 @@ class Start:
     """A Job that is to be created.
 
     Attributes:
-        verdict: Of the attempts before it.
+        attempt: Which attempt it is, and why.
         access: To the store, and to the source that it reads.
     """
 
     request: JobRequest
-    verdict: Verdict
+    attempt: NextAttempt
     access: StoreAccess
 
 
@@ -51,19 +52,29 @@ class JobChanges:
     claim: tuple[JobView, ...] = ()
 
 
-def changes_of(start: Start, attempts: Sequence[JobView]) -> JobChanges:
+def changes_of(
+    verdict: Unfailed, request: JobRequest, attempts: Sequence[JobView], *, access: StoreAccess
+) -> JobChanges:
     """What is to be done for one question, whose Jobs so far were judged. Pure.
 
     Args:
-        start: The next attempt, and the verdict of those before.
+        verdict: On those Jobs.
+        request: The first attempt, as it was planned.
         attempts: In order.
+        access: To the store, and to the source that it reads.
     """
-    if not start.verdict.running:
-        return JobChanges(start=(start,))
-    if start.verdict.renewal is not None:
-        return JobChanges(renew=(start.verdict.renewal,))
-    active = [job for job in attempts[-1:] if job.state is JobState.ACTIVE]
-    return JobChanges(claim=tuple(active))
+    match verdict:
+        case NextAttempt(number=number, memory_bytes=least):
+            memory = max(request.memory_bytes, least)
+            request = replace(request, attempt=number, memory_bytes=memory)
+            return JobChanges(start=(Start(request, verdict, access),))
+        case Renew(renewal=renewal):
+            return JobChanges(renew=(renewal,))
+        case Running() | Backoff():
+            active = [job for job in attempts[-1:] if job.state is JobState.ACTIVE]
+            return JobChanges(claim=tuple(active))
+        case _:
+            assert_never(verdict)
 
 
 def wait_of(stands: Standing, doing: str) -> Wait:
@@ -104,7 +115,7 @@ class JobWriter:
                     jobs = self._observed.jobs_of(build.namespace, scope)
                     newer = [job for job in jobs if job.uid not in known]
                 await self._starter.start(
-                    build, start.request, start.verdict, access=start.access, newer=newer
+                    build, start.request, start.attempt, access=start.access, newer=newer
                 )
 
         for found in changes.renew:

@@ -8,7 +8,6 @@ be known, unless its content is pinned; then too a record that stands is enough.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
 from genai_core.names import DRAFT, MODEL, Key, SourceName, TaskId
@@ -27,7 +26,7 @@ from genai_core.store.address import source_credentials
 from genai_core.store.protocol import RecordRef
 from genai_core.tasks.record import Record
 from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
-from genai_operator.builds.job_changes import JobWriter, Start, changes_of, wait_of
+from genai_operator.builds.job_changes import JobWriter, changes_of, wait_of
 from genai_operator.builds.references import SourceAccess
 from genai_operator.builds.sources import list_source
 from genai_operator.builds.status import ResolvedEntry
@@ -36,7 +35,16 @@ from genai_operator.jobs.attempts import group
 from genai_operator.jobs.disk import UNKNOWN
 from genai_operator.jobs.helper_jobs import HelperJobs, question_key
 from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
-from genai_operator.jobs.verdicts import Verdict, judge
+from genai_operator.jobs.retries import judge
+from genai_operator.jobs.verdicts import (
+    Backoff,
+    NextAttempt,
+    PermanentFailure,
+    Retry,
+    Verdict,
+    is_running,
+    pause_of,
+)
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.observed import Observed
 from genai_operator.steps import Wait
@@ -219,7 +227,7 @@ class Resolver:
     async def _send(
         self, build: BuildPass, request: JobRequest, attempts: list[JobView], access: SourceAccess
     ) -> Wait:
-        verdict = Verdict()
+        verdict: Verdict = NextAttempt()
         if attempts:
             pods = self._observed.pods_of(build.namespace)
             verdict = judge(
@@ -231,26 +239,22 @@ class Resolver:
                 wanted=request.wanted(build.owner, run=build.spec.run, access=access.access),
                 task_seconds=build.spec.run.active_deadline_seconds,
             )
-        if verdict.error is not None:
+        if isinstance(verdict, PermanentFailure):
             problem = of_error(verdict.error)
             reason = problem.reason if isinstance(problem, Stalled) else verdict.error.code
             failure = (TaskId(RESOLVE), verdict.error, verdict.log)
             raise Stalled(reason, str(verdict.error), failure=failure)
-        if not verdict.running:
-            request = replace(
-                request,
-                attempt=verdict.attempt,
-                memory_bytes=max(request.memory_bytes, verdict.memory_bytes),
-            )
-        changes = changes_of(Start(request, verdict, access.access), attempts)
+        changes = changes_of(verdict, request, attempts, access=access.access)
         await self._writer.apply(build, changes)
-        build.look_after(verdict.pause or WATCHED_SECONDS)
-        queued = not verdict.running and bool(build.spec.run.queue_name)
+        build.look_after(pause_of(verdict) or WATCHED_SECONDS)
+        queued = not is_running(verdict) and bool(build.spec.run.queue_name)
         stands = await self._helpers.standings.of(build.namespace, attempts, queued=queued)
         build.look_after(stands.after)
-        if verdict.pause > 0 and isinstance(verdict.waits_for, SourceNotFound):
-            return Wait(verdict.waits_for.code, str(verdict.waits_for))
-        return wait_of(stands, f"resolving {access.source.address}")
+        match verdict:
+            case Backoff(retry=Retry(error=SourceNotFound() as error)):
+                return Wait(error.code, str(error))
+            case _:
+                return wait_of(stands, f"resolving {access.source.address}")
 
 
 def _of_source(source: BuildSource, error: GenAIError) -> Waiting:

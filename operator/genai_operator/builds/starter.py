@@ -14,7 +14,7 @@ from genai_operator.builds.build_pass import BuildPass
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.manifest import JobRequest, scope_of
-from genai_operator.jobs.verdicts import Verdict
+from genai_operator.jobs.verdicts import NextAttempt, Retry
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.metric_labels import operation_label
 from genai_operator.metrics import TASK_RETRIES
@@ -41,7 +41,7 @@ class Starter:
         self,
         build: BuildPass,
         request: JobRequest,
-        verdict: Verdict,
+        attempt: NextAttempt,
         *,
         access: StoreAccess,
         newer: Iterable[JobView] = (),
@@ -54,7 +54,7 @@ class Starter:
         Args:
             build: The build.
             request: The Job.
-            verdict: Of the attempts before it.
+            attempt: Which attempt it is, and why.
             access: To store and source.
             newer: Jobs that have come to light since the build was looked at.
 
@@ -76,10 +76,10 @@ class Starter:
         finally:
             self._starting.remove(entry)
         build.started = True
-        for job in verdict.spent:
-            await self._applier.release(job, build.owner.uid)
-        if verdict.retried:
-            await self._tell(build, request, verdict)
+        if attempt.retry is not None:
+            for job in attempt.retry.spent:
+                await self._applier.release(job, build.owner.uid)
+            await self._tell(build, request, attempt.retry)
 
     def _is_taken(
         self, place: tuple[str, str], request: JobRequest, newer: Iterable[JobView]
@@ -97,22 +97,20 @@ class Starter:
         for uid in self._allowances.keys() - set(uids):
             del self._allowances[uid]
 
-    async def _tell(self, build: BuildPass, request: JobRequest, verdict: Verdict) -> None:
-        log.info("task tried again", extra={"task": request.task, "why": verdict.retried})
-        TASK_RETRIES.labels(
-            operation=operation_label(request.operation), reason=verdict.retried_for
-        ).inc()
+    async def _tell(self, build: BuildPass, request: JobRequest, retry: Retry) -> None:
+        log.info("task tried again", extra={"task": request.task, "why": retry.why})
+        TASK_RETRIES.labels(operation=operation_label(request.operation), reason=retry.reason).inc()
         allowance = self._allowances.setdefault(build.owner.uid, _Allowance(self._clock()))
         if not allowance.take(self._clock()):
             return
-        why = verdict.retried.removeprefix(f"{request.task}: ")
+        why = retry.why.removeprefix(f"{request.task}: ")
         more = f" ({allowance.left_out} more since the last)" if allowance.left_out else ""
         allowance.left_out = 0
         await self._applier.event(
             build.value,
             "GenAIBuild",
             reason="TaskRetried",
-            message=f"attempt {verdict.tries + 1} at {request.task}: {why}{more}",
+            message=f"attempt {retry.tries + 1} at {request.task}: {why}{more}",
             warning=True,
         )
 

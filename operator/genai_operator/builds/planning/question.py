@@ -14,7 +14,7 @@ from genai_core.tasks.record import Record
 from genai_operator.builds.planning.requests import Looks, Setting
 from genai_operator.jobs.manifest import JobRequest
 from genai_operator.jobs.renewal import Renewal
-from genai_operator.jobs.verdicts import Verdict
+from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import JobView
 from genai_operator.kube.pod import PodView
 from genai_planner.advance import Advice
@@ -59,7 +59,7 @@ class Survey:
         refs: The records of all tasks that have a key.
         made: Operation -> tasks whose result stands, and did not when the build asked for it.
         after: Seconds until it has to be looked at again, whatever happens.
-        retried: What is known of the earlier attempts at tasks that start again.
+        retried: The attempts at tasks that start again.
         renewals: Jobs that never started, and are to be made anew.
         waits_for: Faults of the store, or the source, that further attempts wait for.
         warnings: The plan's and those of the tasks whose result stands, in the plan's order.
@@ -76,7 +76,7 @@ class Survey:
     made: Mapping[str, int] = field(default_factory=dict)
     fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     after: float | None = None
-    retried: Mapping[TaskId, Verdict] = field(default_factory=dict)
+    retried: Mapping[TaskId, NextAttempt] = field(default_factory=dict)
     renewals: tuple[Renewal, ...] = ()
     waits_for: tuple[GenAIError, ...] = ()
     warnings: tuple[str, ...] = ()

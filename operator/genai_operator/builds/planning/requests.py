@@ -16,7 +16,7 @@ from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.disk import disk_for
 from genai_operator.jobs.manifest import MOST_TASK_BYTES, JobRequest, appearance, given_memory
 from genai_operator.jobs.renewal import Wanted
-from genai_operator.jobs.verdicts import Verdict
+from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import Link
 from genai_operator.targets import build_targets as target_rules
 from genai_operator.targets.build_targets import BuildTarget
@@ -96,7 +96,7 @@ def job_request(
     advice: Advice,
     *,
     start: Start,
-    verdict: Verdict,
+    attempt: NextAttempt,
 ) -> JobRequest:
     """The Job that runs a task, and those that only it makes possible.
 
@@ -105,7 +105,7 @@ def job_request(
         phase: Its tasks.
         advice: What is known about them.
         start: The task.
-        verdict: Of its earlier attempts.
+        attempt: Which attempt it is.
     """
     plan = phase.plan
     head = plan.task(start.task)
@@ -145,9 +145,9 @@ def job_request(
         task=head.id,
         document=document,
         image=target.image,
-        memory_bytes=max(given_memory(setting.spec.run) or planned, verdict.memory_bytes),
+        memory_bytes=max(given_memory(setting.spec.run) or planned, attempt.memory_bytes),
         seconds=sum(task.demand.seconds for task in tasks),
-        attempt=verdict.attempt,
+        attempt=attempt.number,
         node_selector=target.node_selector,
         reads_source=_reads_source(head),
         source=_source(head),

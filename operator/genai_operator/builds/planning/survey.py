@@ -1,7 +1,7 @@
 """One look at a build: plan it, look its keys up, see what its Jobs are doing, say what is next.
 
-Decisions are the planner's (`advance`) and `decide.judge`'s; here their questions are answered from
-the store and the watch cache. Runs in a thread, since stores are asked synchronously.
+Decisions are the planner's (`advance`) and `retries.judge`'s; here their questions are answered
+from the store and the watch cache. Runs in a thread, since stores are asked synchronously.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import assert_never
 
 from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
@@ -20,7 +21,19 @@ from genai_operator.builds.planning.question import Question, Survey
 from genai_operator.builds.planning.requests import job_request
 from genai_operator.jobs.attempts import Attempts
 from genai_operator.jobs.renewal import Renewal
-from genai_operator.jobs.verdicts import Verdict, judge
+from genai_operator.jobs.retries import judge
+from genai_operator.jobs.verdicts import (
+    Backoff,
+    NextAttempt,
+    PermanentFailure,
+    Renew,
+    Retry,
+    Running,
+    Verdict,
+    is_running,
+    pause_of,
+    retry_of,
+)
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.stores.lookups import Answers, Unanswered
 from genai_operator.stores.remembered import check_weight, weight_of
@@ -160,11 +173,12 @@ class _Look:
             if verdict is None:
                 wanted.append(look)
                 continue
-            if verdict.running and not self._may_stand(look.task):
+            running = is_running(verdict)
+            if running and not self._may_stand(look.task):
                 continue
             wanted.append(look)
             # A worker that ended may have written what was missed before.
-            if not verdict.running or any(map(self._has_ended_well, self._jobs[look.task])):
+            if not running or any(map(self._has_ended_well, self._jobs[look.task])):
                 anew.append(look.key)
         refs = {look.task: RecordRef(look.operation, look.key) for look in wanted}
         self._claim(refs.values())
@@ -222,21 +236,37 @@ class _Look:
             self.records[look.key] = answer
             self._stands.add(look.task)
             return FoundResult(look.task, self._phase.result(answer))
-        verdict = self._verdicts.get(look.task)
-        if verdict is None:
-            return Missed(look.task, answer)
-        if verdict.error is not None:
-            return Failed(look.task, verdict.error)
-        if verdict.running:
-            return Taken(look.task)
-        return Missed(look.task, verdict.retried or answer)
+        match self._verdicts.get(look.task):
+            case None:
+                return Missed(look.task, answer)
+            case NextAttempt(retry=retry):
+                return Missed(look.task, retry.why if retry is not None else answer)
+            case PermanentFailure(error=error):
+                return Failed(look.task, error)
+            case Running() | Renew() | Backoff():
+                return Taken(look.task)
+            case never:
+                assert_never(never)
+
+    def _retries(self) -> dict[TaskId, Retry]:
+        """Of the tasks that are tried again, now or after a pause."""
+        found = {task: retry_of(verdict) for task, verdict in self._verdicts.items()}
+        return {task: retry for task, retry in found.items() if retry is not None}
+
+    def _next_attempt(self, task: TaskId) -> NextAttempt:
+        """Of a task that is to be started: the planner starts none that is taken or has failed."""
+        verdict = self._verdicts.get(task, NextAttempt())
+        assert isinstance(verdict, NextAttempt)
+        return verdict
+
+    def _log(self, task: TaskId) -> str:
+        verdict = self._verdicts.get(task)
+        return verdict.log if isinstance(verdict, PermanentFailure) else ""
 
     def has_lost(self, known: set[str]) -> bool:
         """Whether a worker says that what was found is not there; said once for each Job."""
         lost = {
-            self._jobs[task][-1].uid
-            for task, verdict in self._verdicts.items()
-            if verdict.inputs_lost
+            self._jobs[task][-1].uid for task, retry in self._retries().items() if retry.inputs_lost
         } - known
         known |= lost
         return bool(lost)
@@ -249,8 +279,8 @@ class _Look:
         for task, jobs in self._jobs.items():
             if task not in good:
                 active |= {job.uid: job for job in jobs if job.state is JobState.ACTIVE}
-        starts = {start.task: self._verdicts.get(start.task, Verdict()) for start in advice.start}
-        pauses = [v.pause for v in self._verdicts.values() if v.pause > 0]
+        attempts = {start.task: self._next_attempt(start.task) for start in advice.start}
+        pauses = [pause for v in self._verdicts.values() if (pause := pause_of(v)) > 0]
         if any(job.chain for job in active.values()):
             pauses.append(_CHAIN_SECONDS)
         return Survey(
@@ -262,16 +292,13 @@ class _Look:
                     self._phase,
                     advice,
                     start=start,
-                    verdict=starts[start.task],
+                    attempt=attempts[start.task],
                 )
                 for start in advice.start
             ),
             needed=self._needed(good),
             active=tuple(active.values()),
-            failed=tuple(
-                (task, error, self._verdicts[task].log if task in self._verdicts else "")
-                for task, error in advice.failed.items()
-            ),
+            failed=tuple((task, error, self._log(task)) for task, error in advice.failed.items()),
             containers=self._containers(),
             refs=frozenset(
                 RecordRef(plan.task(task).operation, key) for task, key in advice.keys.items()
@@ -279,12 +306,12 @@ class _Look:
             made=self._made(good),
             fidelity=advice.fidelity,
             after=min(pauses) if pauses else None,
-            retried={task: verdict for task, verdict in starts.items() if verdict.retried},
+            retried={task: attempt for task, attempt in attempts.items() if attempt.retry},
             renewals=self._renewals(good),
             waits_for=tuple(
-                verdict.waits_for
-                for task, verdict in self._verdicts.items()
-                if verdict.waits_for is not None and task not in good
+                retry.waits_for
+                for task, retry in self._retries().items()
+                if retry.waits_for is not None and task not in good
             ),
             warnings=self._warnings(good),
         )
@@ -302,7 +329,7 @@ class _Look:
         found = {
             verdict.renewal.job.uid: verdict.renewal
             for task, verdict in self._verdicts.items()
-            if verdict.renewal is not None and task not in good
+            if isinstance(verdict, Renew) and task not in good
         }
         return tuple(found.values())
 
