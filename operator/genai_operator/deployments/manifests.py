@@ -24,13 +24,13 @@ from genai_core.kinds.deployment import (
 from genai_core.quantity import amount
 from genai_core.wire import DEPLOYMENT, MANAGED, RENDERING, REVISION
 from genai_operator.jobs.access import StoreAccess, environment_of, mounts_of, volumes_of
+from genai_operator.jobs.pod_spec import container_security, cpu_request, mebibytes, pod_spec
 from genai_operator.kube.values import Json
 
 __all__ = ["METHODS", "SERVER", "Served", "manifests", "rendering_of", "selector"]
 
 SERVER = "genai-server"
 _MANAGER = "genai-operator"
-_USER = 65532
 _PORT = 8000
 _MIB = 1 << 20
 _ARTIFACT = "/artifact"
@@ -180,53 +180,26 @@ def _pod(served: Served) -> Json:
     keys = served.spec.expose.api_key_secret_ref
     size = served.size_bytes
     volumes: list[Json] = [
-        {"name": "artifact", "emptyDir": {"sizeLimit": _mib(size + 64 * _MIB)}},
+        {"name": "artifact", "emptyDir": {"sizeLimit": mebibytes(size + 64 * _MIB)}},
         # Graphs prepared for this machine, each about as large as the container.
-        {"name": "cache", "emptyDir": {"sizeLimit": _mib(4 * size + 256 * _MIB)}},
-        {"name": "tmp", "emptyDir": {"sizeLimit": _mib(size + 256 * _MIB)}},
+        {"name": "cache", "emptyDir": {"sizeLimit": mebibytes(4 * size + 256 * _MIB)}},
+        {"name": "tmp", "emptyDir": {"sizeLimit": mebibytes(size + 256 * _MIB)}},
         *volumes_of(served.access, reads_source=False),
     ]
     if keys is not None:
         volumes.append({"name": "keys", "secret": {"secretName": keys.name}})
-    pod: Json = {
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
+    pod = pod_spec(
+        pods,
+        served.access,
+        node_selector=served.node_selector,
+        spread=selector(served.name),
+    )
+    return pod | {
         "terminationGracePeriodSeconds": pods.drain_seconds,
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
         "initContainers": [_fetch(served)],
         "containers": [_server(served)],
         "volumes": volumes,
     }
-    if account := pods.service_account_name or served.access.service_account:
-        pod["serviceAccountName"] = account
-    if where := dict(served.node_selector) | dict(pods.node_selector):
-        pod["nodeSelector"] = where
-    if pods.tolerations:
-        pod["tolerations"] = [
-            t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in pods.tolerations
-        ]
-    if pods.priority_class_name:
-        pod["priorityClassName"] = pods.priority_class_name
-    if pods.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": secret.name} for secret in pods.image_pull_secrets]
-    if affinity := pods.affinity.canonical():
-        pod["affinity"] = affinity
-    if pods.topology_spread:
-        pod["topologySpreadConstraints"] = [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": selector(served.name)},
-            }
-        ]
-    return pod
 
 
 def _fetch(served: Served) -> Json:
@@ -244,7 +217,7 @@ def _fetch(served: Served) -> Json:
             "requests": {"cpu": "100m", "memory": "256Mi"},
             "limits": {"memory": "1Gi"},
         },
-        "securityContext": _confined(),
+        "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*mounts, *mounts_of(served.access, reads_source=False)],
     }
@@ -274,7 +247,7 @@ def _server(served: Served) -> Json:
         "readinessProbe": ready
         | {"periodSeconds": _PROBE_SECONDS, "timeoutSeconds": 5, "failureThreshold": 3},
         "livenessProbe": health | _ALIVE,
-        "securityContext": _confined(),
+        "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts,
     }
@@ -338,28 +311,11 @@ def _resources(spec: DeploymentSpec, size_bytes: int) -> Json:
     """
     held = spec.server.kv_cache_mi_b or 1024
     given = spec.resources.requests.get("memory")
-    sized = given or _mib(3 * size_bytes + (held + 512) * _MIB)
+    sized = given or mebibytes(3 * size_bytes + (held + 512) * _MIB)
     limits = {"memory": sized} | dict(spec.resources.limits)
-    requests = {"cpu": _cpu(spec.resources), "memory": limits["memory"]}
+    requests = {"cpu": cpu_request("500m", spec.resources.limits), "memory": limits["memory"]}
     return {"requests": requests | dict(spec.resources.requests), "limits": limits}
-
-
-def _cpu(resources: Resources) -> str:
-    limit = resources.limits.get("cpu")
-    return limit if limit is not None and amount(limit) < amount("500m") else "500m"
-
-
-def _mib(size: int) -> str:
-    return f"{-(-size // _MIB)}Mi"
 
 
 def _tmp() -> Sequence[Json]:
     return [{"name": "tmp", "mountPath": "/tmp"}]  # noqa: S108 - a volume of the pod's own
-
-
-def _confined() -> Json:
-    return {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }

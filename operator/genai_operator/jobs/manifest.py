@@ -35,6 +35,7 @@ from genai_core.wire import (
 )
 from genai_operator.jobs.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.jobs.disk import LEAST, storage_of, volume_limit
+from genai_operator.jobs.pod_spec import container_security, cpu_request, mebibytes, pod_spec
 from genai_operator.jobs.renewal import Wanted
 from genai_operator.kube.job import Link, Rendering
 from genai_operator.kube.values import Json
@@ -52,8 +53,6 @@ __all__ = [
 ]
 
 MANAGER = "genai-operator"
-_USER = 65532
-_MIB = 1 << 20
 MOST_TASK_BYTES = 120_000
 """Linux takes no environment variable over 128 KiB."""
 _UNREACHABLE_SECONDS = 30
@@ -253,36 +252,28 @@ def _chain_note(chain: tuple[Link, ...]) -> dict[str, str]:
 
 
 def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
-    account = run.service_account_name or access.service_account
-    selector = dict(request.node_selector) | dict(run.node_selector)
-    tolerations = [
-        t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in run.tolerations
-    ] + [
-        {
-            "key": f"node.kubernetes.io/{taint}",
-            "operator": "Exists",
-            "effect": "NoExecute",
-            "tolerationSeconds": _UNREACHABLE_SECONDS,
-        }
-        for taint in ("unreachable", "not-ready")
-    ]
-    pod: Json = {
+    pod = pod_spec(
+        run,
+        access,
+        node_selector=request.node_selector,
+        spread={MANAGED: MANAGER},
+        tolerations=[
+            {
+                "key": f"node.kubernetes.io/{taint}",
+                "operator": "Exists",
+                "effect": "NoExecute",
+                "tolerationSeconds": _UNREACHABLE_SECONDS,
+            }
+            for taint in ("unreachable", "not-ready")
+        ],
+    )
+    return pod | {
         "restartPolicy": "Never",
-        "automountServiceAccountToken": False,
-        "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 10,
         # Each task keeps to it by itself; this ends a pod that never comes to that.
         "activeDeadlineSeconds": min(
             run.active_deadline_seconds * (1 + len(request.chain)), _LONGEST_SECONDS
         ),
-        "securityContext": {
-            "runAsNonRoot": True,
-            "runAsUser": _USER,
-            "runAsGroup": _USER,
-            "fsGroup": _USER,
-            "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "tolerations": tolerations,
         "containers": [_container(request, run, access)],
         "volumes": [
             {"name": "tmp", "emptyDir": {"sizeLimit": volume_limit(run, request.disk_bytes)}},
@@ -290,28 +281,6 @@ def _pod(request: JobRequest, run: Run, access: StoreAccess) -> Json:
             *volumes_of(access, reads_source=request.reads_source),
         ],
     }
-    if selector:
-        pod["nodeSelector"] = selector
-    if account:
-        # Its token for the apiserver stays out: stages never call it. What a cloud gives an account
-        # for (IRSA, pod identity) comes by a volume or an address of its own.
-        pod["serviceAccountName"] = account
-    if run.priority_class_name:
-        pod["priorityClassName"] = run.priority_class_name
-    if run.image_pull_secrets:
-        pod["imagePullSecrets"] = [{"name": secret.name} for secret in run.image_pull_secrets]
-    if affinity := run.affinity.canonical():
-        pod["affinity"] = affinity
-    if run.topology_spread:
-        pod["topologySpreadConstraints"] = [
-            {
-                "maxSkew": 1,
-                "topologyKey": "kubernetes.io/hostname",
-                "whenUnsatisfiable": "ScheduleAnyway",
-                "labelSelector": {"matchLabels": {MANAGED: MANAGER}},
-            }
-        ]
-    return pod
 
 
 def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
@@ -326,8 +295,8 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
     if request.chain:
         limit = str(run.active_deadline_seconds)
         environment.append({"name": Variable.TASK_SECONDS, "value": limit})
-    requests = {"cpu": _cpu("1" if request.seconds > 60 else "250m", run)}
-    memory = f"{-(-request.memory_bytes // _MIB)}Mi"
+    requests = {"cpu": cpu_request("1" if request.seconds > 60 else "250m", run.resources.limits)}
+    memory = mebibytes(request.memory_bytes)
     # What a user gives is where it begins; out of memory, the next attempt gets twice as much.
     set_aside, disk = storage_of(run, request.disk_bytes)
     limits = dict(run.resources.limits) | {"memory": memory} | disk
@@ -342,11 +311,7 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
         "args": ["job"],
         "env": environment,
         "resources": {"requests": requests, "limits": limits},
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        },
+        "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [
             {"name": "tmp", "mountPath": "/tmp"},  # noqa: S108 - a volume of the pod's own
@@ -354,12 +319,6 @@ def _container(request: JobRequest, run: Run, access: StoreAccess) -> Json:
             *mounts_of(access, reads_source=request.reads_source),
         ],
     }
-
-
-def _cpu(default: str, run: Run) -> str:
-    """What is set aside where the user does not say: never more than the limit."""
-    limit = run.resources.limits.get("cpu")
-    return limit if limit is not None and amount(limit) < amount(default) else default
 
 
 def _scratch(run: Run, disk_bytes: int) -> Json:
