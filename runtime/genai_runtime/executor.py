@@ -230,6 +230,11 @@ class AdapterHost(Protocol):
         """Ranks of all adapters together, at most; and what is left of that."""
         ...
 
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory of all columns, taken whether an adapter has them or not."""
+        ...
+
     def load_adapter(self, name: str, weights: AdapterWeights) -> None:
         """Take an adapter in; rows may wear it from now on.
 

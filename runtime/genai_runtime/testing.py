@@ -84,6 +84,11 @@ class ScriptedExecutor:
         """Eight adapters of rank 1."""
         return 8, 8 - len(self._adapters)
 
+    @property
+    def adapter_bytes(self) -> int:
+        """None."""
+        return 0
+
     def load_adapter(self, name: str, weights: object) -> None:
         """Know one more."""
         del weights

@@ -43,6 +43,7 @@ from genai_serving.structure.grammars import Grammars
 
 _KEEP_ALIVE_SECONDS = 30
 _CONNECTIONS = 1024
+_ROOM = 64
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class AdminOptions:
         port: 0 = any free one.
         token: Every request on it must bring.
         folder: Below which containers lie that adapters may come from; None = the served one's.
-        columns: Ranks of all adapters together, at least.
+        columns: Ranks of all adapters together, at least; 0 = 64.
     """
 
     port: int
@@ -184,7 +185,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         threads=options.threads,
         context_length=options.context_length,
         adapters=list(adapters.adapters),
-        adapter_columns=0 if options.admin is None else options.admin.columns,
+        adapter_columns=0 if options.admin is None else options.admin.columns or _ROOM,
         digest_of=files.digest,
     )
     if options.golden:
@@ -266,6 +267,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
                 f"{name} ({opened.revision[:19]}) on http://{host}:{port}, ready in "
                 f"{time.monotonic() - began:.1f} s: {limits.sequences} answers at once, "
                 f"{mebibytes(limits.cache_bytes)} MiB of cache, context {model.context_length}"
+                f"{_room(executor)}"
             )
             if emulated:
                 say("it runs in the vendor's emulator, on this processor: slow, for trying out")
@@ -304,6 +306,14 @@ def _admin_port(options: Options, admin: AdminOptions, opened: Container) -> soc
             remedy="serve a cpu container with an adapter, see `genai adapter add`",
         )
     return _bound(options.host, admin.port)
+
+
+def _room(executor: Executor) -> str:
+    """What adapters take, as a person reads it; nothing where there are none."""
+    if not isinstance(executor, AdapterHost) or not executor.adapter_bytes:
+        return ""
+    columns, taken = executor.adapter_columns[0], mebibytes(executor.adapter_bytes)
+    return f", {taken} MiB for {columns} ranks of adapters"
 
 
 def _adapter_load(engine: Engine, executor: Executor, served: ServedAdapters) -> AdapterLoad:

@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from genai_core.errors import BadInput, BadModel, CorruptBlob
 from genai_core.names import Precision
 from genai_runtime import processor
-from genai_runtime.cpu import CpuSession, open_executor
-from genai_runtime.cpu.bank import AdapterBank, AdapterWeights, read_adapter
+from genai_runtime.cpu import CpuSession, open_executor, sessions
+from genai_runtime.cpu.bank import AdapterBank, AdapterWeights, bank_bytes, read_adapter
 from genai_runtime.cpu.branches import branched
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
@@ -50,13 +50,15 @@ def weights(seed: int, rank: int, linears: str = "qkvo") -> AdapterWeights:
 ADAPTERS = {"wide": weights(1, 16), "narrow": weights(2, 4, "qv"), "third": weights(3, 8, "o")}
 
 
-def executor_of(path: Path, adapters, *, threads: int = 1, sizes=(1, 2, 4)) -> CpuExecutor:
+def executor_of(
+    path: Path, adapters, *, threads: int = 1, sizes=(1, 2, 4), columns: int = 64
+) -> CpuExecutor:
     opened = read_model(path)
-    bank = AdapterBank(adapters, threads=threads)
-    sessions = PlainSessions(
-        opened, threads=threads, exact=EXACT, sizes=sizes, linears=bank.linears
+    bank = AdapterBank(adapters, threads=threads, columns=columns)
+    made = PlainSessions(
+        opened, threads=threads, exact=EXACT, sizes=sizes, linears=bank.linears, parts=bank.parts
     )
-    return CpuExecutor(opened, sessions, context_length=200, bank=bank)
+    return CpuExecutor(opened, made, context_length=200, bank=bank)
 
 
 def alone(executor: CpuExecutor, ids, adapters=()):
@@ -77,7 +79,7 @@ def test_rows_without_an_adapter_equal_the_base_to_the_bit(model) -> None:
     assert np.abs(alone(adapted, IDS, (AdapterUse("wide"),)) - base).max() > 0.1
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, 2, 16])
 def test_a_row_yields_the_same_bits_whoever_is_beside_it(model, threads: int) -> None:
     executor = executor_of(model, ADAPTERS, threads=threads)
     wearing = [
@@ -169,12 +171,88 @@ def test_bank_refuses_adapters_of_different_models() -> None:
         AdapterBank({"one": one, "other": other})
 
 
-@pytest.mark.parametrize("threads", [1, 2, 4])
-def test_bank_pads_columns_so_that_products_are_equal_to_the_bit(threads: int) -> None:
-    bank = AdapterBank(ADAPTERS, threads=threads)
-    assert bank.columns == max(96 * threads, 28)
-    for value in bank.values.values():
-        assert bank.columns in value.shape()
+@pytest.mark.parametrize(("columns", "blocks"), [(0, [2]), (100, [7]), (130, [8, 1])])
+@pytest.mark.parametrize("threads", [1, 16])
+def test_bank_has_as_many_columns_as_were_asked_for_whatever_the_threads(
+    threads: int, columns: int, blocks: list[int]
+) -> None:
+    bank = AdapterBank(ADAPTERS, threads=threads, columns=columns)
+    assert bank.columns == 16 * sum(blocks)
+    shapes = [value.shape() for value in bank.values.values()]
+    assert bank.bytes == 4 * sum(int(np.prod(shape)) for shape in shapes)
+    assert bank.bytes == bank_bytes(ADAPTERS.values(), bank.columns)
+    assert bank.parts == len(blocks)
+    assert [shape[0] for shape in shapes if shape[-1] == 16][: len(blocks)] == blocks
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4, 16])
+def test_products_of_a_bank_give_a_row_the_same_bits_whatever_the_rows_and_threads(
+    tmp_path: Path, threads: int
+) -> None:
+    """The products alone, as branches have them, with sums that are long enough to be cut."""
+    random = np.random.default_rng(0)
+    inputs, outputs, most = 2049, 300, 140
+    made = random.standard_normal((inputs, outputs)).astype(np.float32)
+    branches = {
+        name: AdapterWeights(
+            {
+                "y": (
+                    random.standard_normal((inputs, rank)).astype(np.float32),
+                    random.standard_normal((rank, outputs)).astype(np.float32),
+                )
+            }
+        )
+        for name, rank in (("one", 20), ("two", 100), ("three", 10))
+    }
+    bank = AdapterBank(branches, threads=threads)
+    assert bank.parts == 2
+    session = _products(made, threads)
+    states = random.standard_normal((1, most, inputs)).astype(np.float32)
+
+    def run(rows: int, name: str):
+        wide = np.arange(rows)
+        feeds = bank.inputs([((AdapterUse(name, 0.5),), rows)], wide)
+        feeds |= {"x": states[:, :rows], "packed.kept": wide}
+        values = {key: value.numpy() for key, value in bank.values.items()}
+        return session.run(None, {**feeds, **values})[0]
+
+    for name in branches:
+        whole = run(most, name)
+        for rows in (2, 3, 5, 15, 16, 17, 24, 31, 32, 33, 64, 100):
+            np.testing.assert_array_equal(
+                run(rows, name), whole[:, :rows], err_msg=f"{name} {rows}"
+            )
+
+
+def _products(weight, threads: int):
+    """A linear `y` with a branch of two parts."""
+    value, float32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])],
+        "one",
+        [value("x", float32, [1, "N", "K"]), value("packed.kept", onnx.TensorProto.INT64, ["N"])],
+        [value("y", float32, None)],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    model = onnx.helper.make_model(
+        graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10
+    )
+    options = sessions.session_options(threads, exact=EXACT)
+    made = branched(model, ["y"], parts=2).SerializeToString()
+    return sessions.open_session(made, options, where=Path("one"))
+
+
+def test_an_adapter_yields_the_same_bits_in_whichever_part_of_the_ranks_it_lies(model) -> None:
+    worn = (AdapterUse("late", 0.5),)
+    late = weights(9, 40)
+    expected = alone(executor_of(model, {"late": late}), IDS, worn)
+    beside = {"first": weights(4, 100), "second": weights(5, 3)}
+    executor = executor_of(model, {**beside, "late": late})
+    assert executor.adapter_columns[0] == 176, "it may not lie on both sides of rank 128"
+    np.testing.assert_array_equal(alone(executor, IDS, worn), expected)
+    executor.unload_adapter("first")
+    executor.load_adapter("again", late)
+    np.testing.assert_array_equal(alone(executor, IDS, (AdapterUse("again", 0.5),)), expected)
 
 
 def test_read_adapter_says_what_is_wrong(tmp_path: Path) -> None:
@@ -226,7 +304,7 @@ def test_a_small_adapter_leaves_nothing_of_a_large_one_in_its_columns(model) -> 
 
 
 def test_lay_in_refuses_what_does_not_fit_and_changes_nothing() -> None:
-    bank = AdapterBank({"one": weights(1, 16, "qv"), "two": weights(2, 40, "qv")})
+    bank = AdapterBank({"one": weights(1, 16, "qv"), "two": weights(2, 40, "qv")}, columns=96)
     columns = [slice(0, 16), slice(16, 56)]
     assert (bank.columns, bank.free) == (96, 40)
     wrong = {LAYER.format(0, "q"): (np.zeros((9, 2), np.float32), np.zeros((2, 192), np.float32))}

@@ -90,7 +90,10 @@ def serve(
     max_adapter_rank: Annotated[
         int,
         typer.Option(
-            min=0, metavar="N", help="Room for adapters, all ranks together; passes pay for it."
+            min=0,
+            metavar="N",
+            show_default=False,
+            help="Room for adapters that come, all ranks together; else 64. Passes pay for it.",
         ),
     ] = 0,
     request_timeout: Annotated[

@@ -55,7 +55,9 @@ class CpuSession(SlotSession):
         known = processor.features() if features is None else features
         exact = opened.wide and processor.saturates(known)
         bank = AdapterBank(adapters or {}, threads=threads or os.cpu_count() or 1)
-        sessions = PlainSessions(opened, threads=threads, exact=exact, linears=bank.linears)
+        sessions = PlainSessions(
+            opened, threads=threads, exact=exact, linears=bank.linears, parts=bank.parts
+        )
         executor = CpuExecutor(
             opened, sessions, context_length=context_length, rope=rope, bank=bank
         )
@@ -107,6 +109,7 @@ def open_executor(
         features=features,
         exact=exact,
         linears=bank.linears,
+        parts=bank.parts,
         digest_of=digest_of,
     )
     sessions = PreparedSessions(folder, threads=threads, exact=exact)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,12 @@ from safetensors.numpy import load
 
 from genai_core.container.adapters import LARGEST_WEIGHT
 from genai_core.errors import BadInput, CorruptBlob
-from genai_runtime.cpu.branches import input_names
+from genai_runtime.cpu.branches import BLOCK, PART, ROWS, input_names, least_rows, mask_name
 from genai_runtime.executor import AdapterUse, AdapterWeights
 
-__all__ = ["AdapterBank", "AdapterWeights", "read_adapter"]
+__all__ = ["AdapterBank", "AdapterWeights", "bank_bytes", "read_adapter"]
 
-COLUMNS_PER_THREAD = 96
-"""MLAS cuts the sum of a product by its number of columns below that: equal results want more."""
+_FLOAT = 4
 
 
 def read_adapter(path: Path, *, sha256: str = "") -> AdapterWeights:
@@ -64,12 +63,24 @@ def read_adapter(path: Path, *, sha256: str = "") -> AdapterWeights:
     return AdapterWeights(branches)
 
 
+def bank_bytes(adapters: Iterable[AdapterWeights], columns: int) -> int:
+    """Memory of a bank of so many columns, with branches where one of the adapters has one."""
+    sizes: dict[str, int] = {
+        linear: int(a.shape[0] + b.shape[1])
+        for adapter in adapters
+        for linear, (a, b) in adapter.branches.items()
+    }
+    return sum(sizes.values()) * columns * _FLOAT
+
+
 class AdapterBank:
     """Adapters laid beside one another, for all linears that one of them touches.
 
+    Memory is (in + out) x columns x 4 bytes a linear, taken at once and not when adapters come.
+
     Args:
         adapters: By name.
-        threads: Of the executor: results are equal to the bit from so many columns on.
+        threads: Of the executor; see `branches.least_rows`.
         columns: At least so many, as room for adapters to come; every pass pays for them.
 
     Raises:
@@ -82,20 +93,43 @@ class AdapterBank:
         self.linears: tuple[str, ...] = tuple(
             dict.fromkeys(name for adapter in adapters.values() for name in adapter.branches)
         )
+        self._threads = max(threads, 1)
         self._columns: dict[str, slice] = {}
-        start = 0
+        end = 0
         for name, adapter in adapters.items():
-            self._columns[name] = slice(start, start + adapter.rank)
-            start += adapter.rank
-        least = max(COLUMNS_PER_THREAD * max(threads, 1), columns) if start else 0
-        self.columns = max(start, least)
+            self._columns[name] = _placed(end, adapter.rank)
+            end = self._columns[name].stop
+        self.columns = -(-max(end, columns) // BLOCK) * BLOCK if self.linears else 0
         self.values: dict[str, ort.OrtValue] = {}
-        self._laid_out: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]] = {}
-        for number, linear in enumerate(self.linears):
-            self._laid_out[linear] = self._laid(linear, adapters)
-            for name, array in zip(input_names(number), self._laid_out[linear], strict=True):
-                # The same memory: what is written into it later is seen by the next pass.
-                self.values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        self._sizes = {linear: _size_of(linear, adapters) for linear in self.linears}
+        self._parts = [
+            slice(start, min(start + PART, self.columns)) for start in range(0, self.columns, PART)
+        ]
+        self._laid_out: dict[str, list[tuple[NDArray[np.float32], NDArray[np.float32]]]] = {}
+        for number, (linear, (inputs, outputs)) in enumerate(self._sizes.items()):
+            self._laid_out[linear] = []
+            for part, span in enumerate(self._parts):
+                ranks = span.stop - span.start
+                a = np.empty((ranks // BLOCK, inputs, BLOCK), np.float32)
+                b = np.empty((ranks, outputs), np.float32)
+                a.fill(0)  # resident from now on: nothing of it is found out later
+                b.fill(0)
+                self._laid_out[linear].append((a, b))
+                for name, array in zip(input_names(number, part), (a, b), strict=True):
+                    # The same memory: what is written into it later is seen by the next pass.
+                    self.values[name] = ort.OrtValue.ortvalue_from_numpy(array)
+        for name, adapter in adapters.items():
+            self._write(adapter, self._columns[name])
+
+    @property
+    def parts(self) -> int:
+        """Of the ranks; see `branches`."""
+        return len(self._parts)
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all columns."""
+        return sum(map(sum, self._sizes.values())) * self.columns * _FLOAT
 
     @property
     def names(self) -> frozenset[str]:
@@ -117,27 +151,21 @@ class AdapterBank:
         if name in self._columns:
             raise BadInput("is loaded already", where=f"adapter {name}")
         for linear, (a, b) in adapter.branches.items():
-            if linear not in self._laid_out:
+            if linear not in self._sizes:
                 raise BadInput(
                     f"it touches {linear}, which no adapter of the container does",
                     where=f"adapter {name}",
                     remedy="serve a container that carries such an adapter",
                 )
-            wide_a, wide_b = self._laid_out[linear]
-            if (a.shape[0], b.shape[1]) != (wide_a.shape[0], wide_b.shape[1]):
+            inputs, outputs = self._sizes[linear]
+            if (a.shape[0], b.shape[1]) != (inputs, outputs):
                 raise BadInput(
-                    f"{linear} takes {wide_a.shape[0]} values and gives {wide_b.shape[1]}, the "
+                    f"{linear} takes {inputs} values and gives {outputs}, the "
                     f"adapter's takes {a.shape[0]} and gives {b.shape[1]}",
                     where=f"adapter {name}",
                 )
         taken = self._room(adapter.rank, name)
-        for linear, (wide_a, wide_b) in self._laid_out.items():
-            wide_a[:, taken] = 0
-            wide_b[taken] = 0
-            if linear in adapter.branches:
-                a, b = adapter.branches[linear]
-                wide_a[:, taken.start : taken.start + a.shape[1]] = a
-                wide_b[taken.start : taken.start + b.shape[0]] = b
+        self._write(adapter, taken)
         self._columns[name] = taken
 
     def take_out(self, name: str) -> None:
@@ -149,53 +177,93 @@ class AdapterBank:
         if self._columns.pop(name, None) is None:
             raise BadInput("is not loaded", where=f"adapter {name}")
 
+    def inputs(
+        self, worn: Sequence[tuple[Sequence[AdapterUse], int]], wide: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.generic]]:
+        """The masks of a pass and the rows of its products; see `branches`.
+
+        Args:
+            worn: For each place what its row wears, and how many of the M tokens are its.
+            wide: [M], the tokens that attention is given.
+        """
+        outputs = min(size for _, size in self._sizes.values())
+        count = least_rows(wide.size, threads=self._threads, outputs=outputs)
+        mask = np.zeros((count, self.columns), np.float32)
+        start = 0
+        for adapters, tokens in worn:
+            for use in adapters:
+                mask[start : start + tokens, self._columns[use.name]] += np.float32(use.alpha)
+            start += tokens
+        blocks = mask.reshape(count, -1, BLOCK).transpose(1, 0, 2)
+        rows = np.pad(wide, (0, count - wide.size), mode="edge")
+        masks = {
+            mask_name(part): np.ascontiguousarray(blocks[span.start // BLOCK : span.stop // BLOCK])
+            for part, span in enumerate(self._parts)
+        }
+        return {ROWS: rows, **masks}
+
     def _room(self, rank: int, name: str) -> slice:
         """The first columns behind one another that are free."""
         start = 0
         for taken in sorted(self._columns.values(), key=lambda columns: columns.start):
-            if taken.start - start >= rank:
+            if _placed(start, rank).stop <= taken.start:
                 break
             start = max(start, taken.stop)
-        if start + rank > self.columns:
+        found = _placed(start, rank)
+        if found.stop > self.columns:
             raise BadInput(
                 f"it has rank {rank}, and of {self.columns} columns {self.free} are free",
                 where=f"adapter {name}",
                 remedy="unload another, or start the server with a larger --max-adapter-rank",
             )
-        return slice(start, start + rank)
+        return found
 
-    def mask(self, worn: Sequence[tuple[Sequence[AdapterUse], int]]) -> NDArray[np.float32]:
-        """The mask of a pass, [1, M, R].
+    def _write(self, adapter: AdapterWeights, taken: slice) -> None:
+        """Into its columns: zeros where it does not touch a linear, or has fewer of them there."""
+        for linear, parts in self._laid_out.items():
+            inputs, outputs = self._sizes[linear]
+            none = np.zeros((inputs, 0), np.float32), np.zeros((0, outputs), np.float32)
+            a, b = adapter.branches.get(linear, none)
+            for (wide_a, wide_b), part in zip(parts, self._parts, strict=True):
+                low = max(taken.start, part.start)
+                high = min(taken.stop, part.stop)
+                if low >= high:
+                    continue
+                full = min(high, max(low, taken.start + a.shape[1]))
+                wide_b[low - part.start : full - part.start] = b[
+                    low - taken.start : full - taken.start
+                ]
+                wide_b[full - part.start : high - part.start] = 0
+                for block in range(low // BLOCK, -(-high // BLOCK)):
+                    start, stop = max(low, block * BLOCK), min(high, (block + 1) * BLOCK)
+                    end = min(stop, max(start, full))
+                    columns = wide_a[block - part.start // BLOCK]
+                    columns[:, start - block * BLOCK : end - block * BLOCK] = a[
+                        :, start - taken.start : end - taken.start
+                    ]
+                    columns[:, end - block * BLOCK : stop - block * BLOCK] = 0
 
-        Args:
-            worn: For each place what its row wears, and how many of the M tokens are its.
-        """
-        rows = []
-        for adapters, count in worn:
-            row = np.zeros(self.columns, np.float32)
-            for use in adapters:
-                row[self._columns[use.name]] += np.float32(use.alpha)
-            rows.append(np.broadcast_to(row, (count, self.columns)))
-        return np.ascontiguousarray(np.concatenate(rows)[None])
 
-    def _laid(
-        self, linear: str, adapters: Mapping[str, AdapterWeights]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """A [in, R] and B [R, out]; zeros where an adapter does not touch the linear."""
-        sizes = {
-            (a.branches[linear][0].shape[0], a.branches[linear][1].shape[1])
-            for a in adapters.values()
-            if linear in a.branches
-        }
-        if len(sizes) != 1:
-            raise BadInput(f"adapters give {linear} different sizes: {sorted(sizes)}")
-        ((inputs, outputs),) = sizes
-        wide_a = np.zeros((inputs, self.columns), np.float32)
-        wide_b = np.zeros((self.columns, outputs), np.float32)
-        for name, adapter in adapters.items():
-            if linear in adapter.branches:
-                a, b = adapter.branches[linear]
-                start = self._columns[name].start
-                wide_a[:, start : start + a.shape[1]] = a
-                wide_b[start : start + b.shape[0]] = b
-        return wide_a, wide_b
+def _placed(start: int, rank: int) -> slice:
+    """Columns from `start` on, none of which lies in another part than it would elsewhere."""
+    if start % PART and start % PART + rank > PART:
+        start += PART - start % PART
+    return slice(start, start + rank)
+
+
+def _size_of(linear: str, adapters: Mapping[str, AdapterWeights]) -> tuple[int, int]:
+    """What a linear takes and gives.
+
+    Raises:
+        BadInput: Two adapters say different things.
+    """
+    sizes = {
+        (a.shape[0], b.shape[1])
+        for adapter in adapters.values()
+        for name, (a, b) in adapter.branches.items()
+        if name == linear
+    }
+    if len(sizes) != 1:
+        raise BadInput(f"adapters give {linear} different sizes: {sorted(sizes)}")
+    ((inputs, outputs),) = sizes
+    return inputs, outputs

@@ -12,7 +12,6 @@ from genai_core.errors import BadInput
 from genai_core.facts import RopeTable
 from genai_runtime.cpu.bank import AdapterBank, AdapterWeights
 from genai_runtime.cpu.binding import BoundGraph
-from genai_runtime.cpu.branches import MASK
 from genai_runtime.cpu.layout import RowPart, lay_out
 from genai_runtime.cpu.model import CpuModel
 from genai_runtime.cpu.sessions import Sessions
@@ -94,6 +93,11 @@ class CpuExecutor:
     def adapter_columns(self) -> tuple[int, int]:
         """Columns of the bank, and how many of them are free."""
         return self._bank.columns, self._bank.free
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Memory of the bank."""
+        return self._bank.bytes
 
     def load_adapter(self, name: str, weights: AdapterWeights) -> None:
         """Take one in. See `AdapterHost`."""
@@ -189,7 +193,8 @@ class CpuExecutor:
         if self._bank.linears:
             lengths = layout.inputs["packed.lengths"].tolist()
             worn = [() if number is None else rows[number].adapters for number in chosen]
-            layout.inputs[MASK] = self._bank.mask(list(zip(worn, lengths, strict=True)))
+            wide = np.asarray(layout.inputs["packed.wide"], np.int64)
+            layout.inputs.update(self._bank.inputs(list(zip(worn, lengths, strict=True)), wide))
         logits, hidden = graph.run([None if n is None else slots[n] for n in chosen], layout)
         outputs: dict[int, RowOutput] = {}
         for number, (begin, end) in zip(chosen, layout.wanted, strict=True):

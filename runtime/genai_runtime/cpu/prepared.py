@@ -41,6 +41,9 @@ KEPT = 4
 """Entries of a cache; the one that was not used for longest goes first."""
 
 _FORMAT = 1
+_BRANCHES = 2
+"""The form of branches for adapters."""
+
 _DATA_FILE = "weights.data"
 _INDEX_FILE = "prepared.json"
 _PART = ".part-"
@@ -92,6 +95,7 @@ def prepare(
     features: frozenset[str],
     exact: bool,
     linears: Sequence[str] = (),
+    parts: int = 1,
     digest_of: DigestOf = digest_file,
 ) -> Path:
     """The prepared folder of a model, from the cache where it is there and whole.
@@ -103,6 +107,7 @@ def prepare(
         features: Of the processor.
         exact: See `sessions.session_options`.
         linears: Those that get branches for adapters.
+        parts: Of their ranks; see `branches`.
         digest_of: How files are compared with prepared.json. `FileCache.digest` reads gigabytes
             once and not again while they do not change.
 
@@ -110,6 +115,7 @@ def prepare(
         BadModel: ONNX Runtime cannot load the model.
         OSError: The cache cannot be written.
     """
+    branches = {"linears": list(linears), "branches": _BRANCHES, "parts": parts}
     key = digest_json(
         {
             "format": _FORMAT,
@@ -117,7 +123,7 @@ def prepare(
             "onnxruntime": ort.__version__,
             "features": sorted(features),
             "exact": exact,
-            **({"linears": list(linears)} if linears else {}),
+            **(branches if linears else {}),
         }
     )
     folder = cache / key[:32]
@@ -127,7 +133,7 @@ def prepare(
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = Path(tempfile.mkdtemp(prefix=_PART, dir=cache))
     try:
-        _write(model, part, exact=exact, linears=linears)
+        _write(model, part, exact=exact, linears=linears, parts=parts)
         _publish(part, folder, digest_of)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -135,11 +141,12 @@ def prepare(
     return folder
 
 
-def _write(model: CpuModel, out: Path, *, exact: bool, linears: Sequence[str]) -> None:
+def _write(model: CpuModel, out: Path, *, exact: bool, linears: Sequence[str], parts: int) -> None:
     work = out / "work"
     work.mkdir()
     source = model.path.parent
-    whole = packed(fused(branched(model.proto, linears), source, work), SIZES[-1], trees=True)
+    adapted = branched(model.proto, linears, parts=parts)
+    whole = packed(fused(adapted, source, work), SIZES[-1], trees=True)
     for name in {_location(tensor) for tensor in whole.graph.initializer} - {""}:
         if not (work / name).exists():
             _link(source / name, work / name)

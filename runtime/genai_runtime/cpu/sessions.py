@@ -70,6 +70,7 @@ class PlainSessions:
         exact: See `session_options`.
         sizes: Rows; each size prepacks the weights for itself, so more than one costs memory.
         linears: Those that get branches for adapters.
+        parts: Of the ranks; see `branches`.
     """
 
     def __init__(
@@ -80,9 +81,10 @@ class PlainSessions:
         exact: bool,
         sizes: tuple[int, ...] = (1,),
         linears: Sequence[str] = (),
+        parts: int = 1,
     ) -> None:
         self._model = model
-        self._proto = branched(model.proto, linears)
+        self._proto = branched(model.proto, linears, parts=parts)
         self._threads = threads
         self._exact = exact
         self._sizes = sizes
