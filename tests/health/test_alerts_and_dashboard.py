@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 
 from genai_operator import metrics
-from genai_operator.kube.phases import Phase
+from genai_operator.kube.status.phases import Phase
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "rules" / "genai-operator.rules.yaml"

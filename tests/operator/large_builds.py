@@ -18,9 +18,9 @@ import kopf
 from aiohttp import web
 
 from genai_core.memory import peak_resident_bytes
-from genai_operator.kube.client import Api
-from genai_operator.kube.connection import Connection
-from genai_operator.kube.projection import plural_of
+from genai_operator.kube.apiserver.client import ApiClient
+from genai_operator.kube.apiserver.connection import Connection
+from genai_operator.kube.apiserver.projection import plural_of
 from genai_operator.manager import handlers
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
@@ -127,7 +127,7 @@ class Apiserver:
 @asynccontextmanager
 async def watching(server: Apiserver) -> AsyncIterator[Controller]:
     """kopf itself, as the operator starts it, beside a controller that does not work."""
-    async with server.serving() as to, Api(to) as api:
+    async with server.serving() as to, ApiClient(to) as api:
         handlers.connection = lambda: to
         controller = Controller(api, Settings())
         task = asyncio.create_task(

@@ -32,8 +32,8 @@ from genai_core.tasks.task_file import TaskFile, unpack
 from genai_core.testing import record_of_task
 from genai_core.wire import OPERATION
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.kube.client import ApiError
-from genai_operator.kube.projection import OURS
+from genai_operator.kube.apiserver.api import ApiError
+from genai_operator.kube.apiserver.projection import OURS
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import OpenStore, Stores

@@ -22,10 +22,10 @@ from genai_core.tasks.record import Output, Record, ToolchainUsed
 from genai_operator.deployments.reconciler import DeploymentReconciler
 from genai_operator.errors import Waiting
 from genai_operator.jobs.access import StoreAccess
+from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.build import build_view
-from genai_operator.kube.client import ApiError
-from genai_operator.kube.observed import Observed
 from genai_operator.kube.pod import pod_view, workload_view
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.policy import Policy
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import OpenStore

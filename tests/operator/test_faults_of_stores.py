@@ -31,9 +31,9 @@ from genai_operator.builds.sources import SourcePlace
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner
-from genai_operator.jobs.verdicts import Backoff, NextAttempt, PermanentFailure
-from genai_operator.kube.kinds import Ref
-from genai_operator.kube.phases import Phase
+from genai_operator.jobs.verdicts import BackingOff, NextAttempt, PermanentFailure
+from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.watch.kinds import Ref
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
 from genai_operator.steps import Stall, Wait
@@ -140,7 +140,7 @@ def test_a_pod_that_finds_no_source_is_sent_again_after_ever_longer_pauses() -> 
         late = judged(
             [said(GONE, 2)] * count, retries=0, ended_at=THEN - timedelta(seconds=seconds - 1)
         )
-        assert isinstance(late, Backoff)
+        assert isinstance(late, BackingOff)
         assert round(late.pause) == 1
         assert late.retry.waits_for is not None
     bad = judged([said(BadModel("no onnx"), 2)])

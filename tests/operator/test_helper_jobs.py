@@ -22,10 +22,10 @@ from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs
 from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import Owner
-from genai_operator.kube.client import ApiError
+from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.job import JobState
-from genai_operator.kube.observed import Observed
 from genai_operator.kube.pod import Ending, PodView
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.targets.build_targets import BuildTarget
 from genai_planner.targets import Target
 

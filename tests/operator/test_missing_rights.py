@@ -16,8 +16,9 @@ from genai_operator.backoff import Backoff
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.manifest import JobRequest, Owner, StoreAccess
-from genai_operator.kube.client import ApiError, _refusal
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.apiserver.api import ApiError
+from genai_operator.kube.apiserver.client import _refusal
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
 from genai_operator.steps import Wait

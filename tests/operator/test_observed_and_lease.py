@@ -18,13 +18,14 @@ from hypothesis import strategies as st
 from genai_operator.errors import Stalled
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import Running
-from genai_operator.kube import observed as observed_module
+from genai_operator.kube.apiserver.api import ApiError, NotLeading
+from genai_operator.kube.apiserver.client import ApiClient
+from genai_operator.kube.apiserver.connection import Connection
 from genai_operator.kube.build import build_view
-from genai_operator.kube.cache import Cache
-from genai_operator.kube.client import Api, ApiError, NotLeading
-from genai_operator.kube.connection import Connection
 from genai_operator.kube.job import JobView, job_view
-from genai_operator.kube.kinds import Ref
+from genai_operator.kube.watch import observed as observed_module
+from genai_operator.kube.watch.cache import Cache
+from genai_operator.kube.watch.kinds import Ref
 from genai_operator.manager import controller as controller_module
 from genai_operator.manager.controller import Controller
 from genai_operator.manager.health import sick
@@ -462,7 +463,7 @@ def test_a_replica_that_lost_the_lease_writes_nothing_but_leases() -> None:
         leads = True
         sent: list[tuple[str, str]] = []
         to = Connection("https://apiserver", ssl.create_default_context())
-        api = Api(to, may_write=lambda: leads)
+        api = ApiClient(to, may_write=lambda: leads)
 
         async def answer(verb: str, path: str, _read: object, **_: Any) -> str:
             sent.append((verb, path.rpartition("/")[2]))

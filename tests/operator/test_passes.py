@@ -27,12 +27,12 @@ from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.manifest import JobRequest, Owner, render
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import NextAttempt, PermanentFailure, Running
+from genai_operator.kube.apiserver.api import ApiError, NotLeading
 from genai_operator.kube.build import build_view
-from genai_operator.kube.client import ApiError, NotLeading
 from genai_operator.kube.job import JobState, JobView, job_view
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.phases import Phase
 from genai_operator.kube.pod import Ending, PodView, pod_view
+from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import Stores
 

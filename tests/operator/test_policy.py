@@ -15,7 +15,7 @@ import pytest
 from genai_core.kinds.artifact_store import WebIdentity
 from genai_core.kinds.build import Run
 from genai_operator.errors import Stalled, Waiting
-from genai_operator.kube.connection import Connection, audiences
+from genai_operator.kube.apiserver.connection import Connection, audiences
 from genai_operator.policy import Policy
 from genai_operator.settings import SecretLabel, Settings, read_settings
 from genai_operator.stores.open_stores import Stores

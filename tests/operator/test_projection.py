@@ -18,10 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from large_builds import GROUP, LARGE, MIB, Apiserver, a_build
 
-from genai_operator.kube import session
+from genai_operator.kube.apiserver import session
+from genai_operator.kube.apiserver.api import ApiError
+from genai_operator.kube.apiserver.client import ApiClient
+from genai_operator.kube.apiserver.projection import PARTIAL, Listing, lean, plural_of, whole
 from genai_operator.kube.build import build_view
-from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.projection import PARTIAL, Listing, lean, plural_of, whole
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
@@ -187,7 +188,7 @@ def test_whole_build_is_read_when_it_is_worked_on() -> None:
 
     async def scenario() -> None:
         server = Apiserver(lambda plural: [json.dumps(value).encode()])
-        async with server.serving() as to, Api(to) as api:
+        async with server.serving() as to, ApiClient(to) as api:
             found, version = await api.list("genaibuilds", namespace="any", name="b", fresh=True)
             assert (found[0]["spec"], version) == (value["spec"], 9)
             assert set(found[0]["metadata"]["annotations"]) == {"genai-operator.dev/requestedAt"}
@@ -211,7 +212,7 @@ def test_answer_without_end_is_refused() -> None:
         monkey = pytest.MonkeyPatch()
         with monkey.context() as patched:
             patched.setattr(server, "answer", endless)
-            async with server.serving() as to, Api(to) as api:
+            async with server.serving() as to, ApiClient(to) as api:
                 for name in ("good", "bad"):
                     with pytest.raises(ApiError, match="without end"):
                         await api.get("secrets", name, namespace="n")
@@ -239,7 +240,7 @@ def test_listing_is_given_up_when_the_apiserver_falls_silent(
     async def scenario() -> None:
         server = Apiserver(lambda plural: [])
         monkeypatch.setattr(server, "answer", silent)
-        async with server.serving() as to, Api(to) as api:
+        async with server.serving() as to, ApiClient(to) as api:
             began = time.monotonic()
             with pytest.raises(TimeoutError):
                 await api.list("genaibuilds")

@@ -12,7 +12,7 @@ from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.references import Loader
 from genai_operator.errors import Waiting
 from genai_operator.jobs.manifest import Owner
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import Stores
 

@@ -15,7 +15,7 @@ import pytest
 
 from genai_operator import threads
 from genai_operator.errors import Waiting
-from genai_operator.kube.kinds import Ref
+from genai_operator.kube.watch.kinds import Ref
 from genai_operator.manager import controller as controller_module
 from genai_operator.manager.controller import Controller
 from genai_operator.manager.work_queue import WorkQueue

@@ -12,9 +12,9 @@ from test_holds import JOB
 
 from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.standings import Standings
-from genai_operator.kube.client import ApiError
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.pod import PodView
+from genai_operator.kube.watch.observed import Observed
 
 QUOTA = (
     'Error creating: pods "job-x" is forbidden: exceeded quota: q, requested: pods=1, used: '

@@ -18,9 +18,9 @@ from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.manifest import JobRequest, Owner
 from genai_operator.jobs.verdicts import NextAttempt, Retry
-from genai_operator.kube.client import ApiError
+from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.job import JobState, JobView, Link, job_view
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.watch.observed import Observed
 
 REQUEST = JobRequest(
     namespace="n", key=Key("ab" * 32), operation="convert", task="convert/1",

@@ -14,8 +14,8 @@ from genai_core.names import MODEL, Digest, Key, TaskId, adapter_source
 from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, ResolvedEntry, build_status
-from genai_operator.kube.conditions import same_status
-from genai_operator.kube.phases import Phase
+from genai_operator.kube.status.conditions import same_status
+from genai_operator.kube.status.phases import Phase
 from genai_planner.progress import Progress, StageProgress
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

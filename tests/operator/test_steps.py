@@ -9,8 +9,8 @@ import pytest
 
 from genai_core.errors import BadModel, GenAIError, StoreUnreadable
 from genai_operator.errors import Stalled, Waiting
-from genai_operator.kube.conditions import ready_of, summary
-from genai_operator.kube.status_writer import StatusWriter, Written, plain_status
+from genai_operator.kube.status.conditions import ready_of, summary
+from genai_operator.kube.status.status_writer import StatusWriter, Written, plain_status
 from genai_operator.kube.times import parse_time
 from genai_operator.steps import DONE, Done, Result, Stall, Step, Wait, run_steps
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from genai_operator.kube.cache import Cache, asked_of
-from genai_operator.kube.kinds import Change, Kind, KindIntake, Ref
-from genai_operator.kube.resources import RESOURCES, watched
+from genai_operator.kube.apiserver.resources import RESOURCES, watched
+from genai_operator.kube.values import asked_of
+from genai_operator.kube.watch.cache import Cache
+from genai_operator.kube.watch.kinds import Change, Kind, KindIntake, Ref
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
 

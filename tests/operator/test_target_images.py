@@ -9,8 +9,8 @@ import pytest
 
 from genai_core.names import Backend
 from genai_core.wire import JOB_NAME
-from genai_operator.kube.conditions import condition_of
-from genai_operator.kube.kinds import Ref
+from genai_operator.kube.status.conditions import condition_of
+from genai_operator.kube.watch.kinds import Ref
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
 from genai_operator.targets.build_targets import needed_libraries

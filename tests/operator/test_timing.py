@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from genai_operator.kube.kinds import Ref
+from genai_operator.kube.watch.kinds import Ref
 from genai_operator.manager.controller import Controller, _rest
 from genai_operator.settings import Settings
 from genai_operator.threads import Threads, in_thread

@@ -21,7 +21,7 @@ from genai_core.names import Key
 from genai_operator.jobs.attempts import group
 from genai_operator.jobs.retries import RecordLost, judge
 from genai_operator.jobs.verdicts import (
-    Backoff,
+    BackingOff,
     NextAttempt,
     PermanentFailure,
     Retry,
@@ -139,7 +139,7 @@ def test_lost_bytes_are_told_apart() -> None:
 
 def test_judge_backs_off_when_the_last_attempt_has_just_failed() -> None:
     verdict = judged([KILLED, KILLED], ended_at=NOW - timedelta(seconds=4))
-    assert isinstance(verdict, Backoff)
+    assert isinstance(verdict, BackingOff)
     assert verdict.pause == pytest.approx(6)
     assert verdict.retry.reason == "ToolFailed"
 
@@ -167,7 +167,7 @@ def test_records_that_never_stay_end_the_build_after_growing_pauses() -> None:
         jobs = [job(n, JobState.SUCCEEDED, ended_at=ended) for n in range(1, times + 1)]
         return judge(jobs, {}, retries=0, now=NOW)
 
-    assert isinstance(after(2, 0.5), Backoff)
+    assert isinstance(after(2, 0.5), BackingOff)
     assert isinstance(after(2, 1.5), NextAttempt)
     assert pause_of(after(3, 9)) == pytest.approx(1)
     error = failed(after(4, 0)).error

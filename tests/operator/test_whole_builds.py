@@ -20,8 +20,8 @@ from simulated import Replica, Value, Weather, World, build, furnished, opener
 from genai_operator.builds import reconciler as build_module
 from genai_operator.builds.planning import survey
 from genai_operator.jobs import applier, holds, renewal, retries
-from genai_operator.kube import observed, relist
-from genai_operator.kube.client import ApiError
+from genai_operator.kube.apiserver.api import ApiError
+from genai_operator.kube.watch import observed, relist
 from genai_operator.manager import controller
 from genai_operator.stores import lookups
 from genai_operator.stores.open_stores import Stores

@@ -31,8 +31,8 @@ from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import scope_of
 from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import JobView
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.phases import Phase
+from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.policy import Policy
 from genai_operator.steps import DONE, Done, Result, Stall, Step, Wait
 from genai_operator.stores.lookups import Unanswered

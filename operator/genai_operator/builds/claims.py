@@ -8,7 +8,7 @@ from genai_core.sources.resolved import RESOLVE
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.jobs.applier import Applier
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.watch.observed import Observed
 
 __all__ = ["Claims"]
 

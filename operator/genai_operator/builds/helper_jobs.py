@@ -16,7 +16,7 @@ from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import NextAttempt, PermanentFailure, Verdict, pause_of
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.targets.build_targets import BuildTarget
 
 __all__ = ["BuildHelperJobs"]

@@ -14,9 +14,9 @@ from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import JobRequest, scope_of
 from genai_operator.jobs.renewal import Renewal
-from genai_operator.jobs.verdicts import Backoff, NextAttempt, Renew, Running, Unfailed
+from genai_operator.jobs.verdicts import BackingOff, NextAttempt, Renew, Running, Unfailed
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.steps import Wait
 
 __all__ = ["JobChanges", "JobWriter", "Start", "changes_of", "wait_of"]
@@ -70,7 +70,7 @@ def changes_of(
             return JobChanges(start=(Start(request, verdict, access),))
         case Renew(renewal=renewal):
             return JobChanges(renew=(renewal,))
-        case Running() | Backoff():
+        case Running() | BackingOff():
             active = [job for job in attempts[-1:] if job.state is JobState.ACTIVE]
             return JobChanges(claim=tuple(active))
         case _:

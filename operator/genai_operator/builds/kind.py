@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from genai_operator.kube.build import BuildView, build_view
-from genai_operator.kube.cache import asked_of
 from genai_operator.kube.job import JobView
-from genai_operator.kube.kinds import Change, Kind, Place, Reconciler
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.values import asked_of
+from genai_operator.kube.watch.kinds import Change, Kind, Place, Reconciler
+from genai_operator.kube.watch.observed import Observed
 
 __all__ = ["build_kind"]
 

@@ -32,14 +32,13 @@ from genai_operator.builds.status import Outcome
 from genai_operator.errors import Failure
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs
+from genai_operator.kube.apiserver.api import Api, ApiError
+from genai_operator.kube.apiserver.projection import PARTIAL
 from genai_operator.kube.build import BuildView
-from genai_operator.kube.cache import asked_of
-from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.conditions import condition_of, ready_of
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.phases import Phase
-from genai_operator.kube.projection import PARTIAL
-from genai_operator.kube.values import Json
+from genai_operator.kube.status.conditions import condition_of, ready_of
+from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.values import Json, asked_of
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.steps import Result, Stall, Wait, run_steps
 from genai_operator.stores.open_stores import Stores
 

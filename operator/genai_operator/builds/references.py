@@ -21,10 +21,10 @@ from genai_operator.builds.status import Outcome
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.phases import Phase
+from genai_operator.kube.status.phases import Phase
 from genai_operator.kube.times import parse_time
 from genai_operator.kube.values import Json
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.stores.open_stores import OpenStore, Stores
 from genai_operator.targets.build_targets import BuildTarget, build_target
 

@@ -13,13 +13,13 @@ from typing import Any
 
 from genai_core.reasons import Reason
 from genai_operator.builds.status import Outcome, build_status
+from genai_operator.kube.apiserver.api import Api
 from genai_operator.kube.build import build_view
-from genai_operator.kube.client import Api
-from genai_operator.kube.conditions import condition_of, ready_of
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.status_writer import StatusWriter, Written
+from genai_operator.kube.status.conditions import condition_of, ready_of
+from genai_operator.kube.status.status_writer import StatusWriter, Written
 from genai_operator.kube.times import parse_time
 from genai_operator.kube.values import Json
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.metric_labels import operation_label
 from genai_operator.metrics import BUILD_SECONDS, BUILDS_ENDED, TASKS
 

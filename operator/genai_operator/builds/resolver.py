@@ -37,7 +37,7 @@ from genai_operator.jobs.helper_jobs import HelperJobs, question_key
 from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import (
-    Backoff,
+    BackingOff,
     NextAttempt,
     PermanentFailure,
     Retry,
@@ -46,7 +46,7 @@ from genai_operator.jobs.verdicts import (
     pause_of,
 )
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.steps import Wait
 from genai_operator.stores.lookups import Unanswered
 from genai_operator.stores.open_stores import OpenStore, Stores
@@ -251,7 +251,7 @@ class Resolver:
         stands = await self._helpers.standings.of(build.namespace, attempts, queued=queued)
         build.look_after(stands.after)
         match verdict:
-            case Backoff(retry=Retry(error=SourceNotFound() as error)):
+            case BackingOff(retry=Retry(error=SourceNotFound() as error)):
                 return Wait(error.code, str(error))
             case _:
                 return wait_of(stands, f"resolving {access.source.address}")

@@ -19,8 +19,14 @@ from genai_core.redaction import hidden_queries
 from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record
 from genai_core.wire import GROUP
-from genai_operator.kube.conditions import MOST_MESSAGE, condition, conditions, meaningful, summary
-from genai_operator.kube.phases import Phase
+from genai_operator.kube.status.conditions import (
+    MOST_MESSAGE,
+    condition,
+    conditions,
+    meaningful,
+    summary,
+)
+from genai_operator.kube.status.phases import Phase
 from genai_operator.kube.times import rfc3339
 from genai_operator.steps import Done, Result, Stall, Wait
 from genai_planner.progress import Progress

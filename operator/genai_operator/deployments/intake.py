@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from genai_operator.kube.cache import Cache
-from genai_operator.kube.kinds import Change
-from genai_operator.kube.observed import Observed
 from genai_operator.kube.pod import WorkloadView, workload_view
+from genai_operator.kube.watch.cache import Cache
+from genai_operator.kube.watch.kinds import Change
+from genai_operator.kube.watch.observed import Observed
 
 __all__ = ["WorkloadIntake"]
 

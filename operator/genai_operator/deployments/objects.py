@@ -10,7 +10,7 @@ from genai_core.canonical import digest_json
 from genai_core.reasons import Reason
 from genai_operator.deployments.manifests import Served, manifests, rendering_of
 from genai_operator.errors import Stalled, Waiting, not_enabled
-from genai_operator.kube.client import Api, ApiError
+from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.values import Json
 
 __all__ = ["Objects"]

@@ -34,14 +34,13 @@ from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs
-from genai_operator.kube.cache import asked_of
-from genai_operator.kube.client import Api
-from genai_operator.kube.conditions import ready_of, summary
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.apiserver.api import Api
+from genai_operator.kube.apiserver.projection import PARTIAL, lean
 from genai_operator.kube.pod import WorkloadView
-from genai_operator.kube.projection import PARTIAL, lean
-from genai_operator.kube.status_writer import StatusWriter, Written
-from genai_operator.kube.values import Json
+from genai_operator.kube.status.conditions import ready_of, summary
+from genai_operator.kube.status.status_writer import StatusWriter, Written
+from genai_operator.kube.values import Json, asked_of
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.steps import DONE, Result, Stall, run_steps
 from genai_operator.stores.open_stores import OpenStore, Stores
 from genai_operator.targets.build_targets import BuildTarget, build_target

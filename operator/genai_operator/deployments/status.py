@@ -14,8 +14,8 @@ from genai_core.wire import GROUP
 from genai_operator.deployments import containers, rollout
 from genai_operator.deployments.deployment_pass import DeploymentPass
 from genai_operator.deployments.manifests import selector
-from genai_operator.kube.conditions import condition, conditions
 from genai_operator.kube.pod import PodView, WorkloadView
+from genai_operator.kube.status.conditions import condition, conditions
 from genai_operator.kube.values import Json
 from genai_operator.steps import Done, Result, Stall, Wait
 

@@ -20,12 +20,12 @@ from genai_operator.jobs.manifest import (
     scope_of,
 )
 from genai_operator.jobs.renewal import Renewal
-from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.events import post_event
+from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.job import JobView, job_view
-from genai_operator.kube.observed import Observed
 from genai_operator.kube.pod import PodView, ending_note
+from genai_operator.kube.status.events import post_event
 from genai_operator.kube.values import Json
+from genai_operator.kube.watch.observed import Observed
 
 __all__ = ["Applier"]
 

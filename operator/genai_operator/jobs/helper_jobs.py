@@ -32,10 +32,10 @@ from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.manifest import JobRequest, Owner, scope_of
 from genai_operator.jobs.renewal import renewal
 from genai_operator.jobs.standings import Standings
-from genai_operator.kube.client import Api, ApiError
+from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.observed import Observed
 from genai_operator.kube.pod import Ending
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.targets.build_targets import BuildTarget
 
 __all__ = ["HELPER_BYTES", "Document", "HelperJobs", "question_key"]

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from genai_operator.kube.cache import Cache
 from genai_operator.kube.job import JobState, JobView, job_view
-from genai_operator.kube.kinds import Change
-from genai_operator.kube.observed import Observed
 from genai_operator.kube.pod import PodView, pod_view
+from genai_operator.kube.watch.cache import Cache
+from genai_operator.kube.watch.kinds import Change
+from genai_operator.kube.watch.observed import Observed
 
 __all__ = ["JobIntake", "PodIntake", "told"]
 

@@ -35,7 +35,7 @@ from genai_operator.jobs.attempts import name_of, place_of, step_of
 from genai_operator.jobs.failures import STORE_FAULTS, Failure, failure_of
 from genai_operator.jobs.renewal import Wanted, renewal
 from genai_operator.jobs.verdicts import (
-    Backoff,
+    BackingOff,
     NextAttempt,
     PermanentFailure,
     Renew,
@@ -192,7 +192,7 @@ class _Ended:
         seconds = _PAUSES[times - 2] if times > 1 else None
         return self._after(seconds, self._record_gone_retry())
 
-    def _again(self, failures: list[Failure], times: int) -> Backoff | NextAttempt:
+    def _again(self, failures: list[Failure], times: int) -> BackingOff | NextAttempt:
         failure = failures[-1]
         pauses = _ABSENT_PAUSES if isinstance(failure.error, SourceNotFound) else _PAUSES
         retry = Retry(
@@ -207,11 +207,11 @@ class _Ended:
 
     def _after(
         self, seconds: float | None, retry: Retry, *, memory_bytes: int = 0
-    ) -> Backoff | NextAttempt:
+    ) -> BackingOff | NextAttempt:
         """The next attempt, so many seconds after the last ended; None: at once."""
         left = _left(self.attempts[-1], seconds, self.now) if seconds is not None else 0.0
         if left > 0:
-            return Backoff(retry, left)
+            return BackingOff(retry, left)
         return NextAttempt(self.number, memory_bytes, retry)
 
     def _out_of_memory(self, failures: list[Failure], task: str) -> NextAttempt | PermanentFailure:

@@ -17,10 +17,10 @@ import aiohttp
 
 from genai_core.reasons import Reason
 from genai_operator.jobs.holds import Standing, standing
-from genai_operator.kube.client import Api, ApiError
+from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.job import JobView
-from genai_operator.kube.observed import Observed
 from genai_operator.kube.pod import PodView
+from genai_operator.kube.watch.observed import Observed
 
 __all__ = ["Standings"]
 

@@ -13,9 +13,9 @@ from typing import Any
 import aiohttp
 
 from genai_core.wire import JOB_NAME
-from genai_operator.kube.client import Api, ApiError
+from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.job import JobView
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.watch.observed import Observed
 
 __all__ = ["TerminatingJobs"]
 

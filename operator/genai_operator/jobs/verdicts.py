@@ -15,7 +15,7 @@ from genai_operator.jobs.renewal import Renewal
 from genai_operator.kube.job import JobView
 
 __all__ = [
-    "Backoff",
+    "BackingOff",
     "NextAttempt",
     "PermanentFailure",
     "Renew",
@@ -84,7 +84,7 @@ class Renew:
 
 
 @dataclass(frozen=True)
-class Backoff:
+class BackingOff:
     """A pause before the next attempt.
 
     Attributes:
@@ -124,7 +124,7 @@ class PermanentFailure:
     log: str = ""
 
 
-Unfailed: TypeAlias = Running | Renew | Backoff | NextAttempt
+Unfailed: TypeAlias = Running | Renew | BackingOff | NextAttempt
 Verdict: TypeAlias = Unfailed | PermanentFailure
 """What the attempts at one task come to."""
 
@@ -132,7 +132,7 @@ Verdict: TypeAlias = Unfailed | PermanentFailure
 def is_running(verdict: Verdict) -> bool:
     """Whether nothing is to be started now: a Job is at it, or a pause before the next attempt."""
     match verdict:
-        case Running() | Renew() | Backoff():
+        case Running() | Renew() | BackingOff():
             return True
         case NextAttempt() | PermanentFailure():
             return False
@@ -143,7 +143,7 @@ def is_running(verdict: Verdict) -> bool:
 def pause_of(verdict: Verdict) -> float:
     """Seconds until the task is looked at again, whatever happens; 0: events are enough."""
     match verdict:
-        case Running(pause=pause) | Renew(pause=pause) | Backoff(pause=pause):
+        case Running(pause=pause) | Renew(pause=pause) | BackingOff(pause=pause):
             return pause
         case NextAttempt() | PermanentFailure():
             return 0.0
@@ -154,7 +154,7 @@ def pause_of(verdict: Verdict) -> float:
 def retry_of(verdict: Verdict) -> Retry | None:
     """Why the task is tried again, now or after a pause; None where it is not."""
     match verdict:
-        case Backoff(retry=retry) | NextAttempt(retry=retry):
+        case BackingOff(retry=retry) | NextAttempt(retry=retry):
             return retry
         case Running() | Renew() | PermanentFailure():
             return None

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from genai_operator.kube.cache import asked_of
-from genai_operator.kube.conditions import ready_of
-from genai_operator.kube.projection import lean
+from genai_operator.kube.apiserver.projection import lean
+from genai_operator.kube.status.conditions import ready_of
+from genai_operator.kube.values import asked_of
 
 __all__ = ["BuildView", "build_view"]
 

@@ -15,12 +15,12 @@ import aiohttp
 from genai_operator.deployments.intake import WorkloadIntake
 from genai_operator.jobs.intake import JobIntake, PodIntake, told
 from genai_operator.jobs.terminating import TerminatingJobs
+from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.build import BuildView
-from genai_operator.kube.client import Api, ApiError
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.kinds import Change, Intake, KindIntake, Ref
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.relist import Relister
+from genai_operator.kube.watch.kinds import Change, Intake, KindIntake, Ref
+from genai_operator.kube.watch.observed import Observed
+from genai_operator.kube.watch.relist import Relister
 from genai_operator.manager.kinds import kinds_of
 from genai_operator.manager.upkeep import Upkeep
 from genai_operator.manager.work_queue import WorkQueue

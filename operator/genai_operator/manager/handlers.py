@@ -9,9 +9,9 @@ from typing import Any
 
 import kopf
 
-from genai_operator.kube.connection import connection
-from genai_operator.kube.resources import watched
-from genai_operator.kube.session import lean_session
+from genai_operator.kube.apiserver.connection import connection
+from genai_operator.kube.apiserver.resources import watched
+from genai_operator.kube.apiserver.session import lean_session
 from genai_operator.manager.controller import Controller
 
 __all__ = ["registry_of"]

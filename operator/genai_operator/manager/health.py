@@ -1,7 +1,7 @@
 """/healthz, /readyz and /metrics.
 
 Alive means that the watches deliver: what a listing shows has come by watch too, or will within
-seconds (see `kube.relist`), and that comparing itself still happens.
+seconds (see `kube.watch.relist`), and that comparing itself still happens.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from functools import partial
 
 import aiohttp
 
-from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.connection import connection
+from genai_operator.kube.apiserver.api import Api, ApiError
+from genai_operator.kube.apiserver.client import ApiClient
+from genai_operator.kube.apiserver.connection import connection
 
 __all__ = ["main"]
 
@@ -75,7 +76,7 @@ async def run(url: str, targets: tuple[str, ...], *, seconds: float = _SECONDS) 
     """Ask everything; prints a line for each answer, returns the exit code."""
     deadline = time.monotonic() + seconds
     bad = 0
-    async with Api(connection()) as api:
+    async with ApiClient(connection()) as api:
         probes: list[tuple[str, Callable[[], Awaitable[str]]]] = [
             ("the operator answers", partial(_operator, url)),
             ("the apiserver serves our kinds", partial(_kinds, api)),

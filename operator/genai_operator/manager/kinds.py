@@ -1,6 +1,6 @@
 """The table of kinds: what each watches, what wakes it, and who works on it.
 
-A new kind is a row here, a row in `kube.resources`, and a folder with its reconciler.
+A new kind is a row here, a row in `kube.apiserver.resources`, and a folder with its reconciler.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from genai_operator.builds.kind import build_kind
 from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.deployments.kind import deployment_kind
 from genai_operator.deployments.reconciler import DeploymentReconciler
-from genai_operator.kube.client import Api
-from genai_operator.kube.kinds import Kind, Ref
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.apiserver.api import Api
+from genai_operator.kube.watch.kinds import Kind, Ref
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.kind import store_kind
 from genai_operator.stores.open_stores import Stores

@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 import aiohttp
 
-from genai_operator.kube.client import Api, ApiError
+from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.values import Json
 from genai_operator.metrics import LEASE_HELD
 

@@ -11,8 +11,8 @@ from dataclasses import replace
 
 import kopf
 
-from genai_operator.kube.client import Api
-from genai_operator.kube.connection import audiences, connection
+from genai_operator.kube.apiserver.client import ApiClient
+from genai_operator.kube.apiserver.connection import audiences, connection
 from genai_operator.manager import health
 from genai_operator.manager.controller import Controller
 from genai_operator.manager.handlers import registry_of
@@ -36,7 +36,7 @@ async def run(settings: Settings) -> int:
         loop.add_signal_handler(number, stop.set)
     to = connection()
     settings = replace(settings, own_audiences=audiences(to))
-    async with Api(to) as api:
+    async with ApiClient(to) as api:
         controller = Controller(api, settings)
         lease = LeaseHolder(
             api,

@@ -14,11 +14,11 @@ from typing import Any
 
 from genai_core.names import Key
 from genai_operator.jobs.holds import BLOCKED
-from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.conditions import ready_of
+from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.phases import Phase
+from genai_operator.kube.status.conditions import ready_of
+from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.metrics import BUILDS, BUILDS_BLOCKED, JOBS_ACTIVE, QUEUE_DEPTH, STORES, TARGETS
 
 __all__ = ["Upkeep", "outlived"]

@@ -25,9 +25,9 @@ from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import ReadAccess, StoreAccess, check_certificates
-from genai_operator.kube.client import Api
-from genai_operator.kube.conditions import condition_of
-from genai_operator.kube.projection import PARTIAL
+from genai_operator.kube.apiserver.api import Api
+from genai_operator.kube.apiserver.projection import PARTIAL
+from genai_operator.kube.status.conditions import condition_of
 from genai_operator.policy import Policy
 from genai_operator.settings import Settings
 from genai_operator.stores.endpoints import Peers, check_endpoint

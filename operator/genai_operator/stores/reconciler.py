@@ -13,13 +13,13 @@ from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs, question_key
 from genai_operator.jobs.manifest import Owner
-from genai_operator.kube.client import Api
-from genai_operator.kube.conditions import ready_of
-from genai_operator.kube.kinds import Ref
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.status_writer import StatusWriter, plain_status
+from genai_operator.kube.apiserver.api import Api
+from genai_operator.kube.status.conditions import ready_of
+from genai_operator.kube.status.status_writer import StatusWriter, plain_status
 from genai_operator.kube.times import parse_time, rfc3339
 from genai_operator.kube.values import Json
+from genai_operator.kube.watch.kinds import Ref
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.steps import DONE, Done, Result, Wait, run_steps
 from genai_operator.stores.open_stores import OpenStore, Stores
 from genai_operator.targets.build_targets import BuildTarget, build_target

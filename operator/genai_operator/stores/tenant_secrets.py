@@ -8,8 +8,8 @@ from typing import Any
 
 from genai_core.reasons import Reason
 from genai_operator.errors import Waiting, not_enabled
-from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.events import post_event
+from genai_operator.kube.apiserver.api import Api, ApiError
+from genai_operator.kube.status.events import post_event
 from genai_operator.policy import Policy
 
 __all__ = ["Secrets"]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from genai_operator.kube.cache import asked_of
-from genai_operator.kube.kinds import Change, Kind, Place, Reconciler
-from genai_operator.kube.observed import Observed
+from genai_operator.kube.apiserver.projection import lean
 from genai_operator.kube.pod import PodView
-from genai_operator.kube.projection import lean
+from genai_operator.kube.values import asked_of
+from genai_operator.kube.watch.kinds import Change, Kind, Place, Reconciler
+from genai_operator.kube.watch.observed import Observed
 
 __all__ = ["target_kind"]
 

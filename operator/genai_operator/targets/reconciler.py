@@ -12,11 +12,11 @@ from genai_core.errors import GenAIError
 from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.reasons import Reason
-from genai_operator.kube.client import Api
-from genai_operator.kube.conditions import condition_of
-from genai_operator.kube.observed import Observed
-from genai_operator.kube.status_writer import StatusWriter, plain_status
+from genai_operator.kube.apiserver.api import Api
+from genai_operator.kube.status.conditions import condition_of
+from genai_operator.kube.status.status_writer import StatusWriter, plain_status
 from genai_operator.kube.values import Json
+from genai_operator.kube.watch.observed import Observed
 from genai_operator.steps import Done, Result, Stall
 from genai_operator.targets.build_targets import target_problem
 

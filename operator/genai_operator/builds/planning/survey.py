@@ -23,7 +23,7 @@ from genai_operator.jobs.attempts import Attempts
 from genai_operator.jobs.renewal import Renewal
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import (
-    Backoff,
+    BackingOff,
     NextAttempt,
     PermanentFailure,
     Renew,
@@ -243,7 +243,7 @@ class _Look:
                 return Missed(look.task, retry.why if retry is not None else answer)
             case PermanentFailure(error=error):
                 return Failed(look.task, error)
-            case Running() | Renew() | Backoff():
+            case Running() | Renew() | BackingOff():
                 return Taken(look.task)
             case never:
                 assert_never(never)

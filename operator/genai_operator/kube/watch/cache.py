@@ -6,9 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from genai_core.wire import REQUESTED_AT
-
-__all__ = ["Cache", "Entry", "V", "asked_of", "version_of"]
+__all__ = ["Cache", "Entry", "V", "version_of"]
 
 V = TypeVar("V")
 
@@ -113,14 +111,3 @@ class Cache(Generic[V]):
             if place not in seen
         ]
         return newer, gone
-
-
-def asked_of(value: Mapping[str, Any]) -> tuple[object, ...]:
-    """What a user can change about an object."""
-    meta = value["metadata"]
-    return (
-        meta["uid"],
-        meta.get("generation", 0),
-        (meta.get("annotations") or {}).get(REQUESTED_AT, ""),
-        "deletionTimestamp" in meta,
-    )

@@ -11,13 +11,13 @@ import aiohttp
 
 from genai_core.kinds.base import API_VERSION
 from genai_core.redaction import hidden_queries, plain
-from genai_operator.kube.client import MANAGER, Api, ApiError
-from genai_operator.kube.conditions import MOST_MESSAGE
+from genai_operator.kube.apiserver.api import MANAGER, Api, ApiError
+from genai_operator.kube.status.conditions import MOST_MESSAGE
 from genai_operator.kube.times import rfc3339
 
 __all__ = ["post_event"]
 
-log = logging.getLogger("genai_operator.kube.events")
+log = logging.getLogger("genai_operator.kube.status.events")
 
 
 async def post_event(

@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 
 from genai_core.files.deep_json import read_json
-from genai_operator.kube.connection import Connection
-from genai_operator.kube.projection import OURS, Listing, lean, plural_of, whole
+from genai_operator.kube.apiserver.connection import Connection
+from genai_operator.kube.apiserver.projection import OURS, Listing, lean, plural_of, whole
 
 __all__ = ["LeanResponse", "lean_session"]
 

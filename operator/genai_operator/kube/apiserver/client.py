@@ -16,18 +16,16 @@ import aiohttp
 
 from genai_core.files.deep_json import read_json
 from genai_core.wire import STAGE_CONTAINER
-from genai_operator.kube.connection import Connection
-from genai_operator.kube.resources import RESOURCES
-from genai_operator.kube.session import lean_session
+from genai_operator.kube.apiserver.api import MANAGER, ApiError, NotLeading
+from genai_operator.kube.apiserver.connection import Connection
+from genai_operator.kube.apiserver.resources import RESOURCES
+from genai_operator.kube.apiserver.session import lean_session
 from genai_operator.kube.values import Json
 from genai_operator.metrics import API_REQUESTS, API_SECONDS
 
-__all__ = ["MANAGER", "Api", "ApiError", "NotLeading"]
+__all__ = ["ApiClient"]
 
 T = TypeVar("T")
-
-MANAGER = "genai-operator"
-"""Our field manager."""
 
 _PIECE = 64 << 10
 _LISTING_SECONDS = 300.0
@@ -35,34 +33,6 @@ _MOST_BYTES = (16 << 20) + 4096
 """Of an answer that is no listing; the apiserver takes no object of more than three."""
 _JSON = "application/json"
 _METADATA = f"{_JSON};as=PartialObjectMetadataList;v=v1;g=meta.k8s.io"
-
-
-class ApiError(Exception):
-    """The apiserver refused.
-
-    Attributes:
-        code: HTTP status.
-        reason: Its word for it, e.g. `AlreadyExists`.
-        fields: Of the object, that it finds wrong. A policy that denies names none.
-    """
-
-    def __init__(
-        self, code: int, reason: str, message: str, *, fields: tuple[str, ...] = ()
-    ) -> None:
-        super().__init__(f"{code} {reason}: {message}")
-        self.code = code
-        self.reason = reason
-        self.message = message
-        self.fields = fields
-
-
-class NotLeading(ApiError):
-    """This replica must not write: its Lease has run out, and another may have taken it."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            0, "NotLeading", "this replica did not renew its Lease in time, another may work by now"
-        )
 
 
 class _How(TypedDict, total=False):
@@ -75,7 +45,7 @@ class _How(TypedDict, total=False):
     seconds: float
 
 
-class Api:
+class ApiClient:
     """See the module's docstring; use as an async context.
 
     Args:

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from genai_operator.kube.cache import Cache
-from genai_operator.kube.client import Api, ApiError
-from genai_operator.kube.resources import watched
+from genai_operator.kube.apiserver.api import Api, ApiError
+from genai_operator.kube.apiserver.resources import watched
 from genai_operator.kube.values import Json
+from genai_operator.kube.watch.cache import Cache
 from genai_operator.metrics import WATCH_COMPARED, WATCH_DEAF, WATCH_EVENT, WATCH_MISSED
 
 __all__ = ["Relister"]
 
-log = logging.getLogger("genai_operator.kube.relist")
+log = logging.getLogger("genai_operator.kube.watch.relist")
 
 _SETTLE_SECONDS = 5.0
 _DEAF_AFTER = 3

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from genai_operator.kube.cache import Cache
+from genai_operator.kube.watch.cache import Cache
 
 __all__ = ["Change", "Intake", "Kind", "KindIntake", "Place", "Reconciler", "Ref", "Wakes"]
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from genai_core.files.deep_json import without_depth
 from genai_core.wire import GROUP, JOB_NAME, MANAGED, REQUESTED_AT, STAGE_CONTAINER
-from genai_operator.kube.resources import watched
+from genai_operator.kube.apiserver.resources import watched
 from genai_operator.kube.values import Json
 
 __all__ = ["OURS", "PARTIAL", "Listing", "lean", "plural_of", "whole"]

@@ -12,9 +12,9 @@ from enum import Enum
 from typing import Any
 
 from genai_core.kinds.base import API_VERSION
-from genai_operator.kube.client import Api
-from genai_operator.kube.conditions import conditions, ready_of, same_status, summary
-from genai_operator.kube.events import post_event
+from genai_operator.kube.apiserver.api import Api
+from genai_operator.kube.status.conditions import conditions, ready_of, same_status, summary
+from genai_operator.kube.status.events import post_event
 from genai_operator.kube.values import Json
 from genai_operator.steps import Result
 

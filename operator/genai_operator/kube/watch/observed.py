@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from genai_operator.kube.build import BuildView
-from genai_operator.kube.cache import Cache
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.pod import PodView, WorkloadView
+from genai_operator.kube.watch.cache import Cache
 from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Observed"]

@@ -1,0 +1,1 @@
+"""The apiserver: what is used of it, requests to it, its answers."""

@@ -1,0 +1,1 @@
+"""What the watches delivered, and what that wakes."""
