@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import signal
 import socket
 import time
@@ -33,6 +34,7 @@ from genai_serving.api.app import admin_application, application
 from genai_serving.api.keys import ApiKeys
 from genai_serving.api.model import ServedModel, sampling_defaults
 from genai_serving.api.service import Service
+from genai_serving.connections import Connections, room_for
 from genai_serving.draining import DrainingServer
 from genai_serving.engine import Engine, Limits
 from genai_serving.golden import replay_golden
@@ -41,9 +43,10 @@ from genai_serving.metrics import AdapterLoad, Metrics
 from genai_serving.scheduler import mebibytes
 from genai_serving.structure.grammars import Grammars
 
-_KEEP_ALIVE_SECONDS = 30
 _CONNECTIONS = 1024
 _ROOM = 64
+_MARGIN = 64
+"""Connections beyond those whose requests may run or wait: some are always on their way."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +229,9 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
     grammars = Grammars(model.tokenizer, vocab_size, model.stop_tokens)
     service = Service(engine, model, limits, vocab_size, grammars, seconds=options.request_seconds)
 
+    wanted = max(_CONNECTIONS, limits.sequences + limits.waiting + _MARGIN)
+    connections = Connections(room_for(wanted, say=say))
+
     async def shut_down() -> None:
         await asyncio.to_thread(engine.close, seconds=options.drain_seconds)
 
@@ -236,14 +242,16 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
             api_keys=ApiKeys(options.api_keys, options.keys_folder),
             on_shutdown=shut_down,
             draining=lambda: server.draining,
+            crowded=lambda: connections.crowded,
         ),
+        http=connections.protocol,  # type: ignore[arg-type]
+        ws="none",
         log_config=None,
         access_log=False,
         server_header=False,
         lifespan="on",
-        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=math.ceil(connections.patience.idle),
         timeout_graceful_shutdown=max(1, int(options.drain_seconds)),
-        limit_concurrency=_CONNECTIONS,
     )
     host, port = listener.getsockname()[:2]
     server = DrainingServer(config, delay=options.drain_delay_seconds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from genai_operator.deployments.manifests import Served, manifests, rendering_of
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_runtime.speculation.config import named_config
+from genai_serving.__main__ import _arguments
 
 IMAGE = f"registry.example/serving@sha256:{'1' * 64}"
 REVISION = f"sha256:{'a' * 64}"
@@ -47,6 +49,22 @@ def arguments(**given: Any) -> dict[str, str]:
     words = pod_of(rendered(**given))["containers"][0]["args"][1:]
     named = [word for word in words if word != "--golden"]
     return dict(zip(named[::2], named[1::2], strict=True))
+
+
+@pytest.mark.parametrize("name", ["-x", "--golden", "$(HOME)", "a$$b", "a b"])
+def test_the_server_gets_a_name_as_its_user_wrote_it(name: str) -> None:
+    given = pod_of(rendered(server={"modelName": name}, adapters=[{"name": name}]))
+    words = [kubelets(word) for word in given["containers"][0]["args"]]
+    read = _arguments([*words, "--cache", "x"])
+    assert (read.model_name, read.adapter) == (name, [name])
+
+
+def kubelets(word: str) -> str:
+    """What a container gets of an argument; there is a variable HOME.
+
+    https://kubernetes.io/docs/tasks/inject-data-application/define-command-argument-container/
+    """
+    return re.sub(r"\$(\$|\(HOME\))", lambda m: "$" if m[1] == "$" else "/root", word)
 
 
 def test_manifests_belong_to_the_deployment_and_select_its_pods() -> None:

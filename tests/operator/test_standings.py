@@ -109,11 +109,17 @@ class PodEvents:
 
     def __init__(self, *events: tuple[str, str]) -> None:
         self.events, self.asked = events, []  # type: ignore[var-annotated]
+        self.by: dict[str, str] = {}
 
     async def list(self, _plural: str, **how: Any) -> Any:
         self.asked.append(how["about"])
         made = [
-            {"reason": reason, "message": text, "lastTimestamp": f"2026-01-01T00:00:0{n}Z"}
+            {
+                "reason": reason,
+                "message": text,
+                "lastTimestamp": f"2026-01-01T00:00:0{n}Z",
+                "source": {"component": self.by.get(reason, "kubelet")},
+            }
             for n, (reason, text) in enumerate(self.events)
         ]
         return made[::-1], 1
@@ -156,7 +162,25 @@ def test_of_says_why_a_container_is_not_made_when_the_kubelet_does(
 def test_of_lets_a_container_be_made_when_nothing_says_that_it_fails(events: Any) -> None:
     found = creating(PodEvents(*events))
     assert (found.works, found.reason) == (True, "Progressing")
-    assert found.after == 15, "it is asked again"
+    assert found.after == 5, "it is asked again"
+
+
+def test_of_tells_a_failure_of_late_soon_and_whoever_else_speaks_of_the_pod() -> None:
+    """A pod that waited for its node fails when it is old enough to be asked about already."""
+    api, now = PodEvents(), 0.0
+    observed = Observed()
+    meta = {"namespace": "ns", "name": "p", "uid": CREATING.uid, "resourceVersion": "1"}
+    observed.pods.put({"metadata": meta}, CREATING)
+    standings = Standings(api, observed, clock=lambda: now)  # type: ignore[arg-type]
+    job = replace(JOB, namespace="ns", owners=frozenset({"b"}))
+    found = asyncio.run(standings.of("ns", [job]))
+    assert found.works
+    api.events = (("FailedMount", MOUNT), ("TaintManagerEviction", "Cancelling deletion of Pod"))
+    api.by = {"TaintManagerEviction": "taint-eviction-controller"}
+    now += found.after or 0.0
+    found = asyncio.run(standings.of("ns", [job]))
+    assert now == 5
+    assert (found.works, found.reason) == (False, "ContainerNotCreated")
 
 
 def test_of_asks_nothing_about_a_pod_that_is_young_or_runs() -> None:

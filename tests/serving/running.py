@@ -22,6 +22,7 @@ from genai_serving.adapters.served import ServedAdapters
 from genai_serving.api.app import application
 from genai_serving.api.model import ServedModel
 from genai_serving.api.service import Service
+from genai_serving.connections import Connections
 from genai_serving.engine import Engine, Limits
 from genai_serving.metrics import Metrics
 from genai_serving.structure.grammars import Grammars
@@ -144,6 +145,7 @@ def run_server(
     kind=Paced,
     context=CONTEXT,
     speculation=None,
+    connections=None,
 ) -> Running:
     executor = kind(vocab_size=VOCAB, context_length=context, adapters=("c", "upper"))
     limits = limits or Limits(sequences=4, tokens=32, waiting=32, cache_bytes=4 * CONTEXT)
@@ -170,8 +172,23 @@ def run_server(
     async def shut_down() -> None:
         await asyncio.to_thread(engine.close, seconds=20)
 
-    app = application(service, metrics, api_keys=api_keys, on_shutdown=shut_down)
-    settings = uvicorn.Config(app, port=0, log_config=None, lifespan="on", access_log=False)
+    connections = Connections(1024) if connections is None else connections
+    app = application(
+        service,
+        metrics,
+        api_keys=api_keys,
+        on_shutdown=shut_down,
+        crowded=lambda: connections.crowded,
+    )
+    settings = uvicorn.Config(
+        app,
+        port=0,
+        log_config=None,
+        lifespan="on",
+        access_log=False,
+        http=connections.protocol,
+        ws="none",
+    )
     socket = settings.bind_socket()
     server = uvicorn.Server(settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})

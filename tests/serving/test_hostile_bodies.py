@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import threading
@@ -117,20 +118,40 @@ def test_logprobs_of_prompts_are_bounded_however_many_prompts_there_are(client, 
     assert "6426 numbers of prompts" in answer.json["error"]["message"]
 
 
-def test_cutting_a_long_text_keeps_no_other_thread_waiting():
+class Watched:
+    """A library's tokenizer; whether it works now."""
+
+    def __init__(self, library):
+        self._library = library
+        self.working = False
+
+    def __getattr__(self, name):
+        found = getattr(self._library, name)
+
+        def watched(*given, **options):
+            self.working = True
+            try:
+                return found(*given, **options)
+            finally:
+                self.working = False
+
+        return watched
+
+
+@pytest.mark.parametrize(
+    "work",
+    [lambda t: t.encode("ab cd " * 100_000), lambda t: t.decode([7, 8, 300] * 300_000)],
+    ids=["text", "tokens"],
+)
+def test_a_long_text_keeps_no_other_thread_waiting_in_either_direction(work):
     tokenizer = TextTokenizer.of_folder(EXAMPLE)
-    done = threading.Event()
-
-    def cut():
-        tokenizer.encode("ab cd " * 100_000)
-        done.set()
-
-    thread = threading.Thread(target=cut)
+    watched = tokenizer._tokenizer = Watched(tokenizer._tokenizer)
+    thread = threading.Thread(target=work, args=(tokenizer,))
     thread.start()
     steps = 0
-    while not done.wait(0.001):
-        steps += 1
-    thread.join()
+    while thread.is_alive():
+        steps += watched.working
+        time.sleep(0.001)
     assert steps > 10, "two or three where the lock of the interpreter is held"
 
 
@@ -150,3 +171,27 @@ def test_cutting_a_long_text_keeps_no_other_thread_waiting():
 def test_names_and_numbers_that_mean_nothing_here_fail_no_answer(client, path, body):
     answer = client.post(path, {**body, "min_tokens": 2, "max_tokens": 3})
     assert answer.status == 200, answer.raw
+
+
+def test_many_tokens_become_text_outside_the_loop(client, shared, monkeypatch):
+    loops = []
+
+    def text(self, tokens):
+        try:
+            asyncio.get_running_loop()
+            loops.append(True)
+        except RuntimeError:
+            loops.append(False)
+        return "x" * len(tokens)
+
+    monkeypatch.setattr(type(shared.service.model), "text", text)
+    answer = client.post("/detokenize", {"tokens": [7] * 1000})
+    assert answer.json["prompt"] == "x" * 1000
+    assert loops == [False]
+
+
+def test_many_tokens_have_the_text_of_few(client):
+    tokens = [index % 2000 for index in range(5000)]
+    tokenizer = TextTokenizer.of_folder(EXAMPLE)
+    whole = client.post("/detokenize", {"tokens": tokens}).json["prompt"]
+    assert whole == tokenizer._tokenizer.decode(tokens)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from genai_core.errors import BadInput
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.tokenizer import TextTokenizer
-from genai_serving.structure.forms import any_object, of_choices, of_regex, of_schema
+from genai_serving.structure.forms import any_object, of_calls, of_choices, of_regex, of_schema
 from genai_serving.structure.grammars import Grammars
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
@@ -172,29 +174,35 @@ def chain(length, link):
 
 
 HOSTILE = {
-    "a chain of references": of_schema(chain(5000, lambda d: d), "x"),
-    "a chain of arrays": of_schema(chain(5000, lambda d: {"type": "array", "items": d}), "x"),
-    "many properties": of_schema(
+    "a chain of references": lambda: of_schema(chain(5000, lambda d: d), "x"),
+    "a chain of arrays": lambda: of_schema(
+        chain(5000, lambda d: {"type": "array", "items": d}), "x"
+    ),
+    "many properties": lambda: of_schema(
         {"type": "object", "properties": {f"p{i}": {"type": "integer"} for i in range(9000)}}, "x"
     ),
-    "a huge enumeration": of_schema({"enum": [f"value {i}" for i in range(120_000)]}, "x"),
-    "beyond a MiB": of_schema({"enum": ["x" * (1 << 20)]}, "x"),
-    "choices without end": of_choices([f"choice number {i}" for i in range(90_000)], "x"),
-    "no text at all": of_schema({"$ref": "#"}, "x"),
-    "an empty range": of_schema({"type": "integer", "minimum": 3, "maximum": 2}, "x"),
-    "another document": of_schema({"$ref": "http://127.0.0.1:9/x.json"}, "x"),
-    "a keyword that is not kept": of_schema({"type": "array", "uniqueItems": True}, "x"),
-    "no schema": of_schema({"type": 5}, "x"),
-    "a broken regex": of_regex("(a", "x"),
-    "look-around": of_regex("(?=a)b", "x"),
-    "back-references": of_regex(r"(a)\1", "x"),
+    "a huge enumeration": lambda: of_schema({"enum": [f"value {i}" for i in range(120_000)]}, "x"),
+    "beyond a MiB": lambda: of_schema({"enum": ["x" * (1 << 20)]}, "x"),
+    "choices without end": lambda: of_choices([f"choice number {i}" for i in range(90_000)], "x"),
+    "choices of megabytes": lambda: of_choices(["." * 4_000_000] * 2, "x"),
+    "tools of megabytes": lambda: of_calls(
+        {f"t{i}": {"description": "." * 200_000} for i in range(20)}, "x", several=False
+    ),
+    "no text at all": lambda: of_schema({"$ref": "#"}, "x"),
+    "an empty range": lambda: of_schema({"type": "integer", "minimum": 3, "maximum": 2}, "x"),
+    "another document": lambda: of_schema({"$ref": "http://127.0.0.1:9/x.json"}, "x"),
+    "a keyword that is not kept": lambda: of_schema({"type": "array", "uniqueItems": True}, "x"),
+    "no schema": lambda: of_schema({"type": 5}, "x"),
+    "a broken regex": lambda: of_regex("(a", "x"),
+    "look-around": lambda: of_regex("(?=a)b", "x"),
+    "back-references": lambda: of_regex(r"(a)\1", "x"),
 }
 
 
-@pytest.mark.parametrize("form", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_forms_are_refused_and_the_process_lives(grammars, form):
+@pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE.keys())
+def test_hostile_forms_are_refused_and_the_process_lives(grammars, make):
     with pytest.raises(BadInput) as raised:
-        grammars.compile(form)
+        grammars.compile(make())
     assert raised.value.where == "x"
     assert "\n" not in str(raised.value)
 
@@ -326,3 +334,56 @@ def test_a_schema_that_is_too_deep_is_a_400_and_the_server_answers_on(client):
     assert answer.status == 400
     assert "takes more time, memory or depth" in answer.json["error"]["message"]
     assert client.get("/health").status == 200
+
+
+@pytest.mark.parametrize("make", [
+    lambda: of_choices(["." * 4_000_000] * 2, "x"), lambda: of_schema({"enum": [7] * 390_000}, "x"),
+    lambda: of_calls({"t": {"description": "." * 2_000_000}}, "x", several=True),
+], ids=["choices", "schema", "tools"])  # fmt: skip
+def test_what_is_too_long_for_a_form_is_not_turned_into_one(make, monkeypatch):
+    """Escaping a few MiB takes most of a second, in the loop that serves everybody."""
+    for name in ("schema", "regex", "lark"):
+        how = "json_schema" if name == "schema" else name
+        monkeypatch.setattr(
+            f"genai_serving.structure.forms.LLMatcher.grammar_from_{how}",
+            lambda *_, **__: pytest.fail("it was"), raising=False,
+        )  # fmt: skip
+    with pytest.raises(BadInput, match="is longer than 1 MiB"):
+        make()
+
+
+def test_new_forms_of_one_client_keep_known_ones_and_answers_without_a_form_waiting_no_longer(
+    client, shared, monkeypatch
+):
+    known = {"prompt": "x", "max_tokens": 2, "structured_outputs": {"choice": ["known"]}}
+    assert client.post("/v1/completions", known).status == 200
+    compiling, go_on = threading.Event(), threading.Event()
+    compiled = Grammars.compile
+
+    def slow(self, form):
+        compiling.set()
+        assert go_on.wait(60)
+        return compiled(self, form)
+
+    monkeypatch.setattr(Grammars, "compile", slow)
+    monkeypatch.setattr("genai_serving.api.service._MOST_COMPILING", 4)
+
+    def ask(number):
+        form = {"structured_outputs": {"choice": [f"new {number}"]}}
+        return client.post("/v1/completions", {"prompt": "x", "max_tokens": 2, **form})
+
+    with ThreadPoolExecutor(9) as pool:
+        asked = [pool.submit(ask, number) for number in range(4)]
+        assert compiling.wait(60)
+        limit = time.monotonic() + 60
+        while shared.service.forms.count < 4:
+            assert time.monotonic() < limit
+        refused = ask(4)
+        assert refused.status == 429
+        assert refused.headers["retry-after"]
+        assert client.post("/v1/completions", known).status == 200
+        assert client.post("/v1/completions", {"prompt": "x", "max_tokens": 2}).status == 200
+        go_on.set()
+        assert [each.result().status for each in asked] == [200] * 4
+    assert shared.service.forms.count == 0
+    assert ask(5).status == 200

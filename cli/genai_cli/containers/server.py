@@ -41,7 +41,7 @@ def serve(path: Path, given: Mapping[str, str | float | None], *, api_key: str) 
     command += ["--cache", str(cache_folder() / "serving")]
     for name, value in given.items():
         if value not in (None, ""):
-            command += [f"--{name}", str(value)]
+            command += [f"--{name}={value}"]  # a value may begin with a dash
     environment = dict(os.environ)
     environment.pop("GENAI_API_KEY", None)
     if api_key:

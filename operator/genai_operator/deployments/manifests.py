@@ -277,12 +277,23 @@ def _arguments(served: Served) -> list[str]:
     found = [f"{_ARTIFACT}/container"]
     for name, value in options.items():
         if value is not None:
-            found += [f"--{name}", str(value)]
+            found += _option(name, str(value))
     for adapter in spec.adapters:
-        found += ["--adapter", adapter.name]
+        found += _option("adapter", adapter.name)
     if spec.rollout.golden_tokens is GoldenTokens.REQUIRED:
         found.append("--golden")
     return found
+
+
+def _option(name: str, value: str) -> list[str]:
+    """An option of the server, with a value that its user chose.
+
+    The kubelet puts variables in, `$(NAME)`, and makes one of two `$`.
+    """
+    plain = value.replace("$", "$$")
+    if plain.startswith("-"):  # else it reads as an option
+        return [f"--{name}={plain}"]
+    return [f"--{name}", plain]
 
 
 def _speculation(wanted: SpeculationRef | None) -> str | None:

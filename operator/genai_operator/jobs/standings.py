@@ -25,6 +25,8 @@ from genai_operator.kube.watch.observed import Observed
 __all__ = ["Standings"]
 
 _ASKED_SECONDS = 15.0
+_SILENT_SECONDS = 5.0
+"""While nobody has said anything: a pod that was scheduled late fails late, and is seen as soon."""
 _MOST_EVENTS = 20
 _MOST_WORDS = 500
 _POD = re.compile(r'^pods "[^"]*" ')
@@ -79,7 +81,7 @@ class Standings:
     async def _podless(self, found: Standing, job: JobView) -> Standing:
         """With the Job controller's words."""
         event = await self._event(job, job.uid, _latest_refusal)
-        soon = min(_ASKED_SECONDS, found.after or _ASKED_SECONDS)
+        soon = _soon(found, event)
         if not event:
             return replace(found, after=soon)
         words = _POD.sub("its pod ", event.removeprefix("Error creating: "))  # its name changes
@@ -90,7 +92,7 @@ class Standings:
     async def _creating(self, found: Standing, job: JobView, pod: PodView) -> Standing:
         """With the kubelet's words, where the last thing it says of the pod is that it failed."""
         words = await self._event(job, pod.uid, _latest_failure)
-        soon = min(_ASKED_SECONDS, found.after or _ASKED_SECONDS)
+        soon = _soon(found, words)
         if not words:
             return replace(found, after=soon)
         plain = words.lower()
@@ -113,7 +115,7 @@ class Standings:
     ) -> str:
         """What Events say of a Job or its pod; empty where nobody says, or they may not be read."""
         at, uid, known = self._known.get(job.uid, (float("-inf"), "", ""))
-        if uid == about and self._clock() - at < _ASKED_SECONDS:
+        if uid == about and self._clock() - at < _pause(known):
             return known
         try:
             events, _ = await self._api.list(
@@ -126,16 +128,33 @@ class Standings:
         return words
 
 
+def _pause(words: str) -> float:
+    return _ASKED_SECONDS if words else _SILENT_SECONDS
+
+
+def _soon(found: Standing, words: str) -> float:
+    """Seconds until Events are asked for again, or it stands otherwise anyway."""
+    return min(_pause(words), found.after or _ASKED_SECONDS)
+
+
 def _latest_refusal(events: list[dict[str, Any]]) -> str:
     failed = [event for event in events if event.get("reason") == "FailedCreate"]
     return str(max(failed, key=_seen_at).get("message", "")) if failed else ""
 
 
 def _latest_failure(events: list[dict[str, Any]]) -> str:
-    """The kubelet's, if it has said nothing else since: what it tries again may have succeeded."""
-    last = max(events, key=_seen_at, default=None)
+    """The kubelet's, if it has said nothing else since: what it tries again may have succeeded.
+
+    What others say of the pod meanwhile, a node's controller or a scaler, tells nothing of that.
+    """
+    last = max(filter(_of_kubelet, events), key=_seen_at, default=None)
     failed = last is not None and last.get("reason") in _FAILURES
     return str(last.get("message", "")) if last is not None and failed else ""
+
+
+def _of_kubelet(event: dict[str, Any]) -> bool:
+    told = (event.get("source") or {}).get("component") or event.get("reportingComponent")
+    return told in {None, "", "kubelet"}
 
 
 def _seen_at(event: dict[str, Any]) -> str:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
 
+from genai_serving.connections import Connections
+
 __all__ = ["AdminServer"]
+
+_CONNECTIONS = 16
 
 
 class AdminServer(uvicorn.Server):
@@ -20,15 +25,18 @@ class AdminServer(uvicorn.Server):
     """
 
     def __init__(self, app: Any) -> None:
+        connections = Connections(_CONNECTIONS, reserve=0)
         super().__init__(
             uvicorn.Config(
                 app,
+                http=connections.protocol,  # type: ignore[arg-type]
+                ws="none",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 lifespan="off",
                 timeout_graceful_shutdown=1,
-                limit_concurrency=16,
+                timeout_keep_alive=math.ceil(connections.patience.idle),
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -20,7 +21,7 @@ from genai_serving.api.admin import AdapterAdmin, load_lora_adapter, unload_lora
 from genai_serving.api.bodies import Bodies, read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
-from genai_serving.api.errors import ApiError, of_failure
+from genai_serving.api.errors import RETRY_SECONDS, ApiError, of_failure
 from genai_serving.api.keys import ApiKeys
 from genai_serving.api.openapi import document
 from genai_serving.api.schemas import DetokenizeBody, TokenizeBody
@@ -31,6 +32,13 @@ _LOG = logging.getLogger("genai_serving")
 _OPEN = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 _REQUEST_ID = re.compile(r"^[\w.:-]{1,128}$", re.ASCII)
 _INSTEAD = {"/v1/responses": "this server has /v1/chat/completions"}
+
+_CROWDED = ApiError(
+    503,
+    "the server has too many connections",
+    code="too_many_connections",
+    headers={"Retry-After": str(RETRY_SECONDS), "Connection": "close"},
+)
 
 _S = TypeVar("_S")
 Handler = Callable[[HttpRequest, Service], Awaitable[Response]]
@@ -44,6 +52,7 @@ def application(
     api_keys: Sequence[str] | ApiKeys = (),
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
     draining: Callable[[], bool] = lambda: False,
+    crowded: Callable[[], bool] = lambda: False,
 ) -> Any:
     """The ASGI application.
 
@@ -54,6 +63,8 @@ def application(
             readiness and metrics are for everybody.
         on_shutdown: Run when the server ends.
         draining: Whether it is about to end: it answers, is not ready, and keeps no connection.
+        crowded: Whether there are more connections than are served: health, readiness and metrics
+            are told all the same.
     """
 
     @asynccontextmanager
@@ -93,7 +104,7 @@ def application(
         lifespan=lifespan,
     )
     keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
-    return _Front(app, keys, draining, service.bodies)
+    return _Front(app, keys, draining, service.bodies, crowded)
 
 
 def admin_application(admin: AdapterAdmin, token: str) -> Any:
@@ -121,12 +132,18 @@ class _Front:
     """Keys, request ids, the end of connections; behind an answer, what its body took is free."""
 
     def __init__(
-        self, app: Any, keys: ApiKeys, draining: Callable[[], bool], bodies: Bodies
+        self,
+        app: Any,
+        keys: ApiKeys,
+        draining: Callable[[], bool],
+        bodies: Bodies,
+        crowded: Callable[[], bool] = lambda: False,
     ) -> None:
         self._app = app
         self._keys = keys
         self._draining = draining
         self._bodies = bodies
+        self._crowded = crowded
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """ASGI."""
@@ -147,6 +164,9 @@ class _Front:
         if scope["path"] == "/ready" and self._draining():
             ending = ApiError(503, "the server is shutting down", code="shutting_down")
             await ending.response()(scope, receive, named)
+            return
+        if scope["path"] not in _OPEN and self._crowded():
+            await _CROWDED.response()(scope, receive, named)
             return
         if scope["path"] in _OPEN or self._keys.allow(headers.get(b"authorization", b"")):
             try:
@@ -240,7 +260,10 @@ async def _detokenize(request: HttpRequest, service: Service) -> Response:
             f"token id {outside[0]} is outside the vocabulary of {service.vocab_size}",
             where="tokens",
         )
-    return JSONResponse({"prompt": service.model.text(body.tokens)})
+    # A hundred thousand of them take a tenth of a second: not in the loop.
+    async with service.bodies.of(len(body.tokens)):
+        text = await asyncio.to_thread(service.model.text, body.tokens)
+    return JSONResponse({"prompt": text})
 
 
 async def _health(_request: HttpRequest, service: Service) -> Response:

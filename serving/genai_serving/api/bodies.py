@@ -28,6 +28,9 @@ MOST_BODIES_BYTES = 128 << 20
 LONG_TEXT = 64 << 10
 """Characters: the tokens of a longer text take some hundred bytes each, so it is cut alone."""
 
+_NESTED = (dict, list)
+"""What JSON's values are read as that hold others."""
+
 _HELD = "genai.body"
 """Key of an ASGI scope: bytes of its body."""
 
@@ -116,7 +119,7 @@ def _check_keys(content: object) -> None:
             count += len(value)
             stack += value.values()
         elif isinstance(value, list):
-            stack += [item for item in value if isinstance(item, dict | list)]
+            stack += [item for item in value if type(item) in _NESTED]
     if count > MOST_KEYS:
         raise ValueError(f"it has {count} keys, and {MOST_KEYS} are read")
 

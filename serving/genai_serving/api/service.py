@@ -21,7 +21,7 @@ from genai_runtime.executor import AdapterUse
 from genai_runtime.sampling import Constraint
 from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, Running, start
 from genai_serving.api.bodies import Bodies
-from genai_serving.api.errors import ApiError, not_found, of_failure, too_long
+from genai_serving.api.errors import RETRY_SECONDS, ApiError, not_found, of_failure, too_long
 from genai_serving.api.messages import ChatMessage, Tool
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatBody, SamplingFields
@@ -33,6 +33,8 @@ from genai_serving.structure.grammars import Grammar, Grammars
 
 _COMPILING = 2
 """Grammars at a time: each takes a second of a core at most."""
+_MOST_COMPILING = 32
+"""That are being compiled or wait for it; a thousand would keep everybody waiting for minutes."""
 
 MOST_TOLD = 400_000
 """Logprobs of prompts in one answer, each some 100 bytes here and again in JSON: a short body may
@@ -50,6 +52,15 @@ class Choice:
 
     name: str
     adapters: tuple[AdapterUse, ...] = ()
+
+
+class Forms:
+    """Forms of answers that are being compiled; of one event loop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        """That are, or wait for it."""
+        self.turn = asyncio.Semaphore(_COMPILING)
 
 
 @dataclass(frozen=True)
@@ -74,7 +85,7 @@ class Service:
     seconds: float = 0.0
     now: Callable[[], float] = time.time  # noqa: TID251 - shown to clients, decides nothing
     bodies: Bodies = field(default_factory=Bodies)
-    compiling: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_COMPILING))
+    forms: Forms = field(default_factory=Forms)
 
     def chosen(self, name: str) -> Choice:
         """What a request's `model` means: the base, an adapter, or a use case.
@@ -121,12 +132,28 @@ class Service:
 
         Raises:
             BadInput: As `Grammars.compile`.
+            ApiError: 429: too many wait for it.
         """
         form = form_of()
         if form is None:
             return None
-        async with self.compiling:
-            return await asyncio.to_thread(self.grammars.compile, form)
+        known = self.grammars.known(form)
+        if known is not None:  # it waits for nobody
+            return known
+        if self.forms.count >= _MOST_COMPILING:
+            raise ApiError(
+                429,
+                "too many new forms of answers wait to be compiled",
+                form.field,
+                "queue_full",
+                {"Retry-After": str(RETRY_SECONDS)},
+            )
+        self.forms.count += 1
+        try:
+            async with self.forms.turn:
+                return await asyncio.to_thread(self.grammars.compile, form)
+        finally:
+            self.forms.count -= 1
 
     def begin(
         self,

@@ -16,10 +16,22 @@ from genai_core.errors import BadInput
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-__all__ = ["Form", "any_object", "limits", "of_calls", "of_choices", "of_regex", "of_schema"]
+__all__ = [
+    "LARGEST",
+    "Form",
+    "any_object",
+    "limits",
+    "of_calls",
+    "of_choices",
+    "of_regex",
+    "of_schema",
+]
 
 _BLANKS = r"( |\n[ \t]{0,20})"
 """Between parts of JSON: one, or a line's indentation; a model that is unsure writes on and on."""
+
+LARGEST = 1 << 20
+"""Characters of a form, and of its grammar."""
 
 _OPTIONS: JsonCompileOptions = {"whitespace_pattern": _BLANKS}
 
@@ -43,8 +55,10 @@ def of_schema(schema: Mapping[str, Any], field: str) -> Form:
     Raises:
         BadInput: The library cannot read it, e.g. half of a surrogate pair.
     """
+    text = json.dumps(schema)
+    _check_length(len(text), field)
     with _readable(field):
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=_OPTIONS)
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_OPTIONS)
     return Form(grammar, field)
 
 
@@ -64,7 +78,12 @@ def of_regex(regex: str, field: str) -> Form:
 
 
 def of_choices(choices: Sequence[str], field: str) -> Form:
-    """One of some texts."""
+    """One of some texts.
+
+    Raises:
+        BadInput: As `of_schema`.
+    """
+    _check_length(sum(map(len, choices)), field)
     return of_regex("|".join(re.escape(choice) for choice in choices), field)
 
 
@@ -85,8 +104,15 @@ def of_calls(schemas: Mapping[str, Mapping[str, Any]], field: str, *, several: b
         begin = json.dumps(f'{{"name": {json.dumps(name)}, "arguments": ')
         rules.append(f'call{number}: {begin} arguments{number} "}}"')
         rules.append(f"arguments{number}: %json {json.dumps({**schema, 'x-guidance': _OPTIONS})}")
+    _check_length(sum(map(len, rules)), field)
     with _readable(field):
         return Form(LLMatcher.grammar_from_lark("\n".join(rules) + "\n"), field)
+
+
+def _check_length(characters: int, field: str) -> None:
+    """Refuse what is too long to be a form before it is turned over: that takes a second."""
+    if characters > LARGEST:
+        raise BadInput(f"is longer than {LARGEST >> 20} MiB", where=field)
 
 
 @contextmanager

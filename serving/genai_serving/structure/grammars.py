@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from genai_core.errors import BadInput
 from genai_runtime.fork_processes import ForkedProcesses
 from genai_runtime.tokenizer import TextTokenizer
-from genai_serving.structure.forms import Form, limits
+from genai_serving.structure.forms import LARGEST, Form, limits
 
 __all__ = ["Follower", "Grammar", "Grammars"]
 
@@ -27,8 +27,6 @@ _KEPT = 32
 _CPU_SECONDS = 1
 _SECONDS = 20
 """Of the clock; the limit of CPU time comes first on a machine at rest."""
-_LARGEST = 1 << 20
-"""Characters of a grammar."""
 
 
 class Follower:
@@ -101,6 +99,15 @@ class Grammars:
         self._tokenizer: LLTokenizer | None = None
         self._kept: OrderedDict[str, LLMatcher] = OrderedDict()
 
+    def known(self, form: Form) -> Grammar | None:
+        """A grammar that was compiled before and is kept; None = it is not."""
+        with self._lock:
+            matcher = self._kept.get(form.grammar)
+            if matcher is None:
+                return None
+            self._kept.move_to_end(form.grammar)
+        return Grammar(matcher, self._vocab_size, form.field)
+
     def compile(self, form: Form) -> Grammar:
         """A grammar of a form.
 
@@ -108,28 +115,26 @@ class Grammars:
             BadInput: The form is not valid, is not supported, allows nothing, or takes more than a
                 grammar may; or the model's tokenizer is of no kind that can be held to a form.
         """
+        known = self.known(form)
+        if known is not None:
+            return known
+        tokenizer = self._vocabulary(form.field)
+        self._try(form)
+        matcher = LLMatcher(tokenizer, form.grammar, log_level=0, limits=limits())
+        follower = Follower(matcher.deep_copy(), self._vocab_size, form.field)
+        ends = follower.finished and not matcher.is_accepting()
+        if ends or not follower.allowed().any():
+            raise BadInput("no text has this form", where=form.field)
         with self._lock:
-            matcher = self._kept.get(form.grammar)
-            if matcher is not None:
-                self._kept.move_to_end(form.grammar)
-        if matcher is None:
-            tokenizer = self._vocabulary(form.field)
-            self._try(form)
-            matcher = LLMatcher(tokenizer, form.grammar, log_level=0, limits=limits())
-            follower = Follower(matcher.deep_copy(), self._vocab_size, form.field)
-            ends = follower.finished and not matcher.is_accepting()
-            if ends or not follower.allowed().any():
-                raise BadInput("no text has this form", where=form.field)
-            with self._lock:
-                self._kept[form.grammar] = matcher
-                while len(self._kept) > _KEPT:
-                    self._kept.popitem(last=False)
+            self._kept[form.grammar] = matcher
+            while len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
         return Grammar(matcher, self._vocab_size, form.field)
 
     def _try(self, form: Form) -> None:
         """Compile it where it does no harm."""
-        if len(form.grammar) > _LARGEST:
-            raise BadInput(f"is longer than {_LARGEST >> 20} MiB", where=form.field)
+        if len(form.grammar) > LARGEST:
+            raise BadInput(f"is longer than {LARGEST >> 20} MiB", where=form.field)
         asked = {"grammar": form.grammar, "seconds": _CPU_SECONDS}
         told = self._processes.ask(asked, seconds=_SECONDS)
         if told is None or "ended" in told:
