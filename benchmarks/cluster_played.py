@@ -130,7 +130,7 @@ class Player:
         self._over: set[str] = set()
         self._clock = asyncio.new_event_loop()
         threading.Thread(target=self._clock.run_forever, daemon=True).start()
-        self._api = CoreV1Api(new_client_from_config(str(cluster.admin)))
+        self._api = CoreV1Api(new_client_from_config(str(cluster.admin)))  # type: ignore[no-untyped-call]
         self._watches = [Watch(cluster, JOBS, self._take)]
         if seconds is not None:
             self._watches.append(Watch(cluster, PODS, self._take_pod))

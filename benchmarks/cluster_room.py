@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -220,7 +220,7 @@ def load() -> str:
     return " ".join(f"{value:.1f}" for value in os.getloadavg())
 
 
-def table(title: str, rows: list[Mapping[str, object]]) -> None:
+def table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Print rows as Markdown."""
     names = list(rows[0])
     print(f"\n{title} (load {load()})\n")

@@ -166,7 +166,7 @@ def _at_once(room: Room, jobs: Sequence[dict[str, Any]], seconds: float) -> floa
     """Seconds until the pods of the same Jobs have ended, created as fast as eight threads can."""
     tenant = room.tenant()
     player = Player(room.cluster, tenant.namespace, seconds=seconds)
-    api = BatchV1Api(new_client_from_config(str(room.cluster.admin)))
+    api = BatchV1Api(new_client_from_config(str(room.cluster.admin)))  # type: ignore[no-untyped-call]
     time.sleep(1)
     began = time.monotonic()
     with ThreadPoolExecutor(8) as pool:
@@ -187,7 +187,7 @@ def _at_once(room: Room, jobs: Sequence[dict[str, Any]], seconds: float) -> floa
     return player.ended - began
 
 
-def _fresh(job: Mapping[str, Any]) -> dict[str, Any]:
+def _fresh(job: Mapping[str, Any]) -> Any:
     """The same, as if it had never been."""
     meta, template = job["metadata"], job["spec"]["template"]
     labels = {k: v for k, v in template["metadata"]["labels"].items() if "controller-uid" not in k}

@@ -26,7 +26,7 @@ def environment(folder: Path) -> Path:
     python = folder / "bin" / "python"
     if not (folder / ".ready").exists():
         subprocess.run([sys.executable, "-m", "venv", folder], check=True)
-        command = [python, "-m", "pip", "install", "--quiet", *REQUIREMENTS]
+        command = [str(python), "-m", "pip", "install", "--quiet", *REQUIREMENTS]
         subprocess.run(command, check=True)
         (folder / ".ready").touch()
     return python

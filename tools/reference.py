@@ -120,7 +120,8 @@ def _type(value: Schema, path: str) -> str:
         "boolean": "true or false",
         "string": "text",
     }
-    return name.get(value.get("type", ""), value.get("type", "")) + _limits(value)
+    kind = str(value.get("type", ""))
+    return name.get(kind, kind) + _limits(value)
 
 
 def _plural(text: str) -> str:

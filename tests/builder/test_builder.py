@@ -216,7 +216,7 @@ def test_a_stage_is_replayed_from_its_sidecar(model: Path, store: Path, tmp_path
     assert compile_info["config"]["soc_details"] == "chipset:SM8750"
 
     split = qairt.load(str(dlc))
-    config = CompileConfig(backend="HTP", soc_details="chipset:SM8750")  # type: ignore[arg-type]
+    config = CompileConfig(backend="HTP", soc_details="chipset:SM8750")
     compiled = qairt.compile(split, config=config)
     compiled.save(str(tmp_path / "my_split_recompiled.bin"))
     (binary,) = folder.glob("*.bin")
@@ -270,9 +270,9 @@ def test_lora_config_builds_the_adapters_of_the_vendor_s_classes(
             UseCaseInputConfig(
                 name="loud-headers", adapter_names=list(folders), adapter_alphas=[0.5, 0.5],
                 model="model.onnx", encodings="model.encodings",
-            )  # type: ignore[call-arg] - by name or by alias
+            )
         ],
-    )  # type: ignore[call-arg]  # fmt: skip
+    )  # fmt: skip
     builder = GenAIBuilderFactory.create(source, "CPU")
     builder.lora_config = LoraBuilderInputConfig(lora_config_obj=config, alpha_tensor_name="alpha")
     by_object = builder.to_spec()["spec"]["lora"]

@@ -30,9 +30,9 @@ def lora_config(folder: Path) -> LoraConfig:
     case = UseCaseInputConfig(
         name="elementary+long",
         adapter_names=["elementary", "long"],
-        model=folder / "model.onnx",  # type: ignore[call-arg] - by name or by alias
+        model=folder / "model.onnx",
         adapter_alphas=[1.0, 0.8],
-        encodings=folder / "both.encodings",  # type: ignore[call-arg]
+        encodings=folder / "both.encodings",
         quant_updatable_tensors=str(folder / "both.txt"),
     )
     return LoraConfig(
@@ -41,7 +41,7 @@ def lora_config(folder: Path) -> LoraConfig:
             AdapterConfig(name="elementary", adapter_lora_config=f"{folder}/elementary.json"),
         ],
         attach_point_onnx_mapping=f"{folder}/mapping.json",
-        use_cases=[case],  # type: ignore[call-arg]
+        use_cases=[case],
     )
 
 
@@ -99,7 +99,7 @@ def test_an_alpha_is_missing_and_an_unknown_field_is_refused() -> None:
 def test_use_cases_go_round_through_both_files(tmp_path: Path) -> None:
     case = UseCaseOutputConfig(
         name="c", graph="g", lora_weights="c.safetensors", model="m.onnx", encodings="c.encodings"
-    )  # type: ignore[call-arg] - by name or by alias
+    )
     importer, weights = tmp_path / "importer.yaml", tmp_path / "weights.yaml"
     serialize_lora_importer_config([case], str(importer), str(tmp_path))
     serialize_lora_adapter_weight_config([case], str(weights), str(tmp_path))

@@ -79,7 +79,7 @@ def test_settings_of_a_builder_become_the_spec() -> None:
     builder.set_targets(["chipset:SM8750", "dsp_arch:v81;soc_model:87"])
     builder.native_kv = True
     builder.weight_sharing = False
-    builder.multi_graph = "True"  # type: ignore[assignment] - as in a sidecar
+    builder.multi_graph = "True"  # type: ignore[assignment]  # as in a sidecar
     builder.encodings_path = MODEL / "config.json"
     builder.set_transformation_options({"arn_cl_options.auto_regression_number": [32, 128]})
     builder.set_compilation_options({"graphs.vtcm_size_in_mb": 8})
@@ -102,10 +102,10 @@ def test_settings_of_a_builder_become_the_spec() -> None:
 def test_a_setting_that_is_misspelt_or_has_no_meaning_is_refused() -> None:
     builder = GenAIBuilderFactory.create(MODEL, "CPU")
     with pytest.raises(AttributeError, match="nativ_kv"):
-        builder.nativ_kv = True  # type: ignore[attr-defined]
+        builder.nativ_kv = True
     with pytest.raises(InvalidSpec, match="speculative_config: not supported"):
-        builder.speculative_config = object()  # type: ignore[attr-defined]
-    builder.speculative_config = None  # type: ignore[attr-defined] - the vendor's default
+        builder.speculative_config = object()
+    builder.speculative_config = None  # the vendor's default
     with pytest.raises(InvalidSpec, match="attach_model_for_arn"):
         builder.attach_model_for_arn(arn=1, model_path="decode.onnx")
 

@@ -10,7 +10,8 @@ import time
 from typing import Any
 
 import pytest
-from tenant import MODELS, SMALL, SMALL_MODEL, Tenant, s3_client, upload, wait
+from laptop import SMALL, SMALL_MODEL
+from tenant import MODELS, Tenant, s3_client, upload, wait
 
 pytestmark = pytest.mark.usefixtures("operator")
 
@@ -119,8 +120,8 @@ def test_target_says_itself_that_no_registry_has_its_image_until_its_spec_is_men
 
     def serves() -> bool:
         text = tenant.cluster.kubectl("-n", space, "get", "daemonset", "registry", "-o", "json")
-        found = json.loads(text)["status"]
-        return 0 < found["desiredNumberScheduled"] == found.get("numberReady")
+        found: dict[str, int] = json.loads(text)["status"]
+        return 0 < found["desiredNumberScheduled"] == found.get("numberReady", 0)
 
     wait(serves, 60, lambda: tenant.cluster.kubectl("-n", space, "describe", "ds,pods"))
     name = f"gone-{tenant.namespace}"
@@ -140,10 +141,10 @@ def test_target_says_itself_that_no_registry_has_its_image_until_its_spec_is_men
         wait(lambda: ready()[0] == "True", 20)
         tenant.small("b", targets=[name])
         blocked(tenant, "b", "ImagePullFailed", "GenAITarget")
-        wait(lambda: ready()[:2] == ("False", "ImagePullFailed"), 20, ready)
+        wait(lambda: ready()[:2] == ("False", "ImagePullFailed"), 20, lambda: str(ready()))
         assert "correct spec.image" in ready()[2]
         tenant.cluster.apply(bad | {"spec": good["spec"]})
-        wait(lambda: ready()[0] == "True", 20, ready)
+        wait(lambda: ready()[0] == "True", 20, lambda: str(ready()))
         goes_on(tenant)
     finally:
         tenant.cluster.kubectl("delete", "genaitarget", name)

@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 import yaml
 from harness.cluster import Cluster
+from laptop import SMALL
 from operator_process import Operator
-from tenant import GROUP, SMALL, Tenant, wait
+from tenant import GROUP, Tenant, wait
 
 MANAGERS = ("argocd-controller", "kustomize-controller")
 LABELS = {"app.kubernetes.io/instance": "team-a", "team": "a"}

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from laptop import SMALL, TINY_MODEL
 from operator_process import Operator
-from tenant import SMALL, TINY_MODEL, Tenant, upload, wait
+from tenant import Tenant, upload, wait
 
 pytestmark = pytest.mark.usefixtures("operator")
 

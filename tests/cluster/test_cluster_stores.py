@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,14 @@ def ready(tenant: Tenant, name: str = "default") -> tuple[str, str, str]:
         if entry["type"] == "Ready":
             return entry["status"], entry["reason"], entry["message"]
     return "", "", ""
+
+
+def not_allowed(tenant: Tenant, name: str) -> bool:
+    return ready(tenant, name)[1] == "EndpointNotAllowed"
+
+
+def told(tenant: Tenant, name: str) -> str:
+    return str(ready(tenant, name))
 
 
 def wait_store(tenant: Tenant, name: str = "default", seconds: float = 60) -> dict[str, Any]:
@@ -305,10 +314,7 @@ def test_endpoints_that_lead_to_the_cluster_itself_are_refused(
         name = f"bad-{number}"
         spec = {"endpoint": endpoint, "secretRef": {"name": "s3"}}
         tenant.cluster.apply(store_of(tenant, name, **spec))
-        wait(
-            lambda name=name: ready(tenant, name)[1] == "EndpointNotAllowed", 30,
-            lambda name=name: str(ready(tenant, name)),
-        )  # fmt: skip
+        wait(partial(not_allowed, tenant, name), 30, partial(told, tenant, name))
 
 
 def test_a_volume_is_resolved_and_read_by_pods_and_its_changes_are_refused(

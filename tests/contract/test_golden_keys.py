@@ -20,7 +20,7 @@ import pytest
 
 from genai_core.canonical import digest_json
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import MODEL, Digest, Key
+from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OPERATIONS
 from genai_core.sources.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.address import parse_address
@@ -143,7 +143,7 @@ def everything_stands(looks: Sequence[Look]) -> list[Event]:
     return [FoundResult(look.task, result(look)) for look in looks]
 
 
-def check(file: str, found: Mapping[str, Any]) -> None:
+def check(file: str, found: Mapping[TaskId, Any] | Mapping[str, Any]) -> None:
     text = json.dumps(found, indent=1, sort_keys=True) + "\n"
     path = GOLDEN / file
     if os.environ.get("GENAI_WRITE_GOLDEN"):

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import example, given, settings
@@ -31,7 +32,7 @@ def pack_zip(path: Path, files: dict[str, bytes]) -> None:
             packed.writestr(name, data)
 
 
-def pack_tar(mode: str) -> Pack:
+def pack_tar(mode: Literal["w", "w:gz", "w:bz2", "w:xz"]) -> Pack:
     def pack(path: Path, files: dict[str, bytes]) -> None:
         with tarfile.open(path, mode) as packed:
             for name, data in files.items():

@@ -70,7 +70,10 @@ def site(authority: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Itera
 
         def do_GET(self) -> None:
             found.seen.append((self.path, dict(self.headers)))
-            found.answers.get(self.path, lambda request: request.send_error(404))(self)
+            if answer := found.answers.get(self.path):
+                answer(self)
+            else:
+                self.send_error(404)
 
         def log_message(self, *_: object) -> None:
             return

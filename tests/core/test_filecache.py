@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from genai_core.canonical import digest_bytes
+from genai_core.canonical import digest_bytes, digest_file
 from genai_core.files import digest_cache as filecache
 from genai_core.files.digest_cache import FileCache
 
@@ -21,7 +21,7 @@ class Reads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.count = 0
-        real = filecache.digest_file
+        real = digest_file
 
         def counting(path: Path) -> str:
             self.count += 1
@@ -82,7 +82,7 @@ def test_file_that_changes_while_read_is_not_remembered(
 ) -> None:
     file = tmp_path / "a"
     file.write_bytes(b"one")
-    real = filecache.digest_file
+    real = digest_file
 
     def writing(path: Path) -> str:
         found = real(path)

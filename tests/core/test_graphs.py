@@ -21,7 +21,9 @@ sizes = st.integers(1, 100000)
 
 
 @given(ar=sizes, cl=sizes, count=st.integers(1, 99), data=st.data())
-def test_parse_name_reads_what_the_names_say(ar: int, cl: int, count: int, data) -> None:
+def test_parse_name_reads_what_the_names_say(
+    ar: int, cl: int, count: int, data: st.DataObject
+) -> None:
     index = data.draw(st.integers(1, count))
     whole = parse_name(graph_name(ar, cl))
     assert (whole.ar, whole.cl, whole.index, whole.count, whole.role) == (ar, cl, 0, 0, "")

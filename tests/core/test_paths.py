@@ -118,11 +118,11 @@ def test_store_prefix_is_refused_when_it_leads_to_another_tenant() -> None:
 
 @pytest.mark.parametrize("name", [name for name in ESCAPES if not name.startswith("~")])
 def test_documents_refuse_a_path_that_leaves_its_folder(name: str) -> None:
-    file = {"sha256": "a" * 64, "size": 1}
+    file: dict[str, Any] = {"sha256": "a" * 64, "size": 1}
     with pytest.raises(ValidationError):
-        ResolvedFile(path=name, **file)  # type: ignore[arg-type]
+        ResolvedFile(path=name, **file)
     with pytest.raises(ValidationError):
-        ResolvedSource(digest="d", files={name: ResolvedFile(path="a", **file)})  # type: ignore[arg-type]
+        ResolvedSource(digest="d", files={name: ResolvedFile(path="a", **file)})
     with pytest.raises(ValidationError):
         ResolveFile(uri="s3://b/m", model={"onnx": name}, quantization={})
     with pytest.raises(ValidationError):

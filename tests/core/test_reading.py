@@ -429,7 +429,7 @@ def test_nearest_stays_silent_where_nothing_is_near() -> None:
 
 
 def test_fields_of_a_newer_version_are_no_fault_of_what_an_apiserver_serves() -> None:
-    spec = {
+    spec: dict[str, Any] = {
         "model": {"source": "s3://m/x", "colour": "red"},
         "targets": ["cpu"],
         "run": {"shape": "round", "tolerations": [{"key": "a", "operator": "Exists", "new": 1}]},

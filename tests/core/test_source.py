@@ -31,7 +31,8 @@ def external(name: str, location: str) -> onnx.TensorProto:
     return tensor
 
 
-def write_model(folder: Path, *locations: str, name: str = "model.onnx") -> None:
+def write_model(folder: Path, *locations: str, name: str = "model.onnx") -> Path:
+    """Return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     graph = helper.make_graph(
         [], "g", [], [], [external(f"w{i}", path) for i, path in enumerate(locations)]
@@ -42,6 +43,7 @@ def write_model(folder: Path, *locations: str, name: str = "model.onnx") -> None
         if path.is_relative_to(folder) and ".." not in location:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(location.encode().ljust(4, b"\0"))
+    return folder
 
 
 def inspect(folder: Path, **spec: Any) -> SourceFacts:
@@ -164,13 +166,13 @@ def test_further_files_of_the_spec_get_roles(tmp_path: Path) -> None:
     ("make", "kind", "words"),
     [
         (lambda p: p.mkdir(), BadModel, "no .onnx file"),
-        (lambda p: (write_model(p, "x"), (p / "x").unlink()), BadModel, "x is missing"),
+        (lambda p: (write_model(p, "x") / "x").unlink(), BadModel, "x is missing"),
         (lambda p: write_model(p, "../secret"), BadModel, "outside the model's folder"),
         (lambda p: write_model(p, "/etc/passwd"), BadModel, "outside the model's folder"),
         (lambda p: write_model(p, "config.json"), BadModel, "stands for another file"),
         (lambda p: (p.mkdir(), (p / "m.onnx").touch()), BadModel, "empty"),
-        (lambda p: (write_model(p), (p / "config.json").write_text("{")), BadModel, "not JSON"),
-        (lambda p: (write_model(p), (p / "config.json").write_text("[]")), BadModel, "JSON object"),
+        (lambda p: (write_model(p) / "config.json").write_text("{"), BadModel, "not JSON"),
+        (lambda p: (write_model(p) / "config.json").write_text("[]"), BadModel, "JSON object"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(

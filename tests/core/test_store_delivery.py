@@ -12,7 +12,6 @@ from genai_core.canonical import digest_bytes
 from genai_core.container.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
 from genai_core.names import Backend, Digest, Key
-from genai_core.store import fetch as fetching
 from genai_core.store.delivery import deliver, folder_name, place
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.fetch import fetch, main
@@ -321,7 +320,7 @@ def test_fetch_says_how_much_room_is_needed_before_the_first_byte(
     class Full:
         free = 3
 
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: Full)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Full)
     with pytest.raises(NoSpace, match="bytes are needed, 3 are free"):
         fetch(store, f"package/{record.key}", revision, tmp_path / "a" / "b")
 

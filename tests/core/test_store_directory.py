@@ -185,7 +185,7 @@ def test_flipped_byte_is_never_served_and_heals(
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert "has bytes of digest" in str(store.check_blob(blob))
     dest = tmp_path / "dest"
-    read = {
+    read: dict[str, Callable[[], object]] = {
         "fetch": lambda: store.fetch_blob(blob, dest),
         "shared": lambda: store.fetch_blob(blob, dest, shared=True),
         "open": lambda: store.open_blob(blob).__enter__(),
@@ -207,12 +207,13 @@ def test_putting_right_bytes_over_wrong_ones_heals(store: DirectoryStore, tmp_pa
     source = tmp_path / "a"
     source.write_bytes(b"right")
     blob = store.put_blob(source)
-    for put in (
+    ways: list[Callable[[], Blob]] = [
         lambda: store.put_bytes(b"right"),
         lambda: store.put_blob(source),
         lambda: store.put_blob(source, digest=blob.sha256),
         lambda: store.put_blob(source, consume=True),
-    ):
+    ]
+    for put in ways:
         path = store.blob_path(blob.sha256)
         path.unlink()
         path.write_bytes(b"wrong")

@@ -158,7 +158,7 @@ def test_await_sweeps_goes_on_when_a_sweep_is_older_than_any_gc(
     now = store.now().timestamp()
     for when in (now - 601, now + 1e9):  # a file's time can be set, to the future as well
         os.utime(tmp_path / "sweeps" / "gc-evil.json", (when, when))
-        await_sweeps(store, records=sweep.records, sleep=pytest.fail)
+        await_sweeps(store, records=sweep.records, sleep=lambda _: pytest.fail("it waits"))
 
 
 BAD_NOTES = {
@@ -349,6 +349,6 @@ def test_lookup_refuses_a_record_of_a_hundred_thousand_blobs(
     began = time.monotonic()
     assert store.lookup(record.operation, record.key) == Miss(
         "its record cannot be read",
-        store.lookup(record.operation, record.key).etag,  # type: ignore[union-attr]
+        store.lookup(record.operation, record.key).etag,
     )
     assert time.monotonic() - began < 5, "nothing was asked about them"

@@ -28,6 +28,7 @@ from genai_core.store.collection.collect import collect
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import BlobSwept, publish
 from genai_core.store.protocol import Hit, RecordRef
+from genai_core.store.s3.s3_store import S3Store
 from genai_core.store.s3.source_upload import SourceUpload
 from genai_core.tasks.keys import task_key, toolchain_id
 from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
@@ -125,7 +126,7 @@ class Turns:
 class Stepping:
     """A store each of whose calls waits for its turn."""
 
-    def __init__(self, store: DirectoryStore, turns: Turns) -> None:
+    def __init__(self, store: DirectoryStore | S3Store, turns: Turns) -> None:
         self._store = store
         self._turns = turns
 

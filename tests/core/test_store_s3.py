@@ -16,6 +16,7 @@ import pytest
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
+from genai_core.names import Digest
 from genai_core.store import blobs
 from genai_core.store.address import StoreCredentials
 from genai_core.store.collection.collect import collect
@@ -219,9 +220,13 @@ def test_wrong_credentials_and_buckets(s3: S3Server, fresh_name: str) -> None:
         S3Server(s3.name, s3.endpoint, None, bucket="no-such-bucket").where(""),
         credentials=s3.credentials,
     )
-    for call in (lambda: lost.head_blob("0" * 64), lost.probe, lambda: list(lost.list_blobs())):  # type: ignore[arg-type]
+    for asked in (
+        lambda: lost.head_blob(Digest("0" * 64)),
+        lost.probe,
+        lambda: list(lost.list_blobs()),
+    ):
         with pytest.raises(StoreUnreadable, match="no such bucket"):
-            call()
+            asked()
 
 
 def test_no_credentials_at_all(
@@ -515,4 +520,5 @@ def test_blob_in_parts_has_its_digest_noted(store: S3Store, tmp_path: Path) -> N
     assert stat.stands_for(blob.sha256, BIG)
     with store.open_blob(blob) as stream:
         assert stream.read(100) == (tmp_path / "a").read_bytes()[:100]
-    assert store.fetch_blob(Blob(sha256=blob.sha256, size=BIG), tmp_path / "b") is None
+    store.fetch_blob(Blob(sha256=blob.sha256, size=BIG), tmp_path / "b")
+    assert (tmp_path / "b").stat().st_size == BIG

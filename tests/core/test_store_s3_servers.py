@@ -122,6 +122,10 @@ def many_tags(request: BaseHTTPRequestHandler) -> None:
     send(request, b"<ListBucketResult>" + b"<a/>" * 1_500_000 + b"</ListBucketResult>")
 
 
+def endless_continues(request: BaseHTTPRequestHandler) -> None:
+    request.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 200_000)
+
+
 ANSWERS: dict[str, Answer] = {
     "html": lambda r: send(r, b"<html>hi</html>", ETag='"x"'),
     "entities": entities,
@@ -132,13 +136,13 @@ ANSWERS: dict[str, Answer] = {
     "no date": lambda r: send(r, b"", 404),
     "500": lambda r: send(r, b"", 500),
     "hangs up": lambda r: setattr(r, "close_connection", True),
-    "short": lambda r: (send(r, b"", ETag='"x"', Content_Length="10"), None)[1],
+    "short": lambda r: send(r, b"", ETag='"x"', Content_Length="10"),
     "bad date": lambda r: send(r, PAGE.replace(b"2026-01", b"9999-99"), Last_Modified="never"),
     "no fields": lambda r: send(r, b"<ListBucketResult><Contents></Contents></ListBucketResult>"),
     "bad length": lambda r: send(r, b"", ETag='"x"', Content_Length="much"),
     "drips": drip,
     "drips headers": drip_headers,
-    "continues": lambda r: r.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n" * 200_000) and None,
+    "continues": endless_continues,
 }
 USES: dict[str, Callable[[str], object]] = {
     "probe": lambda e: S3Store(parse_address(f"s3://buc/p?endpoint={e}"), credentials=KEYS).probe(),

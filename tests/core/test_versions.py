@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from pydantic import BaseModel, Field
@@ -12,7 +13,7 @@ from genai_core.container.manifest import SCHEMA_VERSION, Manifest, read_manifes
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput
 
-WRITTEN = {
+WRITTEN: dict[str, Any] = {
     "schema_version": 1,
     "model": {"digest": "sha256:00"},
     "architecture": "llama",
@@ -30,7 +31,7 @@ class NewerManifest(Manifest):
     adapters: list[str] | None = None
 
 
-def test_read_manifest_refuses_by_version_when_the_container_is_newer():
+def test_read_manifest_refuses_by_version_when_the_container_is_newer() -> None:
     newer = WRITTEN | {"schema_version": SCHEMA_VERSION + 1, "adapters": ["a"], "files": "moved"}
     with pytest.raises(BadInput) as caught:
         read_manifest(json.dumps(newer), where="box/manifest.json")
@@ -42,10 +43,10 @@ def test_read_manifest_refuses_by_version_when_the_container_is_newer():
     assert "adapters" not in told
 
 
-def test_read_manifest_refuses_a_base_that_is_another_containers():
+def test_read_manifest_refuses_a_base_that_is_another_containers() -> None:
     adapter = {"adapters/a.safetensors": {"sha256": "1" * 64, "size": 1}}
     plain = read_manifest(json.dumps(WRITTEN))
-    files = {**dict(WRITTEN["files"]), **adapter}
+    files = {**WRITTEN["files"], **adapter}
     worn = WRITTEN | {"schema_version": 2, "files": files, "base": plain.revision()}
     assert read_manifest(json.dumps(worn)).base_digest() == plain.revision()
     other = worn | {"files": {"model.onnx": {"sha256": "2" * 64, "size": 1}, **adapter}}
@@ -53,7 +54,7 @@ def test_read_manifest_refuses_a_base_that_is_another_containers():
         read_manifest(json.dumps(other))
 
 
-def test_a_newer_program_reads_an_older_manifest_and_keeps_its_revision():
+def test_a_newer_program_reads_an_older_manifest_and_keeps_its_revision() -> None:
     older = read_manifest(json.dumps(WRITTEN))
     newer = read_versioned(
         NewerManifest, json.dumps(WRITTEN), newest=SCHEMA_VERSION + 1, where="manifest.json"
@@ -65,7 +66,7 @@ def test_a_newer_program_reads_an_older_manifest_and_keeps_its_revision():
     assert canonical_json(written) == canonical_json(WRITTEN)
 
 
-def test_a_newer_program_reads_its_own_fields():
+def test_a_newer_program_reads_its_own_fields() -> None:
     content = WRITTEN | {"schema_version": SCHEMA_VERSION + 1, "adapters": ["a"]}
     read = read_versioned(
         NewerManifest, json.dumps(content), newest=SCHEMA_VERSION + 1, where="manifest.json"
@@ -73,7 +74,7 @@ def test_a_newer_program_reads_its_own_fields():
     assert read.adapters == ["a"]
 
 
-def test_read_versioned_takes_a_file_without_a_version_as_the_first():
+def test_read_versioned_takes_a_file_without_a_version_as_the_first() -> None:
     assert read_versioned(Small, '{"name": "x"}', newest=1, where="small.json").schema_version == 1
 
 
@@ -92,6 +93,6 @@ class Small(BaseModel):
         ('{"schema_version": 1}', "name: Field required"),
     ],
 )
-def test_read_versioned_says_what_is_wrong_when_a_file_is_broken(text, message):
+def test_read_versioned_says_what_is_wrong_when_a_file_is_broken(text: str, message: str) -> None:
     with pytest.raises(BadInput, match=message):
         read_versioned(Small, text, newest=1, where="small.json")

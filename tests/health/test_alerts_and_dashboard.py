@@ -71,7 +71,7 @@ def written() -> dict[str, set[str]]:
         assert isinstance(metric, MetricWrapperBase)
         name, labels = metric._name, set(metric._labelnames)
         ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"]}
-        for end in ends.get(metric._type, [""]):
+        for end in ends.get(str(metric._type), [""]):
             found[name + end] = labels
     for family in REGISTRY.collect():
         if family.name.startswith("process_"):

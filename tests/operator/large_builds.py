@@ -128,7 +128,7 @@ class Apiserver:
 async def watching(server: Apiserver) -> AsyncIterator[Controller]:
     """kopf itself, as the operator starts it, beside a controller that does not work."""
     async with server.serving() as to, ApiClient(to) as api:
-        handlers.connection = lambda: to
+        handlers.connection = lambda: to  # type: ignore[attr-defined]
         controller = Controller(api, Settings())
         task = asyncio.create_task(
             kopf.operator(

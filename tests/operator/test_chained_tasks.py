@@ -26,7 +26,8 @@ from genai_operator.builds.planning.question import Question, Survey
 from genai_operator.builds.planning.requests import Setting
 from genai_operator.builds.planning.survey import survey
 from genai_operator.builds.sources import SourcePlace
-from genai_operator.jobs.manifest import JobRequest, Owner, StoreAccess, render
+from genai_operator.jobs.access import StoreAccess
+from genai_operator.jobs.manifest import JobRequest, Owner, render
 from genai_operator.kube.job import JobState, JobView, job_view
 from genai_operator.kube.pod import Ending, PodView
 from genai_operator.stores.lookups import Lookups
@@ -213,7 +214,7 @@ def test_what_stood_before_it_was_asked_for_is_cached_though_jobs_are_there(worl
     assert sum(world.look().made.values()) == 5
     edited = world.now + timedelta(seconds=2)
     assert world.look(since=edited).made == {}
-    changed = {"golden": {"prompts": ["x"]}, "since": edited}
+    changed: dict[str, Any] = {"golden": {"prompts": ["x"]}, "since": edited}
     world.later(9)
     name = world.create(world.look(**changed).start[0])
     world.run(name)
@@ -304,7 +305,7 @@ def test_an_early_failure_is_no_attempt_at_what_it_never_came_to(world: World) -
 
 
 def test_two_builds_share_a_chain_and_part_where_they_differ(world: World) -> None:
-    other = {"golden": {"prompts": ["x"]}}  # only its package differs
+    other: dict[str, Any] = {"golden": {"prompts": ["x"]}}  # only its package differs
     name = world.create(world.look().start[0])
     seen = world.look("two", **other)
     assert (seen.start, [job.name for job in seen.active]) == ((), [name])
@@ -341,7 +342,7 @@ def test_what_a_job_says_of_its_chain_is_read_back(world: World) -> None:
 def test_a_pod_that_has_left_its_last_result_counts_until_it_has_ended(world: World) -> None:
     """Its process takes seconds to end, and its node has those cores and that memory till then."""
     world.chain_tasks = 2
-    only = {"run": {"parallelism": 1}}
+    only: dict[str, Any] = {"run": {"parallelism": 1}}
     (request,) = world.look(**only).start
     assert len(request.chain) == 1
     name = world.create(request)

@@ -56,7 +56,7 @@ def outcomes(error: Exception, times: int = 1) -> tuple[list[tuple[Phase, str, f
     async def fails(_: Any) -> Any:
         raise error
 
-    room.builds._steps.load = fails  # type: ignore[method-assign]
+    room.builds._steps.load = fails  # type: ignore[method-assign,assignment]
     for _ in range(times):
         one = a_pass()
         outcome = asyncio.run(room.builds._outcome(one))
@@ -106,6 +106,7 @@ def test_a_fault_of_the_source_is_not_called_the_stores(
     with pytest.raises((Waiting, SourceNotFound)) as raised:
         asyncio.run(room.builds._resolver._question(a_pass(), Opened(), access))  # type: ignore[arg-type]
     found = raised.value
+    assert isinstance(found, Waiting | SourceNotFound)
     assert (found.reason if isinstance(found, Waiting) else found.code) == reason
 
 
@@ -196,8 +197,8 @@ def test_a_model_that_was_looked_at_too_early_is_looked_at_again() -> None:
     async def renewed(_: Any) -> float:
         return 3000.0
 
-    room.builds._steps.load = fails  # type: ignore[method-assign]
-    room.builds._rest.renewed = renewed  # type: ignore[method-assign]
+    room.builds._steps.load = fails  # type: ignore[method-assign,assignment]
+    room.builds._rest.renewed = renewed  # type: ignore[method-assign,assignment]
     assert [room.work() for _ in range(6)] == [30, 60, 120, 240, 480, 600]
     ready = room.api.statuses[-1]["status"]["conditions"][0]
     assert (ready["status"], ready["reason"]) == ("False", "BadModel")

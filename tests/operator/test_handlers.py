@@ -20,7 +20,8 @@ def configured() -> kopf.OperatorSettings:
     registry = registry_of(Controller(None, Settings()))  # type: ignore[arg-type]
     settings = kopf.OperatorSettings()
     for handler in registry._activities.get_handlers(activity=Activity.STARTUP):
-        handler.fn(settings=settings)
+        configure: Any = handler.fn
+        configure(settings=settings)
     return settings
 
 

@@ -69,7 +69,7 @@ class Room:
             jobs, self.observed, JobWriter(self.observed, applier, Starter(applier))
         )
 
-    def ask(self) -> HelperAnswer | str:
+    def ask(self) -> HelperAnswer | Standing:
         value = {"metadata": {"namespace": "n", "name": "b", "uid": "build"}}
         one = BuildPass(value, SPEC, Owner("b", "build"), "n", 1, "", {})
         document = LookFile(refs=ANSWER.asked)

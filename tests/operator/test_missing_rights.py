@@ -14,8 +14,9 @@ from genai_core.kinds.build import Run
 from genai_core.names import Key
 from genai_operator.backoff import Backoff
 from genai_operator.errors import Stalled, Waiting
+from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
-from genai_operator.jobs.manifest import JobRequest, Owner, StoreAccess
+from genai_operator.jobs.manifest import JobRequest, Owner
 from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.apiserver.client import _refusal
 from genai_operator.kube.watch.observed import Observed
@@ -51,8 +52,7 @@ class Forbidding:
     server = "https://127.0.0.1"
 
     def __init__(self, error: str | ApiError, code: int = 403) -> None:
-        found = isinstance(error, ApiError)
-        self.error = error if found else ApiError(code, "Forbidden", str(error))
+        self.error = error if isinstance(error, ApiError) else ApiError(code, "Forbidden", error)
         self.asked: list[tuple[str, str]] = []
 
     async def get(self, plural: str, name: str, *, namespace: str = "") -> Any:
@@ -102,10 +102,12 @@ def test_a_refused_job_is_the_users_fault_only_when_its_own_fields_are_wrong(
 ) -> None:
     with pytest.raises(kind) as raised:
         create(error)
-    assert raised.value.reason == reason
+    refused = raised.value
+    assert isinstance(refused, kind)
+    assert refused.reason == reason
     if reason == "NotAdmitted":
-        assert error.message in raised.value.message, "the apiserver's own sentence"
-        assert "ingest" in raised.value.message
+        assert error.message in refused.message, "the apiserver's own sentence"
+        assert "ingest" in refused.message
 
 
 def create(error: ApiError) -> None:

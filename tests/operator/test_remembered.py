@@ -55,7 +55,7 @@ class Heavy:
         del head
         with self._lock:
             self.looked += 1
-        facts = {"x": [[] for _ in range(self.values)]}
+        facts: dict[str, Any] = {"x": [[] for _ in range(self.values)]}
         return Hit(record(int(key, 16), facts=facts), "etag", self.location)
 
 

@@ -30,7 +30,7 @@ RECORD = Record(
 def status(
     state: str, reason: str = "R", previous: Any = None, generation: int = 1, **more: Any
 ) -> dict[str, Any]:
-    outcome = Outcome(state, reason, **({"store": STORE} | more))
+    outcome = Outcome(Phase(state), reason, **({"store": STORE} | more))
     return build_status(outcome, previous or {}, generation=generation, now=NOW)
 
 

@@ -213,7 +213,7 @@ def record(number: int, *, inputs: tuple[str, ...] = (), files: dict[str, Blob])
         inputs=read,
         outputs={name: Output(sha256=b.sha256, size=b.size) for name, b in files.items()},
         toolchain=ToolchainUsed(id=Digest("3" * 64)),
-        created_at="2026-01-01T00:00:00Z",  # type: ignore[arg-type]
+        created_at="2026-01-01T00:00:00Z",
     )
 
 

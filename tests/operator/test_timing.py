@@ -131,11 +131,12 @@ def test_controller_lets_a_pass_rest_by_its_own_work(monkeypatch: pytest.MonkeyP
     controller = Controller(None, Settings(), timing=processor.timing)  # type: ignore[arg-type]
     rests: dict[str, float] = {}
     done = controller.queue.done
-    monkeypatch.setattr(
-        controller.queue,
-        "done",
-        lambda ref, rest=0.0: (rests.__setitem__(ref.name, rest), done(ref, rest=rest)),
-    )
+
+    def noted(ref: Ref, rest: float = 0.0) -> None:
+        rests[ref.name] = rest
+        done(ref, rest=rest)
+
+    monkeypatch.setattr(controller.queue, "done", noted)
 
     class Reconciler:
         async def reconcile(self, _namespace: str, name: str) -> None:

@@ -24,7 +24,7 @@ def drained(queue: WorkQueue[str]) -> list[str]:
     """Everything that is due now, in order; each key is done at once."""
 
     async def take() -> list[str]:
-        found = []
+        found: list[str] = []
         while True:
             try:
                 key = await asyncio.wait_for(queue.get(), 0.01)

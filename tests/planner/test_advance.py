@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from genai_core.errors import BadModel, GenAIError
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import MODEL, Digest, Key
+from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OPERATIONS
 from genai_planner import machine as machine_module
 from genai_planner.advance import Advice, advance
@@ -21,7 +22,7 @@ from genai_planner.expand.build import expand
 from genai_planner.graph import FileRef, Plan, Result
 from genai_planner.machine import KnownKeys, Machine, TaskState
 from genai_planner.progress import progress
-from genai_planner.shape import shape_from_config
+from genai_planner.shape import ModelShape, shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
 
@@ -36,7 +37,15 @@ CONFIG = {
     "vocab_size": 2048,
     "max_position_embeddings": 256,
 }
-SHAPE = shape_from_config(CONFIG)
+
+
+def known_shape(config: dict[str, Any]) -> ModelShape:
+    shape = shape_from_config(config)
+    assert shape is not None
+    return shape
+
+
+SHAPE = known_shape(CONFIG)
 assert SHAPE is not None
 
 
@@ -166,7 +175,7 @@ def test_failure_is_final_until_its_key_changes() -> None:
     assert advice.ended
     assert set(advice.failed) == {"ingest"}
     assert advice.containers == {}
-    assert advice.states["package/sm8750"] is TaskState.STOPPED
+    assert advice.states[TaskId("package/sm8750")] is TaskState.STOPPED
 
 
 def test_what_can_be_asked_at_a_time_is_asked_together() -> None:

@@ -14,7 +14,7 @@ from genai_planner.chains import chain_behind, derivations, is_cheaper_joined
 from genai_planner.expand.build import expand
 from genai_planner.graph import Demand, FileRef, Plan, Task
 from genai_planner.machine import TaskState
-from genai_planner.shape import shape_from_config
+from genai_planner.shape import ModelShape, shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
 
@@ -27,7 +27,15 @@ SOURCE = {
     for n, name in enumerate(("model.onnx", "config.json", "model.encodings"), 1)
 }
 SOURCES = {MODEL: Source(SOURCE, CONFIG, 8)}
-SHAPE = shape_from_config(CONFIG)
+
+
+def known_shape(config: dict[str, Any]) -> ModelShape:
+    shape = shape_from_config(config)
+    assert shape is not None
+    return shape
+
+
+SHAPE = known_shape(CONFIG)
 assert SHAPE is not None
 
 

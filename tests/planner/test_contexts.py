@@ -74,7 +74,8 @@ def test_derive_graphs_takes_ars_that_fit_when_none_are_given(
 ) -> None:
     shape = shape_from_config({"num_hidden_layers": 2, "hidden_size": 8, "vocab_size": 16})
     assert shape is not None
-    for given in ({}, {"autoRegression": []}):
+    none_given: list[dict[str, list[int]]] = [{}, {"autoRegression": []}]
+    for given in none_given:
         graphs = Graphs.model_validate({"contextLengths": lengths, **given})
         found = derive_graphs(graphs, shape, htp=True, native_kv=native)
         assert sorted({graph.ar for graph in found.graphs}) == ars

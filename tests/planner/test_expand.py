@@ -11,7 +11,7 @@ import pytest
 
 from genai_core.errors import BadEncodings, InvalidSpec
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import MODEL, Digest, Gaps
+from genai_core.names import MODEL, Digest, Gaps, TaskId
 from genai_planner.expand.build import expand, expand_ingest
 from genai_planner.graph import FileRef, Plan, Task
 from genai_planner.shape import ModelShape, shape_from_config
@@ -88,8 +88,8 @@ def test_further_chip_adds_only_what_knows_the_chip() -> None:
     one, two = plan(), plan(targets=["sm8750", "sm8650"])
     added = {task.id for task in two.tasks} - {task.id for task in one.tasks}
     assert {name.split("/")[0] for name in added} == {"compile", "fidelity", "package"}
-    assert {t.id: t.target for t in two.tasks}["arcl/ar1_cl256"] == ""
-    assert {t.id: t.target for t in one.tasks}["arcl/ar1_cl256"] == "sm8750"
+    assert {t.id: t.target for t in two.tasks}[TaskId("arcl/ar1_cl256")] == ""
+    assert {t.id: t.target for t in one.tasks}[TaskId("arcl/ar1_cl256")] == "sm8750"
 
 
 def test_further_ar_adds_a_column_and_changes_only_compile_configs() -> None:
@@ -120,7 +120,7 @@ def test_split_reads_its_own_weights_alone() -> None:
     by_id = {task.id: task for task in plan().tasks}
 
     def weights(task: str) -> set[str]:
-        patterns = [p for s in by_id[task].inputs["model"] for p in s.patterns]
+        patterns = [p for s in by_id[TaskId(task)].inputs["model"] for p in s.patterns]
         return {p for p in patterns if p.startswith("weights/")}
 
     for operation in ("transform", "convert/htp"):
@@ -321,7 +321,7 @@ def test_a_native_cache_needs_ars_that_have_one() -> None:
         t for t in plan(compilation=compilation, graphs=graphs).tasks if t.operation == "compile"
     ]
     assert compiled
-    assert all(task.config.native_kv is True for task in compiled)
+    assert all(task.config.model_dump()["native_kv"] is True for task in compiled)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.reading import read_build_text
-from genai_core.names import DRAFT, MODEL, Digest, Gaps, Precision, SourceName
+from genai_core.names import DRAFT, MODEL, Digest, Gaps, Precision, SourceName, TaskId
 from genai_core.operations import OPERATIONS, ConvertCpuConfig, PackageConfig
 from genai_core.sources.build_sources import model_spec, of_source, sources_of
 from genai_core.sources.resolved import resolve_file
@@ -62,7 +62,7 @@ def test_a_draft_has_tasks_of_its_own_and_changes_only_the_package() -> None:
     }  # fmt: skip
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {"package/cpu/int8", "package/cpu/int4", "package/cpu/float"}
-    assert after["package/cpu/int8"].inputs["draft"][0].task == "package/cpu/draft"
+    assert after[TaskId("package/cpu/int8")].inputs["draft"][0].task == "package/cpu/draft"
     assert drafted.containers == plain.containers, "the draft's is not delivered"
 
 

@@ -89,7 +89,7 @@ def with_data_at(place: str, location: str, *, usual: bool) -> bytes:
         if tensor.doc_string == "HERE":
             tensor.data_location = TensorProto.EXTERNAL
             tensor.external_data.add(key="location", value=location)
-    data = model.SerializeToString()
+    data: bytes = model.SerializeToString()
     if usual:
         return data
     value = location.encode()

@@ -22,7 +22,6 @@ from genai_core.store.address import (
 )
 from genai_core.store.pod_store import open_job_store
 from genai_core.store.s3.client import shared_session
-from genai_stages.worker import source_access
 from genai_stages.worker.source_access import open_source
 
 POD = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
@@ -233,4 +232,4 @@ def test_endpoint_is_refused_without_being_shown(endpoint: str) -> None:
 
 def test_pods_of_these_tests_are_none() -> None:
     assert "KUBERNETES_SERVICE_HOST" not in os.environ
-    assert source_access.pod_peers(os.environ) is None
+    assert pod_peers(os.environ) is None

@@ -9,7 +9,7 @@ from typing import Any
 
 from genai_cli.testing import Program
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples/tiny-llama"
 EVAL = ROOT / "tests/fixtures/tokens/eval.npy"
 

@@ -27,7 +27,7 @@ from genai_serving.engine import Engine, Limits
 from genai_serving.metrics import Metrics
 from genai_serving.structure.grammars import Grammars
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "tiny-llama" / "model"
 VOCAB, CONTEXT = 2048, 96
 ENTRY = AdapterEntry(file="x", sha256="0" * 64, rank=1, linears=1)
 INDEX = AdapterIndex(
