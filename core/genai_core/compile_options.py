@@ -76,6 +76,13 @@ def parse(options: Mapping[str, str], *, where: str = "compilation.options") -> 
     )
 
 
+def merged(defaults: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """A target's options with a build's over them, which win whatever name they have there."""
+    given = {ALIASES.get(name, name) for name in own}
+    kept = {name: text for name, text in defaults.items() if ALIASES.get(name, name) not in given}
+    return {**kept, **own}
+
+
 def _refusal(name: str, where: str) -> InvalidSpec:
     if name in _REFUSED:
         return InvalidSpec(

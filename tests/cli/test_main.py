@@ -101,6 +101,7 @@ BAD_INPUT = {
     "build -f none.yaml": "none.yaml: no such file or directory; name a YAML file",
     "graph -f none.yaml": "none.yaml: no such file or directory; name a YAML file",
     "build no --target cpu": "no: there is no such folder; name the folder of a model",
+    "build s3://b/m --target cpu": "s3:/b/m: it is an address, and only a folder is taken here",
     "run no --prompt x": "no: not a container: it has no manifest",
     "evaluate no --tokens x": "no: not a container: it has no manifest",
     "inspect no": "no: neither a container nor an artifact; name a container's",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from genai_core.compile_options import GraphOptions, parse
+from genai_core.compile_options import GraphOptions, merged, parse
 from genai_core.errors import InvalidSpec
 
 
@@ -61,3 +61,12 @@ def test_values_out_of_range_are_refused(name: str, value: str) -> None:
 def test_two_spellings_at_odds_are_refused() -> None:
     with pytest.raises(InvalidSpec, match="given twice, as 2 and 3"):
         parse({"graphs.O": "2", "graphs.optimization_type": "3"})
+
+
+@pytest.mark.parametrize("own", ["graphs.vtcm_mb", "graphs.vtcm_size_in_mb"])
+@pytest.mark.parametrize("default", ["graphs.vtcm_mb", "graphs.vtcm_size_in_mb"])
+def test_merged_keeps_the_builds_value_when_a_target_has_it_in_another_spelling(
+    own: str, default: str
+) -> None:
+    both = merged({default: "8", "graphs.O": "3"}, {own: "4"})
+    assert parse(both) == GraphOptions(optimization=3, vtcm_mb=4)

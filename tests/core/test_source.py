@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -235,3 +236,42 @@ def test_weight_bits_leaves_a_width_out_when_it_has_thousands_of_digits(tmp_path
     path = tmp_path / "a.encodings"
     path.write_text('{"param_encodings": [{"bw": ' + "9" * 5000 + '}, {"bw": 4}]}')
     assert weight_bits(path) == 4
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "config.json", "model.encodings"])
+@pytest.mark.parametrize("way", ["link", "loop", "fifo"])
+def test_inspect_source_refuses_when_a_file_is_there_and_cannot_be_read(
+    name: str, way: str, tmp_path: Path
+) -> None:
+    write_model(tmp_path)
+    if way == "fifo":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to("nowhere" if way == "link" else name)
+    # Left out, it would be a model without a tokenizer, of no known family, or in float.
+    with pytest.raises(BadModel, match=r"leads nowhere|no ordinary file") as caught:
+        inspect(tmp_path)
+    assert caught.value.where == str(tmp_path / name)
+
+
+def test_inspect_source_takes_a_folder_when_its_name_ends_as_a_file(tmp_path: Path) -> None:
+    write_model(tmp_path / "llama.onnx", name="graph.onnx")
+    found = inspect(tmp_path / "llama.onnx")
+    assert found.files["model.onnx"].path.name == "graph.onnx"
+    alone = inspect(tmp_path / "llama.onnx" / "graph.onnx")
+    assert alone.digest == found.digest
+
+
+def test_inspect_source_refuses_when_a_name_is_no_text(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    (tmp_path / "model.onnx").rename(os.fsdecode(os.fsencode(tmp_path) + b"/m\xff.onnx"))
+    with pytest.raises(BadModel, match="not UTF-8") as caught:
+        inspect(tmp_path)
+    assert caught.value.where.isprintable()
+
+
+def test_inspect_source_refuses_when_data_is_called_as_the_calibration_text(tmp_path: Path) -> None:
+    write_model(tmp_path, "calibration.txt")
+    (tmp_path / "text.txt").write_text("def f(): pass")
+    with pytest.raises(BadModel, match=r"external data is called calibration\.txt"):
+        inspect(tmp_path, quantization={"gaps": "Calibrate", "calibration": "text.txt"})

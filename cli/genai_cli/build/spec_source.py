@@ -39,6 +39,8 @@ _OPTION = {
     "model.encodings": "--encodings",
 }
 _FILES = {"model.onnx", "model.encodings"}
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+:/")
+"""How `s3://models/x` begins once it was read as a path."""
 
 
 def build_of(flags: SpecFlags) -> GenAIBuild:
@@ -140,6 +142,9 @@ def _of_folder(flags: SpecFlags) -> GenAIBuild:
         remedy = "name the folder of a model"
         if folder.suffix in {".yaml", ".yml"}:
             remedy = f"write -f {shlex.quote(str(folder))}"
+        if _ADDRESS.match(str(folder)):
+            what = "it is an address, and only a folder is taken here"
+            remedy = "write it into a file as spec.model.source, and build that with -f"
         raise BadModel(what, where=str(folder), remedy=remedy)
     if not flags.target and not any(f.startswith("targets=") for f in flags.fields or ()):
         raise InvalidSpec("no target is given", where="--target", remedy="add e.g. --target cpu")

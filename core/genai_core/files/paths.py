@@ -22,6 +22,7 @@ __all__ = [
     "check_relative_path",
     "inside",
     "links_may_reach",
+    "refuse_unreadable_name",
 ]
 
 _REST = r"[^/\\\x00-\x1f]*"
@@ -89,3 +90,19 @@ def inside(path: Path, root: Path, shown: str, *, of: str = "model's folder") ->
             remedy="copy the file there",
         )
     return path
+
+
+def refuse_unreadable_name(path: Path) -> None:
+    """Refuse a path of bytes that are no text: no record, key or message could hold it.
+
+    Raises:
+        BadModel: It is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        raise BadModel(
+            "its name is not UTF-8",
+            where=str(path).encode(errors="backslashreplace").decode(),
+            remedy="rename it",
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genai_core.errors import BadAdapter
-from genai_core.files.paths import inside, links_may_reach
+from genai_core.files.paths import inside, links_may_reach, refuse_unreadable_name
 from genai_core.sources.source_files import (
     Digests,
     SourceFacts,
@@ -86,6 +86,7 @@ def inspect_adapter(
             onnx = paths[ADAPTER_GRAPH_ROLE]
             paths |= {name: data_file(onnx, name) for name in data_locations(onnx)}
         for path in paths.values():
+            refuse_unreadable_name(path)
             inside(path, links_may_reach(root), str(path))
         files = {
             name: SourceFile(path, cache.digest(path), path.stat().st_size)

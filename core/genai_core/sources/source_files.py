@@ -23,7 +23,7 @@ from genai_core.canonical import digest_json
 from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
 from genai_core.files.foreign import read_json_object, refuse_pointer
 from genai_core.files.home import expanded
-from genai_core.files.paths import inside, links_may_reach
+from genai_core.files.paths import inside, links_may_reach, refuse_unreadable_name
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Digest
 from genai_core.sources.encoding_bits import weight_bits
@@ -153,11 +153,14 @@ def inspect_source(
     """
     root = source_folder(spec, base_dir)
     named = spec.model.onnx
-    if named is None and Path(spec.model.source).suffix == ".onnx":
-        named = Path(spec.model.source).name
+    source = Path(spec.model.source)
+    if named is None and source.suffix == ".onnx" and root.name != source.name:
+        named = source.name
+    refuse_unreadable_name(root)
     try:
         paths = _find_files(spec, root, named)
         for path in paths.values():
+            refuse_unreadable_name(path)
             inside(path, links_within or links_may_reach(root), str(path))
             refuse_pointer(path, where=str(path), remedy=f"run `git lfs pull` in {root}")
         files = {
@@ -202,7 +205,7 @@ def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str,
     for location in data_locations(onnx):
         paths[location] = data_file(onnx, location)
     for name in (CONFIG_ROLE, *ASSETS):
-        found = next((f / name for f in near if (f / name).is_file()), None)
+        found = next((f / name for f in near if stands(f / name)), None)
         if found is not None:
             paths.setdefault(name, found)
     encodings = _one(
@@ -221,7 +224,14 @@ def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str,
         )
     if quantization.calibration:
         path = _named(root, quantization.calibration, "spec.quantization.calibration")
-        paths[calibration_role(quantization.calibration)] = path
+        role = calibration_role(quantization.calibration)
+        if role in paths:
+            raise BadModel(
+                f"its external data is called {role}, which stands for another file",
+                where=str(onnx),
+                remedy="export the model again with another name for its data",
+            )
+        paths[role] = path
     return paths
 
 
@@ -252,7 +262,26 @@ def _one(
 
 
 def _with_suffix(paths: Iterable[Path], suffix: str) -> list[Path]:
-    return sorted(p for p in paths if p.name.endswith(suffix) and p.is_file())
+    named = [path for path in paths if path.name.endswith(suffix)]
+    return sorted(path for path in named if not path.is_dir() and stands(path))
+
+
+def stands(path: Path) -> bool:
+    """Whether a file stands there.
+
+    Raises:
+        BadModel: Something else does in its place, which would be left out without a word: a link
+            that leads nowhere (a file that was moved, or not fetched), a folder, a FIFO.
+    """
+    if path.is_file():
+        return True
+    if path.is_symlink():
+        what, remedy = "it is a link that leads nowhere", "restore what it leads to, or remove it"
+    elif path.exists():
+        what, remedy = "it is no ordinary file", "put the model's own there, or remove it"
+    else:
+        return False
+    raise BadModel(what, where=str(path), remedy=remedy)
 
 
 def _named(root: Path, name: str, field_name: str) -> Path:

@@ -220,7 +220,7 @@ class _Builder:
                 graphs=self.grid.graphs,
                 weight_sharing=compilation.weight_sharing,
                 native_kv=compilation.native_kv,
-                options={**target.options, **compilation.options},
+                options=compile_options.merged(target.options, compilation.options),
                 float16=self.context.stays_float,
                 emulation=self.emulation,
             ),
