@@ -10,6 +10,7 @@ from genai_cli.commands import (
     adapter,
     build,
     cache,
+    dashboard,
     evaluation,
     graph,
     inspection,
@@ -70,4 +71,5 @@ app.command("evaluate")(evaluation.evaluate)
 app.command("status", epilog=remote.EXAMPLES_STATUS)(remote.status)
 app.command("logs", epilog=remote.EXAMPLES_LOGS)(remote.logs)
 app.command("top")(remote.top)
+app.command("dashboard", epilog=dashboard.EXAMPLES)(dashboard.dashboard)
 app.command("pull", epilog=remote.EXAMPLES_PULL)(remote.pull)

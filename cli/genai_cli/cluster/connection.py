@@ -39,6 +39,7 @@ FIELD_MANAGER = "genai-cli"
 _OURS = f"/apis/{API_VERSION}"
 _KINDS = {
     "genaibuilds": _OURS,
+    "genaideployments": _OURS,
     "genaitargets": _OURS,
     "artifactstores": _OURS,
     "jobs": "/apis/batch/v1",

@@ -139,8 +139,8 @@ class Apiserver:
 
 def _selected(value: dict[str, Any], query: dict[str, str]) -> bool:
     labels = value["metadata"].get("labels") or {}
-    wanted = [part.split("=") for part in query.get("labelSelector", "").split(",") if part]
-    return all(labels.get(key) == text for key, text in wanted)
+    wanted = [part.partition("=") for part in query.get("labelSelector", "").split(",") if part]
+    return all(key in labels and (not equal or labels[key] == text) for key, equal, text in wanted)
 
 
 def _status(code: int, reason: str, message: str, **details: str) -> tuple[int, bytes]:

@@ -1,0 +1,1 @@
+"""The web page of `genai dashboard`: builds, deployments and stores of a cluster, only read."""
