@@ -19,10 +19,12 @@ from genai_core.store.address import StoreAddress
 from genai_core.store.collection.collect import collect
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.tasks.record import Output, Record, ToolchainUsed
+from genai_operator.deployments.containers import Revisions, look_up
 from genai_operator.deployments.reconciler import DeploymentReconciler
 from genai_operator.errors import Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.kube.apiserver.api import ApiError
+from genai_operator.kube.apiserver.projection import lean
 from genai_operator.kube.build import build_view
 from genai_operator.kube.pod import pod_view, workload_view
 from genai_operator.kube.watch.observed import Observed
@@ -158,11 +160,12 @@ class Room:
         for number, status in enumerate(pods):
             template = self.objects["deployments", "chat"]["spec"]["template"]["metadata"]
             name = f"chat-{self.version}-{number}"
-            meta = self._meta(name, labels=template["labels"])
-            value = {"metadata": meta | {"annotations": template["annotations"]}, "status": status}
+            meta = self._meta(name, labels=template["labels"], ownerReferences=[REPLICA_SET])
+            meta |= {"annotations": template["annotations"], **status.get("metadata", {})}
+            value = lean("pods", {"metadata": meta, "status": status})
             view = pod_view(value)
-            assert view is not None
-            self.observed.pods.put(value, view)
+            if view is not None:
+                self.observed.pods.put(value, view)
 
     def go(self) -> float | None:
         meta = self._meta("chat", generation=self.generation, annotations=self.annotations)
@@ -192,6 +195,10 @@ class Room:
         return str(template["annotations"]["genai-operator.dev/revision"])
 
 
+REPLICA_SET = {
+    "apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "chat-7f6457586c", "uid": "rs",
+    "controller": True, "blockOwnerDeletion": True,
+}  # fmt: skip
 READY = {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]}
 WRONG = {
     "phase": "Running",
@@ -332,6 +339,57 @@ def test_a_wrong_revision_is_rolled_back_and_not_tried_again(room: Room) -> None
     assert "rejected" not in room.status
 
 
+FORGED = [
+    {"ownerReferences": []},
+    {"ownerReferences": [REPLICA_SET | {"kind": "Job"}]},
+    {"ownerReferences": [REPLICA_SET | {"controller": False}]},
+    {"ownerReferences": [REPLICA_SET | {"name": "other-7f6457586c"}]},
+]
+
+
+@pytest.mark.parametrize("metadata", FORGED, ids=["nobody", "a Job", "no controller", "another"])
+def test_a_pod_with_our_labels_that_no_deployment_made_counts_for_nothing(
+    room: Room, metadata: dict[str, Any]
+) -> None:
+    """A copy for debugging has them, and whoever may make pods may write them."""
+    room.build(A)
+    room.serve()
+    room.build(B)
+    room.go()
+    room.observe(ready=2, replicas=3)
+    room.pods(WRONG | {"metadata": metadata})
+    room.go()
+    assert room.ready == ("Unknown", "Progressing"), "its end is no word about the rollout"
+    room.observe(ready=2, replicas=2)
+    room.pods(*[READY | {"metadata": metadata}] * 5)
+    room.go()
+    assert room.ready == ("Unknown", "Progressing"), "none of the deployment's own answers"
+    assert room.status["revision"]["lastGood"] == A
+
+
+def test_a_revision_that_no_pod_has_run_is_not_what_is_gone_back_to(room: Room) -> None:
+    room.build(A)
+    room.serve()
+    room.spec = {**room.spec, "replicas": 0}
+    room.go()
+    room.observe(ready=0, replicas=0)
+    room.pods()
+    room.build(B)
+    room.go()
+    room.observe(ready=0, replicas=0)
+    room.go()
+    assert room.ready == ("True", "ScaledToZero")
+    assert room.status["revision"] == {"target": B, "lastGood": A}
+    room.spec = {**room.spec, "replicas": 2}
+    room.go()
+    room.observe(ready=0, replicas=2)
+    room.pods(WRONG)
+    room.go()
+    assert room.ready == ("False", "RolloutFailed")
+    room.go()
+    assert room.applied == A
+
+
 def test_a_wrong_revision_stays_beside_the_old_pods_when_nobody_wants_it_back(room: Room) -> None:
     room.spec["rollout"] = {"autoRollback": False}
     room.build(A)
@@ -423,6 +481,65 @@ def test_an_object_of_somebody_else_is_never_taken(room: Room) -> None:
     room.go()
     assert room.ready == ("False", "NameTaken")
     assert room.objects["services", "chat"] == {"metadata": {"name": "chat", "uid": "theirs"}}
+    # No watch tells that it is removed, as the message asks for: it is looked at again.
+    del room.objects["services", "chat"]
+    assert room.go() is not None
+    assert room.ready == ("Unknown", "Progressing")
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"ownerReferences": [{"kind": "GenAIDeployment", "name": "chat", "uid": "earlier"}]},
+        {"deletionTimestamp": "2026-01-01T00:00:00Z"},
+    ],
+)
+def test_what_an_earlier_deployment_of_the_name_leaves_is_waited_for(
+    room: Room, meta: dict[str, Any]
+) -> None:
+    """Deleted and made anew, it comes before the garbage collector: that is nobody's fault."""
+    left = {"metadata": {"name": "chat", "uid": "old", **meta}}
+    room.objects["services", "chat"] = left
+    room.build(A)
+    after = room.go()
+    assert room.ready == ("Unknown", "NameTaken")
+    assert "not removed yet" in room.message
+    assert after is not None
+    assert after <= 5
+    assert room.objects == {("services", "chat"): left}
+
+
+def test_a_stall_is_looked_at_again_though_nothing_tells_of_it(room: Room) -> None:
+    room.objects["services", "chat"] = {"metadata": {"name": "chat", "uid": "theirs"}}
+    room.build(A)
+    after = room.go()
+    assert after is not None
+    assert after <= 60
+
+
+def test_a_store_is_looked_through_once_for_all_who_pin_what_is_not_there(tmp_path: Path) -> None:
+    store = DirectoryStore(tmp_path)
+    now, reads = 0.0, []
+    read = store.get_record
+
+    def counted(operation: str, key: Key) -> Any:
+        reads.append(key)
+        return read(operation, key)
+
+    store.get_record = counted  # type: ignore[method-assign]
+    room = Room(tmp_path)
+    room.store = store
+    for number in range(9):
+        room.artifact(f"sha256:{number:064x}")
+    revisions = Revisions(clock=lambda: now)
+    for number in range(100):
+        with pytest.raises(Waiting, match="holds no container"):
+            look_up(store, f"sha256:{number + 99:064x}", None, revisions)
+    assert len(reads) == 9
+    room.artifact(f"sha256:{99:064x}")
+    now += 60
+    assert look_up(store, f"sha256:{99:064x}", None, revisions).revision == f"sha256:{99:064x}"
+    assert look_up(store, f"sha256:{3:064x}", None, revisions).revision == f"sha256:{3:064x}"
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,12 @@ def test_failure_says_what_holds_the_pods_when_time_is_over() -> None:
 def _value(**status: Any) -> dict[str, Any]:
     return {
         "metadata": {
-            "name": "chat-1", "namespace": "n", "uid": "p", "creationTimestamp":
-            "2026-01-01T00:00:00Z", "labels": {"genai-operator.dev/deployment": "chat"},
+            "name": "chat-1", "namespace": "n", "uid": "p",
+            "creationTimestamp": "2026-01-01T00:00:00Z",
+            "labels": {"genai-operator.dev/deployment": "chat"},
+            "ownerReferences": [
+                {"kind": "ReplicaSet", "name": "chat-7f64", "uid": "r", "controller": True},
+            ],
             "annotations": {
                 "genai-operator.dev/revision": REVISION, "genai-operator.dev/rendering": NEW,
             },

@@ -7,9 +7,14 @@ stops nothing that is served already.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from genai_core.canonical import is_digest
 from genai_core.container.adapters import INDEX_FILE, INDEX_VERSION, AdapterIndex
@@ -25,11 +30,13 @@ from genai_core.store.protocol import Store
 from genai_core.tasks.record import Record
 from genai_operator.errors import Waiting
 
-__all__ = ["find", "kept", "look_up", "offered"]
+__all__ = ["Revisions", "find", "kept", "look_up", "offered"]
 
 _PACKAGE = "package"
 _MOST_RECORDS = 500
 """Of a store, that are looked through for a revision that nobody knows."""
+_MOST_REVISION = 128
+_LISTED_SECONDS = 60.0
 _MOST_KEPT = 4
 
 
@@ -95,31 +102,78 @@ def kept(
     return [one for one in found if one is not None][:_MOST_KEPT]
 
 
-def look_up(store: Store, revision: str, offer: ServedContainer | None) -> ServedContainer:
+def look_up(
+    store: Store, revision: str, offer: ServedContainer | None, revisions: Revisions
+) -> ServedContainer:
     """Read a container's record; in a thread.
 
     Args:
         store: Where it lies.
         revision: Of the container.
         offer: Where it should lie; None: its record is looked for.
+        revisions: What is known of stores that were looked through.
 
     Raises:
         Waiting: It is not there.
         GenAIError: The store cannot be read.
     """
-    keys = [Key(offer.record.partition("/")[2])] if offer is not None else _keys(store)
-    for key in keys:
-        try:
+    if offer is not None:
+        key: Key | None = Key(offer.record.partition("/")[2])
+    else:
+        key = revisions.key(store, revision)
+    if key is not None:
+        with suppress(CorruptBlob):
             stored = store.get_record(_PACKAGE, key)
-        except CorruptBlob:
-            continue
-        if stored is not None and stored.record.facts.get("revision") == revision:
-            return _described(store, stored.record, revision)
+            if stored is not None and stored.record.facts.get("revision") == revision:
+                return _described(store, stored.record, revision)
     raise Waiting(
         Reason.CONTAINER_NOT_FOUND,
         f"{store.location} holds no container {revision[:19]}: build it again, or serve another",
         after=60.0,
     )
+
+
+@dataclass
+class _Listing:
+    """Revisions of the packages that a store held when it was looked through."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    keys: dict[str, Key] = field(default_factory=dict)
+    until: float = float("-inf")
+
+
+class Revisions:
+    """Keys of packages by their revisions, of stores in which nothing else tells them.
+
+    A store is looked through once in a while, for all who ask: five hundred deployments that pin
+    what is not there would each read five hundred records a minute.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: WeakKeyDictionary[Store, _Listing] = WeakKeyDictionary()
+
+    def key(self, store: Store, revision: str) -> Key | None:
+        """The key of the package of a revision; None = the store had none. In a thread.
+
+        Raises:
+            GenAIError: The store cannot be read.
+        """
+        listing = self._known.setdefault(store, _Listing())
+        with listing.lock:
+            if revision not in listing.keys and self._clock() >= listing.until:
+                listing.keys = dict(_revisions(store))
+                listing.until = self._clock() + _LISTED_SECONDS
+            return listing.keys.get(revision)
+
+
+def _revisions(store: Store) -> Iterator[tuple[str, Key]]:
+    for key in _keys(store):
+        with suppress(CorruptBlob):
+            stored = store.get_record(_PACKAGE, key)
+            found = stored.record.facts.get("revision") if stored is not None else None
+            if isinstance(found, str) and len(found) <= _MOST_REVISION:
+                yield found, key
 
 
 def _keys(store: Store) -> Iterator[Key]:

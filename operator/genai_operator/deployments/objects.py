@@ -20,6 +20,9 @@ log = logging.getLogger("genai_operator.deployments")
 _AGAIN_SECONDS = 60.0
 """So often they are applied anew all the same: of Services and budgets no watch tells."""
 
+_GOING_SECONDS = 2.0
+"""What a deleted deployment owned goes seconds after it; a new one of its name may come sooner."""
+
 
 class Objects:
     """See the module's docstring."""
@@ -42,7 +45,8 @@ class Objects:
 
         Raises:
             Stalled: An object of that name is somebody else's, or the apiserver finds it wrong.
-            Waiting: The namespace is not enabled, a quota is used up, or a policy refuses it.
+            Waiting: The namespace is not enabled, a quota is used up, a policy refuses it, or
+                an object of that name is still being removed.
         """
         wanted = manifests(served)
         digest = digest_json([manifest for _, manifest in wanted])
@@ -71,6 +75,14 @@ class Objects:
         owners = there["metadata"].get("ownerReferences") or ()
         if any(owner["uid"] == served.uid for owner in owners):
             return
+        earlier = any(owner["kind"] == "GenAIDeployment" for owner in owners)
+        if earlier or "deletionTimestamp" in there["metadata"]:
+            raise Waiting(
+                Reason.NAME_TAKEN,
+                f"the {manifest_kind(plural)} {served.name} of an earlier deployment is not "
+                "removed yet",
+                after=_GOING_SECONDS,
+            )
         raise Stalled(
             Reason.NAME_TAKEN,
             f"there is a {manifest_kind(plural)} {served.name} that is not this deployment's: "

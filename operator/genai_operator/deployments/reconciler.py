@@ -60,6 +60,7 @@ class DeploymentReconciler:
         self._stores = stores
         self._writer = StatusWriter(api, "genaideployments", "GenAIDeployment", keep=self._keep)
         self._objects = Objects(api)
+        self._revisions = containers.Revisions()
         helpers = HelperJobs(api, observed, Applier(api, observed))
         self._leases = DeploymentLeases(stores.cluster_name, helpers)
 
@@ -188,7 +189,9 @@ class DeploymentReconciler:
         if known is not None:
             return known
         if opened.store is not None:
-            return await in_thread(containers.look_up, opened.store, revision, one.offer)
+            return await in_thread(
+                containers.look_up, opened.store, revision, one.offer, self._revisions
+            )
         if one.offer is None:
             raise Waiting(
                 Reason.CONTAINER_NOT_FOUND,

@@ -78,9 +78,8 @@ def standing(
     own = _own(pods, rendering)
     short = revision[:19]
     if workload.wanted == 0 and workload.replicas == 0:
-        return Standing(
-            "True", Reason.SCALED_TO_ZERO, "no pod is wanted", waits=False, complete=True
-        )
+        # No pod has shown that this revision is good: it must not become what is gone back to.
+        return Standing("True", Reason.SCALED_TO_ZERO, "no pod is wanted", waits=False)
     if workload.rolled_out and len([pod for pod in own if pod.ready]) >= workload.wanted:
         message = f"{workload.ready}/{workload.wanted} pods serve {short}"
         return Standing("True", Reason.SERVING, message, waits=False, complete=True)

@@ -25,6 +25,7 @@ _MOST_REJECTED = 8
 _MOST_REASON = 1000
 _WATCHED_SECONDS = 10.0
 _REST_SECONDS = 300.0
+_STALLED_SECONDS = 60.0
 _AGAIN_SECONDS = 0.5
 
 
@@ -68,7 +69,10 @@ def judged(
     )
     good = wanted if stands.complete and wanted else one.good
     if isinstance(result, Stall):
-        return Verdict("False", result.reason, result.message, waits=False, good=good, after=None)
+        # Nothing tells of a Service that is removed, or of a limit of the namespace that is raised.
+        return Verdict(
+            "False", result.reason, result.message, waits=False, good=good, after=_STALLED_SECONDS
+        )
     if isinstance(result, Wait):
         if workload is None or stands.ready != "True":
             return Verdict(

@@ -194,7 +194,7 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
     """What decisions need; None where the pod belongs to no Job and no deployment."""
     meta, status = value["metadata"], value.get("status") or {}
     labels = meta.get("labels") or {}
-    job, deployment = labels.get(JOB_NAME, ""), labels.get(DEPLOYMENT, "")
+    job, deployment = labels.get(JOB_NAME, ""), _served_for(meta)
     if not job and not deployment:
         return None
     ending, waiting = None, _unscheduled(status)
@@ -232,6 +232,20 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
         image_absent=absent,
         owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
     )
+
+
+def _served_for(meta: Mapping[str, Any]) -> str:
+    """The GenAIDeployment that a pod serves for; empty where no Deployment has made it.
+
+    Whoever may make pods may give them our labels: a copy for debugging has them too. It is not
+    counted, and its end is no word about a rollout.
+    """
+    name = str((meta.get("labels") or {}).get(DEPLOYMENT, ""))
+    made = (owner for owner in meta.get("ownerReferences") or () if owner.get("controller"))
+    ours = (
+        o.get("kind") == "ReplicaSet" and str(o.get("name")).startswith(f"{name}-") for o in made
+    )
+    return name if any(ours) else ""
 
 
 def _is_ready(status: Mapping[str, Any]) -> bool:

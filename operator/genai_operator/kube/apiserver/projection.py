@@ -109,7 +109,15 @@ def _marks(meta: Mapping[str, Any]) -> Json:
             key: text for key, text in pairs.items() if key.startswith(wanted) and len(text) <= most
         }
     owners = (meta.get("ownerReferences") or ())[:_MOST_OWNERS]
-    found["ownerReferences"] = [{"uid": owner["uid"]} for owner in owners]
+    found["ownerReferences"] = [_owner(owner) for owner in owners]
+    return found
+
+
+def _owner(owner: Mapping[str, Any]) -> Json:
+    """Its UID; of a server's pod also which ReplicaSet made it."""
+    found: Json = {"uid": owner["uid"]}
+    if owner.get("kind") == "ReplicaSet" and len(owner["name"]) <= _MOST_WORD:
+        found |= {name: owner.get(name) for name in ("kind", "name", "controller")}
     return found
 
 
