@@ -1,19 +1,26 @@
-"""What a real apiserver says to specs.
+"""What a real apiserver says to specs, and to the operator's client.
 
 What a pod would take is served as it was written; what is misspelt, senseless or without measure is
-refused by name.
+refused by name. The client finds the rules that the tests' fake of an apiserver is held to.
 """
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import json
 import subprocess
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from apiserver_rules import RULES, Rule
 from harness.cluster import Cluster
 from tenant import GROUP
+
+from genai_operator.kube.apiserver.client import ApiClient
+from genai_operator.kube.apiserver.connection import connection
 
 PODS = {
     "topologyKey": "topology.kubernetes.io/zone",
@@ -136,3 +143,25 @@ def test_a_name_is_refused_in_words(
     served, words = tried(cluster, wrong)
     assert served == {}
     assert said in words
+
+
+@pytest.fixture(scope="module")
+def namespace(cluster: Cluster) -> Iterator[str]:
+    name = f"rules-{uuid.uuid4().hex[:8]}"
+    cluster.kubectl("create", "namespace", name)
+    yield name
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_apiserver_keeps_the_rule_that_its_fake_is_held_to(
+    rule: Rule, cluster: Cluster, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(cluster.admin))
+
+    async def keep() -> None:
+        async with ApiClient(connection()) as api:
+            await rule(api, namespace)
+
+    asyncio.run(keep())

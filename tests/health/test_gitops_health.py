@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from fake_apiserver import FakeApiserver
 from harness import programs
 
 from genai_core.errors import StoreUnavailable, StoreUnreadable
@@ -129,29 +130,19 @@ def build_rows() -> list[Row]:
     ]  # fmt: skip
 
 
-class Captured:
-    """An apiserver that remembers the last status."""
-
-    server = "https://127.0.0.1:6443"
-
-    def __init__(self) -> None:
-        self.status: dict[str, Any] = {}
-
-    async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
-        self.status = value["status"]
-        return value | {"metadata": value["metadata"] | {"uid": "u"}}
-
-    async def create(self, *_: Any, **__: Any) -> Any:
-        return {}
+def last_status(api: FakeApiserver) -> dict[str, Any]:
+    status: dict[str, Any] = api.statuses[-1]["status"]
+    return status
 
 
 def target_status(**spec: Any) -> dict[str, Any]:
-    api, observed = Captured(), Observed()
+    api, observed = FakeApiserver(), Observed()
     value = thing("GenAITarget", None) | {"spec": {"backend": "Cpu"} | spec}
     value["metadata"] |= {"namespace": "", "uid": "u"}
+    api.put("genaitargets", value)
     observed.targets.put(value, value)
-    asyncio.run(TargetReconciler(api, observed).reconcile("", "x"))  # type: ignore[arg-type]
-    return api.status
+    asyncio.run(TargetReconciler(api, observed).reconcile("", "x"))
+    return last_status(api)
 
 
 def store_status(problem: Exception | None) -> dict[str, Any]:
@@ -166,12 +157,13 @@ def store_status(problem: Exception | None) -> dict[str, Any]:
                 raise problem
             return SimpleNamespace(conditional_create=True)
 
-    api, observed = Captured(), Observed()
+    api, observed = FakeApiserver(), Observed()
     value = thing("ArtifactStore", None)
     value["metadata"]["uid"] = "u"
+    api.put("artifactstores", value)
     observed.stores.put(value, value)
     asyncio.run(StoreReconciler(api, observed, Stores()).reconcile("n", "x"))  # type: ignore[arg-type]
-    return api.status
+    return last_status(api)
 
 
 def other_rows() -> list[Row]:

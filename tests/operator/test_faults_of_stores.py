@@ -111,7 +111,8 @@ def test_a_fault_of_the_source_is_not_called_the_stores(
 
 
 def test_doubt_has_a_store_tried_once_when_several_builds_doubt_it() -> None:
-    controller = Controller(Room().api, Settings())  # type: ignore[arg-type]
+    api = Room().api
+    controller = Controller(api, Settings())
     store = Ref("artifactstores", "n", "default")
     reconciler: StoreReconciler = controller.kinds["artifactstores"].reconciler  # type: ignore[assignment]
 
@@ -130,6 +131,7 @@ def test_doubt_has_a_store_tried_once_when_several_builds_doubt_it() -> None:
     value = {"metadata": {"namespace": "n", "name": "default", "uid": "s", "generation": 1},
              "spec": {"bucket": "abc", "secretRef": {"name": "s3"}}}  # fmt: skip
     controller.observed.stores.put(value, value)
+    api.put("artifactstores", value)
     asyncio.run(reconciler.reconcile("n", "default"))
     assert asked() == [], "it was tried a moment ago"
 

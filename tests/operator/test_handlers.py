@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import kopf
+from fake_apiserver import FakeApiserver
 from kopf._cogs.structs.bodies import Body
 from kopf._cogs.structs.references import Resource
 from kopf._core.intents.causes import Activity
@@ -17,7 +18,7 @@ BODY: Any = {"metadata": {"name": "a", "annotations": {"x": "y"}}, "spec": {"par
 
 
 def configured() -> kopf.OperatorSettings:
-    registry = registry_of(Controller(None, Settings()))  # type: ignore[arg-type]
+    registry = registry_of(Controller(FakeApiserver(), Settings()))
     settings = kopf.OperatorSettings()
     for handler in registry._activities.get_handlers(activity=Activity.STARTUP):
         configure: Any = handler.fn

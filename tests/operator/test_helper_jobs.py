@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.helper_jobs import HelperAnswer, LookFile, answer_lines
 from genai_core.kinds.build import BuildSpec
@@ -36,35 +36,12 @@ SPEC = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets"
 ANSWER = HelperAnswer(asked=(f"convert/{'9' * 64}",))
 
 
-class Apiserver:
-    """Makes Jobs, and has the logs of their pods."""
-
-    def __init__(self) -> None:
-        self.jobs: list[dict[str, Any]] = []
-        self.events: list[str] = []
-        self.refuses = False
-        self.log = "\n".join(answer_lines(ANSWER))
-
-    async def create(self, plural: str, value: dict[str, Any], **_: Any) -> dict[str, Any]:
-        if plural == "events":
-            self.events.append(value["reason"])
-            return value
-        now = datetime.now(UTC).isoformat()
-        meta = value["metadata"] | {"uid": f"u{len(self.jobs)}", "creationTimestamp": now}
-        self.jobs.append({**value, "metadata": meta})
-        return self.jobs[-1]
-
-    async def read(self, *_: Any, **__: Any) -> str:
-        if self.refuses:
-            raise ApiError(403, "Forbidden", "cannot get resource pods/log")
-        return self.log
-
-
 class Room:
     def __init__(self) -> None:
-        self.api, self.observed = Apiserver(), Observed()
-        applier = Applier(self.api, self.observed)  # type: ignore[arg-type]
-        jobs = HelperJobs(self.api, self.observed, applier)  # type: ignore[arg-type]
+        self.api, self.observed = FakeApiserver(), Observed()
+        self.api.logs = "\n".join(answer_lines(ANSWER))
+        applier = Applier(self.api, self.observed)
+        jobs = HelperJobs(self.api, self.observed, applier)
         self.helpers = BuildHelperJobs(
             jobs, self.observed, JobWriter(self.observed, applier, Starter(applier))
         )
@@ -79,7 +56,7 @@ class Room:
 
     def end(self) -> None:
         """The newest Job's pod ends well; the Job says so later."""
-        name = self.api.jobs[-1]["metadata"]["name"]
+        name = self.api.of("jobs")[-1]["metadata"]["name"]
         job = self.observed.jobs.get("n", name)
         assert job is not None
         assert job.state is JobState.ACTIVE
@@ -101,37 +78,37 @@ def test_a_question_may_be_asked_any_number_of_times() -> None:
     room = Room()
     for times in range(1, 8):
         assert isinstance(room.ask(), Standing)
-        assert len(room.api.jobs) == times
+        assert len(room.api.of("jobs")) == times
         room.end()
         assert room.ask() == ANSWER
         succeeded(room)
-    assert room.api.events == []
+    assert room.api.reasons == []
 
 
 def test_an_answer_that_cannot_be_read_is_asked_for_again() -> None:
     room = Room()
-    room.api.log = "nothing"
+    room.api.logs = "nothing"
     room.ask()
     room.end()
     succeeded(room)
     room.ask()
-    assert len(room.api.jobs) == 2
-    assert room.api.events == ["TaskRetried"]
+    assert len(room.api.of("jobs")) == 2
+    assert room.api.reasons == ["TaskRetried"]
 
 
 def test_a_log_that_may_not_be_read_is_said_to_be_so() -> None:
     room = Room()
     room.ask()
     room.end()
-    room.api.refuses = True
+    room.api.refuse(ApiError(403, "Forbidden", "cannot get resource pods/log"), verb="read")
     for _ in range(2):
         with pytest.raises(Waiting) as raised:
             room.ask()
         assert raised.value.reason == "NamespaceNotEnabled"
         assert "read logs of pods" in raised.value.message
-    room.api.refuses = False
+    room.api.allow()
     assert room.ask() == ANSWER, "once it may, what was said is still there"
-    assert len(room.api.jobs) == 1
+    assert len(room.api.of("jobs")) == 1
 
 
 def test_what_was_heard_is_not_read_twice() -> None:

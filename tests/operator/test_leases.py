@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.helper_jobs import LeaseFile
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
@@ -119,10 +120,7 @@ def test_a_build_that_waits_for_its_user_is_looked_after(
 ) -> None:
     """Else its lease ends after a month, and with it the last good container."""
 
-    class NoApi:
-        server = "https://10.96.0.1"
-
-    api: Any = NoApi()
+    api = FakeApiserver()
     builds = BuildReconciler(api, Observed(), Stores(api, Settings()))
     meta = {"name": "b", "namespace": "team", "uid": "uid", "generation": 1}
     spec = {"model": {"source": "s3://models/mine"}, "targets": [Backend.CPU.value.lower()]}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import pytest
+from fake_apiserver import FakeApiserver
 from prometheus_client import REGISTRY, generate_latest
 
 from genai_core.names import Digest
@@ -55,7 +55,7 @@ def job(ended: str = "") -> dict[str, Any]:
 @pytest.mark.parametrize("leads", [True, False])
 def test_only_the_replica_that_works_counts_what_jobs_came_to(leads: bool) -> None:
     async def scenario() -> None:
-        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller = Controller(FakeApiserver(), Settings())
         controller._leading = lambda: leads
         controller.take("jobs", "ADDED", job())
         controller.take("jobs", "MODIFIED", job("Failed"))
@@ -70,7 +70,7 @@ def test_only_the_replica_that_works_counts_what_jobs_came_to(leads: bool) -> No
 
 def test_a_chain_counts_each_task_that_it_did_and_its_time_once() -> None:
     async def scenario() -> None:
-        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller = Controller(FakeApiserver(), Settings())
         controller._leading = lambda: True
         for end in ("", "Complete"):
             chain = job(end)
@@ -92,7 +92,7 @@ def test_a_chain_counts_each_task_that_it_did_and_its_time_once() -> None:
 
 def test_no_new_series_comes_from_names_that_others_write_on_jobs() -> None:
     async def scenario() -> None:
-        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller = Controller(FakeApiserver(), Settings())
         controller._leading = lambda: True
         for number in range(50):
             for end in ("", "Complete"):
@@ -123,7 +123,7 @@ def test_s3_answers_are_counted_by_known_codes(code: int, label: str) -> None:
 
 def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:
     async def scenario() -> None:
-        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller = Controller(FakeApiserver(), Settings())
         for number, phase in enumerate(["Building", "Building", "Failed", ""]):
             meta = {"namespace": "n", "name": str(number), "uid": str(number)}
             build = {"metadata": meta, "spec": {}, "status": {"phase": phase}}
@@ -145,7 +145,7 @@ def test_states_without_a_build_stand_at_zero_and_others_are_counted() -> None:
 
 def test_what_waits_for_its_time_or_for_another_replica_is_not_in_the_queues_depth() -> None:
     async def scenario() -> None:
-        controller = Controller(None, Settings())  # type: ignore[arg-type]
+        controller = Controller(FakeApiserver(), Settings())
         leads = False
         controller._leading = lambda: leads
         controller.take("genaitargets", "ADDED", {"metadata": {"name": "t", "uid": "t"}})
@@ -164,25 +164,6 @@ def test_what_waits_for_its_time_or_for_another_replica_is_not_in_the_queues_dep
     asyncio.run(scenario())
 
 
-class Apiserver:
-    """Takes statuses and events in."""
-
-    server = "https://127.0.0.1:6443"
-
-    def __init__(self, build: dict[str, Any]) -> None:
-        self.build = build
-        self.events: list[tuple[str, str]] = []
-
-    async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
-        self.build = copy.deepcopy(self.build) | {"status": value["status"]}
-        return self.build
-
-    async def create(self, plural: str, value: Any, **_: Any) -> Any:
-        assert plural == "events"
-        self.events.append((value["type"], value["reason"]))
-        return value
-
-
 def test_what_a_build_came_to_is_counted_and_told_once() -> None:
     """A retry of the same state is no event; a generation that was built already is one."""
     begun = datetime.now(UTC) - timedelta(seconds=50)
@@ -190,8 +171,9 @@ def test_what_a_build_came_to_is_counted_and_told_once() -> None:
         "namespace": "n", "name": "b", "uid": "u", "generation": 1,
         "creationTimestamp": begun.isoformat(),
     }  # fmt: skip
-    api = Apiserver({"metadata": meta, "spec": {}})
-    builds = BuildReconciler(api, Observed(), Stores(api, Settings()))  # type: ignore[arg-type]
+    api = FakeApiserver()
+    api.put("genaibuilds", {"metadata": meta, "spec": {}})
+    builds = BuildReconciler(api, Observed(), Stores(api, Settings()))
     done = Progress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
     steps = [
         (1, Outcome(Phase.BUILDING, "Progressing")),
@@ -205,8 +187,9 @@ def test_what_a_build_came_to_is_counted_and_told_once() -> None:
 
     async def scenario() -> None:
         for generation, outcome in steps:
-            api.build["metadata"]["generation"] = generation
-            await builds._reporter.report(api.build, outcome)
+            (there,) = api.of("genaibuilds")
+            there["metadata"]["generation"] = generation
+            await builds._reporter.report(api.put("genaibuilds", there), outcome)
 
     def counted() -> dict[str, float]:
         return {
@@ -221,7 +204,7 @@ def test_what_a_build_came_to_is_counted_and_told_once() -> None:
     asyncio.run(scenario())
     found = {name: after - before[name] for name, after in counted().items()}
     assert found == {"built": 2, "bad": 1, "ingest": 2, "convert": 5, "times": 1}
-    assert api.events == [
+    assert [(event["type"], event["reason"]) for event in api.events] == [
         ("Normal", "Progressing"), ("Warning", "StoreNotReady"), ("Warning", "BadModel"),
         ("Normal", "Built"), ("Normal", "Built"), ("Normal", "NewerToolchain"),
     ]  # fmt: skip

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import Run
@@ -46,30 +47,17 @@ def answered(code: int, reason: str, message: str, causes: Any = ()) -> ApiError
     return _refusal(code, json.dumps(status))
 
 
-class Forbidding:
-    """An apiserver that answers everything with one error, and notes what was asked."""
-
-    server = "https://127.0.0.1"
-
-    def __init__(self, error: str | ApiError, code: int = 403) -> None:
-        self.error = error if isinstance(error, ApiError) else ApiError(code, "Forbidden", error)
-        self.asked: list[tuple[str, str]] = []
-
-    async def get(self, plural: str, name: str, *, namespace: str = "") -> Any:
-        self.asked.append(("get", plural))
-        raise self.error
-
-    async def create(self, plural: str, value: Any, *, namespace: str) -> Any:
-        self.asked.append(("create", plural))
-        raise self.error
-
-    async def delete(self, plural: str, name: str, **_: Any) -> bool:
-        self.asked.append(("delete", plural))
-        return True
+def forbidding(error: str | ApiError, code: int = 403) -> FakeApiserver:
+    """An apiserver that answers every read and create with one error."""
+    api = FakeApiserver()
+    refusal = error if isinstance(error, ApiError) else ApiError(code, "Forbidden", error)
+    for verb in ("get", "create"):
+        api.refuse(refusal, verb=verb)
+    return api
 
 
 def test_a_secret_that_may_not_be_read_names_the_namespace_to_enable() -> None:
-    stores = Stores(Forbidding("no"), Settings())  # type: ignore[arg-type]
+    stores = Stores(forbidding("no"), Settings())
     with pytest.raises(Waiting) as raised:
         asyncio.run(stores.credentials("team-b", "s3"))
     assert raised.value.reason == "NamespaceNotEnabled"
@@ -78,7 +66,7 @@ def test_a_secret_that_may_not_be_read_names_the_namespace_to_enable() -> None:
 
 
 def test_another_refusal_of_a_secret_is_no_word_about_rights() -> None:
-    stores = Stores(Forbidding("etcd is away", 500), Settings())  # type: ignore[arg-type]
+    stores = Stores(forbidding("etcd is away", 500), Settings())
     with pytest.raises(ApiError):
         asyncio.run(stores.credentials("team-b", "s3"))
 
@@ -116,7 +104,7 @@ def create(error: ApiError) -> None:
         document=ArtifactStoreSpec.model_validate({"bucket": "abc", "secretRef": {"name": "s"}}),
         image="i@sha256:" + "0" * 64, memory_bytes=1 << 20,
     )  # fmt: skip
-    applier = Applier(Forbidding(error), Observed())  # type: ignore[arg-type]
+    applier = Applier(forbidding(error), Observed())
     access = StoreAccess(address="s3://b/p", secret="s3")
     asyncio.run(applier.create(request, Owner("b", "u"), run=Run(), access=access))
 
@@ -142,19 +130,13 @@ def test_backoff_grows_while_the_reason_stays() -> None:
 
 @pytest.mark.parametrize(("code", "given_up"), [(403, False), (404, True)])
 def test_a_pod_is_given_up_only_if_its_node_is_known_to_be_gone(code: int, given_up: bool) -> None:
-    api = Forbidding("no", code)
-    if code == 404:
-
-        async def nothing(plural: str, name: str, *, namespace: str = "") -> None:
-            api.asked.append(("get", plural))
-
-        api.get = nothing  # type: ignore[method-assign]
-    controller = Controller(api, Settings())  # type: ignore[arg-type]
+    api = FakeApiserver() if code == 404 else forbidding("no", code)
+    controller = Controller(api, Settings())
     pod = SimpleNamespace(
         namespace="n", name="p", uid="u", job="j", node="node1", phase="Running", deleting=True
     )
     meta = {"namespace": "n", "name": "p", "uid": "u", "resourceVersion": "1"}
     controller.observed.pods.put({"metadata": meta}, pod)  # type: ignore[arg-type]
     asyncio.run(controller.upkeep.clear())
-    assert ("get", "nodes") in api.asked
-    assert (("delete", "pods") in api.asked) is given_up
+    assert api.asked("get", "nodes")
+    assert bool(api.asked("delete", "pods")) is given_up

@@ -12,13 +12,14 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_operator.errors import Stalled
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import Running
-from genai_operator.kube.apiserver.api import ApiError, NotLeading
+from genai_operator.kube.apiserver.api import NotLeading
 from genai_operator.kube.apiserver.client import ApiClient
 from genai_operator.kube.apiserver.connection import Connection
 from genai_operator.kube.build import build_view
@@ -76,35 +77,26 @@ def test_a_listing_from_before_does_not_revive_what_was_deleted() -> None:
     assert kept.put(thing("a", 9, "another"), "new")
 
 
-class Lists:
-    """An apiserver that only lists: no more is the operator's right."""
-
-    server = "https://127.0.0.1:6443"
-
-    def __init__(self) -> None:
-        self.builds: list[dict[str, Any]] = []
-
-    async def list(
-        self, plural: str, *, name: str = "", names_only: bool = False, **_: Any
-    ) -> tuple[list[dict[str, Any]], int]:
-        found = copy.deepcopy(self.builds) if plural == "genaibuilds" else []
-        found = [value for value in found if name in {"", value["metadata"]["name"]}]
-        return [{"metadata": v["metadata"]} if names_only else v for v in found], 50
+def apiserver() -> FakeApiserver:
+    """Its newest write is older than what tests call late."""
+    api = FakeApiserver()
+    api.version = 50
+    return api
 
 
 def test_a_watch_that_keeps_missing_things_is_called_deaf_and_mended_all_the_same() -> None:
     async def scenario() -> None:
-        api = Lists()
-        controller = Controller(api, Settings())  # type: ignore[arg-type]
+        api = apiserver()
+        controller = Controller(api, Settings())
         for round_ in range(1, 4):
-            api.builds = [thing("b", 10 * round_)]
+            api.put("genaibuilds", thing("b", 10 * round_))
             await controller.relister.compare(settle=0.001)
             assert len(controller.observed.builds) == 1
             assert (controller.relister.deaf == ["genaibuilds"]) == (round_ == 3)
         assert await controller.queue.get() == Ref("genaibuilds", "n", "b")
         await controller.relister.compare(settle=0.001)
         assert controller.relister.deaf == ["genaibuilds"], "nothing happened: that proves nothing"
-        api.builds = []
+        api.objects.clear()
         controller.take("genaibuilds", "ADDED", thing("late", 99))
         assert controller.relister.deaf == [], "it delivers again"
         await controller.relister.compare()
@@ -115,8 +107,8 @@ def test_a_watch_that_keeps_missing_things_is_called_deaf_and_mended_all_the_sam
 
 def test_a_watch_that_misses_only_deletions_is_deaf_too() -> None:
     async def scenario() -> None:
-        api = Lists()
-        controller = Controller(api, Settings())  # type: ignore[arg-type]
+        api = apiserver()
+        controller = Controller(api, Settings())
         for round_ in range(1, 4):
             made = thing(f"b{round_}", round_)
             controller.observed.builds.put(made, build_view(made))
@@ -142,7 +134,7 @@ def test_a_deleted_job_is_waited_for_until_its_pod_has_ended() -> None:
         return object_("p", version, labels=labels) | {"status": status}
 
     async def scenario() -> None:
-        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        controller = Controller(apiserver(), Settings())
         build = thing("b", 1)
         build["metadata"]["uid"] = "b-uid"
         controller.take("genaibuilds", "ADDED", build)
@@ -215,23 +207,20 @@ def running_pod(job_uid: str) -> dict[str, Any]:
 def test_leaving_asks_for_the_pods_when_the_watch_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(observed_module, "_UNSEEN_SECONDS", -1.0)
     pods = [running_pod("j-uid")]
-    asked: list[dict[str, Any]] = []
-
-    class Late(Lists):
-        async def list(self, plural: str, **more: Any) -> tuple[list[dict[str, Any]], int]:
-            asked.append(more)
-            return pods if plural == "pods" else [], 50
+    api = apiserver()
+    api.put("pods", pods[0])
 
     async def scenario() -> None:
-        controller = Controller(Late(), Settings())  # type: ignore[arg-type]
+        controller = Controller(api, Settings())
         deleted_unseen(controller)
         controller.queue.done(await controller.queue.get())
         await controller._terminating.look()
-        assert asked[0]["fresh"]
-        assert asked[0]["labels"] == "batch.kubernetes.io/job-name in (j)"
+        (asked,) = api.asked("list", "pods")
+        assert asked.how["fresh"]
+        assert asked.how["labels"] == "batch.kubernetes.io/job-name in (j)"
         assert controller.observed.is_leaving("n", "j"), "its pod runs"
         await controller._terminating.look()
-        assert len(asked) == 1, "the pod is known: its watch tells how it ends"
+        assert len(api.asked("list", "pods")) == 1, "the pod is known: its watch tells how it ends"
         assert len(controller.queue) == 0
         controller.take("pods", "DELETED", pods[0])
         assert not controller.observed.is_leaving("n", "j")
@@ -246,7 +235,7 @@ def test_leaving_forgets_a_job_when_the_apiserver_has_no_pod_of_it(
     monkeypatch.setattr(observed_module, "_UNSEEN_SECONDS", -1.0)
 
     async def scenario() -> None:
-        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        controller = Controller(apiserver(), Settings())
         deleted_unseen(controller)
         controller.queue.done(await controller.queue.get())
         assert controller.observed.is_leaving("n", "j")
@@ -259,7 +248,7 @@ def test_leaving_forgets_a_job_when_the_apiserver_has_no_pod_of_it(
 
 def test_leave_remembers_a_job_when_the_pod_it_knows_is_of_an_earlier_one_of_that_name() -> None:
     async def scenario() -> None:
-        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        controller = Controller(apiserver(), Settings())
         earlier = running_pod("before") | {"status": {"phase": "Failed"}}
         controller.take("pods", "ADDED", earlier)
         deleted_unseen(controller)
@@ -269,7 +258,7 @@ def test_leave_remembers_a_job_when_the_pod_it_knows_is_of_an_earlier_one_of_tha
 
 
 def test_pods_of_leaves_out_those_of_an_earlier_job_of_that_name() -> None:
-    controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+    controller = Controller(apiserver(), Settings())
     job = thing("j", 2, "j-uid")
     job["metadata"] |= {
         "annotations": {"genai-operator.dev/key": "k" * 64},
@@ -297,7 +286,7 @@ def test_whoever_joins_a_job_as_it_ends_hears_of_it() -> None:
         return value | {"status": {"conditions": [condition] if ended else []}}
 
     async def scenario(*, answered: bool) -> None:
-        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        controller = Controller(apiserver(), Settings())
 
         async def woken() -> set[str]:
             found = set()
@@ -332,7 +321,7 @@ def test_what_upkeep_cannot_do_once_it_tries_again(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(controller_module, "_UPKEEP_SECONDS", 0.001)
 
     async def scenario() -> None:
-        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        controller = Controller(apiserver(), Settings())
         tried = asyncio.Event()
         times = 0
 
@@ -353,7 +342,7 @@ def test_what_upkeep_cannot_do_once_it_tries_again(monkeypatch: pytest.MonkeyPat
 
 def test_the_end_of_a_build_is_not_that_of_the_next_one_of_its_name() -> None:
     async def scenario() -> None:
-        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        controller = Controller(apiserver(), Settings())
         old, new = thing("b", 1, "old"), thing("b", 3, "new")
         controller.take("genaibuilds", "ADDED", old)
         controller.queue.done(await controller.queue.get())
@@ -369,7 +358,7 @@ def test_the_end_of_a_build_is_not_that_of_the_next_one_of_its_name() -> None:
 
 def test_our_own_status_wakes_nobody() -> None:
     async def scenario() -> None:
-        controller = Controller(Lists(), Settings())  # type: ignore[arg-type]
+        controller = Controller(apiserver(), Settings())
         build = thing("b", 1)
         controller.take("genaibuilds", None, build)
         assert len(controller.queue) == 1
@@ -387,61 +376,19 @@ def test_our_own_status_wakes_nobody() -> None:
     asyncio.run(scenario())
 
 
-class Leases:
-    """An apiserver with one Lease, optimistic locking, and a network that can be cut."""
-
-    def __init__(self) -> None:
-        self.lease: dict[str, Any] | None = None
-        self.version = 0
-        self.cut: set[str] = set()
-
-    def of(self, identity: str) -> Any:
-        leases = self
-
-        class Client:
-            async def get(self, *_: Any, **__: Any) -> Any:
-                leases._reach(identity)
-                return copy.deepcopy(leases.lease)
-
-            async def create(self, _plural: str, value: Any, **_: Any) -> Any:
-                leases._reach(identity)
-                if leases.lease is not None:
-                    raise ApiError(409, "AlreadyExists", "")
-                leases._store(value)
-
-            async def replace(self, _plural: str, value: Any, **_: Any) -> Any:
-                leases._reach(identity)
-                assert leases.lease is not None
-                before = leases.lease["metadata"]["resourceVersion"]
-                if value["metadata"]["resourceVersion"] != before:
-                    raise ApiError(409, "Conflict", "")
-                leases._store(value)
-                return copy.deepcopy(leases.lease)
-
-        return Client()
-
-    def _reach(self, identity: str) -> None:
-        if identity in self.cut:
-            raise OSError("no route")
-
-    def _store(self, value: Any) -> None:
-        self.version += 1
-        self.lease = copy.deepcopy(value)
-        self.lease["metadata"]["resourceVersion"] = str(self.version)
-
-
 def test_never_two_holders_and_a_cut_off_one_is_followed() -> None:
     async def scenario() -> None:
-        leases = Leases()
+        server = FakeApiserver()
+        clients = {name: server.client() for name in ("a", "b")}
         holders = {
-            name: LeaseHolder(leases.of(name), namespace="n", identity=name, seconds=0.6)
-            for name in ("a", "b")
+            name: LeaseHolder(client, namespace="n", identity=name, seconds=0.6)
+            for name, client in clients.items()
         }
         tasks = {name: asyncio.create_task(holder.run()) for name, holder in holders.items()}
         await asyncio.sleep(0.2)
         first = [name for name, holder in holders.items() if holder.held]
         assert len(first) == 1
-        leases.cut.add(first[0])
+        clients[first[0]].refuse(OSError("no route"))
         other = holders["b" if first == ["a"] else "a"]
         for _ in range(200):
             await asyncio.sleep(0.01)
@@ -495,14 +442,14 @@ def test_a_replica_that_lost_the_lease_writes_nothing_but_leases() -> None:
 
 def test_a_lease_that_is_given_up_is_taken_at_once() -> None:
     async def scenario() -> None:
-        leases = Leases()
-        first = LeaseHolder(leases.of("a"), namespace="n", identity="a", seconds=60)
+        server = FakeApiserver()
+        first = LeaseHolder(server.client(), namespace="n", identity="a", seconds=60)
         task = asyncio.create_task(first.run())
         await asyncio.sleep(0.05)
         assert first.held
         await first.release()
         task.cancel()
-        second = LeaseHolder(leases.of("b"), namespace="n", identity="b", seconds=60)
+        second = LeaseHolder(server.client(), namespace="n", identity="b", seconds=60)
         task = asyncio.create_task(second.run())
         await asyncio.sleep(0.05)
         assert (first.held, second.held) == (False, True)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
@@ -39,55 +39,6 @@ from genai_operator.stores.open_stores import Stores
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = {"model": {"source": "s3://models/x"}, "targets": ["nowhere"]}
 GROUP = "genai-operator.dev"
-
-
-class Apiserver:
-    """Answers with what it has, and with what a user did a moment ago."""
-
-    server = "https://10.96.0.1"
-
-    def __init__(self) -> None:
-        self.version = 100
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.edit: dict[str, Any] = {}
-        self.statuses: list[dict[str, Any]] = []
-        self.events: list[str] = []
-        self.deleted: list[str] = []
-
-    async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
-        self.statuses.append(value)
-        self.version += 1
-        known = {"generation": 1, "uid": "build", "resourceVersion": str(self.version)}
-        meta = {**value["metadata"], **known, **self.edit}
-        return {"metadata": meta, "spec": SPEC, "status": value["status"]}
-
-    async def create(self, plural: str, value: Any, **_: Any) -> Any:
-        if plural == "jobs" and value["metadata"]["name"] in self.jobs:
-            raise ApiError(409, "AlreadyExists", "")
-        if plural == "events":
-            self.events.append(value["reason"])
-        return value
-
-    async def get(self, _plural: str, name: str, **_: Any) -> Any:
-        return copy.deepcopy(self.jobs.get(name))
-
-    async def merge_lists(self, _plural: str, name: str, patch: Any, **_: Any) -> Any:
-        if name not in self.jobs:
-            raise ApiError(404, "NotFound", name)
-        meta = self.jobs[name]["metadata"]
-        assert patch["metadata"]["uid"] == meta["uid"]
-        meta.setdefault("annotations", {}).update(patch["metadata"].get("annotations", {}))
-        for entry in patch["metadata"].get("ownerReferences", ()):
-            meta["ownerReferences"] = [
-                o for o in meta["ownerReferences"] if o["uid"] != entry["uid"]
-            ] + ([] if "$patch" in entry else [entry])
-        self.version += 1
-        meta["resourceVersion"] = str(self.version)
-        return copy.deepcopy(self.jobs[name])
-
-    async def delete(self, _plural: str, name: str, **_: Any) -> bool:
-        self.deleted.append(name)
-        return True
 
 
 def build(**meta: Any) -> dict[str, Any]:
@@ -128,11 +79,12 @@ def a_pod(job: str, *, message: str = "", version: int = 6) -> dict[str, Any]:
 
 class Room:
     def __init__(self, *jobs: dict[str, Any], pods: tuple[dict[str, Any], ...] = ()) -> None:
-        self.api, self.observed = Apiserver(), Observed()
-        stores = Stores(self.api, Settings())  # type: ignore[arg-type]
-        self.builds = BuildReconciler(self.api, self.observed, stores)  # type: ignore[arg-type]
+        self.api, self.observed = FakeApiserver(), Observed()
+        self.api.put("genaibuilds", build())
+        stores = Stores(self.api, Settings())
+        self.builds = BuildReconciler(self.api, self.observed, stores)
         for job in jobs:
-            self.api.jobs[job["metadata"]["name"]] = copy.deepcopy(job)
+            self.api.put("jobs", job)
             view = job_view(job)
             assert view is not None
             self.observed.jobs.put(job, view)
@@ -165,7 +117,7 @@ def test_an_edit_that_our_own_write_tells_of_is_worked_on_at_once(
 ) -> None:
     """Its event comes later and shows nothing that is not known by then."""
     room = Room()
-    room.api.edit = edit
+    room.api.put("genaibuilds", build(**edit))
     assert room.work() == after
 
 
@@ -240,13 +192,13 @@ def test_a_build_at_rest_stays_good_whatever_fails(monkeypatch: pytest.MonkeyPat
 def test_a_status_is_of_one_object_and_not_of_the_next_one_of_that_name() -> None:
     """Deleted and applied again during a pass: it would rest on what is not its own."""
     room = Room()
-    room.api.edit = {"uid": "anew"}
+    room.api.put("genaibuilds", build(uid="anew"))
     assert room.work() == 0.0
     assert [bool(written["status"]) for written in room.api.statuses] == [True, False]
     seen = room.observed.builds.get("n", "b")
     assert seen is not None
     assert (seen.uid, seen.value["status"]) == ("anew", {})
-    assert room.api.events == []
+    assert room.api.reasons == []
 
 
 def test_what_a_failed_task_said_is_known_when_its_pod_is_gone() -> None:
@@ -265,7 +217,7 @@ def test_what_a_failed_task_said_is_known_when_its_pod_is_gone() -> None:
     verdict = judge([room.job("j")], room.observed.pods_of("n"), retries=2, now=later)
     assert isinstance(verdict, PermanentFailure)
     assert (str(verdict.error), verdict.log) == ("no such node", "d1")
-    anew = Room(room.api.jobs["j"])  # another process
+    anew = Room(*room.api.of("jobs"))  # another process
     verdict = judge([anew.job("j")], anew.observed.pods_of("n"), retries=2, now=later)
     assert isinstance(verdict, PermanentFailure)
     assert (str(verdict.error), verdict.log) == ("no such node", "d1")
@@ -339,7 +291,7 @@ def test_a_job_that_was_deleted_by_us_is_waited_for_like_any_other() -> None:
 def test_what_a_claim_tells_beside_the_claim_is_left_to_the_watch() -> None:
     """Else its event would be no news and wake nobody."""
     room = Room(a_job("j", "x"))
-    room.api.jobs["j"] = a_job("j", "x", ended="Complete", version=8)
+    room.api.put("jobs", a_job("j", "x", ended="Complete", version=8))
     asyncio.run(room.builds._applier.claim(room.job("j"), Owner("b", "build")))
     assert room.job("j").owners == {"x", "build"}
     assert room.job("j").state is JobState.ACTIVE
@@ -354,15 +306,17 @@ def test_a_job_of_that_name_that_has_ended_already_is_looked_at_at_once() -> Non
         namespace="n", key=Key("a" * 64), operation="convert", task="convert/1",
         document=BuildSpec.model_validate(SPEC), image="i@sha256:" + "0" * 64, memory_bytes=1,
     )  # fmt: skip
-    applier = Applier(room.api, room.observed)  # type: ignore[arg-type]
+    applier = Applier(room.api, room.observed)
     access = StoreAccess(address="s3://b/p", secret="s")
     run = BuildSpec.model_validate(SPEC).run
     name = render(request, Owner("b", "build"), run=run, access=access)["metadata"]["name"]
-    room.api.jobs[name] = a_job(name, "build", ended="Failed")
+    room.api.put("jobs", a_job(name, "build", ended="Failed"))
     create = applier.create(request, Owner("b", "build"), run=run, access=access)
     assert asyncio.run(create), "it is to be looked at again"
     assert room.job(name).state is JobState.FAILED
-    del room.api.jobs[name]["metadata"]["annotations"]
+    (theirs,) = room.api.of("jobs")
+    del theirs["metadata"]["annotations"]
+    room.api.put("jobs", theirs)
     room.observed.jobs.drop("n", name, f"uid-{name}")
     with pytest.raises(Waiting, match="did not make: delete it"):
         asyncio.run(applier.create(request, Owner("b", "build"), run=run, access=access))
@@ -377,7 +331,7 @@ def test_what_came_to_light_during_a_look_is_not_taken_for_unneeded() -> None:
     room.observed.jobs.put(a_job("late", "build"), late)
     joined = replace(room.job("shared"), owners=frozenset({"build", "x"}))
     room.observed.jobs.amend("n", "shared", joined)
-    room.api.jobs["shared"]["metadata"]["ownerReferences"].append({"uid": "x"})
+    room.api.put("jobs", a_job("shared", "build", "x"))
     asyncio.run(room.builds._claims.release(claimed, "build", keep=["other"]))
     assert room.api.deleted == ["known"]
     assert room.job("shared").owners == {"x"}, "another build has joined it meanwhile"
@@ -409,7 +363,7 @@ def test_create_joins_a_job_that_is_known_by_now_when_its_name_is_free_again() -
     owner = Owner("b", "build")
     name = render(request, owner, run=run, access=access)["metadata"]["name"]
     room = Room(a_job(name, "other"), pods=(a_pod(name),))
-    del room.api.jobs[name]
+    room.api.remove("jobs", name, namespace="n")
     assert asyncio.run(room.builds._applier.create(request, owner, run=run, access=access))
     assert room.observed.is_leaving("n", name), "its pod is waited for"
     with pytest.raises(Waiting, match="being removed"):
@@ -421,9 +375,21 @@ def test_a_job_that_is_found_gone_is_not_claimed_again_and_again() -> None:
     job = room.job("j")
     assert asyncio.run(room.builds._applier.claim(job, Owner("b", "build")))
     assert not asyncio.run(room.builds._applier.claim(room.job("j"), Owner("b", "build")))
-    del room.api.jobs["j"]
+    room.api.remove("jobs", "j", namespace="n")
     asyncio.run(room.builds._applier.claim(job, Owner("c", "other")))
     assert room.observed.jobs.get("n", "j") is None
+
+
+def test_claim_leaves_a_job_alone_that_has_the_name_of_the_one_it_meant() -> None:
+    room = Room(a_job("j", "x"))
+    job = room.job("j")
+    another = a_job("j", "x", version=9)
+    another["metadata"]["uid"] = "another"
+    room.api.put("jobs", another)
+    asyncio.run(room.builds._applier.claim(job, Owner("b", "build")))
+    asyncio.run(room.builds._applier.delete(job))
+    (there,) = room.api.of("jobs")
+    assert there["metadata"]["ownerReferences"] == [{"uid": "x"}]
 
 
 def test_what_is_gone_is_forgotten() -> None:
@@ -461,7 +427,7 @@ def test_an_unknown_architecture_is_one_warning_event() -> None:
         assert known is not None
         outcome = Outcome(state, "Progressing", progress, warnings=[text, "another"])
         asyncio.run(reporter.report(known.value, outcome))
-    assert room.api.events.count("UnknownArchitecture") == 1
+    assert room.api.reasons.count("UnknownArchitecture") == 1
 
 
 def test_a_target_that_stands_twice_is_the_users_to_mend_and_no_error_of_ours() -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.kinds.artifact_store import WebIdentity
 from genai_core.kinds.build import Run
@@ -119,33 +120,27 @@ def test_audiences_are_those_of_our_own_token(text: str, found: set[str]) -> Non
     assert audiences(Connection("https://x", ssl.create_default_context(), token=text)) == found
 
 
-class Api:
-    server = "https://10.96.0.1"
-
-    def __init__(self, secret: dict[str, Any]) -> None:
-        self.secret = secret
-        self.events: list[dict[str, Any]] = []
-
-    async def get(self, _plural: str, name: str, **_: Any) -> dict[str, Any]:
-        return {**self.secret, "metadata": {"name": name, "uid": "u", **self.secret["metadata"]}}
-
-    async def create(self, _plural: str, value: dict[str, Any], **_: Any) -> dict[str, Any]:
-        self.events.append(value)
-        return value
-
-
 def secret(labels: dict[str, str] | None = None, kind: str = "Opaque") -> dict[str, Any]:
     data = {name: base64.b64encode(text.encode()).decode() for name, text in KEYS.items()}
     return {"metadata": {"labels": labels or {}}, "type": kind, "data": data}
 
 
-def stores(api: Api, settings: Settings | None = None) -> Stores:
-    return Stores(api, settings or Settings())  # type: ignore[arg-type]
+def holding(value: dict[str, Any]) -> FakeApiserver:
+    """The Secret under each name that is asked for here."""
+    api = FakeApiserver()
+    for namespace, name in (("team", "s3"), ("t", "s")):
+        meta = {"namespace": namespace, "name": name, "uid": "u", **value["metadata"]}
+        api.put("secrets", {**value, "metadata": meta})
+    return api
+
+
+def stores(api: FakeApiserver, settings: Settings | None = None) -> Stores:
+    return Stores(api, settings or Settings())
 
 
 def test_secret_is_refused_with_the_line_that_labels_it_when_it_has_no_label() -> None:
     for labels in ({}, {"genai-operator.dev/use": "false"}, {"use": "true"}):
-        api = Api(secret(labels))
+        api = holding(secret(labels))
         with pytest.raises(Waiting) as error:
             asyncio.run(stores(api).credentials("team", "s3"))
         assert error.value.reason == "SecretNotLabelled"
@@ -154,12 +149,12 @@ def test_secret_is_refused_with_the_line_that_labels_it_when_it_has_no_label() -
             *("kubectl", "-n", "team", "label", "secret", "s3", "genai-operator.dev/use=true"),
         ]
         assert api.events == []
-    found = asyncio.run(stores(Api(secret(LABEL))).credentials("team", "s3"))
+    found = asyncio.run(stores(holding(secret(LABEL))).credentials("team", "s3"))
     assert found.access_key_id == "a"
 
 
 def test_secret_is_used_and_an_event_says_what_to_do_when_the_label_is_only_advised() -> None:
-    api = Api(secret())
+    api = holding(secret())
     opened = stores(api, Settings(secret_label=SecretLabel.WARN))
 
     async def often() -> None:
@@ -184,7 +179,7 @@ def test_secret_with_a_token_of_the_cluster_is_refused_whatever_its_label(
 ) -> None:
     with pytest.raises(Waiting) as error:
         asyncio.run(
-            stores(Api(secret(LABEL, kind)), Settings(secret_label=label)).credentials("t", "s")
+            stores(holding(secret(LABEL, kind)), Settings(secret_label=label)).credentials("t", "s")
         )
     assert error.value.reason == "SecretNotAllowed"
 
@@ -212,16 +207,16 @@ def test_store_is_refused_when_a_token_would_go_where_it_should_not(
     if "10.96" in identity.get("stsEndpoint", "") or "169" in identity.get("stsEndpoint", ""):
         settings = replace(settings, allowed_sts_endpoints=("*",))
     with pytest.raises(Stalled, match=said):
-        asyncio.run(stores(Api(secret()), settings).open(a_store(**identity)))
+        asyncio.run(stores(holding(secret()), settings).open(a_store(**identity)))
 
 
 def test_store_is_opened_when_its_identity_is_allowed() -> None:
     for identity in ({}, {"audience": "sts.amazonaws.com"}):
-        opened = asyncio.run(stores(Api(secret())).open(a_store(**identity)))
+        opened = asyncio.run(stores(holding(secret())).open(a_store(**identity)))
         assert opened.access.service_account == "builder"
     named = Settings(allowed_service_accounts=("other",))
     with pytest.raises(Stalled, match=r"spec.serviceAccountName: builder is not among"):
-        asyncio.run(stores(Api(secret()), named).open(a_store()))
+        asyncio.run(stores(holding(secret()), named).open(a_store()))
 
 
 def test_settings_tell_unset_lists_from_empty_ones() -> None:

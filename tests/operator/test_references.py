@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.kinds.build import BuildSpec
 from genai_operator.builds.build_pass import BuildPass
@@ -19,16 +20,12 @@ from genai_operator.stores.open_stores import Stores
 SPEC = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
 
 
-class NoApi:
-    server = "https://10.96.0.1"
-
-
 def loader(kind: str, name: str, spec: dict[str, Any]) -> Loader:
-    observed, api = Observed(), NoApi()
+    observed, api = Observed(), FakeApiserver()
     namespace = "n" if kind == "stores" else ""
     value = {"metadata": {"namespace": namespace, "name": name, "uid": name}, "spec": spec}
     getattr(observed, kind).put(value, value)
-    return Loader(observed, Stores(api, Settings(), observed.stores.get))  # type: ignore[arg-type]
+    return Loader(observed, Stores(api, Settings(), observed.stores.get))
 
 
 ONE = BuildPass({}, SPEC, Owner("b", "build"), "n", 1, "", {})

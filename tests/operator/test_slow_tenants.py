@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_operator import threads
 from genai_operator.errors import Waiting
@@ -52,35 +53,16 @@ class Dripping:
                 connection.sendall(b" ")
 
 
-class Api:
-    """An apiserver without rules, which remembers what was reported."""
-
-    server = "https://10.96.0.1"
-
-    def __init__(self) -> None:
-        self.reported: dict[str, tuple[float, str]] = {}
-
-    async def get(self, plural: str, name: str, **_: Any) -> dict[str, Any] | None:
-        if plural != "secrets":
-            return None
-        keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        return {
-            "metadata": {"name": name, "labels": {"genai-operator.dev/use": "true"}},
-            "data": {key: base64.b64encode(b"test").decode() for key in keys},
-        }
-
-    async def list(self, _plural: str, **_kwargs: Any) -> tuple[list[Any], int]:
-        return [], 1
-
-    async def create(self, _plural: str, value: dict[str, Any], **_: Any) -> dict[str, Any]:
-        return value
-
-    async def apply_status(self, _plural: str, value: dict[str, Any], **_: Any) -> dict[str, Any]:
-        name = value["metadata"]["name"]
-        reason = value["status"]["conditions"][0]["reason"]
-        self.reported.setdefault(name, (time.monotonic(), reason))
-        meta = {"uid": f"u-{name}", "generation": 1, "resourceVersion": "2"}
-        return {**value, "metadata": {**value["metadata"], **meta}}
+def apiserver() -> FakeApiserver:
+    """It has the tenant's Secret, and the objects that were applied."""
+    api = FakeApiserver()
+    keys = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+    labels = {"genai-operator.dev/use": "true"}
+    api.put("secrets", {
+        "metadata": {"namespace": "slow", "name": "s3", "labels": labels},
+        "data": {key: base64.b64encode(b"test").decode() for key in keys},
+    })  # fmt: skip
+    return api
 
 
 def meta(namespace: str, name: str) -> dict[str, Any]:
@@ -122,21 +104,23 @@ def test_run_reaches_other_namespaces_soon_when_a_tenants_endpoints_drip(
 ) -> None:
     monkeypatch.setattr(controller_module, "_SLOW_PASS", 0.5)
     monkeypatch.setattr(endpoints, "why_refused", lambda _address: None)
-    server, api = Dripping(), Api()
+    server, api = Dripping(), apiserver()
 
     async def scenario() -> None:
-        controller = Controller(api, Settings(collect_hours=0, workers=4))  # type: ignore[arg-type]
+        controller = Controller(api, Settings(collect_hours=0, workers=4))
         running = asyncio.create_task(controller.run(lambda: True))
         await asyncio.sleep(0)
         for number in range(40):
-            controller.take("artifactstores", "ADDED", slow_store(f"s{number}", server.port))
+            store = api.put("artifactstores", slow_store(f"s{number}", server.port))
+            controller.take("artifactstores", "ADDED", store)
         for _ in range(200):  # until every worker is at one of them
             await asyncio.sleep(0.05 if server.asked < 4 else 0)
         assert server.asked >= 4
         began = time.monotonic()
         for number in range(20):
-            controller.take("genaibuilds", "ADDED", build("victim", f"b{number}"))
-        while sum(name.startswith("b") for name in api.reported) < 20:
+            value = api.put("genaibuilds", build("victim", f"b{number}"))
+            controller.take("genaibuilds", "ADDED", value)
+        while not all("status" in value for value in api.of("genaibuilds")):
             assert time.monotonic() - began < 10, "other tenants wait for the slow one"
             await asyncio.sleep(0.05)
         # The slow tenant has no more calls out than it may, for all of its forty stores.

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import Key
@@ -22,10 +23,6 @@ from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import Stores
 
 
-class NoApi:
-    server = "https://10.96.0.1"
-
-
 def job(name: str, state: JobState, operation: str = "convert") -> JobView:
     return JobView(
         namespace="n", name=name, uid=f"uid-{name}", key=Key("a" * 64), operation=operation,
@@ -37,8 +34,8 @@ def job(name: str, state: JobState, operation: str = "convert") -> JobView:
 def test_the_next_pass_over_a_stalled_build_finds_what_failed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    observed, api = Observed(), NoApi()
-    builds = BuildReconciler(api, observed, Stores(api, Settings()))  # type: ignore[arg-type]
+    observed, api = Observed(), FakeApiserver()
+    builds = BuildReconciler(api, observed, Stores(api, Settings()))
     released: list[str] = []
 
     async def release(ended: JobView, _uid: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 from prometheus_client import REGISTRY
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
@@ -31,33 +31,6 @@ ACCESS = StoreAccess(address="s3://b/p", secret="s3")
 AGAIN = NextAttempt(2, retry=Retry("convert/1: it broke", "ToolFailed", tries=1))
 
 
-class Apiserver:
-    """Takes Jobs and Events."""
-
-    def __init__(self) -> None:
-        self.made: list[dict[str, Any]] = []
-        self.events: list[dict[str, Any]] = []
-        self.deleted: list[str] = []
-        self.problem: Exception | None = None
-        self.answer: asyncio.Event | None = None
-
-    async def create(self, plural: str, value: dict[str, Any], **_: Any) -> dict[str, Any]:
-        if plural == "events":
-            if self.problem is not None:
-                raise self.problem
-            self.events.append(value)
-            return value
-        if self.answer is not None:
-            await self.answer.wait()
-        self.made.append(value)
-        meta = {"uid": f"u{len(self.made)}", "creationTimestamp": "2026-01-01T00:00:00Z"}
-        return {**value, "metadata": value["metadata"] | meta}
-
-    async def delete(self, _plural: str, name: str, **_: Any) -> bool:
-        self.deleted.append(name)
-        return True
-
-
 def one() -> BuildPass:
     value = {"metadata": {"namespace": "n", "name": "b", "uid": "build"}}
     spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
@@ -66,10 +39,10 @@ def one() -> BuildPass:
 
 class Room:
     def __init__(self) -> None:
-        self.api = Apiserver()
+        self.api = FakeApiserver()
         self.now = 0.0
         self.observed = Observed()
-        applier = Applier(self.api, self.observed)  # type: ignore[arg-type]
+        applier = Applier(self.api, self.observed)
         self.starter = Starter(applier, clock=lambda: self.now)
 
     async def start(self, attempt: NextAttempt) -> None:
@@ -88,7 +61,7 @@ def retries() -> float:
 def test_a_first_attempt_is_no_news_and_a_second_names_task_number_and_reason() -> None:
     room, before = Room(), retries()
     asyncio.run(room.start(NextAttempt()))
-    assert (room.told, len(room.api.made), retries()) == ([], 1, before)
+    assert (room.told, len(room.api.of("jobs")), retries()) == ([], 1, before)
     asyncio.run(room.start(AGAIN))
     (event,) = room.api.events
     assert (event["type"], event["reason"]) == ("Warning", "TaskRetried")
@@ -135,10 +108,10 @@ def test_a_task_that_another_jobs_chain_has_come_to_meanwhile_is_not_started() -
         (job,) = room.observed.jobs
         build = one()
         await room.starter.start(build, OWN, NextAttempt(), access=ACCESS, newer=[job])
-        assert (len(room.api.made), build.started, build.after) == (1, False, 1.0)
+        assert (len(room.api.of("jobs")), build.started, build.after) == (1, False, 1.0)
         done = replace(job, state=JobState.FAILED)
         await room.starter.start(build, OWN, NextAttempt(), access=ACCESS, newer=[done])
-        assert (len(room.api.made), build.started) == (2, True)
+        assert (len(room.api.of("jobs")), build.started) == (2, True)
 
     asyncio.run(story())
 
@@ -147,7 +120,7 @@ def test_of_two_builds_that_start_one_task_in_the_same_moment_one_starts_it() ->
     room = Room()
 
     async def story() -> None:
-        room.api.answer = asyncio.Event()
+        answer = room.api.hold("create", "jobs")
         first = asyncio.create_task(
             room.starter.start(one(), CHAINED, NextAttempt(), access=ACCESS)
         )
@@ -156,31 +129,32 @@ def test_of_two_builds_that_start_one_task_in_the_same_moment_one_starts_it() ->
         other = StoreAccess(address="s3://elsewhere/p", secret="s3")
         second = asyncio.create_task(room.starter.start(one(), OWN, NextAttempt(), access=other))
         await asyncio.sleep(0)
-        room.api.answer.set()
+        answer.set()
         await asyncio.gather(first, second)
         await room.starter.start(one(), OWN, NextAttempt(), access=ACCESS)
 
     asyncio.run(story())
-    assert len(room.api.made) == 3, "of another store too, and again when the first is known"
+    assert len(room.api.of("jobs")) == 3, "of another store too, and again when the first is known"
 
 
 @pytest.mark.parametrize("problem", [ApiError(403, "Forbidden", "no"), TimeoutError()])
 def test_an_event_that_cannot_be_posted_stops_nothing(problem: Exception) -> None:
     room = Room()
-    room.api.problem = problem
+    room.api.refuse(problem, verb="create", plural="events")
     asyncio.run(room.start(AGAIN))
-    assert len(room.api.made) == 1
+    assert len(room.api.of("jobs")) == 1
 
 
 def test_attempts_that_nobody_needs_to_know_of_go_when_the_next_begins() -> None:
     room = Room()
     asyncio.run(room.start(NextAttempt()))
-    made = room.api.made[0]
+    (made,) = room.api.of("jobs")
     meta = {"uid": "old", "name": "old", "creationTimestamp": "2026-01-01T00:00:00Z"}
     value = {**made, "metadata": made["metadata"] | meta}
     old: JobView | None = job_view(value)
     assert old is not None
     room.observed.jobs.put(value, old)
+    room.api.put("jobs", value)
     asyncio.run(
         room.start(
             NextAttempt(6, retry=Retry("it is away", "StoreUnavailable", tries=5, spent=(old,)))

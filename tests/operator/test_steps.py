@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.errors import BadModel, GenAIError, StoreUnreadable
 from genai_operator.errors import Stalled, Waiting
@@ -84,25 +85,18 @@ def test_summary_shows_reconciling_and_stalled_while_they_are_true(
     assert {entry["observedGeneration"] for entry in found} == {3}
 
 
-class Apiserver:
-    def __init__(self, uid: str = "u") -> None:
-        self.uid, self.statuses, self.events = uid, [], []  # type: ignore[var-annotated]
-
-    async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
-        self.statuses.append(value["status"])
-        return value | {"metadata": value["metadata"] | {"uid": self.uid}}
-
-    async def create(self, _plural: str, value: Any, **_: Any) -> Any:
-        self.events.append((value["reason"], value["type"]))
-        return value
-
-
-def written(api: Apiserver, result: Result, value: dict[str, Any], **members: Any) -> Written:
-    writer = StatusWriter(api, "artifactstores", "ArtifactStore")  # type: ignore[arg-type]
+def written(api: FakeApiserver, result: Result, value: dict[str, Any], **members: Any) -> Written:
+    writer = StatusWriter(api, "artifactstores", "ArtifactStore")
     status = plain_status(result, value, NOW, **members)
     found = asyncio.run(writer.write(value, status, warning=isinstance(result, Stall)))
     value["status"] = status
     return found
+
+
+def holding(value: dict[str, Any]) -> FakeApiserver:
+    api = FakeApiserver()
+    api.put("artifactstores", value)
+    return api
 
 
 def store() -> dict[str, Any]:
@@ -110,20 +104,26 @@ def store() -> dict[str, Any]:
 
 
 def test_write_posts_an_event_when_ready_changed_and_else_the_status_alone() -> None:
-    api, value = Apiserver(), store()
+    value = store()
+    api = holding(value)
     assert written(api, Stall("NoImage", "none"), value) is Written.OTHERWISE
     assert written(api, Stall("NoImage", "none"), value) is Written.NOT
     assert written(api, Stall("NoImage", "none"), value, extra={"a": 1}) is Written.AS_BEFORE
     assert written(api, Done(message="fine"), value) is Written.OTHERWISE
-    assert api.events == [("NoImage", "Warning"), ("Ready", "Normal")]
-    assert [ready_of(status) for status in api.statuses] == [
+    assert [(event["reason"], event["type"]) for event in api.events] == [
+        ("NoImage", "Warning"),
+        ("Ready", "Normal"),
+    ]
+    assert [ready_of(body["status"]) for body in api.statuses] == [
         *[("False", "NoImage")] * 2,
         ("True", "Ready"),
     ]
 
 
 def test_write_takes_a_status_back_when_another_object_has_that_name_by_now() -> None:
-    api = Apiserver(uid="another")
+    another = store()
+    another["metadata"]["uid"] = "another"
+    api = holding(another)
     assert written(api, DONE, store()) is Written.NOT
-    assert [bool(status) for status in api.statuses] == [True, False]
+    assert [bool(body["status"]) for body in api.statuses] == [True, False]
     assert api.events == []

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_operator.kube.apiserver.resources import RESOURCES, watched
 from genai_operator.kube.values import asked_of
@@ -47,7 +48,7 @@ def woken(row: Kind[Any], changes: list[Change[Any]]) -> list[Ref]:
 
 
 def test_controller_takes_in_every_resource_that_is_watched() -> None:
-    controller = Controller(None, Settings())  # type: ignore[arg-type]
+    controller = Controller(FakeApiserver(), Settings())
     assert set(controller._intakes) == {row.plural for row in watched()}
     for row in controller.kinds.values():
         assert set(row.woken_by) <= set(controller._intakes), "it would never hear of that"
@@ -82,7 +83,7 @@ def test_take_keeps_an_object_that_was_made_anew_when_its_predecessor_is_told_to
 
 @pytest.mark.parametrize(("ready", "wakes"), [("False", True), ("True", False)])
 def test_store_wakes_its_builds_when_its_readiness_changed(ready: str, wakes: bool) -> None:
-    controller = Controller(None, Settings())  # type: ignore[arg-type]
+    controller = Controller(FakeApiserver(), Settings())
     builds = {"n": "default", "other": "default", "n2": "else"}
     for namespace, store in builds.items():
         build = thing("b", uid=f"b-{namespace}")

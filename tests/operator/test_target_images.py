@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.names import Backend
 from genai_core.wire import JOB_NAME
@@ -40,39 +41,26 @@ ELSEWHERE = 'failed to resolve reference "other/image:1": other/image:1: not fou
 NO_SERVER = f'failed to do request: Head "https://x/{IMAGE}": dial tcp: connection refused'
 
 
-class Apiserver:
-    """Takes statuses and shows them, as a watch would."""
-
-    server = "https://10.96.0.1"
-
-    def __init__(self) -> None:
-        self.events: list[str] = []
-        self.value: dict[str, Any] = {}
-
-    async def apply_status(self, _plural: str, value: Any, **_: Any) -> Any:
-        self.value = {**self.value, "status": value["status"]}
-        return self.value
-
-    async def create(self, _plural: str, value: Any, **_: Any) -> Any:
-        self.events.append(value["reason"])
-        return value
-
-
 class Room:
     def __init__(self) -> None:
-        self.api = Apiserver()
-        self.controller = Controller(self.api, Settings())  # type: ignore[arg-type]
+        self.api = FakeApiserver()
+        self.controller = Controller(self.api, Settings())
         self.version = 0
+        self.value: dict[str, Any] = {}
+        self.api.watchers.append(self._hear)
         self.edit(IMAGE)
 
     def edit(self, image: str) -> None:
         libraries = dict.fromkeys(needed_libraries(Backend.CPU), "1")
         spec = {"backend": "Cpu", "image": image, "toolchain": libraries}
         self.version += 1
-        meta = {"name": "cpu", "uid": "t", "generation": self.version,
-                "resourceVersion": str(self.version)}  # fmt: skip
-        self.api.value = {**self.api.value, "metadata": meta, "spec": spec}
-        self.controller.take("genaitargets", "MODIFIED", self.api.value)
+        meta = {"name": "cpu", "uid": "t", "generation": self.version}
+        self.api.put("genaitargets", {**self.value, "metadata": meta, "spec": spec})
+
+    def _hear(self, plural: str, kind: str, value: dict[str, Any]) -> None:
+        if plural == "genaitargets":
+            self.value = value
+            self.controller.take(plural, kind, value)
 
     def pod(self, name: str, words: str = "", *, image: str = IMAGE, namespace: str = "n") -> None:
         """A pod that waits for its image, or runs."""
@@ -100,15 +88,14 @@ class Room:
             if ref == Ref("genaitargets", "", "cpu"):
                 reconciler = self.controller.kinds[ref.plural].reconciler
                 asyncio.run(reconciler.reconcile("", "cpu"))
-                self.controller.take("genaitargets", "MODIFIED", self.api.value)
             queue.done(ref)
-        found = condition_of(self.api.value["status"], "Ready")
+        found = condition_of(self.value["status"], "Ready")
         assert found is not None
         return found["status"], found["reason"]
 
     @property
     def message(self) -> str:
-        found = condition_of(self.api.value["status"], "Ready")
+        found = condition_of(self.value["status"], "Ready")
         assert found is not None
         return str(found["message"])
 
@@ -125,8 +112,8 @@ def test_reconcile_says_image_pull_failed_when_the_registry_has_no_such_image(wo
     assert IMAGE[-64:] in room.message
     assert "correct spec.image" in room.message
     assert "Back-off" not in room.message
-    assert condition_of(room.api.value["status"], "Stalled") is not None
-    assert room.api.events == ["Ready", "ImagePullFailed"]
+    assert condition_of(room.value["status"], "Stalled") is not None
+    assert room.api.reasons == ["Ready", "ImagePullFailed"]
 
 
 @pytest.mark.parametrize(
@@ -159,9 +146,8 @@ def test_reconcile_keeps_what_pods_showed_until_one_runs() -> None:
     room.controller.queue.add(Ref("genaitargets", "", "cpu"))
     assert room.ready() == ABSENT, "nobody has shown otherwise"
     anew = Room()  # another process, which reads the status
-    anew.api.value = room.api.value
-    anew.controller.take("genaitargets", "MODIFIED", anew.api.value | {
-        "metadata": anew.api.value["metadata"] | {"resourceVersion": "50"}})  # fmt: skip
+    meta = {name: room.value["metadata"][name] for name in ("name", "uid", "generation")}
+    anew.api.put("genaitargets", {**room.value, "metadata": meta})
     anew.controller.queue.add(Ref("genaitargets", "", "cpu"))
     assert anew.ready() == ABSENT
     anew.version = 60

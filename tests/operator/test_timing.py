@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_operator.kube.watch.kinds import Ref
 from genai_operator.manager.controller import Controller, _rest
@@ -128,7 +129,7 @@ def test_metered_counts_what_is_computed_in_a_thread_of_its_own() -> None:
 
 def test_controller_lets_a_pass_rest_by_its_own_work(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = Processor()
-    controller = Controller(None, Settings(), timing=processor.timing)  # type: ignore[arg-type]
+    controller = Controller(FakeApiserver(), Settings(), timing=processor.timing)
     rests: dict[str, float] = {}
     done = controller.queue.done
 
