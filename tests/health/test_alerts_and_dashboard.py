@@ -1,7 +1,8 @@
-"""Alerts and dashboard: promtool proves the rules, and every name that is read is written."""
+"""Alerts and dashboards: promtool proves the rules, and every name that is read is written."""
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import json
 import re
@@ -14,15 +15,27 @@ import yaml
 from harness import programs
 from prometheus_client import REGISTRY, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
 
 from genai_operator import metrics
+from genai_operator.deployments import manifests
 from genai_operator.kube.status.phases import Phase
+from genai_runtime.speculation.control import Counts
+from genai_serving.engine import Load
+from genai_serving.metrics import AdapterLoad
+from genai_serving.metrics import Metrics as ServerMetrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "rules" / "genai-operator.rules.yaml"
-DASHBOARD = ROOT / "deploy" / "dashboards" / "genai-operator.json"
+BOARDS = ROOT / "deploy" / "dashboards"
+OPERATOR, SERVING = BOARDS / "genai-operator.json", BOARDS / "genai-serving.json"
+FILTERS = {
+    OPERATOR: ('job=~"$job"',),
+    SERVING: ('namespace=~"$namespace"', 'model_name=~"$model"'),
+}
+every_board = pytest.mark.parametrize("board", FILTERS, ids=lambda path: path.stem)
 HERE = Path(__file__).parent
-ADDED_BY_PROMETHEUS = {"job", "instance", "le"}
+ADDED_BY_PROMETHEUS = {"job", "instance", "le", "namespace", "pod"}
 
 
 @pytest.fixture(scope="module")
@@ -48,20 +61,20 @@ def alerts() -> dict[str, str]:
     return {rule["alert"]: rule["expr"] for group in groups for rule in group["rules"]}
 
 
-def panels() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(DASHBOARD.read_text())["panels"]
+def panels(board: Path) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(board.read_text())["panels"]
     return found
 
 
-def queries() -> dict[str, str]:
+def queries(board: Path) -> dict[str, str]:
     return {
         f"{panel['title']} {target['refId']}": target["expr"]
-        for panel in panels()
+        for panel in panels(board)
         for target in panel.get("targets", ())
     }
 
 
-EXPRESSIONS = alerts() | queries()
+EXPRESSIONS = alerts() | queries(OPERATOR)
 
 
 def written() -> dict[str, set[str]]:
@@ -79,14 +92,35 @@ def written() -> dict[str, set[str]]:
     return found
 
 
+def served() -> dict[str, set[str]]:
+    """The same of a server, from what a scrape of one gets that has everything."""
+    metrics = ServerMetrics("m")
+    metrics.load = lambda: Load(1, 1, 0.5)
+    metrics.adapters = lambda: AdapterLoad(2, {"a"}, {"a"}, ())
+    metrics.guessed = lambda: Counts("ngram", drafts=1, guessed=2, accepted=1, positions=[1, 0])
+    found: dict[str, set[str]] = {}
+    for family in text_string_to_metric_families(metrics.text().decode()):
+        for sample in family.samples:
+            found.setdefault(sample.name, set()).update(sample.labels)
+    return found
+
+
 @pytest.mark.parametrize("where", EXPRESSIONS)
 def test_every_name_and_label_that_is_read_is_written(where: str) -> None:
-    expression, known = EXPRESSIONS[where], written()
-    read = re.findall(r"\b((?:genai|process|up)_?\w*)\b(?:\{([^}]*)\})?", expression)
+    compare(EXPRESSIONS[where], written())
+
+
+@pytest.mark.parametrize("where", queries(SERVING))
+def test_every_name_and_label_of_servers_that_is_read_is_written(where: str) -> None:
+    compare(queries(SERVING)[where], served())
+
+
+def compare(expression: str, known: dict[str, set[str]]) -> None:
+    read = re.findall(r"\b((?:genai|process|up|vllm)[_:]?\w*)\b(?:\{([^}]*)\})?", expression)
     assert read
     allowed = set(ADDED_BY_PROMETHEUS)
     for name, matchers in read:
-        assert name in known, f"{name} is no metric of the operator"
+        assert name in known, f"{name} is no metric"
         labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", matchers))
         assert labels <= known[name] | ADDED_BY_PROMETHEUS, f"{name} has no label {labels}"
         allowed |= known[name]
@@ -141,10 +175,16 @@ def test_promtool_accepts_the_metrics_themselves(promtool: str) -> None:
     assert "genai_s3_requests_total{" in shown
 
 
-def test_promtool_parses_every_query_of_the_dashboard(promtool: str, tmp_path: Path) -> None:
-    variables = {"$__rate_interval": "5m", "$__range": "1h", "$job": ".+"}
+@every_board
+def test_promtool_parses_every_query_of_a_dashboard(
+    board: Path, promtool: str, tmp_path: Path
+) -> None:
+    variables = {
+        "$__rate_interval": "5m", "$__range": "1h",
+        "$job": ".+", "$namespace": ".+", "$model": ".+",
+    }  # fmt: skip
     rules = []
-    for number, query in enumerate(queries().values()):
+    for number, query in enumerate(queries(board).values()):
         expression = query
         for name, value in variables.items():
             expression = expression.replace(name, value)
@@ -155,15 +195,18 @@ def test_promtool_parses_every_query_of_the_dashboard(promtool: str, tmp_path: P
     run(promtool, "check", "rules", "--lint=all", "--lint-fatal", str(file))
 
 
-def test_the_dashboard_is_one_that_grafana_imports() -> None:
-    board = json.loads(DASHBOARD.read_text())
-    assert board["uid"] == "genai-operator"
-    assert board["schemaVersion"] >= 36
-    variables = {entry["name"] for entry in board["templating"]["list"]}
-    assert variables == {"datasource", "job"}
-    ids = [panel["id"] for panel in panels()]
+@every_board
+def test_dashboard_is_one_that_grafana_imports(board: Path) -> None:
+    value = json.loads(board.read_text())
+    assert value["uid"] == board.stem
+    assert value["schemaVersion"] >= 36
+    variables = {entry["name"] for entry in value["templating"]["list"]}
+    assert variables == {"datasource"} | {
+        found for filters in FILTERS[board] for found in re.findall(r"\$(\w+)", filters)
+    }
+    ids = [panel["id"] for panel in panels(board)]
     assert len(set(ids)) == len(ids)
-    for panel in panels():
+    for panel in panels(board):
         assert panel["title"]
         if panel["type"] == "row":
             continue
@@ -172,11 +215,13 @@ def test_the_dashboard_is_one_that_grafana_imports() -> None:
         assert panel["fieldConfig"]["defaults"]["unit"]
         references = [target["refId"] for target in panel["targets"]]
         assert len(set(references)) == len(references) > 0
-        assert all('job=~"$job"' in target["expr"] for target in panel["targets"])
+        for filters in FILTERS[board]:
+            assert all(filters in target["expr"] for target in panel["targets"])
 
 
-def test_no_two_panels_lie_on_one_another() -> None:
-    places = [panel["gridPos"] for panel in panels()]
+@every_board
+def test_no_two_panels_lie_on_one_another(board: Path) -> None:
+    places = [panel["gridPos"] for panel in panels(board)]
     for one, other in itertools.combinations(places, 2):
         beside = one["x"] + one["w"] <= other["x"] or other["x"] + other["w"] <= one["x"]
         below = one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"]
@@ -185,8 +230,10 @@ def test_no_two_panels_lie_on_one_another() -> None:
 
 
 def test_the_objects_for_kubernetes_hold_the_same() -> None:
-    config = yaml.safe_load((DASHBOARD.with_name("configmap.yaml")).read_text())
-    assert json.loads(config["data"][DASHBOARD.name]) == json.loads(DASHBOARD.read_text())
+    config = yaml.safe_load((BOARDS / "configmap.yaml").read_text())
+    assert config["data"].keys() == {board.name for board in FILTERS}
+    for board in FILTERS:
+        assert json.loads(config["data"][board.name]) == json.loads(board.read_text())
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     rule = yaml.safe_load((RULES.with_name("prometheusrule.yaml")).read_text())
     assert rule["spec"] == yaml.safe_load(RULES.read_text())
@@ -200,6 +247,22 @@ def test_every_metric_is_on_the_dashboard() -> None:
         if metric._name not in text
     }  # fmt: skip
     assert unread <= {"genai_targets"}
+
+
+def test_every_metric_of_servers_is_on_their_dashboard() -> None:
+    text = " ".join(queries(SERVING).values())
+    ends = ("_created", "_sum", "_count")
+    assert {name for name in served() if not name.endswith(ends) and name not in text} == set()
+
+
+def test_prometheus_finds_the_pods_of_servers() -> None:
+    """The monitor selects by a label, and names a port, that the operator writes."""
+    monitor = yaml.safe_load((RULES.with_name("podmonitor.yaml")).read_text())["spec"]
+    written = inspect.getsource(manifests)
+    for name, value in monitor["selector"]["matchLabels"].items():
+        assert f'"{name}": "{value}"' in written or value in written
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert f'"name": "{endpoint["port"]}"' in written
 
 
 def test_the_page_on_health_names_every_metric_and_alert() -> None:
