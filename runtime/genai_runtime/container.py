@@ -9,7 +9,7 @@ small builds have; the weight-shared binaries themselves are never opened on x86
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -31,7 +31,7 @@ from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput, NotRunnableHere
 from genai_core.facts import RopeTable
 from genai_core.names import Backend
-from genai_runtime.executor import AdapterUse, Executor
+from genai_runtime.executor import AdapterShape, AdapterUse, Executor
 from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session
@@ -217,6 +217,7 @@ class Container:
         context_length: int | None = None,
         adapters: Sequence[str] | None = None,
         adapter_columns: int = 0,
+        branches: Iterable[AdapterShape] = (),
         digest_of: DigestOf = digest_file,
     ) -> Executor:
         """Start what runs several sequences beside one another.
@@ -230,6 +231,7 @@ class Container:
             context_length: The most tokens of a slot, if fewer than the container offers.
             adapters: Those that rows may wear; None = all that the container carries.
             adapter_columns: Ranks of all that are worn, together, at least; see `AdapterHost`.
+            branches: Adapters that may come: what they touch can be adapted.
             digest_of: How cached files are compared with their digests.
 
         Raises:
@@ -251,6 +253,7 @@ class Container:
                     list(self.adapters().adapters) if adapters is None else adapters
                 ),
                 adapter_columns=adapter_columns,
+                branches=branches,
                 digest_of=digest_of,
                 holds=self.holds,
             )
@@ -291,7 +294,7 @@ class Container:
                     if index.adapters
                     else "build it with spec.lora",
                 )
-            from genai_runtime.cpu.bank import read_adapter
+            from genai_runtime.cpu.adapter_files import read_adapter
 
             found[name] = read_adapter(self.folder / index.adapters[name].file)
         return found

@@ -71,6 +71,34 @@ class AdapterWeights:
 
 
 @dataclass(frozen=True)
+class AdapterShape:
+    """What an adapter takes.
+
+    Attributes:
+        rank: The largest of its branches.
+        sizes: Linear -> what it takes and gives.
+        bytes: Of its matrices.
+    """
+
+    rank: int
+    sizes: Mapping[str, tuple[int, int]]
+    bytes: int
+
+    @classmethod
+    def of(cls, weights: AdapterWeights) -> AdapterShape:
+        """Of an adapter in memory."""
+        pairs = weights.branches.items()
+        sizes = {name: (int(a.shape[0]), int(b.shape[1])) for name, (a, b) in pairs}
+        return cls(weights.rank, sizes, sum(a.nbytes + b.nbytes for _, (a, b) in pairs))
+
+
+class NoRoom(BadInput):
+    """Adapters want more columns or memory than there are."""
+
+    code = "NoRoom"
+
+
+@dataclass(frozen=True)
 class Tree:
     """How the tokens of a row relate where they are no chain: a tree of drafts to verify.
 
@@ -223,7 +251,7 @@ class Executor(Protocol):
 
 @runtime_checkable
 class AdapterHost(Protocol):
-    """An executor whose adapters come and go. Not while a pass runs, as all of an executor."""
+    """An executor whose adapters come and go. Not while a pass runs, but for `fill_adapter`."""
 
     @property
     def adapter_columns(self) -> tuple[int, int]:
@@ -235,8 +263,30 @@ class AdapterHost(Protocol):
         """Memory of all columns, taken whether an adapter has them or not."""
         ...
 
+    def check_adapter(self, name: str, shape: AdapterShape) -> None:
+        """Whether an adapter could be taken in if no other were there.
+
+        Raises:
+            NoRoom: It has more ranks than there are columns.
+            BadInput: It touches linears that have no branch here, or that have another size.
+        """
+        ...
+
+    def reserve_adapters(self, ranks: Mapping[str, int]) -> None:
+        """Columns for adapters, side by side in this order; rows may not wear them yet.
+
+        Raises:
+            NoRoom: So many are not free side by side. Nothing has changed then.
+            BadInput: A name is taken.
+        """
+        ...
+
+    def fill_adapter(self, name: str, weights: AdapterWeights) -> None:
+        """Lay an adapter into its columns, also while passes run; rows may wear it from now on."""
+        ...
+
     def load_adapter(self, name: str, weights: AdapterWeights) -> None:
-        """Take an adapter in; rows may wear it from now on.
+        """All three at once.
 
         Raises:
             BadInput: The name is taken, there is no room, or it does not fit the model.
@@ -244,7 +294,7 @@ class AdapterHost(Protocol):
         ...
 
     def unload_adapter(self, name: str) -> None:
-        """Let an adapter go that no row wears any more.
+        """Let an adapter, or its columns, go; no row wears it any more.
 
         Raises:
             BadInput: It is not there.

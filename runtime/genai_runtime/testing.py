@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import zlib
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
 from genai_runtime.executor import (
+    AdapterShape,
     AdapterUse,
     Logits,
+    NoRoom,
     Row,
     RowOutput,
     SlotTable,
@@ -50,7 +53,10 @@ class ScriptedExecutor:
         trees: bool = False,
     ) -> None:
         random = np.random.default_rng(seed)
-        self._adapters = frozenset(adapters)
+        self._adapters = set(adapters)
+        self._reserved: set[str] = set()
+        self._contents: dict[str, str] = {}
+        self.most_adapters = 8
         self._trees = trees
         self._table: NDArray[np.float64] = random.normal(size=(_MODULUS, vocab_size))
         self._context_length = context_length
@@ -76,31 +82,50 @@ class ScriptedExecutor:
 
     @property
     def adapters(self) -> frozenset[str]:
-        """As given."""
-        return self._adapters
+        """As given, and as they came and went."""
+        return frozenset(self._adapters)
 
     @property
     def adapter_columns(self) -> tuple[int, int]:
-        """Eight adapters of rank 1."""
-        return 8, 8 - len(self._adapters)
+        """Of rank 1, as many as `most_adapters`."""
+        return self.most_adapters, self.most_adapters - len(self._adapters | self._reserved)
 
     @property
     def adapter_bytes(self) -> int:
         """None."""
         return 0
 
+    def check_adapter(self, name: str, shape: AdapterShape) -> None:
+        """Any may come."""
+
+    def reserve_adapters(self, ranks: Mapping[str, int]) -> None:
+        """A place for each."""
+        taken = self._adapters | self._reserved
+        if taken & set(ranks):
+            raise BadInput("is loaded already", where=f"adapter {min(taken & set(ranks))}")
+        if len(taken) + len(ranks) > self.most_adapters:
+            raise NoRoom("there is no room", where=f"adapter {min(ranks)}")
+        self._reserved.update(ranks)
+
+    def fill_adapter(self, name: str, weights: object) -> None:
+        """Know one more; a text is its content, and else its name."""
+        assert name in self._reserved
+        self._contents[name] = weights if isinstance(weights, str) else name
+        self._reserved.discard(name)
+        self._adapters.add(name)
+
     def load_adapter(self, name: str, weights: object) -> None:
         """Know one more."""
-        del weights
-        if name in self._adapters or len(self._adapters) == 8:
-            raise BadInput("is loaded already, or there is no room", where=f"adapter {name}")
-        self._adapters |= {name}
+        self.reserve_adapters({name: 1})
+        self.fill_adapter(name, weights)
 
     def unload_adapter(self, name: str) -> None:
         """Know one less."""
-        if name not in self._adapters:
+        if name not in self._adapters | self._reserved:
             raise BadInput("is not loaded", where=f"adapter {name}")
-        self._adapters -= {name}
+        self._adapters.discard(name)
+        self._reserved.discard(name)
+        self._contents.pop(name, None)
 
     @property
     def trees(self) -> bool:
@@ -142,7 +167,7 @@ class ScriptedExecutor:
             held, states = self._slots[row.slot], []
             start = len(held)
             for place, token in enumerate(tokens):
-                held.append((int(token), _worn(row.adapters)))
+                held.append((int(token), self._worn(row.adapters)))
                 seen = held
                 if row.tree is not None:
                     sees = row.tree.sees[place]
@@ -158,6 +183,10 @@ class ScriptedExecutor:
                 )
             )
         return outputs
+
+    def _worn(self, adapters: Sequence[AdapterUse]) -> int:
+        contents = [(self._contents.get(use.name, use.name), use.alpha) for use in adapters]
+        return sum(zlib.crc32(text.encode()) + round(97 * alpha) for text, alpha in contents)
 
     def truncate(self, slot: int, length: int) -> None:
         """Keep the first `length` tokens."""
@@ -182,10 +211,6 @@ class ScriptedExecutor:
     def close(self) -> None:
         """Remember that it was called."""
         self.closed = True
-
-
-def _worn(adapters: Sequence[AdapterUse]) -> int:
-    return sum(sum(use.name.encode()) + round(97 * use.alpha) for use in adapters)
 
 
 def _state(held: Sequence[tuple[int, int]]) -> int:

@@ -32,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
                 given.admin_port,
                 _admin_token(given.admin_token_file),
                 given.adapter_folder,
-                given.max_adapter_rank,
             )
 
         return serve(
@@ -55,6 +54,8 @@ def main(argv: list[str] | None = None) -> int:
                 drain_delay_seconds=given.drain_delay_seconds,
                 keys_folder=given.api_keys_folder,
                 adapters=tuple(given.adapter),
+                adapter_rank=given.max_adapter_rank,
+                adapter_mib=given.adapter_cache_mib,
                 revision=given.revision,
                 golden=given.golden,
                 admin=admin,
@@ -123,7 +124,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--admin-port", type=int)
     parser.add_argument("--admin-token-file", type=Path)
     parser.add_argument("--adapter-folder", type=Path)
-    parser.add_argument("--max-adapter-rank", type=int, default=0)
+    parser.add_argument("--max-adapter-rank", type=int)
+    parser.add_argument("--adapter-cache-mib", type=int)
     parser.add_argument("--revision", default="")
     parser.add_argument("--golden", action="store_true", help="replay before the first request")
     parser.add_argument("--termination-log", type=Path, help="where a pod says why it ended")

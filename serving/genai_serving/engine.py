@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import GenAIError
-from genai_runtime.executor import AdapterWeights, Executor, Row, RowOutput, Want, checked_tokens
+from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
 from genai_runtime.sampling import Sampler, logprobs
 from genai_runtime.speculation.control import Counts, Room, Speculation
 from genai_runtime.speculation.method import accept
+from genai_serving.adapters.cache import AdapterCache, AdapterSource
 from genai_serving.adapters.loaded import LoadedAdapters
 from genai_serving.guesses import Guesses
 from genai_serving.prefixes import Held, Match, PrefixCache
@@ -31,6 +32,8 @@ from genai_serving.requests import Ended, Finish, Listener, Request, Times
 from genai_serving.scheduler import Limits, Scheduler, Sequence, Step, Work
 
 _LOG = logging.getLogger("genai_serving")
+_TICK = 0.1
+"""Seconds after which deadlines are looked at where nothing is computed."""
 
 
 class Closed(GenAIError):
@@ -77,7 +80,7 @@ class _Answer:
     sampler: Sampler
     arrived: float
     need: int
-    reserved: int
+    sequence: Sequence
     admitted: float | None = None
     first: float | None = None
     last: float | None = None
@@ -111,6 +114,9 @@ class Engine:
         observer: Who counts.
         clock: Seconds.
         speculation: Guesses tokens of answers; its own.
+        adapters: What is kept of adapters that come and go; None = all, without a bound.
+        pinned: Those that `adapters` has from the start.
+        adapter_seconds: That a request may wait until its adapters find room in a pass.
     """
 
     def __init__(
@@ -121,17 +127,26 @@ class Engine:
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
         speculation: Speculation | None = None,
+        adapters: AdapterCache | None = None,
+        pinned: Iterable[str] = (),
+        adapter_seconds: float = 60.0,
     ) -> None:
         self._executor = executor
         self._scheduler = Scheduler(limits)
         self._prefixes = PrefixCache(executor, limits.prefix_bytes)
         self._guesses = Guesses(speculation)
-        self._adapters = LoadedAdapters(executor)
         self._observer: Observer = observer or _Nobody()
         self._clock = clock
         self._keys = itertools.count()
         self._answers: dict[int, _Answer] = {}
         self._wake = threading.Condition()
+        cache = AdapterCache() if adapters is None else adapters
+        self._adapters = LoadedAdapters(
+            executor, cache, self._wake, self._laid_in, pinned=tuple(pinned)
+        )
+        self._adapter_seconds = adapter_seconds
+        self._failed: dict[int, GenAIError] = {}
+        self._stirred = False
         self._cancelled: set[int] = set()
         self._closing = False
         self._draining = True
@@ -154,7 +169,8 @@ class Engine:
         with self._wake:
             scheduler = self._scheduler
             share = scheduler.reserved_bytes / scheduler.limits.cache_bytes
-            return Load(len(scheduler.running), len(scheduler.waiting), share)
+            waiting = len(scheduler.waiting) + len(self._adapters.waiting)
+            return Load(len(scheduler.running), waiting, share)
 
     @property
     def guessed(self) -> Counts | None:
@@ -166,7 +182,7 @@ class Engine:
 
         Raises:
             BadInput: The prompt is empty, outside the vocabulary or too long for the context, an
-                adapter is not loaded, or the request needs more memory than there is.
+                adapter is not loaded, or the request needs more memory or ranks than there are.
             QueueFull: Too many wait.
             Closed: The engine is shutting down.
         """
@@ -187,9 +203,15 @@ class Engine:
             key = next(self._keys)
             need = self._executor.cache_bytes(self._places(request))
             beside = self._guesses.cache_bytes(prompt.size + most) if request.speculation else 0
-            total = need + beside
-            self._scheduler.add(Sequence(key, prompt.size, most, total, request.deadline))
-            self._answers[key] = _Answer(request, listener, sampler, self._clock(), need, total)
+            sequence = Sequence(key, prompt.size, most, need + beside, request.deadline)
+            self._scheduler.check(sequence, beside=len(self._adapters.waiting))
+            now = self._clock()
+            self._answers[key] = _Answer(request, listener, sampler, now, need, sequence)
+            if self._adapters.ready(request.adapters):
+                self._scheduler.come(sequence)
+            else:
+                self._adapters.wait(key, request.adapters, now)
+                self._stirred = True
             self._wake.notify()
         return key
 
@@ -207,30 +229,37 @@ class Engine:
                 self._cancelled.add(key)
                 self._wake.notify()
 
-    def load_adapter(self, name: str, weights: AdapterWeights) -> Future[None]:
-        """Take an adapter in before the next pass. Callable from any thread.
+    def load_adapter(self, name: str, source: AdapterSource) -> Future[None]:
+        """Take an adapter in: it is read at once, beside the loop. Callable from any thread.
 
         Raises:
             Closed: The engine is shutting down.
+            BadInput: It does not fit, or would never find room.
         """
         with self._wake:
             if self._closing or not self.alive:
                 raise Closed("the server is shutting down", remedy="ask another one")
-            future = self._adapters.load(name, weights)
-            self._wake.notify()
-            return future
+            return self._adapters.add(name, source)
+
+    @property
+    def adapter_states(self) -> dict[str, str]:
+        """Where each adapter is that a request may wear; see `adapters.loaded`."""
+        with self._wake:
+            return self._adapters.states()
 
     def retire_adapter(self, name: str) -> None:
         """New requests may not wear it; it goes when none does. Callable from any thread."""
         with self._wake:
             self._adapters.retire(name)
+            self._stirred = True
             self._wake.notify()
 
     @property
     def worn(self) -> tuple[frozenset[str], frozenset[str]]:
         """Adapters that running and that waiting requests wear."""
         with self._wake:
-            kinds = (self._scheduler.running, self._scheduler.waiting)
+            waiting = (*self._scheduler.waiting, *self._adapters.waiting)
+            kinds = (self._scheduler.running, waiting)
             return tuple(self._worn(keys) for keys in kinds)  # type: ignore[return-value]
 
     def close(self, *, seconds: float = 0.0) -> bool:
@@ -263,8 +292,7 @@ class Engine:
                 left = list(self._answers)
             for key in left:
                 self._end(key, Finish.CANCELLED)
-            with self._wake:
-                self._adapters.close(Closed("the server is shutting down"))
+            self._adapters.close()
             self._prefixes.shrink(0)
             self._guesses.close()
             self._executor.close()
@@ -273,15 +301,20 @@ class Engine:
         """Wait for something to do and do it; False when the engine is to end."""
         with self._wake:
             while True:
-                idle = not self._answers
-                if self._closing and (idle or not self._draining):
+                if self._closing and not (self._answers and self._draining):
                     return False
-                if not idle or self._adapters.due(self._worn(self._answers)):
+                scheduled = self._scheduler.running or self._scheduler.waiting
+                if scheduled or self._stirred or self._cancelled:
                     break
-                self._wake.wait()
+                if not self._wake.wait(_TICK if self._adapters.waiting else None):
+                    break
             cancelled, self._cancelled = self._cancelled, set()
-            overdue = self._scheduler.overdue(self._clock())
+            overdue = self._overdue()
         self._change_adapters()
+        with self._wake:
+            failed, self._failed = self._failed, {}
+        for key, error in failed.items():
+            self._end(key, Finish.ERROR, error)
         for key in cancelled:
             self._end(key, Finish.CANCELLED)
         for key in overdue:
@@ -303,13 +336,31 @@ class Engine:
             for use in self._answers[key].request.adapters
         )
 
+    def _overdue(self) -> tuple[int, ...]:
+        """Who is past the deadline; who has waited too long for an adapter fails."""
+        now, scheduler = self._clock(), self._scheduler
+        worn = self._worn((*scheduler.running, *scheduler.waiting))
+        self._failed |= self._adapters.overdue(now, self._adapter_seconds, worn)
+        waiting = [(key, self._answers[key].request.deadline) for key in self._adapters.waiting]
+        late = (key for key, deadline in waiting if deadline is not None and deadline <= now)
+        return (*scheduler.overdue(now), *late)
+
     def _change_adapters(self) -> None:
-        """Let adapters go and take others in: between passes."""
+        """Let adapters go, give columns to others, begin what waited for them: between passes."""
         with self._wake:
+            self._stirred = False
             for name in self._adapters.leaving(self._worn(self._answers)):
                 self._prefixes.forget(name)
                 self._adapters.let_go(name)
-            self._adapters.take_in()
+            worn = self._worn((*self._scheduler.running, *self._scheduler.waiting))
+            for key in self._adapters.admit(worn):
+                self._scheduler.come(self._answers[key].sequence)
+
+    def _laid_in(self, failed: dict[int, GenAIError]) -> None:
+        """Told by the thread that lays adapters in, under the lock."""
+        self._failed |= failed
+        self._stirred = True
+        self._wake.notify()
 
     def _rooms(self) -> dict[int, Room]:
         """What each answer that is being written has left."""
@@ -347,7 +398,7 @@ class Engine:
         """A slot for each sequence whose first tokens are in this pass."""
         wanted = [match.slot for match in found.values()]
         with self._wake:
-            admitted = sum(self._answers[key].reserved for key in step.admitted)
+            admitted = sum(self._answers[key].sequence.cache_bytes for key in step.admitted)
             room = self._scheduler.limits.cache_bytes - self._scheduler.reserved_bytes - admitted
         self._prefixes.shrink(room, wanted=wanted)
         for work in step.work:
@@ -455,6 +506,8 @@ class Engine:
         with self._wake:
             answer = self._answers.pop(key, None)
             self._scheduler.cancel(key)
+            self._adapters.cancel(key)
+            self._stirred = True  # what it wore may go
             self._cancelled.discard(key)
         if answer is None:
             return

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from genai_runtime.speculation.control import Counts
+from genai_serving.adapters.loaded import AT_REST
 from genai_serving.engine import Load
 from genai_serving.requests import Ended, Finish, Request
 
@@ -24,14 +25,16 @@ class AdapterLoad:
     """Adapters, by the names that clients know.
 
     Attributes:
-        most: That may be loaded at once.
-        loaded: In memory.
+        most: That a pass may hold.
+        states: Where each is; see `adapters.loaded`.
+        bytes: Of those in memory, outside a pass's columns.
         running: Worn by running requests.
         waiting: Worn by waiting ones.
     """
 
     most: int = 0
-    loaded: Collection[str] = ()
+    states: Mapping[str, str] = field(default_factory=dict)
+    bytes: int = 0
     running: Collection[str] = ()
     waiting: Collection[str] = ()
 
@@ -118,11 +121,25 @@ class Metrics:
         info.add_metric([*self._labels, str(load.most), *names], now)
         yield info
         loaded = GaugeMetricFamily(
-            "vllm:lora_adapter_loaded", "Adapters in memory.", labels=(*_LABELS, "lora_name")
+            "vllm:lora_adapter_loaded",
+            "Adapters in memory: 1; those that are read before use: 0.",
+            labels=(*_LABELS, "lora_name"),
         )
-        for name in load.loaded:
-            loaded.add_metric([*self._labels, name], 1)
+        state = GaugeMetricFamily(
+            "genai_adapter_state",
+            "Where each adapter is: laid in, coming, in memory or at rest.",
+            labels=(*_LABELS, "lora_name", "state"),
+        )
+        for name, where in load.states.items():
+            loaded.add_metric([*self._labels, name], where != AT_REST)
+            state.add_metric([*self._labels, name, where], 1)
         yield loaded
+        yield state
+        held = GaugeMetricFamily(
+            "genai_adapter_cache_bytes", "Adapters that are kept in memory.", labels=_LABELS
+        )
+        held.add_metric(self._labels, load.bytes)
+        yield held
 
     def _speculation(self, counts: Counts) -> Iterator[Metric]:
         for name, about, value in (

@@ -177,8 +177,12 @@ class Scheduler:
         """Memory that those who run may come to take."""
         return sum(progress.asked.cache_bytes for progress in self._running.values())
 
-    def add(self, sequence: Sequence) -> None:
-        """Queue a sequence.
+    def check(self, sequence: Sequence, *, beside: int = 0) -> None:
+        """Whether a sequence may be queued.
+
+        Args:
+            sequence: That comes.
+            beside: Sequences that wait for something else and come later.
 
         Raises:
             TooLarge: It needs more memory than all slots may have.
@@ -197,15 +201,29 @@ class Scheduler:
                 remedy="shorten the prompt or ask for fewer tokens",
             )
         self._waiting[sequence.key] = sequence
-        stuck = len(self._waiting) - len(tuple(self._admitted()))
+        stuck = len(self._waiting) + beside - len(tuple(self._admitted()))
+        del self._waiting[sequence.key]
         if stuck > self.limits.waiting:
-            del self._waiting[sequence.key]
             raise QueueFull(
-                f"{len(self._running)} sequences run and {len(self._waiting)} wait, no more may; "
-                f"{mebibytes(self.reserved_bytes)} of {mebibytes(self.limits.cache_bytes)} MiB of "
-                f"cache are taken and this request needs {mebibytes(sequence.cache_bytes)} MiB",
+                f"{len(self._running)} sequences run and {len(self._waiting) + beside} wait, no "
+                f"more may; {mebibytes(self.reserved_bytes)} of "
+                f"{mebibytes(self.limits.cache_bytes)} MiB of cache are taken and this request "
+                f"needs {mebibytes(sequence.cache_bytes)} MiB",
                 remedy="try again later",
             )
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            GenAIError: As `check`.
+        """
+        self.check(sequence)
+        self._waiting[sequence.key] = sequence
+
+    def come(self, sequence: Sequence) -> None:
+        """Queue a sequence that was checked when it began to wait for something else."""
+        self._waiting[sequence.key] = sequence
 
     def cancel(self, key: int) -> bool:
         """Take a sequence out; whether it was there."""

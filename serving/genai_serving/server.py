@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,16 @@ from genai_core.names import Backend
 from genai_runtime import container as containers
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import Container
-from genai_runtime.executor import AdapterHost, Executor
+from genai_runtime.executor import Executor
 from genai_runtime.speculation.config import SpeculativeConfig
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculator import open_speculation
 from genai_runtime.steadiness import Steadiness, try_out
 from genai_serving.adapters.administration import AdminServer
+from genai_serving.adapters.loaded import AT_REST
 from genai_serving.adapters.served import ServedAdapters
 from genai_serving.adapters.sources import AdapterSources
+from genai_serving.adapters.start import HeldAdapters, open_with_adapters
 from genai_serving.api.admin import AdapterAdmin
 from genai_serving.api.app import admin_application, application
 from genai_serving.api.keys import ApiKeys
@@ -44,7 +47,6 @@ from genai_serving.scheduler import mebibytes
 from genai_serving.structure.grammars import Grammars
 
 _CONNECTIONS = 1024
-_ROOM = 64
 _MARGIN = 64
 """Connections beyond those whose requests may run or wait: some are always on their way."""
 
@@ -57,13 +59,11 @@ class AdminOptions:
         port: 0 = any free one.
         token: Every request on it must bring.
         folder: Below which containers lie that adapters may come from; None = the served one's.
-        columns: Ranks of all adapters together, at least; 0 = 64.
     """
 
     port: int
     token: str
     folder: Path | None = None
-    columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,8 @@ class Options:
         drain_delay_seconds: Before that, for which it still listens; see `draining`.
         keys_folder: Further keys, see `api.keys`.
         adapters: Those of the container that are served; empty = all.
+        adapter_rank: Ranks that a pass holds; 0 = no adapters; None = see `adapters.start`.
+        adapter_mib: Memory of adapters, those of a pass included; None = see there.
         revision: That the container must be; empty = any.
         golden: Its recorded prompts must be answered as recorded before the first request.
         admin: How adapters come and go while it runs; None = they do not.
@@ -113,6 +115,8 @@ class Options:
     drain_delay_seconds: float = 0.0
     keys_folder: Path | None = None
     adapters: tuple[str, ...] = ()
+    adapter_rank: int | None = None
+    adapter_mib: int | None = None
     revision: str = ""
     golden: bool = False
     admin: AdminOptions | None = None
@@ -155,6 +159,21 @@ def _adapters(opened: containers.Container, name: str, chosen: Sequence[str] = (
     return index
 
 
+def _no_adapters(options: Options) -> None:
+    """Refuse options that want some.
+
+    Raises:
+        BadInput: There is one.
+    """
+    for given, option in ((options.adapters, "--adapter"), (options.admin, "--admin-port")):
+        if given:
+            raise BadInput(
+                "no pass holds an adapter with --max-adapter-rank 0",
+                where=option,
+                remedy="raise it, or leave it out",
+            )
+
+
 def serve(options: Options, *, say: Callable[[str], None]) -> int:
     """Serve until SIGTERM or SIGINT; running answers are finished first.
 
@@ -183,21 +202,33 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         admin_listener = _admin_port(options, options.admin, opened)
     name = options.model_name or _name_of(opened)
     adapters = _adapters(opened, name, options.adapters)
-    executor = opened.open_executor(
-        cache=options.cache / "cpu",
-        threads=options.threads,
-        context_length=options.context_length,
-        adapters=list(adapters.adapters),
-        adapter_columns=0 if options.admin is None else options.admin.columns or _ROOM,
-        digest_of=files.digest,
+    if options.adapter_rank == 0:
+        _no_adapters(options)
+        adapters = AdapterIndex()
+    executor, held = open_with_adapters(
+        opened,
+        adapters,
+        columns=options.adapter_rank,
+        cache_mib=options.adapter_mib,
+        coming=options.admin is not None,
+        left=cache_budget(),
+        open_executor=partial(
+            opened.open_executor,
+            cache=options.cache / "cpu",
+            threads=options.threads,
+            context_length=options.context_length,
+            digest_of=files.digest,
+        ),
     )
     if options.golden:
-        _replay(opened, executor, say)
+        _replay(opened, executor, adapters, held, say)
+    if held is not None:
+        held.lay_in_first()
     emulated = opened.manifest.target.backend is Backend.HTP
     # The static graphs of a twin round by their sizes; trying that takes minutes there.
     steadiness = Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor)
     speculation = _speculation(options, opened, executor, steadiness, files)
-    cache_bytes = _budget(options, executor, speculation)
+    cache_bytes = _budget(options, executor, speculation, 0 if held is None else held.later)
     limits = Limits(
         sequences=options.sequences,
         tokens=max(options.tokens, options.sequences),
@@ -222,10 +253,17 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         defaults=sampling_defaults(opened.folder),
     )
     vocab_size = executor.vocab_size
-    engine = Engine(executor, limits, observer=metrics, speculation=speculation)
+    engine = Engine(
+        executor,
+        limits,
+        observer=metrics,
+        speculation=speculation,
+        adapters=None if held is None else held.cache,
+        pinned=() if held is None else list(adapters.adapters),
+    )
     metrics.load = lambda: engine.load
     metrics.guessed = lambda: engine.guessed
-    metrics.adapters = lambda: _adapter_load(engine, executor, model.adapters)
+    metrics.adapters = lambda: _adapter_load(engine, held, model.adapters)
     grammars = Grammars(model.tokenizer, vocab_size, model.stop_tokens)
     service = Service(engine, model, limits, vocab_size, grammars, seconds=options.request_seconds)
 
@@ -275,7 +313,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
                 f"{name} ({opened.revision[:19]}) on http://{host}:{port}, ready in "
                 f"{time.monotonic() - began:.1f} s: {limits.sequences} answers at once, "
                 f"{mebibytes(limits.cache_bytes)} MiB of cache, context {model.context_length}"
-                f"{_room(executor)}"
+                f"{_told(held)}"
             )
             if emulated:
                 say("it runs in the vendor's emulator, on this processor: slow, for trying out")
@@ -316,26 +354,44 @@ def _admin_port(options: Options, admin: AdminOptions, opened: Container) -> soc
     return _bound(options.host, admin.port)
 
 
-def _room(executor: Executor) -> str:
+def _told(held: HeldAdapters | None) -> str:
     """What adapters take, as a person reads it; nothing where there are none."""
-    if not isinstance(executor, AdapterHost) or not executor.adapter_bytes:
+    if held is None:
         return ""
-    columns, taken = executor.adapter_columns[0], mebibytes(executor.adapter_bytes)
-    return f", {taken} MiB for {columns} ranks of adapters"
+    taken = mebibytes(held.room.most_bytes)
+    return f", {taken} MiB for adapters (a pass holds {held.room.columns} ranks)"
 
 
-def _adapter_load(engine: Engine, executor: Executor, served: ServedAdapters) -> AdapterLoad:
-    entries = served.entries
-    most = len(entries)
-    if isinstance(executor, AdapterHost):
-        rank = max((entry.rank for entry in entries.values()), default=16)
-        most += executor.adapter_columns[1] // max(rank, 1)
+def _adapter_load(engine: Engine, held: HeldAdapters | None, served: ServedAdapters) -> AdapterLoad:
+    entries, states = served.entries, engine.adapter_states
+    rank = max((entry.rank for entry in entries.values()), default=16)
+    most = 0 if held is None else held.room.columns // max(rank, 1)
+    worn = {name: use.name for name in entries for use in served.worn(name) or ()}
     running, waiting = ([served.public(name) for name in worn] for worn in engine.worn)
-    return AdapterLoad(most, list(entries), running, waiting)
+    return AdapterLoad(
+        most,
+        {name: states.get(internal, AT_REST) for name, internal in worn.items()},
+        0 if held is None else held.cache.bytes,
+        running,
+        waiting,
+    )
 
 
-def _replay(opened: Container, executor: Executor, say: Callable[[str], None]) -> None:
-    found = replay_golden(opened, executor)
+def _replay(
+    opened: Container,
+    executor: Executor,
+    adapters: AdapterIndex,
+    held: HeldAdapters | None,
+    say: Callable[[str], None],
+) -> None:
+    def wear(names: Sequence[str]) -> bool:
+        if not set(names) <= set(adapters.adapters):
+            return False
+        if held is not None:
+            held.wear(names)
+        return True
+
+    found = replay_golden(opened, executor, wear)
     if found is None:
         say("it has no golden prompts: nothing was replayed")
         return
@@ -423,8 +479,16 @@ def _about(
     }
 
 
-def _budget(options: Options, executor: Executor, speculation: Speculation | None) -> int:
+def _budget(
+    options: Options, executor: Executor, speculation: Speculation | None, later: int
+) -> int:
     """Bytes of keys and values.
+
+    Args:
+        options: Of the server.
+        executor: Its own.
+        speculation: As well.
+        later: Bytes that adapters may come to take.
 
     Raises:
         BadInput: They do not hold one sequence of the whole context.
@@ -433,8 +497,10 @@ def _budget(options: Options, executor: Executor, speculation: Speculation | Non
     if speculation is not None:
         whole += speculation.cache_bytes(executor.context_length)
     if options.cache_mib is None:
-        budget = min(cache_budget(), options.sequences * whole)
+        budget = min(cache_budget() - later, options.sequences * whole)
         source = "what this machine's memory leaves, less 15 %"
+        if later:
+            source += f" and {mebibytes(later)} MiB for adapters that may come"
     else:
         budget, source = options.cache_mib << 20, "as asked for"
     if budget < whole:

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput
 from genai_runtime.container import Container, load
-from genai_runtime.cpu.bank import read_adapter
+from genai_runtime.cpu.adapter_files import read_adapter
 
 METADATA = {
     "backend": "Cpu", "architecture": "llama", "context_length": 8, "vocab_size": 8,

@@ -15,12 +15,13 @@ from genai_core.errors import BadInput, BadModel, CorruptBlob
 from genai_core.names import Precision
 from genai_runtime import processor
 from genai_runtime.cpu import CpuSession, open_executor, sessions
-from genai_runtime.cpu.bank import AdapterBank, AdapterWeights, bank_bytes, read_adapter
+from genai_runtime.cpu.adapter_files import read_adapter, read_shape
+from genai_runtime.cpu.bank import AdapterBank, AdapterWeights, bank_bytes
 from genai_runtime.cpu.branches import branched
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.sessions import PlainSessions
-from genai_runtime.executor import AdapterUse, Row, Want
+from genai_runtime.executor import AdapterShape, AdapterUse, NoRoom, Row, Want
 
 FEATURES = processor.features()
 EXACT = processor.saturates(FEATURES)
@@ -180,7 +181,7 @@ def test_bank_has_as_many_columns_as_were_asked_for_whatever_the_threads(
     assert bank.columns == 16 * sum(blocks)
     shapes = [value.shape() for value in bank.values.values()]
     assert bank.bytes == 4 * sum(int(np.prod(shape)) for shape in shapes)
-    assert bank.bytes == bank_bytes(ADAPTERS.values(), bank.columns)
+    assert bank.bytes == bank_bytes(map(AdapterShape.of, ADAPTERS.values()), bank.columns)
     assert bank.parts == len(blocks)
     assert [shape[0] for shape in shapes if shape[-1] == 16][: len(blocks)] == blocks
 
@@ -268,6 +269,30 @@ def test_read_adapter_says_what_is_wrong(tmp_path: Path) -> None:
         read_adapter(path)
     save_file(pair, path)
     assert read_adapter(path).rank == 2
+    assert read_shape(path) == AdapterShape.of(read_adapter(path))
+    assert read_shape(path) == AdapterShape(2, {"x": (4, 4)}, 64)
+    for broken in ({"x.A": pair["x.A"]}, {**pair, "x.B": np.zeros((3, 4), np.float32)}):
+        save_file(broken, path)
+        with pytest.raises(BadInput, match="do not belong together"):
+            read_shape(path)
+
+
+def test_reserve_lays_adapters_side_by_side_and_rows_wear_them_once_they_are_filled() -> None:
+    """Where a part of the ranks has no room for all of them, they begin in the next."""
+    bank = AdapterBank({}, columns=200, branches=[AdapterShape.of(weights(1, 16, "q"))])
+    assert (bank.columns, bank.parts, len(bank.linears), bank.names) == (208, 2, 6, set())
+    bank.reserve({"one": 100})
+    bank.reserve({"two": 20, "three": 20})
+    assert [bank._columns[name] for name in ("two", "three")] == [slice(128, 148), slice(148, 168)]
+    assert bank.names == set()
+    before = bank.free
+    with pytest.raises(NoRoom, match="rank 60, and of 208 columns 68 are free"):
+        bank.reserve({"four": 30, "five": 30})
+    assert bank.free == before
+    bank.fill("two", weights(2, 20, "q"))
+    assert bank.names == {"two"}
+    bank.take_out("three")
+    bank.reserve({"four": 30, "five": 30})
 
 
 def test_an_adapter_that_comes_later_yields_what_it_yields_from_the_start(model) -> None:
@@ -310,7 +335,8 @@ def test_lay_in_refuses_what_does_not_fit_and_changes_nothing() -> None:
     wrong = {LAYER.format(0, "q"): (np.zeros((9, 2), np.float32), np.zeros((2, 192), np.float32))}
     for name, adapter, words in (
         ("one", weights(3, 1, "q"), "is loaded already"),
-        ("new", weights(3, 1, "k"), "which no adapter of the container does"),
+        ("new", weights(3, 1, "qk"), "^adapter new: 6 of the 12 linears that it touches have no"),
+        ("new", weights(3, 97, "q"), "it has rank 97, and a pass holds 96"),
         ("new", AdapterWeights(wrong), "takes 192 values"),
         ("new", weights(3, 41, "q"), "of 96 columns 40 are free"),
     ):

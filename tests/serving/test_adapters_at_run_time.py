@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,57 +13,87 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
-from genai_core.errors import BadInput
+from genai_core.errors import CorruptBlob
+from genai_runtime.executor import AdapterShape, AdapterUse, NoRoom
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
+from genai_runtime.speculation.control import Speculation
+from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.testing import ScriptedExecutor
-from genai_serving.adapters.loaded import NotLoaded
+from genai_serving.adapters.cache import AdapterCache, AdapterSource
+from genai_serving.adapters.loaded import NoColumns, NotLoaded, Unreadable
 from genai_serving.adapters.served import ServedAdapters
 from genai_serving.engine import Engine, Limits
 from genai_serving.requests import Finish
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
-PROMPT = "THIS SOFTWARE IS "
-NAMES = ("a", "b", "c")
-LIMITS = Limits(sequences=3, tokens=8, waiting=200, cache_bytes=120, prefix_bytes=120)
+NAMES = ("a", "b", "c", "d")
+LIMITS = Limits(sequences=3, tokens=24, waiting=200, cache_bytes=120, prefix_bytes=120)
+VOCAB = 5
 
 
 def entry(content: str) -> AdapterEntry:
     return AdapterEntry(file="x", sha256=content * 64, rank=1, linears=1)
 
 
-def alone(prompt, most, uses):
-    executor = ScriptedExecutor(adapters=[use.name for use in uses])
-    session = SlotSession(executor, list(uses))
+def source(content: str, size: int = 1, read=None) -> AdapterSource:
+    return AdapterSource(AdapterShape(1, {"y": (1, 1)}, size), read or (lambda: content))
+
+
+def alone(prompt, most, uses, content=lambda name: name):
+    """Of one session that wears contents, without anything beside it."""
+    worn = [AdapterUse(content(use.name), use.alpha) for use in uses]
+    executor = ScriptedExecutor(vocab_size=VOCAB, adapters=[use.name for use in worn])
+    session = SlotSession(executor, worn)
     return list(generate(session, np.asarray(prompt), max_tokens=most).tokens)
 
 
 class Machine(RuleBasedStateMachine):
-    """Each load has a content of its own, so an answer of the wrong one has other tokens."""
+    """Each load has a content of its own, so an answer of the wrong one has other tokens.
+
+    A pass holds two adapters and memory three, so all of them come and go all the time; two are
+    the server's own, and some cannot be read again. Prefix cache and speculation are on.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.executor = ScriptedExecutor(adapters=("a", "b"))
+        self.executor = ScriptedExecutor(vocab_size=VOCAB)
+        self.executor.most_adapters = 2
+        worn = (WornEntry(name="a", alpha=0.5), WornEntry(name="b"))
         self.served = ServedAdapters(
             AdapterIndex(
                 adapters={"a": entry("a"), "b": entry("b")},
-                use_cases={"both": UseCaseEntry(adapters=(WornEntry(name="a", alpha=0.5),))},
+                use_cases={"both": UseCaseEntry(adapters=worn)},
             )
         )
-        self.engine = Engine(self.executor, LIMITS)
+        self.cache = AdapterCache(3)
+        for name in ("a", "b"):
+            self.cache.add(name, source(f"content of {name}"), pinned=True)
+        guessing = Speculation(Ngram(least=1, most=3), most=3, adaptive=False)
+        self.engine = Engine(
+            self.executor, LIMITS, adapters=self.cache, pinned=("a", "b"), speculation=guessing
+        )
         self.asked: list[Any] = []
+        self.broken: set[str] = set()
 
     @rule(name=st.sampled_from(NAMES))
     def load(self, name):
         internal = self.served.next_name(name)
-        future = self.engine.load_adapter(internal, None)
-        try:
-            future.result(SECONDS)
-        except BadInput:  # no room: those that left are worn still
-            return
+
+        def read():
+            if internal in self.broken:
+                raise CorruptBlob("it has other bytes")
+            return f"content of {internal}"
+
+        self.engine.load_adapter(internal, source("", read=read)).result(SECONDS)
         before = self.served.put(name, internal, entry(internal[-1]))
         if before is not None:
             self.engine.retire_adapter(before)
+
+    @rule(name=st.sampled_from(NAMES))
+    def break_its_file(self, name):
+        if name in self.served.entries:
+            (use,) = self.served.worn(name)
+            self.broken.add(use.name)
 
     @rule(name=st.sampled_from(NAMES))
     def unload(self, name):
@@ -72,21 +101,21 @@ class Machine(RuleBasedStateMachine):
         if internal is not None:
             self.engine.retire_adapter(internal)
             with pytest.raises(NotLoaded):
-                self.engine.submit(ask([1], 1, adapters=(use_of(internal),)), Heard())
+                self.engine.submit(ask([1], 1, adapters=(AdapterUse(internal),)), Heard())
 
     @rule(
-        name=st.sampled_from([*NAMES, "both"]),
+        name=st.sampled_from([*NAMES, "both", "base"]),
         prompt=st.lists(st.integers(0, 3), min_size=1, max_size=9),
         most=st.integers(1, 20),
     )
     def generate(self, name, prompt, most):
-        uses = self.served.worn(name)
+        uses = () if name == "base" else self.served.worn(name)
         if uses is None:
             assert name not in self.served.names
             return
         heard = Heard()
         key = self.engine.submit(ask(prompt, most, adapters=uses), heard)
-        self.asked.append((key, heard, alone(prompt, most, uses)))
+        self.asked.append((key, heard, uses, alone(prompt, most, uses, "content of {}".format)))
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
@@ -99,24 +128,26 @@ class Machine(RuleBasedStateMachine):
         self.asked[-1][1].wait()
 
     def teardown(self):
-        for _, heard, expected in self.asked:
+        for _, heard, uses, expected in self.asked:
             heard.wait()
+            if heard.ended.reason is Finish.ERROR:  # never an answer of something else instead
+                assert isinstance(heard.ended.error, Unreadable), heard.ended.error
+                assert self.broken & {use.name for use in uses}
+                assert heard.tokens == []
+                continue
             assert heard.ended.reason in {Finish.LENGTH, Finish.CANCELLED}, heard.ended.error
             assert heard.tokens == expected[: len(heard.tokens)]
             if heard.ended.reason is Finish.LENGTH:
                 assert heard.tokens == expected
-        # With nobody left, what was retired is gone, before the next one comes.
-        self.engine.load_adapter("last", None).result(SECONDS)
         live = {use.name for name in self.served.entries for use in self.served.worn(name)}
-        assert self.executor.adapters == live | {"last"}
+        ask_base = Heard()
+        self.engine.submit(ask([1], 1), ask_base)  # a pass: what was retired is gone behind it
+        ask_base.wait()
+        assert set(self.engine.adapter_states) == live
+        assert self.executor.adapters <= live
+        assert self.cache.bytes <= 3
         self.engine.close()
         assert self.executor.open_slots == frozenset()
-
-
-def use_of(internal):
-    from genai_runtime.executor import AdapterUse
-
-    return AdapterUse(internal)
 
 
 def test_no_answer_is_of_another_adapter_whatever_comes_and_goes():
@@ -149,20 +180,167 @@ def test_a_use_case_goes_with_the_content_that_it_was_made_of():
     assert served.names == []
 
 
+class Gated(ScriptedExecutor):
+    """Waits before each pass, and before it lays an adapter in, until it may go on."""
+
+    def __init__(self, **given) -> None:
+        super().__init__(vocab_size=VOCAB, **given)
+        self.may_pass, self.may_fill = threading.Event(), threading.Event()
+        self.may_pass.set()
+        self.may_fill.set()
+        self.filling = threading.Event()
+        self.threads: set[str] = set()
+
+    def forward(self, rows):
+        assert self.may_pass.wait(SECONDS)
+        return super().forward(rows)
+
+    def fill_adapter(self, name, weights):
+        self.threads.add(threading.current_thread().name)
+        self.filling.set()
+        assert self.may_fill.wait(SECONDS)
+        super().fill_adapter(name, weights)
+
+
+def engine_of(executor, names, room, **given):
+    executor.most_adapters = room
+    cache = AdapterCache()
+    for name in names:
+        cache.add(name, source(f"content of {name}"), pinned=True)
+    return Engine(executor, LIMITS, adapters=cache, pinned=names, **given)
+
+
+def wear(engine, name, most=8, **given):
+    uses = (AdapterUse(name),) if name else ()
+    heard = Heard(**given)
+    engine.submit(ask([1, 2], most, adapters=uses), heard)
+    return heard, alone([1, 2], most, uses, "content of {}".format)
+
+
+def stopped(engine, executor, name, order=()):
+    """An answer that has its first token; the pass of the second stands."""
+    there = threading.Event()
+
+    def on_first():
+        executor.may_pass.clear()
+        if isinstance(order, list):
+            order.append(name)
+        there.set()
+
+    heard, expected = wear(engine, name, on_first=on_first)
+    assert there.wait(SECONDS)
+    return heard, expected
+
+
+def test_passes_go_on_while_an_adapter_is_read_and_laid_in():
+    """By events alone: the base's answer ends while the adapter's thread still stands."""
+    executor = Gated()
+    engine = engine_of(executor, ("slow",), 1)
+    reading, may_read = threading.Event(), threading.Event()
+
+    def read():
+        reading.set()
+        assert may_read.wait(SECONDS)
+        return "content of late"
+
+    late = engine.load_adapter("late", source("", read=read))
+    assert reading.wait(SECONDS)
+    heard, expected = wear(engine, "")
+    assert heard.wait().tokens == expected
+    assert not late.done()
+    may_read.set()
+    late.result(SECONDS)
+    executor.may_fill.clear()
+    slow, slow_expected = wear(engine, "slow")
+    assert executor.filling.wait(SECONDS)
+    heard, expected = wear(engine, "", 20)
+    assert heard.wait().tokens == expected
+    assert slow.tokens == []
+    assert engine.adapter_states == {"slow": "coming", "late": "in memory"}
+    executor.may_fill.set()
+    assert slow.wait().tokens == slow_expected
+    assert engine.adapter_states["slow"] == "laid in"
+    engine.close()
+    assert all(name.startswith("adapters") for name in executor.threads)
+
+
+def test_who_wears_what_is_laid_in_passes_nobody_who_waits_for_columns():
+    """Else an adapter that many ask for would keep another out for ever."""
+    executor = Gated()
+    engine = engine_of(executor, ("a", "b"), 1)
+    order: list[str] = []
+    first, expected = stopped(engine, executor, "a", order)
+    second, _ = wear(engine, "b", on_first=lambda: order.append("b"))
+    third, _ = wear(engine, "a", on_first=lambda: order.append("a again"))
+    executor.may_pass.set()
+    for heard in (first, second, third):
+        heard.wait()
+    assert order == ["a", "b", "a again"]
+    assert first.tokens == third.tokens == expected
+    engine.close()
+
+
+def test_a_request_whose_adapter_finds_no_room_fails_with_the_numbers_and_others_go_on():
+    executor, now = Gated(), [0.0]
+    engine = engine_of(executor, ("a", "b"), 1, adapter_seconds=5.0, clock=lambda: now[0])
+    first, expected = stopped(engine, executor, "a")
+    second, _ = wear(engine, "b")
+    now[0] = 6.0
+    executor.may_pass.set()
+    second.wait()
+    assert isinstance(second.ended.error, NoColumns)
+    told = str(second.ended.error)
+    assert "adapter b of rank 1 found no room in 5 s: 0 of 1 columns" in told
+    assert "running requests wear a" in told
+    assert first.wait().tokens == expected
+    third, expected = wear(engine, "b")
+    assert third.wait().tokens == expected
+    engine.close()
+
+
+def test_check_refuses_adapters_that_no_pass_holds_together():
+    engine = engine_of(Gated(), ("a", "b"), 1)
+    with pytest.raises(NoRoom, match="a and b have rank 2 together, and a pass holds 1"):
+        engine.submit(ask([1], 1, adapters=(AdapterUse("a"), AdapterUse("b"))), Heard())
+    engine.close()
+
+
+def test_cache_refuses_what_would_never_fit_and_reads_again_what_gave_way():
+    read: list[str] = []
+    cache = AdapterCache(3 << 20)
+
+    def made(name: str, size: int) -> AdapterSource:
+        return source("", size << 20, lambda: read.append(name) or name)
+
+    cache.add("own", made("own", 1), pinned=True)
+    for name in ("x@1", "y@1", "z@1"):
+        cache.add(name, made(name, 1))
+    with pytest.raises(NoRoom, match=r"adapter big: it takes 3.0 MiB; of 3.0 MiB .*, 2.0 MiB are"):
+        cache.add("big@1", made("big@1", 3))
+    for name in ("own", "x@1", "y@1", "z@1", "own", "z@1", "x@1"):
+        assert cache.weights(name) == name
+        assert cache.bytes <= 3 << 20
+    assert read == ["own", "x@1", "y@1", "z@1", "x@1"]
+    assert cache.held == {"own", "z@1", "x@1"}
+    cache.forget("z@1")
+    assert cache.bytes == 2 << 20
+
+
 def test_close_tells_who_waits_for_an_adapter():
-    class Stuck(ScriptedExecutor):
-        go = threading.Event()
+    reading, may_read = threading.Event(), threading.Event()
 
-        def forward(self, rows):
-            assert self.go.wait(SECONDS)
-            return super().forward(rows)
+    def read():
+        reading.set()
+        assert may_read.wait(SECONDS)
+        return "content"
 
-    executor = Stuck()
-    engine = Engine(executor, LIMITS)
-    engine.submit(ask([1], 40), Heard())
-    future = engine.load_adapter("late", None)
+    engine = Engine(ScriptedExecutor(), LIMITS)
+    first = engine.load_adapter("first", source("", read=read))
+    assert reading.wait(SECONDS)
+    second = engine.load_adapter("second", source("x"))
     closing = threading.Thread(target=engine.close)
     closing.start()
-    executor.go.set()
+    may_read.set()
     closing.join(SECONDS)
-    assert future.done(), "whoever asked would wait for ever"
+    assert first.done(), "whoever asked would wait for ever"
+    assert second.done()

@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from served import Served, answer
 
 from genai_cli.testing import Program
+from genai_runtime import container as containers
+from genai_runtime.executor import AdapterUse
+from genai_runtime.generate import generate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 BASE, NAMES = "tiny-llama-adapters", ["c-headers", "uppercase", "loud-headers"]
@@ -248,7 +252,8 @@ def test_an_adapter_under_an_old_name_answers_anew_behind_the_same_long_prompt(c
     names = [model["id"] for model in json.loads(changing.get("/v1/models")[1])["data"]]
     assert "x" not in names
     metrics = changing.get("/metrics")[1].decode()
-    assert 'lora_name="uppercase"' in metrics
+    assert 'lora_name="uppercase",model_name' in metrics
+    assert 'lora_name="uppercase",model_name="tiny-llama-adapters",state="laid in"} 1.0' in metrics
     assert 'lora_name="x"' not in metrics
     assert 'running_lora_adapters=""' in metrics
 
@@ -341,4 +346,111 @@ def test_a_file_with_other_bytes_than_its_index_says_is_not_loaded(home, contain
 def test_serve_refuses_an_admin_port_for_everybody(home, container, arguments, words):
     ran = Program(home)("serve", container, "--port", "0", *arguments)
     assert ran.code in {1, 2}, ran.err
+    assert words in ran.errors[0]
+
+
+def plainly(container: Path, name: str, prompt: str, most: int) -> list[int]:
+    """What one session of a container writes, without a server."""
+    opened = containers.load(container)
+    worn = [] if name == "base" else opened.adapters().worn(name)
+    uses = [AdapterUse(one.name, one.alpha) for one in worn]
+    session = opened.open_session(threads=1, worn=uses)
+    tokenizer = opened.tokenizer()
+    assert tokenizer is not None
+    ids = tokenizer.encode(prompt, special=True)
+    return list(generate(session, ids, max_tokens=most, stop_tokens=opened.stop_tokens()).tokens)
+
+
+def test_more_adapters_than_room_answer_as_each_alone_whoever_asks_beside(home, container):
+    """A pass holds 32 ranks, and memory one further adapter of rank 16 beside the container's."""
+    options = ("--max-adapter-rank", "24", "--adapter-cache-mib", "2", "--admin-port", "0")
+    server = Changing(home, container, "--threads", "1", *options, GENAI_ADMIN_TOKEN=TOKEN)
+    assert ", 2.0 MiB for adapters (a pass holds 32 ranks)" in server.line
+    try:
+        admin = Admin(server)
+        contents = {name: name for name in ["base", *NAMES]}
+        contents |= {"x": "uppercase", "y": "c-headers", "z": "uppercase"}
+        for name in ("x", "y", "z"):
+            assert admin.load(name, contents[name])[0] == 200
+        expected = {
+            (name, count): plainly(container, contents[name], PROMPT[:count], 12)
+            for name in contents
+            for count in (8, 14)
+        }
+        asked = [list(expected)[(5 * i) % len(expected)] for i in range(42)]
+
+        def ask(one: tuple[str, int]) -> list[int]:
+            ids: list[int] = answer(server, PROMPT[: one[1]], 12, model=one[0])["token_ids"]
+            return ids
+
+        with concurrent.futures.ThreadPoolExecutor(14) as pool:
+            told = list(pool.map(ask, asked))
+        assert told == [expected[one] for one in asked]
+        states = {
+            model["id"]: model["adapter_state"]
+            for model in json.loads(server.get("/v1/models")[1])["data"]
+        }
+        assert states[BASE] is None
+        assert set(states.values()) <= {None, "laid in", "in memory", "at rest"}
+        assert "at rest" in {states["x"], states["z"]}, "memory holds one of them"
+        metrics = server.get("/metrics")[1].decode()
+        held = float(re.search(r"genai_adapter_cache_bytes{.*} (.*)", metrics)[1])
+        assert 0 < held < 2 << 20
+        for name, state in states.items():
+            if name in {"c-headers", "uppercase", "x", "y", "z"}:
+                assert f'lora_name="{name}",model_name="{BASE}",state="{state}"}} 1.0' in metrics
+    finally:
+        code, told = server.stop()
+    assert code == 0, told
+
+
+def test_an_adapter_is_refused_where_the_server_has_no_branches_for_it(home, container):
+    """Of a container that carries an adapter of q and v alone; k and o are not touched there."""
+    spec = yaml.safe_load((EXAMPLE / "adapters.yaml").read_text())
+    spec["metadata"]["name"] = "narrow"
+    spec["spec"]["model"]["source"] = str(EXAMPLE / "model")
+    spec["spec"]["lora"] = {
+        "adapters": [
+            {"name": "c-headers", "source": str(EXAMPLE / "adapters" / "c-headers-r8")},
+        ]
+    }
+    (home / "narrow.yaml").write_text(yaml.safe_dump(spec))
+    built = Program(home).ok("build", "-f", "narrow.yaml", "--output", home / "out", "--json")
+    narrow = Path(built.json["containers"]["cpu"]["path"])
+    options = ("--threads", "1", "--admin-port", "0", "--adapter-folder", home / "out")
+    server = Changing(home, narrow, *options, GENAI_ADMIN_TOKEN=TOKEN)
+    try:
+        admin = Admin(server)
+        status, text = admin.load("loud", digests(container)["uppercase"])
+        assert status == 400
+        error = json.loads(text)["error"]
+        assert (
+            "adapter loud: 12 of the 24 linears that it touches have no branch here"
+            in (error["message"])
+        )
+        assert server.post("/v1/completions", {"model": "loud", "prompt": "a"})[0] == 404
+        assert admin.load("again", digests(container)["c-headers"])[0] == 200
+        told = answer(server, PROMPT, 12, model="again")["token_ids"]
+        assert told == plainly(container, "c-headers", PROMPT, 12)
+    finally:
+        code, told = server.stop()
+    assert code == 0, told
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            ["--max-adapter-rank", "8"],
+            "--max-adapter-rank: loud-headers has rank 24, and a pass is to hold 8",
+        ),
+        (
+            ["--adapter-cache-mib", "1"],
+            "--adapter-cache-mib: 32 ranks at 24 linears take 0.9 MiB, and 2 adapters 0.6 MiB; it",
+        ),
+    ],
+)
+def test_serve_refuses_adapters_that_do_not_fit_with_the_numbers(home, container, options, words):
+    ran = Program(home)("serve", container, "--port", "0", *options)
+    assert ran.code == 2, ran.err
     assert words in ran.errors[0]

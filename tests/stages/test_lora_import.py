@@ -222,7 +222,7 @@ def test_imported_adapter_computes_what_the_merged_source_does(
     from models import compiled_float
 
     from genai_runtime.cpu import CpuSession
-    from genai_runtime.cpu.bank import read_adapter
+    from genai_runtime.cpu.adapter_files import read_adapter
     from genai_runtime.executor import AdapterUse
 
     modules, linears = MERGED[name]

@@ -88,14 +88,24 @@ def serve(
         ),
     ] = "",
     max_adapter_rank: Annotated[
-        int,
+        int | None,
         typer.Option(
             min=0,
+            max=4096,
             metavar="N",
             show_default=False,
-            help="Room for adapters that come, all ranks together; else 64. Passes pay for it.",
+            help="Ranks of all adapters in a pass, which pays for them; 0 for none, else 64.",
         ),
-    ] = 0,
+    ] = None,
+    adapter_cache_mib: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="MIB",
+            show_default=False,
+            help="All memory of adapters; else what they need, and up to 1024 for more to come.",
+        ),
+    ] = None,
     request_timeout: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="Of an answer; 0 is without end.")
     ] = 0.0,
@@ -139,6 +149,7 @@ def serve(
             "admin-token-file": admin_token_file,
             "adapter-folder": adapter_folder,
             "max-adapter-rank": max_adapter_rank,
+            "adapter-cache-mib": adapter_cache_mib,
             "request-timeout": request_timeout,
             "drain-seconds": drain_seconds,
             "context-length": context_length,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from genai_core.canonical import digest_file
@@ -15,7 +15,7 @@ from genai_runtime.cpu.locations import Holds
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import DigestOf, PreparedSessions, prepare
 from genai_runtime.cpu.sessions import PlainSessions
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor import AdapterShape, AdapterUse
 from genai_runtime.session import SlotSession
 
 __all__ = ["CpuSession", "open_executor"]
@@ -74,6 +74,7 @@ def open_executor(
     rope: Mapping[str, RopeTable] | None = None,
     adapters: Mapping[str, AdapterWeights] | None = None,
     adapter_columns: int = 0,
+    branches: Iterable[AdapterShape] = (),
     digest_of: DigestOf = digest_file,
     holds: Holds | None = None,
 ) -> CpuExecutor:
@@ -88,6 +89,7 @@ def open_executor(
         rope: Rotary tables; None = those that the model itself states.
         adapters: What rows may wear, by name.
         adapter_columns: At least so many, as room for adapters to come.
+        branches: Adapters that may come: what they touch can be adapted.
         digest_of: How cached files are compared with their digests.
         holds: Which files the model's data may lie in; None = any of its folder.
 
@@ -100,7 +102,10 @@ def open_executor(
     features = processor.features()
     exact = opened.wide and processor.saturates(features)
     bank = AdapterBank(
-        adapters or {}, threads=threads or os.cpu_count() or 1, columns=adapter_columns
+        adapters or {},
+        threads=threads or os.cpu_count() or 1,
+        columns=adapter_columns,
+        branches=branches,
     )
     folder = prepare(
         opened,

@@ -2,74 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load
 
-from genai_core.container.adapters import LARGEST_WEIGHT
-from genai_core.errors import BadInput, CorruptBlob
+from genai_core.errors import BadInput
 from genai_runtime.cpu.branches import BLOCK, PART, ROWS, input_names, least_rows, mask_name
-from genai_runtime.executor import AdapterUse, AdapterWeights
+from genai_runtime.executor import AdapterShape, AdapterUse, AdapterWeights, NoRoom
 
-__all__ = ["AdapterBank", "AdapterWeights", "bank_bytes", "read_adapter"]
+__all__ = ["AdapterBank", "AdapterWeights", "bank_bytes"]
 
 _FLOAT = 4
 
 
-def read_adapter(path: Path, *, sha256: str = "") -> AdapterWeights:
-    """Read an adapter of a container; see `genai_core.container.adapters`.
-
-    Args:
-        path: The file.
-        sha256: What it must be, of the bytes that are read here; empty = anything.
-
-    Raises:
-        BadInput: It is not one.
-        CorruptBlob: It has other bytes.
-    """
-    try:
-        if sha256:
-            data = path.read_bytes()
-            found = hashlib.sha256(data).hexdigest()
-            if found != sha256:
-                raise CorruptBlob(f"it has the digest {found}, not {sha256}", where=str(path))
-            tensors = load(data)
-        else:
-            with safe_open(path, framework="np") as opened:
-                tensors = {name: opened.get_tensor(name) for name in list(opened.keys())}
-    except (OSError, SafetensorError) as error:
-        raise BadInput(f"no adapter: {error}", where=str(path)) from error
-    names = [name.removesuffix(".A") for name in tensors if name.endswith(".A")]
-    branches = {}
-    for name in names:
-        a, b = tensors[f"{name}.A"], tensors.get(f"{name}.B", np.zeros(0))
-        floats = a.dtype == b.dtype == np.float32
-        if not floats or a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
-            raise BadInput(f"its matrices of {name} do not belong together", where=str(path))
-        if not all(np.abs(m).max(initial=0) <= LARGEST_WEIGHT for m in (a, b)):
-            raise BadInput(
-                f"its matrices of {name} hold values that are no numbers or overflow in a product",
-                where=str(path),
-            )
-        branches[name] = (a, b)
-    if len(tensors) != 2 * len(branches):
-        raise BadInput("it holds more than pairs of matrices", where=str(path))
-    return AdapterWeights(branches)
-
-
-def bank_bytes(adapters: Iterable[AdapterWeights], columns: int) -> int:
+def bank_bytes(adapters: Iterable[AdapterShape], columns: int) -> int:
     """Memory of a bank of so many columns, with branches where one of the adapters has one."""
-    sizes: dict[str, int] = {
-        linear: int(a.shape[0] + b.shape[1])
-        for adapter in adapters
-        for linear, (a, b) in adapter.branches.items()
-    }
+    sizes = {linear: sum(size) for adapter in adapters for linear, size in adapter.sizes.items()}
     return sum(sizes.values()) * columns * _FLOAT
 
 
@@ -82,26 +32,32 @@ class AdapterBank:
         adapters: By name.
         threads: Of the executor; see `branches.least_rows`.
         columns: At least so many, as room for adapters to come; every pass pays for them.
+        branches: Adapters that are not there and may come: their linears have branches too.
 
     Raises:
         BadInput: Two adapters give a linear different sizes.
     """
 
     def __init__(
-        self, adapters: Mapping[str, AdapterWeights], *, threads: int = 1, columns: int = 0
+        self,
+        adapters: Mapping[str, AdapterWeights],
+        *,
+        threads: int = 1,
+        columns: int = 0,
+        branches: Iterable[AdapterShape] = (),
     ) -> None:
-        self.linears: tuple[str, ...] = tuple(
-            dict.fromkeys(name for adapter in adapters.values() for name in adapter.branches)
-        )
+        shapes = [*map(AdapterShape.of, adapters.values()), *branches]
+        self._sizes = _sizes_of(shapes)
+        self.linears: tuple[str, ...] = tuple(self._sizes)
         self._threads = max(threads, 1)
         self._columns: dict[str, slice] = {}
+        self._filled = set(adapters)
         end = 0
         for name, adapter in adapters.items():
             self._columns[name] = _placed(end, adapter.rank)
             end = self._columns[name].stop
         self.columns = -(-max(end, columns) // BLOCK) * BLOCK if self.linears else 0
         self.values: dict[str, ort.OrtValue] = {}
-        self._sizes = {linear: _size_of(linear, adapters) for linear in self.linears}
         self._parts = [
             slice(start, min(start + PART, self.columns)) for start in range(0, self.columns, PART)
         ]
@@ -134,12 +90,67 @@ class AdapterBank:
     @property
     def names(self) -> frozenset[str]:
         """What a row may wear."""
-        return frozenset(self._columns)
+        return frozenset(self._filled)
 
     @property
     def free(self) -> int:
         """Columns that no adapter has."""
         return self.columns - sum(int(taken.stop - taken.start) for taken in self._columns.values())
+
+    def check(self, name: str, shape: AdapterShape) -> None:
+        """Whether an adapter could be laid in. See `AdapterHost`."""
+        beyond = [linear for linear in shape.sizes if linear not in self._sizes]
+        if beyond:
+            raise BadInput(
+                f"{len(beyond)} of the {len(shape.sizes)} linears that it touches have no branch "
+                f"here, since none of the container's adapters touches them: {beyond[0]}"
+                f"{' ...' if beyond[1:] else ''}",
+                where=f"adapter {name}",
+                remedy="serve a container that carries such an adapter",
+            )
+        for linear, (inputs, outputs) in shape.sizes.items():
+            own = self._sizes[linear]
+            if own != (inputs, outputs):
+                raise BadInput(
+                    f"{linear} takes {own[0]} values and gives {own[1]}, the adapter's takes "
+                    f"{inputs} and gives {outputs}",
+                    where=f"adapter {name}",
+                )
+        if shape.rank > self.columns:
+            raise NoRoom(
+                f"it has rank {shape.rank}, and a pass holds {self.columns}",
+                where=f"adapter {name}",
+                remedy="start the server with a larger --max-adapter-rank",
+            )
+
+    def reserve(self, ranks: Mapping[str, int]) -> None:
+        """Columns side by side. See `AdapterHost`."""
+        for name in ranks:
+            if name in self._columns:
+                raise BadInput("is loaded already", where=f"adapter {name}")
+        total = sum(ranks.values())
+        start = 0
+        for taken in sorted(self._columns.values(), key=lambda columns: columns.start):
+            if _placed(start, total).stop <= taken.start:
+                break
+            start = max(start, taken.stop)
+        start = _placed(start, total).start
+        laid = {}
+        for name, rank in ranks.items():
+            laid[name] = _placed(start, rank)
+            start = laid[name].stop
+        if start > self.columns:
+            raise NoRoom(
+                f"it has rank {total}, and of {self.columns} columns {self.free} are free",
+                where=f"adapter {' and '.join(ranks)}",
+                remedy="unload another, or start the server with a larger --max-adapter-rank",
+            )
+        self._columns |= laid
+
+    def fill(self, name: str, adapter: AdapterWeights) -> None:
+        """Lay an adapter in; where a pass runs, the mask of these columns is 0 in all its rows."""
+        self._write(adapter, self._columns[name])
+        self._filled.add(name)
 
     def lay_in(self, name: str, adapter: AdapterWeights) -> None:
         """Take an adapter in, into columns that none has; not while a pass runs.
@@ -148,25 +159,9 @@ class AdapterBank:
             BadInput: The name is taken; it touches a linear without a branch, or of another size;
                 or there is no room.
         """
-        if name in self._columns:
-            raise BadInput("is loaded already", where=f"adapter {name}")
-        for linear, (a, b) in adapter.branches.items():
-            if linear not in self._sizes:
-                raise BadInput(
-                    f"it touches {linear}, which no adapter of the container does",
-                    where=f"adapter {name}",
-                    remedy="serve a container that carries such an adapter",
-                )
-            inputs, outputs = self._sizes[linear]
-            if (a.shape[0], b.shape[1]) != (inputs, outputs):
-                raise BadInput(
-                    f"{linear} takes {inputs} values and gives {outputs}, the "
-                    f"adapter's takes {a.shape[0]} and gives {b.shape[1]}",
-                    where=f"adapter {name}",
-                )
-        taken = self._room(adapter.rank, name)
-        self._write(adapter, taken)
-        self._columns[name] = taken
+        self.check(name, AdapterShape.of(adapter))
+        self.reserve({name: adapter.rank})
+        self.fill(name, adapter)
 
     def take_out(self, name: str) -> None:
         """Let an adapter's columns go; rows must not wear it any more.
@@ -176,6 +171,7 @@ class AdapterBank:
         """
         if self._columns.pop(name, None) is None:
             raise BadInput("is not loaded", where=f"adapter {name}")
+        self._filled.discard(name)
 
     def inputs(
         self, worn: Sequence[tuple[Sequence[AdapterUse], int]], wide: NDArray[np.int64]
@@ -201,22 +197,6 @@ class AdapterBank:
             for part, span in enumerate(self._parts)
         }
         return {ROWS: rows, **masks}
-
-    def _room(self, rank: int, name: str) -> slice:
-        """The first columns behind one another that are free."""
-        start = 0
-        for taken in sorted(self._columns.values(), key=lambda columns: columns.start):
-            if _placed(start, rank).stop <= taken.start:
-                break
-            start = max(start, taken.stop)
-        found = _placed(start, rank)
-        if found.stop > self.columns:
-            raise BadInput(
-                f"it has rank {rank}, and of {self.columns} columns {self.free} are free",
-                where=f"adapter {name}",
-                remedy="unload another, or start the server with a larger --max-adapter-rank",
-            )
-        return found
 
     def _write(self, adapter: AdapterWeights, taken: slice) -> None:
         """Into its columns: zeros where it does not touch a linear, or has fewer of them there."""
@@ -251,19 +231,17 @@ def _placed(start: int, rank: int) -> slice:
     return slice(start, start + rank)
 
 
-def _size_of(linear: str, adapters: Mapping[str, AdapterWeights]) -> tuple[int, int]:
-    """What a linear takes and gives.
+def _sizes_of(shapes: Iterable[AdapterShape]) -> dict[str, tuple[int, int]]:
+    """What each linear takes and gives.
 
     Raises:
         BadInput: Two adapters say different things.
     """
-    sizes = {
-        (a.shape[0], b.shape[1])
-        for adapter in adapters.values()
-        for name, (a, b) in adapter.branches.items()
-        if name == linear
-    }
-    if len(sizes) != 1:
-        raise BadInput(f"adapters give {linear} different sizes: {sorted(sizes)}")
-    ((inputs, outputs),) = sizes
-    return inputs, outputs
+    sizes: dict[str, tuple[int, int]] = {}
+    for shape in shapes:
+        for linear, size in shape.sizes.items():
+            if sizes.setdefault(linear, size) != size:
+                raise BadInput(
+                    f"adapters give {linear} different sizes: {sizes[linear]} and {size}"
+                )
+    return sizes

@@ -17,6 +17,7 @@ from genai_runtime.cpu.model import CpuModel
 from genai_runtime.cpu.sessions import Sessions
 from genai_runtime.cpu.slots import SPARE, Slot, bucketed, cache_bytes
 from genai_runtime.executor import (
+    AdapterShape,
     Row,
     RowOutput,
     SlotTable,
@@ -98,6 +99,18 @@ class CpuExecutor:
     def adapter_bytes(self) -> int:
         """Memory of the bank."""
         return self._bank.bytes
+
+    def check_adapter(self, name: str, shape: AdapterShape) -> None:
+        """Whether it could come. See `AdapterHost`."""
+        self._bank.check(name, shape)
+
+    def reserve_adapters(self, ranks: Mapping[str, int]) -> None:
+        """Columns for some. See `AdapterHost`."""
+        self._bank.reserve(ranks)
+
+    def fill_adapter(self, name: str, weights: AdapterWeights) -> None:
+        """Lay one in. See `AdapterHost`."""
+        self._bank.fill(name, weights)
 
     def load_adapter(self, name: str, weights: AdapterWeights) -> None:
         """Take one in. See `AdapterHost`."""

@@ -13,9 +13,10 @@ from pathlib import Path
 
 from genai_core.container.adapters import AdapterEntry, read_index
 from genai_core.container.manifest import MANIFEST_FILE
-from genai_core.errors import BadInput, GenAIError
+from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_runtime.container import Container, manifest_of
-from genai_runtime.executor import AdapterWeights
+from genai_runtime.executor import AdapterShape, AdapterWeights
+from genai_serving.adapters.cache import AdapterSource
 
 __all__ = ["AdapterSources", "Found"]
 
@@ -29,16 +30,30 @@ class Found:
         self.entry = entry
         self._path = folder / entry.file
 
-    def read(self) -> AdapterWeights:
+    def source(self) -> AdapterSource:
+        """What it takes, by the head of its file, and how it is read.
+
+        Raises:
+            BadInput: The file is no adapter.
+        """
+        from genai_runtime.cpu.adapter_files import read_shape
+
+        shape = read_shape(self._path)
+        return AdapterSource(shape, lambda: self._read(shape))
+
+    def _read(self, shape: AdapterShape) -> AdapterWeights:
         """Its matrices, of the bytes whose digest was compared.
 
         Raises:
             BadInput: The file is no adapter.
-            CorruptBlob: It has other bytes.
+            CorruptBlob: It has other bytes, or had when its head was read.
         """
-        from genai_runtime.cpu.bank import read_adapter
+        from genai_runtime.cpu.adapter_files import read_adapter
 
-        return read_adapter(self._path, sha256=self.entry.sha256)
+        read = read_adapter(self._path, sha256=self.entry.sha256)
+        if AdapterShape.of(read) != shape:
+            raise CorruptBlob("it was another when its head was read", where=str(self._path))
+        return read
 
 
 class AdapterSources:

@@ -60,10 +60,11 @@ class AdapterAdmin:
         self._one = asyncio.Lock()
 
     async def load(self, body: LoadBody) -> None:
-        """Read it, compare its digest, lay it in between two passes.
+        """Read it and compare its digest; the first request that wears it has it laid in.
 
         Raises:
-            BadInput: The name is taken, there is no such adapter, or it does not fit.
+            NoRoom: A pass would never hold it, or memory; before it is read.
+            BadInput: The name is taken, there is no such adapter, or it does not fit the model.
             CorruptBlob: The file has other bytes than its index says.
         """
         name = body.lora_name
@@ -77,9 +78,9 @@ class AdapterAdmin:
                     remedy="unload it, or set load_inplace",
                 )
             found = await asyncio.to_thread(self._sources.find, body.lora_path)
-            weights = await asyncio.to_thread(found.read)
+            source = await asyncio.to_thread(found.source)
             internal = self._served.next_name(name)
-            await asyncio.wrap_future(self._engine.load_adapter(internal, weights))
+            await asyncio.wrap_future(self._engine.load_adapter(internal, source))
             replaced = self._served.put(name, internal, found.entry)
             if replaced is not None:
                 self._engine.retire_adapter(replaced)

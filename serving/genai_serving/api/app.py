@@ -231,6 +231,7 @@ def _about(service: Service, name: str) -> dict[str, Any]:
         },
         "prefix_cache": model.prefix_cache,
         "speculation": model.speculation,
+        "adapter_state": service.adapter_state(name),
     }
 
 

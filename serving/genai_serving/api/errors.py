@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from starlette.responses import JSONResponse, Response
 
 from genai_core.errors import BadInput, BadModel, GenAIError
-from genai_serving.adapters.loaded import NotLoaded
+from genai_runtime.executor import NoRoom
+from genai_serving.adapters.loaded import NoColumns, NotLoaded, Unreadable
 from genai_serving.engine import Closed
 from genai_serving.scheduler import QueueFull
 
@@ -84,6 +85,10 @@ def of_failure(error: GenAIError, *, param: str | None = None) -> ApiError:
         return ApiError(429, text, code="queue_full", headers=later)
     if isinstance(error, Closed):
         return ApiError(503, text, code="shutting_down", headers=later)
+    if isinstance(error, NoColumns | Unreadable):
+        return ApiError(503, text, "model", error.code, headers=later)
+    if isinstance(error, NoRoom):
+        return ApiError(413, text, error.where or param, error.code)
     if isinstance(error, NotLoaded):  # it went while its request was read
         return ApiError(404, text, "model", "model_not_found")
     if isinstance(error, BadInput) and not isinstance(error, BadModel):  # that is not the client's

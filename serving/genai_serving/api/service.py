@@ -19,6 +19,7 @@ from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.lora import BASE
 from genai_runtime.executor import AdapterUse
 from genai_runtime.sampling import Constraint
+from genai_serving.adapters.loaded import AT_REST, ORDER
 from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, Running, start
 from genai_serving.api.bodies import Bodies
 from genai_serving.api.errors import RETRY_SECONDS, ApiError, not_found, of_failure, too_long
@@ -99,6 +100,14 @@ class Service:
         if worn is None:
             raise not_found(name, ", ".join([self.model.name, *self.model.adapters.names]))
         return Choice(name, worn)
+
+    def adapter_state(self, name: str) -> str | None:
+        """Where the adapters of a name are, the farthest of them; None for the base."""
+        worn = self.model.adapters.worn(name)
+        if not worn:
+            return None
+        states = self.engine.adapter_states
+        return min((states.get(use.name, AT_REST) for use in worn), key=ORDER.index)
 
     async def tokens_of(self, prompt: str | list[int], *, special: bool) -> NDArray[np.int64]:
         """A prompt's token ids; the engine checks them."""

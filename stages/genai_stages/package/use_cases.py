@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from genai_core.container.adapters import AdapterIndex, WornEntry
 from genai_runtime import golden
 from genai_runtime.container import Container
-from genai_runtime.cpu.bank import read_adapter
+from genai_runtime.cpu.adapter_files import read_adapter
 from genai_runtime.evaluate import losses
 from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import generate
