@@ -96,7 +96,7 @@ def served() -> dict[str, set[str]]:
     """The same of a server, from what a scrape of one gets that has everything."""
     metrics = ServerMetrics("m")
     metrics.load = lambda: Load(1, 1, 0.5)
-    metrics.adapters = lambda: AdapterLoad(2, {"a"}, {"a"}, ())
+    metrics.adapters = lambda: AdapterLoad(2, {"a": "laid in"}, 7, {"a"}, ())
     metrics.guessed = lambda: Counts("ngram", drafts=1, guessed=2, accepted=1, positions=[1, 0])
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(metrics.text().decode()):
