@@ -25,6 +25,12 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
+def _awake_or_not() -> float:
+    if hasattr(time, "CLOCK_BOOTTIME"):
+        return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.monotonic()
+
+
 @dataclass(frozen=True)
 class Timing:
     """The clocks.
@@ -32,12 +38,14 @@ class Timing:
     Attributes:
         now: The time of day, in UTC: what objects of the apiserver are compared with.
         monotonic: Seconds, for what is remembered and waited for here.
+        awake_or_not: Seconds that go on while this machine is suspended, as others' clocks do.
         sleep: Waits so many seconds.
         computed: Seconds that the calling thread has computed.
     """
 
     now: Callable[[], datetime] = _utc_now
     monotonic: Callable[[], float] = time.monotonic
+    awake_or_not: Callable[[], float] = _awake_or_not
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
     computed: Callable[[], float] = time.thread_time
 

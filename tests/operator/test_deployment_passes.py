@@ -31,6 +31,7 @@ from genai_operator.kube.watch.observed import Observed
 from genai_operator.policy import Policy
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import OpenStore
+from genai_operator.timing import Timing
 
 IMAGE = f"registry.example/serving@sha256:{'1' * 64}"
 NEWER = f"registry.example/serving@sha256:{'2' * 64}"
@@ -531,7 +532,7 @@ def test_a_store_is_looked_through_once_for_all_who_pin_what_is_not_there(tmp_pa
     room.store = store
     for number in range(9):
         room.artifact(f"sha256:{number:064x}")
-    revisions = Revisions(clock=lambda: now)
+    revisions = Revisions(timing=Timing(monotonic=lambda: now))
     for number in range(100):
         with pytest.raises(Waiting, match="holds no container"):
             look_up(store, f"sha256:{number + 99:064x}", None, revisions)

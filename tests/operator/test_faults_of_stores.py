@@ -44,7 +44,7 @@ GONE = SourceNotFound("there is nothing", where="s3://models/x")
 
 def a_pass() -> BuildPass:
     spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
-    return BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
+    return BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {}, THEN)
 
 
 def outcomes(error: Exception, times: int = 1) -> tuple[list[tuple[Phase, str, float | None]], Any]:
@@ -178,7 +178,7 @@ def test_outcome_stays_source_not_found_while_the_source_is_looked_at_again(
     for generation in (1, 2):
         spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
         status = {"observedGeneration": generation, "conditions": [before]}
-        one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", status)
+        one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", status, THEN)
         outcome = asyncio.run(room.builds._outcome(one))
         if generation == 1:
             assert outcome.reason == shown

@@ -29,6 +29,7 @@ from genai_operator.kube.watch.observed import Observed
 from genai_operator.targets.build_targets import BuildTarget
 from genai_planner.targets import Target
 
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 KEY = Key("e" * 64)
 CPU = BuildTarget(Target("cpu", Backend.CPU), "r/stages@sha256:" + "2" * 64, {})
 ACCESS = StoreAccess("s3://b/p", service_account="builder")
@@ -48,7 +49,7 @@ class Room:
 
     def ask(self) -> HelperAnswer | Standing:
         value = {"metadata": {"namespace": "n", "name": "b", "uid": "build"}}
-        one = BuildPass(value, SPEC, Owner("b", "build"), "n", 1, "", {})
+        one = BuildPass(value, SPEC, Owner("b", "build"), "n", 1, "", {}, BEGAN)
         document = LookFile(refs=ANSWER.asked)
         return asyncio.run(
             self.helpers.ask(one, document, KEY, access=ACCESS, target=CPU)

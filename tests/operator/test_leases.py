@@ -30,6 +30,7 @@ from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import OpenStore, Stores
 
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 NAME = f"sha256-{'ab' * 32}"
 REF = RecordRef("ingest", Key("1" * 64))
 ACCESS = StoreAccess(address="s3://genai/team")
@@ -48,7 +49,7 @@ class HelperJobs:
 
 def a_pass(source: str, status: Mapping[str, Any] | None = None) -> BuildPass:
     spec = BuildSpec.model_validate({"model": {"source": source}, "targets": ["cpu"]})
-    return BuildPass({}, spec, Owner("b", "uid"), "team", 1, "", status or {})
+    return BuildPass({}, spec, Owner("b", "uid"), "team", 1, "", status or {}, BEGAN)
 
 
 def opened(folder: Path | None) -> OpenStore:

@@ -226,7 +226,7 @@ def test_what_a_failed_task_said_is_known_when_its_pod_is_gone() -> None:
 def test_a_request_tries_again_what_failed_though_another_build_claims_it_too() -> None:
     room = Room(a_job("own", "build", ended="Failed"), a_job("both", "build", "x", ended="Failed"))
     spec = BuildSpec.model_validate(SPEC)
-    one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {})
+    one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {}, NOW)
     asyncio.run(room.builds._claims.forget_failures(one))
     assert room.api.deleted == ["own"]
     assert room.job("both").owners == {"x"}
@@ -255,7 +255,7 @@ def test_why_a_source_cannot_be_resolved_is_shown_with_its_log(
         document=BuildSpec.model_validate(SPEC), image="i", memory_bytes=1,
     )  # fmt: skip
     spec = BuildSpec.model_validate(SPEC)
-    one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {"observedGeneration": 1})
+    one = BuildPass(build(), spec, Owner("b", "build"), "n", 1, "", {"observedGeneration": 1}, NOW)
     store = StoreAccess(address="s3://b/p", secret="s")
     access = SourceAccess(sources_of(spec)[0], SourcePlace("s3://models/x"), store)
 

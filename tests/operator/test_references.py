@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import Stores
 
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 SPEC = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
 
 
@@ -28,7 +30,7 @@ def loader(kind: str, name: str, spec: dict[str, Any]) -> Loader:
     return Loader(observed, Stores(api, Settings(), observed.stores.get))
 
 
-ONE = BuildPass({}, SPEC, Owner("b", "build"), "n", 1, "", {})
+ONE = BuildPass({}, SPEC, Owner("b", "build"), "n", 1, "", {}, BEGAN)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,8 @@ from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import Stores
 
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+
 
 def job(name: str, state: JobState, operation: str = "convert") -> JobView:
     return JobView(
@@ -55,7 +57,7 @@ def test_the_next_pass_over_a_stalled_build_finds_what_failed(
         meta = {"namespace": "n", "name": name, "uid": view.uid, "resourceVersion": "1"}
         observed.jobs.put({"metadata": meta}, view)
     spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
-    one = BuildPass({}, spec, Owner("b", "build"), "n", 1, "", {"observedGeneration": 1})
+    one = BuildPass({}, spec, Owner("b", "build"), "n", 1, "", {"observedGeneration": 1}, BEGAN)
     outcome = asyncio.run(builds._outcome(one))
     assert (outcome.state, outcome.reason) == (Phase.STALLED, "BadModel")
     assert released == ["running"]

@@ -15,6 +15,7 @@ from genai_operator.jobs.standings import Standings
 from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.pod import PodView
 from genai_operator.kube.watch.observed import Observed
+from genai_operator.timing import Timing
 
 QUOTA = (
     'Error creating: pods "job-x" is forbidden: exceeded quota: q, requested: pods=1, used: '
@@ -44,7 +45,7 @@ class Events:
 
 
 def stands(api: Events, times: int = 1, clock: Any = lambda: 0.0) -> Standing:
-    standings = Standings(api, Observed(), clock=clock)  # type: ignore[arg-type]
+    standings = Standings(api, Observed(Timing(monotonic=clock)))  # type: ignore[arg-type]
     found = None
     for _ in range(times):
         found = asyncio.run(standings.of("ns", [STUCK]))
@@ -168,10 +169,10 @@ def test_of_lets_a_container_be_made_when_nothing_says_that_it_fails(events: Any
 def test_of_tells_a_failure_of_late_soon_and_whoever_else_speaks_of_the_pod() -> None:
     """A pod that waited for its node fails when it is old enough to be asked about already."""
     api, now = PodEvents(), 0.0
-    observed = Observed()
+    observed = Observed(Timing(monotonic=lambda: now))
     meta = {"namespace": "ns", "name": "p", "uid": CREATING.uid, "resourceVersion": "1"}
     observed.pods.put({"metadata": meta}, CREATING)
-    standings = Standings(api, observed, clock=lambda: now)  # type: ignore[arg-type]
+    standings = Standings(api, observed)  # type: ignore[arg-type]
     job = replace(JOB, namespace="ns", owners=frozenset({"b"}))
     found = asyncio.run(standings.of("ns", [job]))
     assert found.works

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from fake_apiserver import FakeApiserver
@@ -21,7 +22,9 @@ from genai_operator.jobs.verdicts import NextAttempt, Retry
 from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.job import JobState, JobView, Link, job_view
 from genai_operator.kube.watch.observed import Observed
+from genai_operator.timing import Timing
 
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
 REQUEST = JobRequest(
     namespace="n", key=Key("ab" * 32), operation="convert", task="convert/1",
     document=ArtifactStoreSpec.model_validate({"bucket": "abc", "secretRef": {"name": "s"}}),
@@ -34,7 +37,7 @@ AGAIN = NextAttempt(2, retry=Retry("convert/1: it broke", "ToolFailed", tries=1)
 def one() -> BuildPass:
     value = {"metadata": {"namespace": "n", "name": "b", "uid": "build"}}
     spec = BuildSpec.model_validate({"model": {"source": "s3://models/x"}, "targets": ["cpu"]})
-    return BuildPass(value, spec, Owner("b", "build"), "n", 1, "", {})
+    return BuildPass(value, spec, Owner("b", "build"), "n", 1, "", {}, BEGAN)
 
 
 class Room:
@@ -43,7 +46,7 @@ class Room:
         self.now = 0.0
         self.observed = Observed()
         applier = Applier(self.api, self.observed)
-        self.starter = Starter(applier, clock=lambda: self.now)
+        self.starter = Starter(applier, timing=Timing(monotonic=lambda: self.now))
 
     async def start(self, attempt: NextAttempt) -> None:
         await self.starter.start(one(), REQUEST, attempt, access=ACCESS)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_operator.manager.work_queue import WorkQueue
+from genai_operator.timing import Timing
 
 
 class Clock:
@@ -61,7 +62,7 @@ def test_a_key_added_during_its_work_is_worked_on_again_afterwards_and_not_meanw
 
 def test_the_earlier_of_two_wishes_wins() -> None:
     clock = Clock()
-    queue: WorkQueue[str] = WorkQueue(clock=clock)
+    queue: WorkQueue[str] = WorkQueue(timing=Timing(monotonic=clock))
     queue.add("a", after=50)
     queue.add("a", after=5)
     queue.add("a", after=20)
@@ -73,7 +74,9 @@ def test_the_earlier_of_two_wishes_wins() -> None:
 def test_pauses_grow_with_failures_and_end_with_success() -> None:
     async def scenario() -> list[float]:
         clock = Clock()
-        queue: WorkQueue[str] = WorkQueue(first_pause=1, longest_pause=60, clock=clock)
+        queue: WorkQueue[str] = WorkQueue(
+            first_pause=1, longest_pause=60, timing=Timing(monotonic=clock)
+        )
         pauses = []
         queue.add("a")
         for _ in range(9):
@@ -103,7 +106,7 @@ def test_a_forgotten_key_does_not_come_back() -> None:
 
 def test_the_rest_of_what_is_gone_is_not_remembered_for_ever() -> None:
     clock = Clock()
-    queue: WorkQueue[str] = WorkQueue(clock=clock)
+    queue: WorkQueue[str] = WorkQueue(timing=Timing(monotonic=clock))
     for number in range(100):
         queue.done(str(number), rest=5.0)  # it was forgotten while it was worked on
         clock.now += 1.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from genai_core.kinds.build import BuildSpec
@@ -35,7 +35,7 @@ class BuildPass:
     generation: int
     requested: str
     status: Mapping[str, Any]
-    since: datetime = field(default_factory=lambda: datetime.now(UTC))
+    since: datetime
     """When this generation, or request, was taken up."""
     after: float | None = None
     joined: bool = False

@@ -70,7 +70,7 @@ class BuildReconciler:
         self._stores = stores
         self._applier = Applier(api, observed)
         self._reporter = Reporter(api, observed)
-        self._starter = Starter(self._applier, clock=observed.timing.monotonic)
+        self._starter = Starter(self._applier, timing=observed.timing)
         self._helpers = HelperJobs(api, observed, self._applier)
         writer = JobWriter(observed, self._applier, self._starter)
         asked = BuildHelperJobs(self._helpers, observed, writer)

@@ -43,6 +43,7 @@ class Reporter:
             "GenAIBuild",
             keep=lambda value: observed.builds.put(value, build_view(value)),
             stands=_stands,
+            timing=observed.timing,
         )
 
     async def report(self, value: Json, outcome: Outcome) -> None:

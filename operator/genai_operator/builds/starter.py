@@ -7,8 +7,7 @@ that refuses a thousand pods is one fault and not a thousand. The next says how 
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.jobs.access import StoreAccess
@@ -18,6 +17,7 @@ from genai_operator.jobs.verdicts import NextAttempt, Retry
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.metric_labels import operation_label
 from genai_operator.metrics import TASK_RETRIES
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Starter"]
 
@@ -31,9 +31,9 @@ _TAKEN_SECONDS = 1.0
 class Starter:
     """See the module's docstring."""
 
-    def __init__(self, applier: Applier, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, applier: Applier, *, timing: Timing = SYSTEM) -> None:
         self._applier = applier
-        self._clock = clock
+        self._timing = timing
         self._starting: list[tuple[tuple[str, str], JobRequest]] = []
         self._allowances: dict[str, _Allowance] = {}
 
@@ -100,8 +100,9 @@ class Starter:
     async def _tell(self, build: BuildPass, request: JobRequest, retry: Retry) -> None:
         log.info("task tried again", extra={"task": request.task, "why": retry.why})
         TASK_RETRIES.labels(operation=operation_label(request.operation), reason=retry.reason).inc()
-        allowance = self._allowances.setdefault(build.owner.uid, _Allowance(self._clock()))
-        if not allowance.take(self._clock()):
+        now = self._timing.monotonic()
+        allowance = self._allowances.setdefault(build.owner.uid, _Allowance(now))
+        if not allowance.take(now):
             return
         why = retry.why.removeprefix(f"{request.task}: ")
         more = f" ({allowance.left_out} more since the last)" if allowance.left_out else ""

@@ -8,8 +8,7 @@ stops nothing that is served already.
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +28,7 @@ from genai_core.store.address import parse_address
 from genai_core.store.protocol import Store
 from genai_core.tasks.record import Record
 from genai_operator.errors import Waiting
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Revisions", "find", "kept", "look_up", "offered"]
 
@@ -149,8 +149,8 @@ class Revisions:
     what is not there would each read five hundred records a minute.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, *, timing: Timing = SYSTEM) -> None:
+        self._timing = timing
         self._known: WeakKeyDictionary[Store, _Listing] = WeakKeyDictionary()
 
     def key(self, store: Store, revision: str) -> Key | None:
@@ -161,9 +161,9 @@ class Revisions:
         """
         listing = self._known.setdefault(store, _Listing())
         with listing.lock:
-            if revision not in listing.keys and self._clock() >= listing.until:
+            if revision not in listing.keys and self._timing.monotonic() >= listing.until:
                 listing.keys = dict(_revisions(store))
-                listing.until = self._clock() + _LISTED_SECONDS
+                listing.until = self._timing.monotonic() + _LISTED_SECONDS
             return listing.keys.get(revision)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Iterable
-from datetime import UTC, datetime
 
 from genai_core.errors import GenAIError
 from genai_core.helper_jobs import LeaseFile
@@ -22,6 +21,7 @@ from genai_operator.jobs.manifest import Owner
 from genai_operator.stores.open_stores import OpenStore
 from genai_operator.targets.build_targets import BuildTarget
 from genai_operator.threads import in_thread
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["DeploymentLeases"]
 
@@ -33,8 +33,9 @@ _TOLD_DAYS = 7
 class DeploymentLeases:
     """See the module's docstring."""
 
-    def __init__(self, cluster: str, helpers: HelperJobs) -> None:
+    def __init__(self, cluster: str, helpers: HelperJobs, *, timing: Timing = SYSTEM) -> None:
         self._cluster = cluster
+        self._timing = timing
         self._helpers = helpers
         self._holders: dict[str, tuple[OpenStore, Holder]] = {}
         self._told: dict[str, Key] = {}
@@ -95,7 +96,7 @@ class DeploymentLeases:
         *,
         target: BuildTarget,
     ) -> None:
-        week = datetime.now(UTC).toordinal() // _TOLD_DAYS
+        week = self._timing.now().toordinal() // _TOLD_DAYS
         key = question_key("lease", document.model_dump_json(), week)
         if self._told.get(owner.uid) == key:
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Collection
 
 from genai_core.canonical import digest_json
@@ -12,6 +11,7 @@ from genai_operator.deployments.manifests import Served, manifests, rendering_of
 from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.values import Json
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Objects"]
 
@@ -27,8 +27,9 @@ _GOING_SECONDS = 2.0
 class Objects:
     """See the module's docstring."""
 
-    def __init__(self, api: Api) -> None:
+    def __init__(self, api: Api, *, timing: Timing = SYSTEM) -> None:
         self._api = api
+        self._timing = timing
         self._applied: dict[str, tuple[str, float]] = {}
 
     def keep(self, uids: Collection[str]) -> None:
@@ -51,7 +52,7 @@ class Objects:
         wanted = manifests(served)
         digest = digest_json([manifest for _, manifest in wanted])
         known = self._applied.get(served.uid)
-        fresh = known is not None and known[0] == digest and known[1] > time.monotonic()
+        fresh = known is not None and known[0] == digest and known[1] > self._timing.monotonic()
         if fresh and not anew:
             return rendering_of(wanted)
         for plural, manifest in wanted:
@@ -65,7 +66,7 @@ class Objects:
                 "deployment applied",
                 extra={"deployment": served.name, "revision": served.revision},
             )
-        self._applied[served.uid] = (digest, time.monotonic() + _AGAIN_SECONDS)
+        self._applied[served.uid] = (digest, self._timing.monotonic() + _AGAIN_SECONDS)
         return rendering_of(wanted)
 
     async def _check_ours(self, plural: str, served: Served) -> None:

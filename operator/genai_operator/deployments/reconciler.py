@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any
 
 from genai_core.errors import GenAIError, InvalidSpec
@@ -58,11 +57,13 @@ class DeploymentReconciler:
         self._api = api
         self._observed = observed
         self._stores = stores
-        self._writer = StatusWriter(api, "genaideployments", "GenAIDeployment", keep=self._keep)
-        self._objects = Objects(api)
-        self._revisions = containers.Revisions()
+        self._writer = StatusWriter(
+            api, "genaideployments", "GenAIDeployment", keep=self._keep, timing=observed.timing
+        )
+        self._objects = Objects(api, timing=observed.timing)
+        self._revisions = containers.Revisions(timing=observed.timing)
         helpers = HelperJobs(api, observed, Applier(api, observed))
-        self._leases = DeploymentLeases(stores.cluster_name, helpers)
+        self._leases = DeploymentLeases(stores.cluster_name, helpers, timing=observed.timing)
 
     def tidy(self) -> None:
         """Forget what is known of deployments that are gone."""
@@ -76,7 +77,7 @@ class DeploymentReconciler:
         value = await self._whole("genaideployments", known)
         if value is None or "deletionTimestamp" in value["metadata"]:
             return None  # what it owns goes with it: the apiserver's garbage collector
-        now = datetime.now(UTC)
+        now = self._observed.timing.now()
         try:
             one = begin(value)
         except GenAIError as error:

@@ -197,4 +197,7 @@ class Applier:
         self, value: Json, kind: str, *, reason: str, message: str, warning: bool = False
     ) -> None:
         """Post an Event of an object of ours; see `post_event`."""
-        await post_event(self._api, value, kind, reason=reason, message=message, warning=warning)
+        now = self._observed.timing.now()
+        await post_event(
+            self._api, value, kind, reason=reason, message=message, now=now, warning=warning
+        )

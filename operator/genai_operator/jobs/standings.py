@@ -8,7 +8,6 @@ while, of what stands still because of that, and of nothing else.
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Any
@@ -58,12 +57,9 @@ _NODE = "the node's network or runtime fails: whoever runs the cluster mends tha
 class Standings:
     """See the module's docstring."""
 
-    def __init__(
-        self, api: Api, observed: Observed, *, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, api: Api, observed: Observed) -> None:
         self._api = api
         self._observed = observed
-        self._clock = clock
         self._known: dict[str, tuple[float, str, str]] = {}
 
     async def of(
@@ -115,7 +111,7 @@ class Standings:
     ) -> str:
         """What Events say of a Job or its pod; empty where nobody says, or they may not be read."""
         at, uid, known = self._known.get(job.uid, (float("-inf"), "", ""))
-        if uid == about and self._clock() - at < _pause(known):
+        if uid == about and self._observed.timing.monotonic() - at < _pause(known):
             return known
         try:
             events, _ = await self._api.list(
@@ -124,7 +120,7 @@ class Standings:
         except (ApiError, aiohttp.ClientError, TimeoutError):
             events = []
         words = " ".join(choose(events).split())[:_MOST_WORDS]
-        self._known[job.uid] = (self._clock(), about, words)
+        self._known[job.uid] = (self._observed.timing.monotonic(), about, words)
         return words
 
 

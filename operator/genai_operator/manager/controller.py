@@ -62,7 +62,7 @@ class Controller:
         self._timing = timing
         self.observed = Observed(timing)
         self.queue: WorkQueue[Ref] = WorkQueue(
-            waited=self._waited, group=lambda ref: ref.namespace or None
+            timing=timing, waited=self._waited, group=lambda ref: ref.namespace or None
         )
         self._threads = Threads()
         self._slow: set[asyncio.Task[None]] = set()
@@ -82,7 +82,7 @@ class Controller:
             left=self._tell_of_job,
         )
         caches = {plural: intake.cache for plural, intake in self._intakes.items()}
-        self.relister = Relister(api, caches, self, namespaces=settings.namespaces)
+        self.relister = Relister(api, caches, self, namespaces=settings.namespaces, timing=timing)
 
     @property
     def due(self) -> int:

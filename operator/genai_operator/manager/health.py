@@ -6,7 +6,6 @@ seconds (see `kube.watch.relist`), and that comparing itself still happens.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from aiohttp import web
@@ -27,18 +26,18 @@ def sick(deaf: list[str], compared_at: float, now: float) -> str:
 
 
 async def start(
-    port: int, *, problem: Callable[[float], str], ready: Callable[[], bool]
+    port: int, *, problem: Callable[[], str], ready: Callable[[], bool]
 ) -> web.AppRunner:
     """Serve; returns what is to be cleaned up at the end.
 
     Args:
         port: To listen on; 0 = nothing is served.
-        problem: Why this process is sick at a time of the monotonic clock.
+        problem: Why this process is sick now; empty if it is not.
         ready: The watches have begun.
     """
 
     async def healthz(_request: web.Request) -> web.Response:
-        why = problem(time.monotonic())
+        why = problem()
         return web.Response(text=why or "ok", status=500 if why else 200)
 
     async def readyz(_request: web.Request) -> web.Response:

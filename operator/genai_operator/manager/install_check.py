@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -19,6 +18,7 @@ import aiohttp
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.apiserver.client import ApiClient
 from genai_operator.kube.apiserver.connection import connection
+from genai_operator.timing import SYSTEM
 
 __all__ = ["main"]
 
@@ -67,14 +67,14 @@ async def _until_well(probe: Callable[[], Awaitable[str]], deadline: float) -> s
             wrong = await probe()
         except (ApiError, aiohttp.ClientError, TimeoutError) as error:
             wrong = str(error) or type(error).__name__
-        if not wrong or time.monotonic() > deadline:
+        if not wrong or SYSTEM.monotonic() > deadline:
             return wrong
-        await asyncio.sleep(_PAUSE_SECONDS)
+        await SYSTEM.sleep(_PAUSE_SECONDS)
 
 
 async def run(url: str, targets: tuple[str, ...], *, seconds: float = _SECONDS) -> int:
     """Ask everything; prints a line for each answer, returns the exit code."""
-    deadline = time.monotonic() + seconds
+    deadline = SYSTEM.monotonic() + seconds
     bad = 0
     async with ApiClient(connection()) as api:
         probes: list[tuple[str, Callable[[], Awaitable[str]]]] = [

@@ -36,7 +36,7 @@ def kinds_of(
         observed: The watch cache.
         wake: Has an object looked at, of whatever kind.
     """
-    open_stores = Stores(api, settings, observed.stores.get)
+    open_stores = Stores(api, settings, observed.stores.get, timing=observed.timing)
     stores = StoreReconciler(
         api, observed, open_stores, collect_seconds=settings.collect_hours * 3600, wake=wake
     )

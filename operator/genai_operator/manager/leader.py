@@ -10,28 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import time
-from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 
 import aiohttp
 
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.values import Json
 from genai_operator.metrics import LEASE_HELD
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["LeaseHolder"]
 
 log = logging.getLogger("genai_operator.manager.leader")
 
 NAME = "genai-operator"
-
-
-def _awake_or_not() -> float:
-    """Seconds that go on while a machine is suspended: others' clocks do, and they take over."""
-    if hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
 
 
 class LeaseHolder:
@@ -42,7 +34,7 @@ class LeaseHolder:
         namespace: Where the Lease is.
         identity: This replica; unique.
         seconds: How long a silent holder keeps it.
-        clock: Seconds; does not go back.
+        timing: The clocks.
     """
 
     def __init__(
@@ -52,16 +44,19 @@ class LeaseHolder:
         namespace: str,
         identity: str,
         seconds: float = 15.0,
-        clock: Callable[[], float] = _awake_or_not,
+        timing: Timing = SYSTEM,
     ) -> None:
         self._api = api
         self._namespace = namespace
         self._identity = identity
         self._seconds = seconds
-        self._clock = clock
+        self._timing = timing
         self._renewed = float("-inf")
-        self._seen: tuple[str, float] = ("", clock())
+        self._seen: tuple[str, float] = ("", self._clock())
         self._ours: Json | None = None
+
+    def _clock(self) -> float:
+        return self._timing.awake_or_not()
 
     @property
     def held(self) -> bool:
@@ -85,7 +80,7 @@ class LeaseHolder:
                 log.error("the Lease is lost")
                 return
             had = self.held
-            await asyncio.sleep(self._seconds / 6)
+            await self._timing.sleep(self._seconds / 6)
 
     async def release(self) -> None:
         """Give it up, so that another replica need not wait."""
@@ -114,10 +109,10 @@ class LeaseHolder:
             return False
         if holder != self._identity:
             spec["leaseTransitions"] = spec.get("leaseTransitions", 0) + 1
-            spec["acquireTime"] = _micro_now()
+            spec["acquireTime"] = _micro(self._timing.now())
         spec |= {
             "holderIdentity": self._identity,
-            "renewTime": _micro_now(),
+            "renewTime": _micro(self._timing.now()),
             "leaseDurationSeconds": math.ceil(self._seconds),
         }
         try:
@@ -129,7 +124,7 @@ class LeaseHolder:
         return True
 
     def _new(self) -> Json:
-        now = _micro_now()
+        now = _micro(self._timing.now())
         return {
             "apiVersion": "coordination.k8s.io/v1",
             "kind": "Lease",
@@ -144,5 +139,5 @@ class LeaseHolder:
         }
 
 
-def _micro_now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+def _micro(time: datetime) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S.%fZ")

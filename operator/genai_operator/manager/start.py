@@ -20,6 +20,7 @@ from genai_operator.manager.json_log import set_up
 from genai_operator.manager.leader import LeaseHolder
 from genai_operator.metrics import LEASE_HELD
 from genai_operator.settings import Settings, read_settings
+from genai_operator.timing import SYSTEM
 
 __all__ = ["main", "run"]
 
@@ -49,8 +50,8 @@ async def run(settings: Settings) -> int:
         watching = asyncio.Event()
         server = await health.start(
             settings.http_port,
-            problem=lambda now: health.sick(
-                controller.relister.deaf, controller.relister.compared_at, now
+            problem=lambda: health.sick(
+                controller.relister.deaf, controller.relister.compared_at, SYSTEM.monotonic()
             ),
             ready=watching.is_set,
         )

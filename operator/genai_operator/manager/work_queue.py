@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
+
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["WorkQueue"]
 
@@ -34,7 +35,7 @@ class WorkQueue(Generic[K]):
         longest_pause: What it grows to.
         waited: Told, of each key that is worked on, how many seconds it was due before.
         group: Of a key; None: it is in none.
-        clock: Seconds; does not go back.
+        timing: The clocks.
     """
 
     def __init__(
@@ -44,12 +45,12 @@ class WorkQueue(Generic[K]):
         longest_pause: float = 60.0,
         waited: Callable[[K, float], None] | None = None,
         group: Callable[[K], Hashable | None] = lambda _key: None,
-        clock: Callable[[], float] = time.monotonic,
+        timing: Timing = SYSTEM,
     ) -> None:
         self._first = first_pause
         self._longest = longest_pause
         self._waited = waited
-        self._clock = clock
+        self._timing = timing
         self._due: dict[K, float] = {}
         self._heap: list[tuple[float, int, K]] = []
         self._count = 0
@@ -69,12 +70,12 @@ class WorkQueue(Generic[K]):
 
     def overdue(self) -> int:
         """Keys that could be worked on now."""
-        now = self._clock()
+        now = self._timing.monotonic()
         return sum(due <= now for due in self._due.values())
 
     def add(self, key: K, *, after: float = 0.0) -> None:
         """Have a key worked on, at once or in some seconds; the earlier wish wins."""
-        due = max(self._clock() + after, self._rests.get(key, 0.0))
+        due = max(self._timing.monotonic() + after, self._rests.get(key, 0.0))
         known = self._due.get(key)
         if known is not None and known <= due:
             return
@@ -111,7 +112,7 @@ class WorkQueue(Generic[K]):
         """
         self._failures.pop(key, None)
         if rest > 0:
-            now = self._clock()
+            now = self._timing.monotonic()
             self._rests = {kept: until for kept, until in self._rests.items() if until > now}
             self._rests[key] = now + rest
             if key in self._due:  # added meanwhile: not before then
@@ -153,7 +154,7 @@ class WorkQueue(Generic[K]):
 
     def _next(self) -> tuple[K | None, float | None]:
         """A key to work on now, else None and how long to wait."""
-        now = self._clock()
+        now = self._timing.monotonic()
         busy: list[tuple[float, int, K]] = []
         found: K | None = None
         pause: float | None = None

@@ -10,8 +10,7 @@ remembered just so, and what nobody has told yet has to be asked for (`Unanswere
 from __future__ import annotations
 
 import base64
-import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from typing import Protocol
 
 from genai_core.errors import CorruptBlob
@@ -27,6 +26,7 @@ from genai_operator.stores.remembered import (
     stripped,
     weight_of,
 )
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Answers", "Lookups", "ToldLookups", "Unanswered"]
 
@@ -92,9 +92,9 @@ class Answers(Protocol):
 class Lookups:
     """Of a store that the operator may read."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, store: Store, *, timing: Timing = SYSTEM) -> None:
         self._store = store
-        self._clock = clock
+        self._timing = timing
         self._found: dict[RecordRef, tuple[Record, float]] = {}
         self._missed: dict[RecordRef, tuple[str, float]] = {}
         self._weights: dict[RecordRef, int] = {}
@@ -109,7 +109,7 @@ class Lookups:
         self, refs: Collection[RecordRef], *, anew: Iterable[Key] = ()
     ) -> dict[RecordRef, Record | str]:
         """See `Answers`; from the store where nothing is remembered."""
-        now, again = self._clock(), set(anew)
+        now, again = self._timing.monotonic(), set(anew)
         answers: dict[RecordRef, Record | str] = {}
         for ref in refs:
             found = self._found.get(ref)

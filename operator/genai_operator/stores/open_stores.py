@@ -35,6 +35,7 @@ from genai_operator.stores.lookups import Answers, Lookups, ToldLookups
 from genai_operator.stores.s3_metrics import count_requests
 from genai_operator.stores.tenant_secrets import Secrets
 from genai_operator.threads import in_thread
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Credentials", "OpenStore", "Stores", "credentials_of"]
 
@@ -74,12 +75,13 @@ class OpenStore:
     credentials: StoreCredentials | None
     store: Store | None
     access: StoreAccess
+    timing: Timing = SYSTEM
     lookups: Answers = field(init=False)
     told: ToldLookups | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.store is not None:
-            self.lookups = Lookups(self.store)
+            self.lookups = Lookups(self.store, timing=self.timing)
         else:
             self.lookups = self.told = ToldLookups(self.access.address)
 
@@ -100,14 +102,20 @@ class Stores:
     """Opens stores, and keeps them open while spec and credentials stay the same."""
 
     def __init__(
-        self, api: Api, settings: Settings, find: FindStore = lambda _space, _name: None
+        self,
+        api: Api,
+        settings: Settings,
+        find: FindStore = lambda _space, _name: None,
+        *,
+        timing: Timing = SYSTEM,
     ) -> None:
         self._api = api
         self._settings = settings
         self._find = find
         self._open: dict[tuple[str, str], tuple[object, OpenStore]] = {}
         self.policy = Policy(settings)
-        self.secrets = Secrets(api, self.policy)
+        self._timing = timing
+        self.secrets = Secrets(api, self.policy, timing=timing)
         self._certificates = Path(tempfile.mkdtemp(prefix="genai-operator-"))
 
     @property
@@ -284,7 +292,7 @@ class Stores:
             ]
             first = self._s3(where, keys)
             store = LayeredStore(first, others) if others else first
-        return OpenStore(spec, where, keys, store, access)
+        return OpenStore(spec, where, keys, store, access, self._timing)
 
     def _s3(
         self, where: StoreAddress, keys: StoreCredentials | None, *, read_only: bool = False

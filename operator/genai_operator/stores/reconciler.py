@@ -81,7 +81,7 @@ class StoreReconciler:
         self._observed = observed
         self._stores = stores
         self._helpers = HelperJobs(api, observed, Applier(api, observed))
-        self._writer = StatusWriter(api, "artifactstores", "ArtifactStore")
+        self._writer = StatusWriter(api, "artifactstores", "ArtifactStore", timing=observed.timing)
         self._collect_seconds = collect_seconds
         self._tried: dict[tuple[str, str], float] = {}
         self._doubted: set[tuple[str, str]] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from genai_operator.errors import Waiting, not_enabled
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.status.events import post_event
 from genai_operator.policy import Policy
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Secrets"]
 
@@ -21,8 +21,9 @@ _MOST_TOLD = 10_000
 class Secrets:
     """See the module's docstring."""
 
-    def __init__(self, api: Api, policy: Policy) -> None:
+    def __init__(self, api: Api, policy: Policy, *, timing: Timing = SYSTEM) -> None:
         self._api = api
+        self._timing = timing
         self._policy = policy
         self._known: dict[tuple[str, str], tuple[float, Mapping[str, Any]]] = {}
         self._told: dict[str, None] = {}
@@ -34,7 +35,7 @@ class Secrets:
             Waiting: It is not there, may not be read, or is not for use by builds.
         """
         known = self._known.get((namespace, name))
-        if known is not None and known[0] > time.monotonic():
+        if known is not None and known[0] > self._timing.monotonic():
             return known[1]
         try:
             secret = await self._api.get("secrets", name, namespace=namespace)
@@ -48,12 +49,12 @@ class Secrets:
         advice = self._policy.judge_secret(secret)
         if advice is not None:
             await self._tell(secret, advice)
-        self._known[namespace, name] = (time.monotonic() + _SECONDS, secret)
+        self._known[namespace, name] = (self._timing.monotonic() + _SECONDS, secret)
         return secret
 
     def tidy(self) -> None:
         """Forget what Secrets said a while ago."""
-        now = time.monotonic()
+        now = self._timing.monotonic()
         self._known = {name: kept for name, kept in self._known.items() if kept[0] > now}
 
     async def _tell(self, secret: Mapping[str, Any], advice: str) -> None:
@@ -70,6 +71,7 @@ class Secrets:
             "Secret",
             reason=Reason.SECRET_NOT_LABELLED,
             message=advice,
+            now=self._timing.now(),
             warning=True,
             version="v1",
         )

@@ -31,7 +31,7 @@ class TargetReconciler:
 
     def __init__(self, api: Api, observed: Observed) -> None:
         self._observed = observed
-        self._writer = StatusWriter(api, "genaitargets", "GenAITarget")
+        self._writer = StatusWriter(api, "genaitargets", "GenAITarget", timing=observed.timing)
 
     async def reconcile(self, _namespace: str, name: str) -> float | None:
         """Say whether anything can be built for a target."""

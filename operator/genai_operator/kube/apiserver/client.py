@@ -6,9 +6,7 @@ write even fewer. Every call has a time limit. Answers are plain JSON values.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Self, TypedDict, TypeVar, Unpack
 
@@ -22,6 +20,7 @@ from genai_operator.kube.apiserver.resources import RESOURCES
 from genai_operator.kube.apiserver.session import lean_session
 from genai_operator.kube.values import Json
 from genai_operator.metrics import API_REQUESTS, API_SECONDS
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["ApiClient"]
 
@@ -53,6 +52,7 @@ class ApiClient:
         seconds: How long a call may take.
         may_write: Asked before anything but a Lease is written: a process that was frozen in the
             middle of its work must not go on with it when another one has long taken over.
+        timing: The clocks.
     """
 
     def __init__(
@@ -61,16 +61,19 @@ class ApiClient:
         *,
         seconds: float = 30.0,
         may_write: Callable[[], bool] = lambda: True,
+        timing: Timing = SYSTEM,
     ) -> None:
         self._to = to
         self.may_write = may_write
         self._seconds = seconds
+        self._timing = timing
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
         self._session = lean_session(
             self._to,
             limit=32,
+            timing=self._timing,
             timeout=aiohttp.ClientTimeout(total=self._seconds, connect=10),
         )
         return self
@@ -241,7 +244,7 @@ class ApiClient:
             "User-Agent": MANAGER,
         }
         for _ in range(5):
-            began = time.monotonic()
+            began = self._timing.monotonic()
             async with self._session.request(
                 verb,
                 self._to.server + path,
@@ -253,10 +256,10 @@ class ApiClient:
                 ),
             ) as answer:
                 API_REQUESTS.labels(verb=verb, code=str(answer.status)).inc()
-                API_SECONDS.labels(verb=verb).observe(time.monotonic() - began)
+                API_SECONDS.labels(verb=verb).observe(self._timing.monotonic() - began)
                 if answer.status == 429:
                     pause = answer.headers.get("Retry-After", "1")
-                    await asyncio.sleep(min(float(pause) if pause.isdecimal() else 1.0, 10.0))
+                    await self._timing.sleep(min(float(pause) if pause.isdecimal() else 1.0, 10.0))
                     continue
                 if answer.status < 400:
                     return await read(answer)

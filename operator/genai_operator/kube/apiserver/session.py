@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any
@@ -18,6 +17,7 @@ import aiohttp
 from genai_core.files.deep_json import read_json
 from genai_operator.kube.apiserver.connection import Connection
 from genai_operator.kube.apiserver.projection import OURS, Listing, lean, plural_of, whole
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["LeanResponse", "lean_session"]
 
@@ -86,8 +86,9 @@ class _LeanLines:
 class _Bearer:
     """Puts the current token on each request, since tokens of pods rotate; awaits an answer."""
 
-    def __init__(self, to: Connection) -> None:
+    def __init__(self, to: Connection, timing: Timing) -> None:
         self._to = to
+        self._timing = timing
         self._token = to.token
         self._read = float("-inf")
 
@@ -96,9 +97,9 @@ class _Bearer:
     ) -> aiohttp.ClientResponse:
         """Hand a request on."""
         file = self._to.token_file
-        if file is not None and time.monotonic() - self._read > _TOKEN_SECONDS:
+        if file is not None and self._timing.monotonic() - self._read > _TOKEN_SECONDS:
             self._token = file.read_text(encoding="utf-8").strip()
-            self._read = time.monotonic()
+            self._read = self._timing.monotonic()
         if self._token:
             request.headers["Authorization"] = f"Bearer {self._token}"
         async with asyncio.timeout(_SILENT_SECONDS):
@@ -106,7 +107,11 @@ class _Bearer:
 
 
 def lean_session(
-    to: Connection, *, limit: int = 0, timeout: aiohttp.ClientTimeout | None = None
+    to: Connection,
+    *,
+    limit: int = 0,
+    timeout: aiohttp.ClientTimeout | None = None,
+    timing: Timing = SYSTEM,
 ) -> aiohttp.ClientSession:
     """A session with the apiserver.
 
@@ -114,10 +119,11 @@ def lean_session(
         to: Where it is, and who we are.
         limit: Connections at once; 0: any number.
         timeout: Of each request that says nothing else.
+        timing: The clocks.
     """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(ssl=to.tls, limit=limit),
         response_class=LeanResponse,
-        middlewares=(_Bearer(to),),
+        middlewares=(_Bearer(to, timing),),
         timeout=timeout or aiohttp.ClientTimeout(total=30, connect=10),
     )

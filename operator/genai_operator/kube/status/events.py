@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -27,6 +27,7 @@ async def post_event(
     *,
     reason: str,
     message: str,
+    now: datetime,
     warning: bool = False,
     version: str = API_VERSION,
 ) -> None:
@@ -38,11 +39,11 @@ async def post_event(
         kind: Of the object.
         reason: One word of a small set.
         message: For people.
+        now: The time.
         warning: They should act.
         version: apiVersion of the object.
     """
     meta = value["metadata"]
-    now = datetime.now(UTC)
     time = rfc3339(now)
     namespace = meta.get("namespace") or "default"
     body = {

@@ -17,6 +17,7 @@ from genai_operator.kube.status.conditions import conditions, ready_of, same_sta
 from genai_operator.kube.status.events import post_event
 from genai_operator.kube.values import Json
 from genai_operator.steps import Result
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["StatusWriter", "Written", "plain_status"]
 
@@ -41,6 +42,7 @@ class StatusWriter:
         kind: Its name.
         keep: Takes in each object as the apiserver has it after a write.
         stands: Of a status, what an Event tells a change of.
+        timing: The clocks.
     """
 
     def __init__(
@@ -51,12 +53,14 @@ class StatusWriter:
         *,
         keep: Callable[[Json], object] = lambda _value: None,
         stands: Callable[[Mapping[str, Any]], object] = ready_of,
+        timing: Timing = SYSTEM,
     ) -> None:
         self._api = api
         self._plural = plural
         self._kind = kind
         self._keep = keep
         self._stands = stands
+        self._timing = timing
 
     async def write(self, value: Json, status: Json, *, warning: bool) -> Written:
         """Write a status if it says something else, and an Event if the object stands otherwise.
@@ -85,7 +89,13 @@ class StatusWriter:
     async def event(self, value: Json, reason: str, message: str, *, warning: bool = False) -> None:
         """Post an Event of an object."""
         await post_event(
-            self._api, value, self._kind, reason=reason, message=message, warning=warning
+            self._api,
+            value,
+            self._kind,
+            reason=reason,
+            message=message,
+            now=self._timing.now(),
+            warning=warning,
         )
 
     async def _apply(self, meta: Mapping[str, Any], status: Json) -> Json:

@@ -7,9 +7,7 @@ objects and not get them.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -20,6 +18,7 @@ from genai_operator.kube.apiserver.resources import watched
 from genai_operator.kube.values import Json
 from genai_operator.kube.watch.cache import Cache
 from genai_operator.metrics import WATCH_COMPARED, WATCH_DEAF, WATCH_EVENT, WATCH_MISSED
+from genai_operator.timing import SYSTEM, Timing
 
 __all__ = ["Relister"]
 
@@ -50,6 +49,7 @@ class Relister:
         caches: Plural of each watched resource -> what is known of its objects.
         receiver: Told what is missing in it.
         namespaces: That are watched; none: all.
+        timing: The clocks.
     """
 
     def __init__(
@@ -59,13 +59,15 @@ class Relister:
         receiver: Receiver,
         *,
         namespaces: Sequence[str],
+        timing: Timing = SYSTEM,
     ) -> None:
         self._api = api
+        self._timing = timing
         self._receiver = receiver
         self._namespaces = namespaces
         self._caches = caches
         self._missed: dict[str, int] = {}
-        self.compared_at = time.monotonic()
+        self.compared_at = self._timing.monotonic()
 
     @property
     def deaf(self) -> list[str]:
@@ -81,7 +83,7 @@ class Relister:
     async def run(self, seconds: float) -> None:
         """Compare now and then, until cancelled."""
         while True:
-            await asyncio.sleep(seconds)
+            await self._timing.sleep(seconds)
             try:
                 await self.compare(settle=_SETTLE_SECONDS)
             except (ApiError, aiohttp.ClientError, TimeoutError) as error:
@@ -108,10 +110,10 @@ class Relister:
                 oldest = version if oldest is None else min(oldest, version)
             listings.append((row.plural, self._caches[row.plural], values, oldest or 0))
         if settle:
-            await asyncio.sleep(settle)
+            await self._timing.sleep(settle)
         for plural, kept, values, version in listings:
             await self._mend(plural, kept, values, version=version, counts=settle > 0)
-        self.compared_at = time.monotonic()
+        self.compared_at = self._timing.monotonic()
         WATCH_COMPARED.set_to_current_time()
 
     async def _mend(
