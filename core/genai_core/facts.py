@@ -115,6 +115,26 @@ class LoraBranch(BaseModel):
     """What was computed on the branch: the names that its encodings have."""
 
 
+class HeadFacts(BaseModel):
+    """A graph that guesses from another model's hidden states: an EAGLE head.
+
+    Its core graph has these inputs beside `input_ids`, and this output beside `logits`.
+    """
+
+    model_config = _FROZEN
+
+    features: str
+    """Input of the model's hidden states, [1, T, features_size]."""
+    features_size: int
+    hidden: str
+    """Input of the head's own state while it drafts, [1, T, hidden_size]; with one input for both
+    the same name, else the one of the two that is not meant is zeros."""
+    feedback: str
+    """Output that `hidden` is given next, [1, T, hidden_size]."""
+    tokens: int
+    """Rows of the embedding table: ids of the model. `vocab_size` is that of the logits."""
+
+
 class ModelFacts(BaseModel):
     """Identity facts of an ingested model."""
 
@@ -146,12 +166,16 @@ class ModelFacts(BaseModel):
     lora: tuple[LoraBranch, ...] = ()
     """Branches that were taken off; absent from the file where there were none, so that files
     which were written before stay as they are."""
+    head: HeadFacts | None = None
+    """Of an EAGLE head; absent from other models' files."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = serialize(self)
         if not self.lora:
             found.pop("lora", None)
+        if self.head is None:
+            found.pop("head", None)
         return found
 
     @classmethod

@@ -29,6 +29,9 @@ MODEL = SourceName("model")
 DRAFT = SourceName("draft")
 """The draft model of `spec.speculation`."""
 
+TOKEN_MAP_ROLE = "draft_token_map"  # noqa: S105 - no password
+"""An EAGLE head's, among the files of its source; with the file's suffix."""
+
 GraphName = NewType("GraphName", str)
 """`ar32_cl256`, or for one split `ar32_cl256_2_of_3`."""
 

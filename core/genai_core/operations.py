@@ -34,6 +34,7 @@ __all__ = [
     "ConvertHtpConfig",
     "FidelityConfig",
     "GraphConfig",
+    "HeadConfig",
     "IngestConfig",
     "LoraImportConfig",
     "Operation",
@@ -107,12 +108,14 @@ class ChipConfig(OperationConfig):
 class IngestConfig(OperationConfig):
     """Read a source model into the core graph."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"branches"})
+    added: ClassVar[frozenset[str]] = frozenset({"branches", "head"})
 
     architecture: str | None = None
     """Overrides config.json's; None = detected."""
     branches: bool = False
     """The graph has LoRA branches whose weights are its inputs: they are taken off and recorded."""
+    head: bool = False
+    """It is an EAGLE head: it reads hidden states of another model beside token ids."""
 
 
 class ArclConfig(OperationConfig):
@@ -176,9 +179,22 @@ class CompileHtpConfig(OperationConfig):
 class CompileCpuConfig(OperationConfig):
     """One dynamic-T ONNX Runtime model."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"hidden_states"})
+
     backend: Literal[Backend.CPU] = Backend.CPU
     precision: Precision
     gaps: Gaps = Gaps.ERROR
+    hidden_states: tuple[int, ...] = ()
+    """Given out by name, for an EAGLE head: after so many layers, or -1 = behind the final norm,
+    what the output layer reads."""
+
+
+class HeadConfig(OperationConfig):
+    """An EAGLE head among a container's parts."""
+
+    version: Literal[1, 3]
+    hidden_states: tuple[int, ...]
+    """Of the model, that it reads, as in `CompileCpuConfig`."""
 
 
 class FidelityConfig(OperationConfig):
@@ -223,7 +239,7 @@ class PackageConfig(OperationConfig):
     """The container."""
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"adapters", "use_cases", "max_rank", "target_modules"}
+        {"adapters", "use_cases", "max_rank", "target_modules", "head"}
     )
 
     target: str
@@ -241,6 +257,8 @@ class PackageConfig(OperationConfig):
     max_rank: int | None = None
     """Bounds of adapters that come later, as those of the build have kept them."""
     target_modules: tuple[str, ...] = ()
+    head: HeadConfig | None = None
+    """The container is an EAGLE head's, which another one holds."""
 
 
 @dataclass(frozen=True)

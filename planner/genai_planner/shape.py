@@ -68,6 +68,8 @@ class ModelShape:
         files: Weights group -> file that ingest writes it to.
         kv_width: Key heads x head size: what one token costs in each layer's cache, twice.
         exact: From ingest, not from config.json.
+        features_size: Of an EAGLE head, the width of the hidden states that it reads; else 0.
+        tokens: Rows of the embedding table: more than `vocab_size` where a head guesses from fewer.
     """
 
     architecture: str
@@ -81,6 +83,8 @@ class ModelShape:
     files: Mapping[str, str]
     kv_width: int
     exact: bool
+    features_size: int = 0
+    tokens: int = 0
 
     @property
     def parameters(self) -> int:
@@ -122,6 +126,8 @@ def shape_from_facts(facts: ModelFacts) -> ModelShape:
         files={name: group.file for name, group in groups.items()},
         kv_width=max(widths, default=facts.hidden_size),
         exact=True,
+        features_size=0 if facts.head is None else facts.head.features_size,
+        tokens=facts.vocab_size if facts.head is None else facts.head.tokens,
     )
 
 

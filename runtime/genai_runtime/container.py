@@ -9,11 +9,14 @@ small builds have; the weight-shared binaries themselves are never opened on x86
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_file
@@ -24,6 +27,7 @@ from genai_core.container.manifest import (
     GOLDEN_FILE,
     MANIFEST_FILE,
     METADATA_FILE,
+    TOKEN_MAP_FILE,
     Manifest,
     read_manifest,
 )
@@ -43,8 +47,8 @@ if TYPE_CHECKING:  # it needs ONNX Runtime
 
 CPU_MODEL_FILE = "model.onnx"
 
-METADATA_VERSION = 1
-"""The newest version of metadata.json that this program reads."""
+METADATA_VERSION = 2
+"""The newest version of metadata.json that this program reads. 2 has `head`."""
 
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +75,22 @@ class GraphInfo(BaseModel):
     outputs: dict[str, TensorInfo]
 
 
+class HeadInfo(BaseModel):
+    """How an EAGLE head is driven; see `genai_core.facts.HeadFacts`."""
+
+    model_config = _FROZEN
+
+    version: Literal[1, 3]
+    hidden_states: list[str]
+    """The model's outputs that it reads, beside one another."""
+    features: str
+    features_size: int
+    hidden: str
+    feedback: str
+    tokens: int
+    """Of the model. `vocab_size` is that of the head's logits."""
+
+
 class Metadata(BaseModel):
     """metadata.json: what a program needs to drive the graphs."""
 
@@ -85,6 +105,8 @@ class Metadata(BaseModel):
     rope: dict[str, RopeTable] = Field(default_factory=dict)
     model_files: dict[str, dict[str, GraphInfo]]
     """File -> graph -> inputs and outputs, files in split order."""
+    head: HeadInfo | None = None
+    """The container is that of an EAGLE head; from version 2 on."""
 
 
 @dataclass(frozen=True)
@@ -160,8 +182,30 @@ class Container:
             raise BadInput(fault, where=str(self.folder / INDEX_FILE), remedy=REMEDY)
         return index
 
+    def token_map(self) -> NDArray[np.int64] | None:
+        """The model's token by an EAGLE head's own; None where they are the same.
+
+        Raises:
+            BadInput: It is no map of the head's vocabulary into the model's.
+        """
+        if not self.holds(TOKEN_MAP_FILE) or self.metadata.head is None:
+            return None
+        path = self.folder / TOKEN_MAP_FILE
+        try:
+            ids = np.asarray(json.loads(path.read_bytes()), np.int64)
+        except (OSError, ValueError, OverflowError) as error:
+            raise BadInput("is no array of token ids", where=str(path)) from error
+        if ids.shape != (self.metadata.vocab_size,):
+            raise BadInput(
+                f"has the shape {list(ids.shape)} for {self.metadata.vocab_size} logits",
+                where=str(path),
+            )
+        if ids.min() < 0 or ids.max() >= self.metadata.head.tokens:
+            raise BadInput("names tokens that the model does not have", where=str(path))
+        return ids
+
     def draft(self) -> Container | None:
-        """The draft model that it carries; None where it has none.
+        """The draft model or EAGLE head that it carries; None where it has none.
 
         Raises:
             BadInput: It is not a whole container.

@@ -126,6 +126,8 @@ class Row:
         hidden: Yield the hidden states of these places too.
         adapters: What the row wears; nothing is the base.
         tree: Only where the tokens are no chain.
+        states: Yield the states that the executor names, of every token.
+        given: What its model reads beside the tokens, by name, float32 [T, width].
     """
 
     slot: int
@@ -134,6 +136,8 @@ class Row:
     hidden: bool = False
     adapters: tuple[AdapterUse, ...] = ()
     tree: Tree | None = None
+    states: bool = False
+    given: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,10 +147,12 @@ class RowOutput:
     Attributes:
         logits: float32 [W, V].
         hidden: float32 [W, H], the states that the output layer reads; None unless asked for.
+        states: float32 [T, S], the executor's `states` beside one another; likewise.
     """
 
     logits: Logits
     hidden: NDArray[np.float32] | None = None
+    states: NDArray[np.float32] | None = None
 
 
 @runtime_checkable
@@ -164,6 +170,11 @@ class Executor(Protocol):
         ...
 
     @property
+    def token_count(self) -> int:
+        """Ids of rows lie below it: V, but where a head guesses from a smaller vocabulary."""
+        ...
+
+    @property
     def hidden_size(self) -> int:
         """H of the hidden states; 0 where the model does not give them out."""
         ...
@@ -176,6 +187,19 @@ class Executor(Protocol):
     @property
     def trees(self) -> bool:
         """Whether a row may be a tree."""
+        ...
+
+    @property
+    def states(self) -> Mapping[str, int]:
+        """States that the model gives out by name, and their widths; in the order of an output's.
+
+        A container built with an EAGLE head has the hidden states that the head reads.
+        """
+        ...
+
+    @property
+    def given(self) -> Mapping[str, int]:
+        """What the model reads beside tokens, and the widths: an EAGLE head's hidden states."""
         ...
 
     def cache_bytes(self, tokens: int) -> int:
@@ -354,8 +378,9 @@ def checked_rows(rows: Sequence[Row], executor: Executor) -> list[NDArray[np.int
         twice = next(slot for slot in slots if slots.count(slot) > 1)
         raise BadInput("is in two rows of one pass", where=f"slot {twice}")
     checked = []
+    limits = _TokenLimits(executor.context_length, executor.token_count)
     for row in rows:
-        checked.append(checked_tokens(row.tokens, executor, executor.length(row.slot)))
+        checked.append(checked_tokens(row.tokens, limits, executor.length(row.slot)))
         for use in row.adapters:
             if use.name not in executor.adapters:
                 raise BadInput(
@@ -364,9 +389,16 @@ def checked_rows(rows: Sequence[Row], executor: Executor) -> list[NDArray[np.int
                 )
         if row.hidden and not executor.hidden_size:
             raise BadInput("the model gives no hidden states out", where=f"slot {row.slot}")
+        _check_states(row, checked[-1].size, executor)
         if row.tree is not None:
             _check_tree(row, checked[-1].size, executor)
     return checked
+
+
+@dataclass(frozen=True)
+class _TokenLimits:
+    context_length: int
+    vocab_size: int
 
 
 class Limits(Protocol):
@@ -436,6 +468,16 @@ def checked_places(start: int, places: Sequence[int], held: int) -> NDArray[np.i
             f"a cache of {held}"
         )
     return index
+
+
+def _check_states(row: Row, count: int, executor: Executor) -> None:
+    where = f"slot {row.slot}"
+    if row.states and not executor.states:
+        raise BadInput("the model gives no states out", where=where)
+    wanted = {name: (count, width) for name, width in executor.given.items()}
+    given = {name: values.shape for name, values in row.given.items()}
+    if wanted != given:
+        raise BadInput(f"the model reads {wanted} beside tokens, got {given}", where=where)
 
 
 def _check_tree(row: Row, count: int, executor: Executor) -> None:

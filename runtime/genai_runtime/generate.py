@@ -14,7 +14,7 @@ from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import read_json_object
 from genai_runtime.executor import checked_tokens
 from genai_runtime.sampling import Sampler, Sampling
-from genai_runtime.session import Session, Tokens, in_chunks
+from genai_runtime.session import Session, SlotSession, Tokens, in_chunks
 from genai_runtime.speculation.control import Counts, Room, Speculation
 from genai_runtime.speculation.method import NOTHING, Take, accept
 
@@ -105,8 +105,10 @@ def generate(
         session.reset()
     began = time.monotonic()
     logits = np.zeros((1, session.vocab_size), dtype=np.float32)
+    states = _States(session, speculation)
     for part in in_chunks(session, prompt[kept:]):
         logits = part
+        states.keep(session.length - len(part))
     tokens = [sampler.next(logits[-1])]
     first = time.monotonic()
     if on_token:
@@ -123,6 +125,7 @@ def generate(
     try:
         if speculation is not None:
             speculation.start(_KEY, np.asarray(prompt).tolist(), sampler.foreseen)
+            states.tell()
             speculation.extend(_KEY, tokens)
         while (
             len(tokens) < max_tokens
@@ -133,8 +136,9 @@ def generate(
                 answer=max_tokens - len(tokens) - 1,
                 slot=session.context_length - session.length - 1,
             )
-            _step(session, tokens[-1], room, take, speculation)
+            _step(session, tokens[-1], room, take, states)
     finally:
+        states.close()
         if speculation is not None:
             spent = speculation.finish(_KEY)
     ended = time.monotonic()
@@ -151,11 +155,45 @@ def generate(
     )
 
 
+class _States:
+    """The model's states on their way from passes to a method that guesses from them."""
+
+    def __init__(self, session: Session, speculation: Speculation | None) -> None:
+        self.speculation = speculation
+        self._session: SlotSession | None = None
+        if speculation is not None and speculation.observes:
+            assert isinstance(session, SlotSession)
+            self._session = session
+            session.states_wanted = True
+        self._kept: list[tuple[int, NDArray[np.float32]]] = []
+
+    def keep(self, start: int, count: int | None = None) -> None:
+        """Those of the last pass, of tokens from `start` on; the first `count` of them."""
+        if self._session is not None and self._session.states is not None:
+            self._kept.append((start, self._session.states[:count]))
+
+    def tell(self) -> None:
+        """Hand on what was kept."""
+        for start, states in self._kept:
+            assert self.speculation is not None
+            self.speculation.observe(_KEY, start, states)
+        self._kept.clear()
+
+    def close(self) -> None:
+        """Passes yield none any more."""
+        if self._session is not None:
+            self._session.states_wanted, self._session.states = False, None
+
+
 def _step(
-    session: Session, newest: int, room: Room, take: Take, speculation: Speculation | None
+    session: Session,
+    newest: int,
+    room: Room,
+    take: Take,
+    states: _States,
 ) -> None:
     """Run one pass: take the next token and a draft's accepted ones; the last is not cached."""
-    draft = NOTHING
+    draft, speculation = NOTHING, states.speculation
     if speculation is not None:
         granted = speculation.wanted({_KEY: room})
         draft = speculation.propose(granted, [_KEY]).get(_KEY, NOTHING)
@@ -173,6 +211,8 @@ def _step(
         if draft.size:
             session.truncate(start + kept)
     if speculation is not None:
+        states.keep(start, kept)
+        states.tell()
         behind = logits[1 + len(draft.tokens) :] if draft.branch is not None else None
         speculation.extend(_KEY, written, behind)
 

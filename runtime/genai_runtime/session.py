@@ -14,6 +14,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from genai_runtime.executor import (
     AdapterUse,
     Executor,
@@ -86,12 +89,18 @@ class SlotSession:
     Args:
         executor: Where the slot is opened. It is this session's own: closing the session closes it.
         worn: Adapters of every pass.
+
+    Attributes:
+        states_wanted: Passes yield the executor's states too.
+        states: [T, S] of the last pass, where they were wanted.
     """
 
     def __init__(self, executor: Executor, worn: Sequence[AdapterUse] = ()) -> None:
         self._executor = executor
         self._worn = tuple(worn)
         self._slot = executor.open()
+        self.states_wanted = False
+        self.states: NDArray[np.float32] | None = None
 
     @property
     def executor(self) -> Executor:
@@ -119,8 +128,16 @@ class SlotSession:
 
     def forward(self, tokens: Tokens, tree: Tree | None = None) -> Logits:
         """Append tokens; logits of each. See `Session.forward`."""
-        row = Row(self._slot, tokens, want=Want.ALL, adapters=self._worn, tree=tree)
+        row = Row(
+            self._slot,
+            tokens,
+            want=Want.ALL,
+            adapters=self._worn,
+            tree=tree,
+            states=self.states_wanted,
+        )
         (output,) = self._executor.forward([row])
+        self.states = output.states
         return output.logits
 
     def truncate(self, length: int) -> None:

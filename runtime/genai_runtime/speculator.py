@@ -13,10 +13,13 @@ from genai_runtime.speculation.chained import Chained
 from genai_runtime.speculation.config import SpeculativeConfig
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculation.draft_model import DraftModel
+from genai_runtime.speculation.eagle import Eagle, Head
 from genai_runtime.speculation.lookahead import Lookahead
 from genai_runtime.speculation.method import Method
 from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.speculation.suffix import Suffix
+
+_EAGLE_3 = 3
 
 OpenDraft = Callable[[Container, int | None], Executor]
 """A container and threads (None = the target's) -> what runs it."""
@@ -81,9 +84,8 @@ def open_speculation(
         else:
             assert tokenizer_of is not None
             assert open_draft is not None
-            methods.append(
-                _draft_model(config, target, tokenizer_of, (load_draft, open_draft), where)
-            )
+            make = _draft_model if name == "draft_model" else _eagle
+            methods.append(make(config, target, tokenizer_of, (load_draft, open_draft), where))
     return Speculation(
         methods[0] if len(methods) == 1 else Chained(methods),
         most=config.most,
@@ -100,15 +102,13 @@ def _draft_model(
     where: str,
 ) -> DraftModel:
     load_draft, open_draft = drafts
-    own = tokenizer_of.draft() if config.model is None else None
-    if config.model is None and own is None:
+    draft = _carried(config, tokenizer_of, load_draft, "draft model", where)
+    if draft.metadata.head is not None:
         raise BadInput(
-            "the container carries no draft model",
-            where=where,
-            remedy="name one with --draft (of genai run) or model, or build it with "
-            "spec.speculation",
+            "it is an EAGLE head, which guesses from hidden states",
+            where=f"{where}: {draft.folder}",
+            remedy="use the method eagle",
         )
-    draft = own or load_draft(Path(str(config.model)))
     if not _same_tokens(draft, tokenizer_of):
         raise BadInput(
             f"its tokenizer is not that of {tokenizer_of.folder}, so its token ids mean other text",
@@ -117,6 +117,67 @@ def _draft_model(
         )
     executor = open_draft(draft, config.threads)
     return DraftModel(executor, vocab_size=target.vocab_size)
+
+
+def _eagle(
+    config: SpeculativeConfig,
+    target: Executor,
+    tokenizer_of: Container,
+    drafts: tuple[Callable[[Path], Container], OpenDraft],
+    where: str,
+) -> Eagle:
+    load_draft, open_draft = drafts
+    draft = _carried(config, tokenizer_of, load_draft, "EAGLE head", where)
+    head = draft.metadata.head
+    where = f"{where}: {draft.folder}"
+    if head is None:
+        raise BadInput(
+            "it is a draft model, no EAGLE head", where=where, remedy="use the method draft_model"
+        )
+    if "eagle3" in config.names and head.version != _EAGLE_3:
+        raise BadInput(f"the head is of EAGLE-{head.version}", where=where, remedy="use eagle")
+    if list(target.states) != head.hidden_states:
+        raise BadInput(
+            f"the head reads {', '.join(head.hidden_states)}; the model gives "
+            f"{', '.join(target.states) or 'no hidden states'} out",
+            where=where,
+            remedy="build both together, with spec.speculation",
+        )
+    sizes = sum(target.states.values()), target.vocab_size
+    if sizes != (head.features_size, head.tokens):
+        raise BadInput(
+            f"the head was made for hidden states of {head.features_size} values and "
+            f"{head.tokens} tokens, the model has {sizes[0]} and {sizes[1]}",
+            where=where,
+            remedy="take a head that was made for this model",
+        )
+    token_map = draft.token_map()
+    executor = open_draft(draft, config.threads)
+    return Eagle(
+        Head(executor, head.features, head.hidden, head.feedback, token_map),
+        vocab_size=target.vocab_size,
+    )
+
+
+def _carried(
+    config: SpeculativeConfig,
+    target: Container,
+    load_draft: Callable[[Path], Container],
+    what: str,
+    where: str,
+) -> Container:
+    """What guesses: in a container of its own, or the one that the target's carries."""
+    if config.model is not None:
+        return load_draft(Path(config.model))
+    own = target.draft()
+    if own is None:
+        raise BadInput(
+            f"the container carries no {what}",
+            where=where,
+            remedy="name one with --draft (of genai run) or model, or build it with "
+            "spec.speculation",
+        )
+    return own
 
 
 def _same_tokens(first: Container, second: Container) -> bool:

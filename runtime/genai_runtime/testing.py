@@ -41,6 +41,7 @@ class ScriptedExecutor:
         seed: Of the table that maps states to logits.
         adapters: What rows may wear; another state for each name and alpha.
         trees: Take trees: a token's state is then that of the tokens it sees.
+        states: Give the state of every token out.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ScriptedExecutor:
         seed: int = 0,
         adapters: Collection[str] = (),
         trees: bool = False,
+        states: bool = False,
     ) -> None:
         random = np.random.default_rng(seed)
         self._adapters = set(adapters)
@@ -58,6 +60,7 @@ class ScriptedExecutor:
         self._contents: dict[str, str] = {}
         self.most_adapters = 8
         self._trees = trees
+        self._states = states
         self._table: NDArray[np.float64] = random.normal(size=(_MODULUS, vocab_size))
         self._context_length = context_length
         self._slots: SlotTable[list[tuple[int, int]]] = SlotTable()
@@ -133,6 +136,21 @@ class ScriptedExecutor:
         return self._trees
 
     @property
+    def token_count(self) -> int:
+        """As many as there are logits."""
+        return self.vocab_size
+
+    @property
+    def states(self) -> Mapping[str, int]:
+        """The sum behind each token, where asked for."""
+        return {"sum": 1} if self._states else {}
+
+    @property
+    def given(self) -> Mapping[str, int]:
+        """Tokens alone."""
+        return {}
+
+    @property
     def open_slots(self) -> frozenset[int]:
         """Numbers of the slots that are open."""
         return frozenset(self._slots.open_slots)
@@ -180,6 +198,7 @@ class ScriptedExecutor:
                 RowOutput(
                     self._table[wanted].astype(np.float32),
                     wanted.astype(np.float32)[:, None] if row.hidden else None,
+                    np.asarray(states, np.float32)[:, None] if row.states else None,
                 )
             )
         return outputs

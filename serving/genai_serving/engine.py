@@ -88,6 +88,8 @@ class _Answer:
     tokens: list[int] = field(default_factory=list)
     cached: int | None = None
     done: bool = False
+    states: list[tuple[int, NDArray[np.float32]]] = field(default_factory=list)
+    """The model's, of the prompt, until guessing begins."""
 
 
 @dataclass(frozen=True)
@@ -459,7 +461,13 @@ class Engine:
             tokens = np.array(answer.tokens[-1:], dtype=np.int64)
         told = answer.request.prompt_logprobs is not None and work.start < prompt.size
         want = Want.ALL if told else Want.LAST if work.yields else Want.NONE
-        row = Row(answer.slot, tokens, want=want, adapters=answer.request.adapters)
+        row = Row(
+            answer.slot,
+            tokens,
+            want=want,
+            adapters=answer.request.adapters,
+            states=answer.request.speculation and self._guesses.observes,
+        )
         return self._guesses.row(work, row)
 
     def _tell(self, work: Work, output: RowOutput) -> int:
@@ -474,6 +482,8 @@ class Engine:
                     for row, token in zip(output.logits, behind, strict=False)
                 ]
             )
+        if output.states is not None and not answer.tokens:
+            answer.states.append((work.start, output.states))
         if not work.yields:
             return 0
         logits = output.logits[-1 - work.guesses :]
@@ -484,6 +494,11 @@ class Engine:
         if not answer.done:
             if request.speculation and len(answer.tokens) == 1:
                 self._guesses.start(work.key, request.prompt, answer.sampler.foreseen)
+                for start, states in answer.states:
+                    self._guesses.observe(work.key, start, states)
+                answer.states.clear()
+            elif output.states is not None:
+                self._guesses.observe(work.key, work.start, output.states[: len(written)])
             self._guesses.extend(work, written, logits)
         return len(written)
 

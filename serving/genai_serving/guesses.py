@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,16 @@ class Guesses:
         if self._speculation is not None:
             self._speculation.start(key, prompt.tolist(), foresee)
 
+    @property
+    def observes(self) -> bool:
+        """Whether rows have to yield the model's states."""
+        return self._speculation is not None and self._speculation.observes
+
+    def observe(self, key: int, start: int, states: NDArray[np.float32]) -> None:
+        """The model's states of a sequence's tokens from `start` on."""
+        if self._speculation is not None:
+            self._speculation.observe(key, start, states)
+
     def wanted(self, rooms: Mapping[int, Room]) -> dict[int, int]:
         """Tokens that guesses would add to the next pass, by sequence."""
         if self._speculation is None or not rooms:
@@ -67,9 +78,7 @@ class Guesses:
         if not draft.size:
             return row
         tokens = draft.row(int(row.tokens[-1]))
-        return Row(
-            row.slot, tokens, want=Want.ALL, adapters=row.adapters, tree=draft.tree(work.start)
-        )
+        return replace(row, tokens=tokens, want=Want.ALL, tree=draft.tree(work.start))
 
     def extend(self, work: Work, written: Sequence[int], logits: Logits) -> None:
         """A sequence wrote tokens; `logits` are all of its row's."""

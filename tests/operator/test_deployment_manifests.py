@@ -217,7 +217,7 @@ def test_memory_is_sized_from_the_container_and_given_is_given() -> None:
 
 NOT_YET: dict[str, Any] = {
     "spec.server.systemPrompts": {"server": {"systemPrompts": ["x"]}},
-    "spec.speculation.method Eagle": {"speculation": {"method": "Eagle"}},
+    "spec.speculation.method Ssd": {"speculation": {"method": "Ssd"}},
     "spec.adapters[0].source": {"adapters": [{"name": "a", "source": "s3://a/b"}]},
 }
 

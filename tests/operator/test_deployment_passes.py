@@ -564,7 +564,7 @@ def test_a_refusal_is_said_in_the_apiservers_words(
 def test_a_field_that_nothing_serves_stalls_and_what_serves_goes_on(room: Room) -> None:
     room.build(A)
     room.serve()
-    room.spec = {**room.spec, "speculation": {"method": "Eagle"}}
+    room.spec = {**room.spec, "speculation": {"method": "Ssd"}}
     room.generation += 1
     room.go()
     assert room.ready == ("False", "NotServedYet")

@@ -10,7 +10,7 @@ from heard import SECONDS, Heard, ask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor import AdapterUse, Row
 from genai_runtime.sampling import Sampling
 from genai_runtime.speculation.chained import Chained
 from genai_runtime.speculation.control import Speculation
@@ -190,3 +190,55 @@ def test_a_cached_beginning_behind_guesses_is_that_of_plain_decoding():
     assert again.ended.cached_tokens == first.prompt.size + 19
     expected, _, _ = answers([(longer, 0)])
     assert again.tokens == expected[0].tokens
+
+
+class Watching(DraftModel):
+    """A draft model that is told of the model's states, as a head is."""
+
+    def __init__(self) -> None:
+        super().__init__(draft(), vocab_size=VOCAB)
+        self.known: dict[int, dict[int, float]] = {}
+        self.texts: dict[int, list[int]] = {}
+
+    def start(self, key, tokens, foresee=None):
+        super().start(key, tokens, foresee)
+        self.texts[key], self.known[key] = [int(token) for token in tokens], {}
+
+    def observe(self, key, start, states):
+        for place, state in enumerate(states[:, 0], start):
+            assert place not in self.known[key], "told twice"
+            self.known[key][place] = float(state)
+
+    def extend(self, key, tokens, branch=None):
+        super().extend(key, tokens, branch)
+        self.texts[key] += [int(token) for token in tokens]
+
+
+def test_a_method_is_told_the_states_of_all_that_was_read_and_of_nothing_that_was_dropped():
+    method = Watching()
+    executor = ScriptedExecutor(vocab_size=VOCAB, context_length=CONTEXT, states=True)
+    engine = Engine(executor, LIMITS, speculation=Speculation(method, most=3, adaptive=False))
+    prompt = [1, 2, 3, 4] * 7  # more than a pass of this engine reads
+    try:
+        heard = [Heard() for _ in range(4)]
+        engine.submit(ask(prompt, 9), heard[0])
+        heard[0].wait()
+        engine.submit(ask([*prompt, 1], 8), heard[1])
+        engine.submit(ask([2, 2], 6), heard[2])
+        engine.submit(ask([3, 1, 3], 5, speculation=False), heard[3])
+        for one in heard:
+            assert one.wait().ended.error is None
+    finally:
+        engine.close()
+    assert len(method.texts) == 3, "one asked for no guesses"
+    alone = ScriptedExecutor(vocab_size=VOCAB, context_length=CONTEXT, states=True)
+    for key, text in method.texts.items():
+        (output,) = alone.forward([Row(alone.open(), np.asarray(text), states=True)])
+        expected = dict(enumerate(output.states[:, 0].tolist()))
+        known = method.known[key]
+        # The newest token was not read; a prefix out of the cache has no states.
+        assert known == {place: expected[place] for place in known}
+        first = min(known)
+        assert sorted(known) == list(range(first, len(text) - 1))
+        assert first == (heard[1].ended.cached_tokens if text[:29] == [*prompt, 1] else 0)
+    assert heard[1].ended.cached_tokens > 0

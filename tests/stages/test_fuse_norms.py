@@ -52,6 +52,12 @@ NODES: dict[str, list[tuple[str, list[str], str]]] = {
         ("Div", ["one", "root"], "inverse"), ("Mul", ["x", "inverse"], "scaled"),
         ("Add", ["weight", "one"], "more"), ("Mul", ["scaled", "more"], "y"),
     ],
+    "weight before the root": [
+        ("Mul", ["weight", "x"], "weighted"), ("Pow", ["x", "two"], "square"),
+        ("ReduceMean", ["square", "last"], "mean"), ("Add", ["mean", "epsilon"], "plus"),
+        ("Sqrt", ["plus"], "root"), ("Div", ["one", "root"], "inverse"),
+        ("Mul", ["weighted", "inverse"], "y"),
+    ],
     "no weight": [
         ("Pow", ["x", "two"], "square"), ("ReduceMean", ["square", "last"], "mean"),
         ("Add", ["mean", "epsilon"], "plus"), ("Sqrt", ["plus"], "root"),

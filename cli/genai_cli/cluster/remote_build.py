@@ -36,7 +36,7 @@ from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.problems import nearest
 from genai_core.kinds.reading import is_local
-from genai_core.names import DRAFT, MODEL, SourceName, adapter_source
+from genai_core.names import DRAFT, MODEL, TOKEN_MAP_ROLE, SourceName, adapter_source
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.build_sources import BuildSource, model_spec, of_source, sources_of
 from genai_core.sources.source_files import SourceFacts, calibration_role, inspect_source
@@ -199,7 +199,12 @@ def _upload(
 def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
     if source.name in (MODEL, DRAFT):
         try:
-            return inspect_source(model_spec(spec, source.name), Path.cwd(), known_digests())
+            return inspect_source(
+                model_spec(spec, source.name),
+                Path.cwd(),
+                known_digests(),
+                token_map=source.files.get(TOKEN_MAP_ROLE),
+            )
         except GenAIError as error:
             raise of_source(error, source.name) from error
     folder = Path(expanded(source.address.removeprefix("file://"))).absolute()
@@ -248,6 +253,8 @@ def uploaded_draft(written: Json, address: str, digest: str) -> Json:
     for field, role in _ROLE_FIELDS.items():
         if field in found:
             found[field] = role
+    if "draftTokenMap" in found:
+        found["draftTokenMap"] = f"{TOKEN_MAP_ROLE}{Path(found['draftTokenMap']).suffix}"
     return {**written, "speculation": [found]}
 
 

@@ -21,7 +21,7 @@ from genai_core.facts import ModelFacts
 from genai_core.files.digest_cache import FileCache
 from genai_core.files.home import expanded
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import DRAFT, MODEL, Backend, SourceName, TaskId
+from genai_core.names import DRAFT, MODEL, TOKEN_MAP_ROLE, Backend, SourceName, TaskId
 from genai_core.operations import OPERATIONS, operation_of
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.build_sources import model_spec, of_source, sources_of
@@ -324,7 +324,9 @@ def _others(
             model = alone.model.model_copy(update={"source": str(folder)})
             alone = alone.model_copy(update={"model": model})
             try:
-                found[source.name] = inspect_source(alone, base_dir, cache)
+                found[source.name] = inspect_source(
+                    alone, base_dir, cache, token_map=source.files.get(TOKEN_MAP_ROLE)
+                )
             except GenAIError as error:
                 raise of_source(error, DRAFT) from error
             continue

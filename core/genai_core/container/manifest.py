@@ -37,6 +37,9 @@ EMULATION_FOLDER = "emulation"
 DRAFT_FOLDER = "draft"
 """A container of its own: the model that guesses tokens ahead."""
 
+TOKEN_MAP_FILE = "token_map.json"  # noqa: S105 - no password
+"""Of an EAGLE head with a vocabulary of its own: an array, the model's token by the head's."""
+
 GOLDEN_FILE = "golden.json"
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 """How conversations are written for the model, as Hugging Face saves it."""

@@ -270,7 +270,7 @@ class BuildSpec(KindModel):
     lora: Lora | None = None
     """Adapters that the container carries."""
     speculation: Annotated[list[SpeculationPart], Field(max_length=1)] = Field(default_factory=list)
-    """A draft model that the container carries (cpu)."""
+    """A draft model or an EAGLE head that the container carries (cpu)."""
     store: StoreRef = Field(default_factory=StoreRef)
     run: Run = Field(default_factory=Run)
 

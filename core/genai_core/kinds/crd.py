@@ -139,6 +139,12 @@ KINDS: tuple[DefinedKind, ...] = (
                 "uploads folders and applies the build",
             ),
             Rule(
+                "spec.speculation",
+                "self.all(one, one.method == 'Eagle' "
+                "|| (!has(one.version) && !has(one.draftTokenMap)))",
+                "version and draftTokenMap are of an EAGLE head",
+            ),
+            Rule(
                 "spec.lora",
                 "self.adapters.all(one, self.adapters.exists_one(other, other.name == one.name) "
                 "&& one.name != 'base' && (!has(self.useCases) "

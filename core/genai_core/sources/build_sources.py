@@ -12,7 +12,7 @@ from dataclasses import field as dataclass_field
 
 from genai_core.errors import GenAIError, from_dict
 from genai_core.kinds.build import BuildSpec, GoldenPrompts, ModelSource, Quantization
-from genai_core.names import DRAFT, MODEL, SourceName, adapter_source
+from genai_core.names import DRAFT, MODEL, TOKEN_MAP_ROLE, SourceName, adapter_source
 
 __all__ = ["BuildSource", "model_spec", "of_source", "sources_of"]
 
@@ -27,8 +27,8 @@ class BuildSource:
         field: That names it, for messages.
         secret: Name of the Secret with its credentials; empty: the store's.
         pin: `sha256:...` that its content must have; None = any.
-        files: Of an adapter or draft, what the spec names in it: `weights`, `onnx`, `encodings` ->
-            file.
+        files: Of an adapter or draft, what the spec names in it: `weights`, `onnx`, `encodings`,
+            `draft_token_map` -> file.
     """
 
     name: SourceName
@@ -74,7 +74,7 @@ def sources_of(spec: BuildSpec) -> tuple[BuildSource, ...]:
                 part.digest,
                 {
                     name: file
-                    for name in ("onnx", "encodings")
+                    for name in ("onnx", "encodings", TOKEN_MAP_ROLE)
                     if (file := getattr(part, name)) is not None
                 },
             )

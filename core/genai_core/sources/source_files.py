@@ -25,7 +25,7 @@ from genai_core.files.foreign import read_json_object, refuse_pointer
 from genai_core.files.home import expanded
 from genai_core.files.paths import inside, links_may_reach, refuse_unreadable_name
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Digest
+from genai_core.names import TOKEN_MAP_ROLE, Digest
 from genai_core.sources.encoding_bits import weight_bits
 
 __all__ = [
@@ -63,6 +63,7 @@ ASSETS = (
 # One external_data entry of a TensorProto: key (field 1) "location", value (field 2).
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x00-\x7f]|[\x80-\xff][\x00-\x7f])")
 _MANY = 5
+_TOKEN_MAPS = (".json", ".safetensors")
 
 
 class Digests(Protocol):
@@ -137,7 +138,12 @@ def source_folder(spec: BuildSpec, base_dir: Path) -> Path:
 
 
 def inspect_source(
-    spec: BuildSpec, base_dir: Path, cache: Digests, *, links_within: Path | None = None
+    spec: BuildSpec,
+    base_dir: Path,
+    cache: Digests,
+    *,
+    links_within: Path | None = None,
+    token_map: str | None = None,
 ) -> SourceFacts:
     """Find a model's files and their digests.
 
@@ -146,6 +152,7 @@ def inspect_source(
         base_dir: What a relative source counts from.
         cache: Spares hashing files again that have not changed.
         links_within: Folder that links must not leave; None = see `links_may_reach`.
+        token_map: Of an EAGLE head, the file that the spec names.
 
     Raises:
         BadInput: A file that is missing, unreadable or ambiguous; where it is ambiguous, the
@@ -159,6 +166,8 @@ def inspect_source(
     refuse_unreadable_name(root)
     try:
         paths = _find_files(spec, root, named)
+        if token_map is not None:
+            paths |= _token_map(root, token_map)
         for path in paths.values():
             refuse_unreadable_name(path)
             inside(path, links_within or links_may_reach(root), str(path))
@@ -233,6 +242,18 @@ def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str,
             )
         paths[role] = path
     return paths
+
+
+def _token_map(root: Path, name: str) -> dict[str, Path]:
+    field = "spec.speculation[0].draftTokenMap"
+    path = _named(root, name, field)
+    if path.suffix not in _TOKEN_MAPS:
+        raise BadInput(
+            f"{name} is neither a .json nor a .safetensors file",
+            where=field,
+            remedy="name an array of token ids, or the head's own d2t",
+        )
+    return {f"{TOKEN_MAP_ROLE}{path.suffix}": path}
 
 
 def _one(

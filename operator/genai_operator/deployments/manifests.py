@@ -38,6 +38,7 @@ _CACHE = "/cache"
 _KEYS = "/keys"
 METHODS = {
     SpeculationMethod.DRAFT_MODEL: "draft_model",
+    SpeculationMethod.EAGLE: "eagle",
     SpeculationMethod.NGRAM: "ngram",
     SpeculationMethod.LOOKAHEAD: "lookahead",
 }

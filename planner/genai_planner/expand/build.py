@@ -21,6 +21,7 @@ from genai_planner.expand import cpu, htp
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.draft import draft_context, refuse_draft
 from genai_planner.expand.grid import derive_graphs
+from genai_planner.expand.head import head_config, is_head
 from genai_planner.expand.inputs import ingest_id
 from genai_planner.expand.lora import import_adapters, refuse_adapters
 from genai_planner.graph import Plan, Selection, Task
@@ -86,7 +87,8 @@ def expand(
     grid = derive_graphs(
         spec.graphs, shapes[MODEL], htp=bool(chips), native_kv=spec.compilation.native_kv
     )
-    context = PlanContext(spec, shapes[MODEL], sources[MODEL], grid)
+    head = head_config(spec, sources, shapes)
+    context = PlanContext(spec, shapes[MODEL], sources[MODEL], grid, head=head)
     adapters = tuple(import_adapters(context, sources))
     parts = [Plan(adapters, notes=grid.notes, warnings=grid.warnings)]
     if chips:
@@ -144,6 +146,7 @@ def _ingest(spec: BuildSpec, name: SourceName, source: Source, *, shape: ModelSh
         backend=None,
         config=IngestConfig(
             architecture=architecture,
+            head=name == DRAFT and is_head(spec),
             branches=name == MODEL and spec.lora is not None and not spec.lora.create_graph,
         ),
         inputs={"source": (Selection(None, ("*",), name),)},

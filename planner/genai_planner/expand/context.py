@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Gaps, SourceName
+from genai_core.operations import HeadConfig
 from genai_planner.expand.grid import GraphGrid
 from genai_planner.shape import ModelShape
 from genai_planner.sources import Source
@@ -23,6 +24,7 @@ class PlanContext:
         model: The model's source.
         grid: The static graphs, and the longest context.
         source: The model's name among the sources.
+        head: An EAGLE head that reads the model's hidden states; or, of a draft, what it is.
     """
 
     spec: BuildSpec
@@ -30,6 +32,7 @@ class PlanContext:
     model: Source
     grid: GraphGrid
     source: SourceName = MODEL
+    head: HeadConfig | None = None
 
     @property
     def calibrates(self) -> bool:

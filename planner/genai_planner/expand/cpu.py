@@ -98,6 +98,10 @@ class _Builder:
             for operation in ("convert", "compile", "fidelity", "package")
         }
 
+    @property
+    def _is_draft(self) -> bool:
+        return self.context.source != MODEL
+
     def _name(self) -> str:
         """What tells the tasks of a model's precisions apart, and a draft's."""
         source = self.context.source
@@ -147,6 +151,7 @@ class _Builder:
 
     def compile(self) -> Task:
         """The model; it is compared with the whole core graph."""
+        head = self.context.head
         sources: Inputs = {
             f"range_{index:03d}": inputs.whole(self._convert_id(index + 1))
             for index in range(len(self.ranges))
@@ -160,7 +165,11 @@ class _Builder:
             id=self.ids["compile"],
             operation="compile",
             backend=Backend.CPU,
-            config=CompileCpuConfig(precision=self.precision, gaps=self.spec.quantization.gaps),
+            config=CompileCpuConfig(
+                precision=self.precision,
+                gaps=self.spec.quantization.gaps,
+                hidden_states=() if head is None or self._is_draft else head.hidden_states,
+            ),
             inputs=sources,
             demand=demand(
                 "compile-cpu",
@@ -216,11 +225,14 @@ class _Builder:
                 golden_max_tokens=golden.max_tokens,
                 adapters=adapter_names(self.spec),
                 use_cases=use_cases(self.spec),
+                head=self.context.head if self._is_draft else None,
                 **bounds(self.spec),
             ),
             inputs={
                 "compiled": inputs.whole(self.ids["compile"]),
-                **inputs.package_inputs(self.context.source),
+                **inputs.package_inputs(
+                    self.context.source, head=self._is_draft and self.context.head is not None
+                ),
                 **adapter_inputs(self.spec),
                 **adapter_yardstick(self.context),
                 **draft_inputs(self.spec, self.target.name),

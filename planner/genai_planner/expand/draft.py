@@ -13,6 +13,7 @@ from genai_core.sources.build_sources import model_spec
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.grid import GraphGrid
+from genai_planner.expand.head import is_head, said_of_head
 from genai_planner.graph import Inputs
 from genai_planner.shape import ModelShape
 from genai_planner.sources import Sources
@@ -21,14 +22,15 @@ __all__ = ["draft_context", "draft_inputs", "draft_package", "draft_precision", 
 
 
 def refuse_draft(spec: BuildSpec, backends: set[Backend]) -> None:
-    """Refuse a draft model for targets that cannot carry one.
+    """Refuse a draft model or an EAGLE head for targets that cannot carry one.
 
     Raises:
         InvalidSpec: There is one, and an htp target.
     """
     if spec.speculation and Backend.HTP in backends:
+        kind = "EAGLE heads" if is_head(spec) else "draft models"
         raise InvalidSpec(
-            "draft models are built into cpu containers alone",
+            f"{kind} are built into cpu containers alone",
             where="spec.speculation",
             remedy="build the Snapdragon targets without it, in a build of their own",
         )
@@ -48,8 +50,9 @@ def draft_context(context: PlanContext, sources: Sources, shape: ModelShape) -> 
         cpu_precision=CpuPrecision.INT8 if encoded else CpuPrecision.FLOAT,
     )
     longest = min(context.grid.context_length, shape.max_positions or context.grid.context_length)
+    kind = "draft model" if context.head is None else said_of_head(context.head)
     note = (
-        f"draft model: {draft_precision(sources)}, "
+        f"{kind}: {draft_precision(sources)}, "
         f"{'as its encodings allow' if encoded else 'since it has no encodings'}; "
         f"context length {longest}"
     )
@@ -57,7 +60,7 @@ def draft_context(context: PlanContext, sources: Sources, shape: ModelShape) -> 
         update={"quantization": quantization, "graphs": Graphs(context_lengths=[longest])}
     )
     grid = GraphGrid(graphs=(), context_length=longest, notes=(note,), warnings=())
-    return PlanContext(spec, shape, sources[DRAFT], grid, DRAFT)
+    return PlanContext(spec, shape, sources[DRAFT], grid, DRAFT, context.head)
 
 
 def draft_precision(sources: Sources) -> Precision:

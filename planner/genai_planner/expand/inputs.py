@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from genai_core.container.manifest import TOKEN_MAP_FILE
 from genai_core.names import MODEL, SourceName, TaskId
 from genai_planner.expand.context import PlanContext
 from genai_planner.graph import Inputs, Selection
@@ -73,9 +74,10 @@ def scored(context: PlanContext) -> Inputs:
     return sources
 
 
-def package_inputs(source: SourceName = MODEL) -> Inputs:
-    """What every container takes from ingest."""
-    files = ("facts.json", "model.onnx", "assets/*", "measured.json")
+def package_inputs(source: SourceName = MODEL, *, head: bool = False) -> Inputs:
+    """What every container takes from ingest; an EAGLE head's its token map too."""
+    files = ["facts.json", "model.onnx", "assets/*", "measured.json"]
+    files += [f"{TOKEN_MAP_FILE}*"] if head else []  # a head of the whole vocabulary has none
     return {"ingest": ingested(*files, source=source)}
 
 

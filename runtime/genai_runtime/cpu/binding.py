@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,21 @@ from numpy.typing import NDArray
 from genai_runtime.cpu.layout import PassLayout
 from genai_runtime.cpu.packing import cache_inputs
 from genai_runtime.cpu.slots import Slot
+
+
+@dataclass(frozen=True)
+class PassOutput:
+    """What a run yields.
+
+    Attributes:
+        logits: [W, V].
+        hidden: [W, H], what the output layer reads.
+        states: [N, width] each, of all tokens, in the order of the graph's outputs.
+    """
+
+    logits: NDArray[np.float32]
+    hidden: NDArray[np.float32]
+    states: list[NDArray[np.float32]]
 
 
 class BoundGraph:
@@ -39,6 +55,11 @@ class BoundGraph:
         self._session = session
         self._inputs = {value.name for value in session.get_inputs()}
         shapes = {value.name: value.shape for value in session.get_outputs()}
+        self._states = {
+            name: int(shape[2])
+            for name, shape in shapes.items()
+            if name not in ("logits", "packed.hidden") and not name.startswith("present.")
+        }
         self._vocab_size, self.hidden_size = (
             int(shapes["logits"][2]),
             int(shapes["packed.hidden"][2]),
@@ -70,9 +91,7 @@ class BoundGraph:
             chosen[place] = number
         return chosen
 
-    def run(
-        self, slots: Sequence[Slot | None], layout: PassLayout
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def run(self, slots: Sequence[Slot | None], layout: PassLayout) -> PassOutput:
         """One run.
 
         Args:
@@ -80,7 +99,7 @@ class BoundGraph:
             layout: Of the same places.
 
         Returns:
-            Logits [W, V] and hidden states [W, H], the caller's.
+            Arrays of the caller's.
         """
         binding = self._binding
         for place, slot in enumerate(slots):
@@ -90,12 +109,16 @@ class BoundGraph:
                 binding.bind_cpu_input(name, array)
         logits = np.empty((1, layout.count, self._vocab_size), np.float32)
         hidden = np.empty((1, layout.count, self.hidden_size), np.float32)
-        outputs = {"logits": logits, "packed.hidden": hidden}
+        tokens = layout.inputs["input_ids"].size
+        states = {
+            name: np.empty((1, tokens, width), np.float32) for name, width in self._states.items()
+        }
+        outputs = {"logits": logits, "packed.hidden": hidden, **states}
         held = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in outputs.items()}
         for name, value in held.items():
             binding.bind_ortvalue_output(name, value)
         self._session.run_with_iobinding(binding)
-        return logits[0], hidden[0]
+        return PassOutput(logits[0], hidden[0], [state[0] for state in states.values()])
 
     def release(self, slot: Slot) -> None:
         """Let go of a slot's buffers."""

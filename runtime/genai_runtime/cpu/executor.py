@@ -81,6 +81,11 @@ class CpuExecutor:
         return self._model.vocab_size
 
     @property
+    def token_count(self) -> int:
+        """Rows of the embedding table."""
+        return self._model.token_count
+
+    @property
     def hidden_size(self) -> int:
         """Of what the output layer reads."""
         return next(iter(self._graphs.values())).hidden_size
@@ -124,6 +129,16 @@ class CpuExecutor:
     def trees(self) -> bool:
         """Where no layer has a window: a window counts places, which in a tree are no positions."""
         return not self._model.windows
+
+    @property
+    def states(self) -> Mapping[str, int]:
+        """As the model names its further outputs."""
+        return self._model.states
+
+    @property
+    def given(self) -> Mapping[str, int]:
+        """As the model names its further inputs."""
+        return self._model.given
 
     def cache_bytes(self, tokens: int) -> int:
         """Memory of a slot of so many tokens."""
@@ -208,13 +223,24 @@ class CpuExecutor:
             worn = [() if number is None else rows[number].adapters for number in chosen]
             wide = np.asarray(layout.inputs["packed.wide"], np.int64)
             layout.inputs.update(self._bank.inputs(list(zip(worn, lengths, strict=True)), wide))
-        logits, hidden = graph.run([None if n is None else slots[n] for n in chosen], layout)
+        for name in self._model.given:
+            values = [rows[number].given[name] for number in chosen if number is not None]
+            layout.inputs[name] = np.concatenate(values).astype(np.float32, copy=False)[None]
+        made = graph.run([None if n is None else slots[n] for n in chosen], layout)
         outputs: dict[int, RowOutput] = {}
+        first = 0
         for number, (begin, end) in zip(chosen, layout.wanted, strict=True):
             if number is not None:
-                slots[number].length += tokens[number].size
-                states = hidden[begin:end] if rows[number].hidden else None
-                outputs[number] = RowOutput(logits[begin:end], states)
+                count = tokens[number].size
+                slots[number].length += count
+                outputs[number] = RowOutput(
+                    made.logits[begin:end],
+                    made.hidden[begin:end] if rows[number].hidden else None,
+                    np.concatenate([one[first : first + count] for one in made.states], axis=1)
+                    if rows[number].states
+                    else None,
+                )
+                first += count
         return [outputs[number] for number in range(len(rows))]
 
     def _grow(self, slot: Slot, tokens: int) -> None:

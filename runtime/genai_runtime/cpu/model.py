@@ -21,6 +21,7 @@ EXACT_KEY = "genai.exact_int8"
 """Metadata of the model: "1" where its int8 weights are wide enough to saturate."""
 
 _TABLES = TypeAdapter(dict[str, RopeTable])
+_STATE_AXES = 3
 _NEEDED = frozenset({"input_ids", "seqlens_k", "total_sequence_length"})
 
 
@@ -51,6 +52,9 @@ class CpuModel:
         cache: Its cache tensors.
         vocab_size: V of the logits.
         windows: Some layers see a window of the last tokens only.
+        token_count: Rows of the embedding table.
+        given: Further inputs float32 [1, T, width], name -> width.
+        states: Further outputs likewise.
     """
 
     path: Path
@@ -60,6 +64,9 @@ class CpuModel:
     cache: tuple[CacheTensor, ...]
     vocab_size: int
     windows: bool
+    token_count: int
+    given: dict[str, int]
+    states: dict[str, int]
 
 
 def read_model(path: Path, *, holds: Holds | None = None) -> CpuModel:
@@ -100,7 +107,20 @@ def read_model(path: Path, *, holds: Holds | None = None) -> CpuModel:
         ),
         vocab_size=_shape(graph.output[0])[2],
         windows=any(attribute(node, "local_window_size", -1) > 0 for node in attentions),
+        token_count=_token_count(graph) or _shape(graph.output[0])[2],
+        given={name: shape[2] for name, shape in inputs.items() if len(shape) == _STATE_AXES},
+        states={
+            value.name: _shape(value)[2]
+            for value in graph.output[1:]
+            if not value.name.startswith("present.")
+        },
     )
+
+
+def _token_count(graph: onnx.GraphProto) -> int:
+    """Rows of the table that token ids select from; 0 where no table is found."""
+    tables = {node.input[0] for node in graph.node if "input_ids" in list(node.input)[1:2]}
+    return next((int(t.dims[0]) for t in graph.initializer if t.name in tables and t.dims), 0)
 
 
 def _shape(value: onnx.ValueInfoProto) -> list[int]:

@@ -16,7 +16,9 @@ slot on that slot's own buffers, a Concat. Nothing is padded, and no row sees an
                `trees` only, both as GroupQueryAttention takes them
              past_key_values.{l}.key.{r} / .value.{r}, rotary tables: as the container's model
                has them
-    outputs  logits float32 [1, W, V]; packed.hidden float32 [1, W, H], what the output layer
+             further float inputs [1, N, width], as the container's model has them
+    outputs  logits float32 [1, W, V]; further ones of the container's model [1, N, width];
+             packed.hidden float32 [1, W, H], what the output layer
              reads; present.{l}.key.{r} / .value.{r}: the same buffers as past
 
 Why a lone token stands twice: MLAS multiplies one row by a matrix that is no constant (scores, and
@@ -239,7 +241,11 @@ def _declare(graph: onnx.GraphProto, rows: int, *, trees: bool) -> None:
         value("packed.lengths", ints, [rows]),
         value("packed.wanted", ints, ["W"]),
     ]
-    outputs = [graph.output[0], graph.output[-1]]
+    states = [v for v in graph.output if v.name not in ("logits", "packed.hidden")]
+    states = [v for v in states if not v.name.startswith("present.")]
+    for state in states:
+        state.type.tensor_type.shape.dim[1].dim_param = "N"
+    outputs = [graph.output[0], graph.output[-1], *states]
     for row in range(rows):
         inputs += [
             value(f"packed.seqlens_k.{row}", small, [1]),

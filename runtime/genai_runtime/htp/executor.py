@@ -135,6 +135,21 @@ class HtpExecutor:
         """A tree that fits in one pass is a mask like any other."""
         return True
 
+    @property
+    def states(self) -> Mapping[str, int]:
+        """None: its graphs give logits out alone."""
+        return {}
+
+    @property
+    def given(self) -> Mapping[str, int]:
+        """None: its graphs read tokens alone."""
+        return {}
+
+    @property
+    def token_count(self) -> int:
+        """As many as there are logits."""
+        return self.vocab_size
+
     def cache_bytes(self, tokens: int) -> int:
         """The whole context's, whatever the length: the graphs' shapes are static."""
         del tokens

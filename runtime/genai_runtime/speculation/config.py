@@ -9,8 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from genai_core.errors import BadInput
 
-METHODS = ("ngram", "suffix", "lookahead", "draft_model")
-"""What this program has."""
+METHODS = ("ngram", "suffix", "lookahead", "draft_model", "eagle", "eagle3")
+"""What this program has. `eagle` takes a head of either version, `eagle3` one of version 3."""
+_WITH_MODEL = ("draft_model", "eagle", "eagle3")
 CHAINED = ("ngram", "suffix")
 """Those that may stand beside others: they cost no pass, and have no branch."""
 
@@ -45,7 +46,7 @@ class SpeculativeConfig(BaseModel):
     num_speculative_tokens: Count | None = None
     """Guesses of a draft, with `adaptive` the most."""
     model: str | None = None
-    """The draft model's container; left out = the one that the target's carries."""
+    """Container of a draft model or EAGLE head; left out = the one that the target's carries."""
     threads: Annotated[int, Field(ge=0, le=1024, strict=True)] | None = None
     """The draft model's; left out = the target's."""
     prompt_lookup_max: Count | None = None
@@ -82,7 +83,7 @@ class SpeculativeConfig(BaseModel):
             raise ValueError(
                 f"methods: {alone[0]} works alone; {' and '.join(CHAINED)} may stand together"
             )
-        if self.model is not None and "draft_model" not in names:
+        if self.model is not None and not set(_WITH_MODEL) & set(names):
             raise ValueError(f"model: {names[0]} takes no draft's container")
         if self.num_speculative_tokens is None and not {"suffix", "lookahead"} & set(names):
             raise ValueError("num_speculative_tokens: must be given with this method")

@@ -7,9 +7,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from genai_runtime.executor import Logits
 from genai_runtime.speculation.lengths import Costs, Length
-from genai_runtime.speculation.method import NOTHING, Draft, Foresee, Method
+from genai_runtime.speculation.method import NOTHING, Draft, Foresee, Method, Observing
 
 _LOG = logging.getLogger("genai_runtime")
 
@@ -125,6 +128,17 @@ class Speculation:
             self._members[key] = _Member(
                 Length(self._most, self._least, prior=self._all.acceptance), Counts(self.name)
             )
+
+    @property
+    def observes(self) -> bool:
+        """Whether the method guesses from hidden states; rows have to yield them then."""
+        return isinstance(self._method, Observing)
+
+    def observe(self, key: int, start: int, states: NDArray[np.float32]) -> None:
+        """The model's states of a sequence's tokens from `start` on; see `Observing`."""
+        method = self._method
+        if key in self._members and isinstance(method, Observing):
+            self._try(lambda: method.observe(key, start, states))
 
     def wanted(self, rooms: Mapping[int, Room]) -> dict[int, int]:
         """The most tokens that drafts of the next pass may add to it.

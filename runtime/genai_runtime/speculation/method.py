@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +130,23 @@ class Method(Protocol):
 
     def close(self) -> None:
         """Give everything back."""
+        ...
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A method that guesses from the model's hidden states."""
+
+    def observe(self, key: int, start: int, states: NDArray[np.float32]) -> None:
+        """The model has read tokens of a sequence that has begun.
+
+        Called before `extend` tells what came of it, and never for a token that is dropped again.
+
+        Args:
+            key: Whose.
+            start: Place of the first of them in the text.
+            states: [T, S], as the executor gives them out.
+        """
         ...
 
 

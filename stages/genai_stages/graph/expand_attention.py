@@ -11,6 +11,7 @@ The expanded graph:
              per layer `past_key_{l}`, `past_value_{l}` float32 [1, KV, P, D] (rotated keys)
     outputs  `logits` (or the boundary where it ends); per layer `present_key_{l}`,
              `present_value_{l}` float32 [1, KV, P + T, D]
+An EAGLE head has further inputs and outputs; they keep their names.
 Positions are P ... P + T - 1.
 """
 
@@ -84,7 +85,8 @@ def expand(
     by_name = {value.name: value for node in graph for value in node.outputs}
     first = graph.inputs[0] if start is None else by_name[start]
     last = graph.outputs[0] if end is None else by_name[end]
-    return Expansion(facts, first, last).run(needed_nodes(first, last))
+    further = list(graph.outputs[1:]) if end is None else []
+    return Expansion(facts, first, last, further).run(needed_nodes(first, last))
 
 
 def needed_nodes(first: ir.Value, last: ir.Value) -> list[ir.Node]:
@@ -112,12 +114,20 @@ class Expansion:
         facts: The core graph's facts.
         first: The core tensor that becomes the first input.
         last: The core tensor that becomes the first output.
+        further: Others on the way to it that are outputs too.
     """
 
-    def __init__(self, facts: ModelFacts, first: ir.Value, last: ir.Value) -> None:
+    def __init__(
+        self,
+        facts: ModelFacts,
+        first: ir.Value,
+        last: ir.Value,
+        further: Sequence[ir.Value] = (),
+    ) -> None:
         self.facts = facts
         self.first = first
         self.last = last
+        self.further = further
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
         self.inputs: list[ir.Value] = []
@@ -148,7 +158,7 @@ class Expansion:
         output = self.map[self.last]
         graph = ir.Graph(
             self.inputs,
-            [output, *presents],
+            [output, *presents, *(self.map[value] for value in self.further)],
             nodes=self.nodes,
             initializers=self.initializers,
             opset_imports={"": OPSET},
@@ -203,7 +213,7 @@ class Expansion:
         if value not in self.map:
             copy = ir.Value(name=value.name, shape=value.shape, type=value.type)
             copy.const_value = value.const_value
-            self.initializers.append(copy)
+            (self.inputs if value.is_graph_input() else self.initializers).append(copy)
             self.map[value] = copy
         return self.map[value]
 

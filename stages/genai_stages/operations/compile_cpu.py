@@ -21,7 +21,7 @@ from genai_stages.backends.cpu.activations import (
     grid_of_encoding,
     grid_of_measured,
 )
-from genai_stages.backends.cpu.check import verify
+from genai_stages.backends.cpu.check import verify, verify_head
 from genai_stages.backends.cpu.fragment import FRAGMENT_FILE
 from genai_stages.backends.cpu.graph import (
     MODEL_DATA_FILE,
@@ -61,15 +61,16 @@ def run(inputs: Inputs, config: CompileCpuConfig, out: Path, context: Context) -
             linears=joined.linears,
             plain=joined.plain,
             grids=grids,
+            hidden_states=config.hidden_states,
         ),
         out / MODEL_FILE,
     )
-    agreement = verify(
+    agreement = (verify if facts.head is None else verify_head)(
         core,
         out / MODEL_FILE,
         context.scratch / "check",
         precision=config.precision,
-        vocab=facts.vocab_size,
+        vocab=facts.vocab_size if facts.head is None else facts.head.tokens,
         threads=context.threads,
     )
     forms = Counter(linear.form for linear in joined.linears.values())

@@ -17,9 +17,12 @@ from genai_core.facts import LoraBranch, ModelFacts
 from genai_core.files.foreign import boundary
 from genai_core.operations import IngestConfig
 from genai_stages.aimet.checks import refuse_infinite_masks
+from genai_stages.aimet.model import EncodingSet
 from genai_stages.architectures.detect import detect
+from genai_stages.architectures.family import Family
 from genai_stages.graph.core_graph import read_facts, write_facts
 from genai_stages.ingest.admission.refuse_source import refuse_source
+from genai_stages.ingest.head_to_core import head_to_core
 from genai_stages.ingest.model_files import (
     check_stop_tokens,
     check_tokens,
@@ -33,8 +36,9 @@ from genai_stages.ingest.model_files import (
 from genai_stages.ingest.output.compare_source import compare_source
 from genai_stages.ingest.output.keep_source import keep_source
 from genai_stages.ingest.source.lora_branches import find_branches, take_off
-from genai_stages.ingest.source.source_model import read_config, read_source
+from genai_stages.ingest.source.source_model import SourceModel, read_config, read_source
 from genai_stages.ingest.source_to_core import source_to_core, stated_vocabulary
+from genai_stages.ingest.token_map import write_token_map
 from genai_stages.stage import Context, Inputs, StageResult
 
 _CONFIG = "it has a value that fits no model"
@@ -58,11 +62,15 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         )
     refuse_pointers(folder)
     settings = read_config(folder)
+    # A head's model_type may be "eagle": its layers are Llama's.
+    usual = config.architecture or ("llama" if config.head else None)
     with boundary("config.json", what=_CONFIG):
-        family, warning = detect(settings, config.architecture)
+        family, warning = detect(settings, usual)
     # Whatever can be told from small files comes before what takes minutes on a large model.
     encodings = read_beside(folder)
     source = read_source(path, settings)
+    if config.head:
+        return _head(source, family, encodings, out=out, threads=context.threads)
     branches: tuple[LoraBranch, ...] = ()
     with boundary(path.name, what=_GRAPH, remedy=_REMEDY, detailed=True):
         if config.branches:
@@ -107,6 +115,39 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
             "assets": assets,
         },
         warnings=(*facts.warnings, *foreign),
+    )
+
+
+def _head(
+    source: SourceModel,
+    family: Family,
+    encodings: EncodingSet | None,
+    *,
+    out: Path,
+    threads: int,
+) -> StageResult:
+    """Write an EAGLE head's core graph; its facts say what it reads and gives back."""
+    path, folder = source.path, source.path.parent
+    with boundary(path.name, what=_GRAPH, remedy=_REMEDY, detailed=True):
+        refuse_source(source, head=True)
+        entries = None if encodings is None else own_entries(encodings, source)
+        found = head_to_core(source, family, out, threads=threads)
+    if encodings is not None:
+        copy_encodings(folder, out)
+    facts = found.facts
+    assert facts.head is not None
+    table = write_token_map(folder, out, facts.head.tokens, facts.vocab_size)
+    assets = copy_assets(folder, out)
+    return StageResult(
+        facts={
+            "architecture": facts.architecture,
+            "layers": facts.layers,
+            "vocabSize": facts.vocab_size,
+            "parameters": facts.parameters,
+            "sourceForm": facts.source_form,
+        },
+        notes={"drift": found.drift, "encodings": entries, "assets": assets, "tokenMap": table},
+        warnings=tuple(facts.warnings),
     )
 
 

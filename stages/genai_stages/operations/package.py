@@ -3,7 +3,7 @@
 Inputs: the core graph's `facts.json` and `model.onnx`; what compile wrote (cpu: `model.onnx` and
 `model.data`; htp: `part_k_of_N.bin` with its `.json`, and `emulation/` where it was made);
 `fidelity.json`; from the source the encodings, tokenizer and configuration files; `draft`, the
-container of a draft model, where there is one.
+container of a draft model or EAGLE head, where there is one; of a head, its token map.
 
 The manifest names every file with its digest, and its own digest is the container's revision, so
 nothing measured may stand in such a file. `report.json` and `golden.json`, whose margins another
@@ -29,6 +29,7 @@ from genai_core.container.manifest import (
     MANIFEST_FILE,
     METADATA_FILE,
     REPORT_FILE,
+    TOKEN_MAP_FILE,
     Manifest,
     ManifestFile,
     ManifestGraph,
@@ -61,7 +62,7 @@ from genai_stages.input_folders import (
 from genai_stages.measured import read_measurements
 from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.package.container_adapters import place_adapters
-from genai_stages.package.container_draft import place_draft
+from genai_stages.package.container_draft import head_info, place_draft
 from genai_stages.package.container_htp import GENIE_FILE, HtpParts, collect_parts
 from genai_stages.package.second_opinion import ask_genie
 from genai_stages.package.use_cases import YARDSTICK, Asked, measure_use_cases
@@ -107,7 +108,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         source = find_file(inputs, name)
         if source is not None:
             place(source, out / name)
-    if not (out / "tokenizer.json").is_file():
+    if config.head is None and not (out / "tokenizer.json").is_file():
         draft.warnings.append("the model has no tokenizer.json: its container takes token ids only")
     if config.backend is Backend.CPU:
         _cpu(inputs, out, draft)
@@ -115,23 +116,32 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         _htp(inputs, config, out, facts=facts, draft=draft)
     if config.adapters:
         place_adapters(inputs, config, out)
+    if config.head is not None:
+        token_map = find_file(inputs, TOKEN_MAP_FILE)
+        if token_map is not None:
+            place(token_map, out / TOKEN_MAP_FILE)
     if guessing is not None:
-        place_draft(guessing, out)
+        place_draft(guessing, out, facts, draft.files)
     _write_json(
         out / METADATA_FILE,
         Metadata(
+            schema_version=1 if config.head is None else 2,
             backend=config.backend,
             architecture=facts.architecture,
             context_length=config.context_length,
             vocab_size=facts.vocab_size,
             rope=draft.rope,
             model_files=draft.files,
+            head=head_info(facts, config.head),
         ).model_dump(mode="json", exclude_none=True),
     )
     manifest = _manifest(inputs, config, out, facts=facts, draft=draft)
     (out / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     opened = container.load(out, digest_of=None)  # hashed a moment ago
-    verified, speed = _try(opened, config, draft, threads=context.threads)
+    if config.head is None:
+        verified, speed = _try(opened, config, draft, threads=context.threads)
+    else:  # compile has run it; alone it answers nothing
+        verified, speed = "Cpu", {}
     if config.adapters:
         yardstick = {k: v for k, v in given.items() if k.startswith(YARDSTICK)}
         speed = {**speed, "useCases": _use_cases(opened, yardstick, config, draft, context)}

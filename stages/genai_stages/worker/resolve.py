@@ -23,7 +23,7 @@ from genai_core.errors import BadModel, GenAIError, InvalidSpec, from_dict
 from genai_core.files.digest_cache import FileCache
 from genai_core.files.paths import check_relative_path
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Digest, Key
+from genai_core.names import TOKEN_MAP_ROLE, Digest, Key
 from genai_core.redaction import hidden_queries
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.resolved import (
@@ -181,7 +181,13 @@ def _facts(
 ) -> SourceFacts:
     if question.what == "adapter":
         return inspect_adapter(folder, cache, where=question.uri, **question.model)
-    return inspect_source(_spec(question, folder), folder, cache, links_within=links_within)
+    return inspect_source(
+        _spec(question, folder),
+        folder,
+        cache,
+        links_within=links_within,
+        token_map=question.model.get(TOKEN_MAP_ROLE),
+    )
 
 
 class _Remote:
@@ -258,7 +264,10 @@ def _spec(question: ResolveFile, folder: Path) -> BuildSpec:
         quantization |= {"gaps": "Calibrate", "calibration": names["calibration"]}
     return BuildSpec.model_validate(
         {
-            "model": {"source": str(folder), **question.model},
+            "model": {
+                "source": str(folder),
+                **{name: file for name, file in question.model.items() if name != TOKEN_MAP_ROLE},
+            },
             "targets": ["cpu"],
             "quantization": quantization,
         }

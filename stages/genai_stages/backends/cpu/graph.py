@@ -10,6 +10,9 @@ activations static uint8 or, for int4, quantized by the kernel), everything else
              table): inputs, so that the model serves any context length;
              past_key_values.{l}.key / .value float32 [1, KV, S, D'] with S slots
     outputs  logits float32 [1, T, V]; present.{l}.key / .value, the same buffers
+An EAGLE head has further inputs and outputs float32 [1, T, width], its core graph's. A model whose
+hidden states one reads gives them out as hidden_states.{n}: n layers on, or `last`, what the output
+layer reads.
 D' is head_dim, or the next multiple of 8, which is all that the kernel takes: zeros behind a head
 change neither scores nor context.
 """
@@ -26,6 +29,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from genai_core.errors import BadModel
 from genai_core.facts import ModelFacts
 from genai_core.names import Precision
 from genai_stages.backends.cpu.activations import ActivationGrid
@@ -63,6 +67,7 @@ def build_model(
     plain: Mapping[str, str],
     grids: Mapping[str, ActivationGrid],
     batch: int = 1,
+    hidden_states: Sequence[int] = (),
 ) -> onnx.ModelProto:
     """Build the model that refers to `model.data`.
 
@@ -75,6 +80,10 @@ def build_model(
         plain: Core-graph weight that is no Linear's -> stored tensor.
         grids: Input tensor of an int8 linear -> its grid.
         batch: Sequences of one length side by side; seqlens_k then has as many entries.
+        hidden_states: Given out: layers passed, or -1 for what the output layer reads.
+
+    Raises:
+        BadModel: There are not so many layers, or no linear makes the logits.
     """
     return _Builder(
         facts,
@@ -84,7 +93,7 @@ def build_model(
         plain=plain,
         grids=grids,
         batch=batch,
-    ).run(core)
+    ).run(core, hidden_states)
 
 
 def write_model(model: onnx.ModelProto, path: Path) -> None:
@@ -99,6 +108,30 @@ def precision_of(path: Path) -> Precision | None:
         if prop.key == PRECISION_KEY:
             return Precision(prop.value)
     return None
+
+
+def hidden_state_name(layers: int) -> str:
+    """The output of a hidden state; see `CompileCpuConfig.hidden_states`."""
+    return f"hidden_states.{'last' if layers < 0 else layers}"
+
+
+def before_logits(core: ir.Model) -> str:
+    """The tensor that the output layer reads.
+
+    Raises:
+        BadModel: No linear makes the logits.
+    """
+    value: ir.Value | None = core.graph.outputs[0]
+    while value is not None and (node := value.producer()) is not None:
+        value = node.inputs[0]
+        if is_op(node, "Linear"):
+            return str(node.inputs[0].name)  # type: ignore[union-attr]
+    raise BadModel("no linear makes its logits", where="model.onnx")
+
+
+def _width(value: ir.Value) -> int:
+    assert value.shape is not None
+    return int(value.shape[-1])  # type: ignore[arg-type]
 
 
 def padded_head(head_dim: int) -> int:
@@ -147,13 +180,11 @@ class _Builder:
         self.quantized: dict[str, str] = {}
         self.made: set[str] = set()
 
-    def run(self, core: ir.Model) -> onnx.ModelProto:
+    def run(self, core: ir.Model, hidden_states: Sequence[int]) -> onnx.ModelProto:
         self.input("input_ids", TensorProto.INT64, [self.batch, "T"])
-        self.outputs.append(
-            helper.make_tensor_value_info(
-                "logits", TensorProto.FLOAT, [self.batch, "T", self.facts.vocab_size]
-            )
-        )
+        self.output("logits", self.facts.vocab_size)
+        for value in core.graph.inputs[1:]:
+            self.input(str(value.name), TensorProto.FLOAT, [self.batch, "T", _width(value)])
         for node in core.graph:
             if is_op(node, "Linear"):
                 self.linear(linear_site(node))
@@ -161,6 +192,10 @@ class _Builder:
                 self.attention(node)
             else:
                 self.copy(node)
+        for value in core.graph.outputs[1:]:
+            self.output(str(value.name), _width(value))
+        for layers in hidden_states:
+            self.hidden_state(core, layers)
         graph = helper.make_graph(
             self.nodes,
             "cpu",
@@ -183,6 +218,25 @@ class _Builder:
         }
         helper.set_model_props(model, values)
         return model
+
+    def output(self, name: str, width: int) -> None:
+        """A tensor of all tokens as an output."""
+        shape: list[int | str] = [self.batch, "T", width]
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+
+    def hidden_state(self, core: ir.Model, layers: int) -> None:
+        """Give out what so many layers leave, or what the output layer reads."""
+        if layers >= len(self.facts.boundaries):
+            raise BadModel(
+                f"the head reads what layer {layers} leaves, the model has "
+                f"{len(self.facts.boundaries) - 1} layers",
+                where="config.json: eagle_aux_hidden_state_layer_ids",
+                remedy="take a head that was made for this model",
+            )
+        name = hidden_state_name(layers)
+        tensor = before_logits(core) if layers < 0 else self.facts.boundaries[layers]
+        self.op("Identity", [tensor], name)
+        self.output(name, self.facts.hidden_size)
 
     def input(self, name: str, dtype: int, shape: Sequence[int | str]) -> str:
         if name not in self.inputs:

@@ -42,8 +42,12 @@ _STEPS = 8
 """Nodes that may stand between a gathered row and the sum of embeddings."""
 
 
-def refuse_source(source: SourceModel) -> None:
+def refuse_source(source: SourceModel, *, head: bool = False) -> None:
     """Refuse a source that is known not to build.
+
+    Args:
+        source: The source.
+        head: It may read hidden states of another model.
 
     Raises:
         BadModel: It has no logits, a fixed batch, caches of another layout, or is no decoder-only
@@ -54,7 +58,7 @@ def refuse_source(source: SourceModel) -> None:
     config = text_config(source.config)
     _refuse_quantized(source)
     _refuse_experts(source, config)
-    inputs = read_inputs(source)
+    inputs = read_inputs(source, head=head)
     _refuse_batch(source, inputs)
     for one in inputs.named("past"):
         _refuse_layout(source, one, inputs.native)

@@ -39,6 +39,7 @@ Purpose = Literal[
     "adapter",
     "window",
     "length",
+    "states",
 ]  # fmt: skip
 
 STATIC_HIDDEN = -100.0
@@ -47,6 +48,7 @@ TOKENS, PAST = 31, 52
 """Sizes at which a dynamic graph is folded: 31 and 83 are primes that no model has as a width."""
 _COUNTS = ("length", "seen", "cumulative")
 """In names of scalars that count the tokens before the new ones."""
+_STATE_AXES = 3
 _POSITION_ROWS = 3
 """Time, height and width, where position_ids has a row of each and does not say how many."""
 Dims = tuple[int | str, ...]
@@ -164,8 +166,10 @@ class SourceInputs:
         return tuple(shape)
 
     def open_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
-        """Static shapes of token ids and past."""
+        """Static shapes of token ids, hidden states and past."""
         shapes: dict[str, tuple[int, ...]] = {self.tokens: (1, sizes.tokens)}
+        for one in self.named("states"):
+            shapes[one.name] = (1, sizes.tokens, int(one.dims[-1]))
         for one in self.named("past"):
             shapes[one.name] = self.past_shape(one, sizes.length)
         return shapes
@@ -177,7 +181,7 @@ class SourceInputs:
         *,
         at: npt.NDArray[np.int64] | None = None,
     ) -> dict[str, Array]:
-        """Values of all inputs but tokens and past.
+        """Values of all inputs but tokens, hidden states and past.
 
         Args:
             sizes: T and P; positions are P ... P + T - 1.
@@ -191,7 +195,7 @@ class SourceInputs:
                 one, sizes, ropes, placed if one.purpose == "positions" else positions
             )
             for one in self.inputs
-            if one.purpose not in ("tokens", "past")
+            if one.purpose not in ("tokens", "past", "states")
         }
 
     def _value(
@@ -260,15 +264,19 @@ def is_local(name: str) -> bool:
     return any(word in name.lower() for word in ("local", "sliding", "swa", "window"))
 
 
-def read_inputs(source: SourceModel) -> SourceInputs:
+def read_inputs(source: SourceModel, *, head: bool = False) -> SourceInputs:
     """Tell what each input is for.
+
+    Args:
+        source: The source.
+        head: It may read hidden states of another model, [1, T, width].
 
     Raises:
         BadModel: An input that no decoder-only language model has, or no token ids.
     """
     initializers = source.model.graph.initializers
     found = [
-        _read(source, value)
+        _read(source, value, head=head)
         for value in source.model.graph.inputs
         if value.name not in initializers
     ]
@@ -308,7 +316,7 @@ def _static(source: SourceModel, found: Sequence[SourceInput], width: int) -> So
     return SourceInputs(tuple(found), (width, total), scattered=scattered)
 
 
-def _read(source: SourceModel, value: ir.Value) -> SourceInput:
+def _read(source: SourceModel, value: ir.Value, *, head: bool) -> SourceInput:
     name = str(value.name)
     shape = value.shape
     dims: Dims = tuple(
@@ -318,6 +326,9 @@ def _read(source: SourceModel, value: ir.Value) -> SourceInput:
     kind = np.dtype(np.float32) if dtype.is_floating_point() else np.dtype(dtype.numpy())
     purpose = _purpose(name.lower(), len(dims), is_float=dtype.is_floating_point())
     fixed = all(isinstance(dim, int) for dim in dims)
+    states = head and purpose is None and len(dims) == _STATE_AXES and isinstance(dims[-1], int)
+    if states and dtype.is_floating_point():
+        return SourceInput(name, "states", dims, kind)
     if purpose == "window":
         number = text_config(source.config).get("sliding_window")
         if not isinstance(number, int) and any(

@@ -5,7 +5,7 @@ the mean of squares; from there each step must be the only reader of the one bef
 fused node hides nothing that somebody else needs. The fused node takes the last tensor's name and
 keeps the nodes it stands for, in case one of them must be computed as it was.
 
-RMSNorm:   x * rsqrt(mean(x^2) + e) [* w]
+RMSNorm:   x * rsqrt(mean(x^2) + e) [* w], or (w * x) * rsqrt(mean(x^2) + e)
 LayerNorm: with x replaced by x - mean(x), and a bias
 """
 
@@ -26,6 +26,8 @@ class _Chain:
     epsilon: float
     nodes: list[StaticNode]
     output: str
+    weight: str | None = None
+    """Where it stands before the root: of the product that the output is made of."""
 
 
 def fuse_norms(graph: FoldedGraph) -> None:
@@ -94,7 +96,29 @@ class _Fusion:
             return None
         nodes.append(plus)
         scaled = self.reciprocal_root(plus, nodes, source)
-        return None if scaled is None else _Chain(source, epsilon, nodes, scaled)
+        if scaled is None:
+            return None
+        return _Chain(source, epsilon, nodes, scaled, self.weight_before(nodes, source))
+
+    def weight_before(self, nodes: list[StaticNode], source: str) -> str | None:
+        """The weight that `source` was multiplied by before the root, if it was."""
+        for name in nodes[-1].inputs:
+            weighted = self.weighted(name, source)
+            if weighted is not None:
+                nodes.insert(-1, weighted[0])
+                return weighted[1]
+        return None
+
+    def weighted(self, name: str, source: str) -> tuple[StaticNode, str] | None:
+        """The product of `source` and a constant vector that a tensor is, and the vector."""
+        node = self.producers.get(name)
+        if node is None or node.op_type != "Mul" or source not in node.inputs:
+            return None
+        other = node.inputs[1] if node.inputs[0] == source else node.inputs[0]
+        constant = self.graph.constants.get(other)
+        if constant is None or constant.size < 2:  # a factor is no weight
+            return None
+        return node, other
 
     def reciprocal_root(self, plus: StaticNode, nodes: list[StaticNode], source: str) -> str | None:
         """Follow 1/sqrt to the product with `source`; returns that product."""
@@ -120,7 +144,11 @@ class _Fusion:
                 return None
             inverse = step
         product = self.only(inverse.outputs[0], "Mul")
-        if product is None or source not in product.inputs:
+        if product is None:
+            return None
+        if source not in product.inputs and not any(
+            self.weighted(name, source) for name in product.inputs
+        ):
             return None
         nodes.append(product)
         return product.outputs[0]
@@ -143,8 +171,10 @@ class _Fusion:
                 kind = "LayerNormalization"
                 inputs = [centred.inputs[0]]
                 nodes = [average, centred, *nodes]
-        factor = self.vector(output, "Mul", width)
-        if factor is None:
+        factor = None if chain.weight is not None else self.vector(output, "Mul", width)
+        if chain.weight is not None:
+            inputs.append(chain.weight)
+        elif factor is None:
             name = f"{output}.ones"
             self.graph.constants[name] = Constant.of(name, np.ones(width, np.float32))
             inputs.append(name)
@@ -152,7 +182,9 @@ class _Fusion:
             inputs.append(factor[1])
             nodes.append(factor[0])
             output = factor[0].outputs[0]
-            bias = self.vector(output, "Add", width) if kind == "LayerNormalization" else None
+        weighted = factor is not None or chain.weight is not None
+        if kind == "LayerNormalization" and weighted:
+            bias = self.vector(output, "Add", width)
             if bias is not None:
                 inputs.append(bias[1])
                 nodes.append(bias[0])

@@ -83,15 +83,15 @@ def compare_source(
     states: list[Array | None] = [None] * len(passes)
     feeders = [_Feeder(inputs, ropes, facts, sizes, seed) for seed, sizes in enumerate(passes)]
     for start, end in parts:
-        source_session = _source_session(source, start, end, threads)
-        core_session = _core_session(expand(model, facts, start=start, end=end), core, threads)
+        original = _source_session(source, start, end, threads)
+        written = core_session(expand(model, facts, start=start, end=end), core, threads)
         for index, feeder in enumerate(feeders):
             state = states[index]
-            given = feeder.source_feeds(source_session, start, state)
-            wanted = _run_source(source, source_session, given)
+            given = feeder.source_feeds(original, start, state)
+            wanted = _run_source(source, original, given)
             first = feeder.tokens if state is None else state.astype(np.float32)
-            (have,) = core_session.run(
-                [core_session.get_outputs()[0].name], feeder.core_feeds(core_session, first)
+            (have,) = written.run(
+                [written.get_outputs()[0].name], feeder.core_feeds(written, first)
             )
             drift = _drift(wanted, have, feeder.rows)
             worst = max(worst, drift)
@@ -244,14 +244,30 @@ def _options(folder: Path, threads: int) -> ort.SessionOptions:
     return options
 
 
-def _core_session(model: ir.Model, core: Path, threads: int) -> Any:
+def core_session(model: ir.Model, core: Path, threads: int) -> Any:
+    """A session of an expanded core graph."""
     data = ir.to_proto(model).SerializeToString()
     return ort.InferenceSession(data, _options(core, threads), providers=["CPUExecutionProvider"])
 
 
+def source_session(source: SourceModel, threads: int) -> Any:
+    """A session of a whole source, with all of its outputs.
+
+    Raises:
+        BadModel: ONNX Runtime refuses it.
+    """
+    outputs = [str(value.name) for value in source.model.graph.outputs]
+    return _session_of(source, None, outputs, threads)
+
+
 def _source_session(source: SourceModel, start: str | None, end: str | None, threads: int) -> Any:
-    last = end if end is not None else logits_name(source)
-    model = part_of(source.stripped(), start, [last], element=partial(_element, source))
+    return _session_of(source, start, [end if end is not None else logits_name(source)], threads)
+
+
+def _session_of(
+    source: SourceModel, start: str | None, outputs: Sequence[str], threads: int
+) -> Any:
+    model = part_of(source.stripped(), start, outputs, element=partial(_element, source))
     folder = locate(model, [source.path.parent])
     options = _options(folder, threads)
     # Further levels join dequantized weights with their products, and round activations to 8 bits.

@@ -37,6 +37,7 @@ def write_core(
     *,
     tables: Mapping[str, RopeTable],
     identity: Identity,
+    outputs: Sequence[DraftNode] = (),
 ) -> ModelFacts:
     """Write the core graph and its facts.
 
@@ -47,8 +48,9 @@ def write_core(
         ropes: Layer -> name of its table, "" = none.
         tables: The tables.
         identity: Architecture and form.
+        outputs: What the graph gives out beside the logits; among the live drafts.
     """
-    return _Writing(writer, cuts, found, ropes, tables).run(identity)
+    return _Writing(writer, cuts, found, ropes, tables).run(identity, outputs)
 
 
 class _Writing:
@@ -72,7 +74,7 @@ class _Writing:
         self.tied = False
         self.written: dict[tuple[str, bool, bytes], str] = {}
 
-    def run(self, identity: Identity) -> ModelFacts:
+    def run(self, identity: Identity, outputs: Sequence[DraftNode]) -> ModelFacts:
         self.writer.input("input_ids", [1, "T"], ir.DataType.INT64)
         layers = len(self.found)
         final = self.cuts.order[-1]
@@ -106,7 +108,8 @@ class _Writing:
             max_positions=identity.max_positions,
             warnings=list(identity.warnings),
         )
-        return self.writer.finish(["logits"], facts)
+        names = [self.names[id(draft)] for draft in outputs]
+        return self.writer.finish(["logits", *names], facts)
 
     def unused(self, name: str) -> str:
         """A name that no tensor bears yet."""
@@ -151,6 +154,8 @@ class _Writing:
                     "Attention", [*inputs, *norms], [name], shapes=[shape], domain=DOMAIN,
                     attributes=self.attention_attributes(draft),
                 )  # fmt: skip
+            case "Input":
+                self.writer.input(name, list(shape), ir.DataType.FLOAT)
             case "Slice":
                 ends = [draft.attributes["start"], draft.attributes["stop"], 2]
                 ints = [self.integer(value) for value in ends]
