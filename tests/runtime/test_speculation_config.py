@@ -264,7 +264,7 @@ class Tokens:
     def __init__(self, words, vocab_size=4, *, folder="target", own=None):
         self.words, self.own = words, own
         self.folder = folder
-        self.metadata = SimpleNamespace(vocab_size=vocab_size)
+        self.metadata = SimpleNamespace(vocab_size=vocab_size, head=None)
 
     def draft(self):
         return self.own
