@@ -84,7 +84,9 @@ def planned_spec(asked: BuildSpec, head: dict[str, Any]) -> Exact:
         ({"model_type": "eagle"}, {"version": 3}, HeadConfig(version=3, hidden_states=(2, 3, 3))),
     ],
 )
-def test_a_head_s_version_and_the_layers_it_reads_are_told_by_its_config(head, part, expected):
+def test_a_head_s_version_and_the_layers_it_reads_are_told_by_its_config(
+    head: dict[str, Any], part: dict[str, Any], expected: HeadConfig
+) -> None:
     plan = planned(head, **part).plan
     package = plan.task("package/cpu/draft").config
     assert isinstance(package, PackageConfig)
@@ -93,8 +95,12 @@ def test_a_head_s_version_and_the_layers_it_reads_are_told_by_its_config(head, p
         compiled = plan.task(f"compile/cpu/{precision}").config
         assert isinstance(compiled, CompileCpuConfig)
         assert compiled.hidden_states == expected.hidden_states
-        assert plan.task(f"package/cpu/{precision}").config.head is None
-    assert plan.task("compile/cpu/draft").config.hidden_states == ()
+        packaged = plan.task(f"package/cpu/{precision}").config
+        assert isinstance(packaged, PackageConfig)
+        assert packaged.head is None
+    draft = plan.task("compile/cpu/draft").config
+    assert isinstance(draft, CompileCpuConfig)
+    assert draft.hidden_states == ()
     assert plan.task("ingest/draft").config == IngestConfig(head=True)
     assert plan.task("ingest").config == IngestConfig()
     assert any(f"EAGLE-{expected.version} head" in note for note in plan.notes)
@@ -133,10 +139,12 @@ def test_configs_are_as_they_were_where_nothing_guesses_from_hidden_states() -> 
         ({"eagle_config": {"eagle_aux_hidden_state_layer_ids": []}}, {}, "it is no list of layers"),
     ],
 )
-def test_a_head_of_another_model_is_refused_before_anything_runs(head, part, message):
+def test_a_head_of_another_model_is_refused_before_anything_runs(
+    head: dict[str, Any], part: dict[str, Any], message: str
+) -> None:
     with pytest.raises(BadModel, match=message) as raised:
         planned(head, **part)
-    assert raised.value.where.startswith("spec.speculation[0].source")
+    assert str(raised.value.where).startswith("spec.speculation[0].source")
 
 
 def test_a_head_is_refused_for_snapdragon() -> None:
