@@ -19,7 +19,7 @@ from genai_core.canonical import is_digest
 from genai_core.container.adapters import INDEX_FILE, INDEX_VERSION, AdapterIndex
 from genai_core.container.manifest import GOLDEN_FILE
 from genai_core.container.versions import read_versioned
-from genai_core.errors import BadInput, CorruptBlob, GenAIError
+from genai_core.errors import BadInput, CorruptBlob, GenAIError, StoreUnavailable
 from genai_core.files.json_budgets import ADAPTERS
 from genai_core.kinds.deployment import From, ServedContainer
 from genai_core.names import Key
@@ -36,6 +36,7 @@ _PACKAGE = "package"
 _MOST_RECORDS = 500
 """Of a store, that are looked through for a revision that nobody knows."""
 _MOST_REVISION = 128
+_LOOKING_SECONDS = 60.0
 _LISTED_SECONDS = 60.0
 _MOST_KEPT = 4
 
@@ -168,7 +169,13 @@ class Revisions:
 
 
 def _revisions(store: Store) -> Iterator[tuple[str, Key]]:
+    until = time.monotonic() + _LOOKING_SECONDS
     for key in _keys(store):
+        if time.monotonic() > until:
+            raise StoreUnavailable(
+                f"looking its packages through takes longer than {_LOOKING_SECONDS:.0f} s",
+                where=store.location,
+            )
         with suppress(CorruptBlob):
             stored = store.get_record(_PACKAGE, key)
             found = stored.record.facts.get("revision") if stored is not None else None

@@ -15,6 +15,8 @@ from genai_serving.adapters.loaded import NoColumns, NotLoaded, Unreadable
 from genai_serving.engine import Closed
 from genai_serving.scheduler import QueueFull
 
+_MOST_NAME = 256
+"""Characters of a client's name that an answer repeats."""
 RETRY_SECONDS = 2
 """What Retry-After says: an answer of ordinary length is done by then."""
 
@@ -110,7 +112,7 @@ def not_found(model: str, known: str) -> ApiError:
     """A model that is not served; never answered by another."""
     return ApiError(
         404,
-        f"the model {model!r} does not exist; this server has {known}",
+        f"the model {model[:_MOST_NAME]!r} does not exist; this server has {known}",
         "model",
         "model_not_found",
     )
