@@ -165,3 +165,23 @@ def test_apiserver_keeps_the_rule_that_its_fake_is_held_to(
             await rule(api, namespace)
 
     asyncio.run(keep())
+
+
+def test_a_deployment_without_replicas_has_a_scale_for_autoscalers(cluster: Cluster) -> None:
+    """Of a field that is not there the apiserver tells an autoscaler an internal error."""
+    value = {
+        "apiVersion": GROUP,
+        "kind": "GenAIDeployment",
+        "metadata": {"name": "scaled", "namespace": "default"},
+        "spec": {"from": {"build": "nobody", "target": "cpu"}},
+    }
+    cluster.apply(value)
+    try:
+        place = f"/apis/{GROUP}/namespaces/default/genaideployments/scaled"
+        scale = json.loads(cluster.kubectl("get", "--raw", f"{place}/scale"))
+        assert scale["spec"] == {"replicas": 1}
+        cluster.kubectl("scale", "genaideployment/scaled", "--current-replicas=1", "--replicas=3")
+        cluster.apply(value)  # a manifest without replicas takes nothing from the autoscaler
+        assert json.loads(cluster.kubectl("get", "--raw", place))["spec"]["replicas"] == 3
+    finally:
+        cluster.kubectl("delete", "genaideployment", "scaled")

@@ -121,8 +121,8 @@ def test_the_store_is_reached_by_the_fetch_alone() -> None:
     ]  # fmt: skip
 
 
-def test_replicas_are_left_to_whoever_scales_when_the_spec_has_none() -> None:
-    assert "replicas" not in rendered()["deployments"]["spec"]
+def test_replicas_are_those_that_whoever_scales_has_set() -> None:
+    assert rendered()["deployments"]["spec"]["replicas"] == 1
     assert rendered(replicas=0)["deployments"]["spec"]["replicas"] == 0
 
 

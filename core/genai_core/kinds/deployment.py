@@ -177,8 +177,8 @@ class DeploymentSpec(KindModel):
     """Which container is served, by how many pods, and how they are replaced."""
 
     from_: Annotated[From, Field(alias="from")]
-    replicas: Annotated[int, Field(ge=0, le=1000)] | None = None
-    """Pods; left out: 1, or what an autoscaler sets."""
+    replicas: Annotated[int, Field(ge=0, le=1000)] = 1
+    """Pods, or what an autoscaler sets."""
     server: Server = Field(default_factory=Server)
     speculation: SpeculationRef | None = None
     adapters: Annotated[list[AdapterRef], Field(max_length=64)] = Field(default_factory=list)

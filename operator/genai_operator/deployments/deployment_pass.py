@@ -73,7 +73,8 @@ def begin(value: Json) -> DeploymentPass:
     meta, status = value["metadata"], value.get("status") or {}
     spec = read_served(DeploymentSpec, value["spec"], where="spec")
     requested = (meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256]
-    asked = digest_json(spec.model_copy(update={"replicas": None}).canonical())[:16]
+    said = {name: part for name, part in spec.canonical().items() if name != "replicas"}
+    asked = digest_json(said)[:16]
     # An autoscaler changes the spec, too, and asks for nothing new.
     same = (status.get("asked"), status.get("requestedAt", "")) == (asked, requested)
     known = []

@@ -154,6 +154,7 @@ def _deployment(served: Served) -> Json:
     # By it a pod is told from those of an earlier rendering, which may serve the same container.
     rendering = digest_json(pod)[:16]
     spec: Json = {
+        "replicas": served.spec.replicas,
         "selector": {"matchLabels": selector(served.name)},
         "strategy": strategy,
         "revisionHistoryLimit": 2,
@@ -166,8 +167,6 @@ def _deployment(served: Served) -> Json:
             "spec": pod,
         },
     }
-    if served.spec.replicas is not None:  # else whoever scales it says how many
-        spec["replicas"] = served.spec.replicas
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
