@@ -163,15 +163,15 @@ class Revisions:
         listing = self._known.setdefault(store, _Listing())
         with listing.lock:
             if revision not in listing.keys and self._timing.monotonic() >= listing.until:
-                listing.keys = dict(_revisions(store))
+                listing.keys = dict(_revisions(store, self._timing))
                 listing.until = self._timing.monotonic() + _LISTED_SECONDS
             return listing.keys.get(revision)
 
 
-def _revisions(store: Store) -> Iterator[tuple[str, Key]]:
-    until = time.monotonic() + _LOOKING_SECONDS
+def _revisions(store: Store, timing: Timing) -> Iterator[tuple[str, Key]]:
+    until = timing.monotonic() + _LOOKING_SECONDS
     for key in _keys(store):
-        if time.monotonic() > until:
+        if timing.monotonic() > until:
             raise StoreUnavailable(
                 f"looking its packages through takes longer than {_LOOKING_SECONDS:.0f} s",
                 where=store.location,
