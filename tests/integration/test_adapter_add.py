@@ -128,6 +128,24 @@ def test_add_refuses_an_adapter_of_another_model_with_both_sizes(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("alpha", [0, -1, "x", 1e9])
+def test_add_says_what_is_wrong_with_a_file_when_no_store_could_mend_it(
+    built: Built, tmp_path: Path, alpha: object
+) -> None:
+    broken = shutil.copytree(PEFT / "c-headers-r8", tmp_path / "broken")
+    config = json.loads((broken / "adapter_config.json").read_text())
+    (broken / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": alpha}))
+    ran = built.program(
+        "adapter", "add", built.container("cpu"), broken, "-o", tmp_path / "out",
+        "--store", tmp_path / "empty",
+    )  # fmt: skip
+    assert ran.code == 2
+    assert ran.errors[0] == (
+        f"error: adapter_config.json: lora_alpha: {alpha} is no positive number; save the adapter "
+        "again with PEFT"
+    )
+
+
 @pytest.mark.parametrize("target", ["secret", "/dev/zero"])
 def test_add_copies_nothing_from_beside_the_container_when_a_link_leads_there(
     built: Built, tmp_path: Path, target: str

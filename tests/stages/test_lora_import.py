@@ -158,6 +158,25 @@ def test_parts_of_is_empty_when_name_or_size_fits_nothing(core: Core) -> None:
     assert found(folder, "model.layers.0.self_attn.x_proj", (64, 64)) == []
 
 
+@pytest.mark.parametrize(
+    "module",
+    ["vision_tower.encoder.layers.0.self_attn.q_proj", "model.visual.blocks.0.attn.q_proj",
+     "base.audio_tower.layers.0.self_attn.q_proj", "model.layers.0.cross_attn.q_proj"],
+)  # fmt: skip
+def test_parts_of_is_empty_when_a_module_is_an_encoders(core: Core, module: str) -> None:
+    assert found(core("llama"), module, (64, 64)) == []
+
+
+def test_parts_of_tells_projections_of_one_name_apart(core: Core, nameless: Path) -> None:
+    for folder in (core("phi"), nameless):
+        out, down = (
+            next(p for p in places(folder) if p.layer == 1 and p.kind == k) for k in ("out", "down")
+        )
+        for module, place in (("attn.c_proj", out), ("mlp.c_proj", down)):
+            size = (place.site.outputs, place.site.inputs)
+            assert found(folder, f"transformer.h.1.{module}", size) == [(1, place.kind)]
+
+
 MERGED = {
     "llama": (list(SEPARATE), 7),
     "phi3": (["self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj", "mlp.down_proj"], 7),

@@ -43,8 +43,14 @@ _KINDS: Mapping[str, Sequence[str]] = {
     "down_proj": ["down"], "w2": ["down"], "fc2": ["down"], "dense_4h_to_h": ["down"],
     "gate_up_proj": ["gate", "up"],
     "lm_head": ["head"], "embed_out": ["head"], "output": ["head"],
+    "mlp.c_proj": ["down"], "attn.c_proj": ["out"],
 }  # fmt: skip
-"""Last name of a module, in lower case -> what its output rows are, in order."""
+"""Last name of a module, or its last two, in lower case -> what its output rows are, in order."""
+_NO_DECODER = re.compile(
+    r"(?:^|\.)(?:(?:vision|visual|image|audio|speech)\w*|cross_?attn|cross_?attention|encoder_attn)\.",
+    re.IGNORECASE,
+)
+"""Modules of an encoder or of attention to one, whose sizes may be those of the decoder's own."""
 _OF_SOME_ORDER = frozenset({"query_key_value", "qkv", "wqkv"})
 """Rows head by head in some models (GPT-NeoX, InternLM2), part by part in others (ChatGLM): where
 the source was not one projection, so that its own rows do not tell, nothing does."""
@@ -119,6 +125,10 @@ def parts_of(
         places: See `places_of`.
     """
     fitting = [place for place in places if place.site.inputs == inputs]
+    if _NO_DECODER.search(module):
+        # Only a linear of exactly that name: what it ends with, and its place, are the decoder's.
+        exact = [place for place in fitting if module in place.names | place.paths]
+        return _cut(exact, outputs)
     named = [
         place
         for place in fitting
@@ -140,7 +150,8 @@ def _cut(places: Sequence[LinearPlace], outputs: int) -> list[BranchPart]:
 
 
 def _by_place(module: str, outputs: int, places: Sequence[LinearPlace]) -> list[BranchPart]:
-    kinds = _KINDS.get(module.rpartition(".")[2].lower(), ())
+    names = module.lower().split(".")
+    kinds = _KINDS.get(".".join(names[-2:])) or _KINDS.get(names[-1], ())
     layer = _LAYER.search(f"{module}.")
     number = int(layer[1]) if layer else None
     chosen = []

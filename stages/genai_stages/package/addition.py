@@ -80,14 +80,17 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
     index = read_index(folder)
     (folder / ADAPTERS_FOLDER).mkdir(exist_ok=True)
     path = folder / file_of(request.name)
+    nameless = request.core is None
     try:
         places, branches = _places(request)
-        adapter = read_adapter(Path(request.adapter), branches, request.name)
+    except BadAdapter as error:
+        return AdditionAnswer(error=error.as_dict(), nameless=nameless)
+    # What is wrong with its file, the core graph does not mend.
+    adapter = read_adapter(Path(request.adapter), branches, request.name)
+    try:
         made = import_adapter(adapter, places, path)
     except BadAdapter as error:
-        if request.core is not None:
-            raise
-        return AdditionAnswer(error=error.as_dict(), nameless=True)
+        return AdditionAnswer(error=error.as_dict(), nameless=nameless)
     check_bounds(adapter, max_rank=index.max_rank, target_modules=index.target_modules)
     index = index.with_adapter(request.name, entry_of(path, file_of(request.name)))
     (folder / INDEX_FILE).write_bytes(index.to_bytes())
