@@ -27,7 +27,7 @@ from genai_core.container.report import own_report
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
 from genai_core.sources.build_sources import sources_of
-from genai_core.store.address import parse_address
+from genai_core.store.address import bucket_of
 from genai_core.store.delivery import (
     Delivered,
     UntrueRecord,
@@ -189,11 +189,10 @@ def _delivered(result: BuildResult, artifacts: Store, folder: Path) -> dict[str,
 
 def _uploads(build: GenAIBuild, address: str) -> frozenset[str]:
     """Uploaded sources beside the store that the build reads."""
-    if not address.startswith("s3://"):
+    store = bucket_of(address)
+    if store is None:
         return frozenset()
-    return uploads_among(
-        [source.address for source in sources_of(build.spec)], parse_address(address)
-    )
+    return uploads_among([source.address for source in sources_of(build.spec)], store)
 
 
 def _writable(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from genai_core.store.address import (
     ANONYMOUS,
     StoreAddress,
     StoreCredentials,
+    bucket_of,
     parse_address,
     same_server,
 )
@@ -75,9 +76,9 @@ def bucket_access(address: str, named: Iterable[str] = ()) -> BucketAccess:
     if where.endpoint is None:
         return BucketAccess(where)  # AWS, or what AWS_ENDPOINT_URL_S3 says
     for store in named:
-        if not store.startswith("s3://"):
+        known = bucket_of(store)
+        if known is None:
             continue
-        known = parse_address(store)
         if known.endpoint is not None and same_server(where.endpoint, known.endpoint):
             return BucketAccess(replace(where, ca=known.ca or where.ca))
     if same_server(where.endpoint, configured_endpoint()):

@@ -27,7 +27,8 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.network.download import Rules, download
 from genai_core.sources.archive import unpack_archive
 from genai_core.sources.build_sources import sources_of
-from genai_core.sources.source_address import parse_https
+from genai_core.sources.source_address import is_archive, is_volume, parse_https
+from genai_core.store.address import is_bucket
 from genai_core.wire import Variable
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def token_of(address: str, spec: BuildSpec) -> str | None:
 
 
 def _host(address: str) -> str:
-    return urlsplit(address).netloc if address.startswith("https://") else ""
+    return urlsplit(address).netloc if is_archive(address) else ""
 
 
 def bring_folder(
@@ -100,18 +101,18 @@ def bring_folder(
         InvalidSpec: The address cannot be read, is a cluster's volume, or boto3 is not installed.
         GenAIError: The bucket or archive cannot be read, or there is no room.
     """
-    if address.startswith("pvc://"):
+    if is_volume(address):
         raise InvalidSpec(
             f"{address} is a volume of a cluster",
             where=where,
             remedy="build it there with: genai build --remote, or name the folder that it holds",
         )
-    ways: dict[str, Callable[[str, Path], Path]] = {
-        "s3": partial(_mirror, where=where, named=named),
-        "https": partial(_unpacked, token=token),
-    }
-    bring = ways.get(address.partition("://")[0])
-    if bring is None or "://" not in address:
+    bring: Callable[[str, Path], Path]
+    if is_bucket(address):
+        bring = partial(_mirror, where=where, named=named)
+    elif is_archive(address):
+        bring = partial(_unpacked, token=token)
+    else:
         return None
     root = cache / "sources" / digest_json({"source": address})[:32]
     root.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from genai_core.sources.build_sources import sources_of
 
 if TYPE_CHECKING:  # workers read answers and know no specs
     from genai_core.kinds.build import BuildSpec
-from genai_core.sources.source_address import parse_https
+from genai_core.sources.source_address import is_archive, parse_https
 
 __all__ = [
     "RESOLVE",
@@ -155,7 +155,7 @@ def content_key(question: ResolveFile, content: str) -> Key:
 
 def pinned_content(question: ResolveFile) -> str | None:
     """What `content_key` takes where it is known before anything is read."""
-    if question.uri.startswith("https://"):
+    if is_archive(question.uri):
         archive = parse_https(question.uri).sha256
         if archive is not None:
             return f"archive:{archive}"

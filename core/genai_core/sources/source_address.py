@@ -20,6 +20,8 @@ from genai_core.names import Digest
 __all__ = [
     "HttpsAddress",
     "PvcAddress",
+    "is_archive",
+    "is_volume",
     "parse_https",
     "parse_pvc",
     "readable_name",
@@ -76,6 +78,16 @@ class PvcAddress:
         return str(PvcAddress(self.claim, f"{self.path}/{name}".strip("/")))
 
 
+def is_archive(address: str) -> bool:
+    """Whether it is meant as the address of an archive on a web server."""
+    return address.startswith("https://")
+
+
+def is_volume(address: str) -> bool:
+    """Whether it is meant as a folder of a PersistentVolumeClaim."""
+    return address.startswith("pvc://")
+
+
 def parse_https(address: str) -> HttpsAddress:
     """Read an `https://` address.
 
@@ -124,7 +136,7 @@ def parse_pvc(address: str) -> PvcAddress:
     """
     remedy = "write pvc://claim/path/of/the/folder"
     claim, _, path = address.removeprefix("pvc://").partition("/")
-    if not address.startswith("pvc://") or not _CLAIM.fullmatch(claim):
+    if not is_volume(address) or not _CLAIM.fullmatch(claim):
         raise InvalidSpec("it names no claim", where=address, remedy=remedy)
     path = path.strip("/")
     if path:
@@ -143,9 +155,9 @@ def readable_name(address: str) -> str:
     Raises:
         InvalidSpec: It cannot be read.
     """
-    if address.startswith("https://"):
+    if is_archive(address):
         return parse_https(address).name
-    if address.startswith("pvc://"):
+    if is_volume(address):
         return parse_pvc(address).name
     name = unquote(address.partition("?")[0]).rstrip("/").rpartition("/")[2]
     return "" if name.startswith("sha256-") else name

@@ -20,6 +20,8 @@ __all__ = [
     "ANONYMOUS",
     "StoreAddress",
     "StoreCredentials",
+    "bucket_of",
+    "is_bucket",
     "parse_address",
     "same_server",
     "source_credentials",
@@ -72,6 +74,20 @@ class StoreAddress:
         query = urlencode({k: v for k, v in options.items() if v}, safe=":/")
         path = f"/{quote(self.prefix)}" if self.prefix else ""
         return f"s3://{self.bucket}{path}" + (f"?{query}" if query else "")
+
+
+def is_bucket(address: str) -> bool:
+    """Whether it is meant as the address of a bucket, and not of a folder, archive or volume."""
+    return address.startswith("s3://")
+
+
+def bucket_of(address: str) -> StoreAddress | None:
+    """The bucket behind an address; None where it is meant as something else.
+
+    Raises:
+        InvalidSpec: It is meant as a bucket's and cannot be read.
+    """
+    return parse_address(address) if is_bucket(address) else None
 
 
 def parse_address(address: str) -> StoreAddress:

@@ -17,7 +17,7 @@ from genai_core.sources.source_files import SourceFacts
 from genai_core.store.address import (
     StoreAddress,
     StoreCredentials,
-    parse_address,
+    bucket_of,
     wrong_address,
 )
 from genai_core.store.protocol import Store
@@ -83,9 +83,10 @@ def _open_one(
         from genai_core.store.directory.directory_store import DirectoryStore
 
         return DirectoryStore(expanded(location), read_only=read_only)
-    if not str(location).startswith("s3://"):
+    where = bucket_of(str(location))
+    if where is None:
         raise wrong_address(str(location), "a store is a folder or s3://bucket/prefix")
-    return open_at(parse_address(str(location)), credentials=credentials, read_only=read_only)
+    return open_at(where, credentials=credentials, read_only=read_only)
 
 
 def open_at(

@@ -25,7 +25,7 @@ from functools import cache
 from pathlib import Path
 
 from genai_core.network.addresses import pod_peers
-from genai_core.store.address import StoreCredentials, parse_address
+from genai_core.store.address import StoreCredentials, bucket_of
 from genai_core.store.layered import LayeredStore
 from genai_core.store.location import open_store
 from genai_core.store.protocol import Store
@@ -53,15 +53,14 @@ def certificates_of(endpoint: str | None) -> str | None:
     """The file of certificates that a source on this endpoint is checked with; None = the usual."""
     pem = os.environ.get(Variable.STORE_CA)
     address = os.environ.get(Variable.STORE, "")
-    if not pem or not address.startswith("s3://"):
-        return None
-    return _file(pem) if parse_address(address).endpoint == endpoint else None
+    store = bucket_of(address) if pem else None
+    return _file(pem) if pem and store is not None and store.endpoint == endpoint else None
 
 
 def _open(address: str, pem: str, read_only: int | None = None) -> Store:
-    if not address.startswith("s3://"):
+    where = bucket_of(address)
+    if where is None:
         return open_store(address)
-    where = parse_address(address)
     if pem:
         where = replace(where, ca=_file(pem))
     credentials = _credentials(reader_keys(read_only)) if read_only is not None else None

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable
 
 from genai_core.errors import InvalidSpec
-from genai_core.store.address import StoreAddress, parse_address
+from genai_core.store.address import StoreAddress, bucket_of
 
 __all__ = ["SOURCES", "is_upload", "upload_name", "uploads_among"]
 
@@ -50,12 +50,12 @@ def uploads_among(addresses: Iterable[str], store: StoreAddress) -> frozenset[st
     start = f"{store.prefix}/{SOURCES}/".lstrip("/")
     found: set[str] = set()
     for address in addresses:
-        if not address.startswith("s3://"):
-            continue
         try:
-            where = parse_address(address)
+            where = bucket_of(address)
         except InvalidSpec:
             continue  # whoever reads the source says so
+        if where is None:
+            continue
         if where.bucket == store.bucket and where.prefix.startswith(start):
             found.add(where.prefix.removeprefix(start).partition("/")[0])
     return frozenset(filter(is_upload, found))

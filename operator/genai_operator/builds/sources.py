@@ -16,8 +16,14 @@ from genai_core.network.addresses import Refuse
 from genai_core.reasons import Reason
 from genai_core.sources.build_sources import BuildSource
 from genai_core.sources.resolved import ResolveFile, resolve_file, resolve_key
-from genai_core.sources.source_address import parse_https, parse_pvc, readable_name
-from genai_core.store.address import StoreAddress, StoreCredentials, parse_address
+from genai_core.sources.source_address import (
+    is_archive,
+    is_volume,
+    parse_https,
+    parse_pvc,
+    readable_name,
+)
+from genai_core.store.address import StoreAddress, StoreCredentials, bucket_of
 from genai_core.store.location import open_source_folder
 from genai_operator.errors import Stalled
 
@@ -58,13 +64,13 @@ def source_place(source: BuildSource, store: StoreAddress) -> SourcePlace:
     """
     text = source.address
     try:
-        if text.startswith("https://"):
+        if is_archive(text):
             return SourcePlace(str(parse_https(text)))
-        if text.startswith("pvc://"):
+        if is_volume(text):
             volume = parse_pvc(text)
             return SourcePlace(str(volume), claim=volume.claim)
-        if text.startswith("s3://"):
-            where = parse_address(text)
+        where = bucket_of(text)
+        if where is not None:
             if where.endpoint is None and store.endpoint is not None:
                 where = replace(where, endpoint=store.endpoint, addressing=store.addressing)
             where = replace(where, region=where.region or store.region, ca=None)

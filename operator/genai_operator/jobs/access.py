@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from genai_core.kinds.artifact_store import WebIdentity
 from genai_core.reasons import Reason
+from genai_core.sources.source_address import is_archive
 from genai_core.wire import SOURCE_KEYS, Variable, reader_keys
 from genai_operator.errors import Stalled
 from genai_operator.kube.values import Json
@@ -121,7 +122,7 @@ def environment_of(access: StoreAccess, *, reads_source: bool) -> list[Json]:
 def _of_source(access: StoreAccess) -> list[Json]:
     if access.source_claim:
         return [{"name": Variable.SOURCE_ROOT, "value": _SOURCE_ROOT}]
-    if not access.source.startswith("https://"):
+    if not is_archive(access.source):
         return _from_secret(access.source_secret, SOURCE_KEYS) if access.source_secret else []
     found: list[Json] = [{"name": Variable.SOURCE_HOSTS, "value": ",".join(access.source_hosts)}]
     if access.source_secret:

@@ -36,8 +36,9 @@ from genai_core.sources.resolved import (
     pinned_content,
     resolve_key,
 )
-from genai_core.sources.source_address import PvcAddress, parse_https, parse_pvc
+from genai_core.sources.source_address import PvcAddress, is_archive, parse_https, parse_pvc
 from genai_core.sources.source_files import Digests, SourceFacts, inspect_source
+from genai_core.store.address import is_bucket
 from genai_core.store.layered import brought
 from genai_core.store.location import SourceFolder
 from genai_core.store.lookup import publish
@@ -76,7 +77,7 @@ def resolve(question: ResolveFile, store: Store, scratch: Path) -> TaskResult:
         GenAIError: What is wrong with the source.
     """
     started = time.monotonic()
-    if not question.uri.startswith("s3://"):
+    if not is_bucket(question.uri):
         return _resolve_unlisted(question, store, scratch, started)
     source = open_source(question.uri)
     listing = source.list()
@@ -97,7 +98,7 @@ def _resolve_unlisted(
     pinned = pinned_content(question)
     if pinned is not None and _stands(store, key := content_key(question, pinned)):
         return TaskResult(id=RESOLVE, outcome="cached", record=key)
-    if question.uri.startswith("https://"):
+    if is_archive(question.uri):
         archive = parse_https(question.uri)
         folder, digest = fetch_archive(archive, scratch)
         key = content_key(question, pinned or f"archive:{digest}")

@@ -24,8 +24,13 @@ from genai_core.names import Digest
 from genai_core.network.addresses import pod_peers
 from genai_core.network.download import Rules, download
 from genai_core.sources.archive import unpack_archive
-from genai_core.sources.source_address import HttpsAddress, PvcAddress, parse_pvc
-from genai_core.store.address import StoreCredentials, parse_address, source_credentials
+from genai_core.sources.source_address import HttpsAddress, PvcAddress, is_volume, parse_pvc
+from genai_core.store.address import (
+    StoreCredentials,
+    bucket_of,
+    parse_address,
+    source_credentials,
+)
 from genai_core.store.location import SourceFolder, open_source_folder
 from genai_core.store.pod_store import certificates_of
 from genai_core.tasks.task_file import TaskFileInput
@@ -59,7 +64,7 @@ def open_source(address: str) -> SourceFolder:
     credentials = source_credentials(
         where,
         own=credentials,
-        store=parse_address(store) if store.startswith("s3://") else None,
+        store=bucket_of(store),
         of_store=None,
     )
     return open_source_folder(where, credentials, refuse=pod_peers(os.environ))
@@ -134,13 +139,14 @@ def fetch_source_file(file: TaskFileInput, dest: Path) -> None:
         BadModel: It has other bytes.
     """
     assert file.path is not None
-    if file.path.startswith("pvc://"):
+    if is_volume(file.path):
         _take_mounted(file, dest)
         return
-    if not file.path.startswith("s3://"):
+    where = bucket_of(file.path)
+    if where is None:
         raise InvalidSpec("it cannot be read file by file", where=file.path, remedy=_AGAIN)
-    folder, _, name = parse_address(file.path).prefix.rpartition("/")
-    source = open_source(str(replace(parse_address(file.path), prefix=folder)))
+    folder, _, name = where.prefix.rpartition("/")
+    source = open_source(str(replace(where, prefix=folder)))
     if source.fetch(name, dest, size=file.size) != file.sha256:
         raise BadModel("it changed while the build was running", where=file.path, remedy=_AGAIN)
 
