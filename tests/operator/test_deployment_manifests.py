@@ -154,6 +154,8 @@ CHANGES: dict[str, Any] = {
     "server.contextLength": {"server": {"contextLength": 99}},
     "server.kvCacheMiB": {"server": {"kvCacheMiB": 64}},
     "server.prefixCacheMiB": {"server": {"prefixCacheMiB": 1}},
+    "server.maxAdapterRank": {"server": {"maxAdapterRank": 32}},
+    "server.adapterCacheMiB": {"server": {"adapterCacheMiB": 9}},
     "server.threads": {"server": {"threads": 3}},
     "adapters": {"adapters": [{"name": "c"}]},
     "speculation": {"speculation": {"method": "Ngram"}},
@@ -210,6 +212,9 @@ def test_memory_is_sized_from_the_container_and_given_is_given() -> None:
         return found["requests"]["memory"], found["limits"]["memory"]
 
     assert memory() == ("1836Mi", "1836Mi")  # 3 x 100 + 1024 + 512
+    wide = rendered(server={"adapterCacheMiB": 300})
+    (server,) = pod_of(wide)["containers"]
+    assert server["resources"]["limits"]["memory"] == "2136Mi"
     assert memory(limits={"memory": "4Gi"}) == ("4Gi", "4Gi")
     assert memory(requests={"memory": "3Gi"}) == ("3Gi", "3Gi")
     assert memory(requests={"memory": "1Gi"}, limits={"memory": "2Gi"}) == ("1Gi", "2Gi")

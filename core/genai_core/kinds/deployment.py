@@ -51,6 +51,13 @@ class Server(KindModel):
     """Keys and values of all running requests, in MiB; left out: what the pod's memory leaves."""
     prefix_cache_mi_b: Annotated[int, Field(ge=0, le=1048576, alias="prefixCacheMiB")] = 256
     """Memory in which beginnings of prompts are kept; 0: none are."""
+    max_adapter_rank: Annotated[int, Field(ge=0, le=4096)] | None = None
+    """Ranks that a pass holds, of all its adapters together, in steps of 16; 0: no adapters. Left
+    out: those of the adapters, at most 64, or what the largest needs."""
+    adapter_cache_mi_b: Annotated[
+        Annotated[int, Field(ge=1, le=1048576)] | None, Field(alias="adapterCacheMiB")
+    ] = None
+    """All memory of adapters, in MiB, the ranks of a pass included; left out: what they need."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """That compute; left out: as many as the pod has cores."""
     system_prompts: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)

@@ -268,6 +268,8 @@ def _arguments(served: Served) -> list[str]:
         "threads": server.threads or _cores(spec.resources),
         "kv-cache-mib": server.kv_cache_mi_b,
         "prefix-cache-mib": server.prefix_cache_mi_b,
+        "max-adapter-rank": server.max_adapter_rank,
+        "adapter-cache-mib": server.adapter_cache_mi_b,
         "drain-seconds": drain,
         "drain-delay-seconds": delay,
         "speculation": _speculation(spec.speculation),
@@ -320,7 +322,7 @@ def _resources(spec: DeploymentSpec, size_bytes: int) -> Json:
 
     Weights lie in memory once, and once more while graphs are prepared from them at a first start.
     """
-    held = spec.server.kv_cache_mi_b or 1024
+    held = (spec.server.kv_cache_mi_b or 1024) + (spec.server.adapter_cache_mi_b or 0)
     given = spec.resources.requests.get("memory")
     sized = given or mebibytes(3 * size_bytes + (held + 512) * _MIB)
     limits = {"memory": sized} | dict(spec.resources.limits)
