@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 from models import EXAMPLE
 from onnx import helper, numpy_helper
 
@@ -165,3 +166,69 @@ def eagle(core: Path, head: Compiled, *, context_length: int = 96) -> Eagle:
     executor = head.executor(context_length)
     given = Head(executor, facts.features, facts.hidden, facts.feedback, token_map)
     return Eagle(given, vocab_size=facts.tokens)
+
+
+def write_encodings(folder: Path) -> None:
+    """Encodings of a head beside its source: 8 bit weights, 16 bit activations, by what it sees.
+
+    The states are those of a random walk as wide as the model's: enough to quantize a head, whose
+    guesses are verified.
+    """
+    path = folder / "model.onnx"
+    model = onnx.load(path)  # noqa: TID251 - a small one
+    weights = {tensor.name: tensor for tensor in model.graph.initializer}
+    casts = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Cast"}
+    products = [
+        node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in casts
+    ]
+    read = list(dict.fromkeys(node.input[0] for node in products))
+    inputs = {value.name: value for value in model.graph.input}
+    for name in read:
+        if name not in inputs:
+            model.graph.output.append(onnx.ValueInfoProto(name=name))
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    random = np.random.default_rng(0)
+    count = 64
+    feeds: dict[str, np.ndarray] = {
+        "input_ids": random.integers(0, 2048, (1, count)),
+        "position_ids": np.arange(count)[None],
+        "features": random.standard_normal((1, count, 576), np.float32) * 12,
+        "hidden_states": np.zeros((1, count, 192), np.float32),
+        "attention_mask": np.triu(np.full((count, count), -100, np.float32), 1)[None, None],
+    }
+    feeds |= {
+        f"past_key_values.0.{kind}": np.zeros((1, 2, 0, 32), np.float32)
+        for kind in ("key", "value")
+    }
+    names = [name for name in read if name not in inputs]
+    values = dict(zip(names, session.run(names, feeds), strict=True)) | feeds
+    activations = {name: [_grid(values[name].min(), values[name].max(), 16)] for name in read}
+    params = {}
+    for node in products:
+        name = casts[node.input[1]]
+        matrix = numpy_helper.to_array(weights[name]).astype(np.float32)
+        params[name] = [_symmetric(float(np.abs(column).max())) for column in matrix.T]
+    content = {
+        "version": "0.6.1",
+        "activation_encodings": activations,
+        "param_encodings": params,
+    }
+    (folder / "model.encodings").write_text(json.dumps(content))
+
+
+def _grid(low: float, high: float, bits: int) -> dict[str, object]:
+    low, high = min(float(low), 0.0) * 1.2, max(float(high), 0.0) * 1.2
+    scale = (high - low) / (2**bits - 1)
+    offset = round(low / scale)
+    return {
+        "bitwidth": bits, "dtype": "int", "is_symmetric": "False", "scale": scale,
+        "offset": offset, "min": offset * scale, "max": (offset + 2**bits - 1) * scale,
+    }  # fmt: skip
+
+
+def _symmetric(largest: float) -> dict[str, object]:
+    scale = max(largest, 1e-6) / 127
+    return {
+        "bitwidth": 8, "dtype": "int", "is_symmetric": "True", "scale": scale, "offset": -128,
+        "min": -128 * scale, "max": 127 * scale,
+    }  # fmt: skip
