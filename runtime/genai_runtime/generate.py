@@ -87,7 +87,7 @@ def generate(
         on_token: Called with each token as soon as it is known.
         kept: So many tokens at the prompt's beginning, fewer than it has, are in the cache already
             and not read again; what lies behind them there is forgotten.
-        speculation: Guesses tokens; the answer is the same.
+        speculation: Guesses tokens; the answer is the same, unless it keeps typical ones.
 
     Raises:
         BadInput: The prompt is empty, too long or outside the vocabulary.
@@ -98,6 +98,7 @@ def generate(
         sampling or Sampling(),
         vocab_size=session.vocab_size,
         prompt=checked_tokens(prompt, session, 0),
+        typical=None if speculation is None else speculation.typical,
     )
     if kept:
         session.truncate(kept)
@@ -114,8 +115,8 @@ def generate(
     if on_token:
         on_token(tokens[-1])
 
-    def take(logits: NDArray[np.float32]) -> tuple[int, bool]:
-        token = sampler.next(logits)
+    def take(logits: NDArray[np.float32], guess: int | None) -> tuple[int, bool]:
+        token = sampler.next(logits, guess=guess)
         tokens.append(token)
         if on_token:
             on_token(token)

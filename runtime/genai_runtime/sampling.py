@@ -81,6 +81,30 @@ class Sampling:
             raise BadInput("must be 0 or a positive number", where="seed")
 
 
+@dataclass(frozen=True)
+class Typical:
+    """Takes a guess that is likely enough where it is drawn, instead of drawing (Cai et al. 2024).
+
+    A guess is kept where its probability is above `min(threshold, alpha * exp(-entropy))`. More
+    guesses come true than by draws, and answers no longer have the model's distribution. Greedy
+    answers stay as they are.
+
+    Attributes:
+        threshold: Probability that is enough wherever it is.
+        alpha: Of what the entropy allows: in flat distributions a smaller probability is enough.
+    """
+
+    threshold: float = 0.09
+    alpha: float = 0.3
+
+    def keeps(self, guess: int, probabilities: NDArray[np.float64]) -> bool:
+        """Whether a guess is kept, of the distribution [V] that its place is drawn from."""
+        there = probabilities[probabilities > 0]
+        entropy = -float((there * np.log(there)).sum())
+        enough = min(self.threshold, self.alpha * float(np.exp(-entropy)))
+        return bool(probabilities[guess] > enough)
+
+
 class Constraint(Protocol):
     """What an answer must look like; it follows the tokens that are taken."""
 
@@ -106,6 +130,7 @@ class Sampler:
         vocab_size: V.
         prompt: Token ids [T], for the repetition penalty.
         constraint: Only tokens that it allows are taken; penalties and biases choose among them.
+        typical: How guesses are kept that were not drawn; None = they never are.
 
     Raises:
         BadInput: A biased token lies outside the vocabulary.
@@ -118,6 +143,7 @@ class Sampler:
         vocab_size: int,
         prompt: Tokens = (),  # type: ignore[assignment]
         constraint: Constraint | None = None,
+        typical: Typical | None = None,
     ) -> None:
         outside = [token for token in sampling.logit_bias if token >= vocab_size]
         if outside:
@@ -126,6 +152,7 @@ class Sampler:
             )
         self._sampling = sampling
         self._constraint = constraint
+        self._typical = typical if sampling.temperature else None
         self._random = np.random.default_rng(sampling.seed)
         self._draws: deque[float] = deque()
         self._counts: NDArray[np.int64] = np.zeros(vocab_size, dtype=np.int64)
@@ -134,12 +161,19 @@ class Sampler:
         self._biased = np.fromiter(sampling.logit_bias, np.int64, len(sampling.logit_bias))
         self._bias = np.fromiter(sampling.logit_bias.values(), np.float32, self._biased.size)
 
-    def next(self, logits: NDArray[np.float32], *, banned: Collection[int] = ()) -> int:
+    def next(
+        self,
+        logits: NDArray[np.float32],
+        *,
+        banned: Collection[int] = (),
+        guess: int | None = None,
+    ) -> int:
         """The next token of the answer, from logits [V]; it counts for what follows.
 
         Args:
             logits: Not changed.
             banned: Tokens that must not come now; end tokens before an answer's least length.
+            guess: What stands at this place of a draft; only typical acceptance asks for it.
 
         Raises:
             BadModel: The logits are no numbers: any token would be as good.
@@ -151,12 +185,21 @@ class Sampler:
                 remedy="try it without adapters and penalties; build it again from weights that "
                 "are finite",
             )
-        token = _taken(self.shaped(logits, banned=banned), self._sampling, self._next_draw)
+        shaped = self.shaped(logits, banned=banned)
+        token = _taken(shaped, self._sampling, self._next_draw)
+        if guess is not None and self._keeps(guess, shaped):
+            token = guess
         if self._constraint is not None:
             self._constraint.consume(token)
         self._counts[token] += 1
         self._seen[token] = True
         return token
+
+    def _keeps(self, guess: int, shaped: NDArray[np.float32]) -> bool:
+        """Whether a guess is kept whatever was drawn."""
+        if self._typical is None:
+            return False
+        return self._typical.keeps(guess, distribution(shaped, self._sampling))
 
     def foreseen(self, logits: NDArray[np.float32], ahead: int) -> int:
         """The token that `next` would take, `ahead` calls from now, if these were its logits.

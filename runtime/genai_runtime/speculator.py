@@ -91,6 +91,7 @@ def open_speculation(
         most=config.most,
         least=config.min_speculative_tokens,
         adaptive=config.adaptive,
+        typical=config.typical,
     )
 
 

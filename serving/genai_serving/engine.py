@@ -197,6 +197,7 @@ class Engine:
             vocab_size=self._executor.vocab_size,
             prompt=request.prompt,
             constraint=None if request.constraint is None else request.constraint(),
+            typical=self._guesses.typical if request.speculation else None,
         )
         with self._wake:
             if self._closing or not self.alive:
@@ -487,7 +488,8 @@ class Engine:
         if not work.yields:
             return 0
         logits = output.logits[-1 - work.guesses :]
-        written = accept(logits, self._guesses.of(work).tokens, lambda row: self._take(answer, row))
+        guesses = self._guesses.of(work).tokens
+        written = accept(logits, guesses, lambda row, guess: self._take(answer, row, guess))
         if work.guesses:
             assert answer.slot is not None
             self._executor.truncate(answer.slot, work.start + len(written))
@@ -502,11 +504,14 @@ class Engine:
             self._guesses.extend(work, written, logits)
         return len(written)
 
-    def _take(self, answer: _Answer, logits: NDArray[np.float32]) -> tuple[int, bool]:
+    def _take(
+        self, answer: _Answer, logits: NDArray[np.float32], guess: int | None
+    ) -> tuple[int, bool]:
         """The next token of an answer, told; and whether the answer is at its end."""
         request = answer.request
         early = len(answer.tokens) < request.min_tokens
-        token = answer.sampler.next(logits, banned=request.stop_tokens if early else ())
+        banned = request.stop_tokens if early else ()
+        token = answer.sampler.next(logits, banned=banned, guess=guess)
         answer.tokens.append(token)
         now, before = self._clock(), answer.last
         answer.first = now if answer.first is None else answer.first

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_runtime.executor import Logits, Row, Want
+from genai_runtime.sampling import Typical
 from genai_runtime.speculation.control import Counts, Room, Speculation
 from genai_runtime.speculation.method import NOTHING, Draft, Foresee
 from genai_serving.scheduler import Step, Work
@@ -48,6 +49,11 @@ class Guesses:
     def observes(self) -> bool:
         """Whether rows have to yield the model's states."""
         return self._speculation is not None and self._speculation.observes
+
+    @property
+    def typical(self) -> Typical | None:
+        """How samplers keep guesses that they did not draw; None = never."""
+        return None if self._speculation is None else self._speculation.typical
 
     def observe(self, key: int, start: int, states: NDArray[np.float32]) -> None:
         """The model's states of a sequence's tokens from `start` on."""

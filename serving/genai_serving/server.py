@@ -475,7 +475,7 @@ def _about(
         "method": speculation.name,
         "num_speculative_tokens": speculation.most,
         "adaptive": options.speculation.adaptive,
-        "lossy": not steadiness.chunks,
+        "lossy": not steadiness.chunks or speculation.typical is not None,
     }
 
 

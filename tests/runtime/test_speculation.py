@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_runtime.generate import generate
-from genai_runtime.sampling import Sampler, Sampling, distribution
+from genai_runtime.sampling import Sampler, Sampling, Typical, distribution
+from genai_runtime.session import SlotSession
 from genai_runtime.speculation.chained import Chained
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculation.draft_model import DraftModel
@@ -84,7 +86,8 @@ def test_accept_yields_the_right_guesses_and_one_token_more(data):
     logits = np.eye(4, dtype=np.float32)[taken]
     asked = []
 
-    def take(row):
+    def take(row, guess):
+        assert guess == (guesses[len(asked)] if len(asked) < len(guesses) else None)
         asked.append(int(row.argmax()))
         return asked[-1], len(asked) - 1 == end
 
@@ -287,3 +290,50 @@ def test_a_draft_of_the_model_itself_is_right_at_any_temperature():
     sampling = Sampling(temperature=1.2, top_p=0.9, seed=4)
     result, _ = checks.ran(executor_of(), prompt, method, most=4, max_tokens=31, sampling=sampling)
     assert result.metrics.speculation.accepted == result.metrics.speculation.guessed == 24
+
+
+def test_typical_keeps_what_is_likely_enough_for_its_distribution():
+    rule = Typical(threshold=0.09, alpha=0.3)
+    sharp = np.array([0.9, 0.08, 0.02])
+    assert [rule.keeps(guess, sharp) for guess in range(3)] == [True, False, False]
+    flat = np.full(100, 0.01)  # its entropy allows 0.3 / 100
+    assert rule.keeps(7, flat)
+    assert not rule.keeps(2, np.array([0.5, 0.5, 0.0]))
+
+
+def test_typical_acceptance_keeps_more_guesses_and_only_where_it_is_asked_for():
+    def answers(typical, sampling):
+        executor, accepted, tokens = executor_of(), 0, []
+        for seed in range(12):
+            prompt = checks.text(executor, 9, seed)
+            speculation = Speculation(
+                checks.Forced([3] * 40, vocab_size=executor.vocab_size),
+                most=3,
+                adaptive=False,
+                typical=typical,
+            )
+            result = generate(
+                SlotSession(executor_of()),
+                prompt,
+                max_tokens=30,
+                sampling=replace(sampling, seed=seed),
+                speculation=speculation,
+            )
+            accepted += result.metrics.speculation.accepted
+            tokens.append(result.tokens)
+        return accepted, tokens
+
+    drawn = Sampling(temperature=1.5)
+    plain, plain_tokens = answers(None, drawn)
+    kept, kept_tokens = answers(Typical(), drawn)
+    assert kept > 2 * plain
+    assert kept_tokens != plain_tokens
+    assert answers(Typical(), Sampling()) == answers(None, Sampling()), "greedy stays greedy"
+
+
+def test_typical_acceptance_never_takes_what_a_form_or_a_ban_forbids():
+    sampler = Sampler(Sampling(temperature=1.0), vocab_size=4, typical=Typical())
+    logits = np.array([0.0, 0.0, 0.0, 9.0], np.float32)
+    assert sampler.next(logits, guess=3) == 3
+    for _ in range(8):
+        assert sampler.next(logits, banned=[3], guess=3) != 3

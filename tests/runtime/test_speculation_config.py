@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from genai_core.errors import BadInput
 from genai_runtime.generate import generate
+from genai_runtime.sampling import Typical
 from genai_runtime.speculation.config import named_config, parse_config
 from genai_runtime.speculation.control import Room, Speculation
 from genai_runtime.speculation.lengths import Costs, Length
@@ -56,7 +57,8 @@ def test_vllms_configurations_are_read():
             '{"method": "suffix", "draft_tensor_parallel_size": 2}',
             "draft_tensor_parallel_size: has",
         ),
-        ('{"method": "suffix", "acceptance-method": "typical"}', "acceptance-method: has no mean"),
+        ('{"method": "suffix", "acceptance-method": "typical"}', "acceptance_method"),
+        ('{"method": "suffix", "posterior_alpha": 0}', "posterior_alpha"),
         ('{"method": "suffix", "rejection_sample_method": "block"}', "rejection_sample_method"),
         ('{"method": "lookahead", "window": 0}', "window: "),
         ('{"method": "lookahead", "window": 32, "ngram": 16}', "window . .ngram - 1. must be at"),
@@ -171,7 +173,7 @@ def played(chances, slope, price, *, seed, length=400):
             method.now += taken
             speculation.observe_pass(1, draft.size, taken)
             new = accept(
-                np.tile([0.0, 1.0], (draft.size + 1, 1)), draft.tokens, lambda _: (1, False)
+                np.tile([0.0, 1.0], (draft.size + 1, 1)), draft.tokens, lambda *_: (1, False)
             )
             speculation.extend(key, new)
             written += len(new)
@@ -323,3 +325,14 @@ def test_the_draft_model_of_the_container_itself_is_taken_where_none_is_named():
     assert opened(Tokens(words, own=Tokens(words))).name == "draft_model"
     with pytest.raises(BadInput, match="the container carries no draft model"):
         opened(Tokens(words))
+
+
+def test_typical_acceptance_is_asked_for_in_either_spelling_and_nowhere_else():
+    assert named_config("ngram").typical is None
+    asked = '{"method": "suffix", "acceptance-method": "typical_acceptance_sampler"}'
+    assert named_config(asked).typical == Typical(0.09, 0.3)
+    asked = (
+        '{"method": "suffix", "acceptance_method": "typical_acceptance_sampler", '
+        '"typical_acceptance_sampler_posterior_threshold": 0.2, "posterior_alpha": 0.5}'
+    )
+    assert named_config(asked).typical == Typical(0.2, 0.5)

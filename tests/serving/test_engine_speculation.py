@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genai_runtime.executor import AdapterUse, Row
-from genai_runtime.sampling import Sampling
+from genai_runtime.sampling import Sampling, Typical
 from genai_runtime.speculation.chained import Chained
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculation.draft_model import DraftModel
@@ -242,3 +242,27 @@ def test_a_method_is_told_the_states_of_all_that_was_read_and_of_nothing_that_wa
         assert sorted(known) == list(range(first, len(text) - 1))
         assert first == (heard[1].ended.cached_tokens if text[:29] == [*prompt, 1] else 0)
     assert heard[1].ended.cached_tokens > 0
+
+
+def test_typical_acceptance_touches_no_greedy_answer_and_none_without_guesses():
+    def answers(speculation):
+        engine = Engine(target(), LIMITS, speculation=speculation)
+        drawn = Sampling(temperature=1.2, seed=5)
+        asked = [
+            ask([1, 2, 3], 12),
+            ask([1, 2, 3], 12, sampling=drawn, speculation=False),
+            ask([1, 2, 3], 20, sampling=drawn),
+        ]
+        try:
+            heard = [Heard() for _ in asked]
+            for request, one in zip(asked, heard, strict=True):
+                engine.submit(request, one)
+            return [one.wait().tokens for one in heard]
+        finally:
+            engine.close()
+
+    plain = answers(None)
+    method = Ngram(least=1, most=3)
+    typical = answers(Speculation(method, most=3, adaptive=False, typical=Typical(1e-6, 1e-6)))
+    assert typical[:2] == plain[:2]
+    assert typical[2] != plain[2], "every guess was kept"

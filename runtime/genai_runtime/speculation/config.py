@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from genai_core.errors import BadInput
+from genai_runtime.sampling import Typical
 
 METHODS = ("ngram", "suffix", "lookahead", "draft_model", "eagle", "eagle3")
 """What this program has. `eagle` takes a head of either version, `eagle3` one of version 3."""
@@ -26,10 +27,15 @@ _NO_MEANING = {
     "parallel_drafting": "no such draft model is known here",
     "use_heterogeneous_vocab": "draft and target must have one tokenizer",
     "disable_padded_drafter_batch": "nothing is padded here",
-    "acceptance-method": "tokens are taken as without speculation; lossy acceptance is not there",
-    "acceptance_method": "tokens are taken as without speculation; lossy acceptance is not there",
     "num_speculative_tokens_per_batch_size": "the length follows measured costs; see adaptive",
 }
+
+_NAMES = {
+    "acceptance-method": "acceptance_method",
+    "typical_acceptance_sampler_posterior_threshold": "posterior_threshold",
+    "typical_acceptance_sampler_posterior_alpha": "posterior_alpha",
+}
+"""Other spellings of keys -> ours."""
 
 Count = Annotated[int, Field(ge=1, le=64, strict=True)]
 
@@ -65,6 +71,12 @@ class SpeculativeConfig(BaseModel):
     """Choose lengths by what was accepted and what passes take; 0 where plain is faster."""
     min_speculative_tokens: Annotated[int, Field(ge=0, le=64, strict=True)] = 0
     """With `adaptive`: never fewer."""
+    acceptance_method: Literal["rejection_sampler", "typical_acceptance_sampler"] = (
+        "rejection_sampler"
+    )
+    """typical_acceptance_sampler keeps likely guesses at a temperature: answers are others."""
+    posterior_threshold: Annotated[float, Field(gt=0, le=1)] = 0.09
+    posterior_alpha: Annotated[float, Field(gt=0, le=1)] = 0.3
     lossy: bool = False
     """Speculate also where bits depend on how tokens are cut into passes: answers may differ."""
     rejection_sample_method: Literal["standard"] = "standard"
@@ -110,6 +122,13 @@ class SpeculativeConfig(BaseModel):
         raise ValueError(f"method: must be given; there are {', '.join(METHODS)}")
 
     @property
+    def typical(self) -> Typical | None:
+        """How guesses are kept that were not drawn; None = never."""
+        if self.acceptance_method == "rejection_sampler":
+            return None
+        return Typical(self.posterior_threshold, self.posterior_alpha)
+
+    @property
     def most(self) -> int:
         """Guesses of a draft at most."""
         if self.num_speculative_tokens is not None:
@@ -149,7 +168,7 @@ def read_config(content: dict[str, Any], *, where: str = _WHERE) -> SpeculativeC
     for key, reason in _NO_MEANING.items():
         if content.get(key) not in (None, *((1,) if key == "draft_tensor_parallel_size" else ())):
             raise BadInput(f"has no meaning here: {reason}", where=f"{where}: {key}")
-    known = {key: value for key, value in content.items() if key not in _NO_MEANING}
+    known = {_NAMES.get(k, k): v for k, v in content.items() if k not in _NO_MEANING}
     try:
         return SpeculativeConfig.model_validate(known)
     except ValidationError as error:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_runtime.executor import Logits
+from genai_runtime.sampling import Typical
 from genai_runtime.speculation.lengths import Costs, Length
 from genai_runtime.speculation.method import NOTHING, Draft, Foresee, Method, Observing
 
@@ -81,6 +82,7 @@ class Speculation:
         most: Tokens of a draft.
         least: Never fewer, where there is room and a guess.
         adaptive: Choose the length between the two; else it is always `most`.
+        typical: How samplers keep guesses that they did not draw; None = never.
         clock: Seconds.
     """
 
@@ -91,11 +93,13 @@ class Speculation:
         most: int,
         least: int = 0,
         adaptive: bool = True,
+        typical: Typical | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._method = method
         self._most, self._least, self._adaptive = most, least, adaptive
         self._clock = clock
+        self.typical = typical
         self._members: dict[int, _Member] = {}
         self._all = Length(most)
         self._failed = False

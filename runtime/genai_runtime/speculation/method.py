@@ -150,8 +150,9 @@ class Observing(Protocol):
         ...
 
 
-Take = Callable[[NDArray[np.float32]], tuple[int, bool]]
-"""Logits [V] -> the token that the sampler takes, and whether the answer ends with it."""
+Take = Callable[[NDArray[np.float32], int | None], tuple[int, bool]]
+"""Logits [V] and the guess for their place -> the token that the sampler takes, and whether the
+answer ends with it."""
 
 
 def accept(logits: Logits, guesses: Sequence[int], take: Take) -> list[int]:
@@ -164,7 +165,7 @@ def accept(logits: Logits, guesses: Sequence[int], take: Take) -> list[int]:
     """
     written: list[int] = []
     for place in range(len(guesses) + 1):
-        token, ended = take(logits[place])
+        token, ended = take(logits[place], guesses[place] if place < len(guesses) else None)
         written.append(token)
         if ended or place == len(guesses) or token != guesses[place]:
             break
