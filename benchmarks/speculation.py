@@ -45,8 +45,8 @@ from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.speculation.suffix import Suffix
 from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.engine import Engine
-from genai_serving.requests import Ended, Request
-from genai_serving.scheduler import Limits
+from genai_serving.requests import AnswerRequest, Ended
+from genai_serving.scheduler import ServingLimits
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "tiny-llama" / "model"
@@ -199,7 +199,7 @@ def written_per_second(engine: Engine, texts: Sequence[np.ndarray]) -> float:
     """Tokens a second between the first token of the last prompt read and the end."""
     heard = [Heard() for _ in texts]
     for text, listener in zip(texts, heard, strict=True):
-        engine.submit(Request(text[:PROMPT].astype(np.int64), ANSWER), listener)
+        engine.submit(AnswerRequest(text[:PROMPT].astype(np.int64), ANSWER), listener)
     for text, listener in zip(texts, heard, strict=True):
         listener.done.wait()
         assert listener.tokens == text[PROMPT:].tolist(), "an answer is not its trace"
@@ -247,7 +247,7 @@ def one_run(
 ) -> tuple[float, str]:
     """Tokens a second, and what came of guesses."""
     forced_executor = Forced(Kept(executor), texts)
-    limits = Limits(
+    limits = ServingLimits(
         sequences=len(texts),
         tokens=128,
         waiting=8,

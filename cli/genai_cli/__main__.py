@@ -16,7 +16,7 @@ from types import FrameType
 
 from typer.exceptions import Abort, TyperException
 
-from genai_cli.settings import Settings, read_settings
+from genai_cli.settings import ProgramSettings, read_settings
 from genai_core.errors import GenAIError, Interrupted, OutOfMemory
 
 __all__ = ["main"]
@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> int:
 _INTERRUPTED = Interrupted("interrupted", remedy="the same command goes on where it stopped")
 
 
-def _end(error: GenAIError, settings: Settings, *, cause: BaseException | None = None) -> int:
+def _end(
+    error: GenAIError, settings: ProgramSettings, *, cause: BaseException | None = None
+) -> int:
     """Report an error; returns its exit code."""
     try:
         if settings.in_options:

@@ -20,7 +20,7 @@ from genai_cli.commands import (
     serving,
     verification,
 )
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
 __all__ = ["app"]
 
@@ -54,7 +54,7 @@ def _root(
 ) -> None:
     """Build quantized LLMs for Snapdragon and CPU, and run what was built."""
     del version  # its callback has done the work
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.debug |= debug
 
 

@@ -13,7 +13,7 @@ DEFAULT_OUTPUT = Path("containers")
 
 
 @dataclass
-class Settings:
+class ProgramSettings:
     """Of one run of the program.
 
     Attributes:
@@ -29,13 +29,13 @@ class Settings:
     in_options: bool = False
 
 
-def read_settings(environment: Mapping[str, str]) -> Settings:
+def read_settings(environment: Mapping[str, str]) -> ProgramSettings:
     """Settings from environment variables: GENAI_STORE, GENAI_DEBUG, XDG_CACHE_HOME, HOME."""
     cache = environment.get("XDG_CACHE_HOME", "")
     if not Path(cache).is_absolute():  # the XDG specification: a relative path is ignored
         home = environment.get("HOME") or "~"  # written out, or refused, by whoever opens it
         cache = f"{home}/.cache"
-    return Settings(
+    return ProgramSettings(
         store=environment.get(Variable.STORE) or f"{cache}/genai-operator/store",
         debug=environment.get("GENAI_DEBUG", "") not in {"", "0"},
     )

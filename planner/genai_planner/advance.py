@@ -13,10 +13,10 @@ from typing import Any, TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
-from genai_planner.events import Event, Look, Start, Wait, WorkLimits
+from genai_planner.events import Event, Look, TaskStart, TaskWait, WorkLimits
 from genai_planner.graph import Plan, Result
 from genai_planner.machine import KnownKeys, Machine, TaskState
-from genai_planner.progress import Progress, progress
+from genai_planner.progress import BuildProgress, progress
 from genai_planner.sources import Sources
 from genai_planner.verdicts import measured
 
@@ -44,15 +44,15 @@ class Advice:
         fidelity: Target -> what was measured of its container, where something was.
     """
 
-    start: tuple[Start, ...]
-    wait: tuple[Wait, ...]
+    start: tuple[TaskStart, ...]
+    wait: tuple[TaskWait, ...]
     states: Mapping[TaskId, TaskState]
     failed: Mapping[TaskId, GenAIError]
     results: Mapping[TaskId, Result]
     containers: Mapping[str, Result]
     ended: bool
     keys: Mapping[TaskId, Key] = field(default_factory=dict)
-    progress: Progress = field(default_factory=lambda: Progress(()))
+    progress: BuildProgress = field(default_factory=lambda: BuildProgress(()))
     fidelity: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

@@ -15,7 +15,6 @@ from genai_core.names import Key, TaskId
 from genai_planner.graph import FileRef, Result
 
 __all__ = [
-    "Choice",
     "Crashed",
     "Event",
     "Failed",
@@ -24,9 +23,10 @@ __all__ = [
     "InputLost",
     "Look",
     "Missed",
-    "Start",
+    "StartChoice",
     "Taken",
-    "Wait",
+    "TaskStart",
+    "TaskWait",
     "WorkLimits",
 ]
 
@@ -113,7 +113,7 @@ class WorkLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class TaskStart:
     """Instruction: run this task.
 
     Attributes:
@@ -130,7 +130,7 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Wait:
+class TaskWait:
     """A task that could start, and why it does not yet."""
 
     task: TaskId
@@ -138,8 +138,8 @@ class Wait:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class StartChoice:
     """What to start now, and what has to wait."""
 
-    start: tuple[Start, ...] = ()
-    wait: tuple[Wait, ...] = ()
+    start: tuple[TaskStart, ...] = ()
+    wait: tuple[TaskWait, ...] = ()

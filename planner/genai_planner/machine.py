@@ -29,7 +29,6 @@ from genai_core.operations import operation_of
 from genai_core.tasks.keys import task_key
 from genai_core.tasks.selection import matches, unmet
 from genai_planner.events import (
-    Choice,
     Crashed,
     Event,
     Failed,
@@ -38,9 +37,10 @@ from genai_planner.events import (
     InputLost,
     Look,
     Missed,
-    Start,
+    StartChoice,
     Taken,
-    Wait,
+    TaskStart,
+    TaskWait,
     WorkLimits,
 )
 from genai_planner.graph import FileRef, Plan, Result, Selection, Task
@@ -222,13 +222,13 @@ class Machine:
                 self._look_at_inputs_again(task)
         return self._taken()
 
-    def start(self, limits: WorkLimits) -> Choice:
+    def start(self, limits: WorkLimits) -> StartChoice:
         """Choose what to start now: the longest chains first, as far as memory goes.
 
         A task that needs more than there is runs alone rather than never.
         """
-        starts: list[Start] = []
-        waits: list[Wait] = []
+        starts: list[TaskStart] = []
+        waits: list[TaskWait] = []
         passed: list[tuple[float, int, TaskId]] = []
         left = limits.memory_bytes - sum(self._running.values())
         while self._ready and len(passed) < _MANY_CANDIDATES:
@@ -244,19 +244,19 @@ class Machine:
             if self._running and (alone or need > left):
                 passed.append(entry)
                 why = "was out of memory and runs alone" if alone else _memory_text(need, left)
-                waits.append(Wait(task, why))
+                waits.append(TaskWait(task, why))
                 if alone:
                     break  # nothing more starts, so that its turn comes
                 continue
             self._set(task, TaskState.RUNNING)
             self._running[task] = need
             starts.append(
-                Start(task, self.keys[task], self.inputs(task), alone=alone, tight=need > left)
+                TaskStart(task, self.keys[task], self.inputs(task), alone=alone, tight=need > left)
             )
             left -= need
         for entry in passed:
             heapq.heappush(self._ready, entry)
-        return Choice(tuple(starts), tuple(waits))
+        return StartChoice(tuple(starts), tuple(waits))
 
     def _one_alone_runs(self) -> bool:
         return any(task in self._running for task in self._alone)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from genai_planner.machine import Machine, TaskState
 
-__all__ = ["Progress", "StageProgress", "progress"]
+__all__ = ["BuildProgress", "StageProgress", "progress"]
 
 _WAITING = {TaskState.BLOCKED, TaskState.LOOKING, TaskState.READY}
 
@@ -29,7 +29,7 @@ class StageProgress:
 
 
 @dataclass(frozen=True)
-class Progress:
+class BuildProgress:
     """Of a build.
 
     Attributes:
@@ -60,7 +60,7 @@ class Progress:
         return f"{self.finished}/{self.total}"
 
 
-def progress(machine: Machine) -> Progress:
+def progress(machine: Machine) -> BuildProgress:
     """Count."""
     counts: dict[str, dict[str, int]] = {}
     stopped = 0
@@ -70,6 +70,6 @@ def progress(machine: Machine) -> Progress:
         name = "waiting" if state in _WAITING or state is TaskState.STOPPED else state.value
         stopped += state is TaskState.STOPPED
         row[name] = row.get(name, 0) + 1
-    return Progress(
+    return BuildProgress(
         tuple(StageProgress(operation, **row) for operation, row in counts.items()), stopped
     )

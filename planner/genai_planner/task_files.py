@@ -16,7 +16,7 @@ from genai_core.tasks.chain import ChainStep, MadeFiles, StepCondition
 from genai_core.tasks.record import model_slug
 from genai_core.tasks.selection import matches, unmet
 from genai_core.tasks.task_file import TaskFile, TaskFileInput, Toolchain
-from genai_planner.events import Start
+from genai_planner.events import TaskStart
 from genai_planner.graph import FileRef, Plan, Result, Task
 
 __all__ = ["TaskFiles", "slug_of"]
@@ -45,7 +45,7 @@ class TaskFiles:
     slug: str
     address: str
 
-    def task_file(self, task: Task, start: Start, *, threads: int = 1) -> TaskFile:
+    def task_file(self, task: Task, start: TaskStart, *, threads: int = 1) -> TaskFile:
         """The file of a task whose inputs are known.
 
         Args:

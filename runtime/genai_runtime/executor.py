@@ -401,7 +401,7 @@ class _TokenLimits:
     vocab_size: int
 
 
-class Limits(Protocol):
+class TokenLimits(Protocol):
     """What tokens are checked against: an executor, or a session."""
 
     @property
@@ -415,7 +415,7 @@ class Limits(Protocol):
         ...
 
 
-def checked_tokens(tokens: Tokens, limits: Limits, length: int) -> NDArray[np.int64]:
+def checked_tokens(tokens: Tokens, limits: TokenLimits, length: int) -> NDArray[np.int64]:
     """The tokens as int64, if they can follow on a cache of `length` tokens.
 
     Raises:

@@ -24,12 +24,12 @@ from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_token
 from genai_runtime.sampling import Sampler, logprobs
 from genai_runtime.speculation.control import Counts, Room, Speculation
 from genai_runtime.speculation.method import accept
-from genai_serving.adapters.cache import AdapterCache, AdapterSource
+from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 from genai_serving.adapters.loaded import LoadedAdapters
 from genai_serving.guesses import Guesses
 from genai_serving.prefixes import Held, Match, PrefixCache
-from genai_serving.requests import Ended, Finish, Listener, Request, Times
-from genai_serving.scheduler import Limits, Scheduler, Sequence, Step, Work
+from genai_serving.requests import AnswerRequest, Ended, Finish, Listener, Times
+from genai_serving.scheduler import Scheduler, Sequence, ServingLimits, Step, Work
 
 _LOG = logging.getLogger("genai_serving")
 _TICK = 0.1
@@ -53,7 +53,7 @@ class Observer(Protocol):
         """A token was written, `gap` seconds behind the one before it; None = it is the first."""
         ...
 
-    def on_end(self, request: Request, ended: Ended) -> None:
+    def on_end(self, request: AnswerRequest, ended: Ended) -> None:
         """A request ended."""
         ...
 
@@ -67,7 +67,7 @@ class _Nobody:
     def on_token(self, gap: float | None) -> None:
         """Nothing."""
 
-    def on_end(self, request: Request, ended: Ended) -> None:
+    def on_end(self, request: AnswerRequest, ended: Ended) -> None:
         """Nothing."""
 
 
@@ -75,7 +75,7 @@ class _Nobody:
 class _Answer:
     """A request on its way."""
 
-    request: Request
+    request: AnswerRequest
     listener: Listener
     sampler: Sampler
     arrived: float
@@ -124,7 +124,7 @@ class Engine:
     def __init__(
         self,
         executor: Executor,
-        limits: Limits,
+        limits: ServingLimits,
         *,
         observer: Observer | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -179,7 +179,7 @@ class Engine:
         """What came of guesses so far; None where nothing is guessed."""
         return self._guesses.counts
 
-    def submit(self, request: Request, listener: Listener) -> int:
+    def submit(self, request: AnswerRequest, listener: Listener) -> int:
         """Queue a request; its key. Callable from any thread.
 
         Raises:
@@ -218,7 +218,7 @@ class Engine:
             self._wake.notify()
         return key
 
-    def _places(self, request: Request) -> int:
+    def _places(self, request: AnswerRequest) -> int:
         """Of its slot: prompt, answer less its last token, and what guesses take beside them."""
         beside = self._guesses.places if request.speculation else 0
         return min(
@@ -232,7 +232,7 @@ class Engine:
                 self._cancelled.add(key)
                 self._wake.notify()
 
-    def load_adapter(self, name: str, source: AdapterSource) -> Future[None]:
+    def load_adapter(self, name: str, source: AdapterLoader) -> Future[None]:
         """Take an adapter in: it is read at once, beside the loop. Callable from any thread.
 
         Raises:
@@ -553,4 +553,4 @@ def _known(error: Exception) -> GenAIError:
     return GenAIError(f"a pass failed: {type(error).__name__}: {error}"[:500])
 
 
-__all__ = ["Closed", "Engine", "Limits", "Load", "Observer"]
+__all__ = ["Closed", "Engine", "Load", "Observer", "ServingLimits"]

@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from genai_runtime.speculation.control import Counts
 from genai_serving.adapters.loaded import AT_REST
 from genai_serving.engine import Load
-from genai_serving.requests import Ended, Finish, Request
+from genai_serving.requests import AnswerRequest, Ended, Finish
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000)
@@ -174,7 +174,7 @@ class Metrics:
         if gap is not None:
             self._histograms["inter_token_latency_seconds"].observe(gap)
 
-    def on_end(self, request: Request, ended: Ended) -> None:
+    def on_end(self, request: AnswerRequest, ended: Ended) -> None:
         """A request ended."""
         reason = _REASONS.get(ended.reason, ended.reason.value)
         self._success.labels(*self._labels, reason).inc()

@@ -42,7 +42,7 @@ class Scope:
 
 
 @dataclass(frozen=True)
-class Request:
+class AnswerRequest:
     """One answer to write.
 
     Attributes:

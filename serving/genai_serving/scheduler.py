@@ -32,7 +32,7 @@ class TooLarge(BadInput):
 
 
 @dataclass(frozen=True)
-class Limits:
+class ServingLimits:
     """What the server gives out.
 
     Attributes:
@@ -84,7 +84,7 @@ class Sequence:
 
 
 @dataclass(frozen=True)
-class Progress:
+class SequenceProgress:
     """A running sequence.
 
     Attributes:
@@ -133,7 +133,7 @@ class Step:
 
     Attributes:
         admitted: Sequences that need a slot first, in order.
-        work: At most `Limits.sequences`, together at most `Limits.tokens` tokens.
+        work: At most `ServingLimits.sequences`, together at most `ServingLimits.tokens` tokens.
     """
 
     admitted: tuple[int, ...]
@@ -157,10 +157,10 @@ def _nothing_cached(_key: int) -> int:
 class Scheduler:
     """See the module's docstring."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServingLimits) -> None:
         self.limits = limits
         self._waiting: dict[int, Sequence] = {}
-        self._running: dict[int, Progress] = {}
+        self._running: dict[int, SequenceProgress] = {}
 
     @property
     def waiting(self) -> tuple[int, ...]:
@@ -250,7 +250,7 @@ class Scheduler:
         """
         admitted = tuple(self._admitted())
         members = dict(self._running)
-        members |= {key: Progress(self._waiting[key]) for key in admitted}
+        members |= {key: SequenceProgress(self._waiting[key]) for key in admitted}
         budget = self.limits.tokens - sum(progress.writing for progress in members.values())
         work = []
         for key, progress in members.items():
@@ -284,7 +284,7 @@ class Scheduler:
         """
         for key in step.admitted:
             if key in self._waiting:
-                self._running[key] = Progress(self._waiting.pop(key))
+                self._running[key] = SequenceProgress(self._waiting.pop(key))
         ended = []
         for work in step.work:
             before = self._running.get(work.key)
@@ -292,14 +292,14 @@ class Scheduler:
                 continue
             new = (written or {}).get(work.key, 1) if work.yields else 0
             held = work.start + (new if work.guesses else work.count)
-            after = Progress(before.asked, held, before.written + new)
+            after = SequenceProgress(before.asked, held, before.written + new)
             self._running[work.key] = after
             if work.key in finished or after.written >= after.asked.most:
                 del self._running[work.key]
                 ended.append(work.key)
         return tuple(ended)
 
-    def progress(self, key: int) -> Progress | None:
+    def progress(self, key: int) -> SequenceProgress | None:
         """How far a running sequence is."""
         return self._running.get(key)
 

@@ -39,7 +39,7 @@ from genai_serving.api.model import ServedModel, sampling_defaults
 from genai_serving.api.service import Service
 from genai_serving.connections import Connections, room_for
 from genai_serving.draining import DrainingServer
-from genai_serving.engine import Engine, Limits
+from genai_serving.engine import Engine, ServingLimits
 from genai_serving.golden import replay_golden
 from genai_serving.memory import cache_budget
 from genai_serving.metrics import AdapterLoad, Metrics
@@ -229,7 +229,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
     steadiness = Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor)
     speculation = _speculation(options, opened, executor, steadiness, files)
     cache_bytes = _budget(options, executor, speculation, 0 if held is None else held.later)
-    limits = Limits(
+    limits = ServingLimits(
         sequences=options.sequences,
         tokens=max(options.tokens, options.sequences),
         waiting=options.waiting,

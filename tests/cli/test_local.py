@@ -40,7 +40,7 @@ from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.tasks.task_file import TaskFile, TaskFileInput, TaskResult, Toolchain
 from genai_core.testing import record_of_task
-from genai_planner.events import FoundResult, Start
+from genai_planner.events import FoundResult, TaskStart
 from genai_planner.graph import Demand, FileRef, Plan, Result, Selection, Task
 from genai_planner.machine import Machine, TaskState
 from genai_planner.sources import Source
@@ -66,7 +66,7 @@ def machine_of(*tasks: Task) -> Machine:
     return Machine(Plan(tasks), sources={MODEL: source}, toolchains=TOOLCHAINS)
 
 
-def task_file(machine: Machine, start: Start, threads: int) -> TaskFile:
+def task_file(machine: Machine, start: TaskStart, threads: int) -> TaskFile:
     return TaskFile(
         id=start.task,
         operation="arcl",

@@ -20,7 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from genai_core.errors import BadModel, NoSpace
-from genai_core.sources.archive import Bounds, unpack_archive
+from genai_core.sources.archive import ArchiveLimits, unpack_archive
 
 FILES = {"model.onnx": b"graph" * 100, "onnx/model.onnx_data": b"w" * 3000, "config.json": b"{}"}
 Pack = Callable[[Path, dict[str, bytes]], None]
@@ -58,7 +58,7 @@ PACKS: dict[str, Pack] = {
 }
 
 
-def unpack(archive: Path, folder: Path, bounds: Bounds | None = None) -> Path:
+def unpack(archive: Path, folder: Path, bounds: ArchiveLimits | None = None) -> Path:
     folder.mkdir(exist_ok=True)
     return unpack_archive(archive, folder, where="https://h/a", bounds=bounds)
 
@@ -126,11 +126,11 @@ def test_a_bomb_is_stopped_while_it_goes_off(tmp_path: Path, kind: str) -> None:
     PACKS[kind](archive, {"model.onnx": bytes(30 << 20)})
     assert archive.stat().st_size < 100_000
     with pytest.raises(BadModel, match="more than 1000000 bytes"):
-        unpack(archive, tmp_path / "out", Bounds(most_bytes=1_000_000))
+        unpack(archive, tmp_path / "out", ArchiveLimits(most_bytes=1_000_000))
     assert sum(p.stat().st_size for p in (tmp_path / "out").rglob("*")) <= 1_000_000
     PACKS[kind](archive, {f"{n}": b"" for n in range(30)})
     with pytest.raises(BadModel, match="more than 20 files"):
-        unpack(archive, tmp_path / "many", Bounds(most_files=20))
+        unpack(archive, tmp_path / "many", ArchiveLimits(most_files=20))
 
 
 def test_a_size_that_lies_is_not_believed(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_unpack_counts_folders_depth_and_lengths_of_names(tmp_path: Path, kind: 
     archive = tmp_path / "download"
     PACKS[kind](archive, {"/".join(f"{n}-{d}" for d in range(20)) + "/f": b"" for n in range(10)})
     with pytest.raises(BadModel, match="more than 100 files"):
-        unpack(archive, tmp_path / "folders", Bounds(most_files=100))
+        unpack(archive, tmp_path / "folders", ArchiveLimits(most_files=100))
     PACKS[kind](archive, {"d/" * 40 + "f": b""})
     with pytest.raises(BadModel, match="lies too deep"):
         unpack(archive, tmp_path / "deep")
@@ -265,7 +265,7 @@ def test_unpack_counts_members_that_are_left_out(tmp_path: Path) -> None:
     archive = tmp_path / "download"
     write_gz(archive, *[header(tarfile.DIRTYPE, 0, f"d{n}") for n in range(200)])
     with pytest.raises(BadModel, match="more than 80 members"):
-        unpack(archive, tmp_path / "out", Bounds(most_files=20))
+        unpack(archive, tmp_path / "out", ArchiveLimits(most_files=20))
 
 
 def test_unpack_refuses_a_zip_whose_directory_fills_the_memory(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_unpack_refuses_a_zip_whose_directory_fills_the_memory(tmp_path: Path) -
 def test_unpack_refuses_what_is_out_of_proportion(tmp_path: Path, kind: str) -> None:
     archive = tmp_path / "download"
     PACKS[kind](archive, {"model.onnx": bytes(8 << 20)})
-    bounds = Bounds(any_ratio_bytes=1 << 20)
+    bounds = ArchiveLimits(any_ratio_bytes=1 << 20)
     with pytest.raises(BadModel, match="more than 100 times its"):
         unpack(archive, tmp_path / "out", bounds)
     PACKS[kind](archive, {"model.onnx": os.urandom(2 << 20)})

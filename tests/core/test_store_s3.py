@@ -24,7 +24,7 @@ from genai_core.store.lookup import lookup_all, publish
 from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
 from genai_core.store.s3 import client as s3_client
 from genai_core.store.s3 import transfer as s3_transfer
-from genai_core.store.s3.objects import Head
+from genai_core.store.s3.objects import ObjectHead
 from genai_core.store.s3.s3_store import S3Store
 from genai_core.tasks.record import Blob, Record
 from genai_core.testing import FaultProxy, S3Server, ServerFault, certificate
@@ -252,11 +252,11 @@ def test_old_blob_is_sent_again_so_that_gc_sees_the_claim(
     assert [line.split()[0] for line in proxy.seen] == ["HEAD"], "young: only asked for"
     real = store._objects.head
 
-    def aged(name: str) -> Head | None:
+    def aged(name: str) -> ObjectHead | None:
         head = real(name)
         if head is None:
             return None
-        return Head(head.size, head.digest, head.modified - timedelta(hours=13), head.now)
+        return ObjectHead(head.size, head.digest, head.modified - timedelta(hours=13), head.now)
 
     monkeypatch.setattr(store._objects, "head", aged)
     store.put_bytes(b"old weights")

@@ -20,7 +20,7 @@ from genai_core.store.address import StoreAddress
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Lease, RecordRef
 from genai_operator.builds.build_pass import BuildPass
-from genai_operator.builds.leases import Leases
+from genai_operator.builds.leases import BuildLeases
 from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.builds.status import Outcome
 from genai_operator.jobs.access import StoreAccess
@@ -66,7 +66,7 @@ def uploads(folder: Path) -> tuple[str, ...] | None:
 
 
 def test_an_uploaded_model_is_claimed_before_anything_is_looked_up(tmp_path: Path) -> None:
-    leases = Leases("east", HelperJobs())  # type: ignore[arg-type]
+    leases = BuildLeases("east", HelperJobs())  # type: ignore[arg-type]
     place = opened(tmp_path)
     asyncio.run(leases.claim_upload(a_pass("s3://models/mine"), place))
     assert not (tmp_path / "leases").exists(), "a model elsewhere is its owner's"
@@ -85,7 +85,7 @@ def test_an_uploaded_model_is_claimed_before_anything_is_looked_up(tmp_path: Pat
 def test_a_lease_of_an_older_operator_is_told_what_it_did_not_know(tmp_path: Path) -> None:
     soon = datetime.now(UTC) + timedelta(days=29)
     DirectoryStore(tmp_path).put_lease(Lease("build-uid", "east", (REF,), soon, uploads=None))
-    leases = Leases("east", HelperJobs())  # type: ignore[arg-type]
+    leases = BuildLeases("east", HelperJobs())  # type: ignore[arg-type]
     one = a_pass(f"s3://genai/team/sources/{NAME}", {"artifacts": [{}]})
     asyncio.run(leases.at_rest(one, opened(tmp_path), access=ACCESS, target=TARGET))
     assert uploads(tmp_path) == (NAME,)
@@ -96,7 +96,7 @@ def test_a_lease_of_an_older_operator_is_told_what_it_did_not_know(tmp_path: Pat
 
 def test_a_build_that_was_never_built_keeps_its_model(tmp_path: Path) -> None:
     """It is suspended, or failed: there was no lease yet."""
-    leases = Leases("east", HelperJobs())  # type: ignore[arg-type]
+    leases = BuildLeases("east", HelperJobs())  # type: ignore[arg-type]
     one = a_pass(f"s3://genai/team/sources/{NAME}")
     asyncio.run(leases.at_rest(one, opened(tmp_path), access=ACCESS, target=TARGET))
     assert uploads(tmp_path) == (NAME,)
@@ -104,7 +104,7 @@ def test_a_build_that_was_never_built_keeps_its_model(tmp_path: Path) -> None:
 
 def test_jobs_that_write_leases_are_told_of_uploads_where_there_are_any() -> None:
     helpers = HelperJobs()
-    leases = Leases("east", helpers)  # type: ignore[arg-type]
+    leases = BuildLeases("east", helpers)  # type: ignore[arg-type]
     place = opened(None)
     for source in (f"s3://genai/team/sources/{NAME}", "s3://models/mine"):
         one = a_pass(source)

@@ -31,7 +31,7 @@ from genai_operator.settings import Settings
 from genai_operator.stores import s3_metrics
 from genai_operator.stores.open_stores import Stores
 from genai_operator.stores.s3_metrics import count_requests
-from genai_planner.progress import Progress, StageProgress
+from genai_planner.progress import BuildProgress, StageProgress
 
 NOTES = {"genai-operator.dev/key": "k" * 64, "genai-operator.dev/task": "convert/1"}
 LABELS = {"genai-operator.dev/operation": "convert"}
@@ -174,7 +174,7 @@ def test_what_a_build_came_to_is_counted_and_told_once() -> None:
     api = FakeApiserver()
     api.put("genaibuilds", {"metadata": meta, "spec": {}})
     builds = BuildReconciler(api, Observed(), Stores(api, Settings()))
-    done = Progress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
+    done = BuildProgress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
     steps = [
         (1, Outcome(Phase.BUILDING, "Progressing")),
         (1, Outcome(Phase.BUILDING, "Progressing", "1/5")),

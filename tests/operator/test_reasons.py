@@ -12,7 +12,17 @@ from genai_core.reasons import Reason
 
 ROOM = Path(genai_operator.__file__).parent
 _GIVE_A_REASON = {
-    *("Waiting", "Stalled", "Wait", "Stall", "Done", "Hold", "Standing", "Outcome"),
+    *(
+        "Waiting",
+        "Stalled",
+        "Wait",
+        "Stall",
+        "Done",
+        "Hold",
+        "Standing",
+        "DeploymentStanding",
+        "Outcome",
+    ),
     *("condition", "post_event"),
 }
 _OF_EVENTS = {"TaskRetried", "UnknownArchitecture"}

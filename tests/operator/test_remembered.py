@@ -19,7 +19,7 @@ from genai_core.tasks.record import Record
 from genai_operator.stores import lookups as lookups_module
 from genai_operator.stores import remembered
 from genai_operator.stores.lookups import Lookups, ToldLookups
-from genai_operator.stores.remembered import Blobs, stripped, weight_of
+from genai_operator.stores.remembered import BlobCache, stripped, weight_of
 
 
 def record(number: int = 0, **fields: Any) -> Record:
@@ -135,7 +135,7 @@ def test_weight_of_counts_every_value(value: Any) -> None:
 
 
 def test_blobs_keep_so_many_bytes_and_the_newest() -> None:
-    blobs = Blobs(most=1000)
+    blobs = BlobCache(most=1000)
     for number in range(100):
         blobs.keep(str(number), b"x" * 100)
         assert sum(map(len, blobs._kept.values())) == blobs._bytes <= 1000

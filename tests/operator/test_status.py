@@ -16,7 +16,7 @@ from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, ResolvedEntry, build_status
 from genai_operator.kube.status.conditions import same_status
 from genai_operator.kube.status.phases import Phase
-from genai_planner.progress import Progress, StageProgress
+from genai_planner.progress import BuildProgress, StageProgress
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STORE = StoreAddress("bucket", "ns", "http://s3:7070")
@@ -99,7 +99,9 @@ def test_a_condition_keeps_its_time_until_its_status_changes() -> None:
 
 
 def test_counts_tell_what_ran_from_what_was_cached() -> None:
-    progress = Progress((StageProgress("ingest", cached=1), StageProgress("convert", cached=4)))
+    progress = BuildProgress(
+        (StageProgress("ingest", cached=1), StageProgress("convert", cached=4))
+    )
     found = status(Phase.READY, progress=progress, ran={"convert": 3})
     assert (found["progress"], found["cached"]) == ("5/5", 2)
     assert [(s["cached"], s["done"]) for s in found["stages"]] == [(1, 0), (1, 3)]
@@ -109,7 +111,7 @@ def test_counts_tell_what_ran_from_what_was_cached() -> None:
 def test_counts_and_sources_belong_to_a_generation() -> None:
     entry = ResolvedEntry("s3://m/x", "sha256:" + "d" * 64, "e" * 64)
     sources = {MODEL: entry, adapter_source("c"): replace(entry, uri="s3://m/c")}
-    found = status(Phase.BUILDING, progress=Progress(()), sources=sources, toolchain="t")
+    found = status(Phase.BUILDING, progress=BuildProgress(()), sources=sources, toolchain="t")
     assert [(s["name"], s["uri"]) for s in found["sources"]] == [
         ("model", "s3://m/x"),
         ("adapter:c", "s3://m/c"),
@@ -129,11 +131,11 @@ def test_counts_and_sources_belong_to_a_generation() -> None:
 
 
 def test_what_was_found_out_stays_while_nothing_is_looked_at() -> None:
-    found = status(Phase.BUILDING, progress=Progress(()), notes=["n"], warnings=["w"])
+    found = status(Phase.BUILDING, progress=BuildProgress(()), notes=["n"], warnings=["w"])
     waits = status(Phase.WAITING, previous=found)
     assert (waits["plan"], waits["warnings"]) == (["n"], ["w"])
     assert "warnings" not in status(Phase.WAITING, previous=found, generation=2)
-    assert "warnings" not in status(Phase.BUILDING, previous=found, progress=Progress(()))
+    assert "warnings" not in status(Phase.BUILDING, previous=found, progress=BuildProgress(()))
 
 
 def test_warnings_that_are_left_out_are_counted() -> None:

@@ -16,7 +16,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Key, SourceName, TaskId
 from genai_core.operations import OPERATIONS
 from genai_core.tasks.task_file import Toolchain
-from genai_planner.events import Start
+from genai_planner.events import TaskStart
 from genai_planner.graph import FileRef, Result, Selection
 from genai_planner.machine import TaskState
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact, Forecast, Ingesting, plan_build
@@ -177,7 +177,7 @@ def test_task_file_locates_files_in_the_source_that_the_task_reads() -> None:
     )
     task = TaskId("ingest/child:decode")
     written = files.task_file(
-        machine.tasks[task], Start(task, Key(looks[task]), machine.inputs(task))
+        machine.tasks[task], TaskStart(task, Key(looks[task]), machine.inputs(task))
     )
     assert {i.path for i in written.inputs["source"].values()} == {
         f"/child:decode/{role}" for role in ("model.onnx", "config.json", "model.encodings")

@@ -20,14 +20,14 @@ from genai_runtime.session import SlotSession
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.testing import ScriptedExecutor
-from genai_serving.adapters.cache import AdapterCache, AdapterSource
+from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 from genai_serving.adapters.loaded import NoColumns, NotLoaded, Unreadable
 from genai_serving.adapters.served import ServedAdapters
-from genai_serving.engine import Engine, Limits
+from genai_serving.engine import Engine, ServingLimits
 from genai_serving.requests import Finish
 
 NAMES = ("a", "b", "c", "d")
-LIMITS = Limits(sequences=3, tokens=24, waiting=200, cache_bytes=120, prefix_bytes=120)
+LIMITS = ServingLimits(sequences=3, tokens=24, waiting=200, cache_bytes=120, prefix_bytes=120)
 VOCAB = 5
 
 
@@ -35,8 +35,8 @@ def entry(content: str) -> AdapterEntry:
     return AdapterEntry(file="x", sha256=content * 64, rank=1, linears=1)
 
 
-def source(content: str, size: int = 1, read=None) -> AdapterSource:
-    return AdapterSource(AdapterShape(1, {"y": (1, 1)}, size), read or (lambda: content))
+def source(content: str, size: int = 1, read=None) -> AdapterLoader:
+    return AdapterLoader(AdapterShape(1, {"y": (1, 1)}, size), read or (lambda: content))
 
 
 def alone(prompt, most, uses, content=lambda name: name):
@@ -309,7 +309,7 @@ def test_cache_refuses_what_would_never_fit_and_reads_again_what_gave_way():
     read: list[str] = []
     cache = AdapterCache(3 << 20)
 
-    def made(name: str, size: int) -> AdapterSource:
+    def made(name: str, size: int) -> AdapterLoader:
         return source("", size << 20, lambda: read.append(name) or name)
 
     cache.add("own", made("own", 1), pinned=True)

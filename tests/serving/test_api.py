@@ -22,7 +22,7 @@ from genai_runtime.testing import ScriptedExecutor
 from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.api.model import sampling_defaults
 from genai_serving.api.schemas import ChatBody, CompletionBody, TokenizeBody
-from genai_serving.engine import Limits
+from genai_serving.engine import ServingLimits
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 PROMPT = [1, 305, 490, 724]
@@ -457,7 +457,7 @@ def until(condition):
 
 
 def test_a_full_queue_answers_429_with_numbers_and_retry_after(make_server):
-    limits = Limits(sequences=1, tokens=8, waiting=0, cache_bytes=96)
+    limits = ServingLimits(sequences=1, tokens=8, waiting=0, cache_bytes=96)
     running = make_server(limits=limits)
     running.executor.seconds = 0.02
     body = {"prompt": PROMPT, "max_tokens": 60, "temperature": 0}

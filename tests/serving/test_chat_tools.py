@@ -10,7 +10,7 @@ import pytest
 from running import Paced, Reciting, run_server
 
 from genai_runtime.tokenizer import TextTokenizer
-from genai_serving.engine import Limits
+from genai_serving.engine import ServingLimits
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 HEAD = "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}"
@@ -37,7 +37,7 @@ TOOLS = [
     {"type": "function", "function": {"name": "now", "strict": True}},
 ]
 USER = {"role": "user", "content": "1 and 2?"}
-LIMITS = Limits(sequences=4, tokens=256, waiting=32, cache_bytes=4 * 512)
+LIMITS = ServingLimits(sequences=4, tokens=256, waiting=32, cache_bytes=4 * 512)
 CALL = '{"name": "add", "arguments": {"a": 1, "b": 2}}'
 SAID = {
     "hermes": ("Well.\n<tool_call>\n" + CALL + "\n</tool_call>", "Well."),

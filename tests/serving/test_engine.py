@@ -15,11 +15,11 @@ from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
-from genai_serving.engine import Closed, Engine, Limits
+from genai_serving.engine import Closed, Engine, ServingLimits
 from genai_serving.requests import Finish
 from genai_serving.scheduler import QueueFull, TooLarge
 
-LIMITS = Limits(sequences=4, tokens=16, waiting=64, cache_bytes=4 * 64)
+LIMITS = ServingLimits(sequences=4, tokens=16, waiting=64, cache_bytes=4 * 64)
 
 
 class Slow(ScriptedExecutor):
@@ -143,7 +143,7 @@ def test_logprobs_of_prompt_and_answer_are_those_of_one_pass(engine):
 
 
 def test_cancel_ends_a_waiting_and_a_running_request(executor):
-    engine = Engine(executor, Limits(sequences=1, tokens=4, waiting=4, cache_bytes=64))
+    engine = Engine(executor, ServingLimits(sequences=1, tokens=4, waiting=4, cache_bytes=64))
     started = threading.Event()
     running, waiting = Heard(on_first=started.set), Heard()
     executor.go.clear()
@@ -239,14 +239,14 @@ def test_submit_refuses_an_adapter_that_is_not_loaded_before_it_joins_a_pass(eng
 
 
 def test_submit_refuses_what_the_cache_cannot_hold(executor):
-    engine = Engine(executor, Limits(sequences=2, tokens=4, waiting=4, cache_bytes=20))
+    engine = Engine(executor, ServingLimits(sequences=2, tokens=4, waiting=4, cache_bytes=20))
     with pytest.raises(TooLarge):
         engine.submit(ask([1] * 10, 30), Heard())
     engine.close()
 
 
 def test_submit_refuses_when_the_queue_is_full(executor):
-    engine = Engine(executor, Limits(sequences=1, tokens=4, waiting=1, cache_bytes=64))
+    engine = Engine(executor, ServingLimits(sequences=1, tokens=4, waiting=1, cache_bytes=64))
     executor.go.clear()
     first = Heard()
     engine.submit(ask([1], 60), first)

@@ -19,11 +19,13 @@ from genai_runtime.speculation.lookahead import Lookahead
 from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.speculation.suffix import Suffix
 from genai_runtime.testing import ScriptedExecutor
-from genai_serving.engine import Engine, Limits
+from genai_serving.engine import Engine, ServingLimits
 from genai_serving.requests import Finish
 
 VOCAB, CONTEXT = 5, 64
-LIMITS = Limits(sequences=4, tokens=24, waiting=64, cache_bytes=8 * CONTEXT, prefix_bytes=256)
+LIMITS = ServingLimits(
+    sequences=4, tokens=24, waiting=64, cache_bytes=8 * CONTEXT, prefix_bytes=256
+)
 DRAFTS: list[ScriptedExecutor] = []
 
 
@@ -135,7 +137,7 @@ def test_every_answer_is_the_plain_one(name, adaptive, plain):
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 10_000), st.sampled_from(sorted(METHODS)), st.integers(4, 30))
 def test_any_mix_of_requests_and_budgets_gets_plain_answers(seed, name, tokens):
-    limits = Limits(sequences=3, tokens=tokens, waiting=64, cache_bytes=6 * CONTEXT)
+    limits = ServingLimits(sequences=3, tokens=tokens, waiting=64, cache_bytes=6 * CONTEXT)
     asked = list(requests(seed, 7))
     expected, _, _ = answers(asked, limits=limits)
     speculation = Speculation(METHODS[name](), most=3, adaptive=False)

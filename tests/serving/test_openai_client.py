@@ -10,9 +10,9 @@ import pytest
 from running import Paced, Reciting, run_server
 
 from genai_runtime.tokenizer import TextTokenizer
-from genai_serving.engine import Limits
+from genai_serving.engine import ServingLimits
 
-LIMITS = Limits(sequences=4, tokens=256, waiting=32, cache_bytes=4 * 512)
+LIMITS = ServingLimits(sequences=4, tokens=256, waiting=32, cache_bytes=4 * 512)
 TEMPLATE = (
     "{% for t in tools or [] %}{{ t.function.name }} {% endfor %}{# <tool_call> </think> #}"
     "{% for m in messages %}{{ m.role }}:{{ m.content }}\n{% endfor %}"

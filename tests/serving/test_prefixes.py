@@ -13,13 +13,13 @@ from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
-from genai_serving.engine import Engine, Limits
+from genai_serving.engine import Engine, ServingLimits
 from genai_serving.prefixes import Held, Match, PrefixCache, common
 from genai_serving.requests import Finish, Scope
 
 NAMES = ("a", "b")
 BUDGET = 80
-LIMITS = Limits(sequences=3, tokens=8, waiting=64, cache_bytes=BUDGET, prefix_bytes=BUDGET)
+LIMITS = ServingLimits(sequences=3, tokens=8, waiting=64, cache_bytes=BUDGET, prefix_bytes=BUDGET)
 
 
 class Watched(ScriptedExecutor):
@@ -130,7 +130,7 @@ def test_choices_of_one_prompt_share_it_while_the_first_still_reads(engine):
 
 
 def test_nothing_is_kept_without_memory_for_it():
-    made = engine_of(Limits(sequences=3, tokens=8, waiting=8, cache_bytes=BUDGET))
+    made = engine_of(ServingLimits(sequences=3, tokens=8, waiting=8, cache_bytes=BUDGET))
     for _ in range(2):
         assert told(made, [1, 2, 3]).ended.cached_tokens == 0
         assert made._executor.open_slots == frozenset()

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from genai_core.errors import BadInput
-from genai_serving.scheduler import Limits, QueueFull, Scheduler, Sequence, TooLarge
+from genai_serving.scheduler import QueueFull, Scheduler, Sequence, ServingLimits, TooLarge
 
-LIMITS = Limits(sequences=3, tokens=8, waiting=4, cache_bytes=100)
+LIMITS = ServingLimits(sequences=3, tokens=8, waiting=4, cache_bytes=100)
 
 
 class Machine(RuleBasedStateMachine):
@@ -144,14 +144,14 @@ TestScheduler.settings = settings(max_examples=60, stateful_step_count=40, deadl
 
 
 def test_add_refuses_with_numbers_when_a_request_would_never_fit():
-    scheduler = Scheduler(Limits(sequences=2, tokens=4, waiting=1, cache_bytes=10 << 20))
+    scheduler = Scheduler(ServingLimits(sequences=2, tokens=4, waiting=1, cache_bytes=10 << 20))
     with pytest.raises(TooLarge, match=r"5 prompt tokens and 7 more take 12\.0 MiB .* has 10\.0"):
         scheduler.add(Sequence(0, 5, 7, 12 << 20))
     assert scheduler.waiting == ()
 
 
 def test_add_refuses_with_numbers_when_the_queue_is_full():
-    scheduler = Scheduler(Limits(sequences=1, tokens=4, waiting=0, cache_bytes=10 << 20))
+    scheduler = Scheduler(ServingLimits(sequences=1, tokens=4, waiting=0, cache_bytes=10 << 20))
     scheduler.add(Sequence(0, 1, 9, 8 << 20))
     scheduler.update(scheduler.schedule())
     with pytest.raises(QueueFull, match=r"1 sequences run .* 8\.0 of 10\.0 MiB .* needs 4\.0"):
@@ -181,7 +181,7 @@ def test_prompts_share_a_pass_with_writers_when_the_budget_allows():
 
 
 def test_guesses_get_evenly_what_prompts_leave():
-    scheduler = Scheduler(Limits(sequences=4, tokens=16, waiting=4, cache_bytes=100))
+    scheduler = Scheduler(ServingLimits(sequences=4, tokens=16, waiting=4, cache_bytes=100))
     for key in range(3):
         scheduler.add(Sequence(key, 1, 50, 1))
     scheduler.update(scheduler.schedule())
@@ -193,7 +193,7 @@ def test_guesses_get_evenly_what_prompts_leave():
 
 
 def test_overdue_names_who_waits_and_who_runs_past_the_deadline():
-    scheduler = Scheduler(Limits(sequences=1, tokens=4, waiting=4, cache_bytes=9))
+    scheduler = Scheduler(ServingLimits(sequences=1, tokens=4, waiting=4, cache_bytes=9))
     for key, deadline in ((0, 5.0), (1, 3.0), (2, None)):
         scheduler.add(Sequence(key, 1, 9, 1, deadline))
     scheduler.update(scheduler.schedule())
@@ -213,7 +213,7 @@ def test_overdue_names_who_waits_and_who_runs_past_the_deadline():
 )
 def test_limits_refuse_what_could_never_work(values):
     with pytest.raises(BadInput):
-        Limits(**({"sequences": 3, "tokens": 8, "waiting": 4, "cache_bytes": 9} | values))
+        ServingLimits(**({"sequences": 3, "tokens": 8, "waiting": 4, "cache_bytes": 9} | values))
 
 
 @pytest.mark.parametrize("changed", [{"key": 0}, {"prompt": 0}, {"most": 0}])

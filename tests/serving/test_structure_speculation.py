@@ -19,13 +19,15 @@ from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.speculation.suffix import Suffix
 from genai_runtime.testing import ScriptedExecutor
 from genai_runtime.tokenizer import TextTokenizer
-from genai_serving.engine import Engine, Limits
+from genai_serving.engine import Engine, ServingLimits
 from genai_serving.structure.forms import of_choices, of_regex, of_schema
 from genai_serving.structure.grammars import Grammars
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 VOCAB, CONTEXT, END = 2048, 160, frozenset({2, 6})
-LIMITS = Limits(sequences=4, tokens=24, waiting=64, cache_bytes=8 * CONTEXT, prefix_bytes=256)
+LIMITS = ServingLimits(
+    sequences=4, tokens=24, waiting=64, cache_bytes=8 * CONTEXT, prefix_bytes=256
+)
 ROWS = {
     "type": "array",
     "items": {"enum": ["alpha", "beta"]},

@@ -9,14 +9,16 @@ import pytest
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex, read_index
 from genai_core.errors import BadAdapter, BadInput
-from genai_stages.lora.adapter import Adapter, Branch
+from genai_stages.lora.adapter import Adapter, AdapterBranch
 from genai_stages.lora.bounds import check_bounds
 
 ADAPTER = Adapter(
     "one",
     {
-        "model.layers.0.self_attn.q_proj": Branch(np.ones((8, 4), "f4"), np.ones((4, 8), "f4")),
-        "/model/layers.1/mlp/up_proj/base_layer/MatMul_output_0": Branch(
+        "model.layers.0.self_attn.q_proj": AdapterBranch(
+            np.ones((8, 4), "f4"), np.ones((4, 8), "f4")
+        ),
+        "/model/layers.1/mlp/up_proj/base_layer/MatMul_output_0": AdapterBranch(
             np.ones((2, 4), "f4"), np.ones((4, 2), "f4")
         ),
     },

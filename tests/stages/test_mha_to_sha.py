@@ -22,7 +22,7 @@ from genai_stages.stage import Context
 from genai_stages.static.compare_heads import compare_heads
 from genai_stages.static.head_axes import part_shape, plain, reshaped
 from genai_stages.static.mha_to_sha import mha_to_sha
-from genai_stages.static.split import Part
+from genai_stages.static.split import ModelPart
 from genai_stages.static.static_graph import StaticGraph, emit_static
 from genai_stages.testing import random_core_model
 
@@ -189,7 +189,7 @@ def test_operation_keeps_heads_together_when_told(tmp_path: Path) -> None:
 
 def test_swapped_kv_heads_are_found_as_drift(tmp_path: Path) -> None:
     facts, before, after = both(tmp_path, heads=6, kv_heads=2)
-    part = Part(0, 2, embedding=True, lm_head=True)
+    part = ModelPart(0, 2, embedding=True, lm_head=True)
     assert compare_heads(before, after, facts, part=part, weights=tmp_path) < 1e-5
     values = {value.name: value for node in after.model.graph for value in node.outputs}
     scores = values["/model/layers.1/self_attn/scores.head_0"].producer()

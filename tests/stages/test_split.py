@@ -18,7 +18,7 @@ from genai_stages.graph.core_graph import DOMAIN, read_core, write_proto
 from genai_stages.graph.provenance import read_provenance, write_provenance
 from genai_stages.operations import transform
 from genai_stages.stage import Context
-from genai_stages.static.split import Part, boundary_name, cut
+from genai_stages.static.split import ModelPart, boundary_name, cut
 from genai_stages.static.static_graph import emit_static
 from genai_stages.testing import random_core_model
 
@@ -171,14 +171,17 @@ def test_boundary_stands_for_the_sources_tensor(whole: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        (Part(0, 5, embedding=True, lm_head=True), "0 to 5 are no part of a model with 4 layers"),
-        (Part(1, 2, embedding=True, lm_head=False), "1 to 2 are no part"),
-        (Part(1, 2, embedding=False, lm_head=True), "1 to 2 are no part"),
-        (Part(3, 2, embedding=False, lm_head=False), "3 to 2 are no part"),
-        (Part(2, 2, embedding=False, lm_head=False), "use at most 4 parts"),
+        (
+            ModelPart(0, 5, embedding=True, lm_head=True),
+            "0 to 5 are no part of a model with 4 layers",
+        ),
+        (ModelPart(1, 2, embedding=True, lm_head=False), "1 to 2 are no part"),
+        (ModelPart(1, 2, embedding=False, lm_head=True), "1 to 2 are no part"),
+        (ModelPart(3, 2, embedding=False, lm_head=False), "3 to 2 are no part"),
+        (ModelPart(2, 2, embedding=False, lm_head=False), "use at most 4 parts"),
     ],
 )
-def test_part_that_does_not_exist_is_refused(whole: Path, part: Part, message: str) -> None:
+def test_part_that_does_not_exist_is_refused(whole: Path, part: ModelPart, message: str) -> None:
     core, facts = read_core(whole)
     static = emit_static(core, facts, ar=8, cl=64)
     with pytest.raises(InvalidSpec, match=message):
@@ -194,14 +197,14 @@ def test_second_tensor_between_layers_is_refused(tmp_path: Path) -> None:
     # The residual stream of layer 1 leaps over its boundary, back to the embedding.
     last.replace_input_with(0, values[facts.boundaries[0]])
     static = emit_static(core, facts, ar=8, cl=64)
-    cut(static, facts, Part(0, 2, embedding=True, lm_head=True), name="x")
+    cut(static, facts, ModelPart(0, 2, embedding=True, lm_head=True), name="x")
     with pytest.raises(UnsupportedOperator, match="also read 'input_ids'"):
-        cut(static, facts, Part(1, 2, embedding=False, lm_head=True), name="x")
+        cut(static, facts, ModelPart(1, 2, embedding=False, lm_head=True), name="x")
 
 
 def test_cut_leaves_the_whole_graph_as_it_was(whole: Path) -> None:
     core, facts = read_core(whole)
     static = emit_static(core, facts, ar=8, cl=64)
     before = ir.to_proto(static.model).SerializeToString(deterministic=True)
-    cut(static, facts, Part(1, 3, embedding=False, lm_head=False), name="x")
+    cut(static, facts, ModelPart(1, 3, embedding=False, lm_head=False), name="x")
     assert ir.to_proto(static.model).SerializeToString(deterministic=True) == before

@@ -22,7 +22,7 @@ from genai_cli.engine.events import BuildResult
 from genai_cli.engine.local_engine import PlannedBuild, plan_build, run_plan
 from genai_cli.engine.work_folders import known_digests
 from genai_cli.option_words import in_options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.container.report import own_report
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.kinds.build import GenAIBuild
@@ -99,7 +99,7 @@ def make_containers(
 
 def run_build(
     build: GenAIBuild,
-    settings: Settings,
+    settings: ProgramSettings,
     *,
     store: str | None,
     read_from: Sequence[str],

@@ -18,7 +18,7 @@ from genai_cli.display.render import busy
 from genai_cli.display.words import counted
 from genai_cli.engine.events import PlannedTask, PlanReady
 from genai_cli.engine.local_engine import PlannedBuild, plan_build
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.errors import BadInput
 from genai_core.kinds.problems import nearest
 from genai_core.store.location import open_store
@@ -30,7 +30,7 @@ _SHORT_KEY = 12
 
 def show_plan(
     flags: SpecFlags,
-    settings: Settings,
+    settings: ProgramSettings,
     *,
     store: str | None,
     read_from: Sequence[str],

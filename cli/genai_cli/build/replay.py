@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from genai_cli.display.output import emit, say, tell
 from genai_cli.display.words import duration, size
 from genai_cli.engine.local_engine import run_task
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_cli.store.entries import find_entry, named_key, opened, read_entry, records
 from genai_core.errors import BadInput, InvalidSpec, from_dict
 from genai_core.files.digest_cache import FileCache
@@ -44,7 +44,7 @@ _OPTIONS = "options"
 
 def replay(
     entry: str,
-    settings: Settings,
+    settings: ProgramSettings,
     *,
     changes: Sequence[str],
     source: Path | None,
@@ -69,7 +69,7 @@ def replay(
     return _run_again(record, task, artifacts, settings=settings)
 
 
-def _found(entry: str, settings: Settings, store: str | None) -> tuple[Record, Store]:
+def _found(entry: str, settings: ProgramSettings, store: str | None) -> tuple[Record, Store]:
     """The record, and the store that its inputs come from."""
     folder = Path(entry)
     if folder.exists():
@@ -257,7 +257,7 @@ def _task(
     )
 
 
-def _run_changed(task: TaskFile, store: Store, settings: Settings) -> int:
+def _run_changed(task: TaskFile, store: Store, settings: ProgramSettings) -> int:
     result = run_task(task, store, on_event=lambda _: None)
     if result.error is not None:
         raise from_dict(result.error)
@@ -283,7 +283,7 @@ def _run_changed(task: TaskFile, store: Store, settings: Settings) -> int:
     return 0
 
 
-def _run_again(record: Record, task: TaskFile, store: Store, *, settings: Settings) -> int:
+def _run_again(record: Record, task: TaskFile, store: Store, *, settings: ProgramSettings) -> int:
     with _scratch_store(store) as scratch:
         _lend(task, store, scratch)
         result = run_task(task, scratch, on_event=lambda _: None)

@@ -21,7 +21,7 @@ __all__ = [
     "Artifact",
     "ClusterBuild",
     "ClusterTask",
-    "Failure",
+    "FailureView",
     "build_view",
     "parse_time",
     "quantity",
@@ -30,7 +30,7 @@ __all__ = [
 
 _USUAL = {"", "ContainerCreating", "PodInitializing"}
 
-_Entry = TypeVar("_Entry", StageProgress, "Failure")
+_Entry = TypeVar("_Entry", StageProgress, "FailureView")
 ShownState: TypeAlias = Literal["waiting", "running", "done", "failed"]
 
 
@@ -99,7 +99,7 @@ class ClusterTask:
 
 
 @dataclass(frozen=True)
-class Failure:
+class FailureView:
     """One failed task; the log's address is empty where it left none."""
 
     task: str
@@ -148,7 +148,7 @@ class ClusterBuild:
     total: int = 0
     cached: int = 0
     stages: tuple[StageProgress, ...] = ()
-    failures: tuple[Failure, ...] = ()
+    failures: tuple[FailureView, ...] = ()
     plan: tuple[str, ...] = ()
     artifacts: tuple[Artifact, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -210,7 +210,7 @@ def build_view(value: Mapping[str, Any], tasks: Sequence[ClusterTask] = ()) -> C
         total=int(total) if total.isdigit() else 0,
         cached=int(status.get("cached", 0)),
         stages=_each(StageProgress, status.get("stages")),
-        failures=_each(Failure, status.get("failures")),
+        failures=_each(FailureView, status.get("failures")),
         plan=tuple(status.get("plan") or ()),
         artifacts=tuple(
             Artifact(

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from genai_cli.cluster.api_errors import ClusterUnavailable, NotThere
-from genai_cli.cluster.build_views import ClusterBuild, ClusterTask, Failure
+from genai_cli.cluster.build_views import ClusterBuild, ClusterTask, FailureView
 from genai_cli.cluster.builds import read_build, read_object
 from genai_cli.cluster.connection import Access, Cluster, connect
 from genai_cli.cluster.stores import StoreOptions, blob_of, opened_stores
@@ -144,7 +144,7 @@ class _Reader:
             return False
         return task.state != "waiting"
 
-    def _of_failure(self, failure: Failure) -> bool:
+    def _of_failure(self, failure: FailureView) -> bool:
         if not failure.log:
             return False
         with self._store(failure.log) as store:

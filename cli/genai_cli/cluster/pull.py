@@ -16,7 +16,7 @@ from genai_cli.containers.device import steps
 from genai_cli.display.output import emit, say
 from genai_cli.display.render import busy
 from genai_cli.display.words import size
-from genai_cli.settings import DEFAULT_OUTPUT, Settings
+from genai_cli.settings import DEFAULT_OUTPUT, ProgramSettings
 from genai_core.container.report import own_report
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.names import Key
@@ -28,7 +28,7 @@ __all__ = ["pull_container"]
 
 def pull_container(
     access: Access,
-    settings: Settings,
+    settings: ProgramSettings,
     *,
     name: str,
     target: str | None,
@@ -102,7 +102,7 @@ def _chosen(view: ClusterBuild, target: str | None) -> Artifact:
     return wanted
 
 
-def _tell(settings: Settings, view: ClusterBuild, found: Delivered) -> None:
+def _tell(settings: ProgramSettings, view: ClusterBuild, found: Delivered) -> None:
     todo = steps(found.path, name=view.name)
     if settings.json:
         emit(

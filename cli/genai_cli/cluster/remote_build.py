@@ -29,7 +29,7 @@ from genai_cli.display.render import busy
 from genai_cli.display.words import counted, duration, size
 from genai_cli.engine.claims import claim_upload
 from genai_cli.engine.work_folders import known_digests
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget, from_dict
 from genai_core.files.home import expanded
 from genai_core.kinds.base import API_VERSION
@@ -63,7 +63,7 @@ class _Ended:
 def build_remotely(
     build: GenAIBuild,
     access: Access,
-    settings: Settings,
+    settings: ProgramSettings,
     *,
     options: StoreOptions,
     detach: bool,
@@ -301,7 +301,7 @@ def _back(view: ClusterBuild) -> str:
     )
 
 
-def _detached(settings: Settings, view: ClusterBuild) -> None:
+def _detached(settings: ProgramSettings, view: ClusterBuild) -> None:
     if settings.json:
         emit({"name": view.name, "namespace": view.namespace, "phase": view.phase})
         return
@@ -309,7 +309,7 @@ def _detached(settings: Settings, view: ClusterBuild) -> None:
     sys.stdout.write(_back(view))
 
 
-def _report(settings: Settings, ended: _Ended) -> int:
+def _report(settings: ProgramSettings, ended: _Ended) -> int:
     found = ended.found
     view = found.view
     errors = [

@@ -24,7 +24,7 @@ from genai_cli.cluster.connection import Access, Cluster, connect
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit
 from genai_cli.display.words import counted, duration, size
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.wire import REQUESTED_AT
 from genai_planner.progress import StageProgress
 
@@ -46,7 +46,7 @@ _WIDE = 4000
 
 def show_status(
     access: Access,
-    settings: Settings,
+    settings: ProgramSettings,
     *,
     name: str | None,
     everywhere: bool,

@@ -26,9 +26,9 @@ from genai_cli.cluster.status import put
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, say
 from genai_cli.display.words import counted, duration
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
-__all__ = ["Node", "Rates", "Snapshot", "show_top", "snapshot"]
+__all__ = ["Node", "Rates", "TopSnapshot", "show_top", "snapshot"]
 
 _EVERY = 2.0
 _WINDOW = 60.0
@@ -51,7 +51,7 @@ class Node:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class TopSnapshot:
     """The cluster at one moment.
 
     Attributes:
@@ -90,7 +90,7 @@ class Rates:
         return len(self._seen)
 
 
-def show_top(access: Access, settings: Settings, *, everywhere: bool, once: bool) -> int:
+def show_top(access: Access, settings: ProgramSettings, *, everywhere: bool, once: bool) -> int:
     """Show it once, or live on a terminal, or a line every two seconds in a pipe."""
     cluster = connect(access)
     namespace = None if everywhere else cluster.namespace
@@ -128,7 +128,7 @@ def _live(cluster: Cluster, namespace: str | None, rates: Rates) -> int:
             found = _patiently(cluster, namespace, found)
 
 
-def _patiently(cluster: Cluster, namespace: str | None, last: Snapshot) -> Snapshot:
+def _patiently(cluster: Cluster, namespace: str | None, last: TopSnapshot) -> TopSnapshot:
     """What is there now; while an apiserver restarts, what was there."""
     try:
         return snapshot(cluster, namespace)
@@ -136,7 +136,7 @@ def _patiently(cluster: Cluster, namespace: str | None, last: Snapshot) -> Snaps
         return last
 
 
-def snapshot(cluster: Cluster, namespace: str | None) -> Snapshot:
+def snapshot(cluster: Cluster, namespace: str | None) -> TopSnapshot:
     """Look once: builds, Jobs, pods, and nodes where that is allowed."""
     builds = read_builds(cluster, namespace)
     tasks: dict[str, tuple[ClusterTask, list[str]]] = {}
@@ -154,7 +154,7 @@ def snapshot(cluster: Cluster, namespace: str | None) -> Snapshot:
     resting: dict[str, int] = {}
     for view in rest:
         resting[view.phase] = resting.get(view.phase, 0) + 1
-    return Snapshot(
+    return TopSnapshot(
         builds=(*busy, *rest),
         tasks=tuple((task, ",".join(names)) for task, names in found),
         nodes=tuple(_nodes([task for task, _ in found], nodes)),
@@ -185,7 +185,7 @@ def _nodes(tasks: Sequence[ClusterTask], known: Sequence[Json]) -> list[Node]:
     return found
 
 
-def _picture(cluster: Cluster, found: Snapshot, rate: int) -> RenderableType:
+def _picture(cluster: Cluster, found: TopSnapshot, rate: int) -> RenderableType:
     waiting = len(found.tasks) - found.running
     busy = [view for view in found.builds if not view.settled]
     rest = ", ".join(f"{count} {phase}" for phase, count in sorted(found.resting.items()))
@@ -255,7 +255,7 @@ def _share(used: float, offered: float, unit: str) -> str:
     return f"{used:.3g} of {offered:.3g}{unit} ({used / offered:.0%})"
 
 
-def _line(found: Snapshot, rate: int, now: datetime) -> str:
+def _line(found: TopSnapshot, rate: int, now: datetime) -> str:
     """One look as a line for logs and pipes."""
     busy = [view for view in found.builds if not view.settled]
     nodes = " ".join(f"{node.name}={node.tasks}" for node in found.nodes)
@@ -267,7 +267,7 @@ def _line(found: Snapshot, rate: int, now: datetime) -> str:
     return " ".join(filter(None, (counts, nodes, progress)))
 
 
-def _as_json(found: Snapshot, rate: int) -> dict[str, Any]:
+def _as_json(found: TopSnapshot, rate: int) -> dict[str, Any]:
     return {
         "builds": [
             {

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
 app = typer.Typer(
     no_args_is_help=True, rich_markup_mode=None, help="LoRA adapters of a container (cpu)."
@@ -52,7 +52,7 @@ def add(
     The base is not built again, and what runs on it keeps its caches: `base` stays the same. The
     store is asked only where the model's names do not tell where the adapter belongs.
     """
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.containers import adapters
 
@@ -69,7 +69,7 @@ def remove(
     json: options.Json = False,
 ) -> int:
     """Leave an adapter out: a new revision in DIR, the given container untouched."""
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.containers import adapters
 
@@ -81,7 +81,7 @@ def list_adapters(
     context: typer.Context, container: options.OneContainer, *, json: options.Json = False
 ) -> int:
     """Show the adapters and use cases of a container."""
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.containers import adapters
 

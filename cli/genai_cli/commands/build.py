@@ -10,7 +10,7 @@ import typer
 
 from genai_cli import options
 from genai_cli.build.spec_flags import SpecFlags
-from genai_cli.settings import DEFAULT_OUTPUT, Settings
+from genai_cli.settings import DEFAULT_OUTPUT, ProgramSettings
 from genai_core.errors import BadInput
 
 EXAMPLES = """\b
@@ -69,7 +69,7 @@ def build(
     Results are kept in the store: what is there already is not computed again, and after an
     interruption the same command goes on where it stopped.
     """
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     flags = SpecFlags(
         file=file, model=model, name=name, target=target, ar=ar, cl=cl, splits=splits,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import completion, options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
 app = typer.Typer(
     help="The store: what is in it, copies out of it, checks, cleaning.", no_args_is_help=True
@@ -170,7 +170,7 @@ def gc(
     return upkeep.collect_garbage(settings, store, keep_days=keep_days, dry_run=dry_run)
 
 
-def _settings(context: typer.Context, *, json: bool) -> Settings:
-    settings: Settings = context.obj
+def _settings(context: typer.Context, *, json: bool) -> ProgramSettings:
+    settings: ProgramSettings = context.obj
     settings.json = json
     return settings

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
 
 def evaluate(
@@ -36,7 +36,7 @@ def evaluate(
     The loss in nats a token, and the perplexity. Each piece is scored from an empty cache and no
     token is added: the mean of -log p over its positions 1 to the last.
     """
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.containers import execution
     from genai_cli.containers.worn_adapters import Wearing

@@ -8,7 +8,7 @@ import typer
 
 from genai_cli import options
 from genai_cli.build.spec_flags import SpecFlags
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
 EXAMPLES = """\b
 Examples:
@@ -45,7 +45,7 @@ def graph(
     ] = None,
 ) -> int:
     """Show the tasks of a build, and which will run."""
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     flags = SpecFlags(
         file=file, model=model, name=name, target=target, ar=ar, cl=cl, splits=splits,

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
 
 def inspect(
@@ -26,7 +26,7 @@ def inspect(
 
     Graphs with their inputs and outputs, files, golden prompts, measurements.
     """
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.containers import inspection
 

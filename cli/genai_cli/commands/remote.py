@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import completion, options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.errors import BadInput
 
 EXAMPLES_STATUS = """\b
@@ -58,7 +58,7 @@ def status(
     json: options.Json = False,
 ) -> int:
     """Show the builds of a cluster, or one of them in full."""
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     if build is not None and everywhere:
         raise BadInput("one build is in one namespace", where="-A", remedy="name it with -n")
@@ -116,7 +116,7 @@ def top(
     json: options.Json = False,
 ) -> int:
     """Show what builds do on which nodes, live."""
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.cluster.top import show_top
 
@@ -152,7 +152,7 @@ def pull(
     json: options.Json = False,
 ) -> int:
     """Fetch a build's container out of the cluster, verified, and say how it is started."""
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.cluster.pull import pull_container
     from genai_cli.cluster.stores import StoreOptions

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
 EXAMPLES = """\b
 Examples:
@@ -48,7 +48,7 @@ def replay(
 
     With --set the changed stage is run and kept beside the old one.
     """
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.build import replay as replays
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.errors import BadInput
 
 EXAMPLES = """\b
@@ -75,7 +75,7 @@ def run(
     as it is, one for Snapdragon in the emulator, where the build was small enough to have a twin
     for it.
     """
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     if system is not None and not chat:
         raise BadInput("it is of conversations", where="--system", remedy="add --chat")

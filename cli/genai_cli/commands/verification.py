@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from genai_cli import options
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 
 
 def verify(
@@ -25,7 +25,7 @@ def verify(
     Exit code 1 where a file is missing, other than the manifest says, or not in it. `genai cache
     verify` does the same for a store.
     """
-    settings: Settings = context.obj
+    settings: ProgramSettings = context.obj
     settings.json = json
     from genai_cli.containers import verification
 

@@ -25,7 +25,7 @@ from genai_cli.display.render import busy
 from genai_cli.display.words import counted, duration, size
 from genai_cli.engine.local_source import bring_folder
 from genai_cli.engine.work_folders import cache_folder, known_digests
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_cli.store.core_lookup import find_core
 from genai_core.canonical import digest_file
 from genai_core.container.adapter_addition import AdditionAnswer, AdditionRequest
@@ -64,7 +64,7 @@ _WORKER = (sys.executable, "-P", "-m", "genai_stages", "adapter")
 
 def add(
     path: Path, source: str, output: Path, *, name: str | None, store: str | None,
-    settings: Settings,
+    settings: ProgramSettings,
 ) -> int:  # fmt: skip
     """Write a new revision with one adapter more; returns 0.
 
@@ -104,7 +104,7 @@ def add(
     return 0
 
 
-def remove(path: Path, name: str, output: Path, *, settings: Settings) -> int:
+def remove(path: Path, name: str, output: Path, *, settings: ProgramSettings) -> int:
     """Write a new revision with one adapter less; returns 0.
 
     Raises:
@@ -137,7 +137,7 @@ def remove(path: Path, name: str, output: Path, *, settings: Settings) -> int:
     return 0
 
 
-def show(path: Path, *, settings: Settings) -> int:
+def show(path: Path, *, settings: ProgramSettings) -> int:
     """Print the adapters and use cases; returns 0.
 
     Raises:
@@ -266,7 +266,7 @@ def _copy(opened: Container, draft: Path) -> None:
 
 def _imported(
     draft: Path, name: str, files: Mapping[str, SourceFile], manifest: Manifest, *,
-    store: str | None, settings: Settings,
+    store: str | None, settings: ProgramSettings,
 ) -> dict[str, Any]:  # fmt: skip
     """Have a worker add the adapter; with the core graph where names alone do not tell."""
     aside = draft.with_name(f"{draft.name}.work")
@@ -312,7 +312,9 @@ def _nameless(said: AdditionAnswer, store: str) -> GenAIError:
     return error
 
 
-def _tell(output: Path, facts: dict[str, Any], *, seconds: float, settings: Settings) -> None:
+def _tell(
+    output: Path, facts: dict[str, Any], *, seconds: float, settings: ProgramSettings
+) -> None:
     if settings.json:
         emit({"path": str(output), "seconds": round(seconds, 2), **facts})
         return

@@ -21,7 +21,7 @@ from genai_cli.display.output import emit, say
 from genai_cli.display.render import busy
 from genai_cli.display.words import duration
 from genai_cli.engine.work_folders import known_digests
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.errors import BadInput
 from genai_core.redaction import plain
 from genai_runtime import container as containers
@@ -70,7 +70,7 @@ class Prompt:
 
 def run(
     path: Path,
-    settings: Settings,
+    settings: ProgramSettings,
     *,
     prompt: Prompt,
     max_tokens: int | None,
@@ -172,7 +172,7 @@ def run(
 
 def evaluate(
     path: Path,
-    settings: Settings,
+    settings: ProgramSettings,
     *,
     tokens: Path,
     pieces: int,

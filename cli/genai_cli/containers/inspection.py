@@ -15,7 +15,7 @@ from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, table
 from genai_cli.display.words import counted, size
 from genai_cli.engine.work_folders import known_digests
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_runtime.inspection import describe
 
 __all__ = ["inspect"]
@@ -29,7 +29,7 @@ _LABELS = {
 }
 
 
-def inspect(path: Path, settings: Settings) -> int:
+def inspect(path: Path, settings: ProgramSettings) -> int:
     """Print what a container or artifact holds; returns the exit code."""
     found = describe(the_container(path), digest_of=known_digests().digest)
     if settings.json:

@@ -9,7 +9,7 @@ from genai_cli.containers.choice import the_container
 from genai_cli.display.output import emit, say
 from genai_cli.display.render import busy
 from genai_cli.display.words import counted, size
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.canonical import digest_file
 from genai_core.container.adapters import INDEX_FILE, read_index
 from genai_core.container.manifest import (
@@ -30,7 +30,7 @@ __all__ = ["verify"]
 _SAID = {"missing": "missing", "size": "wrong", "bytes": "wrong", "extra": "extra"}
 
 
-def verify(path: Path, settings: Settings, *, golden: bool = False) -> int:
+def verify(path: Path, settings: ProgramSettings, *, golden: bool = False) -> int:
     """Print what is wrong with a container; returns 0 where nothing is, else 1.
 
     Args:

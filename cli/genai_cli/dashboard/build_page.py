@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from datetime import datetime
 
-from genai_cli.cluster.build_views import Artifact, ClusterBuild, ClusterTask, Failure
+from genai_cli.cluster.build_views import Artifact, ClusterBuild, ClusterTask, FailureView
 from genai_cli.dashboard.markup import Html, element, joined, row
 from genai_cli.dashboard.overview import badge, header, stage_graph
 from genai_cli.dashboard.snapshot import Snapshot
@@ -41,7 +41,7 @@ def _failures(view: ClusterBuild) -> Html:
     return joined(*(_failure(view, failure) for failure in view.failures))
 
 
-def _failure(view: ClusterBuild, failure: Failure) -> Html:
+def _failure(view: ClusterBuild, failure: FailureView) -> Html:
     command = shlex.join(("genai", "logs", view.name, failure.task, "-n", view.namespace))
     return element(
         "section",

@@ -32,7 +32,7 @@ from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import TaskFile, Toolchain
 from genai_core.tasks.toolchain import toolchain_of
-from genai_planner.events import FoundResult, Missed, Start
+from genai_planner.events import FoundResult, Missed, TaskStart
 from genai_planner.explain import KeyParts, why_it_runs
 from genai_planner.graph import FileRef, Plan, Result, Task
 from genai_planner.machine import Machine, TaskState
@@ -174,7 +174,7 @@ class LocalPlan:
             derived=self.plan.notes,
         )
 
-    def task_file(self, machine: Machine, start: Start, threads: int) -> TaskFile:
+    def task_file(self, machine: Machine, start: TaskStart, threads: int) -> TaskFile:
         """What a worker has to know."""
         return self._task_files.task_file(machine.tasks[start.task], start, threads=threads)
 

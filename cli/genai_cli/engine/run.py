@@ -58,7 +58,7 @@ from genai_planner.events import (
     InputLost,
     Look,
     Missed,
-    Start,
+    TaskStart,
     WorkLimits,
 )
 from genai_planner.graph import result_of
@@ -119,7 +119,7 @@ def look_all(
 class _Attempt:
     """A task whose worker runs."""
 
-    start: Start
+    start: TaskStart
     job: Job
     lock: KeyLock
     began: float
@@ -143,7 +143,7 @@ class LocalRun:
     store: Store
     work: WorkFolder
     jobs: int
-    task_file: Callable[[Machine, Start, int], TaskFile]
+    task_file: Callable[[Machine, TaskStart, int], TaskFile]
     on_event: OnEvent
     on_fidelity: Callable[[], None] = lambda: None
     claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None
@@ -229,7 +229,7 @@ class LocalRun:
             with _room_needed(self.work.path):
                 self._start(machine, start, threads=max(1, self._cores // max(1, busy)))
 
-    def _start(self, machine: Machine, start: Start, *, threads: int) -> None:
+    def _start(self, machine: Machine, start: TaskStart, *, threads: int) -> None:
         lock = KeyLock(self.work.locks, start.key)
         if not lock.acquire():
             self._elsewhere[start.task] = lock

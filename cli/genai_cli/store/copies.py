@@ -11,7 +11,7 @@ from pathlib import Path
 
 from genai_cli.display.output import emit, say, tell
 from genai_cli.display.words import counted
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_cli.store.entries import checked_operation, find_entry, opened, records
 from genai_core.errors import CorruptBlob
 from genai_core.store.blobs import Blobs
@@ -25,7 +25,12 @@ _GRAPH = ".onnx"
 
 
 def pull(
-    settings: Settings, address: str | None, *, entry: str, output: Path | None, weights: bool
+    settings: ProgramSettings,
+    address: str | None,
+    *,
+    entry: str,
+    output: Path | None,
+    weights: bool,
 ) -> int:
     """Put one entry's files into a folder; returns the exit code.
 
@@ -85,7 +90,7 @@ def _named_weights(record: Record, store: Blobs) -> dict[str, Blob]:
 
 
 def export(
-    settings: Settings,
+    settings: ProgramSettings,
     address: str | None,
     *,
     folder: Path,

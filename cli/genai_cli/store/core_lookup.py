@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_cli.store.entries import opened, records
 from genai_core.canonical import digest_json
 from genai_core.container.manifest import Manifest
@@ -17,7 +17,7 @@ _FILES = ("model.onnx", "facts.json")
 
 
 def find_core(
-    manifest: Manifest, folder: Path, settings: Settings, address: str | None
+    manifest: Manifest, folder: Path, settings: ProgramSettings, address: str | None
 ) -> Path | None:
     """Fetch `model.onnx` and `facts.json` of the core graph; no weights.
 

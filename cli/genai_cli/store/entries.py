@@ -14,7 +14,7 @@ from rich.text import Text
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, say, table, tell
 from genai_cli.display.words import counted, duration, size
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.files.home import expanded
@@ -53,7 +53,7 @@ _ENTRY = re.compile(
 """`<folders>/convert_3f2a...`, `convert/3f2a`, `3f2a`."""
 
 
-def opened(settings: Settings, address: str | None) -> Store:
+def opened(settings: ProgramSettings, address: str | None) -> Store:
     """The store that a command means, which must exist.
 
     Raises:
@@ -86,7 +86,7 @@ def _read(store: Records, ref: RecordRef) -> Record | None:
 
 
 def list_entries(
-    settings: Settings, address: str | None, *, operation: str | None, terms: Sequence[str]
+    settings: ProgramSettings, address: str | None, *, operation: str | None, terms: Sequence[str]
 ) -> int:
     """Print the entries of an operation that match every term; returns the exit code."""
     operation = checked_operation(operation)
@@ -110,7 +110,7 @@ def list_entries(
     return 0
 
 
-def show(settings: Settings, address: str | None, *, entry: str, log: bool) -> int:
+def show(settings: ProgramSettings, address: str | None, *, entry: str, log: bool) -> int:
     """Print one entry, or its log; returns the exit code."""
     store = opened(settings, address)
     record = find_entry(store, entry)

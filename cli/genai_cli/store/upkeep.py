@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from genai_cli.display.output import emit, say, tell
 from genai_cli.display.words import counted, size
-from genai_cli.settings import Settings
+from genai_cli.settings import ProgramSettings
 from genai_cli.store.entries import opened
 from genai_core.store.collection.collect import collect
 from genai_core.store.verify import verify
@@ -14,7 +14,7 @@ from genai_core.store.verify import verify
 __all__ = ["collect_garbage", "verify_store"]
 
 
-def verify_store(settings: Settings, address: str | None, *, remove: bool) -> int:
+def verify_store(settings: ProgramSettings, address: str | None, *, remove: bool) -> int:
     """Read every blob; returns 1 where something is wrong."""
     store = opened(settings, address)
     done = verify(store, remove=remove, progress=_tell)
@@ -49,7 +49,7 @@ def verify_store(settings: Settings, address: str | None, *, remove: bool) -> in
 
 
 def collect_garbage(
-    settings: Settings, address: str | None, *, keep_days: float, dry_run: bool
+    settings: ProgramSettings, address: str | None, *, keep_days: float, dry_run: bool
 ) -> int:
     """Remove what nothing needs; returns the exit code."""
     store = opened(settings, address)

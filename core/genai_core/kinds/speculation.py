@@ -10,10 +10,10 @@ from pydantic import model_validator
 from genai_core.files.paths import FileName
 from genai_core.kinds.base import DigestText, KindModel, SecretRef, Uri, either_case
 
-__all__ = ["SpeculationMethod", "SpeculationPart"]
+__all__ = ["SpeculationPart", "SpeculationPartMethod"]
 
 
-class SpeculationMethod(StrEnum):
+class SpeculationPartMethod(StrEnum):
     """What guesses. Methods that need no part of their own are chosen by the server alone."""
 
     DRAFT_MODEL = "DraftModel"
@@ -28,7 +28,7 @@ class SpeculationPart(KindModel):
     model then gives out.
     """
 
-    method: Annotated[SpeculationMethod, either_case(SpeculationMethod)]
+    method: Annotated[SpeculationPartMethod, either_case(SpeculationPartMethod)]
     """DraftModel, a smaller model of the same tokenizer; Eagle, a head made for this model."""
     source: Uri
     """s3://bucket/prefix, https:// (an archive), pvc://claim/path; on the command line a folder."""
@@ -48,7 +48,7 @@ class SpeculationPart(KindModel):
 
     @model_validator(mode="after")
     def _of_eagle(self) -> SpeculationPart:
-        if self.method is not SpeculationMethod.EAGLE:
+        if self.method is not SpeculationPartMethod.EAGLE:
             for name, value in (
                 ("version", self.version), ("draftTokenMap", self.draft_token_map),
             ):  # fmt: skip

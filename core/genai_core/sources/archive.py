@@ -27,7 +27,7 @@ from genai_core.errors import BadModel, NoSpace
 from genai_core.files.paths import check_relative_path
 from genai_core.files.whole_files import explain, room_in
 
-__all__ = ["Bounds", "unpack_archive"]
+__all__ = ["ArchiveLimits", "unpack_archive"]
 
 _BUFFER_BYTES = 1 << 20
 _MAGIC = {
@@ -67,7 +67,7 @@ _DAMAGED = (
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ArchiveLimits:
     """How much an archive may hold."""
 
     most_bytes: int = 512 << 30
@@ -86,7 +86,7 @@ class _Left:
     """What of the bounds is left."""
 
     where: str
-    bounds: Bounds
+    bounds: ArchiveLimits
     packed: int
     room: int
     bytes: int = 0
@@ -140,7 +140,9 @@ class _Left:
         return BadModel(what, where=self.where, remedy="pack the model's own files only")
 
 
-def unpack_archive(archive: Path, dest: Path, *, where: str, bounds: Bounds | None = None) -> Path:
+def unpack_archive(
+    archive: Path, dest: Path, *, where: str, bounds: ArchiveLimits | None = None
+) -> Path:
     """Unpack an archive into an empty folder.
 
     Args:
@@ -156,7 +158,7 @@ def unpack_archive(archive: Path, dest: Path, *, where: str, bounds: Bounds | No
         BadModel: It is no archive, is damaged, or holds something that must not be unpacked.
         NoSpace: There is no room for what it holds.
     """
-    left = _Left(where, bounds or Bounds(), archive.stat().st_size, room_in(dest))
+    left = _Left(where, bounds or ArchiveLimits(), archive.stat().st_size, room_in(dest))
     try:
         for name, stream in _members(archive, left):
             left.take_file(name)

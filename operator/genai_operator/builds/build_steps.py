@@ -16,7 +16,7 @@ from genai_operator.builds.build_pass import WATCHED_SECONDS, BuildPass
 from genai_operator.builds.claims import Claims
 from genai_operator.builds.helper_jobs import BuildHelperJobs
 from genai_operator.builds.job_changes import JobChanges, JobWriter, Start, wait_of
-from genai_operator.builds.leases import Leases
+from genai_operator.builds.leases import BuildLeases
 from genai_operator.builds.planning.plans import Plans
 from genai_operator.builds.planning.question import Question, Survey
 from genai_operator.builds.planning.requests import Looks, Setting
@@ -106,7 +106,7 @@ class BuildSteps:
         loader: Loader,
         resolver: Resolver,
         helpers: BuildHelperJobs,
-        leases: Leases,
+        leases: BuildLeases,
         claims: Claims,
         writer: JobWriter,
         doubt: Callable[[str, str], None],

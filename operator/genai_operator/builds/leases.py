@@ -31,7 +31,7 @@ from genai_operator.targets.build_targets import BuildTarget
 from genai_operator.threads import in_thread
 from genai_operator.timing import SYSTEM, Timing
 
-__all__ = ["Leases"]
+__all__ = ["BuildLeases"]
 
 log = logging.getLogger("genai_operator.builds.leases")
 
@@ -42,7 +42,7 @@ _TOLD_DAYS = 7
 """How often a Job renews a lease."""
 
 
-class Leases:
+class BuildLeases:
     """See the module's docstring."""
 
     def __init__(self, cluster: str, helpers: BuildHelperJobs, *, timing: Timing = SYSTEM) -> None:

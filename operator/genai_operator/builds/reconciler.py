@@ -22,7 +22,7 @@ from genai_operator.builds.build_steps import BuildContext, BuildSteps
 from genai_operator.builds.claims import Claims
 from genai_operator.builds.helper_jobs import BuildHelperJobs
 from genai_operator.builds.job_changes import JobWriter
-from genai_operator.builds.leases import Leases
+from genai_operator.builds.leases import BuildLeases
 from genai_operator.builds.references import Loader, begin
 from genai_operator.builds.reporter import Reporter
 from genai_operator.builds.resolver import Resolver
@@ -75,7 +75,7 @@ class BuildReconciler:
         writer = JobWriter(observed, self._applier, self._starter)
         asked = BuildHelperJobs(self._helpers, observed, writer)
         loader = Loader(observed, stores)
-        self._leases = Leases(stores.cluster_name, asked, timing=observed.timing)
+        self._leases = BuildLeases(stores.cluster_name, asked, timing=observed.timing)
         self._resolver = Resolver(observed, stores, helpers=self._helpers, writer=writer)
         self._claims = Claims(observed, self._applier)
         self._rest = Rest(loader, self._leases, self._reporter)

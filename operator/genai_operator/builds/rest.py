@@ -7,7 +7,7 @@ import logging
 from genai_core.errors import GenAIError
 from genai_core.names import MODEL
 from genai_operator.builds.build_pass import BuildPass
-from genai_operator.builds.leases import Leases
+from genai_operator.builds.leases import BuildLeases
 from genai_operator.builds.references import Loader, accesses_of
 from genai_operator.builds.reporter import Reporter
 from genai_operator.builds.status import Outcome
@@ -24,7 +24,7 @@ log = logging.getLogger("genai_operator.builds.rest")
 class Rest:
     """See the module's docstring."""
 
-    def __init__(self, loader: Loader, leases: Leases, reporter: Reporter) -> None:
+    def __init__(self, loader: Loader, leases: BuildLeases, reporter: Reporter) -> None:
         self._loader = loader
         self._leases = leases
         self._reporter = reporter

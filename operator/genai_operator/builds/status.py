@@ -29,7 +29,7 @@ from genai_operator.kube.status.conditions import (
 from genai_operator.kube.status.phases import Phase
 from genai_operator.kube.times import rfc3339
 from genai_operator.steps import Done, Result, Stall, Wait
-from genai_planner.progress import Progress
+from genai_planner.progress import BuildProgress
 
 __all__ = ["Outcome", "ResolvedEntry", "build_status"]
 
@@ -84,7 +84,7 @@ class Outcome:
     state: Phase
     reason: str
     message: str = ""
-    progress: Progress | None = None
+    progress: BuildProgress | None = None
     ran: Mapping[str, int] = field(default_factory=dict)
     failed: Sequence[tuple[TaskId, GenAIError, str]] = ()
     containers: Mapping[str, Record] = field(default_factory=dict)

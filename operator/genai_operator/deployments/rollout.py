@@ -9,7 +9,7 @@ from genai_core.errors import BadInput, from_dict
 from genai_core.reasons import Reason
 from genai_operator.kube.pod import PodView, WorkloadView
 
-__all__ = ["FAILED", "Standing", "failure", "standing"]
+__all__ = ["FAILED", "DeploymentStanding", "failure", "standing"]
 
 FAILED = Reason.ROLLOUT_FAILED
 _PATIENCE = 3
@@ -19,7 +19,7 @@ _STORES = {"StoreNotReady", "StoreUnreadable"}
 
 
 @dataclass(frozen=True)
-class Standing:
+class DeploymentStanding:
     """What Ready says of a deployment whose objects are applied.
 
     Attributes:
@@ -63,7 +63,7 @@ def standing(
     *,
     revision: str,
     settled: bool,
-) -> Standing:
+) -> DeploymentStanding:
     """How it stands while nothing has failed.
 
     Args:
@@ -74,20 +74,20 @@ def standing(
         settled: This revision was rolled out before.
     """
     if workload is None or not _is_current(workload, rendering):
-        return Standing("Unknown", Reason.PROGRESSING, "the rollout begins", waits=True)
+        return DeploymentStanding("Unknown", Reason.PROGRESSING, "the rollout begins", waits=True)
     own = _own(pods, rendering)
     short = revision[:19]
     if workload.wanted == 0 and workload.replicas == 0:
         # No pod has shown that this revision is good: it must not become what is gone back to.
-        return Standing("True", Reason.SCALED_TO_ZERO, "no pod is wanted", waits=False)
+        return DeploymentStanding("True", Reason.SCALED_TO_ZERO, "no pod is wanted", waits=False)
     if workload.rolled_out and len([pod for pod in own if pod.ready]) >= workload.wanted:
         message = f"{workload.ready}/{workload.wanted} pods serve {short}"
-        return Standing("True", Reason.SERVING, message, waits=False, complete=True)
+        return DeploymentStanding("True", Reason.SERVING, message, waits=False, complete=True)
     count = f"{sum(pod.ready for pod in own)}/{workload.wanted} pods serve {short}"
     words = count + _troubles(own)
     if workload.ready == 0 and settled:
-        return Standing("False", Reason.NO_POD_READY, words, waits=True)
-    return Standing("Unknown", Reason.PROGRESSING, words, waits=True)
+        return DeploymentStanding("False", Reason.NO_POD_READY, words, waits=True)
+    return DeploymentStanding("Unknown", Reason.PROGRESSING, words, waits=True)
 
 
 def _own(pods: Sequence[PodView], rendering: str) -> list[PodView]:

@@ -88,7 +88,7 @@ def judged(
 
 
 def _noted(
-    one: DeploymentPass, stands: rollout.Standing, good: str, after: float | None
+    one: DeploymentPass, stands: rollout.DeploymentStanding, good: str, after: float | None
 ) -> Verdict:
     said = [stands.message, *one.notes, *_remarks(one)] if stands.ready == "True" else []
     message = "; ".join(said) or stands.message
@@ -108,7 +108,7 @@ def _failed(one: DeploymentPass, workload: WorkloadView | None, why: str, good: 
     return Verdict("False", rollout.FAILED, message, waits=False, good=good, after=after)
 
 
-def _rolled_back(one: DeploymentPass, stands: rollout.Standing, good: str) -> Verdict:
+def _rolled_back(one: DeploymentPass, stands: rollout.DeploymentStanding, good: str) -> Verdict:
     why = next(e["reason"] for e in one.rejected if e["revision"] == one.following)
     message = (
         f"{one.following[:19]} was rolled back: {why}; {stands.message}; it is tried again "

@@ -21,7 +21,7 @@ from genai_core.store.protocol import Hit, Lookup, RecordRef, Store
 from genai_core.tasks.record import Blob, Record
 from genai_operator.stores.remembered import (
     MOST_WEIGHT,
-    Blobs,
+    BlobCache,
     check_weight,
     stripped,
     weight_of,
@@ -98,7 +98,7 @@ class Lookups:
         self._found: dict[RecordRef, tuple[Record, float]] = {}
         self._missed: dict[RecordRef, tuple[str, float]] = {}
         self._weights: dict[RecordRef, int] = {}
-        self._blobs = Blobs()
+        self._blobs = BlobCache()
 
     @property
     def location(self) -> str:
@@ -173,7 +173,7 @@ class ToldLookups:
         self._found: dict[RecordRef, Record] = {}
         self._missed: set[RecordRef] = set()
         self._weight = 0
-        self._blobs = Blobs()
+        self._blobs = BlobCache()
         self._gone_through: set[str] = set()
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 from genai_core.errors import StoreUnavailable
 from genai_core.tasks.record import Record
 
-__all__ = ["MOST_WEIGHT", "Blobs", "check_weight", "stripped", "weight_of"]
+__all__ = ["MOST_WEIGHT", "BlobCache", "check_weight", "stripped", "weight_of"]
 
 MOST_WEIGHT = 1_000_000
 """Values, about 100 bytes each; ten thousand tasks have a third of that."""
@@ -66,7 +66,7 @@ def check_weight(weight: int, location: str) -> None:
         )
 
 
-class Blobs:
+class BlobCache:
     """Small files by their digests; of several threads none minds what another drops."""
 
     def __init__(self, most: int = _MOST_BLOBS_BYTES) -> None:

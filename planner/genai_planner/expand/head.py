@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from genai_core.errors import BadModel
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.speculation import SpeculationMethod
+from genai_core.kinds.speculation import SpeculationPartMethod
 from genai_core.names import DRAFT, MODEL, SourceName
 from genai_core.operations import HeadConfig
 from genai_planner.shape import ModelShape
@@ -27,7 +27,7 @@ _LAST = -1
 
 def is_head(spec: BuildSpec) -> bool:
     """Whether what guesses is an EAGLE head."""
-    return any(part.method is SpeculationMethod.EAGLE for part in spec.speculation)
+    return any(part.method is SpeculationPartMethod.EAGLE for part in spec.speculation)
 
 
 def head_config(

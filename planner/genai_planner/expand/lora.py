@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 
-class Bounds(TypedDict, total=False):
+class AdapterBounds(TypedDict, total=False):
     """Fields of the configs of import and package."""
 
     max_rank: int | None
@@ -52,7 +52,7 @@ def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
         )
 
 
-def bounds(spec: BuildSpec) -> Bounds:
+def bounds(spec: BuildSpec) -> AdapterBounds:
     """What adapters are held to, those that come later too."""
     if spec.lora is None:
         return {}

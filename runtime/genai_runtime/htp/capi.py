@@ -123,7 +123,7 @@ class _QuantizationUnion(Union):
     _fields_ = [("scale_offset", ScaleOffset), ("raw", c_uint64 * 4)]
 
 
-class Quantization(Structure):
+class QuantizeParams(Structure):
     """`Qnn_QuantizeParams_t`; of its encodings only the per-tensor one is read."""
 
     _fields_ = [
@@ -146,7 +146,7 @@ class TensorFields(Structure):
         ("type", c_uint32),
         ("data_format", c_uint32),
         ("data_type", c_uint32),
-        ("quantization", Quantization),
+        ("quantization", QuantizeParams),
         ("rank", c_uint32),
         ("dimensions", POINTER(c_uint32)),
         ("memory_type", c_uint32),

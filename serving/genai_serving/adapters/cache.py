@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from genai_runtime.executor import AdapterShape, AdapterWeights, NoRoom
 from genai_serving.scheduler import mebibytes
 
-__all__ = ["AdapterCache", "AdapterSource"]
+__all__ = ["AdapterCache", "AdapterLoader"]
 
 
 @dataclass(frozen=True)
-class AdapterSource:
+class AdapterLoader:
     """Where an adapter is read from, as often as it is needed.
 
     Attributes:
@@ -38,7 +38,7 @@ class AdapterCache:
     def __init__(self, most_bytes: int | None = None) -> None:
         self._most = most_bytes
         self._lock = threading.Lock()
-        self._sources: dict[str, AdapterSource] = {}
+        self._sources: dict[str, AdapterLoader] = {}
         self._pinned: set[str] = set()
         self._held: dict[str, AdapterWeights] = {}
         """The one that was not asked for longest first."""
@@ -55,11 +55,11 @@ class AdapterCache:
         with self._lock:
             return self._bytes(self._held)
 
-    def source(self, name: str) -> AdapterSource:
+    def source(self, name: str) -> AdapterLoader:
         """Of an adapter that was added."""
         return self._sources[name]
 
-    def add(self, name: str, source: AdapterSource, *, pinned: bool = False) -> None:
+    def add(self, name: str, source: AdapterLoader, *, pinned: bool = False) -> None:
         """Know an adapter; it is read when it is asked for.
 
         Args:

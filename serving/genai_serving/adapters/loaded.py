@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from genai_core.errors import BadInput, GenAIError
 from genai_runtime.executor import AdapterHost, AdapterUse, Executor, NoRoom
-from genai_serving.adapters.cache import AdapterCache, AdapterSource
+from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 
 __all__ = [
     "AT_REST",
@@ -188,7 +188,7 @@ class LoadedAdapters:
             )
         return told
 
-    def add(self, name: str, source: AdapterSource) -> Future[None]:
+    def add(self, name: str, source: AdapterLoader) -> Future[None]:
         """Take one in: it is read and compared once before requests may wear it.
 
         Raises:

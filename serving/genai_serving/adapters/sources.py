@@ -16,7 +16,7 @@ from genai_core.container.manifest import MANIFEST_FILE
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_runtime.container import Container, manifest_of
 from genai_runtime.executor import AdapterShape, AdapterWeights
-from genai_serving.adapters.cache import AdapterSource
+from genai_serving.adapters.cache import AdapterLoader
 
 __all__ = ["AdapterSources", "Found"]
 
@@ -30,7 +30,7 @@ class Found:
         self.entry = entry
         self._path = folder / entry.file
 
-    def source(self) -> AdapterSource:
+    def source(self) -> AdapterLoader:
         """What it takes, by the head of its file, and how it is read.
 
         Raises:
@@ -39,7 +39,7 @@ class Found:
         from genai_runtime.cpu.adapter_files import read_shape
 
         shape = read_shape(self._path)
-        return AdapterSource(shape, lambda: self._read(shape))
+        return AdapterLoader(shape, lambda: self._read(shape))
 
     def _read(self, shape: AdapterShape) -> AdapterWeights:
         """Its matrices, of the bytes whose digest was compared.

@@ -10,7 +10,7 @@ from genai_core.names import Backend
 from genai_runtime.container import Container
 from genai_runtime.cpu.bank import bank_bytes
 from genai_runtime.executor import AdapterHost, AdapterShape, Executor, NoRoom
-from genai_serving.adapters.cache import AdapterCache, AdapterSource
+from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 from genai_serving.adapters.sources import AdapterSources
 from genai_serving.scheduler import mebibytes
 
@@ -124,7 +124,7 @@ class HeldAdapters:
     """
 
     def __init__(
-        self, host: AdapterHost, room: AdapterRoom, sources: Mapping[str, AdapterSource]
+        self, host: AdapterHost, room: AdapterRoom, sources: Mapping[str, AdapterLoader]
     ) -> None:
         self._host = host
         self._laid: list[str] = []

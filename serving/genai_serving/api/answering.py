@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from genai_runtime.sampling import TokenLogprob
 from genai_serving.engine import Engine
-from genai_serving.requests import Ended, Finish, Request
+from genai_serving.requests import AnswerRequest, Ended, Finish
 from genai_serving.text import Decode, Detokenizer, StopFinder
 
 
@@ -95,21 +95,21 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningAnswer:
     """An answer that the engine has taken on."""
 
     answer: Answer
     cancel: Callable[[], None]
 
 
-def start(engine: Engine, request: Request, answer: Answer) -> Running:
+def start(engine: Engine, request: AnswerRequest, answer: Answer) -> RunningAnswer:
     """Submit a request.
 
     Raises:
         GenAIError: As `Engine.submit`.
     """
     key = engine.submit(request, answer)
-    return Running(answer, lambda: engine.cancel(key))
+    return RunningAnswer(answer, lambda: engine.cancel(key))
 
 
 FINISH_REASONS = {Finish.STOP: "stop", Finish.LENGTH: "length"}

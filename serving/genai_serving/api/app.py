@@ -21,7 +21,7 @@ from genai_serving.api.admin import AdapterAdmin, load_lora_adapter, unload_lora
 from genai_serving.api.bodies import Bodies, read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
-from genai_serving.api.errors import RETRY_SECONDS, ApiError, of_failure
+from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, of_failure
 from genai_serving.api.keys import ApiKeys
 from genai_serving.api.openapi import document
 from genai_serving.api.schemas import DetokenizeBody, TokenizeBody
@@ -33,7 +33,7 @@ _OPEN = frozenset({"/health", "/ready", "/metrics", "/openapi.json"})
 _REQUEST_ID = re.compile(r"^[\w.:-]{1,128}$", re.ASCII)
 _INSTEAD = {"/v1/responses": "this server has /v1/chat/completions"}
 
-_CROWDED = ApiError(
+_CROWDED = RequestRefused(
     503,
     "the server has too many connections",
     code="too_many_connections",
@@ -162,7 +162,7 @@ class _Front:
             await send(message)
 
         if scope["path"] == "/ready" and self._draining():
-            ending = ApiError(503, "the server is shutting down", code="shutting_down")
+            ending = RequestRefused(503, "the server is shutting down", code="shutting_down")
             await ending.response()(scope, receive, named)
             return
         if scope["path"] not in _OPEN and self._crowded():
@@ -174,7 +174,7 @@ class _Front:
             finally:
                 self._bodies.release(scope)
             return
-        refusal = ApiError(
+        refusal = RequestRefused(
             401,
             "a valid API key is needed: Authorization: Bearer <key>",
             code="invalid_api_key",
@@ -188,20 +188,20 @@ async def _answer(
 ) -> Response:
     try:
         return await handler(request, service)
-    except ApiError as error:
+    except RequestRefused as error:
         return error.response()
     except GenAIError as error:
         return of_failure(error).response()
     except Exception:  # noqa: BLE001 - a defect: it is logged, and the client gets its answer
         _LOG.exception("%s %s failed", request.method, request.url.path)
-        return ApiError(500, "the server failed to answer", code="internal_error").response()
+        return RequestRefused(500, "the server failed to answer", code="internal_error").response()
 
 
 async def _no_such_route(request: HttpRequest, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     hint = _INSTEAD.get(request.url.path)
     text = f"{request.method} {request.url.path}: {error.detail}" + (f"; {hint}" if hint else "")
-    return ApiError(error.status_code, text, headers=error.headers or {}).response()
+    return RequestRefused(error.status_code, text, headers=error.headers or {}).response()
 
 
 async def _models(_request: HttpRequest, service: Service) -> Response:
@@ -270,12 +270,12 @@ async def _detokenize(request: HttpRequest, service: Service) -> Response:
 async def _health(_request: HttpRequest, service: Service) -> Response:
     """Whether the process is worth keeping: its engine runs."""
     if not service.engine.alive:
-        return ApiError(503, "the engine has ended", code="engine_dead").response()
+        return RequestRefused(503, "the engine has ended", code="engine_dead").response()
     return JSONResponse({"status": "ok"})
 
 
 async def _ready(_request: HttpRequest, service: Service) -> Response:
     """Whether new requests are welcome."""
     if not service.engine.accepting:
-        return ApiError(503, "the server is shutting down", code="shutting_down").response()
+        return RequestRefused(503, "the server is shutting down", code="shutting_down").response()
     return JSONResponse({"status": "ready", "model": service.model.name})

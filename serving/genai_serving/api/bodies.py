@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 
 from genai_core.files.json_budgets import Budget
-from genai_serving.api.errors import RETRY_SECONDS, ApiError, of_validation
+from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, of_validation
 
 MAX_BODY_BYTES = 8 << 20
 BODY_SECONDS = 30.0
@@ -65,25 +65,25 @@ async def read_body(request: HttpRequest, bodies: Bodies, kind: type[_B]) -> _B:
         async with asyncio.timeout(BODY_SECONDS):
             raw = await _bytes(request, bodies)
     except TimeoutError:
-        raise ApiError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+        raise RequestRefused(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     except ClientDisconnect:
-        raise ApiError(400, "the client went away") from None
+        raise RequestRefused(400, "the client went away") from None
     try:
         text = BODY.within(raw).decode("utf-8")
         content = json.loads(text, parse_constant=_no_constant)
         _check_keys(content)
     except (ValueError, RecursionError) as error:
-        raise ApiError(
+        raise RequestRefused(
             400, f"the body cannot be read as JSON: {error}", code="invalid_json"
         ) from None
     if not isinstance(content, dict):
-        raise ApiError(400, "the body must be a JSON object", code="invalid_json")
+        raise RequestRefused(400, "the body must be a JSON object", code="invalid_json")
     try:
         return kind.model_validate(content)
     except ValidationError as error:
         raise of_validation(error) from None
     except RecursionError:
-        raise ApiError(400, "the body is nested too deeply", code="invalid_json") from None
+        raise RequestRefused(400, "the body is nested too deeply", code="invalid_json") from None
 
 
 async def _bytes(request: HttpRequest, bodies: Bodies) -> bytes:
@@ -93,11 +93,11 @@ async def _bytes(request: HttpRequest, bodies: Bodies) -> bytes:
         bodies.bytes += len(chunk)
         request.scope[_HELD] = len(raw)
         if len(raw) > MAX_BODY_BYTES:
-            raise ApiError(
+            raise RequestRefused(
                 413, f"the body has more than {MAX_BODY_BYTES >> 20} MiB", code="body_too_large"
             )
         if bodies.bytes > MOST_BODIES_BYTES:
-            raise ApiError(
+            raise RequestRefused(
                 429,
                 "too many large bodies come at once",
                 code="queue_full",

@@ -10,7 +10,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from genai_runtime.sampling import TokenLogprob
-from genai_serving.api.answering import Piece, Running
+from genai_serving.api.answering import Piece, RunningAnswer
 from genai_serving.api.bodies import read_body
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatBody
@@ -24,7 +24,7 @@ from genai_serving.api.service import (
     usage,
 )
 from genai_serving.api.speaking import Speech, speech_of
-from genai_serving.tools.parts import Part
+from genai_serving.tools.parts import AnswerPart
 
 
 async def chat_completions(request: HttpRequest, service: Service) -> Response:
@@ -129,7 +129,7 @@ class _Deltas:
         for part in self._reader.finish() if piece is None else self._reader.push(piece.text):
             yield self._of_part(part)
 
-    def _of_part(self, part: Part) -> dict[str, Any]:
+    def _of_part(self, part: AnswerPart) -> dict[str, Any]:
         if part.kind == "content":
             return {"content": part.text}
         if part.kind == "reasoning":
@@ -145,7 +145,7 @@ class _Deltas:
 
 async def _chunks(
     body: ChatBody,
-    running: Sequence[Running],
+    running: Sequence[RunningAnswer],
     model: ServedModel,
     head: dict[str, Any],
     speech: Speech,

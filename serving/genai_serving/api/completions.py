@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from genai_runtime.sampling import TokenLogprob
-from genai_serving.api.answering import Piece, Running
+from genai_serving.api.answering import Piece, RunningAnswer
 from genai_serving.api.bodies import read_body
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import CompletionBody
@@ -65,7 +65,7 @@ async def completions(request: HttpRequest, service: Service) -> Response:
 def _whole(
     body: CompletionBody,
     told: Sequence[Sequence[Piece]],
-    running: Sequence[Running],
+    running: Sequence[RunningAnswer],
     model: ServedModel,
     *,
     prompts: Sequence[NDArray[np.int64]],
@@ -87,7 +87,7 @@ def _choice(
     body: CompletionBody,
     prompt: NDArray[np.int64],
     pieces: Sequence[Piece],
-    running: Running,
+    running: RunningAnswer,
     model: ServedModel,
 ) -> dict[str, Any]:
     answer = running.answer
@@ -144,7 +144,7 @@ def _logprobs(
 
 
 async def _chunks(
-    body: CompletionBody, running: Sequence[Running], model: ServedModel, head: dict[str, Any]
+    body: CompletionBody, running: Sequence[RunningAnswer], model: ServedModel, head: dict[str, Any]
 ) -> AsyncIterator[dict[str, Any]]:
     offsets = [0] * len(running)
     async for index, piece in merged(running):

@@ -22,7 +22,7 @@ RETRY_SECONDS = 2
 
 
 @dataclass
-class ApiError(Exception):
+class RequestRefused(Exception):
     """A refusal.
 
     Attributes:
@@ -62,7 +62,7 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers=dict(self.headers))
 
 
-def of_validation(error: ValidationError) -> ApiError:
+def of_validation(error: ValidationError) -> RequestRefused:
     """What is wrong with a body: its first fault, of several forms that of the closest one."""
     faults = error.errors(include_url=False, include_context=False, include_input=False)
     field = faults[0]["loc"][:1]
@@ -71,7 +71,9 @@ def of_validation(error: ValidationError) -> ApiError:
     message = str(first["msg"]).removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         message = "is not a parameter of this endpoint"
-    return ApiError(400, f"{place}: {message}" if place else message, place or None, "invalid_body")
+    return RequestRefused(
+        400, f"{place}: {message}" if place else message, place or None, "invalid_body"
+    )
 
 
 def _names_a_form(part: int | str) -> bool:
@@ -79,28 +81,28 @@ def _names_a_form(part: int | str) -> bool:
     return isinstance(part, str) and ("[" in part or part in {"str", "constrained-str"})
 
 
-def of_failure(error: GenAIError, *, param: str | None = None) -> ApiError:
+def of_failure(error: GenAIError, *, param: str | None = None) -> RequestRefused:
     """An error of the engine or the tokenizer."""
     later = {"Retry-After": str(math.ceil(RETRY_SECONDS))}
     text = " ".join(str(error).split())
     if isinstance(error, QueueFull):
-        return ApiError(429, text, code="queue_full", headers=later)
+        return RequestRefused(429, text, code="queue_full", headers=later)
     if isinstance(error, Closed):
-        return ApiError(503, text, code="shutting_down", headers=later)
+        return RequestRefused(503, text, code="shutting_down", headers=later)
     if isinstance(error, NoColumns | Unreadable):
-        return ApiError(503, text, "model", error.code, headers=later)
+        return RequestRefused(503, text, "model", error.code, headers=later)
     if isinstance(error, NoRoom):
-        return ApiError(413, text, error.where or param, error.code)
+        return RequestRefused(413, text, error.where or param, error.code)
     if isinstance(error, NotLoaded):  # it went while its request was read
-        return ApiError(404, text, "model", "model_not_found")
+        return RequestRefused(404, text, "model", "model_not_found")
     if isinstance(error, BadInput) and not isinstance(error, BadModel):  # that is not the client's
-        return ApiError(400, text, error.where.replace("-", "_") or param, error.code)
-    return ApiError(500, text, code="internal_error")
+        return RequestRefused(400, text, error.where.replace("-", "_") or param, error.code)
+    return RequestRefused(500, text, code="internal_error")
 
 
-def too_long(tokens: int, context_length: int, param: str) -> ApiError:
+def too_long(tokens: int, context_length: int, param: str) -> RequestRefused:
     """A prompt that no answer could follow; by OpenAI's code, which clients cut prompts on."""
-    return ApiError(
+    return RequestRefused(
         400,
         f"the prompt has {tokens} tokens, the context length is {context_length}; shorten it",
         param,
@@ -108,9 +110,9 @@ def too_long(tokens: int, context_length: int, param: str) -> ApiError:
     )
 
 
-def not_found(model: str, known: str) -> ApiError:
+def not_found(model: str, known: str) -> RequestRefused:
     """A model that is not served; never answered by another."""
-    return ApiError(
+    return RequestRefused(
         404,
         f"the model {model[:_MOST_NAME]!r} does not exist; this server has {known}",
         "model",

@@ -20,15 +20,15 @@ from genai_core.kinds.lora import BASE
 from genai_runtime.executor import AdapterUse
 from genai_runtime.sampling import Constraint
 from genai_serving.adapters.loaded import AT_REST, ORDER
-from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, Running, start
+from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, RunningAnswer, start
 from genai_serving.api.bodies import Bodies
-from genai_serving.api.errors import RETRY_SECONDS, ApiError, not_found, of_failure, too_long
+from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, not_found, of_failure, too_long
 from genai_serving.api.messages import ChatMessage, Tool
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatBody, SamplingFields
 from genai_serving.engine import Engine
-from genai_serving.requests import Ended, Finish, Request
-from genai_serving.scheduler import Limits
+from genai_serving.requests import AnswerRequest, Ended, Finish
+from genai_serving.scheduler import ServingLimits
 from genai_serving.structure.forms import Form
 from genai_serving.structure.grammars import Grammar, Grammars
 
@@ -43,7 +43,7 @@ ask for a hundred times as many. Those of answers come no faster than tokens do.
 
 
 @dataclass(frozen=True)
-class Choice:
+class ServedName:
     """What a request is answered by.
 
     Attributes:
@@ -80,7 +80,7 @@ class Service:
 
     engine: Engine
     model: ServedModel
-    limits: Limits
+    limits: ServingLimits
     vocab_size: int
     grammars: Grammars
     seconds: float = 0.0
@@ -88,18 +88,18 @@ class Service:
     bodies: Bodies = field(default_factory=Bodies)
     forms: Forms = field(default_factory=Forms)
 
-    def chosen(self, name: str) -> Choice:
+    def chosen(self, name: str) -> ServedName:
         """What a request's `model` means: the base, an adapter, or a use case.
 
         Raises:
             ApiError: 404: a name that is not here is never answered by another.
         """
         if name in {"", BASE, self.model.name}:
-            return Choice(self.model.name)
+            return ServedName(self.model.name)
         worn = self.model.adapters.worn(name)
         if worn is None:
             raise not_found(name, ", ".join([self.model.name, *self.model.adapters.names]))
-        return Choice(name, worn)
+        return ServedName(name, worn)
 
     def adapter_state(self, name: str) -> str | None:
         """Where the adapters of a name are, the farthest of them; None for the base."""
@@ -150,7 +150,7 @@ class Service:
         if known is not None:  # it waits for nobody
             return known
         if self.forms.count >= _MOST_COMPILING:
-            raise ApiError(
+            raise RequestRefused(
                 429,
                 "too many new forms of answers wait to be compiled",
                 form.field,
@@ -175,7 +175,7 @@ class Service:
         adapters: tuple[AdapterUse, ...] = (),
         constraint: Callable[[], Constraint] | None = None,
         shown: Mapping[int, str] | None = None,
-    ) -> list[Running]:
+    ) -> list[RunningAnswer]:
         """Submit every choice of every prompt, in order; all or none.
 
         Args:
@@ -216,11 +216,11 @@ class Service:
         if tokenizer is None and body.stops:
             raise BadInput("the model has no tokenizer", where="stop")
         deadline = time.monotonic() + self.seconds if self.seconds else None
-        running: list[Running] = []
+        running: list[RunningAnswer] = []
         try:
             for prompt in prompts:
                 for index in range(body.n):
-                    request = Request(
+                    request = AnswerRequest(
                         prompt=prompt,
                         max_tokens=most if most is not None else context,
                         sampling=self.model.sampling(body, index),
@@ -249,13 +249,13 @@ class Service:
         return running
 
 
-def cancel(running: Sequence[Running]) -> None:
+def cancel(running: Sequence[RunningAnswer]) -> None:
     """End what is still running; nothing for what has ended."""
     for one in running:
         one.cancel()
 
 
-async def collect(request: HttpRequest, running: Sequence[Running]) -> list[list[Piece]]:
+async def collect(request: HttpRequest, running: Sequence[RunningAnswer]) -> list[list[Piece]]:
     """All pieces of all answers; the answers end when the client goes away.
 
     Raises:
@@ -273,7 +273,7 @@ async def collect(request: HttpRequest, running: Sequence[Running]) -> list[list
     try:
         await asyncio.wait([gathered, gone], return_when=asyncio.FIRST_COMPLETED)
         if not gathered.done():
-            raise ApiError(400, "the client went away")
+            raise RequestRefused(400, "the client went away")
         told = gathered.result()
     finally:
         cancel(running)
@@ -304,27 +304,27 @@ def check_end(ended: Ended | None) -> str:
     if ended.reason in FINISH_REASONS:
         return FINISH_REASONS[ended.reason]
     if ended.reason is Finish.DEADLINE:
-        raise ApiError(503, "the answer took more time than a request may", code="timeout")
+        raise RequestRefused(503, "the answer took more time than a request may", code="timeout")
     if ended.reason is Finish.CANCELLED:
-        raise ApiError(503, "the server is shutting down", code="shutting_down")
+        raise RequestRefused(503, "the server is shutting down", code="shutting_down")
     raise of_failure(ended.error or GenAIError("the answer failed"))
 
 
 async def events(
-    chunks: AsyncIterator[dict[str, Any]], running: Sequence[Running]
+    chunks: AsyncIterator[dict[str, Any]], running: Sequence[RunningAnswer]
 ) -> AsyncIterator[str]:
     """Server-sent events of chunks; a failure is the last of them. Ends the answers with itself."""
     try:
         async for chunk in chunks:
             yield f"data: {dumps(chunk)}\n\n"
         yield "data: [DONE]\n\n"
-    except ApiError as error:
+    except RequestRefused as error:
         yield f"data: {dumps(error.body)}\n\n"
     finally:
         cancel(running)
 
 
-async def merged(running: Sequence[Running]) -> AsyncIterator[tuple[int, Piece | None]]:
+async def merged(running: Sequence[RunningAnswer]) -> AsyncIterator[tuple[int, Piece | None]]:
     """Pieces of several answers as they come, each with its answer's number; None ends one."""
     queue: asyncio.Queue[tuple[int, Piece | None]] = asyncio.Queue()
 
@@ -347,7 +347,7 @@ async def merged(running: Sequence[Running]) -> AsyncIterator[tuple[int, Piece |
             task.cancel()
 
 
-def usage(running: Sequence[Running], choices: int, *, shown: bool = True) -> dict[str, Any]:
+def usage(running: Sequence[RunningAnswer], choices: int, *, shown: bool = True) -> dict[str, Any]:
     """Tokens of a request: each prompt once, every answer if it was shown."""
     ended = [one.answer.ended for one in running]
     read = [e for e in ended[::choices] if e is not None]

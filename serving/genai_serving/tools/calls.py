@@ -15,7 +15,7 @@ import json
 from collections.abc import Collection, Iterator
 
 from genai_serving.tools.call_object import CallObject
-from genai_serving.tools.parts import Part, Reader, Seeker
+from genai_serving.tools.parts import AnswerPart, Reader, Seeker
 
 __all__ = [
     "FURTHER_MARKS",
@@ -73,15 +73,15 @@ class ArgumentsReader:
     def __init__(self, name: str) -> None:
         self._name: str | None = name
 
-    def push(self, text: str) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[AnswerPart]:
         """The call, and its arguments."""
         if text and self._name is not None:
-            yield Part("call", self._name)
+            yield AnswerPart("call", self._name)
             self._name = None
         if text:
-            yield Part("arguments", text)
+            yield AnswerPart("arguments", text)
 
-    def finish(self) -> Iterator[Part]:
+    def finish(self) -> Iterator[AnswerPart]:
         """Nothing was held back."""
         yield from ()
 
@@ -109,7 +109,7 @@ class _Objects:
         self.left: str | None = None
         """Text behind the calls, as far as it came; None = they go on."""
 
-    def push(self, text: str) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[AnswerPart]:
         """Parts of calls; nothing more once something is left."""
         for place, char in enumerate(text):
             if self.left is not None:
@@ -124,14 +124,14 @@ class _Objects:
             elif not self._is_between(char):
                 self.left = char
 
-    def finish(self) -> Iterator[Part]:
+    def finish(self) -> Iterator[AnswerPart]:
         """What was no call is text."""
         unfinished = "" if self._begun else self._raw
         text = unfinished + self._head + (self.left or "")
         self._raw = self._head = ""
         self.left = ""
         if text:
-            yield Part("content", text)
+            yield AnswerPart("content", text)
 
     def _is_between(self, char: str) -> bool:
         return char.isspace() or char in self._between
@@ -146,18 +146,18 @@ class _Objects:
             for char in json.dumps({"name": name})[:-1] + ', "arguments": ':
                 self._object.push(char)
 
-    def _on(self, called: CallObject, char: str) -> Iterator[Part]:
+    def _on(self, called: CallObject, char: str) -> Iterator[AnswerPart]:
         called.push(char)
         self._raw += char
         if called.name in self._names and called.arguments:
             if not self._begun:
                 self._begun = True
                 self.calls += 1
-                yield Part("call", str(called.name))
+                yield AnswerPart("call", str(called.name))
             new = called.arguments[self._told :]
             self._told += len(new)
             if new:
-                yield Part("arguments", new)
+                yield AnswerPart("arguments", new)
         if called.done or (self._head and called.closed):
             if not self._begun:
                 self.left = self._raw
@@ -170,11 +170,11 @@ class _ListReader:
     def __init__(self, names: Collection[str]) -> None:
         self._calls = _Objects(names, listed=True)
 
-    def push(self, text: str) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[AnswerPart]:
         """Its calls."""
         return self._calls.push(text)
 
-    def finish(self) -> Iterator[Part]:
+    def finish(self) -> Iterator[AnswerPart]:
         """What was no call."""
         return self._calls.finish()
 
@@ -187,7 +187,7 @@ class _LlamaReader:
         self._begun = False
         self._held = ""
 
-    def push(self, text: str) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[AnswerPart]:
         """Its calls, or its text."""
         if not self._begun:
             self._held += text
@@ -202,10 +202,10 @@ class _LlamaReader:
             self._held = ""
         yield from _with_left(self._calls, text)
 
-    def finish(self) -> Iterator[Part]:
+    def finish(self) -> Iterator[AnswerPart]:
         """What was held back."""
         if self._held:
-            yield Part("content", self._held)
+            yield AnswerPart("content", self._held)
         yield from self._calls.finish()
 
 
@@ -226,13 +226,13 @@ class _MarkedReader:
         self._calls: _Objects | None = None
         self._called = False
 
-    def push(self, text: str) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[AnswerPart]:
         """Text and calls."""
         while text:
             if self._calls is None:
                 shown, behind = self._seeker.push(text)
                 if shown:
-                    yield Part("content", shown)
+                    yield AnswerPart("content", shown)
                 if behind is None:
                     return
                 self._calls = _Objects(self._names, listed=not self._end, bare=not self._end)
@@ -250,10 +250,10 @@ class _MarkedReader:
                 self._called = True
                 text = left.removeprefix(self._end)
             else:
-                yield Part("content", self._mark)
+                yield AnswerPart("content", self._mark)
             self._calls = None
 
-    def finish(self) -> Iterator[Part]:
+    def finish(self) -> Iterator[AnswerPart]:
         """What was held back."""
         if self._calls is not None:
             parts = list(self._calls.finish())
@@ -264,12 +264,12 @@ class _MarkedReader:
         else:
             held = self._seeker.finish()
         if held.strip() or (held and not self._called):
-            yield Part("content", held)
+            yield AnswerPart("content", held)
 
 
-def _with_left(calls: _Objects, text: str) -> Iterator[Part]:
+def _with_left(calls: _Objects, text: str) -> Iterator[AnswerPart]:
     """Parts of calls, and the text behind them as it comes."""
     yield from calls.push(text)
     if calls.left:
-        yield Part("content", calls.left)
+        yield AnswerPart("content", calls.left)
         calls.left = ""

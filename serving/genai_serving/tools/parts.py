@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["Part", "PlainReader", "Reader", "Seeker"]
+__all__ = ["AnswerPart", "PlainReader", "Reader", "Seeker"]
 
 
 @dataclass(frozen=True)
-class Part:
+class AnswerPart:
     """A piece of one kind.
 
     Attributes:
@@ -25,11 +25,11 @@ class Part:
 class Reader(Protocol):
     """Finds parts; however its text is cut, the parts joined are the same."""
 
-    def push(self, text: str) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[AnswerPart]:
         """What is certain so far."""
         ...
 
-    def finish(self) -> Iterator[Part]:
+    def finish(self) -> Iterator[AnswerPart]:
         """What was held back."""
         ...
 
@@ -37,12 +37,12 @@ class Reader(Protocol):
 class PlainReader:
     """All of it is content."""
 
-    def push(self, text: str) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[AnswerPart]:
         """The text."""
         if text:
-            yield Part("content", text)
+            yield AnswerPart("content", text)
 
-    def finish(self) -> Iterator[Part]:
+    def finish(self) -> Iterator[AnswerPart]:
         """Nothing was held back."""
         yield from ()
 

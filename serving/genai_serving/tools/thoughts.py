@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_runtime.sampling import Constraint
-from genai_serving.tools.parts import Part, Reader, Seeker
+from genai_serving.tools.parts import AnswerPart, Reader, Seeker
 
 __all__ = ["BEGIN", "END", "AfterThoughts", "ThoughtReader", "thinks"]
 
@@ -35,7 +35,7 @@ class ThoughtReader:
         self._open = True
         self._shown = False
 
-    def push(self, text: str) -> Iterator[Part]:
+    def push(self, text: str) -> Iterator[AnswerPart]:
         """Thoughts, and what follows."""
         if not self._open:
             yield from self._answer(text)
@@ -54,22 +54,22 @@ class ThoughtReader:
         shown = shown if self._shown else shown.lstrip()
         if shown:
             self._shown = True
-            yield Part("reasoning", shown)
+            yield AnswerPart("reasoning", shown)
         if rest is not None:
             self._open, self._shown = False, False
             yield from self._answer(rest)
 
-    def finish(self) -> Iterator[Part]:
+    def finish(self) -> Iterator[AnswerPart]:
         """What was held back."""
         if self._open and self._seeker is not None:
             left = self._seeker.finish()
             if left.strip():
-                yield Part("reasoning", left if self._shown else left.lstrip())
+                yield AnswerPart("reasoning", left if self._shown else left.lstrip())
         elif self._held:
             yield from self._behind.push(self._held)
         yield from self._behind.finish()
 
-    def _answer(self, text: str) -> Iterator[Part]:
+    def _answer(self, text: str) -> Iterator[AnswerPart]:
         """Blank lines between a thought and its answer belong to neither."""
         if self._seeker is not None and not self._shown:
             text = text.lstrip()

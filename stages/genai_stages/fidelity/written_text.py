@@ -37,7 +37,7 @@ from genai_stages.graph.core_graph import read_core
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenText:
     """What the float model wrote.
 
     Attributes:
@@ -51,7 +51,7 @@ class Written:
 
 def write_pieces(
     core: Path, scratch: Path, *, pieces: int, length: int, threads: int = 1, seed: int = 0
-) -> Written:
+) -> WrittenText:
     """Sample token ids [pieces, length]; the first token of each piece is drawn uniformly.
 
     The whole float model is on disk once more, and mapped: for a model of many gigabytes, giving
@@ -69,7 +69,7 @@ def write_pieces(
         for piece, row in enumerate(logits):
             written[piece, position + 1] = choose(row, Sampling(temperature=1.0), random)
         total += float(losses(logits, written[:, position + 1]).sum())
-    return Written(written, total / (pieces * (length - 1)))
+    return WrittenText(written, total / (pieces * (length - 1)))
 
 
 class _Writer:

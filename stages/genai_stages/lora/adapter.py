@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from genai_core.container.adapters import LARGEST_WEIGHT
 from genai_core.errors import BadAdapter
 
-__all__ = ["Adapter", "Branch", "Floats"]
+__all__ = ["Adapter", "AdapterBranch", "Floats"]
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
-class Branch:
+class AdapterBranch:
     """What one adapter adds to one linear.
 
     Attributes:
@@ -52,7 +52,7 @@ class Adapter:
     """
 
     name: str
-    branches: Mapping[str, Branch]
+    branches: Mapping[str, AdapterBranch]
     base: str = ""
 
     @property
@@ -61,7 +61,7 @@ class Adapter:
         return max((branch.rank for branch in self.branches.values()), default=0)
 
 
-def branch_of(module: str, a: Floats, b: Floats, *, scale: float, where: str) -> Branch:
+def branch_of(module: str, a: Floats, b: Floats, *, scale: float, where: str) -> AdapterBranch:
     """Check that A and B belong together.
 
     Raises:
@@ -93,4 +93,4 @@ def branch_of(module: str, a: Floats, b: Floats, *, scale: float, where: str) ->
             where=f"{where}: {module}",
             remedy="its training diverged; train it again with a smaller learning rate",
         )
-    return Branch(a, b, scale)
+    return AdapterBranch(a, b, scale)

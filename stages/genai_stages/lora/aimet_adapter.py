@@ -21,7 +21,7 @@ from genai_core.errors import BadAdapter
 from genai_core.facts import LoraBranch
 from genai_core.files.foreign import read_json_object
 from genai_core.sources.adapter_files import ADAPTER_ENCODINGS_ROLE, ADAPTER_WEIGHTS_ROLE
-from genai_stages.lora.adapter import Adapter, Branch, Floats, branch_of
+from genai_stages.lora.adapter import Adapter, AdapterBranch, Floats, branch_of
 from genai_stages.lora.tensors import Tensors
 
 __all__ = ["holds_aimet", "read_aimet"]
@@ -54,7 +54,7 @@ def read_aimet(folder: Path, branches: Sequence[LoraBranch], name: str) -> Adapt
         )
     inputs = {half for branch in branches for half in (branch.a, branch.b)}
     _check_names(tensors.names, inputs, where=name, what="tensors")
-    found: dict[str, Branch] = {}
+    found: dict[str, AdapterBranch] = {}
     for branch in branches:
         halves = [half for half in (branch.a, branch.b) if half in tensors.names]
         if len(halves) == 1:
@@ -90,7 +90,7 @@ def _check_names(given: Collection[str], known: Collection[str], *, where: str, 
         )
 
 
-def _branch(branch: LoraBranch, tensors: Tensors, where: str) -> Branch | None:
+def _branch(branch: LoraBranch, tensors: Tensors, where: str) -> AdapterBranch | None:
     """A and B as PEFT orders them, without columns that add nothing; None where none is left."""
     a, b = tensors.read(branch.a), tensors.read(branch.b)
     kinds = ((branch.a, a, True), (branch.b, b, False))

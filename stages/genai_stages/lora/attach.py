@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from genai_core.errors import BadAdapter
-from genai_stages.lora.adapter import Adapter, Branch, Floats
+from genai_stages.lora.adapter import Adapter, AdapterBranch, Floats
 from genai_stages.lora.modules import BranchPart, LinearPlace, parts_of
 
 __all__ = ["SiteBranch", "attach"]
@@ -47,7 +47,7 @@ def attach(adapter: Adapter, places: Sequence[LinearPlace]) -> dict[str, SiteBra
         BadAdapter: A module has no linear, or two have the same: says how many of how many, and
             names some.
     """
-    found: dict[str, tuple[str, Branch, BranchPart]] = {}
+    found: dict[str, tuple[str, AdapterBranch, BranchPart]] = {}
     lost: list[str] = []
     for module, branch in adapter.branches.items():
         parts = parts_of(module, branch.b.shape[0], branch.a.shape[1], places)
@@ -98,7 +98,7 @@ def _nearest(module: str, places: Sequence[LinearPlace]) -> str:
     return ""
 
 
-def _site_branch(branch: Branch, part: BranchPart) -> SiteBranch:
+def _site_branch(branch: AdapterBranch, part: BranchPart) -> SiteBranch:
     rows = slice(None) if part.rows is None else list(part.rows)
     b = branch.b[rows].T * np.float32(branch.scale)
     return SiteBranch(

@@ -32,7 +32,7 @@ from genai_stages.ingest.source.source_model import (
     read_source,
 )
 from genai_stages.ingest.source_to_core import source_to_core
-from genai_stages.lora.adapter import Adapter, Branch, branch_of
+from genai_stages.lora.adapter import Adapter, AdapterBranch, branch_of
 from genai_stages.lora.modules import parts_of, places_of
 
 __all__ = ["holds_graph", "read_graph_adapter"]
@@ -138,7 +138,7 @@ def _placed(
     model: tuple[ir.Model, ModelFacts],
     own: tuple[ir.Model, ModelFacts],
     name: str,
-) -> Iterator[tuple[str, Branch]]:
+) -> Iterator[tuple[str, AdapterBranch]]:
     """Linear of the model's core graph -> its branch, by the place in the graph."""
     here, there = places_of(*own), places_of(*model)
     same: Mapping[str, str] = {

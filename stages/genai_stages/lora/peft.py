@@ -18,7 +18,7 @@ from typing import Any
 from genai_core.errors import BadAdapter, BadInput
 from genai_core.files.foreign import read_json_object
 from genai_stages.bounded_match import full_matches_of_all
-from genai_stages.lora.adapter import Adapter, Branch, branch_of
+from genai_stages.lora.adapter import Adapter, AdapterBranch, branch_of
 from genai_stages.lora.tensors import Tensors
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "read_peft"]
@@ -185,7 +185,7 @@ def _branch(
     alpha: float,
     *,
     root: bool,
-) -> Branch:
+) -> AdapterBranch:
     a, b = tensors.read(keys["A"]), tensors.read(keys["B"])
     if a.ndim == 2 and a.shape[0] != rank:
         raise BadAdapter(

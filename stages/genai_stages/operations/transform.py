@@ -21,7 +21,7 @@ from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.static.compare_heads import compare_heads
 from genai_stages.static.head_regions import head_axes_of
 from genai_stages.static.mha_to_sha import mha_to_sha
-from genai_stages.static.split import Part, cut
+from genai_stages.static.split import ModelPart, cut
 from genai_stages.static.start_points import additional_starts, check_start_points
 from genai_stages.static.static_graph import StaticGraph
 
@@ -45,7 +45,7 @@ def run(inputs: Inputs, config: TransformConfig, out: Path, context: Context) ->
     whole = StaticGraph(ir.load(path), read_provenance(folder))
     patterns = [point.tensor for point in config.start_points] if config.mha2sha else []
     warnings = check_start_points(whole, patterns)
-    part = Part(split.first, split.last, embedding=split.embedding, lm_head=split.lm_head)
+    part = ModelPart(split.first, split.last, embedding=split.embedding, lm_head=split.lm_head)
     name = split_name(ar, cl, index=split.index, count=split.count)
     before = cut(whole, facts, part, name=name)
     after, drift = before, 0.0

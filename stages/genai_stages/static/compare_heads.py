@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from genai_core.errors import DriftError
 from genai_core.facts import ModelFacts
 from genai_runtime.masks import EMPTY
-from genai_stages.static.split import Part, boundary_name, cut
+from genai_stages.static.split import ModelPart, boundary_name, cut
 from genai_stages.static.static_graph import StaticGraph
 from genai_stages.static.static_session import Arrays, StaticSession, position_inputs
 
@@ -30,7 +30,7 @@ def compare_heads(
     after: StaticGraph,
     facts: ModelFacts,
     *,
-    part: Part,
+    part: ModelPart,
     weights: Path,
     threads: int = 1,
 ) -> float:
@@ -76,23 +76,23 @@ def compare_heads(
     return drift
 
 
-def pieces(part: Part) -> Iterator[Part]:
+def pieces(part: ModelPart) -> Iterator[ModelPart]:
     """The smallest parts that a part consists of."""
     if part.embedding:
-        yield Part(0, 0, embedding=True, lm_head=False)
+        yield ModelPart(0, 0, embedding=True, lm_head=False)
     for layer in range(part.first, part.last):
-        yield Part(layer, layer + 1, embedding=False, lm_head=False)
+        yield ModelPart(layer, layer + 1, embedding=False, lm_head=False)
     if part.lm_head:
-        yield Part(part.last, part.last, embedding=False, lm_head=True)
+        yield ModelPart(part.last, part.last, embedding=False, lm_head=True)
 
 
-def _described(piece: Part) -> str:
+def _described(piece: ModelPart) -> str:
     if piece.first < piece.last:
         return f"layer {piece.first}"
     return "the embedding" if piece.embedding else "the head"
 
 
-def _feeds(graph: StaticGraph, facts: ModelFacts, part: Part) -> Arrays:
+def _feeds(graph: StaticGraph, facts: ModelFacts, part: ModelPart) -> Arrays:
     """Random inputs of a part: tokens or hidden states, and a cache that is half full."""
     random = np.random.default_rng(0)
     shapes = {

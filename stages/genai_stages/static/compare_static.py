@@ -22,7 +22,7 @@ from genai_core.facts import ModelFacts
 from genai_core.graphs import graph_name
 from genai_runtime.masks import EMPTY
 from genai_stages.graph.expand_attention import expand
-from genai_stages.static.split import Part, cut
+from genai_stages.static.split import ModelPart, cut
 from genai_stages.static.static_graph import StaticGraph
 from genai_stages.static.static_session import Arrays, StaticSession, position_inputs
 
@@ -157,13 +157,13 @@ def compare_static(
     return StaticComparison(drift, limit, cache_drift, plan.tokens, len(plan.passes))
 
 
-def _parts(facts: ModelFacts) -> Iterator[tuple[Part, str | None, str | None]]:
+def _parts(facts: ModelFacts) -> Iterator[tuple[ModelPart, str | None, str | None]]:
     """Embedding, each layer, head; with the core tensors that each starts from and ends with."""
-    yield Part(0, 0, embedding=True, lm_head=False), None, facts.boundaries[0]
+    yield ModelPart(0, 0, embedding=True, lm_head=False), None, facts.boundaries[0]
     for layer, (start, end) in enumerate(itertools.pairwise(facts.boundaries)):
-        yield Part(layer, layer + 1, embedding=False, lm_head=False), start, end
+        yield ModelPart(layer, layer + 1, embedding=False, lm_head=False), start, end
     last = facts.layers
-    yield Part(last, last, embedding=False, lm_head=True), facts.boundaries[-1], None
+    yield ModelPart(last, last, embedding=False, lm_head=True), facts.boundaries[-1], None
 
 
 def _run_core(session: StaticSession, state: NDArray[Any]) -> tuple[Floats, Arrays]:

@@ -23,7 +23,7 @@ from genai_stages.static.static_shapes import static_shape
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ModelPart:
     """Which part of the model is wanted.
 
     Attributes:
@@ -66,7 +66,7 @@ def boundary_name(layer: int) -> str:
     return f"hidden_states_{layer}"
 
 
-def cut(static: StaticGraph, facts: ModelFacts, part: Part, *, name: str) -> StaticGraph:
+def cut(static: StaticGraph, facts: ModelFacts, part: ModelPart, *, name: str) -> StaticGraph:
     """Take one part out of a static graph.
 
     Args:
@@ -84,7 +84,7 @@ def cut(static: StaticGraph, facts: ModelFacts, part: Part, *, name: str) -> Sta
 
 
 class _Cut:
-    def __init__(self, static: StaticGraph, facts: ModelFacts, part: Part) -> None:
+    def __init__(self, static: StaticGraph, facts: ModelFacts, part: ModelPart) -> None:
         self.static = static
         self.facts = facts
         self.part = part

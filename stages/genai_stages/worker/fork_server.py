@@ -48,7 +48,7 @@ _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Request:
+class TaskRequest:
     """One task to run."""
 
     id: int
@@ -59,7 +59,7 @@ class Request:
     log: Path
 
 
-def serve(run: Callable[[Request], int]) -> int:
+def serve(run: Callable[[TaskRequest], int]) -> int:
     """Serve stdin until it ends; returns the exit code.
 
     Args:
@@ -74,7 +74,7 @@ def serve(run: Callable[[Request], int]) -> int:
 
 
 class _Server:
-    def __init__(self, run: Callable[[Request], int]) -> None:
+    def __init__(self, run: Callable[[TaskRequest], int]) -> None:
         self.run = run
         self.pids: dict[int, int] = {}
         """Process id -> request id."""
@@ -122,7 +122,7 @@ class _Server:
                 if number == message["kill"]:
                     _kill(pid, int(message["signal"]))
             return
-        request = Request(
+        request = TaskRequest(
             id=int(message["id"]),
             task=Path(message["task"]),
             result=Path(message["result"]),
@@ -143,7 +143,7 @@ class _Server:
         self.pids[pid] = request.id
         _say({"id": request.id, "pid": pid})
 
-    def become(self, request: Request) -> None:
+    def become(self, request: TaskRequest) -> None:
         """The fork's side: run the task and leave, without the server's own ending."""
         code = 1
         try:

@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 
-from genai_serving.requests import Request
+from genai_serving.requests import AnswerRequest
 
 SECONDS = 20
 
@@ -43,4 +43,4 @@ class Heard:
 
 
 def ask(prompt, most=8, **given):
-    return Request(np.asarray(prompt, np.int64), most, **given)
+    return AnswerRequest(np.asarray(prompt, np.int64), most, **given)

@@ -23,7 +23,7 @@ from genai_serving.api.app import application
 from genai_serving.api.model import ServedModel
 from genai_serving.api.service import Service
 from genai_serving.connections import Connections
-from genai_serving.engine import Engine, Limits
+from genai_serving.engine import Engine, ServingLimits
 from genai_serving.metrics import Metrics
 from genai_serving.structure.grammars import Grammars
 
@@ -148,7 +148,7 @@ def run_server(
     connections=None,
 ) -> Running:
     executor = kind(vocab_size=VOCAB, context_length=context, adapters=("c", "upper"))
-    limits = limits or Limits(sequences=4, tokens=32, waiting=32, cache_bytes=4 * CONTEXT)
+    limits = limits or ServingLimits(sequences=4, tokens=32, waiting=32, cache_bytes=4 * CONTEXT)
     metrics = Metrics("scripted")
     engine = Engine(executor, limits, observer=metrics, speculation=speculation)
     metrics.load = lambda: engine.load

@@ -28,7 +28,7 @@ from genai_core.store.protocol import BlobStat, check_small
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
 from genai_core.store.s3.errors import explained, is_absent
-from genai_core.store.s3.objects import Head, Objects
+from genai_core.store.s3.objects import ObjectHead, S3Objects
 from genai_core.tasks.record import Blob
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class S3Blobs:
         self._refuse = refuse
         self._making = threading.Lock()
         self._made: S3Client | None = None
-        self._objects = Objects(
+        self._objects = S3Objects(
             self._client, where.bucket, prefix=where.prefix, location=self.location
         )
 
@@ -244,5 +244,5 @@ def _blob_name(digest: Digest) -> str:
     return f"blobs/{digest[:2]}/{digest}"
 
 
-def _stat(digest: Digest, head: Head) -> BlobStat:
+def _stat(digest: Digest, head: ObjectHead) -> BlobStat:
     return BlobStat(digest, head.size, head.digest, head.modified)

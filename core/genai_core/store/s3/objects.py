@@ -34,7 +34,7 @@ from genai_core.store.s3.errors import (
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["Head", "Listed", "Objects"]
+__all__ = ["Listed", "ObjectHead", "S3Objects"]
 
 _MOST_NAMES = 2_000_000
 """Of a listing; 12 GB of them would be a bucket's, not a store's."""
@@ -43,7 +43,7 @@ _NO_TAG = '"00000000000000000000000000000000"'
 
 
 @dataclass(frozen=True)
-class Head:
+class ObjectHead:
     """What a server says about an object.
 
     Attributes:
@@ -66,7 +66,7 @@ class Listed(NamedTuple):
     tag: str
 
 
-class Objects:
+class S3Objects:
     """See the module's docstring.
 
     Args:
@@ -94,7 +94,7 @@ class Objects:
         """Return an object's whole key."""
         return f"{self.prefix}/{name}" if self.prefix else name
 
-    def head(self, name: str) -> Head | None:
+    def head(self, name: str) -> ObjectHead | None:
         """Ask for size, checksum and time; None where there is no such object."""
         with explained(self.location):
             try:
@@ -117,7 +117,7 @@ class Objects:
             in_parts = "-" in answer["ETag"] or answer.get("ChecksumType") == "COMPOSITE"
             checksum = None if in_parts else answer.get("ChecksumSHA256")
             digest = _kept_digest(checksum, answer.get("Metadata", {}))
-            return Head(answer["ContentLength"], digest, modified, now)
+            return ObjectHead(answer["ContentLength"], digest, modified, now)
 
     def get(self, name: str, *, most: int) -> transfer.Small | None:
         """Return a small object; None where there is none.

@@ -24,7 +24,7 @@ from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
 from genai_core.store.s3.errors import NoSuchBucket, explained, is_absent
-from genai_core.store.s3.objects import Objects
+from genai_core.store.s3.objects import S3Objects
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -57,7 +57,7 @@ class S3Source:
         self._refuse = refuse
         self.where = where
         self._credentials = credentials
-        self._objects = Objects(
+        self._objects = S3Objects(
             lambda: self._client, where.bucket, prefix=where.prefix, location=str(where)
         )
 

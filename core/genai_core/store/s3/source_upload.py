@@ -21,7 +21,7 @@ from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
 from genai_core.store.s3.errors import explained
-from genai_core.store.s3.objects import Objects
+from genai_core.store.s3.objects import S3Objects
 from genai_core.store.upload_names import SOURCES, upload_name
 from genai_core.tasks.record import Blob
 
@@ -51,7 +51,7 @@ class SourceUpload:
         self.where = replace(store, prefix=f"{store.prefix}/{SOURCES}/{self.name}".strip("/"))
         self.files: Mapping[str, SourceFile] = facts.files
         self._credentials = credentials
-        self._objects = Objects(
+        self._objects = S3Objects(
             lambda: self._client, store.bucket, prefix=self.where.prefix, location=str(self.where)
         )
 

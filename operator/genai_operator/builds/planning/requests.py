@@ -22,7 +22,7 @@ from genai_operator.targets import build_targets as target_rules
 from genai_operator.targets.build_targets import BuildTarget
 from genai_planner.advance import Advice
 from genai_planner.chains import chain_behind
-from genai_planner.events import Start
+from genai_planner.events import TaskStart
 from genai_planner.graph import Task
 from genai_planner.phases import Exact, PlanPhase
 from genai_planner.task_files import TaskFiles, slug_of
@@ -95,7 +95,7 @@ def job_request(
     phase: PlanPhase,
     advice: Advice,
     *,
-    start: Start,
+    start: TaskStart,
     attempt: NextAttempt,
 ) -> JobRequest:
     """The Job that runs a task, and those that only it makes possible.
