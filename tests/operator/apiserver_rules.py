@@ -12,7 +12,7 @@ from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.values import Json
 
 Rule = Callable[[Api, str], Coroutine[Any, Any, None]]
-UNSEEN = {"observedGeneration": -1}
+UNSEEN = {"observedGeneration": -1, "cached": 0}
 """The status of an object of ours that nobody has looked at."""
 OWNERS = [
     {"apiVersion": f"{GROUP}/{VERSION}", "kind": "GenAIBuild", "name": name, "uid": f"uid-{name}"}
@@ -115,8 +115,8 @@ async def replace_refuses_what_was_read_before_another_write(api: Api, n: str) -
         *(422, "Invalid", api.replace("leases", lease("held"), namespace=n)),
         "metadata.resourceVersion",
     )
-    gone = lease("gone", resourceVersion="1")
-    await refused(404, "NotFound", api.replace("leases", gone, namespace=n))
+    gone = await api.replace("leases", lease("gone", resourceVersion="1"), namespace=n)
+    assert await api.get("leases", "gone", namespace=n) == gone, "an update makes a Lease"
 
 
 async def apply_removes_what_it_says_no_more_and_leaves_the_rest(api: Api, n: str) -> None:
@@ -132,6 +132,14 @@ async def apply_removes_what_it_says_no_more_and_leaves_the_rest(api: Api, n: st
     assert changed["metadata"]["annotations"] == {"theirs": "x"}
     assert changed["spec"]["maxUnavailable"] == 2
     assert changed["metadata"]["generation"] == made["metadata"]["generation"] + 1
+
+
+async def apply_refuses_another_object_of_that_name(api: Api, n: str) -> None:
+    await api.apply("poddisruptionbudgets", budget("own"), namespace=n)
+    asked = api.apply("poddisruptionbudgets", budget("own", uid="another"), namespace=n)
+    await refused(422, "Invalid", asked, "metadata.uid")
+    asked = api.apply("poddisruptionbudgets", budget("none", uid="another"), namespace=n)
+    await refused(409, "Conflict", asked)
 
 
 async def apply_makes_no_version_when_nothing_changes(api: Api, n: str) -> None:
@@ -177,7 +185,7 @@ async def merge_lists_adds_and_drops_owners_of_exactly_that_object(api: Api, n: 
     assert left["metadata"]["annotations"]["x/y"] == "1"
     bare = await merge(uid, annotations={"x/y": None})
     assert "x/y" not in bare["metadata"].get("annotations", {})
-    await refused(409, "Conflict", merge("another"))
+    await refused(422, "Invalid", merge("another"), "metadata.uid")
     patch = {"metadata": {"uid": uid}}
     await refused(404, "NotFound", api.merge_lists("jobs", "none", patch, namespace=n))
 
@@ -206,7 +214,7 @@ async def list_selects_by_labels_name_and_number(api: Api, n: str) -> None:
     assert await names(name="l-y") == ["l-y"]
     assert await names(labels="all=1", most=2) == ["l-x", "l-y"]
     (bare,), _ = await api.list("jobs", namespace=n, name="l-x", names_only=True, fresh=True)
-    assert "spec" not in bare
+    assert not bare.get("spec")
 
 
 RULES: tuple[Rule, ...] = (
@@ -215,6 +223,7 @@ RULES: tuple[Rule, ...] = (
     create_leaves_the_status_out_and_fills_in_the_kinds_own,
     replace_refuses_what_was_read_before_another_write,
     apply_removes_what_it_says_no_more_and_leaves_the_rest,
+    apply_refuses_another_object_of_that_name,
     apply_makes_no_version_when_nothing_changes,
     apply_status_replaces_what_was_said_and_changes_no_generation,
     merge_lists_adds_and_drops_owners_of_exactly_that_object,

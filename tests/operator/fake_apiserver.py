@@ -30,6 +30,7 @@ _KINDS = {
 }  # fmt: skip
 _NO_STATUS = {"events", "secrets", "leases"}
 """All others have a subresource for their status: a create or an apply of the object leaves it."""
+_STATUS_DEFAULTS = {"genaibuilds": {"cached": 0}}
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?")
 _LABEL = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 _IN = re.compile(r"(\S+) in \(([^)]*)\)")
@@ -205,7 +206,7 @@ class FakeApiserver:
         if plural not in _NO_STATUS:
             value.pop("status", None)
         if RESOURCES[plural].ours:
-            value["status"] = {"observedGeneration": -1}
+            value["status"] = {"observedGeneration": -1, **_STATUS_DEFAULTS.get(plural, {})}
         value["metadata"]["namespace"] = namespace
         self._identify(plural, value["metadata"])
         return self._store(plural, value)
@@ -214,10 +215,13 @@ class FakeApiserver:
         """Update; 409 where the object is not the one that was read any more."""
         meta = value["metadata"]
         await self._asked(Call("replace", plural, meta["name"], namespace))
-        place, there = self._there(plural, meta["name"], namespace)
         if not meta.get("resourceVersion"):
             message = "metadata.resourceVersion: Invalid value: must be specified for an update"
             raise _refusal(422, "Invalid", message, "metadata.resourceVersion")
+        place = self._place(plural, {**meta, "namespace": namespace})
+        if place not in self.objects and plural == "leases":
+            return await self.create(plural, value, namespace=namespace)
+        place, there = self._there(plural, meta["name"], namespace)
         known = there["metadata"]
         same = meta["resourceVersion"], meta.get("uid", known["uid"])
         if same != (known["resourceVersion"], known["uid"]):
@@ -231,8 +235,10 @@ class FakeApiserver:
         self._check(plural, value, namespace)
         place = self._place(plural, {**meta, "namespace": namespace})
         there = self.objects.get(place)
-        if meta.get("uid") and (there is None or there["metadata"]["uid"] != meta["uid"]):
+        if there is None and meta.get("uid"):
             raise _conflict(place)
+        if there is not None:
+            _check_uid(place, meta, there)
         said = {k: v for k, v in copy.deepcopy(value).items() if k != "status"}
         if there is None:
             made = copy.deepcopy(said)
@@ -246,8 +252,7 @@ class FakeApiserver:
         """Server-side apply of a status; 404 where the object is gone."""
         await self._asked(Call("apply_status", plural, value["metadata"]["name"], namespace))
         place, there = self._there(plural, value["metadata"]["name"], namespace)
-        if value["metadata"].get("uid", there["metadata"]["uid"]) != there["metadata"]["uid"]:
-            raise _conflict(place)
+        _check_uid(place, value["metadata"], there)
         self.statuses.append(copy.deepcopy(value))
         return self._merge(place, "status", {"status": copy.deepcopy(value.get("status", {}))})
 
@@ -259,8 +264,8 @@ class FakeApiserver:
         assert set(patch) == {"metadata"}, "nothing else is merged by the operator"
         wanted = copy.deepcopy(there)
         meta, said = wanted["metadata"], patch["metadata"]
-        if said.pop("uid", meta["uid"]) != meta["uid"]:
-            raise _conflict(place)
+        _check_uid(place, said, there)
+        said.pop("uid", None)
         for entry in said.pop("ownerReferences", ()):
             drops = entry.pop("$patch", "") == "delete"
             owners = [o for o in meta.get("ownerReferences", ()) if o["uid"] != entry["uid"]]
@@ -424,6 +429,13 @@ def _selects(selector: str, labels: Mapping[str, str]) -> bool:
 
 def _refusal(code: int, reason: str, message: str, *fields: str) -> ApiError:
     return ApiError(code, reason, message, fields=fields)
+
+
+def _check_uid(place: Place, said: Mapping[str, Any], there: Json) -> None:
+    if said.get("uid", there["metadata"]["uid"]) != there["metadata"]["uid"]:
+        kind = _KINDS.get(place[0], place[0])
+        message = f'{kind} "{place[2]}" is invalid: metadata.uid: field is immutable'
+        raise _refusal(422, "Invalid", message, "metadata.uid")
 
 
 def _conflict(place: Place) -> ApiError:

@@ -352,7 +352,7 @@ class Client:
         await self._sent()
         meta = self._there(plural, name)["metadata"]
         if patch["metadata"]["uid"] != meta["uid"]:
-            raise ApiError(409, "Conflict", name)
+            raise ApiError(422, "Invalid", name, fields=("metadata.uid",))
         meta["annotations"] |= patch["metadata"].get("annotations", {})
         for entry in patch["metadata"].get("ownerReferences", ()):
             kept = [o for o in meta["ownerReferences"] if o["uid"] != entry["uid"]]

@@ -387,6 +387,7 @@ def test_claim_leaves_a_job_alone_that_has_the_name_of_the_one_it_meant() -> Non
     another["metadata"]["uid"] = "another"
     room.api.put("jobs", another)
     asyncio.run(room.builds._applier.claim(job, Owner("b", "build")))
+    assert room.observed.jobs.get("n", "j") is None, "the one that was meant is gone"
     asyncio.run(room.builds._applier.delete(job))
     (there,) = room.api.of("jobs")
     assert there["metadata"]["ownerReferences"] == [{"uid": "x"}]

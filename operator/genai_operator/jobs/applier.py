@@ -168,9 +168,11 @@ class Applier:
         try:
             changed = await self._api.merge_lists("jobs", job.name, patch, namespace=job.namespace)
         except ApiError as error:
-            if error.code == 404:
+            # Of another Job of that name the apiserver says that its UID cannot be changed.
+            if error.code == 404 or "metadata.uid" in error.fields:
                 self._observed.delete(job)
-            if error.code in {404, 409}:  # gone, or another one of that name
+                return
+            if error.code == 409:
                 return
             raise
         self._keep(changed)
