@@ -148,3 +148,31 @@ def test_several_workers_never_hold_one_key_and_miss_no_addition(
         assert seen == added
 
     asyncio.run(scenario())
+
+
+def test_groups_take_turns_however_many_keys_one_of_them_has() -> None:
+    """Three hundred deployments of one tenant kept another's build waiting for 50 s."""
+    queue: WorkQueue[str] = WorkQueue(group=lambda key: key[0])
+    for number in range(300):
+        queue.add(f"a{number}")
+    queue.add("b0")
+    queue.add("b1")
+    queue.add("c0")
+    order = drained(queue)
+    assert order[:6] == ["a0", "b0", "c0", "a1", "b1", "a2"]
+    assert order[5:] == [f"a{number}" for number in range(2, 300)]
+
+
+def test_a_group_keeps_its_turn_when_its_first_key_is_being_worked_on() -> None:
+    async def scenario() -> None:
+        queue: WorkQueue[str] = WorkQueue(group=lambda key: key[0])
+        for key in ("a0", "b0"):
+            queue.add(key)
+        assert [await queue.get(), await queue.get()] == ["a0", "b0"]
+        for key in ("a0", "a1", "b1"):
+            queue.add(key)
+        assert [await queue.get(), await queue.get()] == ["a1", "b1"]
+        queue.done("a0")
+        assert await asyncio.wait_for(queue.get(), 1) == "a0"
+
+    asyncio.run(scenario())

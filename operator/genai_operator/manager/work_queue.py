@@ -5,8 +5,10 @@ happened meanwhile is missed. Failures come back after growing pauses; `add(afte
 at the earliest time asked for, but not before a rest that `done` gave the key is over: what happens
 meanwhile is then worked on together.
 
-Keys belong to groups: a group whose work takes long (`slow`) is worked on at one more key at a time
-until it is through with that, and with two such at none, so that it leaves the workers to others.
+Keys belong to groups, which take turns: what a group of one key waits for is one pass of each
+other group, however many keys those have. A group whose work takes long (`slow`) is worked on at
+one more key at a time until it is through with that, and with two such at none, so that it leaves
+the workers to others.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import random
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -59,7 +61,8 @@ class WorkQueue(Generic[K]):
         self._working_of: Counter[Hashable] = Counter()
         self._slow: set[K] = set()
         self._slow_of: Counter[Hashable] = Counter()
-        self._held: dict[Hashable, list[tuple[float, int, K]]] = {}
+        self._ready: dict[Hashable | None, deque[tuple[float, K]]] = {}
+        """What is due, by group; the first group's turn is next."""
         self._failures: dict[K, int] = {}
         self._rests: dict[K, float] = {}
         self._changed = asyncio.Event()
@@ -144,8 +147,6 @@ class WorkQueue(Generic[K]):
                 counts[group] -= 1
                 if not counts[group]:
                     del counts[group]
-        for entry in self._held.pop(group, ()):
-            heapq.heappush(self._heap, entry)
         self._changed.set()
 
     def _may_work(self, group: Hashable | None) -> bool:
@@ -155,30 +156,40 @@ class WorkQueue(Generic[K]):
     def _next(self) -> tuple[K | None, float | None]:
         """A key to work on now, else None and how long to wait."""
         now = self._timing.monotonic()
-        busy: list[tuple[float, int, K]] = []
-        found: K | None = None
         pause: float | None = None
         while self._heap:
-            due, number, key = self._heap[0]
-            if self._due.get(key) != due:  # moved to an earlier time, or forgotten
-                heapq.heappop(self._heap)
-                continue
-            if due > now:
+            due, _, key = self._heap[0]
+            if due > now and self._due.get(key) == due:
                 pause = due - now
                 break
             heapq.heappop(self._heap)
+            if self._due.get(key) == due:  # else moved to an earlier time, or forgotten
+                self._ready.setdefault(self._group(key), deque()).append((due, key))
+        for group in tuple(self._ready):
+            found = self._turn(group)
+            if found is not None:
+                return found, pause
+        return None, pause
+
+    def _turn(self, group: Hashable | None) -> K | None:
+        """The key that a group has waited with longest; it is the last one's turn then."""
+        if not self._may_work(group):
+            return None
+        waiting, busy = self._ready.pop(group), []
+        found: K | None = None
+        while waiting and found is None:
+            due, key = waiting.popleft()
+            if self._due.get(key) != due:
+                continue
             if key in self._working:
-                busy.append((due, number, key))
+                busy.append((due, key))
                 continue
-            if not self._may_work(group := self._group(key)):
-                self._held.setdefault(group, []).append((due, number, key))
-                continue
+            found = key
             del self._due[key]
             self._rests.pop(key, None)
             if self._waited is not None:
-                self._waited(key, now - due)
-            found = key
-            break
-        for entry in busy:
-            heapq.heappush(self._heap, entry)
-        return found, pause
+                self._waited(key, self._timing.monotonic() - due)
+        waiting.extendleft(reversed(busy))
+        if waiting:
+            self._ready[group] = waiting
+        return found
