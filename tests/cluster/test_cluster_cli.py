@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import numpy as np
 import pytest
@@ -111,6 +113,27 @@ def sources(tenant: Tenant) -> list[str]:
     return sorted(tenant.objects("sources/"))
 
 
+@contextmanager
+def dashboard(user: User) -> Iterator[Callable[[str], str]]:
+    """`genai dashboard` beside the test: what a browser gets for a path."""
+    process = user.start("dashboard", "--port", "0")
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        cookies = urllib.request.HTTPCookieProcessor()
+        browser = urllib.request.build_opener(cookies)
+        browser.open(address, timeout=30).close()
+
+        def page(path: str) -> str:
+            with browser.open(urljoin(address, path), timeout=30) as answer:
+                return str(answer.read().decode())
+
+        yield page
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+
+
 def test_from_a_models_folder_to_a_container_that_runs(
     user: User, tenant: Tenant, laptop: Laptop
 ) -> None:
@@ -152,6 +175,11 @@ def test_from_a_models_folder_to_a_container_that_runs(
     shown = user.ok("status", "tiny", "--json").json
     assert (shown["phase"], shown["containers"]["cpu"]["revision"]) == ("Ready", revision)
     assert "tiny" in user.ok("status").out
+    with dashboard(user) as page:
+        shown_tasks = f"{value_of(built, 'total')}/{value_of(built, 'total')} tasks"
+        assert shown_tasks in page("/")
+        assert revision in page(f"/build/{tenant.namespace}/tiny")
+        assert "may not" not in page("/")
 
     # Logs of finished tasks: from pods while there are any, then from the store.
     assert "ingest" in user.ok("logs", "tiny").out
