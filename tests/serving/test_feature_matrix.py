@@ -1,0 +1,190 @@
+"""Every pair of features of the server gives the answers that plain decoding gives.
+
+docs/serving.md shows the pairs.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from served import Served
+
+from genai_cli.testing import Program
+
+ROOT = Path(__file__).parents[2]
+EXAMPLE = ROOT / "examples" / "tiny-llama"
+PAGE = ROOT / "docs" / "serving.md"
+BASE, ADAPTERS = "matrix", ("c-headers", "uppercase", "loud-headers")
+# What a server is started with.
+METHODS: dict[str, dict[str, Any]] = {
+    "ngram": {"method": "ngram", "prompt_lookup_min": 1},
+    "suffix": {"method": "suffix", "num_speculative_tokens": 4},
+    "lookahead": {"method": "lookahead", "window": 4, "ngram": 4, "gcap": 4},
+    "draft_model": {"method": "draft_model"},
+    "eagle": {"method": "eagle"},
+}
+ALWAYS = {"num_speculative_tokens": 3, "adaptive": False}
+FEATURES = (
+    "adapter", "different adapters at once", "prefix cache", "n > 1", "stream",
+    "answer of a form", "sampling", "several clients",
+)  # fmt: skip
+PATTERN = r"[a-z ]{4,24}\."
+PROMPT = "    def close(self):\n        self.close(self)\n    def "
+TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def containers(home: Path) -> dict[str, Path]:
+    """Adapters and a draft model in one, the same adapters and an EAGLE head in the other."""
+    return {name: built(home, name) for name in ("draft", "eagle3")}
+
+
+def built(home: Path, name: str) -> Path:
+    """The example with adapters, with what another example guesses by."""
+    build, other = (
+        yaml.safe_load((EXAMPLE / f"{part}.yaml").read_text()) for part in ("adapters", name)
+    )
+    spec = build["spec"] | {"speculation": other["spec"]["speculation"], "golden": {}}
+    for entry in (spec["model"], *spec["lora"]["adapters"], *spec["speculation"]):
+        entry["source"] = str(EXAMPLE / entry["source"])
+    file = home / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(build | {"metadata": {"name": BASE}, "spec": spec}))
+    ran = Program(home).ok("build", "-f", file, "--output", home / name, "--json")
+    return Path(ran.json["containers"]["cpu"]["path"])
+
+
+@pytest.fixture(scope="module")
+def plain(home: Path, containers: dict[str, Path]) -> Iterator[Served]:
+    made = Served(home, containers["draft"], "--threads", "1", "--prefix-cache-mib", "0")
+    yield made
+    code, told = made.stop()
+    assert code == 0, told
+
+
+def bodies(features: set[str]) -> list[dict[str, Any]]:
+    """The requests of a cell; several where features ask for more than one."""
+    body: dict[str, Any] = {"prompt": PROMPT, "max_tokens": TOKENS, "temperature": 0, "logprobs": 1}
+    if "sampling" in features:
+        body |= {"temperature": 0.9, "seed": 7, "top_p": 0.95}
+    if "n > 1" in features:
+        body |= {"n": 2}
+    if "answer of a form" in features:
+        body |= {"structured_outputs": {"regex": PATTERN}, "max_tokens": 24}
+    models = [BASE]
+    if "adapter" in features:
+        models = ["uppercase"]
+    if "different adapters at once" in features:
+        models = [*models, *ADAPTERS]
+    if "several clients" in features:
+        models *= 3
+    return [body | {"model": model, "seed": i} for i, model in enumerate(models)]
+
+
+def choices(served: Served, body: dict[str, Any]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Text and log probabilities of each choice, and the usage."""
+    status, raw = served.post("/v1/completions", body)
+    assert status == 200, raw
+    if not body.get("stream"):
+        told = json.loads(raw)
+        found = [(one["text"], one["logprobs"]["token_logprobs"]) for one in told["choices"]]
+        return [{"text": text, "logprobs": numbers} for text, numbers in found], told["usage"]
+    made = [{"text": "", "logprobs": []} for _ in range(body.get("n", 1))]
+    usage, events = {}, 0
+    for line in raw.decode().split("\n\n"):
+        if not line or line == "data: [DONE]":
+            continue
+        event = json.loads(line.removeprefix("data: "))
+        usage = event.get("usage") or usage
+        for one in event["choices"]:
+            events += 1
+            made[one["index"]]["text"] += one["text"]
+            if one["logprobs"]:
+                made[one["index"]]["logprobs"] += one["logprobs"]["token_logprobs"]
+    assert events > len(made), "the answer came in one piece"
+    return made, usage
+
+
+def answered(served: Served, features: set[str]) -> list[list[dict[str, Any]]]:
+    """A cell's answers from a server that is asked as its features say; they must take place."""
+    asked = bodies(features)
+    if "stream" in features:
+        asked = [
+            body | {"stream": True, "stream_options": {"include_usage": True}} for body in asked
+        ]
+    salt = " and ".join(sorted(features))
+    asked = [body | {"cache_salt": salt} for body in asked]
+    if "prefix cache" in features:
+        for body in asked:
+            choices(served, body)
+    if len(asked) > 1:
+        with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
+            told = list(pool.map(lambda body: choices(served, body), asked))
+    else:
+        told = [choices(served, body) for body in asked]
+    if "prefix cache" in features:
+        assert all(usage["prompt_tokens_details"]["cached_tokens"] > 0 for _, usage in told)
+    return [found for found, _ in told]
+
+
+@pytest.fixture(scope="module")
+def expected(plain: Served) -> dict[frozenset[str], list[list[dict[str, Any]]]]:
+    """Of plain decoding: each request alone, nothing cached, nothing streamed."""
+    found = {}
+    for cell in cells():
+        found[cell] = [choices(plain, body)[0] for body in bodies(set(cell))]
+        if "answer of a form" in cell:
+            assert all(re.fullmatch(PATTERN, one["text"]) for made in found[cell] for one in made)
+    return found
+
+
+def cells() -> list[frozenset[str]]:
+    pairs = itertools.combinations_with_replacement(FEATURES, 2)
+    return [frozenset(pair) for pair in pairs]
+
+
+def accepted(served: Served) -> float:
+    lines = served.get("/metrics")[1].decode().splitlines()
+    name = "vllm:spec_decode_num_accepted_tokens_total{"
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name))
+
+
+@pytest.mark.parametrize("method", ["none", *METHODS])
+def test_every_pair_of_features_answers_as_plain_decoding(
+    home: Path,
+    containers: dict[str, Path],
+    expected: dict[frozenset[str], Any],
+    method: str,
+) -> None:
+    container = containers["eagle3" if method == "eagle" else "draft"]
+    arguments = []
+    if method != "none":
+        arguments = ["--speculative-config", json.dumps(ALWAYS | METHODS[method])]
+    served = Served(home, container, "--threads", "1", *arguments)
+    try:
+        for cell in cells():
+            assert answered(served, set(cell)) == expected[cell], (method, *cell)
+        assert (accepted(served) > 0) == (method != "none"), "no guess came true"
+    finally:
+        code, told = served.stop()
+    assert code == 0, told
+
+
+def test_documents_show_the_features_and_methods_that_were_tried() -> None:
+    rows = re.findall(r"^\| ([^|]+) \|(.*)\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    table = {name.strip("` "): cells.count("✓") for name, cells in rows if "✓" in cells}
+    assert table == dict.fromkeys(METHODS, len(FEATURES)) | {
+        feature: number for number, feature in enumerate(FEATURES, 1)
+    }
