@@ -128,7 +128,9 @@ def test_a_record_that_names_other_files_is_never_delivered(
     told = call("cache", "verify", "--store", copy)
     assert told.code != 0
     assert f"{name} " in told.out + told.err
-    where = ["--store", tmp_path / "own", "--read-from", copy] if read_only else ["--store", copy]
+    where: list[str | Path] = ["--store", copy]
+    if read_only:
+        where = ["--store", tmp_path / "own", "--read-from", copy]
     ran = call("build", "-f", "b.yaml", "--json", "--output", tmp_path / "out", *where)
     assert ran.code == 0, ran.err
     container = ran.json["containers"]["cpu"]

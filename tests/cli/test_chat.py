@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -135,8 +136,16 @@ def test_ctrl_c_ends_an_answer_behind_a_token_and_the_conversation_goes_on(talki
     with closing(opened.open_session(threads=1)) as session:
         chat = Chat(session, ChatTemplate(TEMPLATE, {}), tokenizer, Sampling(), frozenset())
         stream = TextStream(tokenizer)
+
+        def answer(heard: Callable[[int], None]) -> None:
+            def interrupted(token: int) -> None:
+                signal.raise_signal(signal.SIGINT)
+                heard(token)
+
+            chat.answer("one two", interrupted)
+
         with pytest.raises(KeyboardInterrupt), _between_tokens(stream) as heard:
-            chat.answer("one two", lambda token: (signal.raise_signal(signal.SIGINT), heard(token)))
+            answer(heard)
         assert len(stream.tokens) == 1
         assert [turn["role"] for turn in chat.turns] == ["user", "assistant"]
         chat.limit = 2

@@ -103,7 +103,7 @@ def test_a_build_is_applied_followed_and_reported_as_a_local_one(
     server: Apiserver, remote: Callable[..., Ran]
 ) -> None:
     one = job("ingest", "tiny")
-    running = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
+    running: dict[str, Any] = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
     said = json.dumps({"outcome": "run", "peakMemoryBytes": 178 * 10**6})
     ended = {"startedAt": "2026-01-01T12:00:10Z", "finishedAt": "2026-01-01T12:00:14Z"}
 
@@ -320,7 +320,7 @@ def test_an_uploaded_models_files_are_called_by_their_roles() -> None:
 
 
 def test_an_uploaded_draft_is_pinned_and_its_files_are_called_by_their_roles() -> None:
-    written = {
+    written: dict[str, Any] = {
         "model": {"source": "s3://m"},
         "speculation": [
             {

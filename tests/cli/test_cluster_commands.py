@@ -12,7 +12,7 @@ import pytest
 from genai_cli.cluster.testing import Apiserver, apiserver, build, job, pod
 from genai_cli.testing import InProcess, Program, Ran
 
-RUNNING = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
+RUNNING: dict[str, Any] = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
 READY = {"type": "Ready", "status": "True", "reason": "Built", "message": "built cpu"}
 STAGES = [
     {"operation": "ingest", "waiting": 0, "running": 0, "cached": 1, "done": 0, "failed": 0},

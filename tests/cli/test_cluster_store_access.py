@@ -549,7 +549,9 @@ def test_a_source_resolved_by_a_newer_version_is_said_to_be_so(
     record = committed(store, "resolve", {"a": b"1"})
     store.delete_record(RecordRef(record.operation, record.key))
     store.commit(record.model_copy(update={"facts": {"digest": "sha256:0", "brandNew": 1}}))
-    status = {"sources": [{"uri": "s3://m/x", "digest": "", "record": f"sha256:{record.key}"}]}
+    status: dict[str, Any] = {
+        "sources": [{"uri": "s3://m/x", "digest": "", "record": f"sha256:{record.key}"}]
+    }
     server.add("genaibuilds", build("tiny", phase="Ready", **status))
     ran = genai("logs", "tiny", "ingest")
     assert ran.code == 2

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import json
 from functools import partial
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from genai_cli.cluster import followed_build
-from genai_cli.cluster.build_views import build_view, quantity, task_views
+from genai_cli.cluster.build_views import ClusterBuild, build_view, quantity, task_views
 from genai_cli.cluster.followed_build import News, follow, news
 from genai_cli.cluster.testing import build, job, pod
 
-RUNNING = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
+RUNNING: dict[str, Any] = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}
 
 
 @pytest.mark.parametrize(
@@ -123,12 +124,12 @@ def test_what_others_wrote_into_a_chain_is_no_reason_to_fail(text: str) -> None:
 def test_news_are_what_changed_between_two_looks() -> None:
     one = job("ingest", "a")
 
-    def look(*pods: dict, **changes: str) -> object:  # type: ignore[type-arg]
+    def look(*pods: dict[str, Any], **changes: Any) -> ClusterBuild:
         done = job("ingest", "a", **changes)
         return build_view(build("a"), task_views([done], list(pods)))
 
-    def texts(before: object, now: object) -> list[str]:
-        return [item.text for item in news(before, now)]  # type: ignore[arg-type]
+    def texts(before: ClusterBuild, now: ClusterBuild) -> list[str]:
+        return [item.text for item in news(before, now)]
 
     nothing = build_view(build("a"))
     starting, running = look(), look(pod(one, **RUNNING))
@@ -141,7 +142,7 @@ def test_news_are_what_changed_between_two_looks() -> None:
     assert texts(running, done) == ["done     ingest (4.0 s, 178 MB)"]
     assert texts(nothing, done) == ["start    ingest (node1)", "done     ingest (4.0 s, 178 MB)"]
     failed = look(pod(one, terminated=ended), state="Failed")
-    assert list(news(running, failed)) == [  # type: ignore[arg-type]
+    assert list(news(running, failed)) == [
         News("failed   ingest: its process ended badly after 4.0 s", bad=True)
     ]
 

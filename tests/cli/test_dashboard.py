@@ -54,7 +54,7 @@ def server_pod(name: str, *, of: str = "chat", **status: Any) -> dict[str, Any]:
     return {"metadata": meta, "spec": {"nodeName": "node1"}, "status": status}
 
 
-READY = {"conditions": [{"type": "Ready", "status": "True"}]}
+READY: dict[str, Any] = {"conditions": [{"type": "Ready", "status": "True"}]}
 
 
 @pytest.fixture

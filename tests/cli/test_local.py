@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -149,12 +150,14 @@ def store(tmp_path: Path) -> DirectoryStore:
     return DirectoryStore(tmp_path / "store")
 
 
+Build = Callable[..., tuple[LocalRun, ScriptedPool, Machine, list[Event]]]
+Kind = TypeVar("Kind", bound=Event)
+
+
 @pytest.fixture
-def build(
-    store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., tuple[LocalRun, ScriptedPool, Machine, list[Event]]]]:
+def build(store: DirectoryStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
     works: list[WorkFolder] = []
-    monkeypatch.setattr(local.time, "sleep", lambda _seconds: None)
+    monkeypatch.setattr("time.sleep", lambda _seconds: None)
 
     def start(
         *tasks: Task,
@@ -181,7 +184,7 @@ def build(
         work.close()
 
 
-def of(events: list[Event], kind: type[Event]) -> list[Event]:
+def of(events: list[Event], kind: type[Kind]) -> list[Kind]:
     return [event for event in events if isinstance(event, kind)]
 
 
@@ -189,7 +192,7 @@ CHAIN = (task("a"), task("b", "a"), task("c", "b"))
 WIDE = (task("w"), *(task(f"x{n}", "w") for n in range(6)))
 
 
-def test_every_task_runs_once_and_then_never_again(build, store) -> None:
+def test_every_task_runs_once_and_then_never_again(build: Build, store: DirectoryStore) -> None:
     run, pool, _, events = build(*CHAIN)
     assert pool.ran == ["a", "b", "c"]
     assert run.ran == {"a", "b", "c"}
@@ -201,12 +204,14 @@ def test_every_task_runs_once_and_then_never_again(build, store) -> None:
     assert run.cached == {"a", "b", "c"}
 
 
-def test_no_more_tasks_at_once_than_jobs(build) -> None:
+def test_no_more_tasks_at_once_than_jobs(build: Build) -> None:
     _, pool, _, _ = build(*WIDE, jobs=3)
     assert pool.most == 3
 
 
-def test_no_more_tasks_at_once_than_fit_in_memory(build, monkeypatch) -> None:
+def test_no_more_tasks_at_once_than_fit_in_memory(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "available_bytes", lambda: 1000)
     tasks = (task("w"), *(task(f"x{n}", "w", memory=400) for n in range(4)))
     _, pool, _, events = build(*tasks, jobs=8)
@@ -216,19 +221,23 @@ def test_no_more_tasks_at_once_than_fit_in_memory(build, monkeypatch) -> None:
     assert "memory" in waits[0].why
 
 
-def test_cores_are_shared_among_tasks_that_run_together(build, monkeypatch) -> None:
+def test_cores_are_shared_among_tasks_that_run_together(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "cpu_count", lambda: 8)
     _, pool, _, _ = build(*WIDE, jobs=4)
     assert pool.threads[0] == 8
     assert pool.threads[1:5] == [2, 2, 2, 2]
 
 
-def test_bad_input_is_final_and_stops_what_depends_on_it(build, store) -> None:
+def test_bad_input_is_final_and_stops_what_depends_on_it(
+    build: Build, store: DirectoryStore
+) -> None:
     error = BadModel("node has no name", where="model.onnx", remedy="export it again")
     run, pool, machine, events = build(*CHAIN, task("z"), script={"b": [error]})
     assert pool.ran.count("b") == 1
     assert "c" not in pool.ran
-    assert machine.states["z"] is TaskState.DONE
+    assert machine.states[TaskId("z")] is TaskState.DONE
     (failed,) = of(events, TaskFailed)
     assert failed.id == "b"
     assert str(failed.error) == str(error)
@@ -238,7 +247,7 @@ def test_bad_input_is_final_and_stops_what_depends_on_it(build, store) -> None:
     assert run.failures == {"b": failed}
 
 
-def test_killed_worker_gets_a_second_try_alone(build) -> None:
+def test_killed_worker_gets_a_second_try_alone(build: Build) -> None:
     run, pool, _, events = build(*WIDE, script={"x2": [-signal.SIGKILL]}, jobs=3)
     assert pool.ran.count("x2") == 2
     assert len(pool.ran) == 8
@@ -247,13 +256,13 @@ def test_killed_worker_gets_a_second_try_alone(build) -> None:
     assert not run.failures
 
 
-def test_worker_killed_twice_has_failed(build) -> None:
+def test_worker_killed_twice_has_failed(build: Build) -> None:
     run, pool, _, _ = build(*CHAIN, script={"a": [-signal.SIGKILL, -signal.SIGKILL]})
     assert pool.ran == ["a", "a"]
     assert "killed twice" in run.failures[TaskId("a")].error.message
 
 
-def test_crash_is_tried_once_more(build) -> None:
+def test_crash_is_tried_once_more(build: Build) -> None:
     run, pool, _, _ = build(task("a"), script={"a": [-signal.SIGSEGV]})
     assert pool.ran == ["a", "a"]
     assert not run.failures
@@ -261,19 +270,19 @@ def test_crash_is_tried_once_more(build) -> None:
     assert "SIGSEGV" in run.failures[TaskId("b")].error.message
 
 
-def test_out_of_memory_inside_python_is_tried_alone(build) -> None:
+def test_out_of_memory_inside_python_is_tried_alone(build: Build) -> None:
     run, pool, _, _ = build(task("a"), script={"a": [OutOfMemory("it was out of memory")]})
     assert pool.ran == ["a", "a"]
     assert not run.failures
 
 
-def test_worker_that_leaves_no_result_has_failed(build) -> None:
+def test_worker_that_leaves_no_result_has_failed(build: Build) -> None:
     run, pool, _, _ = build(task("a"), script={"a": [1]})
     assert pool.ran == ["a"]
     assert "exit code 1" in run.failures[TaskId("a")].error.message
 
 
-def test_store_that_does_not_answer_is_tried_again(build) -> None:
+def test_store_that_does_not_answer_is_tried_again(build: Build) -> None:
     run, pool, _, _ = build(task("a"), script={"a": [StoreUnavailable("busy")] * 3})
     assert len(pool.ran) == 4
     assert not run.failures
@@ -282,14 +291,16 @@ def test_store_that_does_not_answer_is_tried_again(build) -> None:
     assert run.failures[TaskId("b")].error.code == "StoreNotReady"
 
 
-def test_full_disk_ends_the_build(build) -> None:
+def test_full_disk_ends_the_build(build: Build) -> None:
     with pytest.raises(NoSpace, match="no room"):
         build(*CHAIN, script={"a": [NoSpace("no room", where="/store")]})
 
 
-def test_lost_blob_is_made_again(build, store) -> None:
+def test_lost_blob_is_made_again(build: Build, store: DirectoryStore) -> None:
     build(*CHAIN)
-    lost = next(iter(store.get_record("arcl", key_of("b")).record.outputs.values()))
+    stored = store.get_record("arcl", key_of("b"))
+    assert stored is not None
+    lost = next(iter(stored.record.outputs.values()))
     forget(store, "c")
 
     def worker_finds_it_wrong() -> bool:
@@ -327,7 +338,9 @@ def forget(store: DirectoryStore, name: str) -> None:
     store.delete_record(ref)
 
 
-def test_task_that_another_process_runs_is_waited_for(build, store, monkeypatch) -> None:
+def test_task_that_another_process_runs_is_waited_for(
+    build: Build, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "_ELSEWHERE_SECONDS", 0.05)
     lock = KeyLock(store.scratch / "locks", key_of("a"))
     assert lock.acquire()
@@ -347,7 +360,7 @@ def test_task_that_another_process_runs_is_waited_for(build, store, monkeypatch)
 
 
 def test_what_turns_up_in_a_further_store_is_brought_to_where_workers_read(
-    build, store, monkeypatch, tmp_path
+    build: Build, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """The other process gave up, and meanwhile a colleague has ended the same task."""
     monkeypatch.setattr(local, "_ELSEWHERE_SECONDS", 0.05)
@@ -368,11 +381,13 @@ def test_what_turns_up_in_a_further_store_is_brought_to_where_workers_read(
     assert store.get_record("arcl", key_of("a")) is not None
 
 
-def test_task_whose_other_process_gave_up_is_run_here(build, store, monkeypatch) -> None:
+def test_task_whose_other_process_gave_up_is_run_here(
+    build: Build, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "_ELSEWHERE_SECONDS", 0.05)
     lock = KeyLock(store.scratch / "locks", key_of("a"))
     assert lock.acquire()
-    thread = threading.Thread(target=lambda: (threading.Event().wait(0.3), lock.release()))
+    thread = threading.Timer(0.3, lock.release)
     thread.start()
     _, pool, _, _ = build(*CHAIN)
     thread.join()
@@ -392,7 +407,9 @@ def first_task_file() -> TaskFile:
     )
 
 
-def test_nothing_is_left_in_the_scratch(build, store, tmp_path) -> None:
+def test_nothing_is_left_in_the_scratch(
+    build: Build, store: DirectoryStore, tmp_path: Path
+) -> None:
     run, _, _, _ = build(*CHAIN, script={"b": [BadModel("no")]})
     run.work.close()
     left = [p.relative_to(store.root).parts[0] for p in store.root.rglob("*") if p.is_file()]

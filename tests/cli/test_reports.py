@@ -60,7 +60,8 @@ def delivered(root: Path, **fidelity: Any) -> tuple[dict[str, Any], dict[str, An
 
 def test_report_is_this_builds_when_text_budget_or_encodings_changed(folder: Path) -> None:
     found = []
-    for number, fidelity in enumerate([{"tokens": "a.npy"}, {"tokens": "b.npy", "budgetNats": 9}]):
+    fidelities: list[dict[str, Any]] = [{"tokens": "a.npy"}, {"tokens": "b.npy", "budgetNats": 9}]
+    for number, fidelity in enumerate(fidelities):
         report, measured, changed = delivered(folder, **fidelity)
         assert report["fidelity"] == measured
         assert changed == (number == 0)

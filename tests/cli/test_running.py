@@ -15,7 +15,9 @@ import pytest
 from numpy.typing import NDArray
 
 from genai_cli.testing import InProcess, Program
+from genai_core.canonical import digest_file
 from genai_core.files import digest_cache as filecache
+from genai_core.names import Digest
 from genai_runtime import container as containers
 from genai_runtime.tokenizer import parse_tokens
 
@@ -94,10 +96,12 @@ def test_a_container_is_hashed_once_when_its_files_stay(
 ) -> None:
     monkeypatch.setattr(filecache, "_SETTLED_NS", 0)
     read: list[str] = []
-    real = filecache.digest_file
-    monkeypatch.setattr(
-        filecache, "digest_file", lambda path: read.append(Path(path).name) or real(path)
-    )
+
+    def noted(path: Path) -> Digest:
+        read.append(path.name)
+        return digest_file(path)
+
+    monkeypatch.setattr(filecache, "digest_file", noted)
     copy = tmp_path / "container"
     shutil.copytree(container, copy)
     assert call("inspect", copy).code == 0
