@@ -116,14 +116,14 @@ _NOT_HERE: Mapping[str, str] = {
 }
 
 
-def transformation(options: Mapping[str, Any]) -> Fields:
+def transformation(options: Mapping[str, Any] | None) -> Fields:
     """`set_transformation_options`: dotted names, or sections with their fields.
 
     Raises:
         InvalidSpec: An option that is unknown, or has no meaning here.
     """
     fields: Fields = {}
-    for name, value in _flat(options).items():
+    for name, value in _flat({} if options is None else options).items():
         where = f"transformation option {name}"
         if name in _TRANSFORMATION:
             path, read = _TRANSFORMATION[name]
@@ -137,14 +137,14 @@ def transformation(options: Mapping[str, Any]) -> Fields:
     return fields
 
 
-def conversion(options: Mapping[str, Any]) -> Fields:
+def conversion(options: Mapping[str, Any] | None) -> Fields:
     """`set_conversion_options`: `float_fallback`; of the rest what is done anyway can be said.
 
     Raises:
         InvalidSpec: An option that is unknown, or asks for something else.
     """
     fields: Fields = {}
-    for name, value in _flat(options).items():
+    for name, value in _flat({} if options is None else options).items():
         where = f"conversion option {name}"
         if name == _FLOAT_FALLBACK:
             fields["quantization", "gaps"] = "Float" if boolean(value, where) else "Error"
@@ -157,14 +157,14 @@ def conversion(options: Mapping[str, Any]) -> Fields:
     return fields
 
 
-def compilation(options: Mapping[str, Any]) -> Fields:
+def compilation(options: Mapping[str, Any] | None) -> Fields:
     """`set_compilation_options`: `graphs.*`, and weight sharing in the vendor's spelling.
 
     Raises:
         InvalidSpec: An option that is unknown, or cannot be passed to the compiler.
     """
     fields: Fields = {}
-    plain = {name: text(value) for name, value in _flat(options).items()}
+    plain = {name: text(value) for name, value in _flat({} if options is None else options).items()}
     sharing = "context.weight_sharing_enabled"
     if sharing in plain:
         fields["compilation", "weightSharing"] = boolean(plain.pop(sharing), sharing)
@@ -174,9 +174,15 @@ def compilation(options: Mapping[str, Any]) -> Fields:
     return fields
 
 
-def _flat(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat(options: Any, prefix: str = "") -> dict[str, Any]:
     """Sections as dotted names; objects of pydantic or plain classes count as sections."""
     flat: dict[str, Any] = {}
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise InvalidSpec(
+            f"expected a dict of names and values, not {options!r}"[:200],
+            where=f"option {prefix.removesuffix('.')}" if prefix else "options",
+            remedy='write e.g. {"graphs.vtcm_size_in_mb": 8}',
+        )
     for name, value in options.items():
         section = value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value
         if isinstance(section, Mapping) and not prefix:

@@ -273,6 +273,7 @@ def test_lora_config_builds_the_adapters_of_the_vendor_s_classes(
             )
         ],
     )  # fmt: skip
+    case = config.use_cases[0]
     builder = GenAIBuilderFactory.create(source, "CPU")
     builder.lora_config = LoraBuilderInputConfig(lora_config_obj=config, alpha_tensor_name="alpha")
     by_object = builder.to_spec()["spec"]["lora"]
@@ -281,6 +282,10 @@ def test_lora_config_builds_the_adapters_of_the_vendor_s_classes(
         {"name": "loud-headers", "adapters": [{"name": "c-headers", "alpha": "0.5"},
                                               {"name": "uppercase", "alpha": "0.5"}]}
     ]  # fmt: skip
+    case.adapter_alphas = [0.25, 0.5]
+    changed = builder.to_spec()["spec"]["lora"]["useCases"][0]["adapters"]
+    assert changed[0]["alpha"] == "0.25", "it counts as it is when it builds"
+    case.adapter_alphas = [0.5, 0.5]
     path = serialize_lora_input_config(config, source / "lora")
     builder.lora_config = LoraBuilderInputConfig(lora_config_path=path, alpha_tensor_name="alpha")
     assert builder.to_spec()["spec"]["lora"] == by_object

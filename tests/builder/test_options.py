@@ -145,3 +145,64 @@ def test_create_warns_of_an_architecture_that_no_test_builds(tmp_path: Path) -> 
     (tmp_path / "config.json").write_text('{"model_type": "foo"}')
     with pytest.warns(UserWarning, match="model_type 'foo' is none of"):
         GenAIBuilderFactory.create(tmp_path, "CPU")
+
+
+def test_compilation_options_of_an_earlier_call_stay_but_for_those_of_the_same_name() -> None:
+    builder = GenAIBuilderFactory.create(MODEL)
+    builder.set_targets(["sm8750"])
+    builder.set_compilation_options({"graphs.vtcm_mb": 8})
+    builder.set_compilation_options({"graphs.O": 3})
+    assert _compiled(builder.to_spec()) == {"graphs.vtcm_mb": "8", "graphs.O": "3"}
+    builder.set_compilation_options({"graphs.vtcm_size_in_mb": 4})
+    builder.set_compilation_options()
+    assert _compiled(builder.to_spec()) == {"graphs.O": "3", "graphs.vtcm_size_in_mb": "4"}
+
+
+def test_to_spec_gives_a_document_of_its_own() -> None:
+    builder = GenAIBuilderFactory.create(MODEL)
+    builder.set_targets(["sm8750"])
+    builder.set_compilation_options({"graphs.O": 3})
+    builder.set_transformation_options({"arn_cl_options.context_length": [512]})
+    before = builder.to_spec()
+    changed = builder.to_spec()
+    _compiled(changed)["graphs.O"] = "1"
+    changed["spec"]["graphs"]["contextLengths"].append(1024)
+    changed["spec"]["targets"].append("sm8550")
+    assert builder.to_spec() == before
+
+
+def _compiled(document: dict[str, Any]) -> dict[str, str]:
+    found: dict[str, str] = document["spec"]["compilation"]["options"]
+    return found
+
+
+@pytest.mark.parametrize("given", [5, "graphs.O", [("graphs.O", 3)], {3: "graphs.O"}, {None: 1}])
+@pytest.mark.parametrize("stage", ["transformation", "conversion", "compilation"])
+def test_options_that_are_no_dict_are_refused(stage: str, given: Any) -> None:
+    with pytest.raises(InvalidSpec, match="expected a dict of names and values"):
+        getattr(options, stage)(given)
+
+
+@pytest.mark.parametrize("given", [None, 5, ["sm8750"]])
+def test_set_targets_refuses_what_is_no_text(given: Any) -> None:
+    with pytest.raises(InvalidSpec, match="set_targets: expected text, not"):
+        GenAIBuilderFactory.create(MODEL).set_targets([given])
+
+
+def test_cache_root_stays_where_it_was_when_the_working_folder_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    builder = GenAIBuilderFactory.create(MODEL, cache_root="store")
+    monkeypatch.chdir("/")
+    assert builder._store == str(tmp_path / "store")
+    assert GenAIBuilderFactory.create(MODEL, cache_root="s3://b/c")._store == "s3://b/c"
+
+
+@pytest.mark.parametrize(("given", "said"), [("many", "whole number"), (0, "at least 1")])
+def test_max_workers_is_refused_when_it_is_no_count(given: Any, said: str) -> None:
+    builder = GenAIBuilderFactory.create(MODEL, "CPU")
+    builder.set_conversion_options({"float_fallback": True})
+    builder.max_workers = given
+    with pytest.raises(InvalidSpec, match=f"max_workers: .*{said}"):
+        builder.build()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from genai_builder.temporary import HeldFolder
 from genai_cli.build.local_build import make_containers
 from genai_cli.settings import read_settings
 from genai_core.chips import parse as parse_chip
+from genai_core.compile_options import merged
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import GenAIBuild
@@ -48,7 +50,7 @@ class GenAIBuilder:
 
     def __init__(self, model: ModelFiles, *, cache_root: str | os.PathLike[str] | None) -> None:
         self._model = model
-        self._store = os.fspath(cache_root) if cache_root else read_settings(os.environ).store
+        self._store = _place(cache_root) if cache_root else read_settings(os.environ).store
         self._fields: vendor.Fields = {}
         self._targets: list[str] = []
         self._lora: LoraBuilderInputConfig | None = None
@@ -71,6 +73,13 @@ class GenAIBuilder:
             raise InvalidSpec(
                 "expected a list", where="set_targets", remedy='write ["chipset:SM8750"]'
             )
+        others = [text for text in targets if not isinstance(text, str)]
+        if others:
+            raise InvalidSpec(
+                f"expected text, not {others[0]!r}"[:200],
+                where="set_targets",
+                remedy='write ["chipset:SM8750"]',
+            )
         names = [self._target(text) for text in targets]
         if len(set(names)) != len(names):
             raise InvalidSpec("a target stands there twice", where="set_targets", remedy="keep one")
@@ -85,7 +94,7 @@ class GenAIBuilder:
             )
         return parse_chip(text).name.lower()
 
-    def set_transformation_options(self, options: Mapping[str, Any]) -> None:
+    def set_transformation_options(self, options: Mapping[str, Any] | None = None) -> None:
         """Set options of static graphs, splits and heads, by dotted names or sections.
 
         Raises:
@@ -93,7 +102,7 @@ class GenAIBuilder:
         """
         self._fields |= vendor.transformation(options)
 
-    def set_conversion_options(self, options: Mapping[str, Any]) -> None:
+    def set_conversion_options(self, options: Mapping[str, Any] | None = None) -> None:
         """Set options of the conversion, e.g. `{"float_fallback": True}`.
 
         Raises:
@@ -101,13 +110,19 @@ class GenAIBuilder:
         """
         self._fields |= vendor.conversion(options)
 
-    def set_compilation_options(self, options: Mapping[str, Any]) -> None:
+    def set_compilation_options(self, options: Mapping[str, Any] | None = None) -> None:
         """Set the compiler's options, e.g. `{"graphs.vtcm_size_in_mb": 8}`.
+
+        Those of an earlier call stay, as with the other stages' options.
 
         Raises:
             InvalidSpec: An option that is unknown, or cannot be passed to the compiler.
         """
-        self._fields |= vendor.compilation(options)
+        fields = vendor.compilation(options)
+        path = ("compilation", "options")
+        if path in fields:
+            fields[path] = merged(self._fields.get(path, {}), fields[path])
+        self._fields |= fields
 
     @property
     def weight_sharing(self) -> bool:
@@ -161,7 +176,7 @@ class GenAIBuilder:
         if value is None:
             self._fields.pop(path, None)
         else:
-            self._fields[path] = self._adapters(value)
+            self._fields[path] = self._adapters(value)  # refused where it is set
         self._lora = value
 
     def _adapters(self, config: LoraBuilderInputConfig) -> dict[str, Any]:
@@ -226,11 +241,14 @@ class GenAIBuilder:
         if self._model.onnx is not None:
             spec["model"]["onnx"] = self._model.onnx
         spec["targets"] = list(self._targets)
-        for path, value in self._fields.items():
+        fields = dict(self._fields)
+        if self._lora is not None:
+            fields["lora",] = self._adapters(self._lora)  # it may have been changed since
+        for path, value in fields.items():
             here = spec
             for part in path[:-1]:
                 here = here.setdefault(part, {})
-            here[path[-1]] = value
+            here[path[-1]] = deepcopy(value)  # whoever changes the document changes no builder
         document = {
             "apiVersion": API_VERSION,
             "kind": "GenAIBuild",
@@ -272,7 +290,20 @@ class GenAIBuilder:
         return {target: LLMContainer(paths[target], folder=folder) for target in self._targets}
 
     def _jobs(self) -> int | None:
-        return self.max_workers if vendor.boolean(self.parallel_build, "parallel_build") else 1
+        if not vendor.boolean(self.parallel_build, "parallel_build"):
+            return 1
+        if self.max_workers is None:
+            return None
+        jobs = vendor.number(self.max_workers, "max_workers")
+        if jobs < 1:
+            raise InvalidSpec(f"expected at least 1, not {jobs}", where="max_workers")
+        return jobs
+
+
+def _place(store: str | os.PathLike[str]) -> str:
+    """A store's address, which no later change of the working folder leads elsewhere."""
+    text = os.fspath(store)
+    return text if "://" in text else os.path.abspath(os.path.expanduser(text))
 
 
 class GenAIBuilderHTP(GenAIBuilder):
