@@ -27,8 +27,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CALL_SECONDS = 120.0
-"""Longest that one call is waited for. boto3 gives an address that does not answer up in 70 s, and
-says more about it than this does."""
+"""Longest that one call is waited for. An address that does not answer boto3 gives up after 70 s,
+with a message that says more."""
 _MOST_OF_NAMESPACE = 8
 _AGAIN = 15.0
 

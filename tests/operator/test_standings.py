@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 from test_holds import JOB
 
 from genai_operator.jobs.holds import Standing
@@ -25,27 +26,34 @@ OLD = datetime.now(UTC) - timedelta(minutes=1)
 STUCK = replace(JOB, created_at=OLD, started_at=OLD)
 
 
-class Events:
-    """An apiserver's, about one Job."""
-
-    def __init__(self, *messages: str, error: Exception | None = None) -> None:
-        self.messages = messages
-        self.error = error
-        self.asked: list[dict[str, Any]] = []
-
-    async def list(self, plural: str, **how: Any) -> Any:
-        self.asked.append({"plural": plural, **how})
-        if self.error is not None:
-            raise self.error
-        made = [
-            {"reason": "FailedCreate", "message": text, "lastTimestamp": f"2026-01-01T00:00:0{n}Z"}
-            for n, text in enumerate(self.messages)
-        ]
-        return [{"reason": "Suspended", "message": "other"}, *made], 1
+def said(api: FakeApiserver, uid: str, *events: dict[str, Any]) -> FakeApiserver:
+    """Events about an object, the last one newest; they are listed newest first."""
+    for n, event in enumerate(events):
+        meta = {"namespace": "ns", "name": f"e{9 - n}"}
+        at = f"2026-01-01T00:00:0{n}Z"
+        about = {"involvedObject": {"uid": uid}, "lastTimestamp": at}
+        api.put("events", {"metadata": meta, **about, **event})
+    return api
 
 
-def stands(api: Events, times: int = 1, clock: Any = lambda: 0.0) -> Standing:
-    standings = Standings(api, Observed(Timing(monotonic=clock)))  # type: ignore[arg-type]
+def saying(*messages: str, error: Exception | None = None) -> FakeApiserver:
+    """The Job controller's, about one Job."""
+    failed = [{"reason": "FailedCreate", "message": text} for text in messages]
+    api = said(FakeApiserver(), JOB.uid, {"reason": "Suspended", "message": "other"}, *failed)
+    other = {"reason": "FailedCreate", "message": "of another Job"}
+    meta, about = {"namespace": "ns", "name": "other"}, {"involvedObject": {"uid": "another"}}
+    api.put("events", {"metadata": meta, **about, **other})
+    if error is not None:
+        api.refuse(error)
+    return api
+
+
+def asked(api: FakeApiserver) -> list[Any]:
+    return [call.how for call in api.asked("list", "events")]
+
+
+def stands(api: FakeApiserver, times: int = 1, clock: Any = lambda: 0.0) -> Standing:
+    standings = Standings(api, Observed(Timing(monotonic=clock)))
     found = None
     for _ in range(times):
         found = asyncio.run(standings.of("ns", [STUCK]))
@@ -55,13 +63,13 @@ def stands(api: Events, times: int = 1, clock: Any = lambda: 0.0) -> Standing:
 
 
 def test_of_says_what_the_job_controller_said_last_and_what_to_change() -> None:
-    api = Events("Error creating: older", QUOTA)
+    api = saying("Error creating: older", QUOTA)
     found = stands(api)
     assert found.held == (
         "convert/x gets no pod: its pod is forbidden: exceeded quota: q, requested: pods=1, "
         "used: pods=0, limited: pods=0; raise the quota, or lower spec.run.resources"
     )
-    assert api.asked == [{"plural": "events", "namespace": "ns", "about": "u", "most": 20}]
+    assert asked(api) == [{"namespace": "ns", "about": "u", "most": 20}]
     assert found.after == 15
 
 
@@ -77,24 +85,24 @@ def test_of_says_what_the_job_controller_said_last_and_what_to_change() -> None:
     ],
 )  # fmt: skip
 def test_of_names_the_field_to_change(message: str, field: str) -> None:
-    assert field in stands(Events(message)).held
+    assert field in stands(saying(message)).held
 
 
 @pytest.mark.parametrize("error", [None, ApiError(403, "Forbidden", "no"), TimeoutError()])
 def test_of_tells_where_to_look_when_nobody_says_it(error: Exception | None) -> None:
-    assert "describe job" in stands(Events(error=error)).held
+    assert "describe job" in stands(saying(error=error)).held
 
 
 def test_of_asks_once_in_a_while_and_nothing_of_jobs_that_go_well() -> None:
-    api = Events(QUOTA)
+    api = saying(QUOTA)
     stands(api, times=5)
-    assert len(api.asked) == 1
+    assert len(asked(api)) == 1
     ticks = iter(range(0, 1000, 10))
     stands(api, times=5, clock=lambda: float(next(ticks)))
-    assert 2 < len(api.asked) < 6
-    well = Events(error=AssertionError())
-    asyncio.run(Standings(well, Observed()).of("ns", [replace(JOB, started_at=None)]))  # type: ignore[arg-type]
-    assert well.asked == []
+    assert 2 < len(asked(api)) < 6
+    well = saying(error=AssertionError())
+    asyncio.run(Standings(well, Observed()).of("ns", [replace(JOB, started_at=None)]))
+    assert asked(well) == []
 
 
 MADE = datetime.now(UTC) - timedelta(seconds=20)
@@ -105,33 +113,21 @@ MOUNT = 'MountVolume.SetUp failed for volume "ca" : secret "ca" not found'
 SANDBOX = "Failed to create pod sandbox: plugin type=bridge failed (add): no addresses left"
 
 
-class PodEvents:
-    """An apiserver's, about one pod: (reason, message), the last one newest."""
-
-    def __init__(self, *events: tuple[str, str]) -> None:
-        self.events, self.asked = events, []  # type: ignore[var-annotated]
-        self.by: dict[str, str] = {}
-
-    async def list(self, _plural: str, **how: Any) -> Any:
-        self.asked.append(how["about"])
-        made = [
-            {
-                "reason": reason,
-                "message": text,
-                "lastTimestamp": f"2026-01-01T00:00:0{n}Z",
-                "source": {"component": self.by.get(reason, "kubelet")},
-            }
-            for n, (reason, text) in enumerate(self.events)
-        ]
-        return made[::-1], 1
+def by(component: str, reason: str, message: str) -> dict[str, Any]:
+    return {"reason": reason, "message": message, "source": {"component": component}}
 
 
-def creating(api: PodEvents, pod: PodView = CREATING) -> Standing:
+def of_pod(*events: tuple[str, str]) -> FakeApiserver:
+    """The kubelet's, about one pod: (reason, message)."""
+    return said(FakeApiserver(), CREATING.uid, *[by("kubelet", *event) for event in events])
+
+
+def creating(api: FakeApiserver, pod: PodView = CREATING) -> Standing:
     observed = Observed()
     job = replace(JOB, namespace="ns", owners=frozenset({"b"}))
     meta = {"namespace": "ns", "name": pod.name, "uid": pod.uid, "resourceVersion": "1"}
     observed.pods.put({"metadata": meta}, pod)
-    return asyncio.run(Standings(api, observed).of("ns", [job]))  # type: ignore[arg-type]
+    return asyncio.run(Standings(api, observed).of("ns", [job]))
 
 
 @pytest.mark.parametrize(
@@ -145,7 +141,7 @@ def creating(api: PodEvents, pod: PodView = CREATING) -> Standing:
 def test_of_says_why_a_container_is_not_made_when_the_kubelet_does(
     reason: str, said: str, todo: str
 ) -> None:
-    found = creating(PodEvents(("Scheduled", "to node1"), (reason, said)))
+    found = creating(of_pod(("Scheduled", "to node1"), (reason, said)))
     assert (found.works, found.reason, found.after) == (False, "ContainerNotCreated", 15)
     assert said in found.held
     assert todo in found.held
@@ -161,23 +157,23 @@ def test_of_says_why_a_container_is_not_made_when_the_kubelet_does(
     ],
 )
 def test_of_lets_a_container_be_made_when_nothing_says_that_it_fails(events: Any) -> None:
-    found = creating(PodEvents(*events))
+    found = creating(of_pod(*events))
     assert (found.works, found.reason) == (True, "Progressing")
     assert found.after == 5, "it is asked again"
 
 
 def test_of_tells_a_failure_of_late_soon_and_whoever_else_speaks_of_the_pod() -> None:
     """A pod that waited for its node fails when it is old enough to be asked about already."""
-    api, now = PodEvents(), 0.0
+    api, now = of_pod(), 0.0
     observed = Observed(Timing(monotonic=lambda: now))
     meta = {"namespace": "ns", "name": "p", "uid": CREATING.uid, "resourceVersion": "1"}
     observed.pods.put({"metadata": meta}, CREATING)
-    standings = Standings(api, observed)  # type: ignore[arg-type]
+    standings = Standings(api, observed)
     job = replace(JOB, namespace="ns", owners=frozenset({"b"}))
     found = asyncio.run(standings.of("ns", [job]))
     assert found.works
-    api.events = (("FailedMount", MOUNT), ("TaintManagerEviction", "Cancelling deletion of Pod"))
-    api.by = {"TaintManagerEviction": "taint-eviction-controller"}
+    evicting = by("taint-eviction-controller", "TaintManagerEviction", "Cancelling deletion of Pod")
+    said(api, CREATING.uid, by("kubelet", "FailedMount", MOUNT), evicting)
     now += found.after or 0.0
     found = asyncio.run(standings.of("ns", [job]))
     assert now == 5
@@ -185,11 +181,11 @@ def test_of_tells_a_failure_of_late_soon_and_whoever_else_speaks_of_the_pod() ->
 
 
 def test_of_asks_nothing_about_a_pod_that_is_young_or_runs() -> None:
-    api = PodEvents(("FailedMount", MOUNT))
+    api = of_pod(("FailedMount", MOUNT))
     young = creating(api, replace(CREATING, created_at=datetime.now(UTC)))
     assert young.works
     assert young.after is not None
     assert 5 < young.after <= 10, "until it is old enough"
     assert creating(api, replace(CREATING, phase="Running")).works
     assert creating(api, replace(CREATING, node="")).works
-    assert api.asked == []
+    assert asked(api) == []

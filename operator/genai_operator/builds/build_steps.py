@@ -158,13 +158,13 @@ class BuildSteps:
         build = context.build
         for _ in range(_MOST_QUESTIONS):
             try:
-                found = await self._resolver.resolved(
+                sources = await self._resolver.resolved(
                     build, context.store, context.accesses.values(), target=context.targets[0]
                 )
-                if isinstance(found, Wait):
-                    return found
+                if isinstance(sources, Wait):
+                    return sources
                 context.claimed = self._observed.claimed_by(build.owner.uid)
-                question = context.question = self._question(context, found)
+                question = context.question = self._question(context, sources)
                 await self._listen(context.store, question)
                 context.seen = await in_thread(
                     survey,
@@ -182,14 +182,14 @@ class BuildSteps:
         raise Waiting(Reason.PROGRESSING, "its records are still being looked up", after=5.0)
 
     def _question(
-        self, context: BuildContext, found: Mapping[SourceName, ResolvedSource]
+        self, context: BuildContext, sources: Mapping[SourceName, ResolvedSource]
     ) -> Question:
         build, access = context.build, context.access
         setting = Setting(
             name=build.owner.name,
             namespace=build.namespace,
             spec=build.spec,
-            sources=found,
+            sources=sources,
             places={name: source.place for name, source in context.accesses.items()},
             targets=context.targets,
             toolchains=toolchains(context.targets),

@@ -76,7 +76,7 @@ def accesses_of(build: BuildPass, opened: OpenStore) -> dict[SourceName, SourceA
     Raises:
         Stalled: One is no address that can be read from a cluster.
     """
-    found = {}
+    accesses = {}
     for source in sources_of(build.spec):
         place = source_place(source, opened.where)
         access = replace(
@@ -85,8 +85,8 @@ def accesses_of(build: BuildPass, opened: OpenStore) -> dict[SourceName, SourceA
             source_claim=place.claim,
             source_secret=source.secret,
         )
-        found[source.name] = SourceAccess(source, place, access)
-    return found
+        accesses[source.name] = SourceAccess(source, place, access)
+    return accesses
 
 
 class Loader:
@@ -102,7 +102,7 @@ class Loader:
         Raises:
             Waiting: One is not there, or nothing can be built for it.
         """
-        found = []
+        targets = []
         for name in build.spec.targets:
             value = self._observed.targets.get("", name)
             if value is None:
@@ -110,14 +110,14 @@ class Loader:
                     Reason.TARGET_NOT_FOUND, f"there is no GenAITarget {name}", after=60.0
                 )
             try:
-                found.append(build_target(name, value))
+                targets.append(build_target(name, value))
             except Stalled as error:  # mended in the target, not in the build
                 raise Waiting(
                     Reason.TARGET_NOT_READY, f"{error.message} ({error.reason})", after=60.0
                 ) from error
             except GenAIError as error:
                 raise Waiting(Reason.TARGET_NOT_READY, str(error), after=60.0) from error
-        return found
+        return targets
 
     async def store(self, build: BuildPass) -> OpenStore:
         """The build's store, once it was tried.

@@ -1,4 +1,4 @@
-"""A build's status is written here, and what it means to people: Events, log lines, counters.
+"""Writes a build's status, and tells people what it means: Events, log lines, counters.
 
 Only what changed is written. An Event tells of a transition: of Ready, its reason, and the
 generation and request that this is about.

@@ -278,6 +278,6 @@ def _known_source(build: BuildPass, access: SourceAccess) -> RecordRef | None:
 
 
 async def _look(opened: OpenStore, ref: RecordRef, *, anew: bool = False) -> Record | None:
-    found = await in_thread(opened.lookups.look, [ref], anew=[ref.key] if anew else [])
-    answer = found[ref]
+    answers = await in_thread(opened.lookups.look, [ref], anew=[ref.key] if anew else [])
+    answer = answers[ref]
     return answer if isinstance(answer, Record) else None

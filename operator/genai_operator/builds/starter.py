@@ -1,6 +1,6 @@
-"""Jobs of a build are started here; one that is another attempt is counted, logged and told of.
+"""Creates a build's Jobs; a further attempt at a task is counted, logged and told in an Event.
 
-An Event names task, attempt and reason. A build posts a burst of them, then one a minute: a node
+The Event names task, attempt and reason. A build posts a burst of them, then one a minute: a node
 that refuses a thousand pods is one fault and not a thousand. The next says how many were left out.
 """
 

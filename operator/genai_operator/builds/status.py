@@ -105,7 +105,7 @@ def build_status(
 ) -> dict[str, Any]:
     """The whole status; what is not in it is removed."""
     artifacts = _artifacts(outcome, previous)
-    found: dict[str, Any] = {
+    status: dict[str, Any] = {
         "observedGeneration": generation,
         "phase": outcome.state.value,
         "requestedAt": outcome.requested_at,
@@ -119,9 +119,9 @@ def build_status(
         generation,
         outcome.requested_at,
     )
-    found |= _counts(outcome, previous if same else {})
+    status |= _counts(outcome, previous if same else {})
     if outcome.sources:
-        found["sources"] = [
+        status["sources"] = [
             {
                 "name": name,
                 "uri": hidden_queries(entry.uri),
@@ -131,43 +131,45 @@ def build_status(
             for name, entry in outcome.sources.items()
         ]
     elif same and "sources" in previous:
-        found["sources"] = previous["sources"]
+        status["sources"] = previous["sources"]
     if outcome.since is not None:
-        found["startedAt"] = rfc3339(outcome.since)
+        status["startedAt"] = rfc3339(outcome.since)
     elif same and "startedAt" in previous:
-        found["startedAt"] = previous["startedAt"]
+        status["startedAt"] = previous["startedAt"]
     toolchain = outcome.toolchain or (previous.get("toolchain", "") if same else "")
     if toolchain:
-        found["toolchain"] = toolchain
+        status["toolchain"] = toolchain
     if outcome.notes:
-        found["plan"] = [note[:256] for note in outcome.notes[:_MOST_NOTES]]
+        status["plan"] = [note[:256] for note in outcome.notes[:_MOST_NOTES]]
     if outcome.warnings:
-        found["warnings"] = _bounded(outcome.warnings)
+        status["warnings"] = _bounded(outcome.warnings)
     if outcome.progress is None and same:  # nothing was looked at: what is known stays
-        found |= {name: previous[name] for name in _LOOKED_AT if name in previous} | found
+        status |= {name: previous[name] for name in _LOOKED_AT if name in previous} | status
     if outcome.failed:
-        found["failures"] = [_failure(outcome, *entry) for entry in outcome.failed[:_MOST_FAILURES]]
+        status["failures"] = [
+            _failure(outcome, *entry) for entry in outcome.failed[:_MOST_FAILURES]
+        ]
     elif outcome.outdated and "failures" in previous:
-        found["failures"] = previous["failures"]
-    return meaningful(found)
+        status["failures"] = previous["failures"]
+    return meaningful(status)
 
 
 def _bounded(warnings: Sequence[str]) -> list[str]:
-    found = [" ".join(text.split())[:MOST_MESSAGE] for text in warnings]
-    if len(found) > _MOST_WARNINGS:
-        left = len(found) - _MOST_WARNINGS + 1
-        found[_MOST_WARNINGS - 1 :] = [f"and {left} more"]
-    return found
+    texts = [" ".join(text.split())[:MOST_MESSAGE] for text in warnings]
+    if len(texts) > _MOST_WARNINGS:
+        left = len(texts) - _MOST_WARNINGS + 1
+        texts[_MOST_WARNINGS - 1 :] = [f"and {left} more"]
+    return texts
 
 
 def _conditions(
     outcome: Outcome, generation: int, artifacts: Sequence[object]
 ) -> list[dict[str, Any]]:
-    found = summary(_result(outcome), generation=generation)
+    entries = summary(_result(outcome), generation=generation)
     if outcome.state is Phase.SUSPENDED:  # neither at work nor stuck
-        found = found[:1]
+        entries = entries[:1]
     if artifacts:
-        found.append(
+        entries.append(
             condition(
                 "ArtifactAvailable",
                 "True",
@@ -177,7 +179,7 @@ def _conditions(
             )
         )
     if outcome.outdated:
-        found.append(
+        entries.append(
             condition(
                 "ToolchainOutdated",
                 "True",
@@ -186,7 +188,7 @@ def _conditions(
                 generation=generation,
             )
         )
-    return found
+    return entries
 
 
 def _result(outcome: Outcome) -> Result:
@@ -222,10 +224,10 @@ def _counts(outcome: Outcome, previous: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _failure(outcome: Outcome, task: TaskId, error: GenAIError, log: str) -> dict[str, Any]:
-    found = {"task": task, "reason": error.code, "message": str(error)[:MOST_MESSAGE]}
+    entry = {"task": task, "reason": error.code, "message": str(error)[:MOST_MESSAGE]}
     if log and outcome.store is not None:
-        found["log"] = _address(outcome.store, f"blobs/{log[:2]}/{log}")
-    return found
+        entry["log"] = _address(outcome.store, f"blobs/{log[:2]}/{log}")
+    return entry
 
 
 def _artifacts(outcome: Outcome, previous: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -249,14 +251,14 @@ def _artifacts(outcome: Outcome, previous: Mapping[str, Any]) -> list[dict[str, 
 
 def _fidelity(facts: Mapping[str, Any]) -> dict[str, Any]:
     """The members that the status has a field for; one of another type is left out."""
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     for name, kinds in _FIDELITY.items():
         value = facts.get(name)
         if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
             continue
         if not isinstance(value, float) or math.isfinite(value):
-            found[name] = value[:_MOST_TEXT] if isinstance(value, str) else value
-    return found
+            measured[name] = value[:_MOST_TEXT] if isinstance(value, str) else value
+    return measured
 
 
 def _address(store: StoreAddress, name: str) -> str:

@@ -88,12 +88,12 @@ class DeploymentReconciler:
         result = await run_steps(one, (self._check, self._resolve, self._choose, self._apply))
         workload = self._workload(one)
         pods = self._observed.servers_of(namespace, name)
-        verdict = judged(one, result, workload, pods)
-        await self._write(value, deployment_status(one, verdict, workload, pods, now))
+        outcome = judged(one, result, workload, pods)
+        await self._write(value, deployment_status(one, outcome, workload, pods, now))
         latest = self._observed.deployments.get(namespace, name)
         # The answer to our own write may be the first to tell of an edit: its event is no news.
         edited = latest is not None and asked_of(latest) != asked_of(value)
-        return 0.0 if edited else verdict.after
+        return 0.0 if edited else outcome.after
 
     def _keep(self, value: Json) -> None:
         self._observed.deployments.put(value, lean("genaideployments", value))

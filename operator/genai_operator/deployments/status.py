@@ -19,7 +19,7 @@ from genai_operator.kube.status.conditions import condition, conditions
 from genai_operator.kube.values import Json
 from genai_operator.steps import Done, Result, Stall, Wait
 
-__all__ = ["Verdict", "deployment_status", "judged", "kept_status"]
+__all__ = ["DeploymentOutcome", "deployment_status", "judged", "kept_status"]
 
 _MOST_REJECTED = 8
 _MOST_REASON = 1000
@@ -30,7 +30,7 @@ _AGAIN_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Verdict:
+class DeploymentOutcome:
     """What a pass came to.
 
     Attributes:
@@ -53,7 +53,7 @@ def judged(
     result: Result,
     workload: WorkloadView | None,
     pods: Sequence[PodView],
-) -> Verdict:
+) -> DeploymentOutcome:
     """How a deployment stands; notes on the pass what is rejected.
 
     Args:
@@ -70,12 +70,12 @@ def judged(
     good = wanted if stands.complete and wanted else one.good
     if isinstance(result, Stall):
         # Nothing tells of a Service that is removed, or of a limit of the namespace that is raised.
-        return Verdict(
+        return DeploymentOutcome(
             "False", result.reason, result.message, waits=False, good=good, after=_STALLED_SECONDS
         )
     if isinstance(result, Wait):
         if workload is None or stands.ready != "True":
-            return Verdict(
+            return DeploymentOutcome(
                 "Unknown", result.reason, result.message, waits=True, good=good, after=result.after
             )
         one.notes.append(f"nothing can be changed now: {result.message}")
@@ -89,13 +89,15 @@ def judged(
 
 def _noted(
     one: DeploymentPass, stands: rollout.DeploymentStanding, good: str, after: float | None
-) -> Verdict:
+) -> DeploymentOutcome:
     said = [stands.message, *one.notes, *_remarks(one)] if stands.ready == "True" else []
     message = "; ".join(said) or stands.message
-    return Verdict(stands.ready, stands.reason, message, stands.waits, good, after)
+    return DeploymentOutcome(stands.ready, stands.reason, message, stands.waits, good, after)
 
 
-def _failed(one: DeploymentPass, workload: WorkloadView | None, why: str, good: str) -> Verdict:
+def _failed(
+    one: DeploymentPass, workload: WorkloadView | None, why: str, good: str
+) -> DeploymentOutcome:
     """What never became ready is taken back where another revision is good."""
     after = _WATCHED_SECONDS
     if one.spec.rollout.auto_rollback and one.good and one.good != one.wanted:
@@ -105,16 +107,20 @@ def _failed(one: DeploymentPass, workload: WorkloadView | None, why: str, good: 
     ready = workload.ready if workload is not None else 0
     old = f"; {ready} pods of an earlier one go on answering" if ready else ""
     message = f"{one.wanted[:19]} cannot be rolled out: {why}{old}"
-    return Verdict("False", rollout.FAILED, message, waits=False, good=good, after=after)
+    return DeploymentOutcome("False", rollout.FAILED, message, waits=False, good=good, after=after)
 
 
-def _rolled_back(one: DeploymentPass, stands: rollout.DeploymentStanding, good: str) -> Verdict:
+def _rolled_back(
+    one: DeploymentPass, stands: rollout.DeploymentStanding, good: str
+) -> DeploymentOutcome:
     why = next(e["reason"] for e in one.rejected if e["revision"] == one.following)
     message = (
         f"{one.following[:19]} was rolled back: {why}; {stands.message}; it is tried again "
         f"when the build makes another, spec changes or {GROUP}/requestedAt is set"
     )
-    return Verdict("False", rollout.FAILED, message, waits=False, good=good, after=_WATCHED_SECONDS)
+    return DeploymentOutcome(
+        "False", rollout.FAILED, message, waits=False, good=good, after=_WATCHED_SECONDS
+    )
 
 
 def _remarks(one: DeploymentPass) -> list[str]:
@@ -127,7 +133,7 @@ def _remarks(one: DeploymentPass) -> list[str]:
 
 def deployment_status(
     one: DeploymentPass,
-    verdict: Verdict,
+    outcome: DeploymentOutcome,
     workload: WorkloadView | None,
     pods: Sequence[PodView],
     now: datetime,
@@ -137,17 +143,17 @@ def deployment_status(
 
     def make(kind: str, status: str) -> Json:
         return condition(
-            kind, status, verdict.reason, message=verdict.message, generation=generation
+            kind, status, outcome.reason, message=outcome.message, generation=generation
         )
 
-    wanted = [make("Ready", verdict.ready)]
-    if verdict.ready != "True":
-        wanted.append(make("Reconciling" if verdict.waits else "Stalled", "True"))
+    wanted = [make("Ready", outcome.ready)]
+    if outcome.ready != "True":
+        wanted.append(make("Reconciling" if outcome.waits else "Stalled", "True"))
     wanted += _beside(one, workload, generation)
     found: Json = {
         "observedGeneration": generation,
         "conditions": conditions(wanted, one.status.get("conditions") or (), now),
-        **_members(one, verdict, workload, pods),
+        **_members(one, outcome, workload, pods),
     }
     return {name: value for name, value in found.items() if value not in (None, "", [])}
 
@@ -168,15 +174,15 @@ def kept_status(
 
 def _members(
     one: DeploymentPass,
-    verdict: Verdict,
+    outcome: DeploymentOutcome,
     workload: WorkloadView | None,
     pods: Sequence[PodView],
 ) -> Json:
     wanted = one.wanted or one.target
     ready = [pod for pod in pods if pod.ready and not pod.deleting]
     current = _current(ready, wanted)
-    revisions = {"current": current, "target": wanted, "lastGood": verdict.good}
-    kept = containers.kept([wanted, current, verdict.good], one.known)
+    revisions = {"current": current, "target": wanted, "lastGood": outcome.good}
+    kept = containers.kept([wanted, current, outcome.good], one.known)
     found: Json = {
         "requestedAt": one.requested,
         "asked": one.asked,

@@ -97,26 +97,26 @@ def check_certificates(access: StoreAccess) -> None:
 
 def environment_of(access: StoreAccess, *, reads_source: bool) -> list[Json]:
     """Variables of the container, which core's `pod_store` and `source_access` read."""
-    found: list[Json] = [{"name": Variable.STORE, "value": access.address}]
+    variables: list[Json] = [{"name": Variable.STORE, "value": access.address}]
     if access.ca:
-        found.append({"name": Variable.STORE_CA, "value": access.ca})
+        variables.append({"name": Variable.STORE_CA, "value": access.ca})
     if access.secret:
-        found += _from_secret(access.secret, "AWS_")
+        variables += _from_secret(access.secret, "AWS_")
     else:
-        found.append({"name": Variable.TELL, "value": "1"})
+        variables.append({"name": Variable.TELL, "value": "1"})
         if access.web_identity is not None:
-            found += _web_identity(access.web_identity)
+            variables += _web_identity(access.web_identity)
     if access.read_from:
         entries = [
             {"address": r.address} | ({"ca": r.ca} if r.ca else {}) for r in access.read_from
         ]
-        found.append({"name": Variable.READ_FROM, "value": json.dumps(entries)})
+        variables.append({"name": Variable.READ_FROM, "value": json.dumps(entries)})
         for number, reader in enumerate(access.read_from):
             if reader.secret:
-                found += _from_secret(reader.secret, reader_keys(number))
+                variables += _from_secret(reader.secret, reader_keys(number))
     if reads_source:
-        found += _of_source(access)
-    return found
+        variables += _of_source(access)
+    return variables
 
 
 def _of_source(access: StoreAccess) -> list[Json]:
@@ -124,28 +124,30 @@ def _of_source(access: StoreAccess) -> list[Json]:
         return [{"name": Variable.SOURCE_ROOT, "value": _SOURCE_ROOT}]
     if not is_archive(access.source):
         return _from_secret(access.source_secret, SOURCE_KEYS) if access.source_secret else []
-    found: list[Json] = [{"name": Variable.SOURCE_HOSTS, "value": ",".join(access.source_hosts)}]
+    variables: list[Json] = [
+        {"name": Variable.SOURCE_HOSTS, "value": ",".join(access.source_hosts)}
+    ]
     if access.source_secret:
-        found.append(_secret_key(Variable.SOURCE_TOKEN, access.source_secret, "token"))
-    return found
+        variables.append(_secret_key(Variable.SOURCE_TOKEN, access.source_secret, "token"))
+    return variables
 
 
 def volumes_of(access: StoreAccess, *, reads_source: bool) -> list[Json]:
     """Volumes of the pod."""
-    found: list[Json] = []
+    volumes: list[Json] = []
     if access.web_identity is not None and not access.secret:
         token = {
             "audience": access.web_identity.audience,
             "expirationSeconds": _TOKEN_SECONDS,
             "path": "token",
         }
-        found.append(
+        volumes.append(
             {"name": "identity", "projected": {"sources": [{"serviceAccountToken": token}]}}
         )
     if reads_source and access.source_claim:
         claim = {"claimName": access.source_claim, "readOnly": True}
-        found.append({"name": "source", "persistentVolumeClaim": claim})
-    return found
+        volumes.append({"name": "source", "persistentVolumeClaim": claim})
+    return volumes
 
 
 def mounts_of(access: StoreAccess, *, reads_source: bool) -> list[Json]:

@@ -168,7 +168,7 @@ class Applier:
         try:
             changed = await self._api.merge_lists("jobs", job.name, patch, namespace=job.namespace)
         except ApiError as error:
-            # Of another Job of that name the apiserver says that its UID cannot be changed.
+            # To another Job of that name the apiserver says that its UID cannot be changed.
             if error.code == 404 or "metadata.uid" in error.fields:
                 self._observed.delete(job)
                 return

@@ -17,10 +17,10 @@ __all__ = ["Attempts", "group", "name_of", "place_of", "step_of"]
 
 def group(jobs: Iterable[JobView]) -> dict[Key, list[JobView]]:
     """Attempts by key of their first task, in order."""
-    found: dict[Key, list[JobView]] = {}
+    by_key: dict[Key, list[JobView]] = {}
     for job in sorted(jobs, key=lambda job: job.attempt):
-        found.setdefault(job.key, []).append(job)
-    return found
+        by_key.setdefault(job.key, []).append(job)
+    return by_key
 
 
 class Attempts:
@@ -42,17 +42,17 @@ class Attempts:
 
     def at(self, key: Key, derivation: Digest | None) -> list[JobView]:
         """The attempts at a task, in order."""
-        found = self._by_key.get(key, [])
+        begun = self._by_key.get(key, [])
         joined = self._by_derivation.get(derivation, ()) if derivation else ()
         if not joined:
-            return found
+            return begun
         further = [
             job
             for job in joined
             if job.key != key
             and (job.state is not JobState.FAILED or self._came_to(job, place_of(job, derivation)))
         ]
-        return sorted([*found, *further], key=lambda job: (job.created_at, job.attempt))
+        return sorted([*begun, *further], key=lambda job: (job.created_at, job.attempt))
 
     def _came_to(self, job: JobView, place: int) -> bool:
         step = step_of(self._pods.get(job.name, ()))

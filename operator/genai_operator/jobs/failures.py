@@ -21,7 +21,7 @@ from genai_operator.jobs.attempts import name_of
 from genai_operator.kube.job import JobView
 from genai_operator.kube.pod import Ending, PodView
 
-__all__ = ["STORE_FAULTS", "Failure", "failure_of"]
+__all__ = ["STORE_FAULTS", "JobFailure", "failure_of"]
 
 _KILLED = 137
 _REFUSALS = {
@@ -38,7 +38,7 @@ STORE_FAULTS = (StoreUnavailable, StoreUnreadable)
 
 
 @dataclass(frozen=True)
-class Failure:
+class JobFailure:
     """Of one Job.
 
     Attributes:
@@ -61,7 +61,7 @@ class Failure:
         return self.refused or isinstance(self.error, (*STORE_FAULTS, SourceNotFound))
 
 
-def failure_of(job: JobView, pods: Iterable[PodView], place: int, seconds: int) -> Failure:
+def failure_of(job: JobView, pods: Iterable[PodView], place: int, seconds: int) -> JobFailure:
     """Why a Job failed.
 
     Args:
@@ -76,12 +76,12 @@ def failure_of(job: JobView, pods: Iterable[PodView], place: int, seconds: int) 
     pod = ended[-1] if ended else (ordered[-1] if ordered else None)
     ending = pod.ending if pod else None
     if pod is not None and _refused(pod):
-        return Failure(job, ToolFailed(pod.message or pod.reason, where=task), refused=True)
+        return JobFailure(job, ToolFailed(pod.message or pod.reason, where=task), refused=True)
     if ending is not None and ending.reason == "OOMKilled":
-        return Failure(job, OutOfMemory("it was out of memory", where=task), oom=True)
+        return JobFailure(job, OutOfMemory("it was out of memory", where=task), oom=True)
     if pod is not None and pod.reason == "Evicted":
         # For its own fault, and it was told to stop: that is not what it failed of.
-        return Failure(
+        return JobFailure(
             job,
             NoSpace(
                 pod.message or "it was evicted",
@@ -105,10 +105,10 @@ def failure_of(job: JobView, pods: Iterable[PodView], place: int, seconds: int) 
             remedy="raise it, or give more in spec.run.resources",
         )
         shorter = 0 < given < seconds
-        return Failure(job, error, log=_log(ending), refused=shorter)
+        return JobFailure(job, error, log=_log(ending), refused=shorter)
     if said is not None:
-        return Failure(job, said, oom=isinstance(said, OutOfMemory), log=_log(ending))
-    return Failure(job, ToolFailed(_words(job, ending), where=task))
+        return JobFailure(job, said, oom=isinstance(said, OutOfMemory), log=_log(ending))
+    return JobFailure(job, ToolFailed(_words(job, ending), where=task))
 
 
 def _log(ending: Ending | None) -> str:

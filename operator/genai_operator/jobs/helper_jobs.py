@@ -172,9 +172,9 @@ class HelperJobs:
             if last.deleting or last.state is JobState.ACTIVE:
                 wanted = request.wanted(owner, run=run, access=access)
                 pods = self._observed.pods_of(namespace).get(last.name, ())
-                found = renewal(last, pods, wanted, now=self._observed.timing.now())
-                if found is not None and found.after <= 0:
-                    await self._applier.renew(found, owner)
+                renewed = renewal(last, pods, wanted, now=self._observed.timing.now())
+                if renewed is not None and renewed.after <= 0:
+                    await self._applier.renew(renewed, owner)
                 return None
             ending = self.ending(last)
             now = self._observed.timing.now()

@@ -3,8 +3,8 @@
 exit code 2 (bad input)          failed, at once
 out of memory                    once more with twice the memory; a second time: failed
 the store did not answer         once more after a pause, as often as it takes
-nothing is at the source's address ever later, as often as it takes
-bytes of an input were lost      what made them is looked up again, then once more
+nothing is at the source's address after ever longer pauses, as often as it takes
+bytes of an input were lost      the tasks that made them are looked up again, then once more
 anything else                    `retries` times more, after growing pauses
 a node died, was drained ...     the Job controller replaces the pod; no attempt is spent
 a node refused the pod           once more, as often as it takes: the Job controller calls it failed
@@ -32,7 +32,7 @@ from genai_core.errors import (
 )
 from genai_core.names import Digest
 from genai_operator.jobs.attempts import name_of, place_of, step_of
-from genai_operator.jobs.failures import STORE_FAULTS, Failure, failure_of
+from genai_operator.jobs.failures import STORE_FAULTS, JobFailure, failure_of
 from genai_operator.jobs.renewal import Wanted, renewal
 from genai_operator.jobs.verdicts import (
     BackingOff,
@@ -192,7 +192,7 @@ class _Ended:
         seconds = _PAUSES[times - 2] if times > 1 else None
         return self._after(seconds, self._record_gone_retry())
 
-    def _again(self, failures: list[Failure], times: int) -> BackingOff | NextAttempt:
+    def _again(self, failures: list[JobFailure], times: int) -> BackingOff | NextAttempt:
         failure = failures[-1]
         pauses = _ABSENT_PAUSES if isinstance(failure.error, SourceNotFound) else _PAUSES
         retry = Retry(
@@ -214,7 +214,9 @@ class _Ended:
             return BackingOff(retry, left)
         return NextAttempt(self.number, memory_bytes, retry)
 
-    def _out_of_memory(self, failures: list[Failure], task: str) -> NextAttempt | PermanentFailure:
+    def _out_of_memory(
+        self, failures: list[JobFailure], task: str
+    ) -> NextAttempt | PermanentFailure:
         given = failures[-1].job.memory_bytes
         if sum(f.oom for f in failures) > 1:
             error = OutOfMemory(

@@ -67,34 +67,34 @@ class Standings:
     ) -> Standing:
         """Judge the Jobs at whose end a build, or a store, goes on."""
         pods = self._observed.pods_of(namespace)
-        found = standing(jobs, pods, now=self._observed.timing.now(), queued=queued)
-        if found.podless is not None:
-            return await self._podless(found, found.podless)
-        if found.creating is not None:
-            return await self._creating(found, *found.creating)
-        return found
+        stands = standing(jobs, pods, now=self._observed.timing.now(), queued=queued)
+        if stands.podless is not None:
+            return await self._podless(stands, stands.podless)
+        if stands.creating is not None:
+            return await self._creating(stands, *stands.creating)
+        return stands
 
-    async def _podless(self, found: Standing, job: JobView) -> Standing:
+    async def _podless(self, stands: Standing, job: JobView) -> Standing:
         """With the Job controller's words."""
         event = await self._event(job, job.uid, _latest_refusal)
-        soon = _soon(found, event)
+        soon = _soon(stands, event)
         if not event:
-            return replace(found, after=soon)
+            return replace(stands, after=soon)
         words = _POD.sub("its pod ", event.removeprefix("Error creating: "))  # its name changes
         remedy = next((remedy for word, remedy in _REMEDIES if word in words), "")
         held = f"{job.task} gets no pod: {words}"
-        return replace(found, held=f"{held}; {remedy}" if remedy else held, after=soon)
+        return replace(stands, held=f"{held}; {remedy}" if remedy else held, after=soon)
 
-    async def _creating(self, found: Standing, job: JobView, pod: PodView) -> Standing:
+    async def _creating(self, stands: Standing, job: JobView, pod: PodView) -> Standing:
         """With the kubelet's words, where the last thing it says of the pod is that it failed."""
         words = await self._event(job, pod.uid, _latest_failure)
-        soon = _soon(found, words)
+        soon = _soon(stands, words)
         if not words:
-            return replace(found, after=soon)
+            return replace(stands, after=soon)
         plain = words.lower()
         remedy = next((remedy for word, remedy in _MADE_BY if word in plain), _NODE)
         return replace(
-            found,
+            stands,
             works=False,
             reason=Reason.CONTAINER_NOT_CREATED,
             held=f"{job.task} waits: {words}; {remedy}",
@@ -128,9 +128,9 @@ def _pause(words: str) -> float:
     return _ASKED_SECONDS if words else _SILENT_SECONDS
 
 
-def _soon(found: Standing, words: str) -> float:
+def _soon(stands: Standing, words: str) -> float:
     """Seconds until Events are asked for again, or it stands otherwise anyway."""
-    return min(_pause(words), found.after or _ASKED_SECONDS)
+    return min(_pause(words), stands.after or _ASKED_SECONDS)
 
 
 def _latest_refusal(events: list[dict[str, Any]]) -> str:
@@ -149,8 +149,8 @@ def _latest_failure(events: list[dict[str, Any]]) -> str:
 
 
 def _of_kubelet(event: dict[str, Any]) -> bool:
-    told = (event.get("source") or {}).get("component") or event.get("reportingComponent")
-    return told in {None, "", "kubelet"}
+    component = (event.get("source") or {}).get("component") or event.get("reportingComponent")
+    return component in {None, "", "kubelet"}
 
 
 def _seen_at(event: dict[str, Any]) -> str:

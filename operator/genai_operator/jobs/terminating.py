@@ -1,7 +1,7 @@
 """Deleted Jobs whose pods no watch has told of: the apiserver is asked before they are forgotten.
 
-Jobs and pods come by different watches, and that of the pods may be behind for any time. A pod
-that nobody has seen may be at the Job's tasks, and they must not begin again beside it.
+Jobs and pods come by different watches, and the pods' may lag behind for any time. A pod that no
+watch has told of may run the Job's tasks: they must not begin again beside it.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ class Ending:
     @property
     def step(self) -> int | None:
         """Which task of its chain it had come to; None where it left no word of it."""
-        found = self.message.get("step")
-        return found if isinstance(found, int) else None
+        step = self.message.get("step")
+        return step if isinstance(step, int) else None
 
 
 class OwningJob(Protocol):
@@ -151,40 +151,43 @@ class PodView:
 
 def ending_note(pod: PodView) -> str:
     """How a failed Job's last pod ended, as `ENDING` holds it."""
-    found: dict[str, Any] = {
+    note: dict[str, Any] = {
         "pod": pod.name,
         "node": pod.node,
         "reason": pod.reason,
         "message": pod.message,
     }
     if pod.ending is not None:
-        found["ending"] = {
+        note["ending"] = {
             "exitCode": pod.ending.exit_code,
             "reason": pod.ending.reason,
             "message": dict(pod.ending.message),
             "words": pod.ending.words,
         }
-    return json.dumps(found)
+    return json.dumps(note)
 
 
 def noted_pod(meta: Mapping[str, Any]) -> PodView | None:
     try:
-        found = json.loads((meta.get("annotations") or {}).get(ENDING, ""))
-        told = found.get("ending")
-        ending = told and Ending(
-            int(told["exitCode"]), str(told["reason"]), dict(told["message"]), str(told["words"])
+        note = json.loads((meta.get("annotations") or {}).get(ENDING, ""))
+        ended = note.get("ending")
+        ending = ended and Ending(
+            int(ended["exitCode"]),
+            str(ended["reason"]),
+            dict(ended["message"]),
+            str(ended["words"]),
         )
         return PodView(
             namespace=meta["namespace"],
-            name=str(found["pod"]),
+            name=str(note["pod"]),
             uid="",
             job=meta["name"],
-            node=str(found["node"]),
+            node=str(note["node"]),
             phase="Failed",
             created_at=parse_time(meta["creationTimestamp"]),
             ending=ending or None,
-            reason=str(found["reason"]),
-            message=str(found["message"]),
+            reason=str(note["reason"]),
+            message=str(note["message"]),
         )
     except UNREADABLE:  # none, or another version's
         return None
@@ -250,7 +253,8 @@ def _served_for(meta: Mapping[str, Any]) -> str:
 
 def _is_ready(status: Mapping[str, Any]) -> bool:
     return any(
-        c["type"] == "Ready" and c.get("status") == "True" for c in status.get("conditions") or ()
+        condition["type"] == "Ready" and condition.get("status") == "True"
+        for condition in status.get("conditions") or ()
     )
 
 
@@ -307,10 +311,10 @@ def _ending(ended: Mapping[str, Any]) -> Ending:
 
 def _message(ended: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
-        found = json.loads(ended.get("message") or "{}")
+        message = json.loads(ended.get("message") or "{}")
     except UNREADABLE:
         return {}
-    return found if isinstance(found, dict) else {}
+    return message if isinstance(message, dict) else {}
 
 
 @dataclass(frozen=True)

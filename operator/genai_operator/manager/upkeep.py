@@ -1,7 +1,7 @@
-"""What is done every few seconds, whatever happens: counting, and clearing away.
+"""Done every few seconds, whatever happens: gauges are set, and what is over is cleared away.
 
-Jobs go when their time is over. A pod whose node is gone never ends by itself: the Job is made anew
-elsewhere, and nobody waits for a grace period that nobody is there to keep.
+Jobs are deleted when their time is over. A pod whose node is gone never ends by itself: its Job is
+made anew on another node, without waiting for a grace period that no kubelet keeps.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def outlived(jobs: Iterable[JobView], phases: Mapping[str, str], now: datetime) 
     places: dict[tuple[str, str, Key], list[JobView]] = {}
     for job in sorted(jobs, key=lambda job: job.attempt):
         places.setdefault((job.namespace, job.scope, job.key), []).append(job)
-    found: list[JobView] = []
+    over: list[JobView] = []
     for attempts in places.values():
         last = attempts[-1]
         if last.ended_at is None or now < last.ended_at + timedelta(seconds=last.ttl_seconds):
@@ -124,12 +124,12 @@ def outlived(jobs: Iterable[JobView], phases: Mapping[str, str], now: datetime) 
         succeeded = last.state is JobState.SUCCEEDED
         # One that nobody claims was left behind by `kubectl delete --cascade=orphan`.
         if owners.isdisjoint({"Building", "Waiting"}) if succeeded else owners <= {"Ready"}:
-            found += attempts
-    return found
+            over += attempts
+    return over
 
 
 def _is_ready(node: Mapping[str, Any]) -> bool:
     return any(
-        c["type"] == "Ready" and c["status"] == "True"
-        for c in node.get("status", {}).get("conditions") or ()
+        condition["type"] == "Ready" and condition["status"] == "True"
+        for condition in node.get("status", {}).get("conditions") or ()
     )

@@ -194,11 +194,11 @@ class ToldLookups:
             self.forget()
         for digest, text in answer.blobs.items():
             self._blobs.keep(digest, base64.b64decode(text))
-        found = {RecordRef(r.operation, r.key): stripped(r) for r in answer.records}
-        self._weight += sum(map(weight_of, found.values()))
-        self._found |= found
-        self._missed -= found.keys()
-        self._missed |= {ref for text in answer.asked if (ref := ref_of(text)) not in found}
+        records = {RecordRef(r.operation, r.key): stripped(r) for r in answer.records}
+        self._weight += sum(map(weight_of, records.values()))
+        self._found |= records
+        self._missed -= records.keys()
+        self._missed |= {ref for text in answer.asked if (ref := ref_of(text)) not in records}
 
     def assume_missing(self, asked: Unanswered) -> bool:
         """Spare another question where all that was made of a source has been told.

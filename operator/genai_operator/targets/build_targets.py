@@ -129,11 +129,11 @@ def toolchains(targets: Sequence[BuildTarget]) -> dict[tuple[str, Backend | None
                     f"GenAITargets {known[1]} and {target.target.name} declare {library} "
                     f"{known[0]} and {target.versions[library]}; one build needs one version",
                 )
-    found = {}
+    by_operation = {}
     for row in OPERATIONS:
         used = {name: versions.get(name, (ABSENT, ""))[0] for name in row.libraries}
-        found[row.name, row.backend] = Toolchain(id=toolchain_id(used), versions=used)
-    return found
+        by_operation[row.name, row.backend] = Toolchain(id=toolchain_id(used), versions=used)
+    return by_operation
 
 
 def toolchain_digest(targets: Sequence[BuildTarget]) -> str:

@@ -88,7 +88,7 @@ def survey(
             continue
         if look.advice.ended and plans is not None:
             plans.forget(question.owner)
-        return look.found()
+        return look.survey()
     raise CorruptBlob("what ingest left keeps being lost", where=lookups.location)
 
 
@@ -183,7 +183,7 @@ class _Look:
         refs = {look.task: RecordRef(look.operation, look.key) for look in wanted}
         self._claim(refs.values())
         try:
-            found = self._lookups.look(refs.values(), anew=anew)
+            answers = self._lookups.look(refs.values(), anew=anew)
         except Unanswered as asked:
             made_of = [
                 file.sha256
@@ -192,7 +192,7 @@ class _Look:
             ]
             raise Unanswered(asked.refs, made_of) from None
         return [
-            self._answer(look, found[refs[look.task]] if look.task in refs else "")
+            self._answer(look, answers[refs[look.task]] if look.task in refs else "")
             for look in looks
         ]
 
@@ -250,8 +250,8 @@ class _Look:
 
     def _retries(self) -> dict[TaskId, Retry]:
         """Of the tasks that are tried again, now or after a pause."""
-        found = {task: retry_of(verdict) for task, verdict in self._verdicts.items()}
-        return {task: retry for task, retry in found.items() if retry is not None}
+        retries = {task: retry_of(verdict) for task, verdict in self._verdicts.items()}
+        return {task: retry for task, retry in retries.items() if retry is not None}
 
     def _next_attempt(self, task: TaskId) -> NextAttempt:
         """Of a task that is to be started: the planner starts none that is taken or has failed."""
@@ -271,7 +271,7 @@ class _Look:
         known |= lost
         return bool(lost)
 
-    def found(self) -> Survey:
+    def survey(self) -> Survey:
         """All that is to be said."""
         advice, plan = self.advice, self._plan
         good = {task for task, state in advice.states.items() if state in _GOOD}
@@ -318,20 +318,20 @@ class _Look:
 
     def _warnings(self, good: set[TaskId]) -> tuple[str, ...]:
         """As a laptop says them: cached tasks' too, each once."""
-        found = dict.fromkeys(self._plan.warnings)
+        warnings = dict.fromkeys(self._plan.warnings)
         for task in self._plan.tasks:
             if task.id in good:
                 record = self.records[self.advice.keys[task.id]]
-                found |= dict.fromkeys(record.measurements.warnings)
-        return tuple(found)
+                warnings |= dict.fromkeys(record.measurements.warnings)
+        return tuple(warnings)
 
     def _renewals(self, good: set[TaskId]) -> tuple[Renewal, ...]:
-        found = {
+        renewals = {
             verdict.renewal.job.uid: verdict.renewal
             for task, verdict in self._verdicts.items()
             if isinstance(verdict, Renew) and task not in good
         }
-        return tuple(found.values())
+        return tuple(renewals.values())
 
     def _needed(self, good: set[TaskId]) -> frozenset[str]:
         """UIDs of the Jobs that have to do with this plan."""
@@ -367,19 +367,19 @@ class _Look:
             if self._question.owner in job.owners
             and (job.ended_at is None or job.ended_at >= since)
         }
-        found: Counter[str] = Counter()
+        made: Counter[str] = Counter()
         for task in good:
             key = self.advice.keys[task]
             if key in worked or self.records[key].created_at >= since + _TO_THE_SECOND:
-                found[self._plan.task(task).operation] += 1
-        return found
+                made[self._plan.task(task).operation] += 1
+        return made
 
     def _containers(self) -> dict[str, Record]:
-        found: dict[str, Record] = {}
+        containers: dict[str, Record] = {}
         for target, tasks in self._plan.containers.items():
             for task in tasks:
                 key = self.advice.keys.get(task)
                 record = self.records.get(key) if key else None
                 if record is not None and target in self.advice.containers:
-                    found[target] = record
-        return found
+                    containers[target] = record
+        return containers

@@ -226,8 +226,8 @@ class ApiClient:
             raise NotLeading
 
     async def _call(self, verb: str, path: str, **how: Unpack[_How]) -> Json:
-        found: Json = read_json(await self._send(verb, path, _text, **how))
-        return found
+        value: Json = read_json(await self._send(verb, path, _text, **how))
+        return value
 
     async def _send(
         self,
@@ -268,17 +268,17 @@ class ApiClient:
 
 
 async def _json(answer: aiohttp.ClientResponse) -> Json:
-    found: Json = await answer.json()
-    return found
+    listing: Json = await answer.json()
+    return listing
 
 
 async def _text(answer: aiohttp.ClientResponse) -> str:
-    found = bytearray()
+    text = bytearray()
     async for piece in answer.content.iter_chunked(_PIECE):
-        found += piece
-        if len(found) > _MOST_BYTES:
+        text += piece
+        if len(text) > _MOST_BYTES:
             raise ApiError(answer.status, "TooLarge", f"{answer.url.path} answers without end")
-    return found.decode("utf-8", "replace")
+    return text.decode("utf-8", "replace")
 
 
 def _path(plural: str, name: str, namespace: str) -> str:

@@ -50,8 +50,8 @@ _MOST_VALUE = 16 << 20
 
 def plural_of(path: str) -> str | None:
     """The kind that a URL's path lists or watches; None: another, or a single object."""
-    found = _PLACE.fullmatch(path.rstrip("/"))
-    return found[1] if found else None
+    match = _PLACE.fullmatch(path.rstrip("/"))
+    return match[1] if match else None
 
 
 def lean(plural: str, value: Mapping[str, Any]) -> Json:

@@ -54,13 +54,13 @@ def conditions(
 ) -> list[dict[str, Any]]:
     """Fill in times: a condition keeps the time at which its status changed last."""
     known = {entry["type"]: entry for entry in previous}
-    found = []
+    entries = []
     for entry in wanted:
         before = known.get(entry["type"])
         same = before is not None and before["status"] == entry["status"]
         time = before["lastTransitionTime"] if before is not None and same else rfc3339(now)
-        found.append({**entry, "lastTransitionTime": time})
-    return found
+        entries.append({**entry, "lastTransitionTime": time})
+    return entries
 
 
 def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
@@ -74,8 +74,8 @@ def condition_of(status: Mapping[str, Any], kind: str) -> Mapping[str, Any] | No
 
 def ready_of(status: Mapping[str, Any]) -> tuple[str, str]:
     """Status and reason of Ready."""
-    found = condition_of(status, "Ready")
-    return (found["status"], found["reason"]) if found else ("", "")
+    ready = condition_of(status, "Ready")
+    return (ready["status"], ready["reason"]) if ready else ("", "")
 
 
 def meaningful(status: Mapping[str, Any]) -> dict[str, Any]:

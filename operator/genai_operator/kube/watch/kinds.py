@@ -1,4 +1,4 @@
-"""What a row of the table of kinds says: what wakes a kind's objects, and who works on them.
+"""A row of the table of kinds: what wakes a kind's objects, and which reconciler works on them.
 
 An event of a watch becomes a change of the watch cache (`Intake`). An object of a kind is worked on
 when its own user asked for something else, and when a change of another resource concerns it

@@ -38,8 +38,8 @@ class Observed:
     workloads: Cache[WorkloadView] = field(default_factory=Cache)
     """Deployments that serve."""
     leaving: dict[str, tuple[JobView, float]] = field(default_factory=dict)
-    """UID -> a Job that is deleted and whose pods still run, or may, and until when that is
-    thought of one whose pods were not seen: its tasks must not begin again yet."""
+    """UID -> a deleted Job whose pods run, or may: its tasks must not begin again yet. With it the
+    time until which pods that were never seen may still appear."""
     _unseen: set[str] = field(default_factory=set)
     """UIDs of those whose pods were not seen: only the apiserver can say that there are none."""
 
@@ -126,31 +126,31 @@ class Observed:
 
     def pods_of(self, namespace: str) -> dict[str, list[PodView]]:
         """Job's name -> pods; where those of a failed one are gone, what was noted of them."""
-        found: dict[str, list[PodView]] = {}
+        by_job: dict[str, list[PodView]] = {}
         for pod in self.pods:
             if pod.namespace != namespace:
                 continue
             job = self.jobs.get(namespace, pod.job)
             if job is None or pod.is_of(job):
-                found.setdefault(pod.job, []).append(pod)
+                by_job.setdefault(pod.job, []).append(pod)
         for job in self.jobs:
             if job.noted is not None and job.namespace == namespace:
-                pods = found.setdefault(job.name, [])
+                pods = by_job.setdefault(job.name, [])
                 if not any(pod.ended for pod in pods):
                     pods.append(job.noted)
-        return found
+        return by_job
 
     def unnoted(self, uid: str) -> list[tuple[JobView, PodView]]:
         """Failed Jobs of a build, with their last pods, where that is not noted on them yet."""
-        found = []
+        last_pods = []
         for job in self.claimed_by(uid):
             if job.state is not JobState.FAILED or job.noted is not None or job.deleting:
                 continue
             pods = [pod for pod in self._pods(job) if pod.ended]
             if pods:
                 last = max(pods, key=lambda pod: (pod.ending is not None, pod.created_at))
-                found.append((job, last))
-        return found
+                last_pods.append((job, last))
+        return last_pods
 
     def delete(self, job: JobView) -> None:
         """It was deleted by us; the watch will say so a moment later."""

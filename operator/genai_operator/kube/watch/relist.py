@@ -1,8 +1,8 @@
-"""Do the watches deliver? The watch cache is held against listings, mended, and what is deaf named.
+"""Compares the watch cache with listings, repairs it, and names watches that deliver nothing.
 
-A listing shows metadata alone. What it has and the watch cache lacks is waited for a moment, since
-the watch may be about to tell. Then it is listed by its name: of most kinds the operator may list
-objects and not get them.
+A listing holds metadata alone. An object that only the listing holds is given a moment, since its
+event may be on the way. Then it is listed by its name: of most kinds the operator may list objects
+and not get them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _DEAF_AFTER = 3
 
 
 class Receiver(Protocol):
-    """Whoever takes in what a watch has not told."""
+    """Takes in what no watch has told."""
 
     def take(self, plural: str, kind: str | None, value: Mapping[str, Any]) -> None:
         """It is there."""
@@ -124,10 +124,10 @@ class Relister:
         missed = 0
         for namespace, name in newer:
             missed += 1
-            found = [listed[namespace, name]]
+            whole = [listed[namespace, name]]
             if counts:  # then its metadata alone was listed
-                found, _ = await self._api.list(plural, namespace=namespace, name=name, fresh=True)
-            for value in found:
+                whole, _ = await self._api.list(plural, namespace=namespace, name=name, fresh=True)
+            for value in whole:
                 self._receiver.take(plural, None, value)
         for namespace, name, uid in gone:
             entry = kept.entry(namespace, name)
