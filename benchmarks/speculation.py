@@ -10,7 +10,8 @@ edit trace is a file of this repository with some words renamed, behind that fil
 the prose trace goes on with a text that its prompt began. `scripted` guesses the trace itself,
 wrong with a probability of 0.2 a token; its ceiling is E[tokens] / cost of such a pass.
 
-The second form lets a real model write and a real draft model guess, and tells tokens a pass.
+The second form lets a real model write and a real draft model guess, and tells tokens a pass. With
+`--draft CONTAINER/draft` an EAGLE head that the container carries guesses.
 
 Methods take turns within a round, so that what else runs on the machine meets all of them; figures
 are medians of rounds. With one thread, seconds are this process's own CPU time: others on the
@@ -34,11 +35,13 @@ import numpy as np
 from genai_core.files.digest_cache import FileCache
 from genai_runtime import container as containers
 from genai_runtime import processor
+from genai_runtime.container import Container
 from genai_runtime.executor import Executor, Row, RowOutput, Want
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculation.draft_model import DraftModel
+from genai_runtime.speculation.eagle import Eagle, Head
 from genai_runtime.speculation.lookahead import Lookahead
 from genai_runtime.speculation.method import Draft, Method
 from genai_runtime.speculation.ngram import Ngram
@@ -313,13 +316,24 @@ def ceilings(executor: Executor, clients: Sequence[int]) -> None:
         )
 
 
-def real(target: Executor, draft: Executor, tokens: np.ndarray) -> None:
+def guesser(
+    target: Executor, draft: Executor, opened: Container
+) -> dict[str, Callable[[], Method]]:
+    """A draft model, or an EAGLE head, by its name."""
+    kept, head = Kept(draft), opened.metadata.head
+    if head is None:
+        return {"draft_model": lambda: DraftModel(kept, vocab_size=target.vocab_size)}
+    driven = Head(kept, head.features, head.hidden, head.feedback, opened.token_map())
+    return {f"eagle {head.version}": lambda: Eagle(driven, vocab_size=target.vocab_size)}
+
+
+def real(target: Executor, guessing: dict[str, Callable[[], Method]], tokens: np.ndarray) -> None:
     """Tokens a pass of the target, with real guesses of greedy answers."""
     offered: dict[str, Callable[[], Method]] = {
         "ngram": lambda: Ngram(least=2, most=4),
         "suffix": Suffix,
         "lookahead": lambda: Lookahead(window=8, ngram=5, gcap=8),
-        "draft_model": lambda: DraftModel(Kept(draft), vocab_size=target.vocab_size),
+        **guessing,
     }
     prompts = tokens[:30, :32].astype(np.int64)
     session = SlotSession(target)
@@ -366,7 +380,9 @@ def main() -> None:
 
         target = opened(given.container)
         if given.draft is not None:
-            real(target, opened(given.draft), np.load(given.tokens))
+            draft = containers.load(given.draft)
+            guessing = guesser(target, opened(given.draft), draft)
+            real(target, guessing, np.load(given.tokens))
         else:
             ceilings(target, given.clients)
             forced(target, given.clients, given.rounds)

@@ -476,6 +476,12 @@ def _check_states(row: Row, count: int, executor: Executor) -> None:
         raise BadInput("the model gives no states out", where=where)
     wanted = {name: (count, width) for name, width in executor.given.items()}
     given = {name: values.shape for name, values in row.given.items()}
+    if wanted and not given:
+        raise BadInput(
+            f"the model reads {', '.join(wanted)} of another model beside tokens",
+            where=where,
+            remedy="an EAGLE head guesses for its model and is not run alone",
+        )
     if wanted != given:
         raise BadInput(f"the model reads {wanted} beside tokens, got {given}", where=where)
 
