@@ -131,7 +131,8 @@ def dashboard(user: User) -> Iterator[Callable[[str], str]]:
         yield page
     finally:
         process.send_signal(signal.SIGINT)
-        assert process.wait(30) == 0
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
 
 
 def test_from_a_models_folder_to_a_container_that_runs(
