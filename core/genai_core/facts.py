@@ -135,6 +135,56 @@ class HeadFacts(BaseModel):
     """Rows of the embedding table: ids of the model. `vocab_size` is that of the logits."""
 
 
+class BranchTensors(BaseModel):
+    """A linear of the static graphs that takes adapters: names of its inputs and inner tensors.
+
+    y = plain + (scaled = (down = x A) * alpha) B, where `plain` is what the linear itself yields.
+    """
+
+    model_config = _FROZEN
+
+    linear: str
+    """The core graph's tensor y: what comes of it all keeps this name."""
+    a: str
+    """Input [inputs, rank]."""
+    b: str
+    """Input [rank, outputs]."""
+    plain: str
+    down: str
+    scaled: str
+    up: str
+    inputs: int
+    outputs: int
+
+
+class AdapterInputs(BaseModel):
+    """Inputs of a build's static graphs that take adapters, each by its role."""
+
+    model_config = _FROZEN
+
+    rank: Annotated[int, Field(ge=1)]
+    """Columns of every A and rows of every B: smaller adapters are padded with zeros."""
+    alpha: str
+    """Input [1] that scales all branches."""
+    branches: tuple[BranchTensors, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All inputs."""
+        return frozenset({self.alpha}.union(*({one.a, one.b} for one in self.branches)))
+
+
+class AdapterRanges(BaseModel):
+    """The widest values that the inputs and inner tensors of branches take."""
+
+    model_config = _FROZEN
+
+    widest: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    """A, B, `down` and `up` of each branch -> largest absolute value, the spec's reserve in it."""
+    norms: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]]
+    """Linear -> the largest L2 norm of what it reads for a token."""
+
+
 class ModelFacts(BaseModel):
     """Identity facts of an ingested model."""
 

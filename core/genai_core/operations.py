@@ -36,7 +36,9 @@ __all__ = [
     "GraphConfig",
     "HeadConfig",
     "IngestConfig",
+    "LoraGraphConfig",
     "LoraImportConfig",
+    "LoraRangesConfig",
     "Operation",
     "OperationConfig",
     "PackageConfig",
@@ -220,6 +222,28 @@ class LoraImportConfig(OperationConfig):
     """Last names of the modules that it may touch; empty = all."""
 
 
+class LoraGraphConfig(OperationConfig):
+    """The inputs of static graphs that take adapters."""
+
+    alpha: str = "lora_alpha"
+    """Name of the input that scales all branches."""
+    max_rank: int | None = None
+    """Reserved for adapters that come later."""
+    target_modules: tuple[str, ...] = ()
+    """The same: last names of modules that get a branch, whether an adapter has one or not."""
+    together: tuple[tuple[int, ...], ...] = ()
+    """Adapters that are used at once, by the numbers of their inputs: their ranks add up."""
+
+
+class LoraRangesConfig(OperationConfig):
+    """The widest values of those inputs, and of what is computed from them."""
+
+    together: tuple[tuple[tuple[int, str], ...], ...] = ()
+    """Adapters that are used at once: number of the input, alpha as text."""
+    reserve: str = "1.0"
+    """Factor on all ranges, as text, for adapters that come later."""
+
+
 class WornConfig(OperationConfig):
     """An adapter of a use case."""
 
@@ -309,6 +333,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("compile", "compile_cpu", CompileCpuConfig, 1, _GRAPH, Backend.CPU),
     Operation("fidelity", "fidelity", FidelityConfig, 5, (*_GRAPH, "onnxruntime")),
     Operation("lora_import", "lora_import", LoraImportConfig, 1, _GRAPH),
+    Operation("lora_graph", "lora_graph", LoraGraphConfig, 1, _GRAPH),
+    Operation("lora_ranges", "lora_ranges", LoraRangesConfig, 1, (*_GRAPH, "onnxruntime")),
     Operation("package", "package", PackageConfig, 3, (*_GRAPH, "onnxruntime", "tokenizers")),
 )
 

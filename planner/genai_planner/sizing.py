@@ -44,6 +44,8 @@ _PER_FLOAT_BYTE = {
     "fidelity-emulated": 3.0,
     "package": 1.5,
     "lora_import": 6.0,
+    "lora_graph": 0.5,
+    "lora_ranges": 1.5,
 }
 """Peak memory beyond the base, in bytes for each byte of float weights that is held at once."""
 
@@ -66,6 +68,8 @@ _START_SECONDS = {
     "fidelity": 8.0,
     "package": 5.0,
     "lora_import": 0.5,
+    "lora_graph": 0.5,
+    "lora_ranges": 3.0,
 }
 """What even a tiny model takes: sessions, emulators, and the prompts that are recorded."""
 
@@ -83,6 +87,8 @@ _RATE = {
     "fidelity": 20.0,
     "package": 100.0,
     "lora_import": 100.0,
+    "lora_graph": 1000.0,
+    "lora_ranges": 20.0,
 }
 """MiB of float weights that one core gets through in a second."""
 

@@ -33,7 +33,7 @@ from genai_core.container.manifest import (
 )
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput, NotRunnableHere
-from genai_core.facts import RopeTable
+from genai_core.facts import AdapterInputs, AdapterRanges, RopeTable
 from genai_core.names import Backend
 from genai_runtime.executor import AdapterShape, AdapterUse, Executor
 from genai_runtime.generate import stop_tokens
@@ -47,8 +47,11 @@ if TYPE_CHECKING:  # it needs ONNX Runtime
 
 CPU_MODEL_FILE = "model.onnx"
 
-METADATA_VERSION = 2
-"""The newest version of metadata.json that this program reads. 2 has `head`."""
+METADATA_VERSION = 3
+"""The newest version of metadata.json that this program reads. 2 has `head`, 3 `adapter_inputs`."""
+
+ADAPTER_INPUTS_VERSION = 3
+"""The version that has `adapter_inputs`."""
 
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
@@ -107,6 +110,10 @@ class Metadata(BaseModel):
     """File -> graph -> inputs and outputs, files in split order."""
     head: HeadInfo | None = None
     """The container is that of an EAGLE head; from version 2 on."""
+    adapter_inputs: AdapterInputs | None = None
+    """With which the graphs take adapters (htp). Since version 3, as the next one."""
+    adapter_ranges: AdapterRanges | None = None
+    """What these inputs can hold; None where they are floating point."""
 
 
 @dataclass(frozen=True)
@@ -204,6 +211,21 @@ class Container:
             raise BadInput("names tokens that the model does not have", where=str(path))
         return ids
 
+    def check_takes_adapters(self) -> None:
+        """Refuse a container that no adapter can be added to.
+
+        Raises:
+            BadInput: Its graphs were built without inputs for adapters.
+        """
+        cpu = self.manifest.target.backend is Backend.CPU
+        if not cpu and self.metadata.adapter_inputs is None:
+            raise BadInput(
+                f"it is built for {self.manifest.target.name}, and its graphs take no adapters",
+                where=str(self.folder),
+                remedy="build it with spec.lora and quantUpdatableMode: None, or name the cpu "
+                "container of the same build",
+            )
+
     def draft(self) -> Container | None:
         """The draft model or EAGLE head that it carries; None where it has none.
 
@@ -251,7 +273,14 @@ class Container:
         self._need_twin()
         from genai_runtime.htp.executor import HtpSession
 
-        return HtpSession(self.folder / EMULATION_FOLDER, context_length=context_length)
+        return HtpSession(
+            self.folder / EMULATION_FOLDER,
+            inputs=self.metadata.adapter_inputs,
+            ranges=self.metadata.adapter_ranges,
+            adapters=weights,
+            worn=worn,
+            context_length=context_length,
+        )
 
     def open_executor(
         self,
@@ -304,7 +333,15 @@ class Container:
         self._need_twin()
         from genai_runtime.htp.executor import HtpExecutor
 
-        return HtpExecutor(self.folder / EMULATION_FOLDER, context_length=longest)
+        return HtpExecutor(
+            self.folder / EMULATION_FOLDER,
+            inputs=self.metadata.adapter_inputs,
+            ranges=self.metadata.adapter_ranges,
+            adapters=self._adapter_weights(
+                list(self.adapters().adapters) if adapters is None else adapters
+            ),
+            context_length=longest,
+        )
 
     def _places(self, context_length: int | None) -> int:
         """The context length to run with."""

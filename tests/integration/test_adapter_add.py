@@ -92,7 +92,7 @@ def test_list_shows_adapters_with_ranks(built: Built, added: Path) -> None:
         ("two", ["--name", "uppercase"], "has an adapter uppercase already"),
         ("two", ["--name", "base"], "base means the model without adapters"),
         ("two", ["--name", "Up Per"], "'Up Per' is no name"),
-        ("tiny-llama/sm8750", [], "adapters are added to cpu containers alone"),
+        ("tiny-llama/sm8750", [], "and its graphs take no adapters"),
     ],
 )
 def test_add_refuses_what_cannot_be_called_or_carried(

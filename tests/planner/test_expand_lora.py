@@ -138,10 +138,89 @@ def test_the_package_names_adapters_in_the_order_of_its_inputs() -> None:
     assert config.use_cases[0].adapters[0].alpha == "0.5"
 
 
-def test_snapdragon_targets_are_refused_with_adapters() -> None:
-    with pytest.raises(InvalidSpec, match="cpu containers alone") as raised:
-        exact(sources("c-headers"), targets=("sm8750", "cpu"), adapters=ADAPTERS[:1])
-    assert raised.value.where == "spec.lora"
+HTP = ("sm8750",)
+AS_INPUTS = {"quantUpdatableMode": "None"}
+
+
+@pytest.mark.parametrize("mode", ["AdapterOnly", "All"])
+def test_binaries_of_each_use_case_are_refused_for_snapdragon_targets(mode: str) -> None:
+    lora = {"adapters": ADAPTERS[:1], "quantUpdatableMode": mode}
+    with pytest.raises(InvalidSpec, match=f"{mode}, a binary of each use case, is not") as raised:
+        exact(sources("c-headers"), targets=("sm8750", "cpu"), **lora)
+    assert raised.value.where == "spec.lora.quantUpdatableMode"
+    exact(sources("c-headers"), targets=("cpu",), **lora)
+
+
+def test_adapters_are_inputs_of_every_static_graph() -> None:
+    plan = exact(sources("c-headers", "upper"), HTP, adapters=ADAPTERS, **AS_INPUTS).plan
+    for task in plan.tasks:
+        reads = {part.task for part in task.inputs.get("adapters", ())}
+        wants = task.operation in ("arcl", "convert", "package", "lora_ranges")
+        assert reads == ({TaskId("lora_graph")} if wants else set()), task.id
+        assert ("ranges" in task.inputs) == (task.operation in ("convert", "package"))
+    assert plan.task("lora_graph").after() == (
+        TaskId("ingest"), TaskId("lora_import/c-headers"), TaskId("lora_import/upper"),
+    )  # fmt: skip
+    read = {p for part in plan.task("lora_graph").inputs["core"] for p in part.patterns}
+    assert read == {"model.onnx", "facts.json"}, "no weights of the base"
+
+
+def htp_keys(content: str = "", *, decided: str = "", **lora: Any) -> dict[str, str]:
+    """Keys of a Snapdragon build; `decided` stands for what lora_graph and lora_ranges find."""
+    found = sources("c-headers", "upper")
+    found |= {adapter_source("upper"): sources("upper", content=content)[adapter_source("upper")]}
+    phase = exact(found, HTP, **({"adapters": ADAPTERS, **AS_INPUTS} | lora))
+
+    def answer(looks: Any) -> list[Event]:
+        fixed = {"lora_graph": ref("graph", decided), "lora_ranges": ref("ranges", decided)}
+        return [
+            FoundResult(
+                look.task,
+                Result({"file": fixed[look.operation]}, {"within": True})
+                if look.operation in fixed
+                else result(look),
+            )
+            for look in looks
+        ]
+
+    done = advance(
+        phase.plan, answer, lambda: WorkLimits(99, 1 << 60),
+        sources=phase.request.sources, toolchains=phase.request.toolchain_ids,
+    )  # fmt: skip
+    return {str(task): str(key) for task, key in done.keys.items()}
+
+
+def test_a_changed_adapter_leaves_every_graph_cached_while_ranks_and_ranges_stay() -> None:
+    one, two = htp_keys(), htp_keys("new")
+    changed = {task for task in one if one[task] != two[task]}
+    assert changed == {"lora_import/upper", "lora_graph", "lora_ranges", "package/sm8750"}
+    other = htp_keys("new", decided="wider")
+    assert {task for task in one if one[task] == other[task]} == {"ingest", "lora_import/c-headers"}
+
+
+def test_an_alpha_of_a_use_case_changes_no_graph_that_is_not_quantized() -> None:
+    def lora(alpha: str) -> dict[str, Any]:
+        return {"useCases": [{"name": "x", "adapters": [{"name": "upper", "alpha": alpha}]}]}
+
+    one, two = htp_keys(**lora("1.0")), htp_keys(**lora("0.5"))
+    assert {t for t in one if one[t] != two[t]} == {"lora_ranges", "package/sm8750"}
+
+
+def test_a_float_graph_needs_no_ranges() -> None:
+    found = sources("c-headers")
+    model = replace(found[MODEL], files={"model.onnx": ref("model.onnx")})
+    document = {
+        "model": {"source": "m"}, "targets": ["sm8750"], "quantization": {"gaps": "Float"},
+        "lora": {"adapters": ADAPTERS[:1], **AS_INPUTS},
+    }  # fmt: skip
+    spec = BuildSpec.model_validate(document)
+    chains = {(row.name, row.backend): Toolchain(id="0" * 64, versions={}) for row in OPERATIONS}
+    shape = shape_from_config(CONFIG)
+    assert shape is not None
+    request = BuildRequest(spec, parse_targets(spec.targets), {**found, MODEL: model}, chains)
+    plan = BuildPlanner(request).exact({MODEL: shape}).plan
+    assert "lora_ranges" not in {task.operation for task in plan.tasks}
+    assert "lora_graph" in {task.operation for task in plan.tasks}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,6 @@ from genai_core.errors import BadModel, InvalidSpec
 from genai_core.facts import RopeTable
 from genai_runtime.htp import genie, qnn
 from genai_stages.backends.htp.genie_config import (
-    GenieAdapter,
     GenieFacts,
     genie_config,
     htp_backend_ext_config,
@@ -52,9 +51,7 @@ LONGROPE = replace(
     max_positions=131072,
     original_max_positions=4096,
 )
-ADAPTERS = replace(
-    FACTS, adapters=[GenieAdapter("c", "adapters/c"), GenieAdapter("py", "adapters/py")]
-)
+ADAPTERS = replace(FACTS, adapters=["c", "py"])
 SEVERAL_ENDS = replace(FACTS, eos_tokens=[2, 6])
 
 

@@ -30,7 +30,14 @@ from genai_cli.store.core_lookup import find_core
 from genai_core.canonical import digest_file
 from genai_core.container.adapter_addition import AdditionAnswer, AdditionRequest
 from genai_core.container.adapters import INDEX_FILE, AdapterIndex, read_index
+from genai_core.container.genie_adapters import (
+    genie_bytes,
+    genie_folder,
+    genie_names,
+    with_adapters,
+)
 from genai_core.container.manifest import (
+    GENIE_FILE,
     GOLDEN_FILE,
     MANIFEST_FILE,
     REPORT_FILE,
@@ -41,11 +48,11 @@ from genai_core.container.manifest import (
 )
 from genai_core.container.report import report_bytes
 from genai_core.errors import BadInput, GenAIError, InvalidSpec, NoSpace, from_dict
+from genai_core.files.foreign import read_json_object
 from genai_core.files.home import expanded
 from genai_core.files.paths import inside, links_may_reach
 from genai_core.files.regular import NotRegular, open_regular
 from genai_core.kinds.lora import BASE, AdapterName
-from genai_core.names import Backend
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.source_files import SourceFile
 from genai_core.store.delivery import refuse_foreign, swap_in
@@ -74,13 +81,7 @@ def add(
     """
     began = time.monotonic()
     opened = _opened(path)
-    if opened.manifest.target.backend is not Backend.CPU:
-        raise BadInput(
-            f"it is built for {opened.manifest.target.name}; adapters are added to cpu containers "
-            "alone",
-            where=str(opened.folder),
-            remedy="name the cpu container of the same build",
-        )
+    opened.check_takes_adapters()
     # Who typed the address has named its server.
     folder = bring_folder(source, cache_folder(), where="SOURCE", named=[source]) or expanded(
         source.removeprefix("file://")
@@ -115,11 +116,13 @@ def remove(path: Path, name: str, output: Path, *, settings: ProgramSettings) ->
     index = opened.adapters()
     rest = index.without_adapter(name)
     with _draft(opened, output) as draft:
-        (draft / index.adapters[name].file).unlink()
+        own, folder = index.adapters[name].file, genie_folder(name)
+        (draft / own).unlink()
+        shutil.rmtree(draft / folder, ignore_errors=True)
         files = {
             file: entry
             for file, entry in opened.manifest.files.items()
-            if file.startswith("adapters/") and file != index.adapters[name].file
+            if file.startswith("adapters/") and file != own and not file.startswith(f"{folder}/")
         }
         files.pop(INDEX_FILE)
         if rest.adapters:
@@ -129,12 +132,24 @@ def remove(path: Path, name: str, output: Path, *, settings: ProgramSettings) ->
             )
         else:
             shutil.rmtree(draft / "adapters")
-        manifest = opened.manifest.with_adapter_files(files)
+        manifest = _with_genie(opened, draft, rest).with_adapter_files(files)
         (draft / MANIFEST_FILE).write_bytes(manifest.to_bytes())
         _forget(draft, opened, name)
     facts = {"revision": manifest.revision(), "base": manifest.base or manifest.revision()}
     _tell(output, facts, seconds=time.monotonic() - began, settings=settings)
     return 0
+
+
+def _with_genie(opened: Container, draft: Path, index: AdapterIndex) -> Manifest:
+    """The manifest with Genie's configuration, which lists the adapters of an htp container."""
+    manifest, inputs = opened.manifest, opened.metadata.adapter_inputs
+    path = draft / GENIE_FILE
+    if GENIE_FILE not in manifest.files or inputs is None:
+        return manifest
+    config = with_adapters(read_json_object(path), genie_names(index), alpha=inputs.alpha)
+    path.write_bytes(genie_bytes(config))
+    entry = ManifestFile(sha256=digest_file(path), size=path.stat().st_size)
+    return manifest.model_copy(update={"files": {**manifest.files, GENIE_FILE: entry}})
 
 
 def show(path: Path, *, settings: ProgramSettings) -> int:

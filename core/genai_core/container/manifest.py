@@ -24,11 +24,14 @@ _FROZEN = ConfigDict(frozen=True, extra="forbid")
 MANIFEST_FILE = "manifest.json"
 REPORT_FILE = "report.json"
 METADATA_FILE = "metadata.json"
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """The newest version of the manifest that this program reads; see `versions`."""
 
 BASE_VERSION = 2
 """The version that has `base`."""
+
+GENIE_BASE_VERSION = 3
+"""The version whose `base` leaves `genie_config.json` out, which names adapters."""
 
 EMULATION_FOLDER = "emulation"
 """Outside the identity: a twin of the same graphs that x86 can run."""
@@ -41,6 +44,8 @@ TOKEN_MAP_FILE = "token_map.json"  # noqa: S105 - no password
 """Of an EAGLE head with a vocabulary of its own: an array, the model's token by the head's."""
 
 GOLDEN_FILE = "golden.json"
+GENIE_FILE = "genie_config.json"
+"""What the vendor's LLM runtime reads (htp)."""
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 """How conversations are written for the model, as Hugging Face saves it."""
 _ADAPTERS = f"{ADAPTERS_FOLDER}/"
@@ -128,10 +133,22 @@ class Manifest(BaseModel):
         return f"sha256:{canonical.digest_json(payload)}"
 
     def base_digest(self) -> str:
-        """`sha256:` and the digest of all but adapters: the revision where there are none."""
-        rest = {name: file for name, file in self.files.items() if not name.startswith(_ADAPTERS)}
+        """`sha256:` and the digest of all but what names adapters.
+
+        On cpu that is the revision where there are none.
+        """
+        rest = {
+            name: file
+            for name, file in self.files.items()
+            if not name.startswith(_ADAPTERS) and name != GENIE_FILE
+        }
         update = {"files": rest, "base": None, "schema_version": 1}
         return self.model_copy(update=update).revision()
+
+    def with_base(self) -> Manifest:
+        """The manifest of a container with adapters: it states its base."""
+        version = GENIE_BASE_VERSION if GENIE_FILE in self.files else BASE_VERSION
+        return self.model_copy(update={"base": self.base_digest(), "schema_version": version})
 
     def with_adapter_files(self, files: Mapping[RelativePath, ManifestFile]) -> Manifest:
         """The manifest of the same container with these files below `adapters/`, and no others.
@@ -143,9 +160,7 @@ class Manifest(BaseModel):
         plain = self.model_copy(update=update)
         if not files:
             return plain
-        return plain.model_copy(
-            update={"base": plain.base_digest(), "schema_version": BASE_VERSION}
-        )
+        return plain.with_base()
 
     def to_bytes(self) -> bytes:
         """What stands in `manifest.json`."""

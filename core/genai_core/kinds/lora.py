@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from genai_core.files.paths import FileName
-from genai_core.kinds.base import DigestText, KindModel, SecretRef, ShortText, Uri
+from genai_core.kinds.base import (
+    DigestText,
+    KindModel,
+    SecretRef,
+    ShortText,
+    Uri,
+    either_case,
+)
 
-__all__ = ["AdapterName", "AdapterSource", "Lora", "UseCase", "WornAdapter"]
+__all__ = [
+    "AdapterName",
+    "AdapterSource",
+    "Lora",
+    "QuantUpdatableMode",
+    "UseCase",
+    "WornAdapter",
+]
 
 AdapterName = Annotated[
     str, StringConstraints(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
@@ -71,18 +86,40 @@ class UseCase(KindModel):
     """All of them at once, each with its alpha."""
 
 
+class QuantUpdatableMode(StrEnum):
+    """What an adapter may change in a Snapdragon container, as the vendor's tools name it."""
+
+    NONE = "None"
+    ADAPTER_ONLY = "AdapterOnly"
+    ALL = "All"
+
+
 class Lora(KindModel):
-    """LoRA adapters of a cpu container: they are chosen per request, without a reload."""
+    """LoRA adapters of a container: they are chosen per request, without a reload."""
 
     adapters: Annotated[list[AdapterSource], Field(max_length=64)] = Field(default_factory=list)
     """Each is imported by a task of its own, so one that changes leaves all others cached."""
     use_cases: Annotated[list[UseCase], Field(max_length=64)] = Field(default_factory=list)
     """Combinations under names of their own."""
     max_rank: Annotated[int, Field(ge=1, le=1024)] | None = None
-    """No branch may have a larger rank, of adapters that come later either; on cpu a bound alone:
-    each adapter has its own rank."""
+    """No branch may have a larger rank, of adapters that come later either. On htp it is reserved;
+    on cpu it is a bound alone: each adapter has its own rank."""
     target_modules: Annotated[list[ShortText], Field(max_length=64)] = Field(default_factory=list)
-    """Last names of the modules that adapters may touch, e.g. q_proj; empty: all."""
+    """Last names of the modules that adapters may touch, e.g. q_proj; empty: all. On htp these get
+    a branch, for adapters that come later too; without any, the modules of the adapters do."""
+    quant_updatable_mode: Annotated[QuantUpdatableMode, either_case(QuantUpdatableMode)] = (
+        QuantUpdatableMode.ADAPTER_ONLY
+    )
+    """Of htp targets. None: adapters are inputs of the graphs, in every binary. AdapterOnly and
+    All, a binary for each use case, are not built yet. On cpu all mean the same."""
+    reserve_range: Annotated[
+        str, StringConstraints(max_length=8, pattern=r"^[1-9][0-9]{0,2}(\.[0-9]{1,4})?$")
+    ] = "1.0"
+    """Factor on the ranges of the adapters' values (htp), so that later ones may be larger."""
+    alpha_tensor_name: Annotated[
+        str, StringConstraints(max_length=63, pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
+    ] = "lora_alpha"
+    """The graphs' input that scales all branches (htp)."""
     config: FileName | None = None
     """The vendor's lora_config.yaml below the model's source, a folder, on the command line: it
     stands for adapters and useCases."""

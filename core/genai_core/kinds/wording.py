@@ -28,6 +28,9 @@ WORDS = {
     r"^-?[0-9]{1,4}(\.[0-9]{1,8})?$": "a decimal number in quotes such as '0.5', at most 8 digits "
     "behind the point",
     r"^[^\x00-\x1f\x7f]+$": "an address or a folder, without control characters",
+    r"^[1-9][0-9]{0,2}(\.[0-9]{1,4})?$": "a decimal number in quotes, at least 1 and below 1000, "
+    "such as '1.5'",
+    r"^[A-Za-z_][A-Za-z0-9_]{0,62}$": "a name of letters, digits and '_' that begins with no digit",
     r"^v[0-9]{2}$": "a Hexagon version such as v79",
     r"^[^\s@]+@sha256:[0-9a-f]{64}$": "an image by digest, name@sha256: and 64 hex digits",
 }

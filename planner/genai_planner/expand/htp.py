@@ -20,6 +20,17 @@ from genai_core.operations import (
 )
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
+from genai_planner.expand.lora import (
+    adapter_inputs,
+    adapter_names,
+    adapter_yardstick,
+    bounds,
+    branch_ranges,
+    graph_inputs,
+    of_graphs,
+    of_quantized,
+    use_cases,
+)
 from genai_planner.expand.splits import derive_splits
 from genai_planner.graph import FidelityCondition, Inputs, Plan, Selection, Task
 from genai_planner.shape import ModelShape
@@ -102,7 +113,9 @@ class _Builder:
 
     def shared(self, label: str) -> list[Task]:
         """arcl, transform and convert, which know no chip."""
-        tasks = [self._arcl(graph, label) for graph in self.grid.graphs]
+        decided = (graph_inputs(self.context), branch_ranges(self.context))
+        tasks = [task for task in decided if task is not None]
+        tasks += [self._arcl(graph, label) for graph in self.grid.graphs]
         for graph in self.grid.graphs:
             tasks += [self._transform(graph, split, label) for split in self.splits]
         for graph in self.grid.graphs:
@@ -146,7 +159,7 @@ class _Builder:
             operation="arcl",
             backend=None,
             config=ArclConfig(graph=graph),
-            inputs={"model": inputs.core()},
+            inputs={"model": inputs.core(), **of_graphs(self.spec)},
             demand=demand("arcl", self.shape.parameters, largest=self.shape.largest),
             target=label,
             graph=name,
@@ -185,6 +198,7 @@ class _Builder:
             sources["core"] = inputs.ingested("model.onnx")
         if self.context.calibrates:
             sources |= {"core": inputs.core(), **inputs.calibration()}
+        sources |= of_quantized(self.context)
         return Task(
             id=TaskId(f"convert/htp/{part}"),
             operation="convert",
@@ -254,7 +268,13 @@ class _Builder:
         )
 
     def _package(self, target: Target, parts: Inputs, fidelity: Task | None) -> Task:
-        sources: Inputs = {**parts, **inputs.package_inputs()}
+        sources: Inputs = {
+            **parts,
+            **inputs.package_inputs(),
+            **of_quantized(self.context),
+            **adapter_inputs(self.spec),
+            **(adapter_yardstick(self.context) if self.emulation else {}),
+        }
         when = None
         if fidelity is not None:
             sources["fidelity"] = inputs.whole(fidelity.id)
@@ -273,6 +293,9 @@ class _Builder:
                 context_length=self.grid.context_length,
                 golden_prompts=tuple(golden.prompts),
                 golden_max_tokens=golden.max_tokens,
+                adapters=adapter_names(self.spec),
+                use_cases=use_cases(self.spec),
+                **bounds(self.spec),
             ),
             inputs=sources,
             demand=demand("package", self.shape.parameters),

@@ -1,4 +1,10 @@
-"""Tasks of LoRA adapters: each is imported by itself, and only the package reads what comes out."""
+"""Tasks of LoRA adapters: each is imported by itself, and the package reads what comes out.
+
+Static graphs (htp) also get inputs with which they take adapters. One task decides them from the
+imports; its output names modules and a rank and no values, so an adapter that changes within these
+leaves every graph as it was. Another measures how wide their values are, in coarse steps: while a
+changed adapter stays within its step, the quantized graphs and binaries are cached too.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,15 @@ from typing import TypedDict
 
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec
+from genai_core.kinds.lora import QuantUpdatableMode
 from genai_core.names import Backend, TaskId, adapter_source
-from genai_core.operations import LoraImportConfig, UseCaseConfig, WornConfig
+from genai_core.operations import (
+    LoraGraphConfig,
+    LoraImportConfig,
+    LoraRangesConfig,
+    UseCaseConfig,
+    WornConfig,
+)
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
 from genai_planner.graph import Inputs, Selection, Task
@@ -19,10 +32,19 @@ __all__ = [
     "adapter_names",
     "adapter_yardstick",
     "bounds",
+    "branch_ranges",
+    "graph_inputs",
     "import_adapters",
+    "of_graphs",
+    "of_quantized",
     "refuse_adapters",
     "use_cases",
 ]
+
+
+_AS_INPUTS = QuantUpdatableMode.NONE
+GRAPH = TaskId("lora_graph")
+RANGES = TaskId("lora_ranges")
 
 
 class AdapterBounds(TypedDict, total=False):
@@ -36,7 +58,7 @@ def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
     """Refuse adapters for targets that cannot carry them.
 
     Raises:
-        InvalidSpec: There are adapters, and an htp target.
+        InvalidSpec: The vendor's file stands for them, or an htp target is to merge them.
     """
     if spec.lora is not None and spec.lora.config is not None:
         raise InvalidSpec(
@@ -44,11 +66,13 @@ def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
             where="spec.lora.config",
             remedy="write adapters and useCases; genai build --print-spec shows what it means",
         )
-    if spec.lora is not None and Backend.HTP in backends:
+    merged = spec.lora is not None and spec.lora.quant_updatable_mode is not _AS_INPUTS
+    if spec.lora is not None and merged and Backend.HTP in backends:
         raise InvalidSpec(
-            "adapters are built into cpu containers alone",
-            where="spec.lora",
-            remedy="build the Snapdragon targets without spec.lora, in a build of their own",
+            f"{spec.lora.quant_updatable_mode}, a binary of each use case, is not built yet; "
+            f"{_AS_INPUTS} is, with adapters as inputs of the graphs",
+            where="spec.lora.quantUpdatableMode",
+            remedy=f"set it to {_AS_INPUTS}, or build the Snapdragon targets without spec.lora",
         )
 
 
@@ -106,6 +130,69 @@ def import_adapters(context: PlanContext, sources: Sources) -> list[Task]:
         )
         for adapter in (lora.adapters if lora is not None else ())
     ]
+
+
+def graph_inputs(context: PlanContext) -> Task | None:
+    """The task that decides with which inputs static graphs take adapters."""
+    lora = context.spec.lora
+    if lora is None:
+        return None
+    numbers = {adapter.name: number for number, adapter in enumerate(lora.adapters)}
+    return Task(
+        id=GRAPH,
+        operation="lora_graph",
+        backend=None,
+        config=LoraGraphConfig(
+            alpha=lora.alpha_tensor_name,
+            together=tuple(
+                tuple(numbers[worn.name] for worn in case.adapters) for case in lora.use_cases
+            ),
+            **bounds(context.spec),
+        ),
+        inputs={
+            "core": inputs.ingested("model.onnx", "facts.json"),
+            **adapter_inputs(context.spec),
+        },
+        demand=demand("lora_graph", context.shape.parameters),
+    )
+
+
+def branch_ranges(context: PlanContext) -> Task | None:
+    """The task that measures how wide the adapters' values are; a float graph needs none."""
+    lora = context.spec.lora
+    if lora is None or context.stays_float:
+        return None
+    numbers = {adapter.name: number for number, adapter in enumerate(lora.adapters)}
+    return Task(
+        id=RANGES,
+        operation="lora_ranges",
+        backend=None,
+        config=LoraRangesConfig(
+            together=tuple(
+                tuple((numbers[worn.name], worn.alpha) for worn in case.adapters)
+                for case in lora.use_cases
+            ),
+            reserve=lora.reserve_range,
+        ),
+        inputs={
+            "core": inputs.core(),
+            **(inputs.calibration() if context.calibrates else {}),
+            **of_graphs(context.spec),
+            **adapter_inputs(context.spec),
+        },
+        demand=demand("lora_ranges", context.shape.parameters),
+    )
+
+
+def of_graphs(spec: BuildSpec) -> Inputs:
+    """What tasks on static graphs read of it; nothing where there are no adapters."""
+    return {} if spec.lora is None else {"adapters": inputs.whole(GRAPH)}
+
+
+def of_quantized(context: PlanContext) -> Inputs:
+    """The same, where the graphs are put onto grids."""
+    ranges = {} if branch_ranges(context) is None else {"ranges": inputs.whole(RANGES)}
+    return {**of_graphs(context.spec), **ranges}
 
 
 def adapter_inputs(spec: BuildSpec) -> Inputs:

@@ -21,8 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
+from genai_core.facts import AdapterInputs, AdapterRanges
 from genai_runtime import masks, rope
 from genai_runtime.executor import (
+    AdapterUse,
+    AdapterWeights,
     Logits,
     Row,
     RowOutput,
@@ -34,10 +37,13 @@ from genai_runtime.executor import (
     checked_truncation,
 )
 from genai_runtime.htp import emulation
+from genai_runtime.htp.adapters import BranchFeeds
 from genai_runtime.htp.arithmetic import Integers, dequantize, quantize
 from genai_runtime.htp.chains import by_size, empty_caches, is_key, tensor_of
 from genai_runtime.htp.client import Emulator
 from genai_runtime.session import SlotSession
+
+_Given = Mapping[str, NDArray[np.floating]]
 
 
 class Runner(Protocol):
@@ -72,6 +78,9 @@ class HtpExecutor:
         folder: Path,
         *,
         constants: Mapping[str, NDArray[np.floating]] | None = None,
+        inputs: AdapterInputs | None = None,
+        ranges: AdapterRanges | None = None,
+        adapters: Mapping[str, AdapterWeights] | None = None,
         context_length: int | None = None,
         run_timeout: float = 600.0,
         runner: Runner | None = None,
@@ -80,8 +89,11 @@ class HtpExecutor:
 
         Args:
             folder: See `genai_runtime.htp.emulation`.
-            constants: Float values of further inputs, the same in every pass (weights of adapters);
-                an input that is not named gets zeros.
+            constants: Float values of further inputs, the same in every pass; an input that is not
+                named, and none of a row's adapters, gets zeros.
+            inputs: With which the graphs take adapters; None = they take none.
+            ranges: Of these inputs and what comes of them; None = they are floating point.
+            adapters: What rows may wear, by name.
             context_length: Fewer tokens than the longest CL offers; None = all of them.
             run_timeout: Seconds that one pass of one split may take.
             runner: Runs the graphs; None = the vendor's emulator in a child process.
@@ -89,13 +101,14 @@ class HtpExecutor:
         Raises:
             NotRunnableHere: No twin in the container, or no vendor libraries on this machine.
             BadModel: The graphs do not fit together.
-            BadInput: The context length is below 1.
+            BadInput: The context length is below 1, or an adapter does not fit the graphs.
         """
         if context_length is not None and context_length < 1:
             raise BadInput("must be at least 1", where="context length")
         self._facts = emulation.load(folder)
         self._graphs = by_size(self._facts)
         self._constants = dict(constants or {})
+        self._feeds = BranchFeeds(inputs, adapters or {}, ranges=ranges)
         self._sizes = sorted(self._graphs)
         self._context = max(cl for _, cl in self._sizes)
         self._limit = (
@@ -127,8 +140,8 @@ class HtpExecutor:
 
     @property
     def adapters(self) -> frozenset[str]:
-        """None: a twin is built for the base."""
-        return frozenset()
+        """Those that it was opened with."""
+        return self._feeds.names
 
     @property
     def trees(self) -> bool:
@@ -179,20 +192,23 @@ class HtpExecutor:
         """Run the rows one after another. See `Executor.forward`.
 
         Raises:
-            BadInput: Also a tree that no graph takes in one pass.
+            BadInput: Also a tree that no graph takes in one pass, and adapters that have no room
+                beside one another.
         """
         checked = checked_rows(rows, self)
         for row, tokens in zip(rows, checked, strict=True):
+            self._feeds.of(row.adapters)
             if row.tree is not None:
                 self._tree_size(self._slots[row.slot].length, tokens.size)
         outputs = []
         for row, tokens in zip(rows, checked, strict=True):
             slot = self._slots[row.slot]
+            given = {**self._constants, **self._feeds.of(row.adapters)}
             if row.tree is None:
-                logits = self._chain(slot, tokens)
+                logits = self._chain(slot, tokens, given)
             else:
                 size = self._tree_size(slot.length, tokens.size)
-                logits = self._pass(slot, size, slot.length, tokens, row.tree)
+                logits = self._pass(slot, size, slot.length, tokens, given=given, tree=row.tree)
                 slot.tokens = np.concatenate([slot.tokens, tokens])
             outputs.append(RowOutput(logits[len(logits) - row.want.count(tokens.size) :].copy()))
         return outputs
@@ -228,7 +244,7 @@ class HtpExecutor:
         """End the emulator."""
         self._runner.close()
 
-    def _chain(self, slot: _Slot, new: NDArray[np.int64]) -> Logits:
+    def _chain(self, slot: _Slot, new: NDArray[np.int64], given: _Given) -> Logits:
         """Append tokens [T] to a slot, in as many passes as its graphs need; logits [T, V]."""
         pieces = []
         while new.size:
@@ -239,7 +255,7 @@ class HtpExecutor:
             again = slot.tokens[start:]
             taken = new[: ar - again.size]
             run = np.concatenate([again, taken])
-            pieces.append(self._pass(slot, size, start, run)[again.size :])
+            pieces.append(self._pass(slot, size, start, run, given=given)[again.size :])
             slot.tokens = np.concatenate([slot.tokens, taken])
             new = new[taken.size :]
         return np.concatenate(pieces)
@@ -273,9 +289,14 @@ class HtpExecutor:
         size: tuple[int, int],
         start: int,
         tokens: NDArray[np.int64],
+        *,
+        given: _Given,
         tree: Tree | None = None,
     ) -> Logits:
-        """One pass of all splits; the cache holds `start` tokens before it."""
+        """One pass of all splits; the cache holds `start` tokens before it.
+
+        `given` has the values of inputs that are none of the model's own.
+        """
         ar, cl = size
         count = int(tokens.size)
         padded = np.zeros(ar, np.int64)
@@ -311,8 +332,8 @@ class HtpExecutor:
                     slots = past[..., : cl - ar] if is_key(name) else past[:, :, : cl - ar]
                     feeds[name] = np.ascontiguousarray(slots)
                 else:
-                    given = self._constants.get(name)
-                    floats = np.zeros(tensor.shape) if given is None else np.asarray(given)
+                    further = given.get(name)
+                    floats = np.zeros(tensor.shape) if further is None else np.asarray(further)
                     feeds[name] = quantize(floats, tensor)
             outputs = self._runner.run(graph.name, feeds)
             _remember(slot, outputs, start, count)
@@ -332,19 +353,30 @@ class HtpExecutor:
 
 
 class HtpSession(SlotSession):
-    """One slot of an `HtpExecutor` of its own; same arguments."""
+    """One slot of an `HtpExecutor` of its own; same arguments, and what it wears."""
 
     def __init__(
         self,
         folder: Path,
         *,
         constants: Mapping[str, NDArray[np.floating]] | None = None,
+        inputs: AdapterInputs | None = None,
+        ranges: AdapterRanges | None = None,
+        adapters: Mapping[str, AdapterWeights] | None = None,
+        worn: Sequence[AdapterUse] = (),
         context_length: int | None = None,
         runner: Runner | None = None,
     ) -> None:
-        super().__init__(
-            HtpExecutor(folder, constants=constants, context_length=context_length, runner=runner)
+        executor = HtpExecutor(
+            folder,
+            constants=constants,
+            inputs=inputs,
+            ranges=ranges,
+            adapters=adapters,
+            context_length=context_length,
+            runner=runner,
         )
+        super().__init__(executor, worn)
 
     def prefill(self, tokens: Tokens) -> Logits:
         """`forward` on an emptied cache."""

@@ -21,7 +21,17 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from ctypes import CFUNCTYPE, POINTER, byref, c_char_p, c_int32, c_uint32, c_uint64, c_void_p
+from ctypes import (
+    CFUNCTYPE,
+    POINTER,
+    byref,
+    c_char_p,
+    c_float,
+    c_int32,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +39,8 @@ from typing import Any
 from genai_core.errors import ToolFailed
 from genai_runtime.htp import capi, child, qnn
 
+_ENGINE = b"primary"
+"""What Genie calls the engine of a basic dialog."""
 _WHOLE_SENTENCE = 0
 _CONTEXT_EXCEEDED = 4
 """A warning status: the answer stands, the context is full."""
@@ -84,6 +96,7 @@ def query(
     tokens: Sequence[int] | None = None,
     text: str | None = None,
     max_tokens: int = 16,
+    adapter: str | None = None,
     timeout: float = 600.0,
 ) -> GenieAnswer:
     """Ask one question in a fresh dialog.
@@ -94,6 +107,7 @@ def query(
         tokens: Token ids of the prompt, or
         text: the prompt as text. Genie puts the beginning token in front of either.
         max_tokens: Tokens to generate at most.
+        adapter: One of the configuration's, at full strength; None = the base.
         timeout: Seconds, loading included.
 
     Raises:
@@ -107,6 +121,7 @@ def query(
         "tokens": None if tokens is None else [int(token) for token in tokens],
         "text": text,
         "max_tokens": max_tokens,
+        "adapter": adapter,
     }
     with tempfile.TemporaryDirectory(prefix="genai-genie-") as name:
         private = Path(name)
@@ -151,12 +166,32 @@ class _Dialog:
         self.call("GenieDialogConfig_bindLogger", parsed, log)
         self.call("GenieDialog_create", parsed, byref(self.handle))
 
+    def wear(self, adapter: str, *, alpha: str) -> None:
+        """Apply an adapter: that alone leaves its strength at 0."""
+        engine = c_char_p(_ENGINE)
+        self.call("GenieDialog_applyLora", self.handle, engine, c_char_p(adapter.encode()))
+        name, full = c_char_p(alpha.encode()), c_float(1.0)
+        self.call("GenieDialog_setLoraStrength", self.handle, engine, name, full)
+
     def call(self, name: str, *arguments: Any) -> None:
         function = getattr(self.library, name)
         function.restype = c_int32
         status = int(function(*arguments))
         if status not in (0, _CONTEXT_EXCEEDED):
             raise ToolFailed(f"{name} failed with status {status}", where="libGenie")
+
+
+def _alpha_input(config: Mapping[str, Any]) -> str:
+    """The input that a configuration's adapters are scaled by.
+
+    Raises:
+        ToolFailed: It has none.
+    """
+    try:
+        name = config["dialog"]["engine"]["model"]["binary"]["lora"]["alpha-tensor-name"]
+    except (KeyError, TypeError) as error:
+        raise ToolFailed("the configuration has no adapters", where="libGenie") from error
+    return str(name)
 
 
 def _check(config: str) -> dict[str, Any]:
@@ -169,6 +204,8 @@ def _check(config: str) -> dict[str, Any]:
 
 def _query(request: Mapping[str, Any]) -> dict[str, Any]:
     dialog = _Dialog(request["config"])
+    if request["adapter"] is not None:
+        dialog.wear(request["adapter"], alpha=_alpha_input(json.loads(request["config"])))
     dialog.call("GenieDialog_setMaxNumTokens", dialog.handle, c_uint32(request["max_tokens"]))
     tokens: list[int] = []
     pieces: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The linears of a cpu container's model, for adapters that come after the build.
+"""The linears of a container that take adapters, for those that come after the build.
 
 The model keeps the names of the core graph's tensors, so a linear is found by the path in its name,
 as in the core graph. What the names do not tell (exports that lost them, projections that ingest
@@ -14,12 +14,34 @@ from pathlib import Path
 import onnx
 
 from genai_core.errors import BadModel
+from genai_core.facts import AdapterInputs
 from genai_stages.graph.linear_sites import LinearSite
 from genai_stages.lora.modules import LinearPlace, path_of
 
-__all__ = ["places_of_container"]
+__all__ = ["places_of_container", "places_of_inputs"]
 
 _PRODUCT = ".product"
+
+
+def places_of_inputs(inputs: AdapterInputs) -> list[LinearPlace]:
+    """The linears of static graphs that take adapters."""
+    return [
+        LinearPlace(
+            site=LinearSite(
+                output=branch.linear,
+                source="",
+                weight="",
+                bias=None,
+                inputs=branch.inputs,
+                outputs=branch.outputs,
+            ),
+            layer=None,
+            kind="",
+            paths=frozenset(filter(None, (path_of(branch.linear),))),
+            rows=None,
+        )
+        for branch in inputs.branches
+    ]
 
 
 def places_of_container(path: Path) -> list[LinearPlace]:

@@ -22,7 +22,7 @@ import onnx_ir as ir
 from genai_core.facts import ModelFacts, TensorSource
 from genai_stages.graph.linear_sites import LinearSite, is_op, linear_sites
 
-__all__ = ["BranchPart", "LinearPlace", "parts_of", "path_of", "places_of"]
+__all__ = ["BranchPart", "LinearPlace", "parts_of", "path_of", "places_of", "stands_for"]
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks|block)\.(\d+)\.")
 _GROUP = re.compile(r"layer_(\d+)\.data$")
@@ -111,6 +111,12 @@ def places_of(model: ir.Model, facts: ModelFacts) -> list[LinearPlace]:
             )
         )
     return found
+
+
+def stands_for(module: str, place: LinearPlace) -> bool:
+    """Whether a linear is, or is a part of, the modules of a last name, e.g. `q_proj`."""
+    named = any(path.rpartition(".")[2] == module for path in place.paths)
+    return named or (bool(place.kind) and place.kind in _KINDS.get(module.lower(), ()))
 
 
 def parts_of(

@@ -2,7 +2,8 @@
 
 Inputs: `model` with the part's `ar{A}_cl{C}_{k}_of_{N}.onnx` and `provenance.json` of transform,
 `facts.json` and the part's weights; the source's encodings where it has any, and the core graph's
-`model.onnx`; with gaps: Calibrate also its weights, and tokens or text. Output: `<part>.onnx`,
+`model.onnx`; with gaps: Calibrate also its weights, and tokens or text; `adapters` and `ranges`,
+the inputs with which linears take adapters and how wide their values are. Output: `<part>.onnx`,
 `<part>.data` and `<part>.dlc`.
 
 With gaps: Float, what has no encoding stays float, to be computed in float16: the whole part where
@@ -19,7 +20,7 @@ import onnx
 import onnx_ir as ir
 
 from genai_core.errors import BadEncodings, BadInput, BadModel
-from genai_core.facts import ModelFacts
+from genai_core.facts import AdapterInputs, AdapterRanges, ModelFacts
 from genai_core.graphs import split_name
 from genai_core.names import Gaps
 from genai_core.operations import ConvertHtpConfig
@@ -30,6 +31,8 @@ from genai_stages.graph.core_graph import MODEL_FILE, mapped, read_facts, write_
 from genai_stages.graph.provenance import read_provenance, source_of
 from genai_stages.graph.tensor_file import TensorFile
 from genai_stages.input_folders import encodings_of, find_file, folders_with, token_pieces
+from genai_stages.lora.branch_inputs import read_inputs, read_ranges
+from genai_stages.quantize.branch_encodings import with_branches
 from genai_stages.quantize.calibrate import calibrate, missing_in
 from genai_stages.quantize.compare_quantized import compare_quantized
 from genai_stages.quantize.device_forms import to_device_forms
@@ -70,7 +73,15 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
             where="model.encodings",
             remedy="add AIMET's .encodings file, or set quantization.gaps to Float or Calibrate",
         )
-    part = _Part(path, read_facts(path.parent), out, gaps_float=config.gaps is Gaps.FLOAT)
+    part = _Part(
+        path,
+        read_facts(path.parent),
+        out,
+        gaps_float=config.gaps is Gaps.FLOAT,
+        adapters=(read_inputs(inputs["adapters"]), read_ranges(inputs["ranges"]))
+        if "adapters" in inputs
+        else None,
+    )
     given = encodings or EncodingSet("none", "calibration", {})
     added: list[str] = []
     try:
@@ -116,7 +127,16 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
 class _Part:
     """The part, ready to be quantized with some encodings or, where they leave gaps, others."""
 
-    def __init__(self, path: Path, facts: ModelFacts, out: Path, *, gaps_float: bool) -> None:
+    def __init__(
+        self,
+        path: Path,
+        facts: ModelFacts,
+        out: Path,
+        *,
+        gaps_float: bool,
+        adapters: tuple[AdapterInputs, AdapterRanges] | None,
+    ) -> None:
+        self.adapters = adapters
         self.path = path
         self.gaps_float = gaps_float
         self.facts = facts
@@ -130,6 +150,13 @@ class _Part:
         masked = [one.roles["masked"] for one in facts.attention if "masked" in one.roles]
         refuse_infinite_masks(encodings, masked)
         boundaries = {boundary_name(at): name for at, name in enumerate(facts.boundaries)}
+        if self.adapters is not None:
+            encodings = with_branches(
+                ir.load(self.path).graph,
+                encodings,
+                *self.adapters,
+                provenance=self.provenance,
+            )
         lookup = EncodingLookup(encodings, self.provenance, names, otherwise=boundaries)
         data = self.out / f"{self.path.stem}.data"
         data.unlink(missing_ok=True)

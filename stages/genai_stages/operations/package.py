@@ -3,7 +3,8 @@
 Inputs: the core graph's `facts.json` and `model.onnx`; what compile wrote (cpu: `model.onnx` and
 `model.data`; htp: `part_k_of_N.bin` with its `.json`, and `emulation/` where it was made);
 `fidelity.json`; from the source the encodings, tokenizer and configuration files; `draft`, the
-container of a draft model or EAGLE head, where there is one; of a head, its token map.
+container of a draft model or EAGLE head, where there is one; of a head, its token map;
+`adapter_<number>`, and `adapters` and `ranges`, how static graphs take them.
 
 The manifest names every file with its digest, and its own digest is the container's revision, so
 nothing measured may stand in such a file. `report.json` and `golden.json`, whose margins another
@@ -23,8 +24,8 @@ from numpy.typing import NDArray
 
 from genai_core.canonical import digest_bytes, digest_file, digest_json
 from genai_core.container.manifest import (
-    BASE_VERSION,
     EMULATION_FOLDER,
+    GENIE_FILE,
     GOLDEN_FILE,
     MANIFEST_FILE,
     METADATA_FILE,
@@ -44,7 +45,12 @@ from genai_core.names import DRAFT, Backend, Precision
 from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.toolchain import version_of
 from genai_runtime import container, golden
-from genai_runtime.container import CPU_MODEL_FILE, GraphInfo, Metadata
+from genai_runtime.container import (
+    ADAPTER_INPUTS_VERSION,
+    CPU_MODEL_FILE,
+    GraphInfo,
+    Metadata,
+)
 from genai_runtime.generate import Generation
 from genai_runtime.inspection import onnx_graph
 from genai_runtime.rope import for_context
@@ -59,11 +65,12 @@ from genai_stages.input_folders import (
     folders_with,
     read_json,
 )
+from genai_stages.lora.branch_inputs import read_inputs, read_ranges
 from genai_stages.measured import read_measurements
 from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.package.container_adapters import place_adapters
 from genai_stages.package.container_draft import head_info, place_draft
-from genai_stages.package.container_htp import GENIE_FILE, HtpParts, collect_parts
+from genai_stages.package.container_htp import GraphAdapters, HtpParts, collect_parts
 from genai_stages.package.second_opinion import ask_genie
 from genai_stages.package.use_cases import YARDSTICK, Asked, measure_use_cases
 from genai_stages.stage import Context, Inputs, StageResult
@@ -88,6 +95,7 @@ class _Draft:
     precision: Precision | None = None
     library: dict[str, str] = field(default_factory=dict)
     native_kv: bool | None = None
+    adapters: GraphAdapters | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -110,12 +118,12 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
             place(source, out / name)
     if config.head is None and not (out / "tokenizer.json").is_file():
         draft.warnings.append("the model has no tokenizer.json: its container takes token ids only")
+    if config.adapters:
+        place_adapters(inputs, config, out)
     if config.backend is Backend.CPU:
         _cpu(inputs, out, draft)
     else:
         _htp(inputs, config, out, facts=facts, draft=draft)
-    if config.adapters:
-        place_adapters(inputs, config, out)
     if config.head is not None:
         token_map = find_file(inputs, TOKEN_MAP_FILE)
         if token_map is not None:
@@ -125,7 +133,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     _write_json(
         out / METADATA_FILE,
         Metadata(
-            schema_version=1 if config.head is None else 2,
+            schema_version=_metadata_version(config, draft),
             backend=config.backend,
             architecture=facts.architecture,
             context_length=config.context_length,
@@ -133,6 +141,8 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
             rope=draft.rope,
             model_files=draft.files,
             head=head_info(facts, config.head),
+            adapter_inputs=draft.adapters.inputs if draft.adapters else None,
+            adapter_ranges=draft.adapters.ranges if draft.adapters else None,
         ).model_dump(mode="json", exclude_none=True),
     )
     manifest = _manifest(inputs, config, out, facts=facts, draft=draft)
@@ -142,7 +152,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         verified, speed = _try(opened, config, draft, threads=context.threads)
     else:  # compile has run it; alone it answers nothing
         verified, speed = "Cpu", {}
-    if config.adapters:
+    if config.adapters and verified != "Metadata":
         yardstick = {k: v for k, v in given.items() if k.startswith(YARDSTICK)}
         speed = {**speed, "useCases": _use_cases(opened, yardstick, config, draft, context)}
     fidelity = find_file(inputs, RESULT_FILE)
@@ -167,6 +177,13 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         # Measured, so never twice the same; whoever compares two packages compares the rest.
         semantic={REPORT_FILE: digest_bytes(REPORT_FILE.encode())},
     )
+
+
+def _metadata_version(config: PackageConfig, draft: _Draft) -> int:
+    """The oldest version that has all fields."""
+    if draft.adapters is not None:
+        return ADAPTER_INPUTS_VERSION
+    return 1 if config.head is None else 2
 
 
 def _linears(measured: Mapping[str, Any]) -> dict[str, int]:
@@ -196,7 +213,10 @@ def _cpu(inputs: Inputs, out: Path, draft: _Draft) -> None:
 def _htp(
     inputs: Inputs, config: PackageConfig, out: Path, *, facts: ModelFacts, draft: _Draft
 ) -> None:
-    parts: HtpParts = collect_parts(inputs, config, out, facts=facts)
+    if "adapters" in inputs:
+        ranges = read_ranges(inputs["ranges"]) if "ranges" in inputs else None
+        draft.adapters = GraphAdapters(read_inputs(inputs["adapters"]), ranges)
+    parts: HtpParts = collect_parts(inputs, config, out, facts=facts, adapters=draft.adapters)
     draft.files, draft.graphs = parts.files, parts.graphs
     draft.library = parts.library
     draft.native_kv = parts.native_kv
@@ -242,7 +262,7 @@ def _manifest(
     )
     if not config.adapters:
         return made
-    return made.model_copy(update={"base": made.base_digest(), "schema_version": BASE_VERSION})
+    return made.with_base()
 
 
 def _identity_files(out: Path) -> list[tuple[str, Path]]:
@@ -338,6 +358,16 @@ def _use_cases(
     recorded = opened.golden()
     if recorded is not None:
         (opened.folder / GOLDEN_FILE).write_bytes(recorded.with_worn(found.golden).to_bytes())
+    genie_config = opened.folder / GENIE_FILE
+    if recorded is None or not found.golden or not genie_config.is_file():
+        return found.drift
+    # One of them shows that Genie finds the files, and their order in the graphs' inputs.
+    name = next(iter(found.golden))
+    seen, warning = ask_genie(
+        opened.folder, genie_config, recorded.with_worn(found.golden), worn=name
+    )
+    draft.warnings += [warning] if warning else []
+    found.drift[name] = {**found.drift.get(name, {}), **seen}
     return found.drift
 
 

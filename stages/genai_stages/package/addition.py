@@ -2,7 +2,9 @@
 
 The folder that is given is a copy, changed in place. Nothing of the base is read but the graph of
 its model (or the core graph, where the caller has found it), and nothing of it changes: the
-manifest's `base` stays, and the revision is the one that a build with this adapter would have made.
+manifest's `base` stays, and on cpu the revision is the one that a build with this adapter would
+have made. The graphs of a Snapdragon container have inputs of one rank and one range, and an
+adapter beyond these is refused.
 """
 
 from __future__ import annotations
@@ -18,8 +20,16 @@ import numpy as np
 
 from genai_core.canonical import digest_file
 from genai_core.container.adapter_addition import AdditionAnswer, AdditionRequest
-from genai_core.container.adapters import ADAPTERS_FOLDER, INDEX_FILE, file_of, read_index
+from genai_core.container.adapters import (
+    ADAPTERS_FOLDER,
+    INDEX_FILE,
+    AdapterIndex,
+    file_of,
+    read_index,
+)
+from genai_core.container.genie_adapters import genie_bytes, genie_names, with_adapters
 from genai_core.container.manifest import (
+    GENIE_FILE,
     GOLDEN_FILE,
     MANIFEST_FILE,
     REPORT_FILE,
@@ -27,23 +37,26 @@ from genai_core.container.manifest import (
     Report,
 )
 from genai_core.container.report import report_bytes
-from genai_core.errors import BadAdapter, BadInput, DriftError, GenAIError
-from genai_core.facts import LoraBranch
+from genai_core.errors import BadAdapter, DriftError, GenAIError
+from genai_core.facts import AdapterInputs, LoraBranch
 from genai_core.files.foreign import is_failure
-from genai_core.names import Backend
 from genai_core.sources.source_files import CONFIG_ROLE
 from genai_runtime import container
 from genai_runtime.container import CPU_MODEL_FILE
+from genai_runtime.cpu.adapter_files import read_adapter as read_weights
 from genai_runtime.executor import AdapterUse
+from genai_runtime.htp.adapters import BranchFeeds
 from genai_stages.graph.core_graph import read_core
+from genai_stages.input_folders import read_json
 from genai_stages.lora.aimet_adapter import holds_aimet
 from genai_stages.lora.bounds import check_bounds
-from genai_stages.lora.container_places import places_of_container
+from genai_stages.lora.container_places import places_of_container, places_of_inputs
 from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import Imported, import_adapter
 from genai_stages.lora.modules import LinearPlace, places_of
 from genai_stages.lora.trained_on import other_base
 from genai_stages.package.container_adapters import entry_of
+from genai_stages.package.genie_adapters import write_genie_adapters
 from genai_stages.package.use_cases import Asked, record_worn
 
 __all__ = ["answer", "seal"]
@@ -70,19 +83,14 @@ def answer(request: AdditionRequest) -> AdditionAnswer:
 def _add(request: AdditionRequest) -> AdditionAnswer:
     began = time.monotonic()
     folder = Path(request.container)
-    manifest = container.manifest_of(folder)
-    if manifest.target.backend is not Backend.CPU:
-        raise BadInput(
-            f"it is built for {manifest.target.name}, and adapters are added to cpu containers",
-            where=request.container,
-            remedy="name the cpu container of the same build",
-        )
+    opened = container.load(folder, digest_of=None)  # its caller compared the copy
+    opened.check_takes_adapters()
     index = read_index(folder)
     (folder / ADAPTERS_FOLDER).mkdir(exist_ok=True)
     path = folder / file_of(request.name)
     nameless = request.core is None
     try:
-        places, branches = _places(request)
+        places, branches = _places(request, opened)
     except BadAdapter as error:
         return AdditionAnswer(error=error.as_dict(), nameless=nameless)
     # What is wrong with its file, the core graph does not mend.
@@ -94,6 +102,8 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
     check_bounds(adapter, max_rank=index.max_rank, target_modules=index.target_modules)
     index = index.with_adapter(request.name, entry_of(path, file_of(request.name)))
     (folder / INDEX_FILE).write_bytes(index.to_bytes())
+    if opened.metadata.adapter_inputs is not None:
+        _onto_graphs(opened, index, request.name, opened.metadata.adapter_inputs)
     seal(folder)
     _try(folder, request.name)
     _note(folder, request.name, made, seconds=time.monotonic() - began)
@@ -111,7 +121,28 @@ def _add(request: AdditionRequest) -> AdditionAnswer:
     )
 
 
-def _places(request: AdditionRequest) -> tuple[Sequence[LinearPlace], Sequence[LoraBranch]]:
+def _onto_graphs(
+    opened: container.Container, index: AdapterIndex, name: str, inputs: AdapterInputs
+) -> None:
+    """Check that the graphs hold an adapter, and write what Genie reads of it.
+
+    Raises:
+        BadInput: Its rank, a linear or a value is beyond what they were built for.
+    """
+    folder, ranges = opened.folder, opened.metadata.adapter_ranges
+    weights = read_weights(folder / index.adapters[name].file)
+    BranchFeeds(inputs, {name: weights}, ranges=ranges).of([AdapterUse(name)])
+    path = folder / GENIE_FILE
+    if not opened.holds(GENIE_FILE):
+        return
+    write_genie_adapters(folder, index, inputs, ranges=ranges)
+    config = with_adapters(read_json(path), genie_names(index), alpha=inputs.alpha)
+    path.write_bytes(genie_bytes(config))
+
+
+def _places(
+    request: AdditionRequest, opened: container.Container
+) -> tuple[Sequence[LinearPlace], Sequence[LoraBranch]]:
     """The linears, and the branches that the model's source had, which its facts alone tell."""
     if request.core is None:
         if holds_aimet(Path(request.adapter)):
@@ -119,7 +150,10 @@ def _places(request: AdditionRequest) -> tuple[Sequence[LinearPlace], Sequence[L
                 "it names LoRA inputs of the model's source, which a container does not have",
                 where=request.name,
             )
-        return places_of_container(Path(request.container) / CPU_MODEL_FILE), ()
+        inputs = opened.metadata.adapter_inputs
+        if inputs is not None:
+            return places_of_inputs(inputs), ()
+        return places_of_container(opened.folder / CPU_MODEL_FILE), ()
     model, facts = read_core(Path(request.core))
     return places_of(model, facts), facts.lora
 
@@ -131,8 +165,13 @@ def seal(folder: Path) -> None:
         path.relative_to(folder).as_posix(): ManifestFile(
             sha256=digest_file(path), size=path.stat().st_size
         )
-        for path in sorted((folder / ADAPTERS_FOLDER).glob("*"))
+        for path in sorted((folder / ADAPTERS_FOLDER).rglob("*"))
+        if path.is_file()
     }
+    genie = folder / GENIE_FILE
+    if GENIE_FILE in manifest.files:
+        entry = ManifestFile(sha256=digest_file(genie), size=genie.stat().st_size)
+        manifest = manifest.model_copy(update={"files": {**manifest.files, GENIE_FILE: entry}})
     (folder / MANIFEST_FILE).write_bytes(manifest.with_adapter_files(files).to_bytes())
 
 
@@ -143,6 +182,8 @@ def _try(folder: Path, name: str) -> None:
         DriftError: It yields NaN or infinity.
     """
     opened = container.load(folder, digest_of=None)  # its caller compared the copy
+    if not opened.runnable:
+        return
     session = opened.open_session(worn=[AdapterUse(name)])
     try:
         count = min(_TRIED_TOKENS, session.vocab_size, session.context_length)

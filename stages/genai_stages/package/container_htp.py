@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from genai_core import chips
-from genai_core.container.manifest import ManifestGraph
+from genai_core.container.adapters import read_index
+from genai_core.container.genie_adapters import genie_bytes, genie_names
+from genai_core.container.manifest import GENIE_FILE, ManifestGraph
 from genai_core.errors import BadModel, InvalidSpec
-from genai_core.facts import ModelFacts
+from genai_core.facts import AdapterInputs, AdapterRanges, ModelFacts
 from genai_core.operations import PackageConfig
 from genai_runtime.container import GraphInfo, TensorInfo
 from genai_runtime.generate import stop_tokens
@@ -24,11 +26,24 @@ from genai_stages.backends.htp.genie_config import (
     htp_backend_ext_config,
 )
 from genai_stages.input_folders import read_json
+from genai_stages.package.genie_adapters import write_genie_adapters
 from genai_stages.stage import Inputs
 from genai_stages.twin_folder import place
 
-GENIE_FILE = "genie_config.json"
 _PART = re.compile(r"^part_(\d+)_of_(\d+)\.bin$")
+
+
+@dataclass(frozen=True)
+class GraphAdapters:
+    """How the graphs of a container take adapters.
+
+    Attributes:
+        inputs: The graphs' own.
+        ranges: Of these; None = they are floating point.
+    """
+
+    inputs: AdapterInputs
+    ranges: AdapterRanges | None
 
 
 @dataclass
@@ -43,9 +58,21 @@ class HtpParts:
 
 
 def collect_parts(
-    inputs: Inputs, config: PackageConfig, out: Path, *, facts: ModelFacts
+    inputs: Inputs,
+    config: PackageConfig,
+    out: Path,
+    *,
+    facts: ModelFacts,
+    adapters: GraphAdapters | None = None,
 ) -> HtpParts:
     """Put the binaries into `out` and write Genie's configuration for them.
+
+    Args:
+        inputs: What compile left for each split.
+        config: Names splits and chip.
+        out: The container's folder; its adapters lie there already.
+        facts: The model's facts.
+        adapters: How the graphs take adapters; None = not at all.
 
     Raises:
         BadModel: A split is missing or there twice, or a binary is for another chip.
@@ -88,7 +115,7 @@ def collect_parts(
             parts.graphs.append(
                 ManifestGraph(name=graph.name, ar=key.ar, cl=key.cl, split=index, file=path.name)
             )
-    _write_genie(config, out, facts=facts, parts=parts)
+    _write_genie(config, out, facts=facts, parts=parts, adapters=adapters)
     return parts
 
 
@@ -115,7 +142,14 @@ def _graph(graph: GraphMetadata) -> GraphInfo:
     return GraphInfo(inputs=infos(graph.inputs), outputs=infos(graph.outputs))
 
 
-def _write_genie(config: PackageConfig, out: Path, *, facts: ModelFacts, parts: HtpParts) -> None:
+def _write_genie(
+    config: PackageConfig,
+    out: Path,
+    *,
+    facts: ModelFacts,
+    parts: HtpParts,
+    adapters: GraphAdapters | None,
+) -> None:
     """Genie's two files; a model that Genie cannot run gets none, and a warning that says why."""
     assert config.chip is not None
     chip = chips.Chip(
@@ -123,9 +157,13 @@ def _write_genie(config: PackageConfig, out: Path, *, facts: ModelFacts, parts: 
     )
     extensions = htp_backend_ext_config(chip)
     _write(out / EXTENSIONS_FILE, extensions)
+    index = read_index(out)
     try:
+        known = _genie_facts(config, out, facts=facts, binaries=list(parts.files))
+        if adapters is not None:
+            known = replace(known, adapters=genie_names(index), alpha_input=adapters.inputs.alpha)
         values = genie_config(
-            _genie_facts(config, out, facts=facts, binaries=list(parts.files)),
+            known,
             generation=(
                 read_json(out / "generation_config.json")
                 if (out / "generation_config.json").is_file()
@@ -135,7 +173,9 @@ def _write_genie(config: PackageConfig, out: Path, *, facts: ModelFacts, parts: 
     except (BadModel, InvalidSpec) as error:
         parts.warnings.append(f"no {GENIE_FILE} for Genie: {error}")
         return
-    _write(out / GENIE_FILE, values)
+    (out / GENIE_FILE).write_bytes(genie_bytes(values))
+    if adapters is not None:
+        write_genie_adapters(out, index, adapters.inputs, ranges=adapters.ranges)
 
 
 def _genie_facts(

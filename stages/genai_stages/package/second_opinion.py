@@ -18,13 +18,22 @@ TOKENS = 4
 """How many are compared: a pass takes some 100 ms a split in the emulator."""
 
 
-def ask_genie(folder: Path, config: Path, recorded: Golden) -> tuple[dict[str, Any], str]:
+def ask_genie(
+    folder: Path, config: Path, recorded: Golden, *, worn: str | None = None
+) -> tuple[dict[str, Any], str]:
     """Let Genie continue the first prompt and compare.
+
+    Args:
+        folder: The container.
+        config: Its genie_config.json.
+        recorded: Its golden prompts.
+        worn: An adapter or use case that is worn.
 
     Returns:
         What was seen, for the report, and a warning, empty where all is well.
     """
-    prompt = recorded.prompts[0]
+    prompt = (recorded.prompts if worn is None else recorded.worn[worn])[0]
+    dressed = "" if worn is None else f" with {worn}"
     values: dict[str, Any] = dict(read_json(config))
     if prompt.prompt_tokens[0] != values["dialog"]["context"]["bos-token"]:
         # Genie puts the beginning token in front by itself: it would read another prompt.
@@ -35,9 +44,10 @@ def ask_genie(folder: Path, config: Path, recorded: Golden) -> tuple[dict[str, A
             genie.emulated(values),
             tokens=prompt.prompt_tokens[1:],
             max_tokens=TOKENS,
+            adapter=worn,
         )
     except GenAIError as error:
-        return {}, f"Genie could not run the twin: {error.message}"
+        return {}, f"Genie could not run the twin{dressed}: {error.message}"
     pairs = list(zip(prompt.tokens, answer.tokens, prompt.margins, strict=False))[:TOKENS]
     # Behind a choice that was nearly a tie the two may go separate ways.
     for at, (ours, theirs, margin) in enumerate(pairs):
@@ -45,5 +55,5 @@ def ask_genie(folder: Path, config: Path, recorded: Golden) -> tuple[dict[str, A
             found = {"genieTokens": at}
             if margin <= recorded.tolerance:
                 return found, ""
-            return found, f"Genie writes token {theirs} where our executor writes {ours}"
+            return found, (f"Genie writes token {theirs} where our executor writes {ours}{dressed}")
     return {"genieTokens": len(pairs)}, ""

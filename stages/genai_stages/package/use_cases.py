@@ -1,4 +1,4 @@
-"""Adapters and use cases of a cpu container, each run once: golden prompts, and its own drift.
+"""Adapters and use cases of a container, each run once: golden prompts, and its own drift.
 
 Drift compares the container that wears them with the source that wears them, its encodings
 simulated, on the same tokens: how much the loss rises, and how far the distributions are apart (the
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.container.adapters import AdapterIndex, WornEntry
+from genai_core.names import Backend
 from genai_runtime import golden
 from genai_runtime.container import Container
 from genai_runtime.cpu.adapter_files import read_adapter
@@ -36,6 +37,8 @@ YARDSTICK = "yardstick"
 """What the names of the inputs begin with that serve drift alone."""
 
 _PIECES, _LENGTH = 4, 64
+_EMULATED_PIECES, _EMULATED_LENGTH = 2, 24
+"""A pass of the emulator takes as long as a hundred on the CPU."""
 _DIGITS = 6
 
 Prompt = tuple[str, NDArray[np.int64]]
@@ -89,6 +92,8 @@ def measure_use_cases(
     """
     found = UseCases()
     index = opened.adapters()
+    emulated = opened.manifest.target.backend is Backend.HTP
+    count, longest = (_EMULATED_PIECES, _EMULATED_LENGTH) if emulated else (_PIECES, _LENGTH)
     given = token_pieces(inputs, f"{YARDSTICK}_tokens")
     for name in (*index.adapters, *index.use_cases):
         worn = [AdapterUse(entry.name, entry.alpha) for entry in index.worn(name)]
@@ -97,8 +102,13 @@ def measure_use_cases(
             if asked.prompts:
                 found.golden[name] = record_worn(session, asked)
             if inputs:
-                length = min(_LENGTH, session.context_length)
-                pieces = _written(session, length) if given is None else given[:_PIECES, :length]
+                length = min(longest, session.context_length)
+                if given is not None:
+                    pieces = list(given[:count, :length])
+                elif emulated and asked.prompts:
+                    pieces = _answered(found.golden[name])[:count]
+                else:
+                    pieces = _written(session, count, length)
                 reference = _reference(opened, index.worn(name), index, inputs,
                                        scratch=scratch, threads=threads)  # fmt: skip
                 found.drift[name] = _drift(session, reference, pieces)
@@ -122,14 +132,19 @@ def record_worn(session: Session, asked: Asked) -> list[GoldenPrompt]:
     return recorded.prompts
 
 
-def _written(session: Session, length: int) -> Tokens:
+def _answered(recorded: Sequence[GoldenPrompt]) -> list[Tokens]:
+    """The golden prompts with their answers: text that was written already."""
+    return [np.array([*one.prompt_tokens, *one.tokens], dtype=np.int64) for one in recorded]
+
+
+def _written(session: Session, count: int, length: int) -> list[Tokens]:
     """Text that the container writes: greedy, from a few tokens far apart in the vocabulary."""
-    rows = []
-    for start in np.linspace(0, session.vocab_size - 1, _PIECES + 2, dtype=np.int64)[1:-1]:
+    rows: list[Tokens] = []
+    for start in np.linspace(0, session.vocab_size - 1, count + 2, dtype=np.int64)[1:-1]:
         session.reset()
         answer = generate(session, np.array([start]), max_tokens=length - 1)
-        rows.append([int(start), *answer.tokens])
-    return np.array(rows, dtype=np.int64)
+        rows.append(np.array([int(start), *answer.tokens], dtype=np.int64))
+    return rows
 
 
 def _reference(
@@ -146,7 +161,9 @@ def _reference(
     )  # fmt: skip
 
 
-def _drift(session: Session, reference: SourceReference, pieces: Tokens) -> dict[str, Any]:
+def _drift(
+    session: Session, reference: SourceReference, pieces: Sequence[Tokens]
+) -> dict[str, Any]:
     read = [piece[:-1] for piece in pieces]
     if reference.lost:
         return {
@@ -154,7 +171,7 @@ def _drift(session: Session, reference: SourceReference, pieces: Tokens) -> dict
             f"source, e.g. {reference.lost[0]}"
         }
     if not reference.fits(read):
-        return {"unmeasured": f"the source cannot take {pieces.shape[1] - 1} tokens"}
+        return {"unmeasured": f"the source cannot take {len(read[0])} tokens"}
     ours = reference_loss = apart = 0.0
     count = 0
     for rows, piece in zip(reference.logits(read), pieces, strict=True):

@@ -11,25 +11,20 @@ outwards, and the scales of weights are exact.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from genai_core.errors import BadModel
 from genai_core.facts import ModelFacts, Role
 from genai_stages.aimet.arithmetic import outwards
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
-from genai_stages.graph.core_graph import DOMAIN, mapped, read_core, write_proto
-from genai_stages.graph.expand_attention import AttentionSpec, Expansion, needed_nodes
+from genai_stages.graph.core_graph import DOMAIN, mapped, read_core
+from genai_stages.graph.expand_attention import AttentionSpec
 from genai_stages.quantize.encoding_lookup import EncodingLookup
-from genai_stages.quantize.segments import empty_pasts, session_of
-
-Range = tuple[float, float]
+from genai_stages.quantize.watch import Range, Watching, watched_ranges
 
 ACTIVATION_BITS = 16
 WEIGHT_BITS = 8
@@ -89,13 +84,12 @@ def _activation(name: str, span: Range) -> Encoding:
     return per_tensor(name, low, high, bits=ACTIVATION_BITS, symmetric=False)
 
 
-class _Watched(Expansion):
-    """An expansion whose tensors' extremes are outputs."""
+class _Watched(Watching):
+    """Watches every tensor."""
 
     def __init__(self, facts: ModelFacts, first: ir.Value, last: ir.Value) -> None:
         super().__init__(facts, first, last)
         self.roles = {one.layer: one.roles for one in facts.attention}
-        self.extremes: list[tuple[str, ir.Value, ir.Value]] = []
 
     def linear(self, node: ir.Node) -> None:
         super().linear(node)
@@ -118,15 +112,6 @@ class _Watched(Expansion):
                 self.watch(value, raw, times=1.0 / spec.scale)
         return value
 
-    def watch(self, value: ir.Value, name: str, *, times: float = 1.0) -> None:
-        if times != 1.0:
-            value = self.op("Mul", value, self.number(times))
-        low = self.op("ReduceMin", value, keepdims=0)
-        high = self.op("ReduceMax", value, keepdims=0)
-        for one in (low, high):
-            one.type, one.shape = ir.TensorType(ir.DataType.FLOAT), ir.Shape([])
-        self.extremes.append((name, low, high))
-
 
 def _ranges(
     core: Path,
@@ -138,28 +123,15 @@ def _ranges(
     threads: int,
 ) -> dict[str, Range]:
     """Tensor -> extremes over all pieces."""
-    values = {value.name: value for node in model.graph for value in node.outputs}
-    cuts = [model.graph.inputs[0], *(values[name] for name in facts.boundaries)]
-    cuts.append(model.graph.outputs[0])
-    states: list[npt.NDArray[Any]] = [np.asarray(one, dtype=np.int64)[None] for one in pieces]
-    ranges: dict[str, Range] = {}
-    path = scratch / "watched.onnx"
-    for first, last in itertools.pairwise(cuts):
-        watched = _Watched(facts, first, last)
-        expanded = watched.run(needed_nodes(first, last))
-        for _, low, high in watched.extremes:
-            expanded.graph.outputs.extend((low, high))
-        write_proto(expanded, path)
-        session = session_of(path, core, threads)
-        names = [session.get_outputs()[0].name]
-        names += [value.name for _, low, high in watched.extremes for value in (low, high)]
-        for index, state in enumerate(states):
-            feed = {session.get_inputs()[0].name: state, **empty_pasts(session)}
-            states[index], *spans = session.run(names, feed)
-            pairs = zip(watched.extremes, zip(spans[::2], spans[1::2], strict=True), strict=True)
-            for (name, _, _), (low, high) in pairs:
-                ranges[name] = _joined(ranges.get(name), float(low), float(high), name=name)
-        path.unlink()
+    ranges = watched_ranges(
+        core,
+        model,
+        facts,
+        lambda first, last: _Watched(facts, first, last),
+        pieces=pieces,
+        scratch=scratch,
+        threads=threads,
+    )
     _masked_scores(ranges, facts)
     return ranges
 
@@ -173,16 +145,6 @@ def _masked_scores(ranges: dict[str, Range], facts: ModelFacts) -> None:
                 name = role_name(one.roles, one.layer, "masked")
                 ranges[name] = (span[0] - 100.0, span[1])
                 break
-
-
-def _joined(before: Range | None, low: float, high: float, *, name: str) -> Range:
-    if not np.isfinite(low) or not np.isfinite(high):
-        raise BadModel(
-            "the float model yields values that are not finite",
-            where=name,
-            remedy="check the model's weights; export it again",
-        )
-    return (low, high) if before is None else (min(before[0], low), max(before[1], high))
 
 
 def _weights(model: ir.Model, lookup: EncodingLookup) -> Iterable[Encoding]:

@@ -21,7 +21,13 @@ from genai_core.facts import ModelFacts
 from genai_runtime.masks import EMPTY
 from genai_stages.aimet.arithmetic import on_grid
 from genai_stages.aimet.model import Encoding
-from genai_stages.static.static_session import Arrays, StaticSession, position_inputs
+from genai_stages.static.static_graph import is_adapter_input
+from genai_stages.static.static_session import (
+    Arrays,
+    StaticSession,
+    adapter_feed,
+    position_inputs,
+)
 
 FLOOR_DB = 3.0
 """Below this, noise has half the power of the signal: 4-bit weights leave about 10 dB or more."""
@@ -83,7 +89,9 @@ def _inputs(
     floats: Arrays = {}
     feeds: Arrays = {}
     for name, shape in shapes.items():
-        if name in grids:
+        if is_adapter_input(name) and (name not in grids or shape == (1,)):
+            floats[name] = adapter_feed(name, shape, random)
+        elif name in grids:
             room = min(-float(grids[name].low), float(grids[name].high)) / _SPREAD
             floats[name] = room * random.standard_normal(shape, dtype=np.float32)
         elif name != "input_ids":

@@ -25,6 +25,7 @@ from genai_stages.graph.data_movement import moved_inputs, moved_onward
 from genai_stages.quantize.device_weights import for_device
 from genai_stages.quantize.encoding_lookup import EncodingLookup, MissingEncoding, rescaled
 from genai_stages.quantize.kv_encodings import KvEncoding, kv_encodings
+from genai_stages.static.static_graph import is_adapter_input
 
 BITS = 16
 _NORMS = ("RMSNormalization", "LayerNormalization")
@@ -158,6 +159,9 @@ class _Decision:
         name = value.name or ""
         if value in self.cache_of:
             return self.cache_of[value]
+        if is_adapter_input(name):
+            # Matrices have 8 bits: the device narrows the second operand of a product to these.
+            return self.lookup.activation(name) or self.left(value, None)
         found = self.own(value)
         if found is not None:
             return found

@@ -18,8 +18,13 @@ from genai_core.errors import DriftError
 from genai_core.facts import ModelFacts
 from genai_runtime.masks import EMPTY
 from genai_stages.static.split import ModelPart, boundary_name, cut
-from genai_stages.static.static_graph import StaticGraph
-from genai_stages.static.static_session import Arrays, StaticSession, position_inputs
+from genai_stages.static.static_graph import StaticGraph, is_adapter_input
+from genai_stages.static.static_session import (
+    Arrays,
+    StaticSession,
+    adapter_feed,
+    position_inputs,
+)
 
 TOLERANCE = 1e-5
 """Largest difference of outputs up to 1; of larger ones in proportion (float32 rounding)."""
@@ -104,6 +109,8 @@ def _feeds(graph: StaticGraph, facts: ModelFacts, part: ModelPart) -> Arrays:
     for name, shape in shapes.items():
         if name == "input_ids":
             feeds[name] = random.integers(0, facts.vocab_size, shape).astype(np.int32)
+        elif is_adapter_input(name):
+            feeds[name] = adapter_feed(name, shape, random)
         else:
             feeds[name] = random.standard_normal(shape, dtype=np.float32)
     masks = [shape for name, shape in shapes.items() if name.startswith("attention_mask")]

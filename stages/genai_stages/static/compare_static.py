@@ -23,8 +23,13 @@ from genai_core.graphs import graph_name
 from genai_runtime.masks import EMPTY
 from genai_stages.graph.expand_attention import expand
 from genai_stages.static.split import ModelPart, cut
-from genai_stages.static.static_graph import StaticGraph
-from genai_stages.static.static_session import Arrays, StaticSession, position_inputs
+from genai_stages.static.static_graph import StaticGraph, is_adapter_input
+from genai_stages.static.static_session import (
+    Arrays,
+    StaticSession,
+    adapter_feed,
+    position_inputs,
+)
 
 TOLERANCE = 1e-4
 """Largest difference of logits up to 10; of larger ones in proportion (float32 rounding)."""
@@ -202,6 +207,11 @@ class _Passes:
             feeds = self._positions(start, count) | self._pasts(caches)
             rows = np.zeros((1, self.ar, *state.shape[2:]), state.dtype)
             rows[:, :count] = state[:, start:stop]
+            feeds |= {
+                name: adapter_feed(name, shape, None)
+                for name, shape in session.shapes.items()
+                if is_adapter_input(name)
+            }
             feeds[next(iter(session.shapes))] = rows
             found = session.run(feeds)
             result = next(iter(found.values()))

@@ -4,7 +4,9 @@
              hidden) and `attention_mask_w<W>` for each window W in use;
              `position_ids_cos|sin` float [1, 1, AR, rotary_dim / 2], `.._<table>` for others than
              the default table; per layer `past_key_{l}_in` [KV, 1, D, CL-AR],
-             `past_value_{l}_in` [KV, 1, CL-AR, D] (none when CL = AR)
+             `past_value_{l}_in` [KV, 1, CL-AR, D] (none when CL = AR); where linears take
+             adapters, A [in, R] and B [R, out] of each and one alpha [1], by the names of
+             `AdapterInputs`
     outputs  `logits` float [1, AR, V]; per layer `past_key_{l}_out` [KV, 1, D, AR],
              `past_value_{l}_out` [KV, 1, AR, D]
 
@@ -26,7 +28,7 @@ from collections.abc import Callable, Mapping
 import onnx_ir as ir
 
 from genai_core.errors import UnsupportedOperator
-from genai_core.facts import ModelFacts, TensorSource
+from genai_core.facts import AdapterInputs, ModelFacts, TensorSource
 from genai_core.graphs import check_graph, graph_name
 from genai_stages.graph.core_graph import DOMAIN, layer_group
 from genai_stages.graph.expand_attention import AttentionSpec
@@ -70,7 +72,14 @@ class StaticGraph:
     provenance: Mapping[str, TensorSource]
 
 
-def emit_static(core: ir.Model, facts: ModelFacts, *, ar: int, cl: int) -> StaticGraph:
+def emit_static(
+    core: ir.Model,
+    facts: ModelFacts,
+    *,
+    ar: int,
+    cl: int,
+    adapters: AdapterInputs | None = None,
+) -> StaticGraph:
     """Write the static graph of one AR and CL.
 
     Args:
@@ -78,13 +87,19 @@ def emit_static(core: ir.Model, facts: ModelFacts, *, ar: int, cl: int) -> Stati
         facts: Its facts.
         ar: New tokens of a pass.
         cl: Past and new tokens together.
+        adapters: Inputs with which linears take adapters.
 
     Raises:
         InvalidSpec: AR > CL.
         UnsupportedOperator: A tensor's shape is not static even so.
     """
     check_graph(ar, cl)
-    return _Emission(core, facts, ar=ar, cl=cl).run()
+    return _Emission(core, facts, ar=ar, cl=cl, adapters=adapters).run()
+
+
+def is_adapter_input(name: str) -> bool:
+    """Whether an input of a static graph is none of the model's own."""
+    return _INTERFACE.fullmatch(name) is None
 
 
 def static_name(core: str) -> str:
@@ -104,7 +119,17 @@ def rotary_names(table: str) -> tuple[str, str]:
 
 
 class _Emission:
-    def __init__(self, core: ir.Model, facts: ModelFacts, *, ar: int, cl: int) -> None:
+    def __init__(
+        self,
+        core: ir.Model,
+        facts: ModelFacts,
+        *,
+        ar: int,
+        cl: int,
+        adapters: AdapterInputs | None,
+    ) -> None:
+        self.adapters = adapters
+        self.branches = {one.linear: one for one in adapters.branches} if adapters else {}
         self.core = core
         self.facts = facts
         self.ar = ar
@@ -179,11 +204,11 @@ class _Emission:
         shape = self._static(source)
         if self._is_stream(source):
             rows = self._rows(source)
-            self.rows[out] = self._gemm(rows, operands, self._name(out))
+            self.rows[out] = self._gemm(rows, operands, self._name(out), of=out)
             return
         flat = (-1, shape[-1])
         rows = self.build.reshape(self._whole(source), flat, name=f"{out.name}.input", role="rows")
-        product = self._gemm(rows, operands, self.build.unique(f"{out.name}.rows"))
+        product = self._gemm(rows, operands, self.build.unique(f"{out.name}.rows"), of=out)
         assert product.name is not None
         self.build.provenance[product.name] = source_of(out.name or "", self.build.provenance)
         self.whole[out] = self.build.op(
@@ -194,8 +219,23 @@ class _Emission:
             role="rows",
         )
 
-    def _gemm(self, rows: ir.Value, operands: list[ir.Value], name: str) -> ir.Value:
-        return self.build.op("Gemm", rows, *operands, name=name, role="linear", transB=1)
+    def _gemm(
+        self, rows: ir.Value, operands: list[ir.Value], name: str, *, of: ir.Value
+    ) -> ir.Value:
+        """A linear, and beside it the branch of an adapter where it takes one."""
+        build, branch = self.build, self.branches.get(of.name or "")
+        if branch is None or self.adapters is None:
+            return build.op("Gemm", rows, *operands, name=name, role="linear", transB=1)
+        build.provenance[branch.plain] = source_of(branch.linear, build.provenance)
+        plain = build.op("Gemm", rows, *operands, name=branch.plain, role="linear", transB=1)
+        rank = self.adapters.rank
+        a = self._input(branch.a, (branch.inputs, rank))
+        b = self._input(branch.b, (rank, branch.outputs))
+        alpha = self._input(self.adapters.alpha, (1,))
+        down = build.op("MatMul", rows, a, name=branch.down, role="adapter")
+        scaled = build.op("Mul", down, alpha, name=branch.scaled, role="adapter")
+        up = build.op("MatMul", scaled, b, name=branch.up, role="adapter")
+        return build.op("Add", plain, up, name=name, role="adapter")
 
     def _attention(self, node: ir.Node) -> None:
         spec = AttentionSpec.of(node)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from genai_core.facts import ModelFacts
 from genai_runtime.masks import additive_mask
 from genai_runtime.rope import cos_sin
-from genai_stages.static.static_graph import mask_name, rotary_names
+from genai_stages.static.static_graph import is_adapter_input, mask_name, rotary_names
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -52,6 +52,24 @@ class StaticSession:
         names = [value.name for value in self._session.get_outputs()]
         given = {name: feeds[name] for name in self.shapes}
         return dict(zip(names, self._session.run(names, given), strict=True))
+
+
+def adapter_feed(
+    name: str, shape: tuple[int, ...], random: np.random.Generator | None
+) -> NDArray[np.float32]:
+    """An adapter's matrix of ordinary size, its alpha, or zeros: no adapter.
+
+    Args:
+        name: Of the input.
+        shape: [in, R] of A, [R, out] of B, [1] of alpha.
+        random: None = zeros.
+    """
+    assert is_adapter_input(name)
+    if random is None:
+        return np.zeros(shape, np.float32)
+    if shape == (1,):
+        return np.ones(shape, np.float32)
+    return random.standard_normal(shape, dtype=np.float32) * np.float32(0.5 / shape[0] ** 0.5)
 
 
 def position_inputs(

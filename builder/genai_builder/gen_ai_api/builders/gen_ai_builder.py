@@ -186,9 +186,10 @@ class GenAIBuilder:
             InvalidSpec: It cannot be read, or names what is not there, or this is no cpu builder.
         """
         raise InvalidSpec(
-            "adapters are built into cpu containers alone",
+            "this builder takes adapters for cpu containers alone",
             where="lora_config",
-            remedy='leave it out, or create the builder with backend_type="CPU"',
+            remedy='leave it out, create the builder with backend_type="CPU", or run genai build '
+            "with spec.lora and quantUpdatableMode: None",
         )
 
     def __setattr__(self, name: str, value: object) -> None:

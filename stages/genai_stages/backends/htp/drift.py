@@ -26,6 +26,8 @@ from genai_runtime.htp.client import Emulator
 from genai_runtime.htp.emulation import graph_key
 from genai_runtime.htp.metadata import GraphMetadata, TensorMetadata
 from genai_stages.backends.htp.compile import CompileResult
+from genai_stages.static.static_graph import is_adapter_input
+from genai_stages.static.static_session import adapter_feed
 
 LEAST_DECIBELS = 40.0
 LEAST_CACHE_DECIBELS = 25.0
@@ -139,6 +141,8 @@ def sample_inputs(
             angles = queries[:, None] * rates
             table = np.cos(angles) if "_cos" in name else np.sin(angles)
             values = table.astype(np.float32).reshape(tensor.shape)
+        elif is_adapter_input(name) and (tensor.scale is None or tensor.shape == (1,)):
+            values = adapter_feed(name, tensor.shape, rng)
         else:
             values = (rng.standard_normal(tensor.shape) * _spread(tensor)).astype(np.float32)
         feeds[name] = quantize(values, tensor)

@@ -10,27 +10,15 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from genai_core.chips import Chip
+from genai_core.container.genie_adapters import lora_block
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.facts import RopeTable
 
 EXTENSIONS_FILE = "htp_backend_ext_config.json"
-
-
-@dataclass(frozen=True)
-class GenieAdapter:
-    """A LoRA adapter whose weights are inputs of the graphs (Genie's lora-version 1).
-
-    Attributes:
-        name: As a request names it.
-        folder: Holds `<input>.raw` for each weight input, float32, relative to the container.
-    """
-
-    name: str
-    folder: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +36,7 @@ class GenieFacts:
         tokenizer: tokenizer.json, relative to the container.
         max_positions: config.json's max_position_embeddings; for longrope.
         original_max_positions: config.json's, where rope_scaling does not say it; for longrope.
-        adapters: LoRA adapters.
+        adapters: Names of adapters and use cases, whose files lie in the container.
         alpha_input: The graphs' input for the adapter's strength.
     """
 
@@ -62,7 +50,7 @@ class GenieFacts:
     tokenizer: str = "tokenizer.json"
     max_positions: int | None = None
     original_max_positions: int | None = None
-    adapters: Sequence[GenieAdapter] = field(default=())
+    adapters: Sequence[str] = ()
     alpha_input: str = "lora_alpha"
 
 
@@ -87,15 +75,7 @@ def genie_config(
         "ctx-bins": [_relative(path) for path in facts.binaries],
     }
     if facts.adapters:
-        binary["lora"] = {
-            "version": 1,
-            "lora-version": 1,
-            "alpha-tensor-name": facts.alpha_input,
-            "adapters": [
-                {"version": 1, "name": adapter.name, "path": _relative(adapter.folder)}
-                for adapter in facts.adapters
-            ],
-        }
+        binary["lora"] = lora_block(facts.adapters, alpha=facts.alpha_input)
     engine = {
         "version": 1,
         "n-threads": 3,
