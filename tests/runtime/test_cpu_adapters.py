@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -352,6 +353,60 @@ def test_lay_in_refuses_what_does_not_fit_and_changes_nothing() -> None:
     with pytest.raises(BadInput, match="4 are free"):
         bank.lay_in("more", weights(3, 5, "q"))
     assert [bank._columns[name] for name in ("new", "two")] == [slice(0, 12), columns[1]]
+
+
+def test_read_adapter_takes_the_same_numbers_whether_it_compares_a_digest_or_not(
+    tmp_path: Path,
+) -> None:
+    """Two readers: safetensors' own, and one that copies nothing."""
+    path = tmp_path / "one.safetensors"
+    tensors = {}
+    for name, (a, b) in weights(1, 3).branches.items():
+        tensors |= {f"{name}.A": a, f"{name}.B": b}
+    save_file(tensors, path, metadata={"format": "pt"})
+    verified = read_adapter(path, sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    plain = read_adapter(path)
+    assert verified.branches.keys() == plain.branches.keys() == weights(1, 3).branches.keys()
+    for name, pair in plain.branches.items():
+        for mine, theirs in zip(verified.branches[name], pair, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def broken(**changes) -> bytes:
+    entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | changes
+    head = json.dumps({"x.A": entry}).encode()
+    return len(head).to_bytes(8, "little") + head + bytes(16)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"abc",
+        (1 << 60).to_bytes(8, "little") + b"{}",
+        (2).to_bytes(8, "little") + b"[]",
+        (4).to_bytes(8, "little") + b"[[[[",
+        b"\xff" * 64,
+        broken(dtype="F16"),
+        broken(shape=[2, -2]),
+        broken(shape=[2, 3]),
+        broken(shape="22"),
+        broken(shape=[1 << 62, 4]),
+        broken(data_offsets=[0, 20], shape=[5]),
+        broken(data_offsets=[-16, 0]),
+        broken(data_offsets=[8, 4]),
+        broken(data_offsets=[0]),
+        broken(data_offsets=None),
+        broken(),
+    ],
+)
+def test_read_adapter_refuses_what_has_the_digest_and_is_no_adapter(
+    tmp_path: Path, data: bytes
+) -> None:
+    path = tmp_path / "one.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"no adapter|do not belong together"):
+        read_adapter(path, sha256=hashlib.sha256(data).hexdigest())
 
 
 def test_read_adapter_compares_the_digest_of_the_bytes_that_it_reads(tmp_path: Path) -> None:
