@@ -30,9 +30,10 @@ from genai_runtime import processor
 from genai_runtime.cpu.adapter_files import read_adapter, read_shape
 from genai_runtime.executor import AdapterShape, AdapterUse, Executor, Row, Want
 from genai_runtime.sampling import TokenLogprob
-from genai_serving.adapters.cache import AdapterCache, AdapterSource
-from genai_serving.engine import Engine, Limits
-from genai_serving.requests import Ended, Request
+from genai_serving.adapters.cache import AdapterCache, AdapterLoader
+from genai_serving.engine import Engine
+from genai_serving.requests import AnswerRequest, Ended
+from genai_serving.scheduler import ServingLimits
 
 _BLOCK = 16
 _FIRST = 40
@@ -172,21 +173,21 @@ def main() -> None:
         made.free(slot)
         engine = Engine(
             made,
-            Limits(sequences=4, tokens=64, waiting=8, cache_bytes=1 << 32),
+            ServingLimits(sequences=4, tokens=64, waiting=8, cache_bytes=1 << 32),
             adapters=AdapterCache(2 * shape.bytes),
         )
         client = Client()
-        engine.submit(Request(np.arange(7, 15), made.context_length - 8), client)
+        engine.submit(AnswerRequest(np.arange(7, 15), made.context_length - 8), client)
         while len(client.times) < _FIRST:
             client.done.wait(0.01)
-        source = AdapterSource(shape, lambda: read_adapter(path, sha256=digest))
+        source = AdapterLoader(shape, lambda: read_adapter(path, sha256=digest))
         reading, laying = [], []
         for turn in range(given.turns):
             began, name = time.perf_counter(), f"large-{turn}"
             engine.load_adapter(name, source).result()
             loaded, wearer = time.perf_counter(), Client()
             wears = (AdapterUse(name),)
-            engine.submit(Request(np.arange(7, 15), 2, adapters=wears), wearer)
+            engine.submit(AnswerRequest(np.arange(7, 15), 2, adapters=wears), wearer)
             wearer.done.wait()
             reading.append((began, loaded))
             laying.append((loaded, time.perf_counter()))

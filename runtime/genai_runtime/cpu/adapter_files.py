@@ -48,7 +48,7 @@ def read_adapter(path: Path, *, sha256: str = "") -> AdapterWeights:
     names = [name.removesuffix(".A") for name in tensors if name.endswith(".A")]
     branches = {}
     for name in names:
-        a, b = tensors[f"{name}.A"], tensors.get(f"{name}.B", np.zeros(0))
+        a, b = tensors[f"{name}.A"], tensors.get(f"{name}.B", np.zeros(0, np.float32))
         floats = a.dtype == b.dtype == np.float32
         if not floats or a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[0]:
             raise BadInput(f"its matrices of {name} do not belong together", where=str(path))
