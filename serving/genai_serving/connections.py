@@ -6,9 +6,9 @@ keep everybody out, the probes of a pod included. Here
 
 - a connection without a request is closed after `idle`, whatever comes of one within `head`;
 - one whose answer nobody reads is broken off after `stalled`;
-- where there are more than `most`, the client with the most of them loses the oldest one that
-  waits for a request, else the oldest one whose request is not complete. What is being answered is
-  never broken off. Where nothing can be let go of, `reserve` more are taken, for the probes.
+- where there are more than `most`, the client with the most of them loses the oldest one that is
+  not being answered: a new one has yet to send its request. What is being answered is never broken
+  off. Where nothing can be let go of, `reserve` more are taken, for the probes.
   A client is an address: behind a proxy that is everybody, and the rule is the same.
 
 How long a body may take is for whoever reads it (`api.bodies`).
@@ -104,7 +104,7 @@ class Connections:
         counts = Counter(known.origin for known in self._open)
         found = (known for known in self._open if known is not new and not known.answering)
         # Of equals the first, which is the oldest.
-        return max(found, key=lambda known: (counts[known.origin], known.idle), default=None)
+        return max(found, key=lambda known: counts[known.origin], default=None)
 
 
 class _Connection(H11Protocol):
