@@ -38,8 +38,9 @@ def ended(held: socket.socket) -> bool:
 
 def is_open(held: socket.socket) -> bool:
     """The server has not closed it yet."""
+    held.setblocking(False)
     try:
-        return bool(held.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        return bool(held.recv(1, socket.MSG_PEEK))
     except BlockingIOError:
         return True
     except ConnectionError:
