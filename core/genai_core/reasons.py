@@ -250,6 +250,20 @@ class Reason(StrEnum):
         "the container carries no adapter of that name",
         "spec.adapters, or spec.lora of the build",
     )
+    ADAPTERS_LOADING = (
+        *("AdaptersLoading", "deployment"),
+        "pods take in adapters; status.adapters says how many have each",
+    )
+    ADAPTER_FAILED = (
+        *("AdapterFailed", "deployment"),
+        "pods cannot serve an adapter: status.adapters has the reason; all else is served",
+        "what the reason names, then edit spec.adapters",
+    )
+    MODEL_NAME_SHARED = (
+        *("ModelNameShared", "deployment"),
+        "a condition: another deployment of the namespace serves a model of the same name",
+        "spec.server.modelName of one of them",
+    )
     TARGET_NOT_SERVABLE = (
         *("TargetNotServable", "deployment"),
         "containers of the target run on devices, not on nodes",
@@ -262,12 +276,12 @@ class Reason(StrEnum):
     )
     NAME_TAKEN = (
         *("NameTaken", "deployment"),
-        "a Deployment, Service or PodDisruptionBudget of its name is somebody else's",
+        "a Deployment, Service or another object of a name that it uses is somebody else's",
         "remove that, or give the deployment another name",
     )
     REFUSED = (
         *("Refused", "deployment"),
-        "the apiserver finds a field of a Deployment, Service or PodDisruptionBudget wrong",
+        "the apiserver finds a field of an object wrong that the deployment consists of",
         "edit the field that the message names",
     )
     STORE_WRITABLE = (

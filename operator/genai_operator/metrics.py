@@ -16,6 +16,7 @@ __all__ = [
     "BUILDS_BLOCKED",
     "BUILDS_ENDED",
     "BUILD_SECONDS",
+    "DEPLOYMENTS",
     "JOBS_ACTIVE",
     "LEASE_HELD",
     "QUEUE_DEPTH",
@@ -49,6 +50,9 @@ BUILD_SECONDS = Histogram(
     "From a build's first pass, or its last failure, to Built; waiting and suspension included",
     buckets=_LONG,
 )
+
+# Deployments
+DEPLOYMENTS = Gauge("genai_deployments", "Deployments by state", ("state",))
 
 # Tasks and Jobs
 TASKS = Counter(

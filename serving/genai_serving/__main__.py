@@ -15,6 +15,7 @@ from genai_core.errors import BadInput, GenAIError
 
 if TYPE_CHECKING:
     from genai_runtime.speculation.config import SpeculativeConfig
+    from genai_serving.api.keys import ApiKeys
 
 _MOST_TEXT = 1000
 
@@ -30,8 +31,9 @@ def main(argv: list[str] | None = None) -> int:
         if given.admin_port is not None:
             admin = AdminOptions(
                 given.admin_port,
-                _admin_token(given.admin_token_file),
+                _admin_tokens(given.admin_token_file, given.admin_tokens_folder),
                 given.adapter_folder,
+                given.declared_adapters,
             )
 
         return serve(
@@ -123,7 +125,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--adapter", action="append", default=[])
     parser.add_argument("--admin-port", type=int)
     parser.add_argument("--admin-token-file", type=Path)
+    parser.add_argument("--admin-tokens-folder", type=Path)
     parser.add_argument("--adapter-folder", type=Path)
+    parser.add_argument("--declared-adapters", type=Path)
     parser.add_argument("--max-adapter-rank", type=int)
     parser.add_argument("--adapter-cache-mib", type=int)
     parser.add_argument("--revision", default="")
@@ -140,12 +144,16 @@ def _leave(file: Path | None, error: GenAIError) -> None:
             file.write_text(json.dumps({"error": cut}), encoding="utf-8")
 
 
-def _admin_token(file: Path | None) -> str:
-    """Of a file, else of GENAI_ADMIN_TOKEN.
+def _admin_tokens(file: Path | None, folder: Path | None) -> ApiKeys:
+    """Of a folder that is read again and again, of a file, or of GENAI_ADMIN_TOKEN.
 
     Raises:
         BadInput: There is none: whoever reached the port could change what is served.
     """
+    from genai_serving.api.keys import ApiKeys
+
+    if folder is not None:
+        return ApiKeys((), folder)
     token = os.environ.get("GENAI_ADMIN_TOKEN", "")
     if file is not None:
         token = file.read_text(encoding="utf-8").strip()
@@ -155,7 +163,7 @@ def _admin_token(file: Path | None) -> str:
             where="--admin-port",
             remedy="set GENAI_ADMIN_TOKEN, or name a file with --admin-token-file",
         )
-    return token
+    return ApiKeys((token,))
 
 
 def _keys(given: list[str]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from genai_core.errors import GenAIError
 from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
 from genai_runtime.sampling import Sampler, logprobs
-from genai_runtime.speculation.control import Counts, Room, Speculation
+from genai_runtime.speculation.control import Counts, Gain, Room, Speculation
 from genai_runtime.speculation.method import accept
 from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 from genai_serving.adapters.loaded import LoadedAdapters
@@ -256,6 +256,11 @@ class Engine:
             self._adapters.retire(name)
             self._stirred = True
             self._wake.notify()
+
+    @property
+    def gain(self) -> Gain | None:
+        """What guesses have won so far; None where nothing is guessed."""
+        return self._guesses.gain
 
     @property
     def worn(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -502,6 +507,7 @@ class Engine:
             elif output.states is not None:
                 self._guesses.observe(work.key, work.start, output.states[: len(written)])
             self._guesses.extend(work, written, logits)
+        self._guesses.wrote(len(written))
         return len(written)
 
     def _take(

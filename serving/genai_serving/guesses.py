@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from genai_runtime.executor import Logits, Row, Want
 from genai_runtime.sampling import Typical
-from genai_runtime.speculation.control import Counts, Room, Speculation
+from genai_runtime.speculation.control import Counts, Gain, Room, Speculation
 from genai_runtime.speculation.method import NOTHING, Draft, Foresee
 from genai_serving.scheduler import Step, Work
 
@@ -99,6 +99,16 @@ class Guesses:
             return
         extra = sum(work.guesses for work in step.work)
         self._speculation.observe_pass(len(step.work), extra, seconds)
+
+    @property
+    def gain(self) -> Gain | None:
+        """What was won so far; None where nothing is guessed."""
+        return None if self._speculation is None else self._speculation.gain
+
+    def wrote(self, tokens: int) -> None:
+        """A row of the pass yielded so many tokens."""
+        if self._speculation is not None:
+            self._speculation.wrote(tokens)
 
     def finish(self, key: int) -> Counts | None:
         """A sequence has ended; what came of its drafts."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from genai_runtime.speculation.control import Counts
+from genai_runtime.speculation.control import Counts, Gain
 from genai_serving.adapters.loaded import AT_REST
 from genai_serving.engine import Load
 from genai_serving.requests import AnswerRequest, Ended, Finish
@@ -54,6 +54,8 @@ class Metrics:
         self.adapters: Callable[[], AdapterLoad] | None = None
         """As well."""
         self.guessed: Callable[[], Counts | None] | None = None
+        """Likewise."""
+        self.gain: Callable[[], Gain | None] = lambda: None
         """Likewise."""
         self._prompt = self._counter("prompt_tokens", "Prompt tokens read.")
         self._written = self._counter("generation_tokens", "Tokens written.")
@@ -107,6 +109,9 @@ class Metrics:
         counts = self.guessed() if self.guessed is not None else None
         if counts is not None:
             yield from self._speculation(counts)
+        gain = self.gain()
+        if gain is not None:
+            yield from self._gain(gain)
 
     def _adapters(self) -> Iterator[Metric]:
         """Both are always there: routers that read them know then that there is none."""
@@ -158,6 +163,15 @@ class Metrics:
         for place, value in enumerate(list(counts.positions)):
             places.add_metric((*self._labels, str(place)), value)
         yield places
+
+    def _gain(self, gain: Gain) -> Iterator[Metric]:
+        for name, about, value in (
+            ("seconds", "Passes of writing answers took, guessing included.", gain.seconds),
+            ("plain_seconds", "Plain passes would have taken for the same tokens.", gain.plain),
+        ):
+            counter = CounterMetricFamily(f"genai_spec_decode_{name}", about, labels=_LABELS)
+            counter.add_metric(self._labels, value)
+            yield counter
 
     def text(self) -> bytes:
         """Prometheus' text format."""

@@ -34,6 +34,7 @@ from genai_serving.adapters.sources import AdapterSources
 from genai_serving.adapters.start import HeldAdapters, open_with_adapters
 from genai_serving.api.admin import AdapterAdmin
 from genai_serving.api.app import admin_application, application
+from genai_serving.api.declaration import declare, read_declaration
 from genai_serving.api.keys import ApiKeys
 from genai_serving.api.model import ServedModel, sampling_defaults
 from genai_serving.api.service import Service
@@ -57,13 +58,16 @@ class AdminOptions:
 
     Attributes:
         port: 0 = any free one.
-        token: Every request on it must bring.
+        tokens: Every request on it must bring one of them.
         folder: Below which containers lie that adapters may come from; None = the served one's.
+        declared: File with the adapters that are served from the start; where it names one, the
+            container may carry none, and one that cannot be had ends nothing.
     """
 
     port: int
-    token: str
+    tokens: ApiKeys
     folder: Path | None = None
+    declared: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -263,6 +267,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
     )
     metrics.load = lambda: engine.load
     metrics.guessed = lambda: engine.guessed
+    metrics.gain = lambda: engine.gain
     metrics.adapters = lambda: _adapter_load(engine, held, model.adapters)
     grammars = Grammars(model.tokenizer, vocab_size, model.stop_tokens)
     service = Service(engine, model, limits, vocab_size, grammars, seconds=options.request_seconds)
@@ -303,7 +308,8 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
         if options.admin is not None:
             sources = AdapterSources(opened, options.admin.folder)
             changing = AdapterAdmin(engine, model.adapters, sources, name)
-            admin = AdminServer(admin_application(changing, options.admin.token))
+            await _lay_in(options.admin, changing, say)
+            admin = AdminServer(admin_application(changing, options.admin.tokens))
             beside.append(asyncio.ensure_future(admin.run_on(admin_listener)))
         running = asyncio.ensure_future(server.serve(sockets=[listener]))
         while not (server.started or running.done()):  # noqa: ASYNC110 - uvicorn has no event
@@ -344,7 +350,8 @@ def _admin_port(options: Options, admin: AdminOptions, opened: Container) -> soc
         BadInput: No adapter could come to this container.
         OSError: The address is taken.
     """
-    if opened.manifest.target.backend is Backend.HTP or not opened.adapters().adapters:
+    none = opened.manifest.target.backend is Backend.HTP or not opened.adapters().adapters
+    if none and admin.declared is None:
         raise BadInput(
             "no adapter can come to this container: its graphs have branches where its own "
             "adapters have them, and it carries none",
@@ -360,6 +367,20 @@ def _told(held: HeldAdapters | None) -> str:
         return ""
     taken = mebibytes(held.room.most_bytes)
     return f", {taken} MiB for adapters (a pass holds {held.room.columns} ranks)"
+
+
+async def _lay_in(options: AdminOptions, admin: AdapterAdmin, say: Callable[[str], None]) -> None:
+    """Serve the declared adapters before the first request comes.
+
+    Raises:
+        BadInput: The file is no declaration.
+    """
+    declared = read_declaration(options.declared) if options.declared is not None else None
+    if declared is None:
+        return
+    for adapter in await declare(admin, declared):
+        if "reason" in adapter:
+            say(f"adapter {adapter['name']} is not served: {adapter['reason']}")
 
 
 def _adapter_load(engine: Engine, held: HeldAdapters | None, served: ServedAdapters) -> AdapterLoad:

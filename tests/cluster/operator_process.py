@@ -13,20 +13,33 @@ import urllib.request
 from pathlib import Path
 
 import account
+import existing
 import yaml
 from harness.cluster import Cluster
 
 
 class Operator:
-    """One replica."""
+    """One replica.
 
-    def __init__(self, cluster: Cluster, folder: Path, *, identity: str = "one") -> None:
+    Args:
+        cluster: The cluster.
+        folder: For its log.
+        identity: Its name.
+        inside: Run in the network of a cluster of our own, as a pod does: pods are reached there.
+    """
+
+    def __init__(
+        self, cluster: Cluster, folder: Path, *, identity: str = "one", inside: bool = False
+    ) -> None:
         self.cluster = cluster
         self.identity = identity
         self.log = folder / f"operator-{identity}.log"
         self.kubeconfig = folder / f"operator-{identity}.kubeconfig"
         self.port = _free_port()
         self.program = ["-m", "genai_operator"]
+        within = inside and not existing.wanted()
+        self._prefix = cluster.network.prefix if within else ()
+        self._host = cluster.network.address if within else "127.0.0.1"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, **environment: str) -> None:
@@ -40,7 +53,7 @@ class Operator:
             self.kubeconfig.write_text(yaml.safe_dump(account.kubeconfig(self.cluster)))
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *self.program],
+                [*self._prefix, sys.executable, *self.program],
                 stdout=log,
                 stderr=log,
                 env=os.environ
@@ -87,10 +100,14 @@ class Operator:
         assert self._process is not None
         return self._process.poll()
 
+    @property
+    def _url(self) -> str:
+        return f"http://{self._host}:{self.port}"
+
     def ask(self, path: str) -> str:
         """What it answers on its HTTP port; empty where it does not."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}", timeout=5) as got:
+            with urllib.request.urlopen(f"{self._url}/{path}", timeout=5) as got:
                 text: str = got.read().decode()
                 return text
         except (urllib.error.URLError, ConnectionError, TimeoutError):
@@ -99,7 +116,7 @@ class Operator:
     def sickness(self) -> str:
         """Why its liveness probe fails; empty where it does not."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/healthz", timeout=5):
+            with urllib.request.urlopen(f"{self._url}/healthz", timeout=5):
                 return ""
         except urllib.error.HTTPError as error:
             text: str = error.read().decode()

@@ -205,6 +205,16 @@ DENIED: dict[str, tuple[str, str, Any]] = {
     "watch Secrets": ("GET", f"/api/v1/{TEAM}/secrets?watch=true", None),
     "change a Secret": ("PATCH", f"/api/v1/{TEAM}/secrets/s3", _LABEL),
     "delete a Secret": ("DELETE", f"/api/v1/{TEAM}/secrets/s3", None),
+    "make a Secret where it is not enabled": ("POST", f"/api/v1/{OTHER}/secrets", _ANY),
+    "make a Secret beside itself": ("POST", f"/api/v1/{OWN}/secrets", _ANY),
+    "delete a ConfigMap": ("DELETE", f"/api/v1/{TEAM}/configmaps/any", None),
+    "make a ConfigMap where it is not enabled": ("POST", f"/api/v1/{OTHER}/configmaps", _ANY),
+    "delete a NetworkPolicy": (
+        "DELETE", f"/apis/networking.k8s.io/v1/{TEAM}/networkpolicies/any", None,
+    ),
+    "change a NetworkPolicy where it is not enabled": (
+        "PATCH", f"/apis/networking.k8s.io/v1/{OTHER}/networkpolicies/any", _LABEL,
+    ),
     "make a build": ("POST", f"{OURS}/{TEAM}/genaibuilds", _ANY),
     "change a build's spec": ("PATCH", f"{OURS}/{TEAM}/genaibuilds/shipped", _SPEC),
     "label a build": ("PATCH", f"{OURS}/{TEAM}/genaibuilds/shipped", _LABEL),

@@ -15,8 +15,9 @@ import existing
 import pytest
 from harness import images
 from harness.cluster import Cluster
+from operator_process import Operator
 from talking import Talking
-from tenant import BUCKET, GROUP, Tenant, wait
+from tenant import BUCKET, GROUP, ROOT, Tenant, upload, wait
 from witness import Witness
 
 from genai_core.canonical import digest_json
@@ -28,8 +29,18 @@ from genai_core.tasks.record import Output
 
 pytestmark = pytest.mark.usefixtures("operator")
 
+EXAMPLES = ROOT / "examples" / "tiny-llama"
 TARGET = "served"
 IMAGE = "localhost/genai-serving:test"
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    """The operator where pods are reached: it declares adapters to them."""
+    found = Operator(cluster, tmp_path_factory.mktemp("operator"), inside=True)
+    found.start()
+    yield found
+    found.stop()
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +84,11 @@ SPEC: dict[str, Any] = {
 }
 
 
+ADAPTERS = ("c-headers", "uppercase")
+FOLDERS = {"c-headers": "c-headers-r8", "uppercase": "uppercase-r16"}
+LORA = {"adapters": [{"name": name, "source": f"s3://models/{name}"} for name in ADAPTERS]}
+
+
 def status(room: Tenant) -> dict[str, Any]:
     found: dict[str, Any] = room.get("genaideployments", "chat").get("status") or {}
     return found
@@ -104,7 +120,9 @@ def serving(room: Tenant, image: str) -> Tenant:
     """Two pods of the first build, and clients that ask them from now on."""
     deploy(room)
     reach(room, ("Unknown", "BuildNotFound"), 30)
-    room.build("tiny", targets=[TARGET])
+    for name in ADAPTERS:
+        upload(room.cluster, EXAMPLES / "adapters" / FOLDERS[name], name=name)
+    room.build("tiny", targets=[TARGET], lora=LORA)
     reach(room, ("Unknown", "BuildNotReady"), 60)
     room.wait_ready("tiny")
     reach(room, ("True", "Serving"))
@@ -149,17 +167,65 @@ def test_a_deployment_serves_what_its_build_made(serving: Tenant) -> None:
         ).splitlines()
         if "golden" in line
     }
-    assert log == "32 golden tokens are as recorded"
+    assert log == "96 golden tokens are as recorded"  # of the base and of each adapter
     before = {pod["metadata"]["uid"] for pod in servers(serving)}
     deploy(serving)  # again, as it is
     still_answers(serving)
     assert {pod["metadata"]["uid"] for pod in servers(serving)} == before
 
 
+def adapters(room: Tenant) -> dict[str, tuple[str, str]]:
+    return {a["name"]: (a["state"], a["loaded"]) for a in status(room).get("adapters", ())}
+
+
+def models(room: Tenant) -> set[tuple[str, ...]]:
+    """What each pod lists; adapters come back in the order in which they were loaded."""
+    found = set()
+    for pod in servers(room):
+        proxied = f"/api/v1/namespaces/{room.namespace}/pods/{pod['metadata']['name']}:8000/proxy"
+        listed = json.loads(room.cluster.kubectl("get", "--raw", f"{proxied}/v1/models"))["data"]
+        found.add(tuple(sorted(model["id"] for model in listed)))
+    return found
+
+
+def test_adapters_of_the_spec_reach_pods_that_run(serving: Tenant) -> None:
+    space = ("-n", serving.namespace)
+    assert adapters(serving) == dict.fromkeys(ADAPTERS, ("Loaded", "2/2"))
+    assert models(serving) == {tuple(sorted(("chat", *ADAPTERS)))}
+    before = {pod["metadata"]["uid"] for pod in servers(serving)}
+    deploy(serving, adapters=[{"name": "uppercase"}, {"name": "c-headers", "disabled": True}])
+    wait(lambda: adapters(serving) == {"uppercase": ("Loaded", "2/2")}, 20)
+    assert models(serving) == {("chat", "uppercase")}
+    # A pod that comes later has them before its first request.
+    gone = servers(serving)[0]["metadata"]
+    serving.cluster.kubectl(*space, "delete", "pod", gone["name"], "--wait=false")
+    wait(lambda: gone["uid"] not in {p["metadata"]["uid"] for p in servers(serving)}, 90)
+    reach(serving, ("True", "Serving"), 60)
+    assert models(serving) == {("chat", "uppercase")}
+    (new,) = [p for p in servers(serving) if p["metadata"]["uid"] not in before]
+    log = serving.cluster.kubectl(*space, "logs", new["metadata"]["name"], "-c", "server")
+    assert "is not served" not in log
+    # One that cannot be had is named, and harms nobody.
+    deploy(serving, adapters=[{"name": "uppercase"}, {"name": "typo"}])
+    found = reach(serving, ("False", "AdapterFailed"), 20)
+    assert "carries no adapter typo; it has c-headers, uppercase" in found["adapters"][1]["reason"]
+    assert adapters(serving) == {"uppercase": ("Loaded", "2/2"), "typo": ("Failed", "0/2")}
+    still_answers(serving)
+    after = {pod["metadata"]["uid"] for pod in servers(serving)}
+    deploy(serving)
+    reach(serving, ("True", "Serving"), 20)
+    assert models(serving) == {tuple(sorted(("chat", *ADAPTERS)))}
+    assert {pod["metadata"]["uid"] for pod in servers(serving)} == after, "no pod started anew"
+    policy = serving.get("networkpolicies", "chat")["spec"]
+    assert policy["ingress"][1]["ports"] == [{"port": 8001, "protocol": "TCP"}]
+    secret = serving.get("secrets", "chat-admin")
+    assert [owner["kind"] for owner in secret["metadata"]["ownerReferences"]] == ["GenAIDeployment"]
+
+
 def test_another_build_rolls_out_without_a_refused_request(serving: Tenant) -> None:
     first = status(serving)["revision"]["current"]
     graphs = {"autoRegression": [1, 32], "contextLengths": [128]}
-    serving.build("tiny", targets=[TARGET], graphs=graphs)
+    serving.build("tiny", targets=[TARGET], graphs=graphs, lora=LORA)
     wait(lambda: status(serving)["revision"]["lastGood"] != first, 300, lambda: str(told(serving)))
     found = reach(serving, ("True", "Serving"))
     assert found["revision"]["current"] == serving.status("tiny")["artifacts"][0]["revision"]
@@ -250,7 +316,7 @@ def test_it_is_scaled_and_goes_with_all_that_is_its_own(serving: Tenant) -> None
     found = reach(serving, ("True", "Serving"), 60)
     wait(lambda: "is gone" in status(serving)["conditions"][0]["message"], 30, lambda: str(found))
     serving.cluster.kubectl(*space, "delete", "gd", "chat", "--wait=true")
-    kinds = "deployments,services,poddisruptionbudgets,pods,replicasets"
+    kinds = "deployments,services,poddisruptionbudgets,pods,replicasets,networkpolicies"
 
     def left() -> str:
         return serving.cluster.kubectl(*space, "get", kinds, "-o", "name")

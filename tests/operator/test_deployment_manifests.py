@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -16,11 +17,19 @@ from genai_operator.deployments.checks import (
     check_served,
     serving_image,
 )
+from genai_operator.deployments.declared import (
+    Declaration,
+    PodReport,
+    adapter_statuses,
+    declaration,
+    read_report,
+)
 from genai_operator.deployments.manifests import Served, manifests, rendering_of, selector
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_runtime.speculation.config import named_config
 from genai_serving.__main__ import _arguments
+from genai_serving.api.declaration import DeclareBody
 
 IMAGE = f"registry.example/serving@sha256:{'1' * 64}"
 REVISION = f"sha256:{'a' * 64}"
@@ -53,10 +62,10 @@ def arguments(**given: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ["-x", "--golden", "$(HOME)", "a$$b", "a b"])
 def test_the_server_gets_a_name_as_its_user_wrote_it(name: str) -> None:
-    given = pod_of(rendered(server={"modelName": name}, adapters=[{"name": name}]))
+    given = pod_of(rendered(server={"modelName": name}))
     words = [kubelets(word) for word in given["containers"][0]["args"]]
     read = _arguments([*words, "--cache", "x"])
-    assert (read.model_name, read.adapter) == (name, [name])
+    assert read.model_name == name
 
 
 def kubelets(word: str) -> str:
@@ -77,7 +86,8 @@ def test_manifests_belong_to_the_deployment_and_select_its_pods() -> None:
             True,
         )
         assert value["metadata"]["labels"]["app.kubernetes.io/managed-by"] == "genai-operator"
-        assert value["metadata"]["name"] == "chat", plural
+        name = {"configmaps": "chat-adapters"}.get(plural, "chat")
+        assert value["metadata"]["name"] == name, plural
     labels = found["deployments"]["spec"]["template"]["metadata"]["labels"]
     assert selector("chat").items() <= labels.items()
     assert found["services"]["spec"]["selector"] == selector("chat")
@@ -98,7 +108,7 @@ def test_pod_passes_pod_security_restricted_with_a_read_only_root() -> None:
             "capabilities": {"drop": ["ALL"]},
         }
     kinds = {next(key for key in volume if key != "name") for volume in pod["volumes"]}
-    assert kinds == {"emptyDir", "secret"}
+    assert kinds == {"emptyDir", "secret", "configMap"}
     assert all(v["emptyDir"]["sizeLimit"] for v in pod["volumes"] if "emptyDir" in v)
 
 
@@ -157,7 +167,8 @@ CHANGES: dict[str, Any] = {
     "server.maxAdapterRank": {"server": {"maxAdapterRank": 32}},
     "server.adapterCacheMiB": {"server": {"adapterCacheMiB": 9}},
     "server.threads": {"server": {"threads": 3}},
-    "adapters": {"adapters": [{"name": "c"}]},
+    "server.adminTokenSecretRef": {"server": {"adminTokenSecretRef": {"name": "t"}}},
+    "expose.networkPolicy": {"expose": {"networkPolicy": False}},
     "speculation": {"speculation": {"method": "Ngram"}},
     "rollout.strategy": {"rollout": {"strategy": "Recreate"}},
     "rollout.maxSurge": {"rollout": {"maxSurge": 2}},
@@ -257,10 +268,111 @@ def test_serving_image_says_what_a_target_lacks() -> None:
         serving_image("sm8750", htp, spec_of(server={"emulate": True}))
 
 
-def test_check_adapters_names_those_that_the_container_has() -> None:
+def test_check_adapters_refuses_a_container_that_lacks_what_is_served() -> None:
     container = ServedContainer(
         revision=REVISION, record="package/x", adapters={"c": f"sha256:{'0' * 64}"}
     )
-    check_adapters(spec_of(adapters=[{"name": "c"}]), container)
+    good = container.model_copy(
+        update={"revision": f"sha256:{'c' * 64}", "adapters": container.adapters | {"d": REVISION}}
+    )
+    check_adapters(spec_of(adapters=[{"name": "c"}, {"name": "x"}]), container, good)
+    check_adapters(spec_of(adapters=[{"name": "d", "disabled": True}]), container, good)
+    check_adapters(spec_of(adapters=[{"name": "d"}]), container, None)
     with pytest.raises(Stalled, match=r"spec\.adapters\[0\].* no adapter d; it has c"):
-        check_adapters(spec_of(adapters=[{"name": "d"}]), container)
+        check_adapters(spec_of(adapters=[{"name": "d"}]), container, good)
+
+
+def declared_of(container: ServedContainer, *adapters: dict[str, Any]) -> Declaration:
+    found = declaration(spec_of(adapters=list(adapters)), container)
+    assert found is not None
+    return found
+
+
+CARRYING = ServedContainer(
+    revision=REVISION,
+    record="package/x",
+    adapters={"c": f"sha256:{'0' * 64}", "d": f"sha256:{'1' * 64}"},
+)
+
+
+def test_adapters_change_no_pod_and_stand_in_the_file_that_pods_read() -> None:
+    def of(*adapters: dict[str, Any]) -> list[tuple[str, Any]]:
+        served = Served(
+            namespace="n", name="chat", uid="u-1", spec=spec_of(adapters=list(adapters)),
+            revision=REVISION, record=f"package/{'b' * 64}", size_bytes=MIB, image=IMAGE,
+            access=StoreAccess("s3://bucket/n", "reads"),
+            declared=declared_of(CARRYING, *adapters),
+        )  # fmt: skip
+        return manifests(served)
+
+    every, one = of(), of({"name": "c"}, {"name": "d", "disabled": True})
+    assert rendering_of(every) == rendering_of(one)
+    assert dict(every)["deployments"] == dict(one)["deployments"]
+    told = json.loads(dict(one)["configmaps"]["data"]["adapters.json"])
+    assert told == {"adapters": [{"lora_name": "c", "lora_path": "c"}]}
+    DeclareBody.model_validate(told)
+    mounts = {
+        mount["name"]: mount["mountPath"]
+        for mount in pod_of(dict(one))["containers"][0]["volumeMounts"]
+    }
+    given = arguments()
+    assert given["--declared-adapters"] == f"{mounts['declared']}/adapters.json"
+    assert given["--admin-tokens-folder"] == mounts["admin"]
+
+
+def test_declaration_is_none_when_nothing_is_known_of_the_container() -> None:
+    assert declaration(spec_of(), CARRYING.model_copy(update={"adapters": {}})) is None
+    unknown = declared_of(CARRYING.model_copy(update={"adapters": {}}), {"name": "c"})
+    assert (unknown.paths, unknown.digests, unknown.missing) == ({"c": "c"}, {}, {})
+    assert set(declared_of(CARRYING).paths) == {"c", "d"}
+
+
+def test_only_the_operator_reaches_the_admin_port() -> None:
+    spec = rendered()["networkpolicies"]["spec"]
+    assert spec["podSelector"]["matchLabels"] == selector("chat")
+    api, admin = spec["ingress"]
+    assert api == {"ports": [{"port": "http", "protocol": "TCP"}]}
+    assert admin["ports"] == [{"port": int(arguments()["--admin-port"]), "protocol": "TCP"}]
+    (peer,) = admin["from"]
+    assert set(peer) == {"namespaceSelector", "podSelector"}, "both at once, in one peer"
+    # Nothing may be deleted: a policy that confines nobody stands in for none.
+    assert rendered(expose={"networkPolicy": False})["networkpolicies"]["spec"]["ingress"] == [{}]
+
+
+def reports(*pods: dict[str, tuple[str, str]]) -> list[PodReport]:
+    """Of each pod: name -> digest and reason."""
+    return [
+        read_report(
+            {
+                "adapters": [
+                    {"name": name, "digest": digest, "state": "Failed", "reason": reason}
+                    if reason
+                    else {"name": name, "digest": digest, "state": "Loaded"}
+                    for name, (digest, reason) in pod.items()
+                ]
+            }
+        )
+        for pod in pods
+    ]
+
+
+def test_adapters_are_counted_from_what_pods_report() -> None:
+    zero, one = CARRYING.adapters.values()
+    wanted = declared_of(CARRYING, {"name": "c"}, {"name": "d"}, {"name": "lost"})
+    both = {"c": (zero, ""), "d": (one, "")}
+    c, d, lost = adapter_statuses(wanted, reports(both, {"c": (zero, "")}), 2)
+    assert (c.state, c.loaded, c.digest) == ("Loaded", "2/2", zero)
+    assert (d.state, d.loaded) == ("Loading", "1/2")
+    assert (lost.state, lost.loaded) == ("Failed", "0/2")
+    assert "carries no adapter lost; it has c, d" in lost.reason
+    # Another content under the name is not the one that is declared.
+    stale = {"c": (one, ""), "d": (one, "no room")}
+    c, d, _ = adapter_statuses(wanted, reports(both, stale), 2)
+    assert (c.state, c.loaded) == ("Loading", "1/2")
+    assert (d.state, d.loaded, d.reason) == ("Failed", "1/2", "no room")
+
+
+@pytest.mark.parametrize("said", [None, [], {}, {"adapters": 3}, {"adapters": [3]}])
+def test_read_report_refuses_what_is_none(said: Any) -> None:
+    with pytest.raises(ValueError, match="does not list"):
+        read_report(said)

@@ -181,6 +181,35 @@ def played(chances, slope, price, *, seed, length=400):
     return method.now
 
 
+@pytest.mark.parametrize(("chance", "price"), [(0.9, 0.1), (0.0, 0.4)])
+def test_gain_is_what_plain_passes_would_have_taken_for_the_same_tokens(chance, price):
+    """A plain pass takes 1, whatever the drafts do: so each token is worth 1."""
+    method = Coin(chance, price, 7)
+    speculation = Speculation(method, most=4, adaptive=False, clock=lambda: method.now)
+    speculation.start(0, [1])
+    for _ in range(3):
+        speculation.propose({})
+        speculation.observe_pass(1, 0, 1.0)
+        speculation.wrote(1)
+    assert (speculation.gain.plain, speculation.gain.seconds) == (0, 0), "nothing to compare with"
+    tokens, began = 0, method.now
+    for _ in range(200):
+        speculation.propose({})  # a prompt's pass is told of by nobody, and counts for nothing
+        speculation.wrote(1)
+        draft = speculation.propose({0: 4}, [0]).get(0, NOTHING)
+        taken = 1 + 0.2 * draft.size
+        method.now += taken
+        speculation.observe_pass(1, draft.size, taken)
+        rows = np.tile([0.0, 1.0], (draft.size + 1, 1))
+        new = accept(rows, draft.tokens, lambda *_: (1, False))
+        speculation.extend(0, new)
+        speculation.wrote(len(new))
+        tokens += len(new)
+    assert speculation.gain.plain == pytest.approx(tokens)
+    assert speculation.gain.seconds == pytest.approx(method.now - began)
+    assert (speculation.gain.plain > speculation.gain.seconds) == (chance > 0.5)
+
+
 @pytest.mark.parametrize("price", [0, 0.1, 0.4])
 @pytest.mark.parametrize("slope", [0.0, 0.1, 0.3, 1.0])
 def test_speculation_is_never_slower_by_much_and_faster_where_it_pays(slope, price):

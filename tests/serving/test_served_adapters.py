@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import json
 import re
 import subprocess
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,9 @@ import yaml
 from served import Served, answer
 
 from genai_cli.testing import Program
+from genai_operator.deployments import pod_admin
+from genai_operator.deployments.declared import Declaration
+from genai_operator.kube.pod import PodView
 from genai_runtime import container as containers
 from genai_runtime.executor import AdapterUse
 from genai_runtime.generate import generate
@@ -186,11 +191,13 @@ class Admin:
         assert found, line
         self.port = int(found[1])
 
-    def __call__(self, path: str, body: object, token: str = TOKEN) -> tuple[int, str]:
+    def __call__(
+        self, path: str, body: object, token: str = TOKEN, verb: str = "POST"
+    ) -> tuple[int, str]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=60)
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            connection.request("POST", path, json.dumps(body), headers)
+            connection.request(verb, path, json.dumps(body), headers)
             told = connection.getresponse()
             return told.status, told.read().decode()
         finally:
@@ -201,6 +208,13 @@ class Admin:
 
     def unload(self, name: str) -> tuple[int, str]:
         return self("/v1/unload_lora_adapter", {"lora_name": name})
+
+    def declare(self, **adapters: str) -> dict[str, Any]:
+        """Name -> what the server says of it."""
+        body = {"adapters": [{"lora_name": n, "lora_path": p} for n, p in adapters.items()]}
+        status, text = self("/v1/adapters", body, verb="PUT")
+        assert status == 200, text
+        return {one["name"]: one for one in json.loads(text)["adapters"]}
 
 
 class Changing(Served):
@@ -454,3 +468,71 @@ def test_serve_refuses_adapters_that_do_not_fit_with_the_numbers(home, container
     ran = Program(home)("serve", container, "--port", "0", *options)
     assert ran.code == 2, ran.err
     assert words in ran.errors[0]
+
+
+def named(served: Served) -> list[str]:
+    return [model["id"] for model in json.loads(served.get("/v1/models")[1])["data"]]
+
+
+def test_declare_makes_the_served_adapters_those_that_are_declared(changing, container):
+    admin, found = changing.admin, digests(container)
+    own = {name: cold(changing, name) for name in found}
+    told = admin.declare(uppercase="uppercase", x=found["c-headers"], lost="sha256:" + "2" * 64)
+    assert {name: one["state"] for name, one in told.items()} == {
+        "uppercase": "Loaded", "x": "Loaded", "lost": "Failed",
+    }  # fmt: skip
+    assert told["x"]["digest"] == found["c-headers"]
+    assert "no container of this base" in told["lost"]["reason"]
+    assert named(changing) == [BASE, "uppercase", "x"], "use cases go with their adapters"
+    assert cold(changing, "x") == own["c-headers"]
+    listed = json.loads(admin("/v1/adapters", None, verb="GET")[1])["adapters"]
+    assert {one["name"] for one in listed} == {"uppercase", "x"}
+    # Replaced by what cannot be had, the earlier content goes on, and the answer says both.
+    told = admin.declare(x="sha256:" + "2" * 64)
+    assert (told["x"]["state"], told["x"]["digest"]) == ("Failed", found["c-headers"])
+    assert cold(changing, "x") == own["c-headers"]
+    assert admin.declare(x="uppercase")["x"]["digest"] == found["uppercase"]
+    assert cold(changing, "x") == own["uppercase"]
+    assert admin("/v1/adapters", {"adapters": []}, "wrong", "PUT")[0] == 401
+    again = {name: name for name in found}
+    assert admin.declare(**again) == admin.declare(**again)
+    assert named(changing) == [BASE, *found, "loud-headers"]
+
+
+def test_declared_adapters_are_there_before_the_first_request(home, container, tmp_path):
+    file = tmp_path / "declared.json"
+    names = [("uppercase", "uppercase"), ("y", "c-headers"), ("z", "nowhere")]
+    file.write_text(json.dumps({"adapters": [{"lora_name": n, "lora_path": p} for n, p in names]}))
+    made = Served(
+        home,
+        container,
+        *("--threads", "1", "--admin-port", "0", "--declared-adapters", file),
+        pod=True,
+        GENAI_ADMIN_TOKEN=TOKEN,
+    )
+    assert named(made) == [BASE, "uppercase", "y"]
+    code, told = made.stop()
+    assert code == 0, told
+    assert "adapter z is not served: lora_path: it is neither sha256:" in "".join(made.lines) + told
+
+
+def test_the_operator_and_the_server_understand_one_another(changing, container, monkeypatch):
+    monkeypatch.setattr(pod_admin, "ADMIN_PORT", changing.admin.port)
+    pod = PodView(
+        namespace="n", name="p", uid="u", job="", node="", phase="Running",
+        created_at=datetime(2026, 1, 1, tzinfo=UTC), ip="127.0.0.1",
+    )  # fmt: skip
+    found = digests(container)
+    wanted = Declaration({"uppercase": "uppercase", "lost": "lost"}, {}, {})
+    report = asyncio.run(pod_admin.ask_pod(pod, wanted, TOKEN))
+    assert report.problem == ""
+    own, lost = report.adapters["uppercase"], report.adapters["lost"]
+    assert (own.loaded, own.digest, own.reason) == (True, found["uppercase"], "")
+    assert (lost.loaded, lost.digest) == (False, "")
+    assert "it is neither sha256:" in lost.reason
+    assert named(changing) == [BASE, "uppercase"]
+    refused = asyncio.run(pod_admin.ask_pod(pod, wanted, "wrong"))
+    assert refused.problem == "pod p: its admin port answers 401"
+    again = Declaration({name: name for name in found}, {}, {})
+    assert asyncio.run(pod_admin.ask_pod(pod, again, TOKEN)).adapters.keys() == found.keys()
+    assert set(named(changing)) == {BASE, *found, "loud-headers"}

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from genai_cli.cluster.build_views import parse_time
-from genai_core.wire import DEPLOYMENT
+from genai_core.wire import DEPLOYMENT, REVISION
 
 __all__ = ["ClusterDeployment", "PodState", "ServedAdapter", "ServingPod", "deployment_view"]
 
@@ -24,6 +24,7 @@ class ServingPod:
     Attributes:
         why: What keeps it from answering, as far as anybody says; empty where it is ready.
         restarts: Of all its containers.
+        revision: Of the container that it serves.
     """
 
     name: str
@@ -32,15 +33,23 @@ class ServingPod:
     since: datetime
     restarts: int = 0
     why: str = ""
+    revision: str = ""
 
 
 @dataclass(frozen=True)
 class ServedAdapter:
-    """A LoRA adapter, and how many pods of all hold it: `k/n`."""
+    """A LoRA adapter, and how many pods of all hold it: `k/n`.
+
+    Attributes:
+        state: Loading, Loaded or Failed.
+        reason: Why it failed.
+    """
 
     name: str
     loaded: str
     digest: str = ""
+    state: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,13 @@ def deployment_view(
             (str(entry["revision"]), str(entry["reason"])) for entry in status.get("rejected") or ()
         ),
         adapters=tuple(
-            ServedAdapter(entry["name"], str(entry.get("loaded", "")), entry.get("digest", ""))
+            ServedAdapter(
+                entry["name"],
+                str(entry.get("loaded", "")),
+                entry.get("digest", ""),
+                str(entry.get("state", "")),
+                str(entry.get("reason", "")),
+            )
             for entry in status.get("adapters") or ()
         ),
         pods=_own_pods(meta["namespace"], meta["name"], pods),
@@ -151,6 +166,7 @@ def _pod(value: Mapping[str, Any]) -> ServingPod:
         since=parse_time(meta["creationTimestamp"]),
         restarts=sum(int(entry.get("restartCount", 0)) for entry in containers),
         why=why,
+        revision=str((meta.get("annotations") or {}).get(REVISION, "")),
     )
 
 

@@ -1,4 +1,4 @@
-"""`genai status`: builds of a cluster as a table, one build in full."""
+"""`genai status`: builds and deployments of a cluster as tables, one of a name in full."""
 
 from __future__ import annotations
 
@@ -17,10 +17,18 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from genai_cli.cluster.api_errors import ClusterUnavailable
+from genai_cli.cluster.api_errors import ClusterUnavailable, NotThere
 from genai_cli.cluster.build_views import ClusterBuild, ClusterTask
 from genai_cli.cluster.builds import age, read_build, read_builds
 from genai_cli.cluster.connection import Access, Cluster, connect
+from genai_cli.cluster.deployment_views import ClusterDeployment
+from genai_cli.cluster.deployments import (
+    deployment_details,
+    deployment_json,
+    find_deployment,
+    listed_deployments,
+    read_deployments,
+)
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit
 from genai_cli.display.words import counted, duration, size
@@ -56,19 +64,43 @@ def show_status(
     cluster = connect(access)
     if name is not None:
         wanted = name
-
-        def one() -> ClusterBuild:
-            return read_build(cluster, wanted, cluster.namespace)
-
         if settings.json:
-            emit(as_json(one()))
+            emit(_found_json(*_found(cluster, wanted)))
             return 0
-        return watched(lambda: details(one()), watch=watch)
+        return watched(lambda: _in_full(*_found(cluster, wanted)), watch=watch)
     namespace = None if everywhere else cluster.namespace
     if settings.json:
-        emit({"builds": [as_json(view) for view in read_builds(cluster, namespace)]})
+        builds = [as_json(view) for view in read_builds(cluster, namespace)]
+        served = [deployment_json(view) for view in read_deployments(cluster, namespace)]
+        emit({"builds": builds, "deployments": served})
         return 0
     return watched(lambda: _listed(cluster, namespace), watch=watch)
+
+
+def _found(cluster: Cluster, name: str) -> tuple[ClusterBuild | None, ClusterDeployment | None]:
+    """The build and the deployment of a name: at least one of them.
+
+    Raises:
+        NotThere: There is neither; names the nearest builds.
+    """
+    served = find_deployment(cluster, name, cluster.namespace)
+    try:
+        return read_build(cluster, name, cluster.namespace), served
+    except NotThere:
+        if served is None:
+            raise
+        return None, served
+
+
+def _in_full(build: ClusterBuild | None, served: ClusterDeployment | None) -> RenderableType:
+    parts = [details(build)] if build is not None else []
+    return Group(*parts, *([deployment_details(served)] if served is not None else []))
+
+
+def _found_json(build: ClusterBuild | None, served: ClusterDeployment | None) -> dict[str, Any]:
+    """A build as it was, with the deployment of its name; or a deployment alone."""
+    told = {"deployment": deployment_json(served)} if served is not None else {}
+    return told if build is None else as_json(build) | told
 
 
 def watched(picture: Callable[[], RenderableType], *, watch: bool, every: float = _EVERY) -> int:
@@ -121,6 +153,14 @@ def _plain(picture: RenderableType) -> str:
 
 def _listed(cluster: Cluster, namespace: str | None) -> RenderableType:
     builds = read_builds(cluster, namespace)
+    served = read_deployments(cluster, namespace)
+    if served:
+        below = listed_deployments(served, place=namespace is None)
+        return Group(_builds(builds, namespace), Text(), below) if builds else below
+    return _builds(builds, namespace)
+
+
+def _builds(builds: Sequence[ClusterBuild], namespace: str | None) -> RenderableType:
     if not builds:
         where = f"in namespace {namespace}" if namespace else "in this cluster"
         return Text(f"no builds {where}")

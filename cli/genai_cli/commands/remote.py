@@ -57,7 +57,7 @@ def status(
     context_name: options.Context = None,
     json: options.Json = False,
 ) -> int:
-    """Show the builds of a cluster, or one of them in full."""
+    """Show the builds and deployments of a cluster, or those of one name in full."""
     settings: ProgramSettings = context.obj
     settings.json = json
     if build is not None and everywhere:

@@ -42,6 +42,10 @@ def choice(kind: type[StrEnum], text: object) -> object:
     return text
 
 
+LIST_KEYS = "x-kubernetes-list-map-keys"
+"""In a list's schema: fields by which its entries are told apart."""
+
+
 def either_case(kind: type[StrEnum]) -> BeforeValidator:
     """Annotation for a field whose enum value may come in any case."""
     return BeforeValidator(lambda text: choice(kind, text))

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec, ArtifactStoreStatus
+from genai_core.kinds.base import LIST_KEYS
 from genai_core.kinds.build import BuildSpec, BuildStatus
 from genai_core.kinds.deployment import DeploymentSpec, DeploymentStatus
 from genai_core.kinds.describe import describe_fields, describe_kind
@@ -393,7 +394,10 @@ def _structural(node: Schema, definitions: Schema, described: dict[str, dict[str
         found["default"] = node["default"]
     if node.get("type") == "array":
         found["items"] = _structural(node["items"], definitions, described)
-        found["x-kubernetes-list-type"] = "atomic"
+        keys = node.get(LIST_KEYS)
+        found["x-kubernetes-list-type"] = "map" if keys else "atomic"
+        if keys:  # entries of one key are one entry: managers of fields share such a list
+            found[LIST_KEYS] = keys
     if node.get("type") == "object":
         found |= _members(node, definitions, described)
     return found

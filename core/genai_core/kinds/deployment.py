@@ -9,6 +9,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from genai_core.kinds.affinity import Affinity
 from genai_core.kinds.base import (
+    LIST_KEYS,
     Condition,
     DigestText,
     KindModel,
@@ -23,6 +24,7 @@ from genai_core.kinds.base import (
     either_case,
 )
 from genai_core.kinds.build import StoreRef
+from genai_core.kinds.lora import AdapterName
 
 
 class From(KindModel):
@@ -62,6 +64,9 @@ class Server(KindModel):
     """That compute; left out: as many as the pod has cores."""
     system_prompts: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)
     """Kept in the prefix cache from the start."""
+    admin_token_secret_ref: SecretRef | None = None
+    """Its key `token` is what the operator shows pods at their admin port; left out: the operator
+    makes Secret `<name>-admin`."""
     emulate: bool = False
     """Serve an htp container with the x86 emulator."""
 
@@ -89,12 +94,14 @@ class SpeculationRef(KindModel):
 class AdapterRef(KindModel):
     """A LoRA adapter: of the build, or added from a source without a restart."""
 
-    name: ShortText
+    name: AdapterName
     """What requests call it."""
     source: Uri | None = None
     """Left out: the adapter of that name in the build."""
     secret_ref: SecretRef | None = None
     """Credentials of the source."""
+    disabled: bool = False
+    """Not served, until that is taken back."""
 
 
 class RolloutStrategy(StrEnum):
@@ -145,6 +152,8 @@ class Expose(KindModel):
     """Of the Service."""
     api_key_secret_ref: SecretRef | None = None
     """Its values are the keys that clients may present; left out: no key is asked for."""
+    network_policy: bool = True
+    """Let the operator alone reach the pods' admin port, where the cluster enforces policies."""
 
 
 class DisruptionBudget(KindModel):
@@ -188,8 +197,11 @@ class DeploymentSpec(KindModel):
     """Pods, or what an autoscaler sets."""
     server: Server = Field(default_factory=Server)
     speculation: SpeculationRef | None = None
-    adapters: Annotated[list[AdapterRef], Field(max_length=64)] = Field(default_factory=list)
-    """LoRA adapters that every pod holds ready."""
+    adapters: Annotated[
+        list[AdapterRef], Field(max_length=64, json_schema_extra={LIST_KEYS: ["name"]})
+    ] = Field(default_factory=list)
+    """LoRA adapters that every pod holds ready; empty: all of the container's. A change reaches
+    pods that run."""
     rollout: Rollout = Field(default_factory=Rollout)
     expose: Expose = Field(default_factory=Expose)
     store: StoreRef = Field(default_factory=StoreRef)
@@ -197,6 +209,14 @@ class DeploymentSpec(KindModel):
     pods: Pods = Field(default_factory=Pods)
     resources: Resources = Field(default_factory=Resources)
     """Of the server; left out: sized from the container."""
+
+    @model_validator(mode="after")
+    def _one_adapter_a_name(self) -> Self:
+        names = [adapter.name for adapter in self.adapters]
+        twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+        if twice is not None:
+            raise ValueError(f"two adapters are called {twice}: rename one of them")
+        return self
 
 
 class GenAIDeployment(KindObject):
@@ -226,24 +246,38 @@ class RejectedRevision(KindModel):
     """Why it was rejected."""
 
 
+class AdapterState(StrEnum):
+    """How an adapter stands on the pods."""
+
+    LOADING = "Loading"
+    LOADED = "Loaded"
+    FAILED = "Failed"
+
+
 class AdapterStatus(KindModel):
-    """One adapter on the pods."""
+    """One adapter on the pods, as they report it."""
 
     name: ShortText
     """What requests call it."""
-    digest: DigestText
+    digest: DigestText | None = None
     """Of its content."""
+    state: AdapterState = AdapterState.LOADING
     loaded: ShortText
     """Pods that hold it, of all: k/n."""
+    reason: Annotated[str, StringConstraints(max_length=512)] = ""
+    """Why it failed."""
 
 
 class SpeculationStatus(KindModel):
-    """What speculation brought lately."""
+    """What speculation brings, over all that the pods have answered; numbers as text."""
 
-    acceptance: float
-    """Part of the proposed tokens that were right."""
-    speedup: float
-    """Tokens for each pass of the model."""
+    acceptance: ShortText
+    """Part of the proposed tokens that were right: "0.83"."""
+    tokens_per_pass: ShortText
+    """Tokens that a draft and the pass which verifies it yield, on the mean."""
+    speedup: ShortText = ""
+    """Time of plain passes for the same tokens, by those that were run to compare with, over the
+    time that was taken; below 1 it does not pay."""
 
 
 class ServedContainer(KindModel):
@@ -286,7 +320,7 @@ class DeploymentStatus(KindModel):
     requested_at: ShortText = ""
     """The annotation requestedAt that this status is of."""
     asked: ShortText = ""
-    """Digest of the spec without replicas: server and rejected hold for it, at any scale."""
+    """Digest of the spec without replicas and adapters: server and rejected hold for it."""
     containers: Annotated[list[ServedContainer], Field(max_length=4)] = Field(default_factory=list)
     """Where what status.revision names lies."""
     adapters: Annotated[list[AdapterStatus], Field(max_length=64)] = Field(default_factory=list)

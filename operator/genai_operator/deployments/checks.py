@@ -59,14 +59,26 @@ def _not_yet(spec: DeploymentSpec) -> Iterator[str]:
             yield f"spec.adapters[{index}].secretRef"
 
 
-def check_adapters(spec: DeploymentSpec, container: ServedContainer) -> None:
-    """Refuse adapters that a container does not carry.
+def check_adapters(
+    spec: DeploymentSpec, container: ServedContainer, good: ServedContainer | None
+) -> None:
+    """Refuse to go from a container that carries a declared adapter to one that does not.
+
+    Where none has served it yet, it is its own failure, and all else is served.
+
+    Args:
+        spec: Of the deployment.
+        container: That would be rolled out.
+        good: That was rolled out last.
 
     Raises:
         Stalled: Names one, and those that there are.
     """
+    if good is None or good.revision == container.revision:
+        return
     for index, adapter in enumerate(spec.adapters):
-        if adapter.name not in container.adapters:
+        lost = adapter.name in good.adapters and adapter.name not in container.adapters
+        if lost and not adapter.disabled:
             there = ", ".join(container.adapters) or "none"
             raise Stalled(
                 Reason.ADAPTER_NOT_FOUND,

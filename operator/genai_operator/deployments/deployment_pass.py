@@ -10,6 +10,7 @@ from genai_core.canonical import digest_json
 from genai_core.kinds.deployment import DeploymentSpec, ServedContainer
 from genai_core.kinds.reading import read_served
 from genai_core.wire import REQUESTED_AT
+from genai_operator.deployments.declared import PodReport
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.manifest import Owner
 from genai_operator.kube.values import Json
@@ -22,7 +23,7 @@ class DeploymentPass:
     """One pass.
 
     Attributes:
-        asked: Digest of the spec without replicas.
+        asked: Digest of the spec without replicas and adapters.
         fresh: That or requestedAt changed since the status was written: nothing is rejected any
             more, and the server's image is the current one.
         known: Containers that the status names.
@@ -31,6 +32,9 @@ class DeploymentPass:
         following: Revision that spec and build ask for.
         offer: Its container, as build or status name it.
         access: How its pods reach the store.
+        reports: What the pods that answer said of theirs.
+        counts: What the pods that answer have counted of speculation.
+        namesakes: Deployments of the namespace that serve a model of the same name.
         notes: What is to be said beside a good state.
     """
 
@@ -51,6 +55,9 @@ class DeploymentPass:
     following: str = ""
     offer: ServedContainer | None = None
     access: StoreAccess | None = None
+    reports: list[PodReport] = field(default_factory=list)
+    counts: list[Mapping[str, float]] = field(default_factory=list)
+    namesakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -73,9 +80,10 @@ def begin(value: Json) -> DeploymentPass:
     meta, status = value["metadata"], value.get("status") or {}
     spec = read_served(DeploymentSpec, value["spec"], where="spec")
     requested = (meta.get("annotations") or {}).get(REQUESTED_AT, "")[:256]
-    said = {name: part for name, part in spec.canonical().items() if name != "replicas"}
+    # An autoscaler changes the spec, too, and asks for nothing new; adapters reach running pods.
+    apart = {"replicas", "adapters"}
+    said = {name: part for name, part in spec.canonical().items() if name not in apart}
     asked = digest_json(said)[:16]
-    # An autoscaler changes the spec, too, and asks for nothing new.
     same = (status.get("asked"), status.get("requestedAt", "")) == (asked, requested)
     known = []
     for entry in status.get("containers") or ():

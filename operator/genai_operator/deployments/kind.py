@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from genai_operator.deployments.states import model_name
 from genai_operator.kube.apiserver.projection import lean
 from genai_operator.kube.build import BuildView
 from genai_operator.kube.pod import PodView, WorkloadView
@@ -53,6 +54,21 @@ def deployment_kind(observed: Observed, reconciler: Reconciler) -> Kind[dict[str
         pod = change.value
         return [(pod.namespace, pod.deployment)] if pod.deployment else ()
 
+    def of_namesake(change: Change[dict[str, Any]]) -> Iterable[Place]:
+        """Others that serve a model of the name that it has, or had."""
+        namespace, own = change.place
+        values = [value for value in (change.before, change.now) if value is not None]
+        names = {model_name(value) for value in values}
+        if change.before is not None and change.now is not None and len(names) == 1:
+            return ()
+        return [
+            (namespace, value["metadata"]["name"])
+            for value in observed.deployments
+            if value["metadata"]["namespace"] == namespace
+            and value["metadata"]["name"] != own
+            and model_name(value) in names
+        ]
+
     return Kind(
         "genaideployments",
         observed.deployments,
@@ -60,6 +76,7 @@ def deployment_kind(observed: Observed, reconciler: Reconciler) -> Kind[dict[str
         asked=asked_of,
         reconciler=reconciler,
         woken_by={
+            "genaideployments": of_namesake,
             "genaibuilds": of_build,
             "artifactstores": of_store,
             "genaitargets": of_target,

@@ -1,8 +1,11 @@
-"""A GenAIDeployment as a Deployment, a Service and a PodDisruptionBudget. Pure.
+"""A GenAIDeployment as a Deployment, a Service and what stands around them. Pure.
 
 A pod has two parts. An init container fetches the container from the store and verifies every
 file; it alone holds the store's credentials. The server reads that folder, which it cannot write,
 replays the golden prompts and only then listens. Both pass Pod Security `restricted`.
+
+Adapters stand in no pod: they come by a ConfigMap when a pod starts, and by its admin port while it
+runs, so that a change of them starts nothing anew.
 """
 
 from __future__ import annotations
@@ -23,11 +26,21 @@ from genai_core.kinds.deployment import (
 )
 from genai_core.quantity import amount
 from genai_core.wire import DEPLOYMENT, MANAGED, RENDERING, REVISION
+from genai_operator.deployments.admin_objects import (
+    ADMIN_PORT,
+    DECLARED_FILE,
+    TOKEN_KEY,
+    declared_map,
+    declared_name,
+    network_policy,
+    secret_name,
+)
+from genai_operator.deployments.declared import Declaration
 from genai_operator.jobs.access import StoreAccess, environment_of, mounts_of, volumes_of
 from genai_operator.jobs.pod_spec import container_security, cpu_request, mebibytes, pod_spec
 from genai_operator.kube.values import Json
 
-__all__ = ["METHODS", "SERVER", "Served", "manifests", "rendering_of", "selector"]
+__all__ = ["METHODS", "SERVER", "Served", "manifests", "meta_of", "rendering_of", "selector"]
 
 SERVER = "genai-server"
 _MANAGER = "genai-operator"
@@ -36,6 +49,8 @@ _MIB = 1 << 20
 _ARTIFACT = "/artifact"
 _CACHE = "/cache"
 _KEYS = "/keys"
+_TOKENS = "/admin"
+_DECLARED = "/declared"
 METHODS = {
     SpeculationMethod.DRAFT_MODEL: "draft_model",
     SpeculationMethod.EAGLE: "eagle",
@@ -66,6 +81,8 @@ class Served:
         image: Of the server, by digest.
         node_selector: Of the target.
         access: To the store, with credentials that should only read.
+        declared: Adapters that the pods serve; None: all of the container's.
+        operator: Namespace of the operator.
     """
 
     namespace: str
@@ -78,6 +95,14 @@ class Served:
     image: str
     access: StoreAccess
     node_selector: Mapping[str, str] = field(default_factory=dict)
+    declared: Declaration | None = None
+    operator: str = "default"
+
+    @property
+    def admin_secret(self) -> str:
+        """The Secret with the token of the pods' admin port."""
+        given = self.spec.server.admin_token_secret_ref
+        return secret_name(self.name) if given is None else given.name
 
 
 def selector(name: str) -> dict[str, str]:
@@ -87,7 +112,15 @@ def selector(name: str) -> dict[str, str]:
 
 def manifests(served: Served) -> list[tuple[str, Json]]:
     """Plural and manifest of each object, for server-side apply."""
+    policy = network_policy(
+        meta_of(served),
+        selector(served.name),
+        operator=served.operator,
+        confined=served.spec.expose.network_policy,
+    )
     return [
+        ("configmaps", declared_map(meta_of(served), served.name, served.declared)),
+        ("networkpolicies", policy),
         ("services", _service(served)),
         ("poddisruptionbudgets", _budget(served)),
         ("deployments", _deployment(served)),
@@ -100,7 +133,8 @@ def rendering_of(wanted: Sequence[tuple[str, Json]]) -> str:
     return found
 
 
-def _meta(served: Served) -> Json:
+def meta_of(served: Served) -> Json:
+    """Metadata of what belongs to a deployment and has its name."""
     return {
         "name": served.name,
         "namespace": served.namespace,
@@ -123,7 +157,7 @@ def _service(served: Served) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": _meta(served),
+        "metadata": meta_of(served),
         "spec": {"selector": selector(served.name), "ports": [port | {"protocol": "TCP"}]},
     }
 
@@ -132,7 +166,7 @@ def _budget(served: Served) -> Json:
     return {
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": _meta(served),
+        "metadata": meta_of(served),
         "spec": {
             "maxUnavailable": served.spec.pods.disruption_budget.max_unavailable,
             "selector": {"matchLabels": selector(served.name)},
@@ -170,7 +204,7 @@ def _deployment(served: Served) -> Json:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": _meta(served) | {"annotations": {RENDERING: rendering}},
+        "metadata": meta_of(served) | {"annotations": {RENDERING: rendering}},
         "spec": spec,
     }
 
@@ -185,6 +219,12 @@ def _pod(served: Served) -> Json:
         {"name": "cache", "emptyDir": {"sizeLimit": mebibytes(4 * size + 256 * _MIB)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": mebibytes(size + 256 * _MIB)}},
         *volumes_of(served.access, reads_source=False),
+    ]
+    token = {"key": TOKEN_KEY, "path": TOKEN_KEY}
+    declared = {"name": declared_name(served.name), "optional": True}
+    volumes += [
+        {"name": "admin", "secret": {"secretName": served.admin_secret, "items": [token]}},
+        {"name": "declared", "configMap": declared},
     ]
     if keys is not None:
         volumes.append({"name": "keys", "secret": {"secretName": keys.name}})
@@ -228,6 +268,8 @@ def _server(served: Served) -> Json:
     mounts: list[Json] = [
         {"name": "artifact", "mountPath": _ARTIFACT, "readOnly": True},
         {"name": "cache", "mountPath": _CACHE},
+        {"name": "admin", "mountPath": _TOKENS, "readOnly": True},
+        {"name": "declared", "mountPath": _DECLARED, "readOnly": True},
         *_tmp(),
     ]
     if spec.expose.api_key_secret_ref is not None:
@@ -240,7 +282,10 @@ def _server(served: Served) -> Json:
         "image": served.image,
         "imagePullPolicy": "IfNotPresent",
         "args": _arguments(served),
-        "ports": [{"name": "http", "containerPort": _PORT, "protocol": "TCP"}],
+        "ports": [
+            {"name": "http", "containerPort": _PORT, "protocol": "TCP"},
+            {"name": "admin", "containerPort": ADMIN_PORT, "protocol": "TCP"},
+        ],
         "resources": _resources(spec, served.size_bytes),
         "startupProbe": health
         | {"periodSeconds": _PROBE_SECONDS, "timeoutSeconds": 5, "failureThreshold": starts},
@@ -274,14 +319,15 @@ def _arguments(served: Served) -> list[str]:
         "drain-delay-seconds": delay,
         "speculation": _speculation(spec.speculation),
         "api-keys-folder": _KEYS if spec.expose.api_key_secret_ref is not None else None,
+        "admin-port": ADMIN_PORT,
+        "admin-tokens-folder": _TOKENS,
+        "declared-adapters": f"{_DECLARED}/{DECLARED_FILE}",
         "termination-log": "/dev/termination-log",
     }
     found = [f"{_ARTIFACT}/container"]
     for name, value in options.items():
         if value is not None:
             found += _option(name, str(value))
-    for adapter in spec.adapters:
-        found += _option("adapter", adapter.name)
     if spec.rollout.golden_tokens is GoldenTokens.REQUIRED:
         found.append("--golden")
     return found

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import secrets
 from collections.abc import Collection
 
 from genai_core.canonical import digest_json
 from genai_core.reasons import Reason
-from genai_operator.deployments.manifests import Served, manifests, rendering_of
+from genai_operator.deployments.admin_objects import token_secret
+from genai_operator.deployments.manifests import Served, manifests, meta_of, rendering_of
 from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.values import Json
@@ -17,6 +19,14 @@ __all__ = ["Objects"]
 
 log = logging.getLogger("genai_operator.deployments")
 
+_KINDS = {
+    "configmaps": "ConfigMap",
+    "deployments": "Deployment",
+    "networkpolicies": "NetworkPolicy",
+    "poddisruptionbudgets": "PodDisruptionBudget",
+    "secrets": "Secret",
+    "services": "Service",
+}
 _AGAIN_SECONDS = 60.0
 """So often they are applied anew all the same: of Services and budgets no watch tells."""
 
@@ -55,12 +65,16 @@ class Objects:
         fresh = known is not None and known[0] == digest and known[1] > self._timing.monotonic()
         if fresh and not anew:
             return rendering_of(wanted)
-        for plural, manifest in wanted:
-            try:
-                await self._check_ours(plural, served)
+        plural = ""
+        try:
+            for plural, manifest in wanted:
+                await self._check_ours(plural, manifest, served)
+            plural = "secrets"
+            await self._make_token(served)
+            for plural, manifest in wanted:
                 await self._apply(plural, manifest, served.namespace)
-            except ApiError as error:
-                raise _refusal(error, plural, served) from error
+        except ApiError as error:
+            raise _refusal(error, plural, served) from error
         if known is None or known[0] != digest:
             log.info(
                 "deployment applied",
@@ -69,35 +83,46 @@ class Objects:
         self._applied[served.uid] = (digest, self._timing.monotonic() + _AGAIN_SECONDS)
         return rendering_of(wanted)
 
-    async def _check_ours(self, plural: str, served: Served) -> None:
-        there = await self._there(plural, served)
+    async def _make_token(self, served: Served) -> None:
+        """The Secret with the admin port's token, unless the spec names one."""
+        if served.spec.server.admin_token_secret_ref is not None:
+            return
+        name = served.admin_secret
+        there = await self._api.get("secrets", name, namespace=served.namespace)
         if there is None:
-            return
-        owners = there["metadata"].get("ownerReferences") or ()
-        if any(owner["uid"] == served.uid for owner in owners):
-            return
-        earlier = any(owner["kind"] == "GenAIDeployment" for owner in owners)
-        if earlier or "deletionTimestamp" in there["metadata"]:
-            raise Waiting(
+            made = token_secret(meta_of(served), served.name, secrets.token_urlsafe(32))
+            await self._api.create("secrets", made, namespace=served.namespace)
+        elif not _is_of(there, served):
+            _wait_for_earlier("secrets", there)
+            raise Stalled(
                 Reason.NAME_TAKEN,
-                f"the {manifest_kind(plural)} {served.name} of an earlier deployment is not "
-                "removed yet",
-                after=_GOING_SECONDS,
+                f"there is a Secret {name} that is not this deployment's: remove it, or name it in "
+                "spec.server.adminTokenSecretRef",
             )
+
+    async def _check_ours(self, plural: str, manifest: Json, served: Served) -> None:
+        name = manifest["metadata"]["name"]
+        there = await self._there(plural, name, served.namespace)
+        if there is None or _is_of(there, served):
+            return
+        _wait_for_earlier(plural, there)
         raise Stalled(
             Reason.NAME_TAKEN,
-            f"there is a {manifest_kind(plural)} {served.name} that is not this deployment's: "
+            f"there is a {manifest_kind(plural)} {name} that is not this deployment's: "
             "remove it, or give the deployment another name",
         )
 
     # Each kind by its name: tests/delivery reads here which rights the operator needs.
 
-    async def _there(self, plural: str, served: Served) -> Json | None:
-        name, namespace = served.name, served.namespace
+    async def _there(self, plural: str, name: str, namespace: str) -> Json | None:
         if plural == "deployments":
             return await self._api.get("deployments", name, namespace=namespace)
         if plural == "services":
             return await self._api.get("services", name, namespace=namespace)
+        if plural == "configmaps":
+            return await self._api.get("configmaps", name, namespace=namespace)
+        if plural == "networkpolicies":
+            return await self._api.get("networkpolicies", name, namespace=namespace)
         return await self._api.get("poddisruptionbudgets", name, namespace=namespace)
 
     async def _apply(self, plural: str, manifest: Json, namespace: str) -> None:
@@ -105,14 +130,40 @@ class Objects:
             await self._api.apply("deployments", manifest, namespace=namespace)
         elif plural == "services":
             await self._api.apply("services", manifest, namespace=namespace)
+        elif plural == "configmaps":
+            await self._api.apply("configmaps", manifest, namespace=namespace)
+        elif plural == "networkpolicies":
+            await self._api.apply("networkpolicies", manifest, namespace=namespace)
         else:
             await self._api.apply("poddisruptionbudgets", manifest, namespace=namespace)
 
 
+def _is_of(value: Json, served: Served) -> bool:
+    owners = value["metadata"].get("ownerReferences") or ()
+    return any(owner["uid"] == served.uid for owner in owners)
+
+
+def _wait_for_earlier(plural: str, there: Json) -> None:
+    """What an earlier deployment of the name leaves goes by itself.
+
+    Raises:
+        Waiting: It does.
+    """
+    meta = there["metadata"]
+    owners = meta.get("ownerReferences") or ()
+    earlier = any(owner["kind"] == "GenAIDeployment" for owner in owners)
+    if earlier or "deletionTimestamp" in meta:
+        raise Waiting(
+            Reason.NAME_TAKEN,
+            f"the {manifest_kind(plural)} {meta['name']} of an earlier deployment is not removed "
+            "yet",
+            after=_GOING_SECONDS,
+        )
+
+
 def manifest_kind(plural: str) -> str:
     """The kind's name, as people write it."""
-    kinds = {"deployments": "Deployment", "services": "Service"}
-    return kinds.get(plural, "PodDisruptionBudget")
+    return _KINDS[plural]
 
 
 def _refusal(error: ApiError, plural: str, served: Served) -> Exception:
@@ -124,6 +175,8 @@ def _refusal(error: ApiError, plural: str, served: Served) -> Exception:
     denied = "admission webhook" in error.message or "denied request" in error.message
     if error.code == 422 and error.fields and not denied:
         return Stalled(Reason.REFUSED, f"{what}: {error.message}")
+    if error.code == 409:  # a Secret of that name has come this moment
+        return Waiting(Reason.PROGRESSING, f"{what}: {error.message}", after=1.0)
     if error.code in {400, 403, 422} or (error.code >= 500 and error.reason):
         message = f"the cluster does not admit the {what}: {error.message}"
         return Waiting(Reason.NOT_ADMITTED, message, after=15.0, most=60.0)

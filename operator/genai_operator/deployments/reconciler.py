@@ -8,7 +8,7 @@ rejected, where they lie.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +18,21 @@ from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.reasons import Reason
 from genai_operator.deployments import containers
+from genai_operator.deployments.admin_objects import secret_name, token_of
 from genai_operator.deployments.checks import (
     check_adapters,
     check_name,
     check_served,
     serving_image,
 )
+from genai_operator.deployments.declared import PodReport, declaration
 from genai_operator.deployments.deployment_pass import DeploymentPass, begin
 from genai_operator.deployments.leases import DeploymentLeases
 from genai_operator.deployments.manifests import Served
 from genai_operator.deployments.objects import Objects
+from genai_operator.deployments.pod_admin import Ask, PodAdmin
+from genai_operator.deployments.speculation import AskCounts, PodCounts
+from genai_operator.deployments.states import namesakes
 from genai_operator.deployments.status import deployment_status, judged, kept_status
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
@@ -35,8 +40,8 @@ from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs
 from genai_operator.kube.apiserver.api import Api
 from genai_operator.kube.apiserver.projection import PARTIAL, lean
-from genai_operator.kube.pod import WorkloadView
-from genai_operator.kube.status.conditions import ready_of, summary
+from genai_operator.kube.pod import PodView, WorkloadView
+from genai_operator.kube.status.conditions import condition_of, ready_of, summary
 from genai_operator.kube.status.status_writer import StatusWriter, Written
 from genai_operator.kube.values import Json, asked_of
 from genai_operator.kube.watch.observed import Observed
@@ -51,9 +56,27 @@ log = logging.getLogger("genai_operator.deployments")
 
 
 class DeploymentReconciler:
-    """See the module's docstring."""
+    """See the module's docstring.
 
-    def __init__(self, api: Api, observed: Observed, stores: Stores) -> None:
+    Args:
+        api: The apiserver.
+        observed: The watch cache.
+        stores: Of all namespaces.
+        namespace: The operator's own.
+        ask: How pods are asked to serve adapters.
+        ask_counts: How they are asked what speculation brings.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        observed: Observed,
+        stores: Stores,
+        *,
+        namespace: str = "default",
+        ask: Ask | None = None,
+        ask_counts: AskCounts | None = None,
+    ) -> None:
         self._api = api
         self._observed = observed
         self._stores = stores
@@ -62,6 +85,9 @@ class DeploymentReconciler:
         )
         self._objects = Objects(api, timing=observed.timing)
         self._revisions = containers.Revisions(timing=observed.timing)
+        self._namespace = namespace
+        self._admin = PodAdmin(ask, timing=observed.timing)
+        self._counts = PodCounts(ask_counts, timing=observed.timing)
         helpers = HelperJobs(api, observed, Applier(api, observed))
         self._leases = DeploymentLeases(stores.cluster_name, helpers, timing=observed.timing)
 
@@ -70,6 +96,9 @@ class DeploymentReconciler:
         uids = {value["metadata"]["uid"] for value in self._observed.deployments}
         self._objects.keep(uids)
         self._leases.keep(uids)
+        pods = {pod.uid for pod in self._observed.pods}
+        self._admin.keep(pods)
+        self._counts.keep(pods)
 
     async def reconcile(self, namespace: str, name: str) -> float | None:
         """One pass; returns after how many seconds another one is wanted anyway."""
@@ -85,11 +114,18 @@ class DeploymentReconciler:
             wanted = summary(stall, generation=value["metadata"].get("generation", 0))
             await self._write(value, kept_status(value, stall, wanted, now))
             return None
+        one.namesakes = namesakes(value, self._observed.deployments)
         result = await run_steps(one, (self._check, self._resolve, self._choose, self._apply))
         workload = self._workload(one)
         pods = self._observed.servers_of(namespace, name)
+        await self._declare(one, pods)
+        if one.spec.speculation is not None:
+            asked = [pod for pod in pods if pod.ready and pod.ip and not pod.deleting]
+            one.counts = await self._counts.of(asked)
         outcome = judged(one, result, workload, pods)
-        await self._write(value, deployment_status(one, outcome, workload, pods, now))
+        status = deployment_status(one, outcome, workload, pods, now)
+        await self._write(value, status)
+        await self._tell_of_namesakes(value, status)
         latest = self._observed.deployments.get(namespace, name)
         # The answer to our own write may be the first to tell of an edit: its event is no news.
         edited = latest is not None and asked_of(latest) != asked_of(value)
@@ -119,6 +155,15 @@ class DeploymentReconciler:
             meta = value["metadata"]
             place = f"{meta['namespace']}/{meta['name']}"
             log.info("deployment changed", extra={"deployment": place, "reason": reason})
+
+    async def _tell_of_namesakes(self, value: Json, status: Json) -> None:
+        """An Event, when others come to serve a model of its name."""
+        shared = condition_of(status, Reason.MODEL_NAME_SHARED)
+        before = condition_of(value.get("status") or {}, Reason.MODEL_NAME_SHARED)
+        said = before["message"] if before is not None else ""
+        if shared is not None and shared["message"] != said:
+            reason, message = Reason.MODEL_NAME_SHARED, shared["message"]
+            await self._writer.event(value, reason, message, warning=True)
 
     # The steps
 
@@ -165,7 +210,7 @@ class DeploymentReconciler:
         """The container that is applied, claimed in its store; the Secrets that its pods get."""
         opened = await self._stores.tried(one.namespace, one.spec.store.name)
         chosen = await self._chosen(one, opened)
-        check_adapters(one.spec, chosen)
+        check_adapters(one.spec, chosen, containers.find(one.good, one.known))
         await self._check_secrets(one, opened)
         one.access = _reading(opened)
         one.wanted = chosen.revision
@@ -204,7 +249,12 @@ class DeploymentReconciler:
 
     async def _check_secrets(self, one: DeploymentPass, opened: OpenStore) -> None:
         """Secrets that the pods are given must be there, and for that use."""
-        for reference in (opened.spec.read_secret_ref, one.spec.expose.api_key_secret_ref):
+        spec = one.spec
+        for reference in (
+            opened.spec.read_secret_ref,
+            spec.expose.api_key_secret_ref,
+            spec.server.admin_token_secret_ref,
+        ):
             if reference is not None:
                 await self._stores.secrets.get(one.namespace, reference.name)
         first = one.fresh or not one.target
@@ -231,9 +281,31 @@ class DeploymentReconciler:
             image=one.server,
             access=one.access,
             node_selector=_declared(one, self._target(one)).node_selector,
+            declared=declaration(one.spec, chosen),
+            operator=self._namespace,
         )
         one.rendering = await self._objects.apply(served, anew=self._workload(one) is None)
         return DONE
+
+    async def _declare(self, one: DeploymentPass, pods: Sequence[PodView]) -> None:
+        """Have the pods that answer serve what is declared, whatever the steps came to."""
+        asked = []
+        for pod in pods:
+            container = containers.find(pod.revision, one.known)
+            if pod.ready and pod.ip and not pod.deleting and container is not None:
+                declared = declaration(one.spec, container)
+                if declared is not None:
+                    asked.append((pod, declared))
+        if not asked:
+            return
+        given = one.spec.server.admin_token_secret_ref
+        name = secret_name(one.owner.name) if given is None else given.name
+        try:
+            token = token_of(await self._stores.secrets.get(one.namespace, name))
+        except (Stalled, Waiting) as error:
+            one.reports = [PodReport({}, error.message) for _ in asked]
+        else:
+            one.reports = await self._admin.declare(asked, token)
 
 
 def _declared(one: DeploymentPass, target: Mapping[str, Any]) -> TargetSpec:

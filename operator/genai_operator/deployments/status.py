@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from genai_core.kinds.deployment import GoldenTokens
+from genai_core.kinds.deployment import AdapterState, AdapterStatus, GoldenTokens
 from genai_core.reasons import Reason
 from genai_core.wire import GROUP
 from genai_operator.deployments import containers, rollout
+from genai_operator.deployments.declared import adapter_statuses, declaration
 from genai_operator.deployments.deployment_pass import DeploymentPass
 from genai_operator.deployments.manifests import selector
+from genai_operator.deployments.speculation import speculation_status
+from genai_operator.deployments.states import model_name
 from genai_operator.kube.pod import PodView, WorkloadView
 from genai_operator.kube.status.conditions import condition, conditions
 from genai_operator.kube.values import Json
@@ -27,6 +30,7 @@ _WATCHED_SECONDS = 10.0
 _REST_SECONDS = 300.0
 _STALLED_SECONDS = 60.0
 _AGAIN_SECONDS = 0.5
+_ADAPTERS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,39 @@ def judged(
         return _failed(one, workload, why, good)
     if one.following and one.following != wanted:
         return _rolled_back(one, stands, good)
+    if stands.ready == "True" and workload is not None and workload.wanted:
+        adapters = _adapters(one, wanted, workload)
+        if (lacking := _lacking(adapters, stands.message, good)) is not None:
+            return lacking
     return _noted(one, stands, good, _REST_SECONDS if stands.ready == "True" else _WATCHED_SECONDS)
+
+
+def _adapters(one: DeploymentPass, revision: str, workload: WorkloadView) -> list[AdapterStatus]:
+    container = containers.find(revision, one.known)
+    if container is None:
+        return []
+    return adapter_statuses(declaration(one.spec, container), one.reports, workload.wanted)
+
+
+def _lacking(adapters: Sequence[AdapterStatus], serving: str, good: str) -> DeploymentOutcome | None:
+    """What is said while pods serve, and not all that is declared; None where they do."""
+    failed = [adapter for adapter in adapters if adapter.state is AdapterState.FAILED]
+    if failed:
+        words = "; ".join(f"adapter {one.name} is not served: {one.reason}" for one in failed[:3])
+        message = f"{words}; {serving}"
+        return DeploymentOutcome(
+            *("False", Reason.ADAPTER_FAILED, message), waits=False, good=good, after=_REST_SECONDS
+        )
+    loading = [adapter for adapter in adapters if adapter.state is AdapterState.LOADING]
+    if not loading:
+        return None
+    words = ", ".join(f"{one.name} {one.loaded}" for one in loading[:5])
+    why = next((f" ({one.reason})" for one in loading if one.reason), "")
+    message = f"adapters that pods hold: {words}{why}; {serving}"
+    return DeploymentOutcome(
+        *("Unknown", Reason.ADAPTERS_LOADING, message), waits=True, good=good,
+        after=_ADAPTERS_SECONDS,
+    )  # fmt: skip
 
 
 def _noted(
@@ -191,6 +227,9 @@ def _members(
         "rejected": one.rejected,
         "containers": [entry.canonical() for entry in kept],
     }
+    speculation = speculation_status(one.counts)
+    if speculation is not None:
+        found["speculation"] = speculation.canonical()
     if workload is None:
         return found
     name, port = one.owner.name, one.spec.expose.port
@@ -202,12 +241,14 @@ def _members(
     }
     serving = containers.find(current or wanted, kept)
     if serving is not None:
-        chosen = {adapter.name for adapter in one.spec.adapters} or set(serving.adapters)
-        count = f"{len(ready)}/{workload.wanted}"
+        adapters = _adapters(one, serving.revision, workload)
         found["adapters"] = [
-            {"name": name, "digest": digest, "loaded": count}
-            for name, digest in serving.adapters.items()
-            if name in chosen
+            {
+                name: value
+                for name, value in adapter.model_dump(mode="json", by_alias=True).items()
+                if value not in (None, "")
+            }
+            for adapter in adapters
         ]
     return found
 
@@ -228,6 +269,18 @@ def _beside(one: DeploymentPass, workload: WorkloadView | None, generation: int)
                 "True" if able else "False",
                 Reason.PODS_READY if able else Reason.NO_POD_READY,
                 message=f"{workload.ready} pods answer",
+                generation=generation,
+            )
+        )
+    if one.namesakes:
+        others = ", ".join(one.namesakes[:5]) + (" and more" if len(one.namesakes) > 5 else "")
+        found.append(
+            condition(
+                Reason.MODEL_NAME_SHARED,
+                "True",
+                Reason.MODEL_NAME_SHARED,
+                message=f"GenAIDeployment {others} calls its model {model_name(one.value)} too: "
+                "whoever routes by that name cannot tell them apart; set spec.server.modelName",
                 generation=generation,
             )
         )

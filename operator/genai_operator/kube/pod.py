@@ -110,6 +110,8 @@ class PodView:
     revision: str = ""
     rendering: str = ""
     ready: bool = False
+    ip: str = ""
+    """Its own; empty where it has none, or its node's."""
     restarts: int = 0
     image: str = ""
     """Of its container, as its spec names it."""
@@ -230,6 +232,7 @@ def pod_view(value: Mapping[str, Any]) -> PodView | None:
         revision=(meta.get("annotations") or {}).get(REVISION, ""),
         rendering=(meta.get("annotations") or {}).get(RENDERING, ""),
         ready=_is_ready(status),
+        ip="" if (value.get("spec") or {}).get("hostNetwork") else str(status.get("podIP") or ""),
         restarts=sum(int(part.get("restartCount") or 0) for part in parts),
         image=image,
         image_absent=absent,

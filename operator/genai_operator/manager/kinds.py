@@ -46,6 +46,9 @@ def kinds_of(
     return (
         target_kind(observed, TargetReconciler(api, observed)),
         store_kind(observed, stores),
-        deployment_kind(observed, DeploymentReconciler(api, observed, open_stores)),
+        deployment_kind(
+            observed,
+            DeploymentReconciler(api, observed, open_stores, namespace=settings.operator_namespace),
+        ),
         build_kind(observed, builds),
     )

@@ -13,13 +13,22 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from genai_core.names import Key
+from genai_operator.deployments.states import DeploymentState, deployment_state
 from genai_operator.jobs.holds import BLOCKED
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.status.conditions import ready_of
 from genai_operator.kube.status.phases import Phase
 from genai_operator.kube.watch.observed import Observed
-from genai_operator.metrics import BUILDS, BUILDS_BLOCKED, JOBS_ACTIVE, QUEUE_DEPTH, STORES, TARGETS
+from genai_operator.metrics import (
+    BUILDS,
+    BUILDS_BLOCKED,
+    DEPLOYMENTS,
+    JOBS_ACTIVE,
+    QUEUE_DEPTH,
+    STORES,
+    TARGETS,
+)
 
 __all__ = ["Upkeep", "outlived"]
 
@@ -54,6 +63,11 @@ class Upkeep:
         reasons = Counter(build.reason for build in self._observed.builds)
         for reason in BLOCKED:
             BUILDS_BLOCKED.labels(reason=reason).set(reasons[reason])
+        served = Counter(
+            deployment_state(value.get("status") or {}) for value in self._observed.deployments
+        )
+        for standing in DeploymentState:
+            DEPLOYMENTS.labels(state=standing).set(served[standing])
         for gauge, kept in ((STORES, self._observed.stores), (TARGETS, self._observed.targets)):
             ready = Counter(ready_of(value.get("status") or {})[0] for value in kept)
             for status in ("True", "False"):

@@ -47,6 +47,19 @@ class Counts:
 
 
 @dataclass
+class Gain:
+    """What was won, over all passes of writing rows that a plain pass is known to compare with.
+
+    Attributes:
+        seconds: That they took, guessing included.
+        plain: That plain passes would have taken for the same tokens.
+    """
+
+    seconds: float = 0.0
+    plain: float = 0.0
+
+
+@dataclass
 class _Member:
     length: Length
     counts: Counts
@@ -105,6 +118,9 @@ class Speculation:
         self._failed = False
         self.costs = Costs()
         self.counts = Counts(method.name, positions=[0] * most)
+        self.gain = Gain()
+        self._drafted = 0.0
+        self._plain_token: float | None = None
 
     @property
     def name(self) -> str:
@@ -177,6 +193,7 @@ class Speculation:
             writing: Sequences that write without a draft: a method that costs nothing guesses for
                 them too, only to be compared with what comes.
         """
+        self._drafted, self._plain_token = 0.0, None
         branch = self._method.branch_tokens
         counts = {
             key: tokens - branch
@@ -191,8 +208,9 @@ class Speculation:
         began = self._clock()
         drafts: dict[int, Draft] = {}
         self._try(lambda: drafts.update(self._method.propose(asked)))
+        self._drafted = self._clock() - began
         if counts:
-            self.costs.observe_drafting(sum(counts.values()), self._clock() - began)
+            self.costs.observe_drafting(sum(counts.values()), self._drafted)
         chosen = {}
         for key, draft in drafts.items():
             member = self._members[key]
@@ -239,7 +257,16 @@ class Speculation:
 
     def observe_pass(self, rows: int, extra: int, seconds: float) -> None:
         """A pass of writing rows alone took so long; see `Costs.observe`."""
+        plain = self.costs.plain(rows)
         self.costs.observe(rows, extra, seconds)
+        if plain is not None and rows:
+            self._plain_token = plain / rows
+            self.gain.seconds += seconds + self._drafted
+
+    def wrote(self, tokens: int) -> None:
+        """A row of the pass that `observe_pass` told of yielded so many tokens."""
+        if self._plain_token is not None:
+            self.gain.plain += tokens * self._plain_token
 
     def close(self) -> None:
         """Close the method."""

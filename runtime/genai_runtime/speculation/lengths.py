@@ -55,6 +55,11 @@ class Costs:
         plain = self._seconds.get((rows, 0), ())
         return len(plain) < _NEEDED or self._since.get(rows, 0) >= _AGAIN
 
+    def plain(self, rows: int) -> float | None:
+        """Seconds of a plain pass with so many rows; None where too few were run."""
+        kept = self._seconds.get((rows, 0), ())
+        return median(kept) if len(kept) >= _NEEDED else None
+
     def factor(self, rows: int, extra: int) -> float:
         """Time of a pass with so many further tokens, as a multiple of a plain one's."""
         known = self._medians.get(rows, {})

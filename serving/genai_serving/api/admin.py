@@ -9,6 +9,7 @@ from pydantic import Field
 from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
+from genai_core.container.adapters import AdapterEntry
 from genai_core.errors import BadInput
 from genai_core.kinds.lora import BASE, AdapterName
 from genai_serving.adapters.served import ServedAdapters
@@ -53,11 +54,30 @@ class AdapterAdmin:
         self, engine: Engine, served: ServedAdapters, sources: AdapterSources, base: str
     ) -> None:
         self.bodies = Bodies()
+        self.declaring = asyncio.Lock()
+        """Held by one declaration at a time."""
         self._engine = engine
         self._served = served
         self._sources = sources
         self._taken = {BASE, base, *served.own.use_cases}
         self._one = asyncio.Lock()
+
+    @property
+    def served(self) -> dict[str, AdapterEntry]:
+        """What clients may name now."""
+        return self._served.entries
+
+    async def ensure(self, body: LoadBody) -> None:
+        """`load`, unless this very content is served under this name.
+
+        Raises:
+            BadInput: As `load`.
+            CorruptBlob: Likewise.
+        """
+        found = await asyncio.to_thread(self._sources.find, body.lora_path)
+        there = self._served.entries.get(body.lora_name)
+        if there is None or there.sha256 != found.entry.sha256:
+            await self.load(body)
 
     async def load(self, body: LoadBody) -> None:
         """Read it and compare its digest; the first request that wears it has it laid in.

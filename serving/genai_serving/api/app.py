@@ -21,6 +21,7 @@ from genai_serving.api.admin import AdapterAdmin, load_lora_adapter, unload_lora
 from genai_serving.api.bodies import Bodies, read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
+from genai_serving.api.declaration import declare_adapters, list_adapters
 from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, of_failure
 from genai_serving.api.keys import ApiKeys
 from genai_serving.api.openapi import document
@@ -107,25 +108,29 @@ def application(
     return _Front(app, keys, draining, service.bodies, crowded)
 
 
-def admin_application(admin: AdapterAdmin, token: str) -> Any:
-    """The ASGI application of the admin port: every request needs the token."""
+def admin_application(admin: AdapterAdmin, tokens: ApiKeys) -> Any:
+    """The ASGI application of the admin port: every request needs a token."""
 
     def route(
-        path: str, handler: Callable[[HttpRequest, AdapterAdmin], Awaitable[Response]]
+        path: str,
+        handler: Callable[[HttpRequest, AdapterAdmin], Awaitable[Response]],
+        method: str = "POST",
     ) -> Route:
         async def endpoint(request: HttpRequest) -> Response:
             return await _answer(request, handler, admin)
 
-        return Route(path, endpoint, methods=["POST"])
+        return Route(path, endpoint, methods=[method])
 
     app = Starlette(
         routes=[
             route("/v1/load_lora_adapter", load_lora_adapter),
             route("/v1/unload_lora_adapter", unload_lora_adapter),
+            route("/v1/adapters", list_adapters, "GET"),
+            route("/v1/adapters", declare_adapters, "PUT"),
         ],
         exception_handlers={HTTPException: _no_such_route},
     )
-    return _Front(app, ApiKeys((token,)), lambda: False, admin.bodies)
+    return _Front(app, tokens, lambda: False, admin.bodies)
 
 
 class _Front:

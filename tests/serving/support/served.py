@@ -47,7 +47,7 @@ class Served:
             lines.append(self.process.stderr.readline())
             assert lines[-1], f"it ended: {lines}"
             found = re.search(r"http://127\.0\.0\.1:(\d+)", lines[-1])
-        self.line = lines[-1]
+        self.line, self.lines = lines[-1], lines
         self.port = int(found[1])
 
     def post(self, path: str, body: dict, **headers: str):

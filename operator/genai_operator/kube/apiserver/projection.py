@@ -162,6 +162,9 @@ def _named(spec: Mapping[str, Any]) -> Json:
     origin = spec.get("from")
     if isinstance(origin, Mapping):
         found["from"] = _words(origin)
+    server = spec.get("server")
+    if isinstance(server, Mapping) and isinstance(server.get("modelName"), str):
+        found["server"] = {"modelName": server["modelName"][:_MOST_WORD]}
     store = spec.get("store")
     if isinstance(store, Mapping) and isinstance(store.get("name"), str):
         found["store"] = {"name": store["name"][:_MOST_WORD]}

@@ -54,6 +54,8 @@ _ROWS = (
     Resource("genaibuilds", GROUP, VERSION, watched=True),
     Resource("services", "", "v1"),
     Resource("poddisruptionbudgets", "policy", "v1"),
+    Resource("networkpolicies", "networking.k8s.io", "v1"),
+    Resource("configmaps", "", "v1"),
     Resource("secrets", "", "v1"),
     Resource("nodes", "", "v1", namespaced=False),
     Resource("events", "", "v1"),
