@@ -102,7 +102,9 @@ def _adapters(one: DeploymentPass, revision: str, workload: WorkloadView) -> lis
     return adapter_statuses(declaration(one.spec, container), one.reports, workload.wanted)
 
 
-def _lacking(adapters: Sequence[AdapterStatus], serving: str, good: str) -> DeploymentOutcome | None:
+def _lacking(
+    adapters: Sequence[AdapterStatus], serving: str, good: str
+) -> DeploymentOutcome | None:
     """What is said while pods serve, and not all that is declared; None where they do."""
     failed = [adapter for adapter in adapters if adapter.state is AdapterState.FAILED]
     if failed:
