@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -10,12 +12,38 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from genai_core.errors import BadInput
+from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import boundary, plain_text, refuse_pointer
 
 TOKENIZER_FILE = "tokenizer.json"
 _MANY = 2048
 """Tokens whose text takes a millisecond."""
+
+
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
+
+
+def _check_merges(data: bytes, where: str) -> None:
+    """Refuse merges whose second token lacks the prefix that the library cuts off unasked.
+
+    Where that cuts a letter of several bytes in two, the library (0.23) ends the whole process.
+
+    Raises:
+        BadModel: Names the merge.
+    """
+    if not _PREFIX.search(data):
+        return
+    model = json.loads(data)["model"]
+    prefix = model["continuing_subword_prefix"]
+    for number, merge in enumerate(model.get("merges") or ()):
+        pair = merge.split(" ") if isinstance(merge, str) else merge
+        if not str(pair[-1]).startswith(prefix):
+            raise BadModel(
+                f"model.merges[{number}]: its second token does not begin with "
+                f"continuing_subword_prefix {prefix!r}",
+                where=where,
+                remedy="export it with the tokenizer's save_pretrained",
+            )
 
 
 class TextTokenizer:
@@ -29,7 +57,9 @@ class TextTokenizer:
             what="not a tokenizer that the tokenizers library can read",
             remedy="export it with the tokenizer's save_pretrained",
         ):
-            self._tokenizer = Tokenizer.from_buffer(plain_text(path.read_bytes()))
+            data = plain_text(path.read_bytes())
+            _check_merges(data, path.name)
+            self._tokenizer = Tokenizer.from_buffer(data)
         # The file keeps the limits of whoever saved it, a training script's 512 tokens: they would
         # cut or pad every prompt without a word. transformers sets them aside at each call too.
         self._tokenizer.no_truncation()

@@ -117,3 +117,23 @@ def test_tokenizer_ends_in_a_sentence_when_its_rule_backtracks_without_end(tmp_p
     with pytest.raises(BadModel, match="cannot cut the text into tokens") as caught:
         tokenizer.encode("a" * 60 + "!")
     assert caught.value.where == "tokenizer.json"
+
+
+def test_merges_that_lack_their_prefix_are_refused_when_a_tokenizer_is_read(tmp_path):
+    """The tokenizers library ends the whole process where it cuts a letter in two."""
+    content = json.loads((EXAMPLE / "tokenizer.json").read_text())
+    content["model"] |= {"continuing_subword_prefix": "x"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadModel, match=r"model\.merges\[0\]: its second token does not begin"):
+        TextTokenizer(path)
+
+
+def test_merges_with_their_prefix_are_read(tmp_path):
+    content = json.loads((EXAMPLE / "tokenizer.json").read_text())
+    vocab = {"a": 0, "xb": 1, "ab": 2}
+    content["model"] |= {"continuing_subword_prefix": "x", "vocab": vocab, "merges": [["a", "xb"]]}
+    content |= {"added_tokens": [], "pre_tokenizer": None, "post_processor": None}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    assert TextTokenizer(path).encode("ab").tolist() == [2]
