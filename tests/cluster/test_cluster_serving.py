@@ -269,12 +269,16 @@ def forged(room: Tenant) -> str:
     golden = json.loads(store.read_blob(outputs[GOLDEN_FILE]))
     golden["prompts"][0]["tokens"][0] += 1
     golden["prompts"][0]["margins"][0] = 9.0
-    manifest = json.loads(store.read_blob(outputs[MANIFEST_FILE]))
-    manifest["model"]["forged"] = True
-    for name, value in ((GOLDEN_FILE, golden), (MANIFEST_FILE, manifest)):
-        blob = store.put_bytes(json.dumps(value).encode())
+    kept = json.loads(store.read_blob(outputs[MANIFEST_FILE]))
+    kept["model"]["forged"] = True
+    manifest = read_manifest(json.dumps(kept | {"base": None})).with_base()
+    for name, data in (
+        (GOLDEN_FILE, json.dumps(golden).encode()),
+        (MANIFEST_FILE, manifest.to_bytes()),
+    ):
+        blob = store.put_bytes(data)
         outputs[name] = Output(sha256=blob.sha256, size=blob.size)
-    revision = read_manifest(json.dumps(manifest)).revision()
+    revision = manifest.revision()
     store.commit(
         stored.record.model_copy(
             update={

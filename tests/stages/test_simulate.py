@@ -22,7 +22,7 @@ from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.aimet.read import read_encodings
 from genai_stages.graph.core_graph import mapped, read_core
 from genai_stages.operations import ingest
-from genai_stages.quantize import calibrate as calibrating
+from genai_stages.quantize import watch
 from genai_stages.quantize.calibrate import calibrate
 from genai_stages.quantize.simulate import Simulated, simulate
 from genai_stages.stage import Context
@@ -225,7 +225,7 @@ def test_calibration_on_another_processor_gives_the_same_grids(
 ) -> None:
     """Tasks of one build calibrate on different nodes, whose kernels differ in the last bits."""
     pieces = np.load(FIXTURES / "tokens" / "calibration.npy")[:4, :24]
-    joined, found = calibrating._joined, []
+    joined, found = watch._joined, []
     for ulps in (-4, 0, 4):
 
         def elsewhere(before: Any, low: float, high: float, *, name: str, off: int = ulps) -> Any:
@@ -234,7 +234,7 @@ def test_calibration_on_another_processor_gives_the_same_grids(
             low, high = (one if one == outwards(one) else one * factor for one in (low, high))
             return joined(before, low, high, name=name)
 
-        monkeypatch.setattr(calibrating, "_joined", elsewhere)
+        monkeypatch.setattr(watch, "_joined", elsewhere)
         scratch = tmp_path / f"scratch{ulps}"
         scratch.mkdir()
         found.append(calibrate(core, None, pieces, scratch=scratch))
