@@ -36,6 +36,7 @@ from genai_serving.api.admin import AdapterAdmin
 from genai_serving.api.app import admin_application, application
 from genai_serving.api.declaration import declare, read_declaration
 from genai_serving.api.keys import ApiKeys
+from genai_serving.api.local_names import is_loopback
 from genai_serving.api.model import ServedModel, sampling_defaults
 from genai_serving.api.service import Service
 from genai_serving.connections import Connections, room_for
@@ -286,6 +287,7 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
             on_shutdown=shut_down,
             draining=lambda: server.draining,
             crowded=lambda: connections.crowded,
+            local=is_loopback(listener.getsockname()[0]),
         ),
         http=connections.protocol,  # type: ignore[arg-type]
         ws="none",

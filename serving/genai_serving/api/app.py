@@ -24,6 +24,7 @@ from genai_serving.api.completions import completions
 from genai_serving.api.declaration import declare_adapters, list_adapters
 from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, of_failure
 from genai_serving.api.keys import ApiKeys
+from genai_serving.api.local_names import LocalNames
 from genai_serving.api.openapi import document
 from genai_serving.api.schemas import DetokenizeBody, TokenizeBody
 from genai_serving.api.service import Service
@@ -54,6 +55,7 @@ def application(
     on_shutdown: Callable[[], Awaitable[None]] | None = None,
     draining: Callable[[], bool] = lambda: False,
     crowded: Callable[[], bool] = lambda: False,
+    local: bool = False,
 ) -> Any:
     """The ASGI application.
 
@@ -66,6 +68,7 @@ def application(
         draining: Whether it is about to end: it answers, is not ready, and keeps no connection.
         crowded: Whether there are more connections than are served: health, readiness and metrics
             are told all the same.
+        local: It listens for this machine alone: without keys it answers to names of it.
     """
 
     @asynccontextmanager
@@ -105,7 +108,8 @@ def application(
         lifespan=lifespan,
     )
     keys = api_keys if isinstance(api_keys, ApiKeys) else ApiKeys(api_keys)
-    return _Front(app, keys, draining, service.bodies, crowded)
+    front = _Front(app, keys, draining, service.bodies, crowded)
+    return LocalNames(front) if local and not keys.wanted else front
 
 
 def admin_application(admin: AdapterAdmin, tokens: ApiKeys) -> Any:

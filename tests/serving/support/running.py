@@ -146,6 +146,7 @@ def run_server(
     context=CONTEXT,
     speculation=None,
     connections=None,
+    local=False,
 ) -> Running:
     executor = kind(vocab_size=VOCAB, context_length=context, adapters=("c", "upper"))
     limits = limits or ServingLimits(sequences=4, tokens=32, waiting=32, cache_bytes=4 * CONTEXT)
@@ -179,6 +180,7 @@ def run_server(
         api_keys=api_keys,
         on_shutdown=shut_down,
         crowded=lambda: connections.crowded,
+        local=local,
     )
     settings = uvicorn.Config(
         app,
