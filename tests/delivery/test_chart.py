@@ -272,7 +272,7 @@ def test_stores_can_be_made_with_the_chart(rendered: Callable[..., Objects]) -> 
     assert not [o for o in rendered() if o["kind"] == "ArtifactStore"]
 
 
-def test_network_policies_open_dns_apiserver_and_store_only(
+def test_network_policies_open_dns_apiserver_store_and_servers_only(
     rendered: Callable[..., Objects],
 ) -> None:
     found = {
@@ -287,7 +287,12 @@ def test_network_policies_open_dns_apiserver_and_store_only(
     operator = found["genai-system", "genai-operator"]
     stages = found["team-a", "genai-operator-stages"]
     ports = [[p["port"] for p in rule["ports"]] for rule in operator["egress"]]
-    assert ports == [[53, 53], [443, 6443, 9000]]
+    assert ports == [[53, 53], [443, 6443, 9000], [8000, 8001]]
+    (servers,) = operator["egress"][2]["to"]
+    assert servers == {
+        "namespaceSelector": {},
+        "podSelector": {"matchLabels": {"app.kubernetes.io/name": "genai-server"}},
+    }
     assert [[p["port"] for p in rule["ports"]] for rule in stages["egress"]][1] == [443, 9000]
     assert stages["policyTypes"] == ["Ingress", "Egress"]
     assert "ingress" not in stages
