@@ -375,6 +375,11 @@ def plainly(container: Path, name: str, prompt: str, most: int) -> list[int]:
     return list(generate(session, ids, max_tokens=most, stop_tokens=opened.stop_tokens()).tokens)
 
 
+def adapter_states(server):
+    listed = json.loads(server.get("/v1/models")[1])["data"]
+    return {model["id"]: model["adapter_state"] for model in listed}
+
+
 def test_more_adapters_than_room_answer_as_each_alone_whoever_asks_beside(home, container):
     """A pass holds 32 ranks, and memory one further adapter of rank 16 beside the container's."""
     options = ("--max-adapter-rank", "24", "--adapter-cache-mib", "2", "--admin-port", "0")
@@ -386,6 +391,7 @@ def test_more_adapters_than_room_answer_as_each_alone_whoever_asks_beside(home, 
         contents |= {"x": "uppercase", "y": "c-headers", "z": "uppercase"}
         for name in ("x", "y", "z"):
             assert admin.load(name, contents[name])[0] == 200
+        assert "at rest" in {adapter_states(server)[name] for name in ("x", "z")}, "one has room"
         expected = {
             (name, count): plainly(container, contents[name], PROMPT[:count], 12)
             for name in contents
@@ -400,13 +406,10 @@ def test_more_adapters_than_room_answer_as_each_alone_whoever_asks_beside(home, 
         with concurrent.futures.ThreadPoolExecutor(14) as pool:
             told = list(pool.map(ask, asked))
         assert told == [expected[one] for one in asked]
-        states = {
-            model["id"]: model["adapter_state"]
-            for model in json.loads(server.get("/v1/models")[1])["data"]
-        }
+        states = adapter_states(server)
         assert states[BASE] is None
         assert set(states.values()) <= {None, "laid in", "in memory", "at rest"}
-        assert "at rest" in {states["x"], states["z"]}, "memory holds one of them"
+        assert [states["x"], states["z"]].count("in memory") <= 1, "memory holds one of them"
         metrics = server.get("/metrics")[1].decode()
         held = float(re.search(r"genai_adapter_cache_bytes{.*} (.*)", metrics)[1])
         assert 0 < held < 2 << 20
