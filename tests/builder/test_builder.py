@@ -294,7 +294,36 @@ def test_lora_config_builds_the_adapters_of_the_vendor_s_classes(
         builder.lora_config = LoraBuilderInputConfig(
             lora_config_path=path, alpha_tensor_name="alpha", create_lora_graph=False
         )
-    with pytest.raises(InvalidSpec, match="cpu containers alone"):
-        GenAIBuilderFactory.create(source, "HTP").lora_config = builder.lora_config
     builder.lora_config = None
     assert "lora" not in builder.to_spec()["spec"]
+
+
+def test_lora_config_says_the_mode_and_the_input_of_a_snapdragon_build(tmp_path: Path) -> None:
+    example = ROOT / "examples" / "tiny-llama"
+    source = shutil.copytree(example / "model", tmp_path / "model")
+    shutil.copytree(example / "adapters" / "c-headers-r8", source / "c")
+    (source / "mapping.json").write_text("{}")
+    config = LoraConfig(
+        adapter=[AdapterConfig(name="c", adapter_lora_config=f"{source}/c/adapter_config.json")],
+        attach_point_onnx_mapping=f"{source}/mapping.json",
+        use_cases=[
+            UseCaseInputConfig(
+                name="mild", adapter_names=["c"], adapter_alphas=[0.5],
+                model="model.onnx", encodings="model.encodings",
+            )
+        ],
+    )  # fmt: skip
+    path = serialize_lora_input_config(config, source / "lora")
+    builder = GenAIBuilderFactory.create(source, "HTP")
+    builder.set_targets(["chipset:SM8750"])
+    for given, mode in (("none", "None"), ("adapter_only", "AdapterOnly"), ("all", "All")):
+        found = []
+        for one in ({"lora_config_obj": config}, {"lora_config_path": path}):
+            builder.lora_config = LoraBuilderInputConfig.model_validate(
+                {**one, "alpha_tensor_name": "strength", "quant_updatable_mode": given}
+            )
+            found.append(builder.to_spec()["spec"]["lora"])
+        assert found[0] == found[1]
+        assert found[0]["quantUpdatableMode"] == mode
+        assert found[0]["alphaTensorName"] == "strength"
+        assert [one["name"] for one in found[0]["adapters"]] == ["c"]

@@ -28,6 +28,7 @@ from genai_core.compile_options import merged
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import GenAIBuild
+from genai_core.kinds.lora import QuantUpdatableMode
 from genai_core.kinds.reading import read_model, with_local_source
 from genai_core.sources.lora_config import lora_of_config, lora_of_content
 
@@ -41,6 +42,13 @@ _REFUSED = {
     "skip_ar_conversion": "static graphs are always made from the core graph",
 }
 """Setting of the vendor's -> why it has no meaning here."""
+
+_MODES = {
+    "none": QuantUpdatableMode.NONE.value,
+    "adapter_only": QuantUpdatableMode.ADAPTER_ONLY.value,
+    "all": QuantUpdatableMode.ALL.value,
+}
+"""The vendor's `quant_updatable_mode` -> spec.lora's."""
 
 _OWN = frozenset({"parallel_build", "max_workers"})
 
@@ -167,7 +175,7 @@ class GenAIBuilder:
 
     @property
     def lora_config(self) -> LoraBuilderInputConfig | None:
-        """Adapters of a cpu container."""
+        """Adapters of the containers."""
         return self._lora
 
     @lora_config.setter
@@ -183,14 +191,26 @@ class GenAIBuilder:
         """What spec.lora says for it.
 
         Raises:
-            InvalidSpec: It cannot be read, or names what is not there, or this is no cpu builder.
+            InvalidSpec: It cannot be read, or names what is not there.
         """
-        raise InvalidSpec(
-            "this builder takes adapters for cpu containers alone",
-            where="lora_config",
-            remedy='leave it out, create the builder with backend_type="CPU", or run genai build '
-            "with spec.lora and quantUpdatableMode: None",
-        )
+        root = self._model.source
+        if config.lora_config_obj is not None:
+            content = lora_content(config.lora_config_obj)
+            found = lora_of_content(
+                content, root, root / "lora_config.yaml", where="lora_config_obj"
+            )
+        else:
+            name = self._model.inside(Path(str(config.lora_config_path)), "lora_config_path")
+            found = lora_of_config(root, name)
+        if config.create_lora_graph != found.get("createGraph", True):
+            raise InvalidSpec(
+                "these adapters are weights of inputs that the model has"
+                if config.create_lora_graph
+                else "these adapters are PEFT folders, for which branches are made",
+                where="create_lora_graph",
+                remedy=f"set it to {not config.create_lora_graph}",
+            )
+        return found
 
     def __setattr__(self, name: str, value: object) -> None:
         """Set a setting.
@@ -310,6 +330,12 @@ def _place(store: str | os.PathLike[str]) -> str:
 class GenAIBuilderHTP(GenAIBuilder):
     """Builds for Snapdragon's tensor processor."""
 
+    def _adapters(self, config: LoraBuilderInputConfig) -> dict[str, Any]:
+        return super()._adapters(config) | {
+            "quantUpdatableMode": _MODES[config.quant_updatable_mode],
+            "alphaTensorName": config.alpha_tensor_name,
+        }
+
 
 class GenAIBuilderCPU(GenAIBuilder):
     """Builds for the CPU: one container for any machine."""
@@ -326,23 +352,3 @@ class GenAIBuilderCPU(GenAIBuilder):
                 remedy='leave set_targets out, or create the builder with backend_type="HTP"',
             )
         return "cpu"
-
-    def _adapters(self, config: LoraBuilderInputConfig) -> dict[str, Any]:
-        root = self._model.source
-        if config.lora_config_obj is not None:
-            content = lora_content(config.lora_config_obj)
-            found = lora_of_content(
-                content, root, root / "lora_config.yaml", where="lora_config_obj"
-            )
-        else:
-            name = self._model.inside(Path(str(config.lora_config_path)), "lora_config_path")
-            found = lora_of_config(root, name)
-        if config.create_lora_graph != found.get("createGraph", True):
-            raise InvalidSpec(
-                "these adapters are weights of inputs that the model has"
-                if config.create_lora_graph
-                else "these adapters are PEFT folders, for which branches are made",
-                where="create_lora_graph",
-                remedy=f"set it to {not config.create_lora_graph}",
-            )
-        return found
