@@ -43,9 +43,9 @@ from genai_planner.events import (
     TaskWait,
     WorkLimits,
 )
+from genai_planner.fidelity import holds, is_resort, over_budget
 from genai_planner.graph import FileRef, Plan, Result, Selection, Task
 from genai_planner.sources import Sources
-from genai_planner.verdicts import holds, is_resort, over_budget
 
 __all__ = ["ENDED", "KnownKeys", "Machine", "TaskState"]
 
