@@ -28,7 +28,7 @@ from kubernetes.config import new_client_from_config
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest
 from genai_planner.expand.build import expand
-from genai_planner.graph import FileRef
+from genai_planner.plan import FileRef
 from genai_planner.shape import shape_from_facts
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets

@@ -15,8 +15,8 @@ from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
 from genai_planner.events import Event, Look, TaskStart, TaskWait, WorkLimits
 from genai_planner.fidelity import measured
-from genai_planner.graph import Plan, Result
 from genai_planner.machine import KnownKeys, Machine, TaskState
+from genai_planner.plan import Plan, Result
 from genai_planner.progress import BuildProgress, progress
 from genai_planner.sources import Sources
 

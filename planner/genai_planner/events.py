@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.names import Key, TaskId
-from genai_planner.graph import FileRef, Result
+from genai_planner.plan import FileRef, Result
 
 __all__ = [
     "Crashed",

@@ -11,7 +11,7 @@ from typing import Any
 
 from genai_core.errors import OverBudget
 from genai_core.names import TaskId
-from genai_planner.graph import FidelityCondition, Plan, Result
+from genai_planner.plan import FidelityCondition, Plan, Result
 
 __all__ = ["holds", "is_resort", "measured", "over_budget"]
 

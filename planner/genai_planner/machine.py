@@ -44,7 +44,7 @@ from genai_planner.events import (
     WorkLimits,
 )
 from genai_planner.fidelity import holds, is_resort, over_budget
-from genai_planner.graph import FileRef, Plan, Result, Selection, Task
+from genai_planner.plan import FileRef, Plan, Result, Selection, Task
 from genai_planner.sources import Sources
 
 __all__ = ["ENDED", "KnownKeys", "Machine", "TaskState"]

@@ -22,14 +22,14 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import Backend, Digest, Key, SourceName, TaskId
 from genai_core.tasks.record import Record
 from genai_core.tasks.task_file import Toolchain
-from genai_planner.chains import derivations
 from genai_planner.expand.build import expand, expand_ingest
 from genai_planner.expand.inputs import ingest_id
-from genai_planner.graph import Plan, Result, result_of
 from genai_planner.machine import KnownKeys, Machine
+from genai_planner.plan import Plan, Result, result_of
 from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts
 from genai_planner.sources import Sources, is_model
 from genai_planner.targets import Target
+from genai_planner.task_chains import derivations
 
 __all__ = [
     "FACTS_FILE",

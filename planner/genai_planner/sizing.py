@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from genai_core.names import Gaps, Precision
-from genai_planner.graph import Demand
+from genai_planner.plan import Demand
 from genai_planner.shape import ModelShape
 
 __all__ = [

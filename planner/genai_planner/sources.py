@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from genai_core.names import DRAFT, MODEL, SourceName
-from genai_planner.graph import FileRef
+from genai_planner.plan import FileRef
 
 __all__ = ["ENCODINGS_ROLE", "MODEL_ROLE", "TOKENS_ROLE", "Source", "Sources", "is_model"]
 

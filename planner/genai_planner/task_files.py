@@ -17,7 +17,7 @@ from genai_core.tasks.record import model_slug
 from genai_core.tasks.selection import matches, unmet
 from genai_core.tasks.task_file import TaskFile, TaskFileInput, Toolchain
 from genai_planner.events import TaskStart
-from genai_planner.graph import FileRef, Plan, Result, Task
+from genai_planner.plan import FileRef, Plan, Result, Task
 
 __all__ = ["TaskFiles", "slug_of"]
 

@@ -15,7 +15,7 @@ from genai_core.errors import BadInput, GenAIError
 
 if TYPE_CHECKING:
     from genai_runtime.speculation.config import SpeculativeConfig
-    from genai_serving.api.keys import ApiKeys
+    from genai_serving.api.api_keys import ApiKeys
 
 _MOST_TEXT = 1000
 
@@ -150,7 +150,7 @@ def _admin_tokens(file: Path | None, folder: Path | None) -> ApiKeys:
     Raises:
         BadInput: There is none: whoever reached the port could change what is served.
     """
-    from genai_serving.api.keys import ApiKeys
+    from genai_serving.api.api_keys import ApiKeys
 
     if folder is not None:
         return ApiKeys((), folder)

@@ -33,9 +33,9 @@ from genai_serving.adapters.served import ServedAdapters
 from genai_serving.adapters.sources import AdapterSources
 from genai_serving.adapters.start import HeldAdapters, open_with_adapters
 from genai_serving.api.admin import AdapterAdmin
+from genai_serving.api.api_keys import ApiKeys
 from genai_serving.api.app import admin_application, application
 from genai_serving.api.declaration import declare, read_declaration
-from genai_serving.api.keys import ApiKeys
 from genai_serving.api.local_names import is_loopback
 from genai_serving.api.model import ServedModel, sampling_defaults
 from genai_serving.api.service import Service

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from genai_cli.engine.claims import Claim
+from genai_cli.engine.leases import Claim
 from genai_cli.testing import InProcess, Program, Ran, environment
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.tasks.record import Output

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.engine.claims import Claim, claim_upload, working
+from genai_cli.engine.leases import Claim, claim_upload, working
 from genai_core.store.directory.directory_store import DirectoryStore
 
 NAME = f"sha256-{'ab' * 32}"

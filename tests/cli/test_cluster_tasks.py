@@ -15,7 +15,7 @@ from genai_core.container.manifest import Manifest
 from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OperationConfig
 from genai_core.tasks.record import Output, Record, ToolchainUsed
-from genai_planner.graph import Demand, Plan, Selection, Task
+from genai_planner.plan import Demand, Plan, Selection, Task
 
 THEN = datetime(2026, 1, 1, tzinfo=UTC)
 

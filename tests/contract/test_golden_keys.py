@@ -26,16 +26,16 @@ from genai_core.sources.resolved import ResolvedFile, ResolvedSource
 from genai_core.store.address import parse_address
 from genai_core.tasks.task_file import Toolchain
 from genai_core.wire import RENDERING
-from genai_operator.builds.planning.requests import Setting, job_request
+from genai_operator.builds.planning.job_requests import Setting, job_request
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.jobs.manifest import Owner, render
+from genai_operator.jobs.job_manifest import Owner, render
 from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.targets.build_targets import BuildTarget
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, FoundResult, Look, Missed, WorkLimits
-from genai_planner.graph import FileRef, Result
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
+from genai_planner.plan import FileRef, Result
 from genai_planner.shape import shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets

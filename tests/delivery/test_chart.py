@@ -300,7 +300,7 @@ def test_network_policies_open_dns_apiserver_store_and_servers_only(
         blocks = [peer["ipBlock"] for peer in policy["egress"][1]["to"] if "ipBlock" in peer]
         assert "169.254.0.0/16" in blocks[0]["except"]
     # The stages' policy selects the labels that the operator gives its Jobs' pods.
-    text = (ROOT / "operator/genai_operator/jobs/manifest.py").read_text(encoding="utf-8")
+    text = (ROOT / "operator/genai_operator/jobs/job_manifest.py").read_text(encoding="utf-8")
     assert stages["podSelector"]["matchLabels"]["app.kubernetes.io/name"] in text
 
 

@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from genai_operator import metrics
 from genai_operator.deployments import manifests
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_runtime.speculation.control import Counts
 from genai_serving.engine import Load
 from genai_serving.metrics import AdapterLoad

@@ -29,7 +29,7 @@ from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, build_status
 from genai_operator.errors import Waiting
 from genai_operator.kube.status.conditions import condition, conditions
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.stores.reconciler import StoreReconciler
 from genai_operator.targets.reconciler import TargetReconciler

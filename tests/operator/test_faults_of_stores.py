@@ -30,9 +30,9 @@ from genai_operator.builds.references import SourceAccess
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.job_manifest import Owner
 from genai_operator.jobs.verdicts import BackingOff, NextAttempt, PermanentFailure
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.kinds import Ref
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings

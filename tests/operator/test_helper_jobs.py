@@ -21,7 +21,7 @@ from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs
 from genai_operator.jobs.holds import Standing
-from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.job_manifest import Owner
 from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.job import JobState
 from genai_operator.kube.pod import Ending, PodView

@@ -24,8 +24,8 @@ from genai_operator.builds.leases import BuildLeases
 from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.builds.status import Outcome
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.jobs.manifest import Owner
-from genai_operator.kube.status.phases import Phase
+from genai_operator.jobs.job_manifest import Owner
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import OpenStore, Stores

@@ -16,7 +16,7 @@ from genai_core.names import Digest, Key
 from genai_core.sources.resolved import ResolveFile
 from genai_core.tasks.task_file import unpack
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.jobs.manifest import (
+from genai_operator.jobs.job_manifest import (
     JobRequest,
     Owner,
     given_memory,

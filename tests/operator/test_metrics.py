@@ -24,7 +24,7 @@ from genai_operator import metrics
 from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.builds.status import Outcome
 from genai_operator.kube.build import build_view
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings

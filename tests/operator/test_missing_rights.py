@@ -17,7 +17,7 @@ from genai_operator.backoff import Backoff
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
-from genai_operator.jobs.manifest import JobRequest, Owner
+from genai_operator.jobs.job_manifest import JobRequest, Owner
 from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.apiserver.client import _refusal
 from genai_operator.kube.watch.observed import Observed

@@ -24,14 +24,14 @@ from genai_operator.builds.status import Outcome, build_status
 from genai_operator.errors import Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
-from genai_operator.jobs.manifest import JobRequest, Owner, render
+from genai_operator.jobs.job_manifest import JobRequest, Owner, render
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import NextAttempt, PermanentFailure, Running
 from genai_operator.kube.apiserver.api import ApiError, NotLeading
 from genai_operator.kube.build import build_view
 from genai_operator.kube.job import JobState, JobView, job_view
 from genai_operator.kube.pod import Ending, PodView, pod_view
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import Stores

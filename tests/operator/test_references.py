@@ -13,7 +13,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.references import Loader
 from genai_operator.errors import Waiting
-from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.job_manifest import Owner
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import Stores

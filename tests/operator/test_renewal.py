@@ -12,7 +12,7 @@ from test_manifest import ACCESS, OWNER, request
 
 from genai_core.kinds.build import Run
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.jobs.manifest import Owner, render
+from genai_operator.jobs.job_manifest import Owner, render
 from genai_operator.jobs.renewal import Renewal, Wanted, renewal
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import Renew, Running

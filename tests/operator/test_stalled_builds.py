@@ -15,9 +15,9 @@ from genai_core.sources.resolved import RESOLVE
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.reconciler import BuildReconciler
 from genai_operator.errors import Stalled
-from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.job_manifest import Owner
 from genai_operator.kube.job import JobState, JobView
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import Stores

@@ -17,7 +17,7 @@ from genai_operator.builds.build_pass import BuildPass
 from genai_operator.builds.starter import Starter
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
-from genai_operator.jobs.manifest import JobRequest, Owner
+from genai_operator.jobs.job_manifest import JobRequest, Owner
 from genai_operator.jobs.verdicts import NextAttempt, Retry
 from genai_operator.kube.apiserver.api import ApiError
 from genai_operator.kube.job import JobState, JobView, Link, job_view

@@ -15,7 +15,7 @@ from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, ResolvedEntry, build_status
 from genai_operator.kube.status.conditions import same_status
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_planner.progress import BuildProgress, StageProgress
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -24,7 +24,7 @@ from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
 from genai_operator.builds.sources import source_place
 from genai_operator.errors import Stalled
 from genai_operator.jobs.access import ReadAccess, StoreAccess, check_certificates
-from genai_operator.jobs.manifest import JobRequest, Owner, render
+from genai_operator.jobs.job_manifest import JobRequest, Owner, render
 from genai_operator.stores.endpoints import Peers, check_endpoint
 from genai_operator.stores.lookups import Lookups, ToldLookups, Unanswered
 from genai_operator.stores.remembered import stripped

@@ -22,12 +22,12 @@ from genai_core.store.address import StoreAddress
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.tasks.task_file import TaskFile
 from genai_core.testing import record_of_task
+from genai_operator.builds.planning.job_requests import Setting
 from genai_operator.builds.planning.plans import Plans
 from genai_operator.builds.planning.question import Question, Survey
-from genai_operator.builds.planning.requests import Setting
 from genai_operator.builds.planning.survey import survey
 from genai_operator.builds.sources import SourcePlace
-from genai_operator.jobs.manifest import JobRequest
+from genai_operator.jobs.job_manifest import JobRequest
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.pod import Ending, PodView
 from genai_operator.stores.lookups import Lookups

@@ -19,8 +19,8 @@ from genai_planner import machine as machine_module
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, Failed, FoundResult, Look, Missed, Taken, WorkLimits
 from genai_planner.expand.build import expand
-from genai_planner.graph import FileRef, Plan, Result
 from genai_planner.machine import KnownKeys, Machine, TaskState
+from genai_planner.plan import FileRef, Plan, Result
 from genai_planner.progress import progress
 from genai_planner.shape import ModelShape, shape_from_config
 from genai_planner.sources import Source

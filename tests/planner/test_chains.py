@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, Digest, TaskId
 from genai_core.operations import OPERATIONS
-from genai_planner.chains import chain_behind, derivations, is_cheaper_joined
 from genai_planner.expand.build import expand
-from genai_planner.graph import Demand, FileRef, Plan, Task
 from genai_planner.machine import TaskState
+from genai_planner.plan import Demand, FileRef, Plan, Task
 from genai_planner.shape import ModelShape, shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
+from genai_planner.task_chains import chain_behind, derivations, is_cheaper_joined
 
 CONFIG = {
     "num_hidden_layers": 6, "hidden_size": 192, "vocab_size": 2048, "max_position_embeddings": 256,

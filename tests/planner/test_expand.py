@@ -13,7 +13,7 @@ from genai_core.errors import BadEncodings, InvalidSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Gaps, TaskId
 from genai_planner.expand.build import expand, expand_ingest
-from genai_planner.graph import FileRef, Plan, Task
+from genai_planner.plan import FileRef, Plan, Task
 from genai_planner.shape import ModelShape, shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets

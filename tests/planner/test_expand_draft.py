@@ -16,8 +16,8 @@ from genai_core.operations import OPERATIONS, ConvertCpuConfig, PackageConfig
 from genai_core.sources.build_sources import model_spec, of_source, sources_of
 from genai_core.sources.resolved import resolve_file
 from genai_core.tasks.task_file import Toolchain
-from genai_planner.graph import FileRef
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
+from genai_planner.plan import FileRef
 from genai_planner.shape import shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets

@@ -15,8 +15,8 @@ from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.task_file import Toolchain
 from genai_planner.advance import advance
 from genai_planner.events import Event, FoundResult, Look, WorkLimits
-from genai_planner.graph import FileRef, Result, Selection
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
+from genai_planner.plan import FileRef, Result, Selection
 from genai_planner.shape import shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets

@@ -24,9 +24,9 @@ from genai_planner.events import (
     Missed,
     WorkLimits,
 )
-from genai_planner.graph import Demand, FidelityCondition, FileRef, Plan, Result, Selection, Task
 from genai_planner.invariants import broken
 from genai_planner.machine import Machine, TaskState
+from genai_planner.plan import Demand, FidelityCondition, FileRef, Plan, Result, Selection, Task
 from genai_planner.sources import Source
 
 TOOLCHAINS = {(row.name, row.backend): Digest("0" * 64) for row in OPERATIONS}

@@ -17,9 +17,9 @@ from genai_core.names import MODEL, Digest, Key, SourceName, TaskId
 from genai_core.operations import OPERATIONS
 from genai_core.tasks.task_file import Toolchain
 from genai_planner.events import TaskStart
-from genai_planner.graph import FileRef, Result, Selection
 from genai_planner.machine import TaskState
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact, Forecast, Ingesting, plan_build
+from genai_planner.plan import FileRef, Result, Selection
 from genai_planner.sources import Source, Sources
 from genai_planner.targets import parse_targets
 from genai_planner.task_files import TaskFiles, slug_of

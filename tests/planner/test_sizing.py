@@ -10,7 +10,7 @@ import pytest
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Gaps
 from genai_planner.expand.build import expand
-from genai_planner.graph import FileRef, Plan
+from genai_planner.plan import FileRef, Plan
 from genai_planner.shape import shape_from_config
 from genai_planner.sizing import binary_sizes, bytes_text, demand, fidelity_demand
 from genai_planner.sources import Source

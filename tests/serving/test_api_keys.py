@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genai_serving.api.keys import ApiKeys
+from genai_serving.api.api_keys import ApiKeys
 
 
 def test_allow_follows_the_folder_when_a_key_is_rotated(tmp_path: Path) -> None:

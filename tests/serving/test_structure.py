@@ -18,7 +18,13 @@ from hypothesis import strategies as st
 from genai_core.errors import BadInput
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.tokenizer import TextTokenizer
-from genai_serving.structure.forms import any_object, of_calls, of_choices, of_regex, of_schema
+from genai_serving.structure.answer_forms import (
+    any_object,
+    of_calls,
+    of_choices,
+    of_regex,
+    of_schema,
+)
 from genai_serving.structure.grammars import Grammars
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
@@ -345,7 +351,7 @@ def test_what_is_too_long_for_a_form_is_not_turned_into_one(make, monkeypatch):
     for name in ("schema", "regex", "lark"):
         how = "json_schema" if name == "schema" else name
         monkeypatch.setattr(
-            f"genai_serving.structure.forms.LLMatcher.grammar_from_{how}",
+            f"genai_serving.structure.answer_forms.LLMatcher.grammar_from_{how}",
             lambda *_, **__: pytest.fail("it was"), raising=False,
         )  # fmt: skip
     with pytest.raises(BadInput, match="is longer than 1 MiB"):

@@ -20,7 +20,7 @@ from genai_runtime.speculation.suffix import Suffix
 from genai_runtime.testing import ScriptedExecutor
 from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.engine import Engine, ServingLimits
-from genai_serving.structure.forms import of_choices, of_regex, of_schema
+from genai_serving.structure.answer_forms import of_choices, of_regex, of_schema
 from genai_serving.structure.grammars import Grammars
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"

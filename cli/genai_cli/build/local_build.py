@@ -17,8 +17,8 @@ from genai_cli.build.summary import as_json, print_summary
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, tell
 from genai_cli.display.render import busy, progress
-from genai_cli.engine.claims import Claim, working
 from genai_cli.engine.events import BuildResult
+from genai_cli.engine.leases import Claim, working
 from genai_cli.engine.local_engine import PlannedBuild, plan_build, run_plan
 from genai_cli.engine.work_folders import known_digests
 from genai_cli.option_words import in_options

@@ -27,7 +27,7 @@ from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, say, tell
 from genai_cli.display.render import busy
 from genai_cli.display.words import counted, duration, size
-from genai_cli.engine.claims import claim_upload
+from genai_cli.engine.leases import claim_upload
 from genai_cli.engine.work_folders import known_digests
 from genai_cli.settings import ProgramSettings
 from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget, from_dict

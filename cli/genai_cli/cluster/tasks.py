@@ -31,7 +31,6 @@ from genai_core.sources.resolved import RESOLVE, ResolvedSource
 from genai_core.store.layered import layers
 from genai_core.store.protocol import RecordRef, Store
 from genai_core.tasks.record import Blob, Record
-from genai_planner.graph import FileRef, Plan, Result, result_of
 from genai_planner.phases import (
     FACTS_FILE,
     BuildPlanner,
@@ -40,6 +39,7 @@ from genai_planner.phases import (
     Ingesting,
     plan_build,
 )
+from genai_planner.plan import FileRef, Plan, Result, result_of
 from genai_planner.sources import Source
 from genai_planner.targets import Target, parse_target
 

@@ -34,7 +34,6 @@ from genai_core.tasks.task_file import TaskFile, Toolchain
 from genai_core.tasks.toolchain import toolchain_of
 from genai_planner.events import FoundResult, Missed, TaskStart
 from genai_planner.explain import KeyParts, why_it_runs
-from genai_planner.graph import FileRef, Plan, Result, Task
 from genai_planner.machine import Machine, TaskState
 from genai_planner.phases import (
     FACTS_FILE,
@@ -45,6 +44,7 @@ from genai_planner.phases import (
     exact_plan,
     plan_build,
 )
+from genai_planner.plan import FileRef, Plan, Result, Task
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets
 from genai_planner.task_files import TaskFiles, slug_of

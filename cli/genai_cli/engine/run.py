@@ -61,8 +61,8 @@ from genai_planner.events import (
     TaskStart,
     WorkLimits,
 )
-from genai_planner.graph import result_of
 from genai_planner.machine import Machine, TaskState
+from genai_planner.plan import result_of
 
 __all__ = ["LocalRun", "look_all"]
 

@@ -11,7 +11,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import SourceName
 from genai_core.store.address import StoreAddress
 from genai_operator.builds.status import ResolvedEntry
-from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.job_manifest import Owner
 from genai_operator.kube.values import Json
 
 __all__ = ["JOINED_SECONDS", "STARTED_SECONDS", "WATCHED_SECONDS", "BuildPass"]

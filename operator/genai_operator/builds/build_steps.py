@@ -17,9 +17,9 @@ from genai_operator.builds.claims import Claims
 from genai_operator.builds.helper_jobs import BuildHelperJobs
 from genai_operator.builds.job_changes import JobChanges, JobWriter, Start, wait_of
 from genai_operator.builds.leases import BuildLeases
+from genai_operator.builds.planning.job_requests import Looks, Setting
 from genai_operator.builds.planning.plans import Plans
 from genai_operator.builds.planning.question import Question, Survey
-from genai_operator.builds.planning.requests import Looks, Setting
 from genai_operator.builds.planning.survey import PLANS_READ, survey
 from genai_operator.builds.references import Loader, SourceAccess, accesses_of
 from genai_operator.builds.resolver import Resolver
@@ -28,10 +28,10 @@ from genai_operator.errors import Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.helper_jobs import question_key
 from genai_operator.jobs.holds import Standing
-from genai_operator.jobs.manifest import scope_of
+from genai_operator.jobs.job_manifest import scope_of
 from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import JobView
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.policy import Policy
 from genai_operator.steps import DONE, Done, Result, Stall, Step, Wait

@@ -13,7 +13,7 @@ from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.attempts import group
 from genai_operator.jobs.helper_jobs import HELPER_BYTES, Document, HelperJobs
 from genai_operator.jobs.holds import Standing
-from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
+from genai_operator.jobs.job_manifest import JobRequest, given_memory, scope_of
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import NextAttempt, PermanentFailure, Verdict, pause_of
 from genai_operator.kube.watch.observed import Observed

@@ -12,7 +12,7 @@ from genai_operator.builds.starter import Starter
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.holds import Standing
-from genai_operator.jobs.manifest import JobRequest, scope_of
+from genai_operator.jobs.job_manifest import JobRequest, scope_of
 from genai_operator.jobs.renewal import Renewal
 from genai_operator.jobs.verdicts import BackingOff, NextAttempt, Renew, Running, Unfailed
 from genai_operator.kube.job import JobState, JobView

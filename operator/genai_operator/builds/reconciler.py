@@ -36,7 +36,7 @@ from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.apiserver.projection import PARTIAL
 from genai_operator.kube.build import BuildView
 from genai_operator.kube.status.conditions import condition_of, ready_of
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.values import Json, asked_of
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.steps import Result, Stall, Wait, run_steps

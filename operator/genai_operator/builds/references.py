@@ -20,8 +20,8 @@ from genai_operator.builds.sources import SourcePlace, source_place
 from genai_operator.builds.status import Outcome
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.jobs.manifest import Owner
-from genai_operator.kube.status.phases import Phase
+from genai_operator.jobs.job_manifest import Owner
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.times import parse_time
 from genai_operator.kube.values import Json
 from genai_operator.kube.watch.observed import Observed

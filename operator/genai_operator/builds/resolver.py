@@ -34,7 +34,7 @@ from genai_operator.errors import Stalled, Waiting, of_error
 from genai_operator.jobs.attempts import group
 from genai_operator.jobs.disk import UNKNOWN
 from genai_operator.jobs.helper_jobs import HelperJobs, question_key
-from genai_operator.jobs.manifest import JobRequest, given_memory, scope_of
+from genai_operator.jobs.job_manifest import JobRequest, given_memory, scope_of
 from genai_operator.jobs.retries import judge
 from genai_operator.jobs.verdicts import (
     BackingOff,

@@ -13,7 +13,7 @@ from genai_operator.builds.reporter import Reporter
 from genai_operator.builds.status import Outcome
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.kube.status.conditions import condition_of
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.targets.build_targets import toolchain_digest
 
 __all__ = ["Rest"]

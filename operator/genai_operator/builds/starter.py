@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from genai_operator.builds.build_pass import BuildPass
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
-from genai_operator.jobs.manifest import JobRequest, scope_of
+from genai_operator.jobs.job_manifest import JobRequest, scope_of
 from genai_operator.jobs.verdicts import NextAttempt, Retry
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.metric_labels import operation_label

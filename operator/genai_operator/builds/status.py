@@ -26,7 +26,7 @@ from genai_operator.kube.status.conditions import (
     meaningful,
     summary,
 )
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.times import rfc3339
 from genai_operator.steps import Done, Result, Stall, Wait
 from genai_planner.progress import BuildProgress

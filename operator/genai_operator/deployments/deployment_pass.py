@@ -12,7 +12,7 @@ from genai_core.kinds.reading import read_served
 from genai_core.wire import REQUESTED_AT
 from genai_operator.deployments.declared import PodReport
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.job_manifest import Owner
 from genai_operator.kube.values import Json
 
 __all__ = ["DeploymentPass", "begin"]

@@ -17,7 +17,7 @@ from genai_core.store.collection.build_lease import Holder
 from genai_core.store.protocol import RecordRef
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.helper_jobs import HelperJobs, question_key
-from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.job_manifest import Owner
 from genai_operator.stores.open_stores import OpenStore
 from genai_operator.targets.build_targets import BuildTarget
 from genai_operator.threads import in_thread

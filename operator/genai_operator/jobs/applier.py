@@ -11,7 +11,7 @@ from genai_core.wire import ENDING, TASK
 from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.holds import NOT_ADMITTED
-from genai_operator.jobs.manifest import (
+from genai_operator.jobs.job_manifest import (
     JobRequest,
     Owner,
     job_name,

@@ -29,7 +29,7 @@ from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.attempts import group
 from genai_operator.jobs.holds import Standing
-from genai_operator.jobs.manifest import JobRequest, Owner, scope_of
+from genai_operator.jobs.job_manifest import JobRequest, Owner, scope_of
 from genai_operator.jobs.renewal import renewal
 from genai_operator.jobs.standings import Standings
 from genai_operator.kube.apiserver.api import Api, ApiError

@@ -29,7 +29,7 @@ class Wanted:
     """How a Job would be written now.
 
     Attributes:
-        digest: See `jobs.manifest.appearance`.
+        digest: See `jobs.job_manifest.appearance`.
         author: UID of the build, or store, that it would be written for.
     """
 

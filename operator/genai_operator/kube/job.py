@@ -49,7 +49,7 @@ class Rendering:
     """How a Job was written.
 
     Attributes:
-        digest: See `jobs.manifest.appearance`.
+        digest: See `jobs.job_manifest.appearance`.
         turn: How many others' renderings of the same Job could not start before it.
         author: UID of the build, or store, that it was written for.
     """

@@ -18,7 +18,7 @@ from genai_operator.jobs.holds import BLOCKED
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.kube.status.conditions import ready_of
-from genai_operator.kube.status.phases import Phase
+from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.metrics import (
     BUILDS,

@@ -12,7 +12,7 @@ from genai_core.reasons import Reason
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.applier import Applier
 from genai_operator.jobs.helper_jobs import HelperJobs, question_key
-from genai_operator.jobs.manifest import Owner
+from genai_operator.jobs.job_manifest import Owner
 from genai_operator.kube.apiserver.api import Api
 from genai_operator.kube.status.conditions import ready_of
 from genai_operator.kube.status.status_writer import StatusWriter, plain_status

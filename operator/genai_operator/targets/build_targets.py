@@ -23,7 +23,7 @@ from genai_core.tasks.keys import toolchain_id
 from genai_core.tasks.task_file import Toolchain
 from genai_core.tasks.toolchain import ABSENT
 from genai_operator.errors import Stalled
-from genai_planner.graph import Task
+from genai_planner.plan import Task
 from genai_planner.targets import Target
 
 __all__ = [

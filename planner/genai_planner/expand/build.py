@@ -24,7 +24,7 @@ from genai_planner.expand.grid import derive_graphs
 from genai_planner.expand.head import head_config, is_head
 from genai_planner.expand.inputs import ingest_id
 from genai_planner.expand.lora import import_adapters, refuse_adapters
-from genai_planner.graph import Plan, Selection, Task
+from genai_planner.plan import Plan, Selection, Task
 from genai_planner.shape import ModelShape
 from genai_planner.sizing import demand
 from genai_planner.sources import Source, Sources, is_model

@@ -28,7 +28,7 @@ from genai_planner.expand.lora import (
     use_cases,
 )
 from genai_planner.expand.splits import balanced
-from genai_planner.graph import Demand, FidelityCondition, Inputs, Plan, Task
+from genai_planner.plan import Demand, FidelityCondition, Inputs, Plan, Task
 from genai_planner.shape import ModelShape
 from genai_planner.sizing import MIB, cpu_model_bytes, demand, fidelity_demand
 from genai_planner.targets import Target

@@ -14,7 +14,7 @@ from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.grid import GraphGrid
 from genai_planner.expand.head import is_head, said_of_head
-from genai_planner.graph import Inputs
+from genai_planner.plan import Inputs
 from genai_planner.shape import ModelShape
 from genai_planner.sources import Sources
 

@@ -32,7 +32,7 @@ from genai_planner.expand.lora import (
     use_cases,
 )
 from genai_planner.expand.splits import derive_splits
-from genai_planner.graph import FidelityCondition, Inputs, Plan, Selection, Task
+from genai_planner.plan import FidelityCondition, Inputs, Plan, Selection, Task
 from genai_planner.shape import ModelShape
 from genai_planner.sizing import binary_sizes, demand, fidelity_demand
 from genai_planner.targets import Target

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from genai_core.container.manifest import TOKEN_MAP_FILE
 from genai_core.names import MODEL, SourceName, TaskId
 from genai_planner.expand.context import PlanContext
-from genai_planner.graph import Inputs, Selection
+from genai_planner.plan import Inputs, Selection
 from genai_planner.shape import ModelShape, group_file
 
 __all__ = [

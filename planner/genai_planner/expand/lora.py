@@ -23,7 +23,7 @@ from genai_core.operations import (
 )
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
-from genai_planner.graph import Inputs, Selection, Task
+from genai_planner.plan import Inputs, Selection, Task
 from genai_planner.sizing import demand
 from genai_planner.sources import Sources
 

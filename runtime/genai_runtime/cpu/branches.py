@@ -27,7 +27,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from genai_core.errors import BadModel
-from genai_runtime.cpu.graphs import in_order, make, producers, replace_all
+from genai_runtime.cpu.onnx_edits import in_order, make, producers, replace_all
 
 __all__ = ["BLOCK", "PART", "ROWS", "branched", "input_names", "least_rows", "mask_name"]
 

@@ -18,7 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from genai_runtime.cpu.graphs import (
+from genai_runtime.cpu.onnx_edits import (
     ATTENTION,
     attribute,
     constant,

@@ -11,8 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from genai_core.errors import BadModel
 from genai_core.facts import RopeTable
-from genai_runtime.cpu.graphs import ATTENTION, attribute
 from genai_runtime.cpu.locations import Holds, check_locations
+from genai_runtime.cpu.onnx_edits import ATTENTION, attribute
 
 ROPE_KEY = "genai.rope"
 """Metadata of the model: JSON of its rotary tables."""

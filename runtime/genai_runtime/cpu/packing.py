@@ -36,7 +36,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from genai_core.errors import BadModel
-from genai_runtime.cpu.graphs import (
+from genai_runtime.cpu.onnx_edits import (
     ATTENTION,
     attribute,
     drop_unused,

@@ -18,12 +18,12 @@ from starlette.routing import Route
 
 from genai_core.errors import BadInput, GenAIError
 from genai_serving.api.admin import AdapterAdmin, load_lora_adapter, unload_lora_adapter
+from genai_serving.api.api_keys import ApiKeys
 from genai_serving.api.bodies import Bodies, read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
 from genai_serving.api.declaration import declare_adapters, list_adapters
 from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, of_failure
-from genai_serving.api.keys import ApiKeys
 from genai_serving.api.local_names import LocalNames
 from genai_serving.api.openapi import document
 from genai_serving.api.schemas import DetokenizeBody, TokenizeBody

@@ -29,7 +29,7 @@ from genai_serving.api.schemas import ChatBody, SamplingFields
 from genai_serving.engine import Engine
 from genai_serving.requests import AnswerRequest, Ended, Finish
 from genai_serving.scheduler import ServingLimits
-from genai_serving.structure.forms import Form
+from genai_serving.structure.answer_forms import Form
 from genai_serving.structure.grammars import Grammar, Grammars
 
 _COMPILING = 2

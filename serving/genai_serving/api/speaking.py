@@ -14,7 +14,7 @@ from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatBody
 from genai_serving.api.service import Service
 from genai_serving.api.structured import form_of
-from genai_serving.structure.forms import Form, of_calls, of_schema
+from genai_serving.structure.answer_forms import Form, of_calls, of_schema
 from genai_serving.structure.grammars import Grammar
 from genai_serving.tools import calls, thoughts
 from genai_serving.tools.calls import ToolForm

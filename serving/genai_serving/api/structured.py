@@ -8,7 +8,7 @@ from typing import Any
 from genai_core.errors import BadInput
 from genai_core.files.json_budgets import Budget
 from genai_serving.api.schemas import ResponseFormat, SamplingFields, StructuredOutputs
-from genai_serving.structure.forms import Form, any_object, of_choices, of_regex, of_schema
+from genai_serving.structure.answer_forms import Form, any_object, of_choices, of_regex, of_schema
 
 __all__ = ["form_of"]
 

@@ -17,7 +17,7 @@ from typing import Any
 from llguidance import LLMatcher
 
 from genai_runtime import forks
-from genai_serving.structure.forms import limits
+from genai_serving.structure.answer_forms import limits
 
 _STACK_BYTES = 1 << 20
 _MEMORY_BYTES = 64 << 20

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from genai_core.errors import BadInput
 from genai_runtime.fork_processes import ForkedProcesses
 from genai_runtime.tokenizer import TextTokenizer
-from genai_serving.structure.forms import LARGEST, Form, limits
+from genai_serving.structure.answer_forms import LARGEST, Form, limits
 
 __all__ = ["Follower", "Grammar", "Grammars"]
 

@@ -11,9 +11,9 @@ from collections.abc import Collection
 
 from genai_core.names import Digest
 from genai_core.sources.resolved import ResolvedSource
-from genai_operator.builds.planning.requests import Setting
-from genai_planner.graph import FileRef
+from genai_operator.builds.planning.job_requests import Setting
 from genai_planner.phases import BuildPlanner, BuildRequest
+from genai_planner.plan import FileRef
 from genai_planner.sources import Source
 
 __all__ = ["Plans"]

@@ -11,14 +11,14 @@ from genai_core.errors import GenAIError
 from genai_core.names import TaskId
 from genai_core.store.protocol import RecordRef
 from genai_core.tasks.record import Record
-from genai_operator.builds.planning.requests import Looks, Setting
-from genai_operator.jobs.manifest import JobRequest
+from genai_operator.builds.planning.job_requests import Looks, Setting
+from genai_operator.jobs.job_manifest import JobRequest
 from genai_operator.jobs.renewal import Renewal
 from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import JobView
 from genai_operator.kube.pod import PodView
 from genai_planner.advance import Advice
-from genai_planner.graph import Plan
+from genai_planner.plan import Plan
 
 __all__ = ["Question", "Survey"]
 

@@ -16,9 +16,9 @@ from genai_core.facts import ModelFacts
 from genai_core.names import Digest, Key, TaskId
 from genai_core.store.protocol import RecordRef
 from genai_core.tasks.record import Blob, Record
+from genai_operator.builds.planning.job_requests import job_request
 from genai_operator.builds.planning.plans import Plans
 from genai_operator.builds.planning.question import Question, Survey
-from genai_operator.builds.planning.requests import job_request
 from genai_operator.jobs.attempts import Attempts
 from genai_operator.jobs.renewal import Renewal
 from genai_operator.jobs.retries import judge
@@ -39,9 +39,9 @@ from genai_operator.stores.lookups import Answers, Unanswered
 from genai_operator.stores.remembered import check_weight, weight_of
 from genai_planner.advance import advance
 from genai_planner.events import Event, Failed, FoundResult, Look, Missed, Taken, WorkLimits
-from genai_planner.graph import Result
 from genai_planner.machine import TaskState
 from genai_planner.phases import FACTS_FILE, Ingesting, PlanPhase, plan_build
+from genai_planner.plan import Result
 
 __all__ = ["PLANS_READ", "survey"]
 

@@ -19,8 +19,8 @@ from genai_core.canonical import digest_json
 from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import operation_of
 from genai_core.tasks.selection import matches
-from genai_planner.graph import Demand, Plan, Selection, Task
 from genai_planner.machine import TaskState
+from genai_planner.plan import Demand, Plan, Selection, Task
 from genai_planner.sources import Sources
 
 __all__ = ["chain_behind", "derivations", "is_cheaper_joined"]

@@ -14,17 +14,17 @@ from genai_core.tasks.task_file import TaskFile, Toolchain, pack
 from genai_operator.builds.sources import SourcePlace
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.disk import disk_for
-from genai_operator.jobs.manifest import MOST_TASK_BYTES, JobRequest, appearance, given_memory
+from genai_operator.jobs.job_manifest import MOST_TASK_BYTES, JobRequest, appearance, given_memory
 from genai_operator.jobs.renewal import Wanted
 from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import Link
 from genai_operator.targets import build_targets as target_rules
 from genai_operator.targets.build_targets import BuildTarget
 from genai_planner.advance import Advice
-from genai_planner.chains import chain_behind
 from genai_planner.events import TaskStart
-from genai_planner.graph import Task
 from genai_planner.phases import Exact, PlanPhase
+from genai_planner.plan import Task
+from genai_planner.task_chains import chain_behind
 from genai_planner.task_files import TaskFiles, slug_of
 
 __all__ = ["Looks", "Setting", "job_request"]
