@@ -15,7 +15,8 @@ from typing import Any
 
 import yaml
 
-from genai_core.kinds.crd import KINDS, crd
+from genai_core.kinds.definitions.crd import crd
+from genai_core.kinds.definitions.defined_kinds import KINDS
 from genai_core.names import Backend
 from genai_operator.targets.build_targets import needed_libraries
 

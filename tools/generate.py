@@ -17,7 +17,8 @@ import observing
 import yaml
 from reference import page
 
-from genai_core.kinds.crd import KINDS, crd
+from genai_core.kinds.definitions.crd import crd
+from genai_core.kinds.definitions.defined_kinds import KINDS
 from genai_core.reasons import Reason
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from genai_core.kinds.crd import DefinedKind, crd
+from genai_core.kinds.definitions.crd import crd
+from genai_core.kinds.definitions.defined_kinds import DefinedKind
 
 Schema = dict[str, Any]
 
@@ -45,7 +46,7 @@ def page(kind: DefinedKind, example: str) -> str:
     """Markdown for one kind's spec.
 
     Args:
-        kind: Of `genai_core.kinds.crd.KINDS`.
+        kind: Of `genai_core.kinds.definitions.defined_kinds.KINDS`.
         example: A YAML file that uses it.
     """
     version = crd(kind)["spec"]["versions"][0]

@@ -12,7 +12,8 @@ from genai_core import canonical
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.build import BuildSpec, CpuPrecision, GenAIBuild
-from genai_core.kinds.crd import KINDS, DefinedKind, crd
+from genai_core.kinds.definitions.crd import crd
+from genai_core.kinds.definitions.defined_kinds import KINDS, DefinedKind
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.describe import describe_fields, describe_kind
 from genai_core.kinds.reading import read_model

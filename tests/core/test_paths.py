@@ -18,7 +18,8 @@ from genai_core.files.digest_cache import FileCache
 from genai_core.files.paths import FILE_NAME, PREFIX, check_relative_path, links_may_reach
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.crd import KINDS, crd
+from genai_core.kinds.definitions.crd import crd
+from genai_core.kinds.definitions.defined_kinds import KINDS
 from genai_core.kinds.reading import read_served
 from genai_core.sources.resolved import ResolvedFile, ResolvedSource, ResolveFile
 from genai_core.sources.source_files import inspect_source

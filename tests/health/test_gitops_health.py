@@ -22,7 +22,8 @@ from fake_apiserver import FakeApiserver
 from harness import programs
 
 from genai_core.errors import StoreUnavailable, StoreUnreadable
-from genai_core.kinds.crd import KINDS, crd
+from genai_core.kinds.definitions.crd import crd
+from genai_core.kinds.definitions.defined_kinds import KINDS
 from genai_core.names import Digest, Key
 from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record, ToolchainUsed

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from genai_core.errors import BadModel
-from genai_core.kinds.build import BuildStatus
+from genai_core.kinds.build_status import BuildStatus
 from genai_core.names import MODEL, Digest, Key, TaskId, adapter_source
 from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record, ToolchainUsed

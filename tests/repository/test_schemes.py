@@ -12,7 +12,7 @@ ROOMS = ("core", "planner", "runtime", "stages", "serving", "cli", "builder", "o
 KNOW = {
     "core/genai_core/store/address.py",
     "core/genai_core/sources/source_address.py",
-    "core/genai_core/kinds/crd.py",  # what a cluster takes, as the apiserver checks it
+    "core/genai_core/kinds/definitions/defined_kinds.py",  # what a cluster takes: its CEL
 }
 LOOKS = re.compile(r"""startswith\(\(?["'](s3|https|pvc)://|[!=]= ["'](s3|pvc)["']""")
 
