@@ -13,7 +13,8 @@ import pytest
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadModel, InvalidSpec, StoreUnavailable
 from genai_core.network.addresses import why_refused
-from genai_core.network.download import Rules, download
+from genai_core.network.download import download
+from genai_core.network.download_rules import Rules
 from genai_core.sources.source_address import parse_https, parse_pvc, readable_name
 from genai_core.testing import certificate
 
@@ -122,7 +123,7 @@ def test_a_metadata_service_is_refused_without_a_connection(tmp_path: Path) -> N
 def test_a_name_that_leads_elsewhere_later_is_refused_when_it_is_connected_to(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("genai_core.network.download._addresses", lambda _host: {"192.0.2.1"})
+    monkeypatch.setattr("genai_core.network.download_rules._addresses", lambda _host: {"192.0.2.1"})
     with pytest.raises(InvalidSpec, match="an address of the machine itself"):
         fetch(f"{site.url}/m.zip", tmp_path, rules=Rules())
     assert site.seen == []

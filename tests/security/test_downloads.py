@@ -17,7 +17,8 @@ import pytest
 from genai_core.errors import BadModel, GenAIError, InvalidSpec, StoreUnavailable
 from genai_core.network import addresses
 from genai_core.network import download as downloads
-from genai_core.network.download import Rules, download
+from genai_core.network.download import download
+from genai_core.network.download_rules import Rules
 from genai_core.testing import certificate
 
 NEAR = Rules(checks_addresses=False)

@@ -24,7 +24,8 @@ from genai_core.canonical import digest_json
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.files.paths import check_relative_path
 from genai_core.kinds.build import BuildSpec
-from genai_core.network.download import Rules, download
+from genai_core.network.download import download
+from genai_core.network.download_rules import Rules
 from genai_core.sources.archive import unpack_archive
 from genai_core.sources.build_sources import sources_of
 from genai_core.sources.source_address import is_archive, is_volume, parse_https

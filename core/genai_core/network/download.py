@@ -9,72 +9,47 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
 import re
-import socket
 import ssl
 import string
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
-from urllib.parse import SplitResult, quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import quote, urljoin, urlsplit, urlunsplit
 
 from genai_core.errors import BadModel, InvalidSpec, NoSpace, SourceNotFound, StoreUnavailable
 from genai_core.files.whole_files import explain, room_in
 from genai_core.names import Digest
-from genai_core.network.addresses import AddressRefused, check_peer, why_refused
-from genai_core.network.deadlines import hang_up, hung_up_after
+from genai_core.network.addresses import AddressRefused
+from genai_core.network.deadlines import hung_up_after
+from genai_core.network.download_rules import OUTSIDE, Rules, check_host
+from genai_core.network.watched_tls import (
+    CONNECT_SECONDS,
+    HttpsHandler,
+    NoRedirects,
+    WatchedTls,
+    watched_context,
+)
 from genai_core.redaction import hidden_queries
 
-__all__ = ["Downloaded", "Rules", "download"]
+__all__ = ["Downloaded", "download"]
 
 _BUFFER_BYTES = 1 << 20
-_SECONDS = 60.0
 _ANSWER_SECONDS = 120.0
 """For a connection and an answer's headers."""
 _PIECE_SECONDS = 60.0
 """For a MiB; a connection that is slower is of no use for models."""
 _CHECK_BYTES = 64 << 20
 """Between looks at the disk."""
-_MOST_ADDRESSES = 4
-"""Of a name that are tried."""
 _REDIRECTS = {301, 302, 303, 307, 308}
 _MOST_REDIRECTS = 5
 _ATTEMPTS = 4
 _PASSING = {408, 425, 429}
-_OUTSIDE = "name an address outside the cluster"
-
-
-@dataclass(frozen=True)
-class Rules:
-    """Where a download may go.
-
-    Attributes:
-        hosts: Patterns of hosts; `*` = any.
-        checks_addresses: Refuse the machine itself, link-local and metadata addresses: whoever
-            wrote the URL is not whoever runs this process.
-        refuse: What is asked instead of the general rule: address and port -> why not, or None.
-        most_bytes: Of the file.
-        seconds: Longest that one attempt may take as a whole; for each MiB there is a minute.
-    """
-
-    hosts: Sequence[str] = ("*",)
-    checks_addresses: bool = True
-    refuse: Callable[[str, int], str | None] | None = None
-    most_bytes: int = 512 << 30
-    seconds: float = 12 * 3600.0
-
-    def refused(self, address: str, port: int) -> str | None:
-        """Why nobody may be sent to an address, or None."""
-        if not self.checks_addresses:
-            return None
-        return self.refuse(address, port) if self.refuse is not None else why_refused(address)
 
 
 @dataclass(frozen=True)
@@ -88,93 +63,6 @@ class Downloaded:
     sha256: Digest
     size: int
     tag: str
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    """Leaves redirects to `download`."""
-
-    def http_error_302(self, *_: Any, **__: Any) -> None:
-        """Follow none, and do not even read where it leads."""
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
-
-
-class _Watched(ssl.SSLContext):
-    """Hangs up before the handshake where a connection led to a refused address, or when told."""
-
-    rules: Rules
-    connected: socket.socket | None = None
-
-    def wrap_socket(self, sock: socket.socket, *arguments: Any, **options: Any) -> ssl.SSLSocket:
-        """Look where it leads, then go on."""
-        check_peer(sock, self.rules.refused)
-        self.forget()
-        # Another name of the connection: the handshake takes the first one away.
-        self.connected = sock.dup()
-        return super().wrap_socket(sock, *arguments, **options)
-
-    def hang_up(self) -> None:
-        """End whatever waits for the last connection."""
-        hang_up(self.connected)
-
-    def forget(self) -> None:
-        """The last connection is over."""
-        if self.connected is not None:
-            self.connected.close()
-            self.connected = None
-
-
-class _Connection(http.client.HTTPSConnection):
-    """Tries few addresses of a name: each may take its time."""
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._create_connection = _connected
-
-
-def _connected(
-    address: tuple[str, int], timeout: float = _SECONDS, source_address: Any = None
-) -> socket.socket:
-    found = socket.getaddrinfo(*address, 0, socket.SOCK_STREAM)
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))[:_MOST_ADDRESSES]
-    for host in addresses[:-1]:
-        with suppress(OSError):
-            return socket.create_connection((host, address[1]), timeout, source_address)
-    return socket.create_connection((addresses[-1], address[1]), timeout, source_address)
-
-
-class _Https(urllib.request.HTTPSHandler):
-    def https_open(self, req: urllib.request.Request) -> Any:
-        """Open with a connection of ours."""
-        context: Any = self._context  # type: ignore[attr-defined]
-        return self.do_open(_Connection, req, context=context)
-
-
-def _context(rules: Rules, authorities_beside: str) -> _Watched:
-    context = _Watched(ssl.PROTOCOL_TLS_CLIENT)
-    context.rules = rules
-    authorities = os.environ.get("SSL_CERT_FILE")
-    with _certificates(f"SSL_CERT_FILE={authorities}"):
-        if authorities:
-            context.load_verify_locations(authorities)
-        else:
-            context.load_default_certs()
-    if authorities_beside:
-        with _certificates("the store's caBundle"):
-            context.load_verify_locations(cadata=authorities_beside)
-    return context
-
-
-@contextmanager
-def _certificates(where: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:  # ssl.SSLError is one
-        raise InvalidSpec(
-            f"it holds no certificates: {error.strerror or error}",
-            where=where,
-            remedy="name a file of PEM certificates",
-        ) from error
 
 
 def download(
@@ -207,8 +95,8 @@ def download(
         StoreUnavailable: The server does not answer.
         NoSpace: There is no room for it.
     """
-    context = _context(rules, authorities)
-    opener = urllib.request.build_opener(_Stay, _Https(context=context))
+    context = watched_context(rules, authorities)
+    opener = urllib.request.build_opener(NoRedirects, HttpsHandler(context=context))
     asked = _Asked(url, hidden_queries(url), rules, context)
     try:
         for attempt in range(_ATTEMPTS):
@@ -230,7 +118,7 @@ class _Asked:
     url: str
     shown: str
     rules: Rules
-    context: _Watched
+    context: WatchedTls
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
@@ -273,7 +161,7 @@ def _fetch(
             sent["Authorization"] = f"Bearer {token}"
         try:
             with asked.within(_ANSWER_SECONDS):
-                answer = opener.open(_request(here, sent), timeout=_SECONDS)
+                answer = opener.open(_request(here, sent), timeout=CONNECT_SECONDS)
             with answer:
                 return _save(answer, dest, asked)
         except HTTPError as error:
@@ -284,7 +172,7 @@ def _fetch(
                     raise _refusal(error, shown) from error
                 here = _led(here, error.headers["Location"])
         except AddressRefused as error:
-            raise InvalidSpec(str(error), where=shown, remedy=_OUTSIDE) from error
+            raise InvalidSpec(str(error), where=shown, remedy=OUTSIDE) from error
         except URLError as error:
             raise _unreached(error.reason, shown) from error
         except (http.client.HTTPException, TimeoutError, ConnectionError, ssl.SSLError) as error:
@@ -310,52 +198,6 @@ def _request(url: str, headers: Mapping[str, str]) -> urllib.request.Request:
     path, query = (quote(text, safe=string.punctuation) for text in (parts.path, parts.query))
     sent = urlunsplit((parts.scheme, parts.netloc, path, query, ""))
     return urllib.request.Request(sent, headers=dict(headers))  # noqa: S310 - check_host: https only
-
-
-def check_host(here: str, url: str, rules: Rules) -> None:
-    """Refuse an address, written or redirected to, that is not allowed.
-
-    Raises:
-        InvalidSpec: Says which rule.
-    """
-    shown = hidden_queries(url)
-    try:
-        parts = urlsplit(here)
-        host = parts.hostname or ""
-    except ValueError as error:
-        raise InvalidSpec(
-            f"it redirects to {hidden_queries(here)[:200]}, which is no address",
-            where=shown,
-            remedy=_OUTSIDE,
-        ) from error
-    led = "" if here == url else f"it redirects to {parts.scheme}://{host}: "
-    if parts.scheme != "https" or not host:
-        raise InvalidSpec(
-            f"{led}only https is read", where=shown, remedy="name an https:// address"
-        )
-    if not any(fnmatchcase(host, pattern) for pattern in rules.hosts):
-        raise InvalidSpec(
-            f"{led}{host} is not among the hosts that models may come from "
-            f"({', '.join(rules.hosts)})",
-            where=shown,
-            remedy="upload the model to a bucket, or have the host allowed",
-        )
-    for address in _addresses(host) if rules.checks_addresses else ():
-        why = rules.refused(address, _port(parts))
-        if why is not None:
-            raise InvalidSpec(f"{led}{address} {why}", where=shown, remedy=_OUTSIDE)
-
-
-def _port(parts: SplitResult) -> int:
-    return parts.port or 443
-
-
-def _addresses(host: str) -> set[str]:
-    """Where a name leads just now; what is really connected to is judged again."""
-    try:
-        return {str(entry[4][0]) for entry in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError):
-        return set()
 
 
 def _save(answer: Any, dest: Path, asked: _Asked) -> Downloaded:

@@ -22,7 +22,8 @@ from genai_core.errors import BadModel, InvalidSpec, SourceNotFound, StoreUnread
 from genai_core.files.paths import inside
 from genai_core.names import Digest
 from genai_core.network.addresses import pod_peers
-from genai_core.network.download import Rules, download
+from genai_core.network.download import download
+from genai_core.network.download_rules import Rules
 from genai_core.sources.archive import unpack_archive
 from genai_core.sources.source_address import HttpsAddress, PvcAddress, is_volume, parse_pvc
 from genai_core.store.address import (
