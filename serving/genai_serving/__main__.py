@@ -25,7 +25,8 @@ def main(argv: list[str] | None = None) -> int:
     given = _arguments(argv)
     logging.basicConfig(stream=sys.stderr, format="%(message)s", level=logging.WARNING)
     try:
-        from genai_serving.server import AdminOptions, Options, serve
+        from genai_serving.server import serve
+        from genai_serving.start.options import AdminOptions, Options
 
         admin = None
         if given.admin_port is not None:
@@ -51,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
                 tokens=given.tokens_per_pass,
                 cache_mib=given.kv_cache_mib,
                 prefix_mib=given.prefix_cache_mib,
+                system_prompts=_system_prompts(given),
                 request_seconds=given.request_timeout,
                 drain_seconds=given.drain_seconds,
                 drain_delay_seconds=given.drain_delay_seconds,
@@ -100,6 +102,24 @@ def _speculation(given: argparse.Namespace) -> SpeculativeConfig | None:
     )
 
 
+def _system_prompts(given: argparse.Namespace) -> tuple[str, ...]:
+    """Texts, and those of files.
+
+    Raises:
+        BadInput: A file is no text, or one of them is empty.
+    """
+    found = list(given.system_prompt)
+    for path in given.system_prompt_file:
+        try:
+            found.append(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+            raise BadInput(str(why), where=f"--system-prompt-file {path}") from error
+    if not all(found):
+        raise BadInput("it is empty", where="--system-prompt", remedy="leave it out")
+    return tuple(dict.fromkeys(found))
+
+
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="genai serve", description="Serve a container.")
     parser.add_argument("container", type=Path)
@@ -118,6 +138,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens-per-pass", type=int, default=128)
     parser.add_argument("--kv-cache-mib", type=int)
     parser.add_argument("--prefix-cache-mib", type=int)
+    parser.add_argument("--system-prompt", action="append", default=[])
+    parser.add_argument("--system-prompt-file", action="append", type=Path, default=[])
     parser.add_argument("--request-timeout", type=float, default=0.0)
     parser.add_argument("--drain-seconds", type=float, default=30.0)
     parser.add_argument("--drain-delay-seconds", type=float, default=0.0)

@@ -13,23 +13,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import dataclass, replace
 
 from genai_core.errors import GenAIError
-from genai_runtime.executor import Executor, Row, RowOutput, Want, checked_tokens
-from genai_runtime.sampling import Sampler, logprobs
+from genai_runtime.executor import Executor, checked_tokens
+from genai_runtime.prefixes.cache import PrefixCache
+from genai_runtime.sampling import Sampler
 from genai_runtime.speculation.control import Counts, Gain, Room, Speculation
-from genai_runtime.speculation.method import accept
 from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 from genai_serving.adapters.loaded import LoadedAdapters
+from genai_serving.answers import EngineAnswer
+from genai_serving.beginnings import Beginnings
 from genai_serving.guesses import Guesses
-from genai_serving.prefixes import Held, Match, PrefixCache
+from genai_serving.observing import NoObserver, Observer
+from genai_serving.passes import Passes
 from genai_serving.requests import AnswerRequest, Ended, Finish, Listener, Times
-from genai_serving.scheduler import Scheduler, Sequence, ServingLimits, Step, Work
+from genai_serving.scheduler import Scheduler, Sequence, ServingLimits, Step
 
 _LOG = logging.getLogger("genai_serving")
 _TICK = 0.1
@@ -40,56 +39,6 @@ class Closed(GenAIError):
     """The engine takes no more requests."""
 
     code = "ShuttingDown"
-
-
-class Observer(Protocol):
-    """Who counts; called in the engine's thread."""
-
-    def on_pass(self, *, rows: int, tokens: int, seconds: float) -> None:
-        """A pass was run."""
-        ...
-
-    def on_token(self, gap: float | None) -> None:
-        """A token was written, `gap` seconds behind the one before it; None = it is the first."""
-        ...
-
-    def on_end(self, request: AnswerRequest, ended: Ended) -> None:
-        """A request ended."""
-        ...
-
-
-class _Nobody:
-    """An observer that counts nothing."""
-
-    def on_pass(self, *, rows: int, tokens: int, seconds: float) -> None:
-        """Nothing."""
-
-    def on_token(self, gap: float | None) -> None:
-        """Nothing."""
-
-    def on_end(self, request: AnswerRequest, ended: Ended) -> None:
-        """Nothing."""
-
-
-@dataclass
-class _Answer:
-    """A request on its way."""
-
-    request: AnswerRequest
-    listener: Listener
-    sampler: Sampler
-    arrived: float
-    need: int
-    sequence: Sequence
-    admitted: float | None = None
-    first: float | None = None
-    last: float | None = None
-    slot: int | None = None
-    tokens: list[int] = field(default_factory=list)
-    cached: int | None = None
-    done: bool = False
-    states: list[tuple[int, NDArray[np.float32]]] = field(default_factory=list)
-    """The model's, of the prompt, until guessing begins."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +85,13 @@ class Engine:
         self._executor = executor
         self._scheduler = Scheduler(limits)
         self._prefixes = PrefixCache(executor, limits.prefix_bytes)
+        self._beginnings = Beginnings(executor, self._prefixes)
         self._guesses = Guesses(speculation)
-        self._observer: Observer = observer or _Nobody()
+        self._observer: Observer = observer or NoObserver()
         self._clock = clock
         self._keys = itertools.count()
-        self._answers: dict[int, _Answer] = {}
+        self._answers: dict[int, EngineAnswer] = {}
+        self._passes = Passes(executor, self._guesses, self._observer, clock, self._answers)
         self._wake = threading.Condition()
         cache = AdapterCache() if adapters is None else adapters
         self._adapters = LoadedAdapters(
@@ -209,7 +160,7 @@ class Engine:
             sequence = Sequence(key, prompt.size, most, need + beside, request.deadline)
             self._scheduler.check(sequence, beside=len(self._adapters.waiting))
             now = self._clock()
-            self._answers[key] = _Answer(request, listener, sampler, now, need, sequence)
+            self._answers[key] = EngineAnswer(request, listener, sampler, now, need, sequence)
             if self._adapters.ready(request.adapters):
                 self._scheduler.come(sequence)
             else:
@@ -301,7 +252,7 @@ class Engine:
             for key in left:
                 self._end(key, Finish.CANCELLED)
             self._adapters.close()
-            self._prefixes.shrink(0)
+            self._beginnings.close()
             self._guesses.close()
             self._executor.close()
 
@@ -327,12 +278,12 @@ class Engine:
             self._end(key, Finish.CANCELLED)
         for key in overdue:
             self._end(key, Finish.DEADLINE)
-        found: dict[int, Match] = {}
         wanted = self._guesses.wanted(self._rooms())
+        self._beginnings.look()
         with self._wake:
-            step = self._scheduler.schedule(lambda key: self._cached(key, found), wanted)
+            step = self._scheduler.schedule(self._cached, wanted)
         if step.work:
-            self._run(step, found)
+            self._run(step)
         return True
 
     def _worn(self, keys: Iterable[int]) -> frozenset[str]:
@@ -358,7 +309,7 @@ class Engine:
         with self._wake:
             self._stirred = False
             for name in self._adapters.leaving(self._worn(self._answers)):
-                self._prefixes.forget(name)
+                self._beginnings.forget(name)
                 self._adapters.let_go(name)
             worn = self._worn((*self._scheduler.running, *self._scheduler.waiting))
             for key in self._adapters.admit(worn):
@@ -383,58 +334,26 @@ class Engine:
             if answer.slot is not None
         }
 
-    def _cached(self, key: int, found: dict[int, Match]) -> int:
-        """How many tokens of a prompt a slot can begin with; remembered in `found`."""
-        request = self._answers[key].request
-        if request.prompt_logprobs is not None:  # every place's logits are wanted
-            return 0
-        running = [self._held(answer) for answer in self._answers.values()]
-        match = self._prefixes.find(request.scope, request.prompt, [h for h in running if h])
-        if match is not None:
-            found[key] = match
-        return 0 if match is None else match.tokens
+    def _cached(self, key: int) -> int:
+        """How many tokens of a prompt a slot can begin with."""
+        return self._beginnings.cached(key, self._answers)
 
-    def _held(self, answer: _Answer) -> Held | None:
-        """What the slot of an answer holds; None where it has none."""
-        if answer.slot is None:
-            return None
-        known = np.concatenate([answer.request.prompt, np.asarray(answer.tokens, np.int64)])
-        length = self._executor.length(answer.slot)
-        return Held(answer.slot, answer.request.scope, known[:length])
-
-    def _begin(self, step: Step, found: dict[int, Match]) -> None:
-        """A slot for each sequence whose first tokens are in this pass."""
-        wanted = [match.slot for match in found.values()]
+    def _room(self, step: Step) -> int:
+        """Bytes of the cache that neither those that run nor those that are admitted may take."""
         with self._wake:
             admitted = sum(self._answers[key].sequence.cache_bytes for key in step.admitted)
-            room = self._scheduler.limits.cache_bytes - self._scheduler.reserved_bytes - admitted
-        self._prefixes.shrink(room, wanted=wanted)
-        for work in step.work:
-            answer = self._answers[work.key]
-            if answer.slot is not None:
-                continue
-            match = found.get(work.key)
-            if match is None:
-                answer.slot = self._executor.open()
-            else:
-                wanted.remove(match.slot)
-                answer.slot = self._prefixes.take(match, most_bytes=answer.need, wanted=wanted)
-            if answer.request.prompt_logprobs is None:
-                answer.cached = work.start
-            # At once, and not bucket by bucket with a copy each time.
-            self._executor.grow(answer.slot, answer.request.prompt.size)
-        self._prefixes.shrink(room)
+            return self._scheduler.limits.cache_bytes - self._scheduler.reserved_bytes - admitted
 
-    def _run(self, step: Step, found: dict[int, Match]) -> None:
+    def _run(self, step: Step) -> None:
         began = self._clock()
         for key in step.admitted:
             self._answers[key].admitted = began
         writing = {work.key for work in step.work if self._answers[work.key].tokens}
         try:
-            self._begin(step, found)
+            self._beginnings.begin(step, self._answers, self._room(step))
             step = self._guesses.propose(step, writing)
             ready = self._clock()
-            outputs = self._executor.forward([self._row(work) for work in step.work])
+            outputs = self._executor.forward([self._passes.row(work) for work in step.work])
         except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
             for key in {*step.admitted, *(work.key for work in step.work)}:
                 self._end(key, Finish.ERROR, _known(error))
@@ -443,7 +362,7 @@ class Engine:
         finished, failed, written = set(), {}, {}
         for work, output in zip(step.work, outputs, strict=True):
             try:
-                written[work.key] = self._tell(work, output)
+                written[work.key] = self._passes.tell(work, output)
                 if self._answers[work.key].done:
                     finished.add(work.key)
             except Exception as error:  # noqa: BLE001 - as above
@@ -457,77 +376,6 @@ class Engine:
         for key in ended:
             self._end(key, Finish.STOP if key in finished else Finish.LENGTH)
 
-    def _row(self, work: Work) -> Row:
-        answer = self._answers[work.key]
-        assert answer.slot is not None
-        prompt = answer.request.prompt
-        if work.start < prompt.size:
-            tokens = prompt[work.start : work.start + work.count]
-        else:
-            tokens = np.array(answer.tokens[-1:], dtype=np.int64)
-        told = answer.request.prompt_logprobs is not None and work.start < prompt.size
-        want = Want.ALL if told else Want.LAST if work.yields else Want.NONE
-        row = Row(
-            answer.slot,
-            tokens,
-            want=want,
-            adapters=answer.request.adapters,
-            states=answer.request.speculation and self._guesses.observes,
-        )
-        return self._guesses.row(work, row)
-
-    def _tell(self, work: Work, output: RowOutput) -> int:
-        """Hand on what a row yielded; tokens that it wrote."""
-        answer = self._answers[work.key]
-        request = answer.request
-        if request.prompt_logprobs is not None and work.start < request.prompt.size:
-            behind = request.prompt[work.start + 1 : work.start + work.count + 1]
-            answer.listener.on_prompt(
-                [
-                    logprobs(row, int(token), request.prompt_logprobs)
-                    for row, token in zip(output.logits, behind, strict=False)
-                ]
-            )
-        if output.states is not None and not answer.tokens:
-            answer.states.append((work.start, output.states))
-        if not work.yields:
-            return 0
-        logits = output.logits[-1 - work.guesses :]
-        guesses = self._guesses.of(work).tokens
-        written = accept(logits, guesses, lambda row, guess: self._take(answer, row, guess))
-        if work.guesses:
-            assert answer.slot is not None
-            self._executor.truncate(answer.slot, work.start + len(written))
-        if not answer.done:
-            if request.speculation and len(answer.tokens) == 1:
-                self._guesses.start(work.key, request.prompt, answer.sampler.foreseen)
-                for start, states in answer.states:
-                    self._guesses.observe(work.key, start, states)
-                answer.states.clear()
-            elif output.states is not None:
-                self._guesses.observe(work.key, work.start, output.states[: len(written)])
-            self._guesses.extend(work, written, logits)
-        self._guesses.wrote(len(written))
-        return len(written)
-
-    def _take(
-        self, answer: _Answer, logits: NDArray[np.float32], guess: int | None
-    ) -> tuple[int, bool]:
-        """The next token of an answer, told; and whether the answer is at its end."""
-        request = answer.request
-        early = len(answer.tokens) < request.min_tokens
-        banned = request.stop_tokens if early else ()
-        token = answer.sampler.next(logits, banned=banned, guess=guess)
-        answer.tokens.append(token)
-        now, before = self._clock(), answer.last
-        answer.first = now if answer.first is None else answer.first
-        answer.last = now
-        self._observer.on_token(None if before is None else now - before)
-        told = None if request.logprobs is None else logprobs(logits, token, request.logprobs)
-        enough = answer.listener.on_token(token, told)
-        answer.done = enough or token in request.stop_tokens or answer.sampler.finished
-        return token, answer.done
-
     def _end(self, key: int, reason: Finish, error: GenAIError | None = None) -> None:
         with self._wake:
             answer = self._answers.pop(key, None)
@@ -538,15 +386,12 @@ class Engine:
         if answer is None:
             return
         guessed = self._guesses.finish(key)
-        held = self._held(answer)
-        if held is not None and error is None:
-            self._prefixes.keep(held)
-        elif held is not None:  # nobody knows what a pass that failed has left
-            self._executor.free(held.slot)
+        self._beginnings.end(answer, failed=error is not None)
         times = Times(answer.arrived, answer.admitted, answer.first, self._clock())
         prompt, tokens = answer.request.prompt.size, len(answer.tokens)
         ended = Ended(reason, prompt, tokens, times, error, answer.cached, guessed)
-        self._observer.on_end(answer.request, ended)
+        if not answer.request.pin:
+            self._observer.on_end(answer.request, ended)
         try:
             answer.listener.on_end(ended)
         except Exception:  # noqa: BLE001 - the others must go on

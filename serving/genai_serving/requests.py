@@ -58,6 +58,7 @@ class AnswerRequest:
         constraint: Makes what the answer must look like; None = anything.
         speculation: Tokens may be guessed; the answer is the same.
         cache_salt: Only requests of the same salt share cached beginnings with it.
+        pin: Nobody asked it: its prompt is read to be kept, as a beginning of others' prompts.
     """
 
     prompt: NDArray[np.int64]
@@ -72,6 +73,7 @@ class AnswerRequest:
     constraint: Callable[[], Constraint] | None = None
     speculation: bool = True
     cache_salt: str = ""
+    pin: bool = False
 
     @property
     def scope(self) -> Scope:

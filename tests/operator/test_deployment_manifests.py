@@ -166,6 +166,7 @@ CHANGES: dict[str, Any] = {
     "server.prefixCacheMiB": {"server": {"prefixCacheMiB": 1}},
     "server.maxAdapterRank": {"server": {"maxAdapterRank": 32}},
     "server.adapterCacheMiB": {"server": {"adapterCacheMiB": 9}},
+    "server.systemPrompts": {"server": {"systemPrompts": ["Be brief."]}},
     "server.threads": {"server": {"threads": 3}},
     "server.adminTokenSecretRef": {"server": {"adminTokenSecretRef": {"name": "t"}}},
     "expose.networkPolicy": {"expose": {"networkPolicy": False}},
@@ -211,6 +212,14 @@ def test_speculation_is_written_as_the_server_reads_it(method: str) -> None:
     assert found.names == ({"DraftModel": "draft_model"}.get(method, method.lower()),)
 
 
+def test_system_prompts_reach_the_server_as_they_were_written() -> None:
+    prompts = ["Answer in $(WORDS).", "--brief\nand kind"]
+    given = rendered(server={"systemPrompts": prompts})
+    (server,) = pod_of(given)["containers"]
+    told = server["args"][server["args"].index("--system-prompt") :][:3]
+    assert told == ["--system-prompt", "Answer in $$(WORDS).", "--system-prompt=--brief\nand kind"]
+
+
 def test_threads_follow_the_limit_of_the_processor() -> None:
     assert "--threads" not in arguments()
     assert arguments(resources={"limits": {"cpu": "1500m"}})["--threads"] == "2"
@@ -232,7 +241,6 @@ def test_memory_is_sized_from_the_container_and_given_is_given() -> None:
 
 
 NOT_YET: dict[str, Any] = {
-    "spec.server.systemPrompts": {"server": {"systemPrompts": ["x"]}},
     "spec.speculation.method Ssd": {"speculation": {"method": "Ssd"}},
     "spec.adapters[0].source": {"adapters": [{"name": "a", "source": "s3://a/b"}]},
 }

@@ -39,7 +39,7 @@ TWINS = {
     "model": "of one kind of file or server, said by its folder",
     "objects": "by their names: in a bucket, at the apiserver",
     "blobs": "the protocol, and S3's",
-    "cache": "said by its folder: the store's command, the watch's, of adapters",
+    "cache": "said by its folder: the store's command, the watch's, of adapters, of prefixes",
     "chain": "tasks that one worker runs, and who runs it",
     "build": "GenAIBuild: the kind, its tasks, its view, its command",
     "job": "a Job, from outside and from inside",

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from genai_runtime.executor import AdapterUse, Row
 from genai_runtime.generate import generate
+from genai_runtime.prefixes.cache import Held, Match, PrefixCache, common
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
 from genai_serving.engine import Engine, ServingLimits
-from genai_serving.prefixes import Held, Match, PrefixCache, common
 from genai_serving.requests import Finish, Scope
 
 NAMES = ("a", "b")
@@ -35,6 +35,7 @@ class Watched(ScriptedExecutor):
         self.most = max(self.most, reserved + self.engine._prefixes.bytes)
         idle = set(self.engine._prefixes.slots)
         assert self.engine._prefixes.bytes == sum(map(self.slot_bytes, idle))
+        idle |= set(self.engine._prefixes.pinned)
         assert self.open_slots == idle | {answer.slot for answer in running}
         return super().forward(rows)
 
@@ -272,3 +273,37 @@ def test_keep_holds_the_same_tokens_of_two_scopes():
 def test_common_counts_what_two_texts_share():
     for one, other, shared in (([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 9, 3], 1)):
         assert common(np.array(one), np.array(other)) == shared
+
+
+def test_a_pinned_beginning_stays_whatever_comes_and_is_copied(engine: Engine) -> None:
+    system = [3, 1, 4, 1, 5, 9]
+    pinned = told(engine, system, 1, pin=True, speculation=False)
+    assert len(pinned.tokens) == 1
+    slots = engine._prefixes.pinned
+    for start in range(1, 9):  # more than there is memory for
+        told(engine, [start] * 20, 2)
+    for end in ([2, 6], [5, 3]):
+        found = told(engine, [*system, *end])
+        assert found.ended.error is None
+        assert found.ended.cached_tokens == len(system)
+        assert found.tokens == alone([*system, *end], 6)
+    assert told(engine, [*system, 2], adapters=(AdapterUse("a"),)).ended.cached_tokens == 0
+    assert told(engine, [*system, 2], cache_salt="x").ended.cached_tokens == 0
+    assert engine._prefixes.pinned == slots
+
+
+def test_pin_holds_what_a_longer_idle_slot_has_too_and_forget_frees_it() -> None:
+    slots = ScriptedExecutor()
+    cache = PrefixCache(slots, 9)
+    long, pinned, same, longer = filled(slots, [1, 2, 3], [1, 2], [1, 2], [1, 2, 4])
+    cache.keep(long)
+    cache.pin(pinned)
+    cache.keep(same)
+    cache.keep(longer)
+    assert (cache.pinned, cache.slots) == ((pinned.slot,), (long.slot, longer.slot))
+    assert cache.bytes == 6, "what is pinned is not counted"
+    cache.shrink(0)
+    assert slots.open_slots == {pinned.slot}
+    assert cache.find(Scope(), np.array([1, 2, 9])) == Match(pinned.slot, 2, whole=False)
+    cache.forget(lambda scope: scope == Scope())
+    assert slots.open_slots == frozenset()

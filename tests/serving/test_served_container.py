@@ -273,6 +273,7 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, mon
     from genai_core.names import Backend
     from genai_runtime.testing import ScriptedExecutor
     from genai_serving import server
+    from genai_serving.start import opening
 
     said, seen = [], {}
 
@@ -301,8 +302,8 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, mon
             return False
 
     Opened.folder.mkdir(parents=True)
-    monkeypatch.setattr(server.containers, "load", lambda *_, **__: Opened)
-    monkeypatch.setattr(server, "try_out", lambda _: pytest.fail("minutes in the emulator"))
+    monkeypatch.setattr(opening.containers, "load", lambda *_, **__: Opened)
+    monkeypatch.setattr(opening, "try_out", lambda _: pytest.fail("minutes in the emulator"))
     application = server.application
 
     def kept(service, *arguments, **given):

@@ -60,6 +60,16 @@ def serve(
             help="Of them for beginnings of earlier prompts, 0 for none; else all that is free.",
         ),
     ] = None,
+    system_prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", show_default=False, help="Read at the start and kept; several times."
+        ),
+    ] = None,
+    system_prompt_file: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", show_default=False, help="The same, of a file."),
+    ] = None,
     tokens_per_pass: Annotated[
         int,
         typer.Option(
@@ -144,6 +154,8 @@ def serve(
             "max-waiting": max_waiting,
             "kv-cache-mib": kv_cache_mib,
             "prefix-cache-mib": prefix_cache_mib,
+            "system-prompt": system_prompt,
+            "system-prompt-file": system_prompt_file,
             "tokens-per-pass": tokens_per_pass,
             "admin-port": admin_port,
             "admin-token-file": admin_token_file,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn
@@ -18,12 +18,15 @@ __all__ = ["draft_folder", "serve"]
 _NEEDED = ("numpy", "onnxruntime", "starlette", "uvicorn", "prometheus_client", "llguidance")
 
 
-def serve(path: Path, given: Mapping[str, str | float | None], *, api_key: str) -> NoReturn:
+def serve(
+    path: Path, given: Mapping[str, str | float | Sequence[str] | None], *, api_key: str
+) -> NoReturn:
     """Become `python -m genai_serving`.
 
     Args:
         path: Of a container, or of a build's folder.
-        given: Its options, without dashes before their names; None and "" are left out.
+        given: Its options, without dashes before their names; None and "" are left out, an option
+            of several values is given several times.
         api_key: Goes through the environment: a list of processes shows arguments to everybody.
 
     Raises:
@@ -41,7 +44,8 @@ def serve(path: Path, given: Mapping[str, str | float | None], *, api_key: str) 
     command += ["--cache", str(cache_folder() / "serving")]
     for name, value in given.items():
         if value not in (None, ""):
-            command += [f"--{name}={value}"]  # a value may begin with a dash
+            several = [value] if isinstance(value, str | float | int) else value or []
+            command += [f"--{name}={one}" for one in several]  # a value may begin with a dash
     environment = dict(os.environ)
     environment.pop("GENAI_API_KEY", None)
     if api_key:

@@ -62,8 +62,11 @@ class Server(KindModel):
     """All memory of adapters, in MiB, the ranks of a pass included; left out: what they need."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """That compute; left out: as many as the pod has cores."""
-    system_prompts: Annotated[list[Text], Field(max_length=32)] = Field(default_factory=list)
-    """Kept in the prefix cache from the start."""
+    system_prompts: Annotated[
+        list[Annotated[Text, StringConstraints(min_length=1)]], Field(max_length=32)
+    ] = Field(default_factory=list)
+    """Read before the first request and kept, with the base and with each adapter and use case, in
+    `prefixCacheMiB`."""
     admin_token_secret_ref: SecretRef | None = None
     """Its key `token` is what the operator shows pods at their admin port; left out: the operator
     makes Secret `<name>-admin`."""

@@ -48,8 +48,6 @@ def check_served(spec: DeploymentSpec) -> None:
 
 
 def _not_yet(spec: DeploymentSpec) -> Iterator[str]:
-    if spec.server.system_prompts:
-        yield "spec.server.systemPrompts"
     if spec.speculation is not None and spec.speculation.method not in METHODS:
         yield f"spec.speculation.method {spec.speculation.method}"
     for index, adapter in enumerate(spec.adapters):

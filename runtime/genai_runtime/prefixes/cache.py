@@ -1,21 +1,23 @@
-"""Beginnings of prompts whose keys and values are there already: the slots of earlier answers.
+"""Beginnings of texts whose keys and values are there already: the slots of earlier sequences.
 
-A slot whose answer has ended is kept, idle, with the tokens that it holds. A request begins with
+A slot whose sequence has ended is kept, idle, with the tokens that it holds. A new one begins with
 the longest beginning that it shares with an idle or a running slot of the same scope: it takes an
 idle slot over where it goes on behind all of it, else copies. Idle slots give way, the one unused
-for longest first, before a request waits for their memory. Not thread safe: the engine's thread.
+for longest first, before a request waits for their memory; pinned ones never do, and are always
+copied. Not thread safe.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genai_runtime.executor import Executor
-from genai_serving.requests import Scope
+
+__all__ = ["Held", "Match", "PrefixCache", "common"]
 
 _MOST = 256
 """Idle slots: every one of them is compared with each prompt."""
@@ -27,12 +29,12 @@ class Held:
 
     Attributes:
         slot: Of the executor.
-        scope: What its keys and values depend on beside the tokens.
+        scope: What its keys and values depend on beside the tokens: equal ones may share.
         tokens: [T], those whose keys and values are in the slot.
     """
 
     slot: int
-    scope: Scope
+    scope: Hashable
     tokens: NDArray[np.int64]
 
 
@@ -56,7 +58,7 @@ class PrefixCache:
 
     Args:
         executor: Whose slots are kept.
-        most_bytes: Of all idle slots; 0 = nothing is kept or shared.
+        most_bytes: Of all idle slots, those that are pinned aside; 0 = nothing is kept or shared.
     """
 
     def __init__(self, executor: Executor, most_bytes: int) -> None:
@@ -64,16 +66,22 @@ class PrefixCache:
         self._most_bytes = most_bytes
         self._idle: dict[int, Held] = {}
         """By slot, the one unused for longest first."""
+        self._pinned: dict[int, Held] = {}
         self.bytes = 0
-        """Memory of the idle slots; that of an idle slot never changes."""
+        """Memory of the idle slots without pinned ones; that of an idle slot never changes."""
 
     @property
     def slots(self) -> tuple[int, ...]:
         """Idle slots, the one unused for longest first."""
         return tuple(self._idle)
 
+    @property
+    def pinned(self) -> tuple[int, ...]:
+        """Slots that stay."""
+        return tuple(self._pinned)
+
     def find(
-        self, scope: Scope, prompt: NDArray[np.int64], running: Iterable[Held] = ()
+        self, scope: Hashable, prompt: NDArray[np.int64], running: Iterable[Held] = ()
     ) -> Match | None:
         """The longest beginning of a prompt that a slot has; never all of it.
 
@@ -84,11 +92,12 @@ class PrefixCache:
             prompt: Its tokens, [T].
             running: Slots at work, which may be copied from.
         """
-        if not self._most_bytes:
+        if not self._most_bytes and not self._pinned:
             return None
         best: Match | None = None
         for held, idle in [
             *((h, True) for h in self._idle.values()),
+            *((h, False) for h in self._pinned.values()),
             *((h, False) for h in running),
         ]:
             if held.scope != scope:
@@ -116,13 +125,21 @@ class PrefixCache:
             self._idle[match.slot] = held
         return self._executor.copy(match.slot, match.tokens)
 
+    def pin(self, held: Held) -> None:
+        """Take a slot in that stays until it is forgotten."""
+        self._executor.truncate(held.slot, held.tokens.size)
+        self._pinned[held.slot] = held
+
     def keep(self, held: Held) -> None:
         """Take a slot in whose answer has ended; it is freed at once where nothing is to be kept.
 
         Of two slots where one holds what the other begins with, the longer one stays.
         """
         size = held.tokens.size
-        within = False
+        within = any(
+            other.scope == held.scope and common(other.tokens, held.tokens) == size
+            for other in self._pinned.values()
+        )
         for other in list(self._idle.values()):
             if other.scope == held.scope:
                 shared = common(other.tokens, held.tokens)
@@ -137,11 +154,18 @@ class PrefixCache:
         self.bytes += self._executor.slot_bytes(held.slot)
         self.shrink(self._most_bytes)
 
-    def forget(self, adapter: str) -> None:
-        """Free the idle slots of an adapter that nobody can wear any more."""
-        for held in list(self._idle.values()):
-            if any(use.name == adapter for use in held.scope.adapters):
-                self._free(held.slot)
+    def forget(self, gone: Callable[[Hashable], bool]) -> None:
+        """Free the idle and pinned slots of scopes in which nobody can ask any more."""
+        for held in [held for held in self._idle.values() if gone(held.scope)]:
+            self._free(held.slot)
+        for held in [held for held in self._pinned.values() if gone(held.scope)]:
+            del self._pinned[held.slot]
+            self._executor.free(held.slot)
+
+    def close(self) -> None:
+        """Free everything."""
+        self.shrink(0)
+        self.forget(lambda _: True)
 
     def shrink(self, most_bytes: int, *, wanted: Collection[int] = ()) -> None:
         """Free idle slots until the rest occupies no more than so many bytes.

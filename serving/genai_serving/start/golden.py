@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import GoldenMismatch
 from genai_runtime.container import Container
 from genai_runtime.executor import AdapterUse, Executor
 from genai_runtime.golden import Replay, replay
 from genai_runtime.session import SlotSession
+from genai_serving.adapters.start import HeldAdapters
 
-__all__ = ["replay_golden"]
+__all__ = ["replay_first", "replay_golden"]
 
 
 def replay_golden(
@@ -44,6 +46,34 @@ def replay_golden(
             raise _mismatch(opened, name, found)
         compared, forgiven = compared + found.compared, forgiven + found.forgiven
     return Replay(compared=compared, mismatches=(), forgiven=forgiven)
+
+
+def replay_first(
+    opened: Container,
+    executor: Executor,
+    adapters: AdapterIndex,
+    held: HeldAdapters | None,
+    say: Callable[[str], None],
+) -> None:
+    """Replay them with what is served, and say what came of it.
+
+    Raises:
+        GoldenMismatch: As `replay_golden`.
+    """
+
+    def wear(names: Sequence[str]) -> bool:
+        if not set(names) <= set(adapters.adapters):
+            return False
+        if held is not None:
+            held.wear(names)
+        return True
+
+    found = replay_golden(opened, executor, wear)
+    if found is None:
+        say("it has no golden prompts: nothing was replayed")
+        return
+    near = f", {found.forgiven} of them within the tolerance" if found.forgiven else ""
+    say(f"{found.compared} golden tokens are as recorded{near}")
 
 
 def _mismatch(opened: Container, name: str | None, found: Replay) -> GoldenMismatch:

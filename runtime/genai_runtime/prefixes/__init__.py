@@ -1,0 +1,1 @@
+"""Beginnings of texts whose keys and values are there already, in memory and on disk."""

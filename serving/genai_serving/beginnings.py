@@ -1,0 +1,96 @@
+"""What answers of an engine begin with: slots of others, looked for when their first pass is due.
+
+Not thread safe: the engine's thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from genai_runtime.executor import Executor
+from genai_runtime.prefixes.cache import Match, PrefixCache
+from genai_serving.answers import EngineAnswer
+from genai_serving.requests import Scope
+from genai_serving.scheduler import Step
+
+__all__ = ["Beginnings"]
+
+
+class Beginnings:
+    """See the module's docstring.
+
+    Args:
+        executor: Whose slots they are.
+        cache: Of its idle slots.
+    """
+
+    def __init__(self, executor: Executor, cache: PrefixCache) -> None:
+        self._executor = executor
+        self._cache = cache
+        self._found: dict[int, Match] = {}
+
+    def look(self) -> None:
+        """A pass is about to be planned: what was found for another one does not count."""
+        self._found = {}
+
+    def cached(self, key: int, answers: Mapping[int, EngineAnswer]) -> int:
+        """How many tokens of a prompt a slot can begin with; remembered until the next `look`."""
+        request = answers[key].request
+        if request.prompt_logprobs is not None:  # every place's logits are wanted
+            return 0
+        running = [answer.held(self._executor) for answer in answers.values()]
+        match = self._cache.find(request.scope, request.prompt, [h for h in running if h])
+        if match is not None:
+            self._found[key] = match
+        return 0 if match is None else match.tokens
+
+    def begin(self, step: Step, answers: Mapping[int, EngineAnswer], room: int) -> None:
+        """A slot for each answer whose first tokens are in a pass.
+
+        Args:
+            step: The pass.
+            answers: All, by key.
+            room: Bytes that idle slots may occupy beside those that run.
+        """
+        found = self._found
+        wanted = [match.slot for match in found.values()]
+        self._cache.shrink(room, wanted=wanted)
+        for work in step.work:
+            answer = answers[work.key]
+            if answer.slot is not None:
+                continue
+            match = found.get(work.key)
+            if match is None:
+                answer.slot = self._executor.open()
+            else:
+                wanted.remove(match.slot)
+                answer.slot = self._cache.take(match, most_bytes=answer.need, wanted=wanted)
+            if answer.request.prompt_logprobs is None:
+                answer.cached = work.start
+            # At once, and not bucket by bucket with a copy each time.
+            self._executor.grow(answer.slot, answer.request.prompt.size)
+        self._cache.shrink(room)
+
+    def end(self, answer: EngineAnswer, *, failed: bool) -> None:
+        """An answer has ended: its slot is kept, unless nobody knows what is in it."""
+        held = answer.held(self._executor)
+        if held is None:
+            return
+        if failed:
+            self._executor.free(held.slot)
+        elif answer.request.pin and held.tokens.size == answer.request.prompt.size:
+            self._cache.pin(held)
+        else:
+            self._cache.keep(held)
+
+    def forget(self, adapter: str) -> None:
+        """Let go what was read with an adapter that nobody can wear any more."""
+        self._cache.forget(lambda scope: isinstance(scope, Scope) and _wears(scope, [adapter]))
+
+    def close(self) -> None:
+        """Let everything go."""
+        self._cache.close()
+
+
+def _wears(scope: Scope, adapters: Iterable[str]) -> bool:
+    return any(use.name in adapters for use in scope.adapters)
