@@ -138,6 +138,8 @@ class TransformConfig(OperationConfig):
 class ConvertHtpConfig(OperationConfig):
     """Encodings onto one split of one graph; QDQ ONNX and DLC."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"worn"})
+
     backend: Literal[Backend.HTP] = Backend.HTP
     graph: GraphConfig
     split: SplitConfig
@@ -145,6 +147,8 @@ class ConvertHtpConfig(OperationConfig):
     bias_bits: Literal[32] = 32
     kv_bits: Literal[8] = 8
     gaps: Gaps = Gaps.ERROR
+    worn: tuple[str, ...] = ()
+    """Adapters that become part of the graph: alpha, as text, of each input `adapter_<number>`."""
 
 
 class ConvertCpuConfig(OperationConfig):
@@ -225,6 +229,8 @@ class LoraImportConfig(OperationConfig):
 class LoraGraphConfig(OperationConfig):
     """The inputs of static graphs that take adapters."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"every"})
+
     alpha: str = "lora_alpha"
     """Name of the input that scales all branches."""
     max_rank: int | None = None
@@ -233,15 +239,23 @@ class LoraGraphConfig(OperationConfig):
     """The same: last names of modules that get a branch, whether an adapter has one or not."""
     together: tuple[tuple[int, ...], ...] = ()
     """Adapters that are used at once, by the numbers of their inputs: their ranks add up."""
+    every: bool = False
+    """A branch at every linear, whatever the adapters: for graphs that adapters become part of."""
 
 
 class LoraRangesConfig(OperationConfig):
     """The widest values of those inputs, and of what is computed from them."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"alone", "reached"})
+
     together: tuple[tuple[tuple[int, str], ...], ...] = ()
     """Adapters that are used at once: number of the input, alpha as text."""
     reserve: str = "1.0"
     """Factor on all ranges, as text, for adapters that come later."""
+    alone: bool = True
+    """Each adapter is used by itself too."""
+    reached: bool = False
+    """Also how far each tensor of the model goes that wears the (one) combination."""
 
 
 class WornConfig(OperationConfig):
@@ -263,7 +277,7 @@ class PackageConfig(OperationConfig):
     """The container."""
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"adapters", "use_cases", "max_rank", "target_modules", "head"}
+        {"adapters", "use_cases", "max_rank", "target_modules", "head", "merged"}
     )
 
     target: str
@@ -283,6 +297,9 @@ class PackageConfig(OperationConfig):
     target_modules: tuple[str, ...] = ()
     head: HeadConfig | None = None
     """The container is an EAGLE head's, which another one holds."""
+    merged: Literal["AdapterOnly", "All"] | None = None
+    """Adapters and use cases have binaries of their own: the inputs `case_<number>_part_<split>`,
+    adapters first, then use cases."""
 
 
 @dataclass(frozen=True)

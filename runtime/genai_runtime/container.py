@@ -57,6 +57,11 @@ ADAPTER_INPUTS_VERSION = 3
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
+def merged_twin(name: str) -> str:
+    """Where the twin of an adapter's or a use case's own binaries lies, below `emulation/`."""
+    return f"merged/{name}"
+
+
 class TensorInfo(BaseModel):
     """One input or output: `value = (integer + offset) * scale`."""
 
@@ -215,8 +220,10 @@ class Container:
         """Refuse a container that no adapter can be added to.
 
         Raises:
-            BadInput: Its graphs were built without inputs for adapters.
+            BadInput: Its graphs were built without inputs for adapters, or its adapters have
+                binaries of their own.
         """
+        self.adapters().check_changeable(str(self.folder))
         cpu = self.manifest.target.backend is Backend.CPU
         if not cpu and self.metadata.adapter_inputs is None:
             raise BadInput(
@@ -256,7 +263,9 @@ class Container:
                 libraries on this machine.
             BadInput: More slots than the container offers, or an adapter that it does not carry.
         """
-        weights = self._adapter_weights([use.name for use in worn])
+        index = self.adapters()
+        merged = index.merged and index.merged_name({use.name: use.alpha for use in worn})
+        weights = {} if index.merged else self._adapter_weights([use.name for use in worn])
         longest = self._places(context_length)
         if self.manifest.target.backend is Backend.CPU:
             from genai_runtime.cpu import CpuSession
@@ -273,8 +282,13 @@ class Container:
         self._need_twin()
         from genai_runtime.htp.executor import HtpSession
 
+        twin = self.folder / EMULATION_FOLDER
+        if index.merged:
+            return HtpSession(
+                twin / merged_twin(merged) if merged else twin, context_length=context_length
+            )
         return HtpSession(
-            self.folder / EMULATION_FOLDER,
+            twin,
             inputs=self.metadata.adapter_inputs,
             ranges=self.metadata.adapter_ranges,
             adapters=weights,
@@ -302,7 +316,8 @@ class Container:
             cache: A folder of this user's own; made where absent.
             threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
             context_length: The most tokens of a slot, if fewer than the container offers.
-            adapters: Those that rows may wear; None = all that the container carries.
+            adapters: Those that rows may wear; None = all that the container carries, and none
+                where adapters have binaries of their own.
             adapter_columns: Ranks of all that are worn, together, at least; see `AdapterHost`.
             branches: Adapters that may come: what they touch can be adapted.
             digest_of: How cached files are compared with their digests.
@@ -331,15 +346,21 @@ class Container:
                 holds=self.holds,
             )
         self._need_twin()
+        index = self.adapters()
+        if index.merged and adapters:
+            raise BadInput(
+                "adapters have binaries of their own here, one of which a session wears",
+                where=str(self.folder),
+                remedy="serve the base, or build with quantUpdatableMode: None or for the cpu",
+            )
+        given = list(index.adapters) if adapters is None and not index.merged else adapters or ()
         from genai_runtime.htp.executor import HtpExecutor
 
         return HtpExecutor(
             self.folder / EMULATION_FOLDER,
             inputs=self.metadata.adapter_inputs,
             ranges=self.metadata.adapter_ranges,
-            adapters=self._adapter_weights(
-                list(self.adapters().adapters) if adapters is None else adapters
-            ),
+            adapters=self._adapter_weights(given),
             context_length=longest,
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 import onnx
 
 from genai_core.canonical import digest_file
+from genai_core.container.adapters import merged_folder
 from genai_core.container.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE
 from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import boundary
@@ -86,6 +87,14 @@ def describe_container(found: Container) -> dict[str, Any]:
             f"{name}: " + " + ".join(f"{worn.alpha:g} {worn.name}" for worn in case.adapters)
             for name, case in index.use_cases.items()
         ],
+        **(
+            {
+                "quantUpdatableMode": index.merged,
+                "merged": {name: manifest.bytes_below(merged_folder(name)) for name in index.names},
+            }
+            if index.merged
+            else {}
+        ),
         "golden": []
         if golden is None
         else [

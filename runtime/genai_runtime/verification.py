@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from genai_core.container.adapters import AdapterIndex
-from genai_core.container.manifest import Manifest, outside_identity
+from genai_core.container.adapters import AdapterIndex, merged_folder
+from genai_core.container.manifest import METADATA_FILE, Manifest, outside_identity
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.tasks.record import SIDECAR_NAME
 
@@ -95,4 +95,7 @@ def index_fault(index: AdapterIndex, manifest: Manifest) -> str | None:
         lost = next((w.name for w in case.adapters if w.name not in index.adapters), None)
         if lost is not None:
             return f"the use case {name} names {lost}, which is not among its adapters"
+    for name in index.names if index.merged else ():
+        if f"{merged_folder(name)}/{METADATA_FILE}" not in manifest.files:
+            return f"{name} has no binaries below {merged_folder(name)}"
     return None

@@ -11,10 +11,11 @@ import pytest
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, SourceName, TaskId, adapter_source
-from genai_core.operations import OPERATIONS, PackageConfig
+from genai_core.operations import OPERATIONS, ConvertHtpConfig, PackageConfig
 from genai_core.tasks.task_file import Toolchain
 from genai_planner.advance import advance
 from genai_planner.events import Event, FoundResult, Look, WorkLimits
+from genai_planner.expand.build import expand
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
 from genai_planner.plan import FileRef, Result, Selection
 from genai_planner.shape import shape_from_config
@@ -140,15 +141,6 @@ def test_the_package_names_adapters_in_the_order_of_its_inputs() -> None:
 
 HTP = ("sm8750",)
 AS_INPUTS = {"quantUpdatableMode": "None"}
-
-
-@pytest.mark.parametrize("mode", ["AdapterOnly", "All"])
-def test_binaries_of_each_use_case_are_refused_for_snapdragon_targets(mode: str) -> None:
-    lora = {"adapters": ADAPTERS[:1], "quantUpdatableMode": mode}
-    with pytest.raises(InvalidSpec, match=f"{mode}, a binary of each use case, is not") as raised:
-        exact(sources("c-headers"), targets=("sm8750", "cpu"), **lora)
-    assert raised.value.where == "spec.lora.quantUpdatableMode"
-    exact(sources("c-headers"), targets=("cpu",), **lora)
 
 
 def test_adapters_are_inputs_of_every_static_graph() -> None:
@@ -298,3 +290,119 @@ def test_spec_refuses_files_of_a_form_that_the_model_does_not_have(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         exact(sources("c"), adapters=[{"name": "c", "source": "s3://a/c", **adapter}])
+
+
+# binaries of their own
+
+BOTH = [{"name": "both", "adapters": [{"name": "c-headers", "alpha": "0.5"}, {"name": "upper"}]}]
+
+
+def merged_keys(content: str = "", **lora: Any) -> dict[str, str]:
+    found = sources("c-headers", "upper")
+    found[adapter_source("upper")] = sources("upper", content=content)[adapter_source("upper")]
+    return keys(exact(found, HTP, **({"adapters": ADAPTERS, "useCases": BOTH} | lora)))
+
+
+def changed(one: dict[str, str], two: dict[str, str]) -> set[str]:
+    return {task for task in one.keys() & two.keys() if one[task] != two[task]}
+
+
+def test_each_adapter_and_use_case_has_binaries_and_the_base_keeps_its_keys() -> None:
+    plain, merged = keys(exact(sources(), HTP)), merged_keys()
+    assert changed(plain, merged) == {"package/sm8750"}
+    assert plain.keys() < merged.keys(), "what stands is cached"
+    compiled = {task for task in merged if task.startswith("compile/")} - plain.keys()
+    assert compiled == {f"compile/sm8750/{case}/1_of_1" for case in ("c-headers", "upper", "both")}
+
+
+def test_a_changed_adapter_converts_and_compiles_the_use_cases_that_wear_it() -> None:
+    again = changed(merged_keys(), merged_keys("new"))
+    others = {"lora_import/upper", "package/sm8750"}
+    assert others < again
+    for task in again - others:
+        operation, *_ = task.split("/")
+        assert operation in {"lora_ranges", "convert", "compile"}, task
+        assert "/upper" in task or "/both" in task, task
+
+
+def test_an_alpha_converts_and_compiles_its_use_case_alone() -> None:
+    cases = [{"name": "both", "adapters": [{"name": "c-headers", "alpha": "0.25"},
+                                           {"name": "upper"}]}]  # fmt: skip
+    again = changed(merged_keys(), merged_keys(useCases=cases))
+    assert {task for task in again if "both" not in task} == {"package/sm8750"}
+    assert {task.partition("/")[0] for task in again if "both" in task} == {
+        "lora_ranges", "convert", "compile",
+    }  # fmt: skip
+
+
+def test_a_further_adapter_leaves_all_others_cached() -> None:
+    one = merged_keys(adapters=ADAPTERS[:1], useCases=[])
+    two = merged_keys(useCases=[])
+    assert changed(one, two) == {"package/sm8750"}
+
+
+def test_the_package_reads_the_binaries_of_each_use_case() -> None:
+    plan = exact(sources("c-headers", "upper"), HTP, adapters=ADAPTERS, useCases=BOTH).plan
+    package = plan.task("package/sm8750")
+    assert isinstance(package.config, PackageConfig)
+    assert package.config.merged == "AdapterOnly"
+    read = {name: part[0].task for name, part in package.inputs.items() if "part" in name}
+    assert read == {
+        "part_1": "compile/sm8750/1_of_1",
+        "case_0_part_1": "compile/sm8750/c-headers/1_of_1",
+        "case_1_part_1": "compile/sm8750/upper/1_of_1",
+        "case_2_part_1": "compile/sm8750/both/1_of_1",
+    }
+    fidelity = plan.task("fidelity/sm8750")
+    assert {name for name in fidelity.inputs if "part" in name} == {"part_1"}, "the base's own"
+    converts = [task for task in plan.tasks if str(task.id).startswith("convert/htp/both/")]
+    assert converts
+    for task in converts:
+        assert isinstance(task.config, ConvertHtpConfig)
+        assert task.config.worn == ("0.5", "1.0")
+        assert task.inputs["adapter_1"][0].task == "lora_import/upper"
+        assert str(task.inputs["model"][0].task).startswith("transform/adapters/")
+
+
+def test_only_all_watches_every_tensor() -> None:
+    for mode in ("AdapterOnly", "All"):
+        plan = exact(sources("upper"), HTP, adapters=ADAPTERS[1:], quantUpdatableMode=mode).plan
+        config = plan.task("lora_ranges/upper").config.model_dump(mode="json")
+        assert config["alone"] is False
+        assert config.get("reached", False) is (mode == "All")
+
+
+BIG = {
+    **CONFIG, "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 11008,
+    "vocab_size": 32000, "num_attention_heads": 32,
+}  # fmt: skip
+
+
+def big(bound: int) -> tuple[str, ...]:
+    """The notes of a plan for two chips and a large model."""
+    lora = {"adapters": ADAPTERS, "useCases": BOTH, "maxMergedGiB": bound}
+    document = {"model": {"source": "m"}, "targets": ["sm8750", "sm8650"], "lora": lora}
+    spec = BuildSpec.model_validate(document)
+    shape = shape_from_config(BIG)
+    assert shape is not None
+    found = sources("c-headers", "upper")
+    targets = parse_targets(spec.targets)
+    (name,) = [name for name in found if name == "model"]
+    return expand(spec, targets=targets, sources=found, shapes={name: shape}).notes
+
+
+def test_the_plan_says_what_the_binaries_take() -> None:
+    (note,) = [note for note in big(64) if "binaries of their own" in note]
+    assert (
+        "(AdapterOnly) for c-headers, upper, both: 3 use cases x 2 chips x 7.08 GB = 42.45 GB"
+        in note
+    )
+    assert note.endswith("beside the base's, at most 64 GiB (lora.maxMergedGiB)")
+
+
+def test_binaries_beyond_the_bound_are_refused_with_the_arithmetic() -> None:
+    with pytest.raises(InvalidSpec, match=r"3 use cases x 2 chips x 7\.08 GB = 42\.45 GB") as no:
+        big(32)
+    assert no.value.where == "spec.lora.maxMergedGiB"
+    assert "32 GiB are 34.36 GB" in no.value.message
+    assert "quantUpdatableMode: None" in str(no.value.remedy)

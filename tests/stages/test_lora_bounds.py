@@ -59,6 +59,6 @@ def test_index_with_bounds_is_a_version_that_older_programs_refuse(tmp_path: Pat
         assert grown.schema_version == version
         assert (b"max_rank" in grown.to_bytes()) == word
         assert grown.without_adapter("a").max_rank == index.max_rank
-    path.write_bytes(grown.to_bytes().replace(b'"schema_version": 2', b'"schema_version": 3'))
-    with pytest.raises(BadInput, match="reads up to 2"):
+    path.write_bytes(grown.to_bytes().replace(b'"schema_version": 2', b'"schema_version": 4'))
+    with pytest.raises(BadInput, match="reads up to 3"):
         read_index(tmp_path)

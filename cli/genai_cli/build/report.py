@@ -18,8 +18,8 @@ from genai_cli.display.report_page import (
 )
 from genai_cli.display.words import counted, duration, size
 from genai_cli.engine.events import BuildResult, PlanReady
-from genai_core.container.adapters import read_index
-from genai_core.container.manifest import MANIFEST_FILE, REPORT_FILE, read_manifest
+from genai_core.container.adapters import merged_folder, read_index
+from genai_core.container.manifest import MANIFEST_FILE, REPORT_FILE, Manifest, read_manifest
 from genai_core.errors import BadInput
 from genai_core.names import Key
 from genai_core.store.delivery import Delivered
@@ -170,22 +170,23 @@ def _container(target: str, item: Delivered, result: BuildResult) -> ContainerRe
         facts=facts,
         files={name: file.size for name, file in manifest.files.items()},
         fidelity={**(report.get("fidelity") or {}), **(result.fidelity.get(target) or {})},
-        adapters=tuple(_adapters(item.path, drifts)),
+        adapters=tuple(_adapters(item.path, manifest, drifts)),
     )
 
 
-def _adapters(folder: Path, drifts: Mapping[str, Any]) -> Iterator[AdapterRow]:
+def _adapters(folder: Path, manifest: Manifest, drifts: Mapping[str, Any]) -> Iterator[AdapterRow]:
     try:
         index = read_index(folder)
     except BadInput:
         return
     for name, entry in index.adapters.items():
         what = f"rank {entry.rank}, {counted(entry.linears, 'linear')}"
-        held = (folder / entry.file).stat().st_size
+        held = (folder / entry.file).stat().st_size + manifest.bytes_below(merged_folder(name))
         yield AdapterRow(name, what, size(held), drifts.get(name) or {})
     for name, case in index.use_cases.items():
         what = " + ".join(f"{worn.alpha:g} {worn.name}" for worn in case.adapters)
-        yield AdapterRow(name, what, "", drifts.get(name) or {})
+        held = manifest.bytes_below(merged_folder(name))
+        yield AdapterRow(name, what, size(held) if held else "", drifts.get(name) or {})
 
 
 def _json(path: Path) -> dict[str, Any]:

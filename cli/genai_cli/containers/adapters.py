@@ -109,11 +109,13 @@ def remove(path: Path, name: str, output: Path, *, settings: ProgramSettings) ->
     """Write a new revision with one adapter less; returns 0.
 
     Raises:
-        BadInput: There is none of that name, a use case wears it, or the output is in the way.
+        BadInput: There is none of that name, a use case wears it, it has binaries of its own, or
+            the output is in the way.
     """
     began = time.monotonic()
     opened = _opened(path)
     index = opened.adapters()
+    index.check_changeable(str(path))
     rest = index.without_adapter(name)
     with _draft(opened, output) as draft:
         own, folder = index.adapters[name].file, genie_folder(name)

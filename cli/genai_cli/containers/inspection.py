@@ -26,6 +26,8 @@ _LABELS = {
     "vocabSize": "vocabulary",
     "runsHere": "runs here",
     "runsBy": "runs by",
+    "quantUpdatableMode": "update mode",
+    "merged": "own binaries",
 }
 
 
@@ -71,6 +73,8 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             facts.append((name, str(value)))
         elif isinstance(value, Mapping) and name in {"target", "model"}:
             facts.append((name, ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v != {})))
+        elif isinstance(value, Mapping) and name == "merged":
+            facts.append((name, ", ".join(f"{k} {size(v)}" for k, v in value.items())))
         elif isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             facts.append((name, ", ".join(value)))
         elif name == "record" and isinstance(value, Mapping):

@@ -25,7 +25,7 @@ class AdapterRow:
     Attributes:
         name: By which it is chosen.
         what: Its rank and linears, or its adapters with their alphas.
-        size: Of its file; empty for a use case.
+        size: Of its file and, where it has them, its own binaries; empty where it has neither.
         drift: As the package measured it.
     """
 

@@ -9,8 +9,9 @@ The index is the only place where adapters have names: the file of one says noth
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -36,6 +37,7 @@ __all__ = [
     "UseCaseEntry",
     "WornEntry",
     "file_of",
+    "merged_folder",
     "read_index",
 ]
 
@@ -47,15 +49,21 @@ ADAPTER_FILE = "adapter.safetensors"
 LARGEST_WEIGHT = 1e15
 """Adapters share a pass: in rows without one, (x A) is multiplied by 0, so it must be finite."""
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 """The newest version of the index that this program reads."""
 _BOUNDS_VERSION = 2
+_MERGED_VERSION = 3
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
 
 def file_of(name: str) -> str:
     """Where an adapter of this name lies below a container's folder."""
     return f"{ADAPTERS_FOLDER}/{name}.safetensors"
+
+
+def merged_folder(name: str) -> str:
+    """Where the binaries of an adapter or a use case lie below a container's folder."""
+    return f"{ADAPTERS_FOLDER}/merged/{name}"
 
 
 class AdapterEntry(BaseModel):
@@ -102,11 +110,14 @@ class AdapterIndex(BaseModel):
     """No branch of an adapter may have a larger rank. Since version 2, as the next one."""
     target_modules: tuple[str, ...] = ()
     """Last names of the modules that adapters may touch; empty = all."""
+    merged: Literal["AdapterOnly", "All"] | None = None
+    """Each adapter and use case has binaries of its own, below `merged_folder` (htp). Since version
+    3."""
 
     @model_serializer(mode="wrap")
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = serialize(self)
-        for name in ("max_rank", "target_modules"):
+        for name in ("max_rank", "target_modules", "merged"):
             if not getattr(self, name):
                 found.pop(name, None)
         return found
@@ -116,6 +127,55 @@ class AdapterIndex(BaseModel):
         """An empty index with bounds, of the oldest version that has its fields."""
         version = _BOUNDS_VERSION if max_rank or target_modules else 1
         return cls(schema_version=version, max_rank=max_rank, target_modules=target_modules)
+
+    def with_merged(self, mode: Literal["AdapterOnly", "All"]) -> AdapterIndex:
+        """The index of a container whose adapters and use cases have binaries of their own."""
+        return self.model_copy(update={"merged": mode, "schema_version": _MERGED_VERSION})
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What can be worn: adapters, then use cases."""
+        return (*self.adapters, *self.use_cases)
+
+    def check_changeable(self, where: str) -> None:
+        """Refuse to add or remove an adapter where each has binaries of its own.
+
+        Args:
+            where: The container, for the message.
+
+        Raises:
+            BadInput: Each has.
+        """
+        if self.merged is not None:
+            raise BadInput(
+                f"each adapter and use case has binaries of its own (quantUpdatableMode "
+                f"{self.merged}), which a build alone makes",
+                where=where,
+                remedy="change spec.lora and build again, which compiles what is new alone; or "
+                "build with quantUpdatableMode: None, whose graphs take later adapters",
+            )
+
+    def merged_name(self, worn: Mapping[str, float]) -> str | None:
+        """The adapter or use case whose binaries wear this; None = the base's own.
+
+        Args:
+            worn: Adapter -> alpha; 0 counts as not worn.
+
+        Raises:
+            BadInput: No binary was built for it.
+        """
+        wanted = {name: alpha for name, alpha in worn.items() if alpha}
+        if not wanted:
+            return None
+        for name in self.names:
+            if {entry.name: entry.alpha for entry in self.worn(name)} == wanted:
+                return name
+        raise BadInput(
+            "no binaries were built for it, and adapters cannot be combined freely in this "
+            "container",
+            where=" + ".join(f"{alpha:g} {name}" for name, alpha in wanted.items()),
+            remedy=f"use {', '.join(self.names)}, or build it as a use case",
+        )
 
     def check_free(self, name: str) -> None:
         """Refuse a name that an adapter or a use case has.

@@ -23,7 +23,7 @@ def genie_folder(name: str) -> str:
 
 def genie_names(index: AdapterIndex) -> tuple[str, ...]:
     """What the configuration lists: adapters, then use cases."""
-    return (*index.adapters, *index.use_cases)
+    return index.names
 
 
 def lora_block(names: Sequence[str], *, alpha: str) -> dict[str, Any]:

@@ -127,6 +127,10 @@ class Manifest(BaseModel):
             raise ValueError("base is not the digest of the files without adapters")
         return self
 
+    def bytes_below(self, folder: str) -> int:
+        """What the files of a folder take together."""
+        return sum(f.size for name, f in self.files.items() if name.startswith(f"{folder}/"))
+
     def revision(self) -> str:
         """`sha256:` and the digest of the canonical manifest."""
         payload = self.model_dump(mode="json", exclude_none=True)

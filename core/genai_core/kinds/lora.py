@@ -111,7 +111,10 @@ class Lora(KindModel):
         QuantUpdatableMode.ADAPTER_ONLY
     )
     """Of htp targets. None: adapters are inputs of the graphs, in every binary. AdapterOnly and
-    All, a binary for each use case, are not built yet. On cpu all mean the same."""
+    All: each adapter and each use case has binaries of its own. AdapterOnly keeps the base's
+    encodings; All widens them to what the model reaches that wears it. On cpu all mean the same."""
+    max_merged_gi_b: Annotated[int, Field(ge=1, le=65536, alias="maxMergedGiB")] = 32
+    """Bound of these binaries of all htp targets together, as predicted, in GiB."""
     reserve_range: Annotated[
         str, StringConstraints(max_length=8, pattern=r"^[1-9][0-9]{0,2}(\.[0-9]{1,4})?$")
     ] = "1.0"

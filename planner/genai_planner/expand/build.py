@@ -52,7 +52,7 @@ def expand_ingest(
     """
     backends = {target.backend for target in targets}
     _check_gaps(spec, sources[MODEL], cpu=Backend.CPU in backends)
-    refuse_adapters(spec, backends)
+    refuse_adapters(spec)
     refuse_draft(spec, backends)
     return Plan(
         tuple(

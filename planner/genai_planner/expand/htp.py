@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from genai_core import compile_options
 from genai_core.graphs import graph_name
+from genai_core.kinds.build import BuildSpec
+from genai_core.kinds.lora import QuantUpdatableMode
 from genai_core.names import Backend, TaskId
 from genai_core.operations import (
     ArclConfig,
@@ -21,16 +24,20 @@ from genai_core.operations import (
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.lora import (
+    GRAPH,
     adapter_inputs,
     adapter_names,
     adapter_yardstick,
     bounds,
     branch_ranges,
+    case_ranges,
     graph_inputs,
+    of_case,
     of_graphs,
     of_quantized,
     use_cases,
 )
+from genai_planner.expand.merged import MergedCase, merged_cases, merged_note, of_mode
 from genai_planner.expand.splits import derive_splits
 from genai_planner.plan import FidelityCondition, Inputs, Plan, Selection, Task
 from genai_planner.shape import ModelShape
@@ -69,7 +76,9 @@ def expand_htp(context: PlanContext, targets: Sequence[Target]) -> Plan:
     )
     cut = derive_splits(spec.splits, sizes)
     emulation, verified = _emulated(context.shape, grid.context_length, float16=context.stays_float)
-    builder = _Builder(context, splits=cut.splits, emulation=emulation)
+    cases = merged_cases(spec)
+    notes = [merged_note(spec, cases, targets, cut.sizes)] if cases else []
+    builder = _Builder(context, splits=cut.splits, emulation=emulation, cases=cases)
     label = targets[0].name if len(targets) == 1 else ""
     tasks = builder.shared(label)
     containers: dict[str, tuple[TaskId, ...]] = {}
@@ -77,7 +86,9 @@ def expand_htp(context: PlanContext, targets: Sequence[Target]) -> Plan:
         mine = builder.of_target(target)
         tasks += mine
         containers[target.name] = (mine[-1].id,)
-    return Plan(tuple(tasks), containers, notes=(*cut.notes, verified), warnings=cut.warnings)
+    return Plan(
+        tuple(tasks), containers, notes=(*cut.notes, *notes, verified), warnings=cut.warnings
+    )
 
 
 def _emulated(shape: ModelShape, context: int, *, float16: bool) -> tuple[bool, str]:
@@ -95,8 +106,14 @@ class _Builder:
     """The tasks of all graphs and splits."""
 
     def __init__(
-        self, context: PlanContext, *, splits: tuple[SplitConfig, ...], emulation: bool
+        self,
+        context: PlanContext,
+        *,
+        splits: tuple[SplitConfig, ...],
+        emulation: bool,
+        cases: tuple[MergedCase, ...],
     ) -> None:
+        self.cases = cases
         self.context = context
         self.spec = context.spec
         self.grid = context.grid
@@ -120,16 +137,39 @@ class _Builder:
             tasks += [self._transform(graph, split, label) for split in self.splits]
         for graph in self.grid.graphs:
             tasks += [self._convert(graph, split, label) for split in self.splits]
+        if self.cases:
+            tasks += self._shared_of_cases(label)
+        return tasks
+
+    def _shared_of_cases(self, label: str) -> list[Task]:
+        """The static graphs that adapters become part of, and each use case's own."""
+        pairs = [(graph, split) for graph in self.grid.graphs for split in self.splits]
+        tasks = [self._arcl(graph, label, branched=True) for graph in self.grid.graphs]
+        tasks += [self._transform(graph, split, label, branched=True) for graph, split in pairs]
+        for case in self.cases:
+            ranges = case_ranges(self.context, case)
+            tasks += [] if ranges is None else [ranges]
+            tasks += [self._convert(graph, split, label, case) for graph, split in pairs]
         return tasks
 
     def of_target(self, target: Target) -> list[Task]:
         """compile, fidelity where the emulator can do it, package."""
         tasks = [self._compile(target, split) for split in self.splits]
-        parts: Inputs = {
+        own: Inputs = {
             f"part_{split.index}": inputs.whole(task.id)
             for split, task in zip(self.splits, tasks, strict=True)
         }
-        fidelity = self._fidelity(target, parts) if self.emulation else None
+        parts = dict(own)
+        further: list[Task] = []
+        for case in self.cases:
+            compiled = [self._compile(target, split, case) for split in self.splits]
+            further += compiled
+            parts |= {
+                case.input_name(f"part_{split.index}"): inputs.whole(task.id)
+                for split, task in zip(self.splits, compiled, strict=True)
+            }
+        fidelity = self._fidelity(target, own) if self.emulation else None
+        tasks += further
         if fidelity is not None:
             tasks.append(fidelity)
         tasks.append(self._package(target, parts, fidelity))
@@ -152,24 +192,27 @@ class _Builder:
         )
         return inputs.ingested("facts.json", *weights)
 
-    def _arcl(self, graph: GraphConfig, label: str) -> Task:
+    def _arcl(self, graph: GraphConfig, label: str, *, branched: bool = False) -> Task:
         name = graph_name(graph.ar, graph.cl)
+        adapters = {"adapters": inputs.whole(GRAPH)} if branched else of_graphs(self.spec)
         return Task(
-            id=TaskId(f"arcl/{name}"),
+            id=_static("arcl", name, branched=branched),
             operation="arcl",
             backend=None,
             config=ArclConfig(graph=graph),
-            inputs={"model": inputs.core(), **of_graphs(self.spec)},
+            inputs={"model": inputs.core(), **adapters},
             demand=demand("arcl", self.shape.parameters, largest=self.shape.largest),
             target=label,
             graph=name,
         )
 
-    def _transform(self, graph: GraphConfig, split: SplitConfig, label: str) -> Task:
+    def _transform(
+        self, graph: GraphConfig, split: SplitConfig, label: str, *, branched: bool = False
+    ) -> Task:
         name = graph_name(graph.ar, graph.cl)
         options = self.spec.transformation
         return Task(
-            id=TaskId(f"transform/{_part(name, split)}"),
+            id=_static("transform", _part(name, split), branched=branched),
             operation="transform",
             backend=None,
             config=TransformConfig(
@@ -178,29 +221,35 @@ class _Builder:
                 mha2sha=options.mha2sha,
                 start_points=self.start_points,
             ),
-            inputs={"model": (*inputs.whole(TaskId(f"arcl/{name}")), *self.weights[split.index])},
+            inputs={
+                "model": (
+                    *inputs.whole(_static("arcl", name, branched=branched)),
+                    *self.weights[split.index],
+                )
+            },
             demand=demand("transform", self.count[split.index]),
             target=label,
             graph=name,
             split=f"{split.index}/{split.count}",
         )
 
-    def _convert(self, graph: GraphConfig, split: SplitConfig, label: str) -> Task:
+    def _convert(
+        self, graph: GraphConfig, split: SplitConfig, label: str, case: MergedCase | None = None
+    ) -> Task:
         name = graph_name(graph.ar, graph.cl)
         part = _part(name, split)
         quantization = self.spec.quantization
-        sources: Inputs = {
-            "model": (*inputs.whole(TaskId(f"transform/{part}")), *self.weights[split.index])
-        }
+        transformed = _static("transform", part, branched=case is not None)
+        sources: Inputs = {"model": (*inputs.whole(transformed), *self.weights[split.index])}
         if self.context.model.has_encodings:
             sources["encodings"] = inputs.encodings()
             # All tensors' names tell an entry of another part from one that nothing needs.
             sources["core"] = inputs.ingested("model.onnx")
         if self.context.calibrates:
             sources |= {"core": inputs.core(), **inputs.calibration()}
-        sources |= of_quantized(self.context)
+        sources |= of_quantized(self.context) if case is None else of_case(self.context, case)
         return Task(
-            id=TaskId(f"convert/htp/{part}"),
+            id=TaskId(f"convert/htp/{_of(case)}{part}"),
             operation="convert",
             backend=Backend.HTP,
             config=ConvertHtpConfig(
@@ -209,6 +258,7 @@ class _Builder:
                 activation_bits=quantization.activation_bits,
                 bias_bits=quantization.bias_bits,
                 gaps=quantization.gaps,
+                worn=() if case is None else case.alphas,
             ),
             inputs=sources,
             demand=demand("convert-htp", self.count[split.index]),
@@ -217,15 +267,16 @@ class _Builder:
             split=f"{split.index}/{split.count}",
         )
 
-    def _compile(self, target: Target, split: SplitConfig) -> Task:
+    def _compile(self, target: Target, split: SplitConfig, case: MergedCase | None = None) -> Task:
         compilation = self.spec.compilation
         sources: Inputs = {}
         for graph in self.grid.graphs:
             name = graph_name(graph.ar, graph.cl)
-            sources[str(name)] = inputs.whole(TaskId(f"convert/htp/{_part(name, split)}"))
+            part = _part(name, split)
+            sources[str(name)] = inputs.whole(TaskId(f"convert/htp/{_of(case)}{part}"))
         assert target.chip is not None
         return Task(
-            id=TaskId(f"compile/{target.name}/{split.index}_of_{split.count}"),
+            id=TaskId(f"compile/{target.name}/{_of(case)}{split.index}_of_{split.count}"),
             operation="compile",
             backend=Backend.HTP,
             config=CompileHtpConfig(
@@ -295,6 +346,7 @@ class _Builder:
                 golden_max_tokens=golden.max_tokens,
                 adapters=adapter_names(self.spec),
                 use_cases=use_cases(self.spec),
+                merged=_merged(self.spec),
                 **bounds(self.spec),
             ),
             inputs=sources,
@@ -303,6 +355,23 @@ class _Builder:
             when=when,
             rivals=(fidelity.id,) if fidelity else (),
         )
+
+
+def _merged(spec: BuildSpec) -> Literal["AdapterOnly", "All"] | None:
+    mode = of_mode(spec.lora)
+    if mode is QuantUpdatableMode.ALL:
+        return "All"
+    return "AdapterOnly" if mode is QuantUpdatableMode.ADAPTER_ONLY else None
+
+
+def _static(operation: str, name: str, *, branched: bool) -> TaskId:
+    """Of a static graph, or of one with a branch at every linear."""
+    return TaskId(f"{operation}/adapters/{name}" if branched else f"{operation}/{name}")
+
+
+def _of(case: MergedCase | None) -> str:
+    """Whose the tasks are: a folder in their ids, which no part can be called like."""
+    return "" if case is None else f"{case.name}/"
 
 
 def _part(name: str, split: SplitConfig) -> str:

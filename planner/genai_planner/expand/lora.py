@@ -1,6 +1,7 @@
 """Tasks of LoRA adapters: each is imported by itself, and the package reads what comes out.
 
-Static graphs (htp) also get inputs with which they take adapters. One task decides them from the
+Static graphs (htp) also get inputs with which they take adapters (or adapters become part of them,
+see `merged`). One task decides them from the
 imports; its output names modules and a rank and no values, so an adapter that changes within these
 leaves every graph as it was. Another measures how wide their values are, in coarse steps: while a
 changed adapter stays within its step, the quantized graphs and binaries are cached too.
@@ -13,7 +14,7 @@ from typing import TypedDict
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.lora import QuantUpdatableMode
-from genai_core.names import Backend, TaskId, adapter_source
+from genai_core.names import TaskId, adapter_source
 from genai_core.operations import (
     LoraGraphConfig,
     LoraImportConfig,
@@ -23,18 +24,22 @@ from genai_core.operations import (
 )
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
+from genai_planner.expand.merged import MergedCase, of_mode
 from genai_planner.plan import Inputs, Selection, Task
 from genai_planner.sizing import demand
 from genai_planner.sources import Sources
 
 __all__ = [
+    "GRAPH",
     "adapter_inputs",
     "adapter_names",
     "adapter_yardstick",
     "bounds",
     "branch_ranges",
+    "case_ranges",
     "graph_inputs",
     "import_adapters",
+    "of_case",
     "of_graphs",
     "of_quantized",
     "refuse_adapters",
@@ -54,25 +59,17 @@ class AdapterBounds(TypedDict, total=False):
     target_modules: tuple[str, ...]
 
 
-def refuse_adapters(spec: BuildSpec, backends: set[Backend]) -> None:
-    """Refuse adapters for targets that cannot carry them.
+def refuse_adapters(spec: BuildSpec) -> None:
+    """Refuse adapters that are not written out.
 
     Raises:
-        InvalidSpec: The vendor's file stands for them, or an htp target is to merge them.
+        InvalidSpec: The vendor's file stands for them.
     """
     if spec.lora is not None and spec.lora.config is not None:
         raise InvalidSpec(
             "the vendor's file is read on the command line, from a model's folder",
             where="spec.lora.config",
             remedy="write adapters and useCases; genai build --print-spec shows what it means",
-        )
-    merged = spec.lora is not None and spec.lora.quant_updatable_mode is not _AS_INPUTS
-    if spec.lora is not None and merged and Backend.HTP in backends:
-        raise InvalidSpec(
-            f"{spec.lora.quant_updatable_mode}, a binary of each use case, is not built yet; "
-            f"{_AS_INPUTS} is, with adapters as inputs of the graphs",
-            where="spec.lora.quantUpdatableMode",
-            remedy=f"set it to {_AS_INPUTS}, or build the Snapdragon targets without spec.lora",
         )
 
 
@@ -138,6 +135,11 @@ def graph_inputs(context: PlanContext) -> Task | None:
     if lora is None:
         return None
     numbers = {adapter.name: number for number, adapter in enumerate(lora.adapters)}
+    core = inputs.ingested("model.onnx", "facts.json")
+    need = demand("lora_graph", context.shape.parameters)
+    if lora.quant_updatable_mode is not _AS_INPUTS:
+        config = LoraGraphConfig(alpha=lora.alpha_tensor_name, every=True)
+        return Task(GRAPH, "lora_graph", None, config=config, inputs={"core": core}, demand=need)
     return Task(
         id=GRAPH,
         operation="lora_graph",
@@ -149,18 +151,15 @@ def graph_inputs(context: PlanContext) -> Task | None:
             ),
             **bounds(context.spec),
         ),
-        inputs={
-            "core": inputs.ingested("model.onnx", "facts.json"),
-            **adapter_inputs(context.spec),
-        },
-        demand=demand("lora_graph", context.shape.parameters),
+        inputs={"core": core, **adapter_inputs(context.spec)},
+        demand=need,
     )
 
 
 def branch_ranges(context: PlanContext) -> Task | None:
     """The task that measures how wide the adapters' values are; a float graph needs none."""
     lora = context.spec.lora
-    if lora is None or context.stays_float:
+    if lora is None or context.stays_float or lora.quant_updatable_mode is not _AS_INPUTS:
         return None
     numbers = {adapter.name: number for number, adapter in enumerate(lora.adapters)}
     return Task(
@@ -184,9 +183,51 @@ def branch_ranges(context: PlanContext) -> Task | None:
     )
 
 
+def case_ranges(context: PlanContext, case: MergedCase) -> Task | None:
+    """The same of one use case that has binaries of its own."""
+    if context.stays_float:
+        return None
+    return Task(
+        id=TaskId(f"{RANGES}/{case.name}"),
+        operation="lora_ranges",
+        backend=None,
+        config=LoraRangesConfig(
+            together=(tuple(enumerate(case.alphas)),),
+            alone=False,
+            reached=of_mode(context.spec.lora) is QuantUpdatableMode.ALL,
+        ),
+        inputs={
+            "core": inputs.core(),
+            **(inputs.calibration() if context.calibrates else {}),
+            "adapters": inputs.whole(GRAPH),
+            **case_adapters(context.spec, case),
+        },
+        demand=demand("lora_ranges", context.shape.parameters),
+    )
+
+
+def case_adapters(spec: BuildSpec, case: MergedCase) -> Inputs:
+    """The adapters of one use case, in its order."""
+    names = adapter_names(spec)
+    return {
+        f"adapter_{place}": inputs.whole(_import_id(names[number]))
+        for place, number in enumerate(case.adapters)
+    }
+
+
+def of_case(context: PlanContext, case: MergedCase) -> Inputs:
+    """What tasks read that put a use case's graphs onto grids."""
+    ranges = (
+        {} if context.stays_float else {"ranges": inputs.whole(TaskId(f"{RANGES}/{case.name}"))}
+    )
+    return {
+        "adapters": inputs.whole(GRAPH), **ranges, **case_adapters(context.spec, case)
+    }  # fmt: skip
+
+
 def of_graphs(spec: BuildSpec) -> Inputs:
-    """What tasks on static graphs read of it; nothing where there are no adapters."""
-    return {} if spec.lora is None else {"adapters": inputs.whole(GRAPH)}
+    """What tasks on static graphs read of it; nothing where these take no adapters."""
+    return {"adapters": inputs.whole(GRAPH)} if of_mode(spec.lora) is _AS_INPUTS else {}
 
 
 def of_quantized(context: PlanContext) -> Inputs:

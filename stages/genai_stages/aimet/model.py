@@ -216,3 +216,17 @@ def per_tensor(name: str, low: float, high: float, *, bits: int, symmetric: bool
         offset = float(np.rint(low / scale))
     return Encoding(name, bits, symmetric, np.float64(np.float32(scale)) + np.zeros(()),
                     np.asarray(offset, dtype=np.float64))  # fmt: skip
+
+
+def channel_scales(name: str, largest: npt.NDArray[np.floating], *, bits: int = 8) -> Encoding:
+    """The symmetric encoding of a weight with a scale for each output channel.
+
+    Args:
+        name: Of the weight.
+        largest: Absolute values, [channels].
+        bits: Of the grid.
+    """
+    scale = np.maximum(largest / (2.0 ** (bits - 1) - 1), np.finfo(np.float32).eps)
+    scale = scale.astype(np.float32).astype(np.float64)
+    offset = np.full(scale.shape, -(2.0 ** (bits - 1)))
+    return Encoding(name, bits, symmetric=True, scale=scale, offset=offset)

@@ -80,6 +80,7 @@ def branch_inputs(
     max_rank: int | None = None,
     target_modules: Collection[str] = (),
     taken: Collection[str] = (),
+    every: bool = False,
 ) -> AdapterInputs:
     """Decide for a build.
 
@@ -91,6 +92,7 @@ def branch_inputs(
         max_rank: That is reserved.
         target_modules: Last names of modules that are reserved.
         taken: Names of the core graph's tensors.
+        every: All linears take adapters, at rank 1: what becomes of it knows their real ones.
 
     Raises:
         InvalidSpec: The input's name is one of the graph's, or no linear takes an adapter.
@@ -106,7 +108,7 @@ def branch_inputs(
     for place in places:
         output = place.site.output
         reserved = any(stands_for(module, place) for module in target_modules)
-        if not reserved and all(output not in adapter for adapter in adapters):
+        if not every and not reserved and all(output not in adapter for adapter in adapters):
             continue
         layer = "" if place.layer is None else f"_l{place.layer}"
         own = names.free(f"lora{layer}_{place.kind or _last_name(place)}", _HALVES, "_")

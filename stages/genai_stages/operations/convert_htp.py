@@ -3,8 +3,9 @@
 Inputs: `model` with the part's `ar{A}_cl{C}_{k}_of_{N}.onnx` and `provenance.json` of transform,
 `facts.json` and the part's weights; the source's encodings where it has any, and the core graph's
 `model.onnx`; with gaps: Calibrate also its weights, and tokens or text; `adapters` and `ranges`,
-the inputs with which linears take adapters and how wide their values are. Output: `<part>.onnx`,
-`<part>.data` and `<part>.dlc`.
+the inputs with which linears take adapters and how wide their values are; with `worn` also
+`adapter_<number>`, which become part of the graph, and no input is left of them. Output:
+`<part>.onnx`, `<part>.data` and `<part>.dlc`.
 
 With gaps: Float, what has no encoding stays float, to be computed in float16: the whole part where
 the model has no encodings, single tensors and what they meet where its encodings are not complete.
@@ -18,12 +19,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnx_ir as ir
+from numpy.typing import NDArray
 
+from genai_core.container.adapters import ADAPTER_FILE
 from genai_core.errors import BadEncodings, BadInput, BadModel
 from genai_core.facts import AdapterInputs, AdapterRanges, ModelFacts
 from genai_core.graphs import split_name
 from genai_core.names import Gaps
 from genai_core.operations import ConvertHtpConfig
+from genai_runtime.cpu.adapter_files import read_adapter
 from genai_stages.aimet.checks import refuse_infinite_masks
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.backends.htp import dlc
@@ -32,7 +36,10 @@ from genai_stages.graph.provenance import read_provenance, source_of
 from genai_stages.graph.tensor_file import TensorFile
 from genai_stages.input_folders import encodings_of, find_file, folders_with, token_pieces
 from genai_stages.lora.branch_inputs import read_inputs, read_ranges
-from genai_stages.quantize.branch_encodings import with_branches
+from genai_stages.lora.branch_ranges import Combination
+from genai_stages.lora.laid_in import lay_in
+from genai_stages.lora.reached import read_reached, widened
+from genai_stages.quantize.branch_encodings import with_branches, with_constants
 from genai_stages.quantize.calibrate import calibrate, missing_in
 from genai_stages.quantize.compare_quantized import compare_quantized
 from genai_stages.quantize.device_forms import to_device_forms
@@ -65,8 +72,12 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
     known = _names(path)
     of = known | {source_of(name, provenance).source for name in known}
     encodings = encodings_of(inputs, of=of)
+    worn = _worn(inputs, config)
     if encodings is None and config.gaps is Gaps.FLOAT:
-        return _float(path, name, out, context)
+        model = ir.load(path)
+        if worn is not None:
+            lay_in(model.graph, read_inputs(inputs["adapters"]), worn)
+        return _float(model, name, out, context)
     if encodings is None and config.gaps is Gaps.ERROR:
         raise BadEncodings(
             "the model has no encodings",
@@ -81,19 +92,21 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
         adapters=(read_inputs(inputs["adapters"]), read_ranges(inputs["ranges"]))
         if "adapters" in inputs
         else None,
+        worn=worn,
     )
+    reached = read_reached(inputs["ranges"]) if "ranges" in inputs else {}
     given = encodings or EncodingSet("none", "calibration", {})
     added: list[str] = []
     try:
-        quantized = part.quantize(given)
+        quantized = part.quantize(widened(given, reached))
     except MissingEncoding:
         if config.gaps is not Gaps.CALIBRATE:
             raise
         filled = _calibrated(inputs, encodings_of(inputs), context)
         added = missing_in(given, filled)
-        quantized = part.quantize(filled)
+        quantized = part.quantize(widened(filled, reached))
     ratios = compare_quantized(
-        path,
+        part.written(context.scratch),
         out / f"{name}.onnx",
         part.facts,
         grids=quantized.grids,
@@ -135,13 +148,30 @@ class _Part:
         *,
         gaps_float: bool,
         adapters: tuple[AdapterInputs, AdapterRanges] | None,
+        worn: Combination | None = None,
     ) -> None:
         self.adapters = adapters
+        self.worn = worn
         self.path = path
         self.gaps_float = gaps_float
         self.facts = facts
         self.out = out
         self.provenance = read_provenance(path.parent)
+
+    def load(self) -> tuple[ir.Model, dict[str, NDArray[np.float32]]]:
+        """The float graph, adapters in it that are worn, and the weights that these became."""
+        model = ir.load(self.path)
+        if self.worn is None or self.adapters is None:
+            return model, {}
+        return model, lay_in(model.graph, self.adapters[0], self.worn)
+
+    def written(self, scratch: Path) -> Path:
+        """The float graph as a file; its weights lie beside the part all the same."""
+        if self.worn is None:
+            return self.path
+        model, _ = self.load()
+        write_proto(model, scratch / self.path.name)
+        return scratch / self.path.name
 
     def quantize(self, encodings: EncodingSet) -> Quantized:
         facts = self.facts
@@ -150,12 +180,18 @@ class _Part:
         masked = [one.roles["masked"] for one in facts.attention if "masked" in one.roles]
         refuse_infinite_masks(encodings, masked)
         boundaries = {boundary_name(at): name for at, name in enumerate(facts.boundaries)}
-        if self.adapters is not None:
-            encodings = with_branches(
-                ir.load(self.path).graph,
+        model, weights = self.load()
+        if self.adapters is not None and self.worn is not None:
+            encodings = with_constants(
+                model.graph,
                 encodings,
                 *self.adapters,
+                weights=weights,
                 provenance=self.provenance,
+            )
+        elif self.adapters is not None:
+            encodings = with_branches(
+                model.graph, encodings, *self.adapters, provenance=self.provenance
             )
         lookup = EncodingLookup(encodings, self.provenance, names, otherwise=boundaries)
         data = self.out / f"{self.path.stem}.data"
@@ -166,6 +202,7 @@ class _Part:
             lookup,
             rotary_limits=_rotary_limits(facts),
             gaps_float=self.gaps_float,
+            model=model,
         )
 
     def unused(self, encodings: EncodingSet, quantized: Quantized, core: Path | None) -> list[str]:
@@ -179,6 +216,14 @@ class _Part:
             }
         used = quantized.used
         return [one for one in encodings.listed if one not in used and one not in elsewhere]
+
+
+def _worn(inputs: Inputs, config: ConvertHtpConfig) -> Combination | None:
+    """The adapters that become part of the graph."""
+    if not config.worn:
+        return None
+    files = [inputs[f"adapter_{at}"] / ADAPTER_FILE for at in range(len(config.worn))]
+    return Combination([read_adapter(file) for file in files], [float(a) for a in config.worn])
 
 
 def _float_warning(floating: tuple[str, ...]) -> tuple[str, ...]:
@@ -205,9 +250,8 @@ def _rotary_limits(facts: ModelFacts) -> dict[str, float]:
     }
 
 
-def _float(path: Path, name: str, out: Path, context: Context) -> StageResult:
+def _float(model: ir.Model, name: str, out: Path, context: Context) -> StageResult:
     """The part as it is, with its weights in one file beside it."""
-    model = ir.load(path)
     to_device_forms(model)
     with TensorFile(out / f"{name}.data") as data:
         for value in model.graph.initializers.values():

@@ -2,7 +2,8 @@
 
 Inputs: `core`, the core graph's `model.onnx` and `facts.json` without weights; `adapter_<number>`,
 what the import of each left. Output: `adapter_inputs.json`, which says nothing of the adapters'
-values: an adapter that changes, its ranks staying within, leaves every graph as it is.
+values: an adapter that changes, its ranks staying within, leaves every graph as it is. With `every`
+no adapter is read: all linears have a branch.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def run(inputs: Inputs, config: LoraGraphConfig, out: Path, context: Context) ->
         max_rank=config.max_rank,
         target_modules=config.target_modules,
         taken=taken,
+        every=config.every,
     )
     (out / INPUTS_FILE).write_text(f"{made.model_dump_json(indent=1)}\n", encoding="utf-8")
     return StageResult(facts={"rank": made.rank, "linears": len(made.branches)})

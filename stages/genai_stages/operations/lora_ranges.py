@@ -2,11 +2,13 @@
 
 Inputs: `core`, the core graph with its weights; `adapters`, the inputs with which graphs take
 adapters; `adapter_<number>`; with gaps: Calibrate tokens or text and the tokenizer, else the text
-is one that the float model writes. Output: `adapter_ranges.json`.
+is one that the float model writes. Output: `adapter_ranges.json`; with `reached` also
+`reached.json`, the extremes of every tensor of the model that wears the adapters.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from genai_stages.fidelity.written_text import write_pieces
 from genai_stages.input_folders import token_pieces
 from genai_stages.lora.branch_inputs import RANGES_FILE, read_inputs
 from genai_stages.lora.branch_ranges import Combination, adapter_ranges, input_norms
+from genai_stages.lora.laid_in import touched
+from genai_stages.lora.reached import REACHED_FILE, reached
 from genai_stages.stage import Context, Inputs, StageResult
 
 _PIECES, _LENGTH = 12, 64
@@ -34,7 +38,8 @@ def run(inputs: Inputs, config: LoraRangesConfig, out: Path, context: Context) -
     core = inputs["core"]
     numbers = range(sum(1 for name in inputs if name.startswith("adapter_")))
     adapters = [read_adapter(inputs[f"adapter_{number}"] / ADAPTER_FILE) for number in numbers]
-    groups = [((number, "1.0"),) for number in numbers] + list(config.together)
+    groups = list(config.together)
+    groups += [((number, "1.0"),) for number in numbers] if config.alone else []
     combinations = [
         Combination([adapters[number] for number, _ in group], [float(a) for _, a in group])
         for group in groups
@@ -43,6 +48,13 @@ def run(inputs: Inputs, config: LoraRangesConfig, out: Path, context: Context) -
     scratch.mkdir()
     pieces = _text(inputs, core, context)
     branches = read_inputs(inputs["adapters"])
+    if not config.alone:
+        (worn,) = combinations
+        branches = touched(branches, worn)
+        if config.reached:
+            spans = reached(core, worn, pieces, scratch=scratch, threads=context.threads)
+            text = json.dumps(spans, indent=1, sort_keys=True)
+            (out / REACHED_FILE).write_text(f"{text}\n", encoding="utf-8")
     norms = input_norms(core, branches, pieces, scratch=scratch, threads=context.threads)
     found = adapter_ranges(branches, combinations, norms, reserve=float(config.reserve))
     (out / RANGES_FILE).write_text(f"{found.model_dump_json(indent=1)}\n", encoding="utf-8")

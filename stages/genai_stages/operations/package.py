@@ -4,7 +4,8 @@ Inputs: the core graph's `facts.json` and `model.onnx`; what compile wrote (cpu:
 `model.data`; htp: `part_k_of_N.bin` with its `.json`, and `emulation/` where it was made);
 `fidelity.json`; from the source the encodings, tokenizer and configuration files; `draft`, the
 container of a draft model or EAGLE head, where there is one; of a head, its token map;
-`adapter_<number>`, and `adapters` and `ranges`, how static graphs take them.
+`adapter_<number>`, and `adapters` and `ranges`, how static graphs take them, or
+`case_<number>_part_<split>`, binaries that have them in them.
 
 The manifest names every file with its digest, and its own digest is the container's revision, so
 nothing measured may stand in such a file. `report.json` and `golden.json`, whose margins another
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.canonical import digest_bytes, digest_file, digest_json
+from genai_core.container.adapters import merged_folder
 from genai_core.container.manifest import (
     EMULATION_FOLDER,
     GENIE_FILE,
@@ -50,6 +52,7 @@ from genai_runtime.container import (
     CPU_MODEL_FILE,
     GraphInfo,
     Metadata,
+    merged_twin,
 )
 from genai_runtime.generate import Generation
 from genai_runtime.inspection import onnx_graph
@@ -71,6 +74,7 @@ from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.package.container_adapters import place_adapters
 from genai_stages.package.container_draft import head_info, place_draft
 from genai_stages.package.container_htp import GraphAdapters, HtpParts, collect_parts
+from genai_stages.package.merged_cases import of_base, place_merged
 from genai_stages.package.second_opinion import ask_genie
 from genai_stages.package.use_cases import YARDSTICK, Asked, measure_use_cases
 from genai_stages.stage import Context, Inputs, StageResult
@@ -104,6 +108,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     # What lies in the draft's folder must not be taken for the model's.
     given, guessing = inputs, inputs.get(DRAFT)
     inputs = {k: v for k, v in inputs.items() if not k.startswith(YARDSTICK) and k != DRAFT}
+    every, inputs = inputs, of_base(inputs)
     core = core_folder(inputs)
     facts = read_facts(core)
     draft = _Draft(rope=_tables(facts, config))
@@ -130,21 +135,21 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
             place(token_map, out / TOKEN_MAP_FILE)
     if guessing is not None:
         place_draft(guessing, out, facts, draft.files)
-    _write_json(
-        out / METADATA_FILE,
-        Metadata(
-            schema_version=_metadata_version(config, draft),
-            backend=config.backend,
-            architecture=facts.architecture,
-            context_length=config.context_length,
-            vocab_size=facts.vocab_size,
-            rope=draft.rope,
-            model_files=draft.files,
-            head=head_info(facts, config.head),
-            adapter_inputs=draft.adapters.inputs if draft.adapters else None,
-            adapter_ranges=draft.adapters.ranges if draft.adapters else None,
-        ).model_dump(mode="json", exclude_none=True),
+    metadata = Metadata(
+        schema_version=_metadata_version(config, draft),
+        backend=config.backend,
+        architecture=facts.architecture,
+        context_length=config.context_length,
+        vocab_size=facts.vocab_size,
+        rope=draft.rope,
+        model_files=draft.files,
+        head=head_info(facts, config.head),
+        adapter_inputs=draft.adapters.inputs if draft.adapters else None,
+        adapter_ranges=draft.adapters.ranges if draft.adapters else None,
     )
+    _write_json(out / METADATA_FILE, metadata.model_dump(mode="json", exclude_none=True))
+    if config.merged is not None:
+        draft.warnings += place_merged(every, config, out, facts=facts, base=metadata)
     manifest = _manifest(inputs, config, out, facts=facts, draft=draft)
     (out / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     opened = container.load(out, digest_of=None)  # hashed a moment ago
@@ -156,7 +161,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         yardstick = {k: v for k, v in given.items() if k.startswith(YARDSTICK)}
         speed = {**speed, "useCases": _use_cases(opened, yardstick, config, draft, context)}
     fidelity = find_file(inputs, RESULT_FILE)
-    measured = read_measurements(inputs)
+    measured = read_measurements(every)
     report = Report(
         verified=verified,
         fidelity={} if fidelity is None else read_json(fidelity),
@@ -361,13 +366,16 @@ def _use_cases(
     genie_config = opened.folder / GENIE_FILE
     if recorded is None or not found.golden or not genie_config.is_file():
         return found.drift
-    # One of them shows that Genie finds the files, and their order in the graphs' inputs.
-    name = next(iter(found.golden))
-    seen, warning = ask_genie(
-        opened.folder, genie_config, recorded.with_worn(found.golden), worn=name
-    )
-    draft.warnings += [warning] if warning else []
-    found.drift[name] = {**found.drift.get(name, {}), **seen}
+    recorded = recorded.with_worn(found.golden)
+    # One of them shows that Genie finds the files, and their order in the graphs' inputs; binaries
+    # of their own are each asked.
+    for name in found.golden if config.merged else [next(iter(found.golden))]:
+        twin = f"{EMULATION_FOLDER}/{merged_twin(name)}" if config.merged else None
+        if config.merged:
+            genie_config = opened.folder / merged_folder(name) / GENIE_FILE
+        seen, warning = ask_genie(opened.folder, genie_config, recorded, worn=name, twin=twin)
+        draft.warnings += [warning] if warning else []
+        found.drift[name] = {**found.drift.get(name, {}), **seen}
     return found.drift
 
 

@@ -47,6 +47,8 @@ def place_adapters(inputs: Inputs, config: PackageConfig, out: Path) -> AdapterI
     index = AdapterIndex.bounded(config.max_rank, config.target_modules).model_copy(
         update={"adapters": entries, "use_cases": use_cases}
     )
+    if config.merged is not None:
+        index = index.with_merged(config.merged)
     (out / INDEX_FILE).write_bytes(index.to_bytes())
     return index
 

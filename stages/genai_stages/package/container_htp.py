@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +65,7 @@ def collect_parts(
     *,
     facts: ModelFacts,
     adapters: GraphAdapters | None = None,
+    below: str = "",
 ) -> HtpParts:
     """Put the binaries into `out` and write Genie's configuration for them.
 
@@ -73,6 +75,7 @@ def collect_parts(
         out: The container's folder; its adapters lie there already.
         facts: The model's facts.
         adapters: How the graphs take adapters; None = not at all.
+        below: A folder of the container for all of it; empty = its own.
 
     Raises:
         BadModel: A split is missing or there twice, or a binary is for another chip.
@@ -93,7 +96,7 @@ def collect_parts(
         raise BadModel(f"splits {sorted(found)} are not the whole model", where="package")
     parts = HtpParts()
     for index, path in sorted(found.items()):
-        place(path, out / path.name)
+        place(path, out / below / path.name)
         binary = _metadata(path)
         if binary.soc_model != config.chip.soc_model:
             raise BadModel(
@@ -115,7 +118,7 @@ def collect_parts(
             parts.graphs.append(
                 ManifestGraph(name=graph.name, ar=key.ar, cl=key.cl, split=index, file=path.name)
             )
-    _write_genie(config, out, facts=facts, parts=parts, adapters=adapters)
+    _write_genie(config, out, facts=facts, parts=parts, adapters=adapters, below=below)
     return parts
 
 
@@ -149,6 +152,7 @@ def _write_genie(
     facts: ModelFacts,
     parts: HtpParts,
     adapters: GraphAdapters | None,
+    below: str,
 ) -> None:
     """Genie's two files; a model that Genie cannot run gets none, and a warning that says why."""
     assert config.chip is not None
@@ -159,7 +163,8 @@ def _write_genie(
     _write(out / EXTENSIONS_FILE, extensions)
     index = read_index(out)
     try:
-        known = _genie_facts(config, out, facts=facts, binaries=list(parts.files))
+        binaries = [posixpath.join(below, name) for name in parts.files]
+        known = _genie_facts(config, out, facts=facts, binaries=binaries)
         if adapters is not None:
             known = replace(known, adapters=genie_names(index), alpha_input=adapters.inputs.alpha)
         values = genie_config(
@@ -173,7 +178,7 @@ def _write_genie(
     except (BadModel, InvalidSpec) as error:
         parts.warnings.append(f"no {GENIE_FILE} for Genie: {error}")
         return
-    (out / GENIE_FILE).write_bytes(genie_bytes(values))
+    (out / below / GENIE_FILE).write_bytes(genie_bytes(values))
     if adapters is not None:
         write_genie_adapters(out, index, adapters.inputs, ranges=adapters.ranges)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from genai_core.container.manifest import EMULATION_FOLDER
 from genai_core.errors import GenAIError
 from genai_runtime.golden import Golden
 from genai_runtime.htp import genie
@@ -19,7 +20,12 @@ TOKENS = 4
 
 
 def ask_genie(
-    folder: Path, config: Path, recorded: Golden, *, worn: str | None = None
+    folder: Path,
+    config: Path,
+    recorded: Golden,
+    *,
+    worn: str | None = None,
+    twin: str | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Let Genie continue the first prompt and compare.
 
@@ -28,6 +34,7 @@ def ask_genie(
         config: Its genie_config.json.
         recorded: Its golden prompts.
         worn: An adapter or use case that is worn.
+        twin: The folder of its own twin; None = the base's, which takes adapters.
 
     Returns:
         What was seen, for the report, and a warning, empty where all is well.
@@ -41,10 +48,10 @@ def ask_genie(
     try:
         answer = genie.query(
             folder,
-            genie.emulated(values),
+            genie.emulated(values, twin or EMULATION_FOLDER),
             tokens=prompt.prompt_tokens[1:],
             max_tokens=TOKENS,
-            adapter=worn,
+            adapter=None if twin else worn,
         )
     except GenAIError as error:
         return {}, f"Genie could not run the twin{dressed}: {error.message}"

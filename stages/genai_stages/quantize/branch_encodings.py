@@ -10,14 +10,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
 
 from genai_core.facts import AdapterInputs, AdapterRanges, TensorSource
-from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
+from genai_stages.aimet.model import Encoding, EncodingSet, channel_scales, per_tensor
 from genai_stages.graph.data_movement import moved_onward
 from genai_stages.graph.provenance import source_of
 
-__all__ = ["with_branches"]
+__all__ = ["with_branches", "with_constants"]
 
 _BITS = 16
 _MATRIX_BITS = 8
@@ -52,6 +54,39 @@ def with_branches(
         ):
             width = ranges.widest[measured]
             found[name] = per_tensor(name, -width, width, bits=bits, symmetric=True)
+    for name, own in _plain(graph, encodings, adapters, provenance).items():
+        found.setdefault(name, dataclasses.replace(own, name=name))
+    return dataclasses.replace(encodings, entries=found)
+
+
+def with_constants(
+    graph: ir.Graph,
+    encodings: EncodingSet,
+    adapters: AdapterInputs,
+    ranges: AdapterRanges,
+    *,
+    weights: Mapping[str, NDArray[np.float32]],
+    provenance: Mapping[str, TensorSource],
+) -> EncodingSet:
+    """The encodings with those of branches whose matrices are constants (see `lora.laid_in`).
+
+    Args:
+        graph: A part of a static graph.
+        encodings: Of the source.
+        adapters: The branches of the whole graph.
+        ranges: Of their values.
+        weights: Constant -> [out, in]; each output channel has a scale of its own.
+        provenance: Of the part.
+    """
+    found = dict(encodings.entries)
+    for branch in adapters.branches:
+        if branch.a not in weights:
+            continue
+        for name in (branch.a, branch.b):
+            found[name] = channel_scales(name, np.abs(weights[name]).max(axis=1))
+        for name in (branch.down, branch.up):
+            width = ranges.widest[name]
+            found[name] = per_tensor(name, -width, width, bits=_BITS, symmetric=True)
     for name, own in _plain(graph, encodings, adapters, provenance).items():
         found.setdefault(name, dataclasses.replace(own, name=name))
     return dataclasses.replace(encodings, entries=found)

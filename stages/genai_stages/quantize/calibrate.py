@@ -11,7 +11,7 @@ outwards, and the scales of weights are exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from genai_core.facts import ModelFacts, Role
 from genai_stages.aimet.arithmetic import outwards
-from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
+from genai_stages.aimet.model import Encoding, EncodingSet, channel_scales, per_tensor
 from genai_stages.graph.core_graph import DOMAIN, mapped, read_core
 from genai_stages.graph.expand_attention import AttentionSpec
 from genai_stages.quantize.encoding_lookup import EncodingLookup
@@ -57,8 +57,10 @@ def calibrate(
     given = encodings or EncodingSet("none", where, {})
     lookup = EncodingLookup(given, facts.provenance)
     found = dict(given.entries)
-    for name, span in _ranges(core, model, facts, pieces=pieces, scratch=scratch,
-                              threads=threads).items():  # fmt: skip
+    spans = tensor_ranges(
+        core, model, facts, TensorWatching, pieces=pieces, scratch=scratch, threads=threads
+    )
+    for name, span in spans.items():
         source = lookup.source(name)
         if source not in given:
             low, high = span
@@ -84,7 +86,7 @@ def _activation(name: str, span: Range) -> Encoding:
     return per_tensor(name, low, high, bits=ACTIVATION_BITS, symmetric=False)
 
 
-class _Watched(Watching):
+class TensorWatching(Watching):
     """Watches every tensor."""
 
     def __init__(self, facts: ModelFacts, first: ir.Value, last: ir.Value) -> None:
@@ -92,16 +94,19 @@ class _Watched(Watching):
         self.roles = {one.layer: one.roles for one in facts.attention}
 
     def linear(self, node: ir.Node) -> None:
+        """A linear, and what comes of it."""
         super().linear(node)
         self.watch(self.map[node.outputs[0]], node.outputs[0].name or "")
 
     def copy(self, node: ir.Node) -> None:
+        """An ordinary node, and its float tensors."""
         super().copy(node)
         for value in node.outputs:
             if value.dtype is None or value.dtype.is_floating_point():
                 self.watch(self.map[value], value.name or "")
 
     def seen(self, value: ir.Value, role: Role, spec: AttentionSpec) -> ir.Value:
+        """A tensor inside an attention."""
         # Without a past its input is empty, and what is masked reaches an arbitrary depth.
         if role not in ("past_key", "past_value", "masked"):
             roles = self.roles[spec.layer]
@@ -113,21 +118,22 @@ class _Watched(Watching):
         return value
 
 
-def _ranges(
+def tensor_ranges(
     core: Path,
     model: ir.Model,
     facts: ModelFacts,
+    watching: Callable[[ModelFacts, ir.Value, ir.Value], TensorWatching],
     *,
     pieces: Sequence[npt.NDArray[np.integer]],
     scratch: Path,
     threads: int,
 ) -> dict[str, Range]:
-    """Tensor -> extremes over all pieces."""
+    """Tensor -> extremes over all pieces; arguments as of `watched_ranges`."""
     ranges = watched_ranges(
         core,
         model,
         facts,
-        lambda first, last: _Watched(facts, first, last),
+        lambda first, last: watching(facts, first, last),
         pieces=pieces,
         scratch=scratch,
         threads=threads,
@@ -168,10 +174,7 @@ def _weights(model: ir.Model, lookup: EncodingLookup) -> Iterable[Encoding]:
     for name, rows in parts.items():
         order = np.argsort(np.concatenate([channels for channels, _ in rows]))
         largest = np.concatenate([part for _, part in rows])[order]
-        scale = np.maximum(largest / (2.0 ** (WEIGHT_BITS - 1) - 1), np.finfo(np.float32).eps)
-        scale = scale.astype(np.float32).astype(np.float64)
-        offset = np.full(scale.shape, -(2.0 ** (WEIGHT_BITS - 1)))
-        yield Encoding(name, WEIGHT_BITS, symmetric=True, scale=scale, offset=offset)
+        yield channel_scales(name, largest, bits=WEIGHT_BITS)
 
 
 def _largest(weight: npt.NDArray[np.generic]) -> npt.NDArray[np.float64]:

@@ -63,6 +63,7 @@ def quantize_graph(
     *,
     rotary_limits: Mapping[str, float] | None = None,
     gaps_float: bool = False,
+    model: ir.Model | None = None,
 ) -> Quantized:
     """Write `<stem>.onnx` and `<stem>.data` into `out` for the static graph `<stem>.onnx`.
 
@@ -74,12 +75,13 @@ def quantize_graph(
         lookup: The encodings with this graph's provenance.
         rotary_limits: Input name -> largest absolute value of that rotary table, where not 1.
         gaps_float: Tensors without an encoding stay floating point, and so does what they meet.
+        model: The graph, where it is not as it lies in `source`; it is changed.
 
     Raises:
         BadEncodings: A tensor has no encoding, or one that does not fit it.
         BadModel: A weight holds a value that is not finite.
     """
-    model = _typed(ir.load(source))
+    model = _typed(model or ir.load(source))
     to_device_forms(model)
     decisions = decide(model.graph, lookup, rotary_limits=rotary_limits, gaps_float=gaps_float)
     with TensorFile(out / f"{source.stem}.data") as data:
