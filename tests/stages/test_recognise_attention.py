@@ -19,7 +19,7 @@ from genai_core.operations import IngestConfig
 from genai_stages.graph.core_graph import FACTS_FILE, MODEL_FILE, read_core, read_facts
 from genai_stages.graph.expand_attention import AttentionSpec
 from genai_stages.ingest.folding import specialise
-from genai_stages.ingest.recognition import recognise_attention
+from genai_stages.ingest.recognition.attention import attention_run
 from genai_stages.ingest.source.source_model import Array
 from genai_stages.operations.ingest import run
 from genai_stages.stage import Context
@@ -42,7 +42,7 @@ def ingest(source: Path, out: Path) -> ModelFacts:
 def on_another_processor(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Let every number computed on the way be off in its last bits."""
     random = np.random.default_rng(seed)
-    region, evaluate = recognise_attention.run_region, specialise.evaluate
+    region, evaluate = attention_run.run_region, specialise.evaluate
 
     def rounded(array: Array) -> Array:
         if array.dtype != np.float32:
@@ -58,7 +58,7 @@ def on_another_processor(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
         made = evaluate(node, arrays, opset)
         return [rounded(one) for one in made] if node.op_type in ("Cos", "Sin") else made
 
-    monkeypatch.setattr(recognise_attention, "run_region", run_region)
+    monkeypatch.setattr(attention_run, "run_region", run_region)
     monkeypatch.setattr(specialise, "evaluate", evaluated)
 
 

@@ -31,11 +31,12 @@ from genai_stages.ingest.folding.remove_noise import remove_noise
 from genai_stages.ingest.folding.specialise import specialise
 from genai_stages.ingest.output.compare_source import TOLERANCE, core_session, source_session
 from genai_stages.ingest.output.write_core import Identity, write_core
+from genai_stages.ingest.recognition.attention.found_attention import Sizes
+from genai_stages.ingest.recognition.attention.recognise_attention import AttentionSolver
 from genai_stages.ingest.recognition.drafts import Data, DraftNode
 from genai_stages.ingest.recognition.find_boundaries import Cuts, live_drafts
 from genai_stages.ingest.recognition.layouts import LayoutError, token_major
 from genai_stages.ingest.recognition.name_ropes import name_ropes
-from genai_stages.ingest.recognition.recognise_attention import AttentionSolver, Sizes
 from genai_stages.ingest.recognition.recognise_layers import Walk
 from genai_stages.ingest.source.source_model import Array, SourceModel
 

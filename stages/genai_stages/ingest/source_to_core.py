@@ -24,14 +24,11 @@ from genai_stages.ingest.folding.specialise import specialise
 from genai_stages.ingest.output.write_core import Identity, write_core
 from genai_stages.ingest.positions.check_positions import check_positions
 from genai_stages.ingest.positions.mask_at_scale import MaskAtScale
+from genai_stages.ingest.recognition.attention.found_attention import FoundAttention, Sizes
+from genai_stages.ingest.recognition.attention.recognise_attention import AttentionSolver
 from genai_stages.ingest.recognition.drafts import Data
 from genai_stages.ingest.recognition.find_boundaries import find_boundaries
 from genai_stages.ingest.recognition.name_ropes import name_ropes
-from genai_stages.ingest.recognition.recognise_attention import (
-    AttentionSolver,
-    FoundAttention,
-    Sizes,
-)
 from genai_stages.ingest.recognition.recognise_layers import Walk
 from genai_stages.ingest.source.source_model import SourceModel
 

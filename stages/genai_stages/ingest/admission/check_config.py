@@ -14,8 +14,8 @@ import numpy as np
 from genai_core.errors import BadModel
 from genai_core.facts import RopeTable
 from genai_stages.architectures.family import Family
+from genai_stages.ingest.recognition.attention.found_attention import FoundAttention
 from genai_stages.ingest.recognition.drafts import Data
-from genai_stages.ingest.recognition.recognise_attention import FoundAttention
 
 
 def text_config(config: Mapping[str, object]) -> Mapping[str, object]:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from genai_core.facts import RopeTable
 from genai_stages.ingest.admission.source_inputs import STATIC_HIDDEN, SourceInput, SourceInputs
 from genai_stages.ingest.folding.classify_mask import reference
-from genai_stages.ingest.recognition.recognise_attention import Sizes
+from genai_stages.ingest.recognition.attention.found_attention import Sizes
 
 Array = npt.NDArray[Any]
 

@@ -25,7 +25,7 @@ from genai_stages.ingest.admission.check_config import text_config
 from genai_stages.ingest.folding.cache_sizes import are_open, cache_sizes, untold
 from genai_stages.ingest.folding.classify_mask import reference
 from genai_stages.ingest.folding.specialise import Folding
-from genai_stages.ingest.recognition.recognise_attention import Sizes
+from genai_stages.ingest.recognition.attention.found_attention import Sizes
 from genai_stages.ingest.source.source_model import Array, SourceModel
 
 Purpose = Literal[

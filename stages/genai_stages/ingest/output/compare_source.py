@@ -27,7 +27,7 @@ from genai_stages.graph.expand_attention import expand
 from genai_stages.ingest.admission.refuse_source import logits_name
 from genai_stages.ingest.admission.source_inputs import SourceInputs
 from genai_stages.ingest.output.source_part import locate, part_of
-from genai_stages.ingest.recognition.recognise_attention import Sizes
+from genai_stages.ingest.recognition.attention.found_attention import Sizes
 from genai_stages.ingest.source.source_model import Array, SourceModel
 
 TOLERANCE = 1e-4

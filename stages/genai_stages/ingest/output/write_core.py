@@ -10,9 +10,9 @@ import onnx_ir as ir
 
 from genai_core.facts import AttentionFacts, ModelFacts, RopeTable, TensorSource
 from genai_stages.graph.core_graph import DOMAIN, CoreWriter, layer_group
+from genai_stages.ingest.recognition.attention.found_attention import FoundAttention
 from genai_stages.ingest.recognition.drafts import DraftNode, DraftWeight, IndexArray
 from genai_stages.ingest.recognition.find_boundaries import Cuts
-from genai_stages.ingest.recognition.recognise_attention import FoundAttention
 from genai_stages.ingest.source.source_model import Array
 
 _BLOCK_BYTES = 64 << 20

@@ -30,8 +30,8 @@ from genai_stages.ingest.positions.far_positions import (
     numbers_of,
     static_passes,
 )
-from genai_stages.ingest.recognition.attention_parts import AttentionParts
-from genai_stages.ingest.recognition.recognise_attention import Sizes
+from genai_stages.ingest.recognition.attention.attention_parts import AttentionParts
+from genai_stages.ingest.recognition.attention.found_attention import Sizes
 from genai_stages.ingest.recognition.recognise_layers import MOVEMENTS, Walk
 from genai_stages.ingest.recognition.same_graph import difference
 from genai_stages.ingest.source.source_model import SourceModel, is_float

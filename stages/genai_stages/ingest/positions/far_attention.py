@@ -18,7 +18,7 @@ from genai_runtime.rope import for_context
 from genai_stages.ingest.folding import classify_mask
 from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.positions.far_positions import Far
-from genai_stages.ingest.recognition.attention_parts import (
+from genai_stages.ingest.recognition.attention.attention_parts import (
     AttentionParts,
     Joint,
     NewHeads,

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_stages.ingest.folding.folded_graph import FoldedGraph
-from genai_stages.ingest.recognition.recognise_attention import Sizes
+from genai_stages.ingest.recognition.attention.found_attention import Sizes
 from genai_stages.ingest.source.source_model import Constant
 
 LONGEST = 1 << 24

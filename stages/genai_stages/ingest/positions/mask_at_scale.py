@@ -22,8 +22,8 @@ from genai_stages.ingest.folding import classify_mask
 from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.folding.lower_fused import CAUSAL, MADE
 from genai_stages.ingest.folding.specialise import Folding
+from genai_stages.ingest.recognition.attention.found_attention import Sizes
 from genai_stages.ingest.recognition.evaluate_region import run_region
-from genai_stages.ingest.recognition.recognise_attention import Sizes
 from genai_stages.ingest.source.source_model import Constant, SourceModel
 
 _LONGEST = 1 << 18

@@ -12,7 +12,7 @@ import numpy as np
 
 from genai_core.facts import RopeTable
 from genai_stages.architectures.rope import plain_frequencies
-from genai_stages.ingest.recognition.recognise_attention import FoundAttention
+from genai_stages.ingest.recognition.attention.found_attention import FoundAttention
 
 
 def name_ropes(

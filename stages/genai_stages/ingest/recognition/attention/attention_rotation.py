@@ -12,8 +12,8 @@ from genai_core.errors import UnsupportedOperator
 from genai_core.facts import RopeTable
 from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.recognition import classify_rotary
-from genai_stages.ingest.recognition.attention_parts import Floats
-from genai_stages.ingest.recognition.attention_scores import ScoreChain
+from genai_stages.ingest.recognition.attention.attention_parts import Floats
+from genai_stages.ingest.recognition.attention.attention_scores import ScoreChain
 
 __all__ = ["KnownRopes", "RotatedHeads", "TurnedHeads", "rotate"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from genai_stages.ingest.folding.folded_graph import StaticNode
-from genai_stages.ingest.recognition.attention_parts import Floats, Side
+from genai_stages.ingest.recognition.attention.attention_parts import Floats, Side
 from genai_stages.ingest.recognition.drafts import DraftNode
 
 __all__ = ["SIDES", "Operand", "Operands", "Scores"]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from genai_core.errors import UnsupportedOperator
 from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
-from genai_stages.ingest.recognition.attention_parts import Side
+from genai_stages.ingest.recognition.attention.attention_parts import Side
 from genai_stages.ingest.recognition.drafts import DraftWeight
 
 __all__ = ["HeadNorm", "apply_norm", "norm_values", "norm_weights"]

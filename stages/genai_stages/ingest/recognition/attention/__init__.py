@@ -1,0 +1,1 @@
+"""One attention, recognized by what it computes."""
