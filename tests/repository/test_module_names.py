@@ -43,7 +43,6 @@ TWINS = {
     "chain": "tasks that one worker runs, and who runs it",
     "build": "GenAIBuild: the kind, its tasks, its view, its command",
     "job": "a Job, from outside and from inside",
-    "graph": "`genai graph`, and the graph that a container's CPU model is",
     "chat": "a conversation: in the terminal, by HTTP",
     "app": "where commands, or routes, are registered",
     "checks": "what is refused before anything is done",

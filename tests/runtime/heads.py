@@ -20,7 +20,7 @@ from genai_runtime.cpu.model import CpuModel, read_model
 from genai_runtime.cpu.sessions import PlainSessions
 from genai_runtime.processor import features, saturates
 from genai_runtime.speculation.eagle import Eagle, Head
-from genai_stages.backends.cpu.graph import hidden_state_name
+from genai_stages.backends.cpu.cpu_model import hidden_state_name
 from genai_stages.graph.core_graph import read_facts
 from genai_stages.operations import compile_cpu, convert_cpu, ingest
 from genai_stages.stage import Context

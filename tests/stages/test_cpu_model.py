@@ -15,7 +15,7 @@ from genai_runtime import processor
 from genai_runtime.cpu import CpuSession, sessions
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.backends.cpu import check
-from genai_stages.backends.cpu.graph import rotates_inside
+from genai_stages.backends.cpu.attention_nodes import rotates_inside
 from genai_stages.graph.core_graph import read_core
 from genai_stages.graph.expand_attention import AttentionSpec
 from genai_stages.graph.linear_sites import linear_sites

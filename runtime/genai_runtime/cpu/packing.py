@@ -57,7 +57,7 @@ def packed(model: onnx.ModelProto, rows: int, *, trees: bool = False) -> onnx.Mo
     """The model of `rows` slots; weights stay where they are.
 
     Args:
-        model: A container's, as `stages/genai_stages/backends/cpu/graph.py` says.
+        model: A container's, as `stages/genai_stages/backends/cpu/cpu_model.py` says.
         rows: Slots of a pass.
         trees: With inputs for positions and masks of each row.
 

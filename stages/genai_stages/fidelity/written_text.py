@@ -24,14 +24,10 @@ from genai_core.operations import ConvertCpuConfig
 from genai_runtime.evaluate import losses
 from genai_runtime.rope import cos_sin
 from genai_runtime.sampling import Sampling, choose
-from genai_stages.backends.cpu.graph import (
-    MODEL_DATA_FILE,
-    MODEL_FILE,
-    build_model,
-    table_inputs,
-    write_model,
-)
+from genai_stages.backends.cpu.attention_nodes import table_inputs
+from genai_stages.backends.cpu.cpu_model import MODEL_FILE, build_model, write_model
 from genai_stages.backends.cpu.join import join_fragments
+from genai_stages.backends.cpu.model_graph import MODEL_DATA_FILE
 from genai_stages.backends.cpu.quantize import convert_group
 from genai_stages.graph.core_graph import read_core
 

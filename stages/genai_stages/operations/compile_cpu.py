@@ -22,14 +22,10 @@ from genai_stages.backends.cpu.activations import (
     grid_of_measured,
 )
 from genai_stages.backends.cpu.check import verify, verify_head
+from genai_stages.backends.cpu.cpu_model import MODEL_FILE, build_model, write_model
 from genai_stages.backends.cpu.fragment import FRAGMENT_FILE
-from genai_stages.backends.cpu.graph import (
-    MODEL_DATA_FILE,
-    MODEL_FILE,
-    build_model,
-    write_model,
-)
 from genai_stages.backends.cpu.join import Joined, join_fragments
+from genai_stages.backends.cpu.model_graph import MODEL_DATA_FILE
 from genai_stages.graph.core_graph import read_core
 from genai_stages.graph.linear_sites import SourceEncodings, linear_sites
 from genai_stages.input_folders import (

@@ -59,7 +59,8 @@ from genai_runtime.inspection import onnx_graph
 from genai_runtime.rope import for_context
 from genai_runtime.session import Session
 from genai_runtime.tokenizer import TextTokenizer
-from genai_stages.backends.cpu.graph import MODEL_DATA_FILE, precision_of
+from genai_stages.backends.cpu.cpu_model import precision_of
+from genai_stages.backends.cpu.model_graph import MODEL_DATA_FILE
 from genai_stages.graph.core_graph import FACTS_FILE, MODEL_FILE, read_facts
 from genai_stages.ingest.model_files import ASSETS
 from genai_stages.input_folders import (

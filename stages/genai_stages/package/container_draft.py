@@ -12,7 +12,7 @@ from genai_core.operations import HeadConfig
 from genai_runtime import container
 from genai_runtime.container import CPU_MODEL_FILE, Container, GraphInfo, HeadInfo
 from genai_runtime.tokenizer import TextTokenizer
-from genai_stages.backends.cpu.graph import hidden_state_name
+from genai_stages.backends.cpu.cpu_model import hidden_state_name
 from genai_stages.twin_folder import place
 
 __all__ = ["head_info", "place_draft"]
