@@ -16,7 +16,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -322,6 +322,36 @@ class AdapterHost(Protocol):
 
         Raises:
             BadInput: It is not there.
+        """
+        ...
+
+
+@runtime_checkable
+class KeyValueHost(Protocol):
+    """An executor whose keys and values may be read out of a slot and laid into another."""
+
+    @property
+    def numerics(self) -> Mapping[str, Any]:
+        """What keys and values depend on to the bit, beside model, tokens and adapters; JSON."""
+        ...
+
+    def keys_values(self, slot: int) -> list[NDArray[np.float32]]:
+        """What a slot holds, by cache tensor [heads, tokens, width].
+
+        These are no copies. They stay as they are, and in memory, as long as somebody holds them,
+        whatever becomes of the slot, unless it is truncated below its length and read on.
+        """
+        ...
+
+    def lay_in(self, slot: int, values: Sequence[NDArray[np.float32]]) -> None:
+        """Append keys and values that were read out elsewhere to a slot.
+
+        Args:
+            slot: Open.
+            values: As `keys_values` has them, of the tokens that follow on what it holds.
+
+        Raises:
+            BadInput: The context length would be exceeded.
         """
         ...
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -222,6 +223,19 @@ class ScriptedExecutor:
         held = self._slots[slot]
         kept = [held[place] for place in checked_places(start, places, len(held))]
         held[start:] = kept
+
+    numerics: Mapping[str, Any] = {"scripted": 1}
+
+    def keys_values(self, slot: int) -> list[NDArray[np.float32]]:
+        """Tokens and what they wore, as bytes of one head."""
+        held = np.array(self._slots[slot], np.int64).reshape(1, -1, 2)
+        return [held.view(np.float32)]
+
+    def lay_in(self, slot: int, values: Sequence[NDArray[np.float32]]) -> None:
+        """Append what was read out elsewhere."""
+        pairs = np.ascontiguousarray(values[0]).view(np.int64)[0].tolist()
+        self.grow(slot, self.length(slot) + len(pairs))
+        self._slots[slot].extend((token, worn) for token, worn in pairs)
 
     def free(self, slot: int) -> None:
         """Close a slot."""

@@ -52,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
                 tokens=given.tokens_per_pass,
                 cache_mib=given.kv_cache_mib,
                 prefix_mib=given.prefix_cache_mib,
+                prefix_folder=given.prefix_cache_dir,
+                prefix_folder_mib=given.prefix_cache_dir_mib,
                 system_prompts=_system_prompts(given),
                 request_seconds=given.request_timeout,
                 drain_seconds=given.drain_seconds,
@@ -138,6 +140,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--tokens-per-pass", type=int, default=128)
     parser.add_argument("--kv-cache-mib", type=int)
     parser.add_argument("--prefix-cache-mib", type=int)
+    parser.add_argument("--prefix-cache-dir", type=Path)
+    parser.add_argument("--prefix-cache-dir-mib", type=int, default=4096)
     parser.add_argument("--system-prompt", action="append", default=[])
     parser.add_argument("--system-prompt-file", action="append", type=Path, default=[])
     parser.add_argument("--request-timeout", type=float, default=0.0)

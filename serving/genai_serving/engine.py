@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from genai_core.errors import GenAIError
 from genai_runtime.executor import Executor, checked_tokens
 from genai_runtime.prefixes.cache import PrefixCache
+from genai_runtime.prefixes.prefix_files import PrefixFiles
 from genai_runtime.sampling import Sampler
 from genai_runtime.speculation.control import Counts, Gain, Room, Speculation
 from genai_serving.adapters.cache import AdapterCache, AdapterLoader
@@ -68,6 +69,7 @@ class Engine:
         adapters: What is kept of adapters that come and go; None = all, without a bound.
         pinned: Those that `adapters` has from the start.
         adapter_seconds: That a request may wait until its adapters find room in a pass.
+        prefix_files: Beginnings of prompts on disk; its own.
     """
 
     def __init__(
@@ -81,11 +83,12 @@ class Engine:
         adapters: AdapterCache | None = None,
         pinned: Iterable[str] = (),
         adapter_seconds: float = 60.0,
+        prefix_files: PrefixFiles | None = None,
     ) -> None:
         self._executor = executor
         self._scheduler = Scheduler(limits)
         self._prefixes = PrefixCache(executor, limits.prefix_bytes)
-        self._beginnings = Beginnings(executor, self._prefixes)
+        self._beginnings = Beginnings(executor, self._prefixes, prefix_files)
         self._guesses = Guesses(speculation)
         self._observer: Observer = observer or NoObserver()
         self._clock = clock
@@ -279,9 +282,12 @@ class Engine:
         for key in overdue:
             self._end(key, Finish.DEADLINE)
         wanted = self._guesses.wanted(self._rooms())
-        self._beginnings.look()
-        with self._wake:
-            step = self._scheduler.schedule(self._cached, wanted)
+        while True:
+            self._beginnings.look()
+            with self._wake:
+                step = self._scheduler.schedule(self._cached, wanted)
+            if not self._beginnings.load(step, self._answers, self._room(step)):
+                break
         if step.work:
             self._run(step)
         return True
@@ -386,7 +392,7 @@ class Engine:
         if answer is None:
             return
         guessed = self._guesses.finish(key)
-        self._beginnings.end(answer, failed=error is not None)
+        self._beginnings.end(key, answer, failed=error is not None)
         times = Times(answer.arrived, answer.admitted, answer.first, self._clock())
         prompt, tokens = answer.request.prompt.size, len(answer.tokens)
         ended = Ended(reason, prompt, tokens, times, error, answer.cached, guessed)

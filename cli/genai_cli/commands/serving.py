@@ -60,6 +60,15 @@ def serve(
             help="Of them for beginnings of earlier prompts, 0 for none; else all that is free.",
         ),
     ] = None,
+    prefix_cache_dir: Annotated[
+        str,
+        typer.Option(
+            metavar="DIR", show_default=False, help="Keeps beginnings of prompts beyond a restart."
+        ),
+    ] = "",
+    prefix_cache_dir_mib: Annotated[
+        int, typer.Option(min=1, metavar="MIB", help="Of all files there; the oldest go.")
+    ] = 4096,
     system_prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -154,6 +163,8 @@ def serve(
             "max-waiting": max_waiting,
             "kv-cache-mib": kv_cache_mib,
             "prefix-cache-mib": prefix_cache_mib,
+            "prefix-cache-dir": prefix_cache_dir,
+            "prefix-cache-dir-mib": prefix_cache_dir_mib,
             "system-prompt": system_prompt,
             "system-prompt-file": system_prompt_file,
             "tokens-per-pass": tokens_per_pass,

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import onnxruntime as ort
+
 from genai_core.canonical import digest_file
 from genai_core.facts import RopeTable
 from genai_runtime import processor
@@ -118,4 +120,19 @@ def open_executor(
         digest_of=digest_of,
     )
     sessions = PreparedSessions(folder, threads=threads, exact=exact)
-    return CpuExecutor(opened, sessions, context_length=context_length, rope=rope, bank=bank)
+    numerics = {
+        "onnxruntime": ort.__version__,
+        "features": sorted(features),
+        "exact": exact,
+        "threads": threads or os.cpu_count() or 1,
+        "linears": list(bank.linears),
+        "columns": bank.columns,
+    }
+    return CpuExecutor(
+        opened,
+        sessions,
+        context_length=context_length,
+        rope=rope,
+        bank=bank,
+        numerics=numerics,
+    )

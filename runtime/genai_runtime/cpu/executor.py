@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -41,6 +42,7 @@ class CpuExecutor:
         rope: Rotary tables; None = those that the model itself states.
         bank: The adapters that rows may wear; None = none. The sessions' graphs have branches at
             its linears.
+        numerics: See `KeyValueHost`.
 
     Raises:
         BadInput: The context length is below 1.
@@ -55,11 +57,13 @@ class CpuExecutor:
         context_length: int,
         rope: Mapping[str, RopeTable] | None = None,
         bank: AdapterBank | None = None,
+        numerics: Mapping[str, Any] | None = None,
     ) -> None:
         if context_length < 1:
             raise BadInput("must be at least 1", where="context length")
         self._model = model
         self._context_length = context_length
+        self.numerics: Mapping[str, Any] = numerics or {}
         self._bank = AdapterBank({}) if bank is None else bank
         self._tables = _tables(model.rope if rope is None else rope, context_length + SPARE)
         self._tables |= self._bank.values
@@ -192,6 +196,20 @@ class CpuExecutor:
         """Keep the first tokens and those at `places`."""
         held = self._slots[slot]
         held.move(start, checked_places(start, places, held.length))
+
+    def keys_values(self, slot: int) -> list[NDArray[np.float32]]:
+        """What a slot holds. See `KeyValueHost`."""
+        held = self._slots[slot]
+        return [buffer[0, :, : held.length] for buffer in held.buffers.values()]
+
+    def lay_in(self, slot: int, values: Sequence[NDArray[np.float32]]) -> None:
+        """Append keys and values. See `KeyValueHost`."""
+        held = self._slots[slot]
+        start, end = held.length, held.length + values[0].shape[1]
+        self.grow(slot, end)
+        for buffer, part in zip(held.buffers.values(), values, strict=True):
+            buffer[0, :, start:end] = part
+        held.length = end
 
     def free(self, slot: int) -> None:
         """Close a slot."""

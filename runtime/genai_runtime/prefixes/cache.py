@@ -76,6 +76,11 @@ class PrefixCache:
         return tuple(self._idle)
 
     @property
+    def all_held(self) -> tuple[Held, ...]:
+        """What pinned and idle slots hold."""
+        return (*self._pinned.values(), *self._idle.values())
+
+    @property
     def pinned(self) -> tuple[int, ...]:
         """Slots that stay."""
         return tuple(self._pinned)

@@ -23,6 +23,8 @@ class ServedAdapters:
         self._entries = dict(self._own.adapters)
         self._internal = {name: name for name in self._entries}
         self._loads = 0
+        self._contents = {name: entry.sha256 for name, entry in self._entries.items()}
+        """By the executor's names, of all that ever were: such a name is never given twice."""
 
     @property
     def own(self) -> AdapterIndex:
@@ -62,7 +64,12 @@ class ServedAdapters:
         """An adapter is loaded; the executor's name of the one that it replaces."""
         before = self._internal.get(name)
         self._entries[name], self._internal[name] = entry, internal
+        self._contents[internal] = entry.sha256
         return before
+
+    def content(self, internal: str) -> str | None:
+        """SHA-256 of the file of an adapter, by the executor's name; in any thread."""
+        return self._contents.get(internal)
 
     def take_out(self, name: str) -> str | None:
         """An adapter is not to be worn any more; the executor's name of it."""

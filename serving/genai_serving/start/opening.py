@@ -24,6 +24,7 @@ from genai_serving.metrics import AdapterLoad, Metrics
 from genai_serving.start.golden import replay_first
 from genai_serving.start.memory import cache_budget, kept_bytes, sequences_budget, whole_bytes
 from genai_serving.start.options import Options
+from genai_serving.start.prefix_folder import prefix_files_of
 from genai_serving.start.served_names import name_of, refuse_adapters, served_adapters
 from genai_serving.start.speculating import about_speculation, speculation_of
 from genai_serving.start.system_prompts import SystemPrompts
@@ -159,6 +160,9 @@ def open_server(
         speculation=speculation,
         adapters=None if held is None else held.cache,
         pinned=() if held is None else list(adapters.adapters),
+        prefix_files=prefix_files_of(options, opened, executor, model.adapters)
+        if steadiness.all
+        else None,
     )
     metrics.load = lambda: engine.load
     metrics.guessed = lambda: engine.guessed
