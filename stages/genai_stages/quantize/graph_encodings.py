@@ -18,16 +18,15 @@ import numpy as np
 import onnx_ir as ir
 
 from genai_core.errors import BadEncodings
-from genai_stages.aimet.checks import MASK_HIDDEN
 from genai_stages.aimet.model import Encoding, per_tensor
 from genai_stages.graph.core_graph import mapped
 from genai_stages.graph.data_movement import moved_inputs, moved_onward
+from genai_stages.quantize.derived_ranges import BITS, DerivedRanges
 from genai_stages.quantize.device_weights import for_device
 from genai_stages.quantize.encoding_lookup import EncodingLookup, MissingEncoding, rescaled
 from genai_stages.quantize.kv_encodings import KvEncoding, kv_encodings
 from genai_stages.static.static_graph import is_adapter_input
 
-BITS = 16
 _NORMS = ("RMSNormalization", "LayerNormalization")
 _PROJECTIONS = ("Conv", "Gemm", "MatMul")
 
@@ -126,8 +125,8 @@ class _Decision:
         self.lookup = lookup
         self.gaps_float = gaps_float
         self.ends = set(graph.outputs)
-        self.rotary_limits = rotary_limits
         self.result = GraphEncodings(caches=kv_encodings(graph, lookup))
+        self.ranges = DerivedRanges(lookup, rotary_limits, self.held, self.result.derived)
         self.cache_of: dict[ir.Value, Encoding] = {}
         for cache in self.result.caches:
             for value in cache.values:
@@ -165,12 +164,7 @@ class _Decision:
         found = self.own(value)
         if found is not None:
             return found
-        if name.startswith("attention_mask"):
-            return self.derive(value, MASK_HIDDEN, 0.0, "an additive mask")
-        if name.startswith("position_ids_"):
-            limit = self.rotary_limits.get(name, 1.0)
-            return self.derive(value, -limit, limit, "a rotary table", symmetric=True)
-        return self.left(value, None)
+        return self.ranges.of_input(value) or self.left(value, None)
 
     def operands(self, node: ir.Node) -> None:
         for index, value in enumerate(node.inputs):
@@ -253,21 +247,13 @@ class _Decision:
         found = self.lookup.activation(value.name or "", bits=BITS)
         if found is not None:
             return found
-        low = min(float(one.low) for one in grids)
-        high = max(float(one.high) for one in grids)
-        return self.derive(value, low, high, f"what {node.op_type} joins")
+        return self.ranges.of_joined(node, value, grids)
 
     def held(self, value: ir.Value) -> Encoding | None:
         """The grid on which a node finds a value; None where that is floating point."""
         if value.is_initializer():
             return self.result.weights[value].encoding
         return self.result.of(value)
-
-    def grid(self, value: ir.Value) -> Encoding:
-        """The same, of a value that is known to have one."""
-        encoding = self.held(value)
-        assert encoding is not None
-        return encoding
 
     def computed(self, node: ir.Node, value: ir.Value) -> Encoding | None:
         if node.op_type == "Gather":
@@ -287,7 +273,7 @@ class _Decision:
                 return found
         found = None
         if not self.lookup.stands_for_source(value.name or "") and not self.reads_float(node):
-            found = self.rule(node, value)
+            found = self.ranges.of_output(node, value)
         return found or self.left(value, node)
 
     def reads_float(self, node: ir.Node) -> bool:
@@ -304,69 +290,6 @@ class _Decision:
             self.result.derived[name] = f"{entry.bits} bits in the file, the same range at {BITS}"
         return found
 
-    def rule(self, node: ir.Node, value: ir.Value) -> Encoding | None:
-        """Ranges that follow from the operator and the ranges of its inputs."""
-        kind = node.op_type
-        if kind == "Softmax":
-            return self.derive(value, 0.0, 1.0, "a softmax")
-        if kind == "Tanh":
-            return self.derive(value, -1.0, 1.0, "a tanh", symmetric=True)
-        if kind == "Neg":
-            one = self.grid(_given(node, 0))
-            return self.derive(value, -float(one.high), -float(one.low), "a negated range")
-        if kind in ("Mul", "Div"):
-            return self.scaled(node, value) or self.rotated(node, value)
-        if kind == "Add":
-            for data, mask in ((0, 1), (1, 0)):
-                if (_given(node, mask).name or "").startswith("attention_mask"):
-                    one, other = self.grid(_given(node, data)), self.grid(_given(node, mask))
-                    return self.derive(
-                        value, float(one.low + other.low), float(one.high), "masked scores"
-                    )
-        if kind == "MatMul":
-            return self.before_scaling(value)
-        return None
-
-    def scaled(self, node: ir.Node, value: ir.Value) -> Encoding | None:
-        """A tensor times a constant, or divided by one."""
-        for data, factor in ((0, 1), (1, 0)):
-            constant = _scalar(_given(node, factor))
-            if constant is None or (node.op_type == "Div" and factor == 0):
-                continue
-            one = self.grid(_given(node, data))
-            times = 1.0 / constant if node.op_type == "Div" else constant
-            ends = sorted((float(one.low) * times, float(one.high) * times))
-            return self.derive(value, ends[0], ends[1], f"its input times {times:.6g}")
-        return None
-
-    def rotated(self, node: ir.Node, value: ir.Value) -> Encoding | None:
-        """A half of a rotation: an operand times cos or sin, which never exceed their limit."""
-        for data, table in ((0, 1), (1, 0)):
-            origin = _given(node, table)
-            name = origin.name or ""
-            if not name.startswith("position_ids_"):
-                continue
-            one = self.grid(_given(node, data))
-            limit = self.rotary_limits.get(name, 1.0)
-            widest = max(-float(one.low), float(one.high)) * limit
-            return self.derive(value, -widest, widest, f"its input times {name}", symmetric=True)
-        return None
-
-    def before_scaling(self, value: ir.Value) -> Encoding | None:
-        """Raw scores, where the source scales its queries beforehand: the scaled ones, undone."""
-        for consumer in value.consumers():
-            if consumer.op_type not in ("Mul", "Div"):
-                continue
-            for index in (0, 1):
-                constant = _scalar(_given(consumer, index))
-                found = self.lookup.activation(consumer.outputs[0].name or "", bits=BITS)
-                if constant is None or found is None or _given(consumer, 1 - index) is not value:
-                    continue
-                times = constant if consumer.op_type == "Div" else 1.0 / constant
-                low, high = float(found.low) * times, float(found.high) * times
-                return self.derive(value, low, high, f"{found.name} times {times:.6g}")
-        return None
-
     # reporting
 
     def left(self, value: ir.Value, node: ir.Node | None) -> Encoding | None:
@@ -375,13 +298,6 @@ class _Decision:
             raise self.gap(value, node)
         self.result.floating.add(value)
         return None
-
-    def derive(
-        self, value: ir.Value, low: float, high: float, reason: str, *, symmetric: bool = False
-    ) -> Encoding:
-        name = value.name or ""
-        self.result.derived[name] = f"{reason}, {low:.6g} .. {high:.6g}"
-        return per_tensor(name, low, high, bits=BITS, symmetric=symmetric)
 
     def where(self, value: ir.Value, node: ir.Node | None) -> str:
         place = f", node {node.name or node.op_type}" if node is not None else ""
@@ -412,17 +328,3 @@ def _channel_axis(node: ir.Node, rank: int) -> int:
         transposed = node.attributes.get("transB")
         return 0 if transposed is not None and transposed.as_int() else 1
     return rank - 1
-
-
-def _given(node: ir.Node, index: int) -> ir.Value:
-    value = node.inputs[index]
-    assert value is not None
-    return value
-
-
-def _scalar(value: ir.Value) -> float | None:
-    tensor = value.const_value
-    if not value.is_initializer() or tensor is None or tensor.size != 1:
-        return None
-    number = float(tensor.numpy().reshape(()))
-    return number if number != 0 else None
