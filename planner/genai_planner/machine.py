@@ -17,7 +17,6 @@ ones. `invariants.check` says what always holds.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from enum import StrEnum
 from operator import is_
@@ -25,9 +24,6 @@ from typing import TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
-from genai_core.operations import operation_of
-from genai_core.tasks.keys import task_key
-from genai_core.tasks.selection import matches, unmet
 from genai_planner.events import (
     Crashed,
     Event,
@@ -40,17 +36,15 @@ from genai_planner.events import (
     StartChoice,
     Taken,
     TaskStart,
-    TaskWait,
     WorkLimits,
 )
 from genai_planner.fidelity import holds, is_resort, over_budget
-from genai_planner.plan import FileRef, Plan, Result, Selection, Task
+from genai_planner.plan import FileRef, Plan, Result, Task
+from genai_planner.ready_tasks import ReadyTasks
 from genai_planner.sources import Sources
+from genai_planner.task_inputs import inputs_of, key_of
 
 __all__ = ["ENDED", "KnownKeys", "Machine", "TaskState"]
-
-_MANY_CANDIDATES = 64
-"""How many ready tasks are tried when memory is short; the rest wait for the next event."""
 
 
 class TaskState(StrEnum):
@@ -123,11 +117,8 @@ class Machine:
         self.errors: dict[TaskId, GenAIError] = {}
         self.why: dict[TaskId, str] = {}
         self._missing = {task: len(after) for task, after in self.after.items()}
-        self._rank = self._ranks()
-        self._order = {task: index for index, task in enumerate(self.tasks)}
-        self._ready: list[tuple[float, int, TaskId]] = []
-        self._running: dict[TaskId, int] = {}
-        self._alone: set[TaskId] = set()
+        memory = {task.id: task.demand.memory_bytes for task in plan.tasks}
+        self._work = ReadyTasks(self._ranks(), memory)
         self._looks: list[Look] = []
 
     def _ranks(self) -> dict[TaskId, float]:
@@ -156,7 +147,7 @@ class Machine:
     @property
     def running(self) -> tuple[TaskId, ...]:
         """Tasks that were started and have not ended."""
-        return tuple(self._running)
+        return self._work.running
 
     def container(self, target: str) -> TaskId | None:
         """The package task that made a target's container; None where none has."""
@@ -207,15 +198,13 @@ class Machine:
             case Taken(task):
                 self._expect(task, TaskState.LOOKING)
                 self._set(task, TaskState.RUNNING)
-                self._running[task] = self.tasks[task].demand.memory_bytes
+                self._work.started(task)
             case Failed(task, error):
                 self._expect(task, TaskState.LOOKING, TaskState.READY, TaskState.RUNNING)
                 self._fail(task, error)
             case Crashed(task, alone):
                 self._expect(task, TaskState.RUNNING)
-                self._running.pop(task)
-                if alone:
-                    self._alone.add(task)
+                self._work.stopped(task, alone=alone)
                 self._enqueue(task)
             case InputLost(task):
                 self._expect(task, TaskState.RUNNING)
@@ -223,43 +212,22 @@ class Machine:
         return self._taken()
 
     def start(self, limits: WorkLimits) -> StartChoice:
-        """Choose what to start now: the longest chains first, as far as memory goes.
-
-        A task that needs more than there is runs alone rather than never.
-        """
+        """Choose what to start now; see `ready_tasks`."""
+        chosen, waits = self._work.choose(limits, lambda task: self.states[task] is TaskState.READY)
         starts: list[TaskStart] = []
-        waits: list[TaskWait] = []
-        passed: list[tuple[float, int, TaskId]] = []
-        left = limits.memory_bytes - sum(self._running.values())
-        while self._ready and len(passed) < _MANY_CANDIDATES:
-            at_work = len(self._running) + limits.busy
-            if at_work >= max(limits.parallelism, 1) or self._one_alone_runs():
-                break
-            entry = heapq.heappop(self._ready)
-            task = entry[2]
-            if self.states[task] is not TaskState.READY:
-                continue
-            alone = task in self._alone
-            need = self.tasks[task].demand.memory_bytes
-            if self._running and (alone or need > left):
-                passed.append(entry)
-                why = "was out of memory and runs alone" if alone else _memory_text(need, left)
-                waits.append(TaskWait(task, why))
-                if alone:
-                    break  # nothing more starts, so that its turn comes
-                continue
+        for choice in chosen:
+            task = choice.task
             self._set(task, TaskState.RUNNING)
-            self._running[task] = need
             starts.append(
-                TaskStart(task, self.keys[task], self.inputs(task), alone=alone, tight=need > left)
+                TaskStart(
+                    task,
+                    self.keys[task],
+                    self.inputs(task),
+                    alone=choice.alone,
+                    tight=choice.tight,
+                )
             )
-            left -= need
-        for entry in passed:
-            heapq.heappush(self._ready, entry)
         return StartChoice(tuple(starts), tuple(waits))
-
-    def _one_alone_runs(self) -> bool:
-        return any(task in self._running for task in self._alone)
 
     def inputs(self, task: TaskId) -> dict[str, dict[str, FileRef]]:
         """The files of a task whose dependencies have ended well.
@@ -267,29 +235,7 @@ class Machine:
         Raises:
             ValueError: A file that must be there is not, or two selections give one path.
         """
-        found: dict[str, dict[str, FileRef]] = {}
-        for name, selections in self.tasks[task].inputs.items():
-            files: dict[str, FileRef] = {}
-            for selection in selections:
-                offered = self._offered(selection)
-                chosen = matches(selection.patterns, offered)
-                for path in chosen:
-                    known = files.setdefault(path, offered[path])
-                    if known is not offered[path] and known != offered[path]:
-                        raise ValueError(f"{task}: input {name} would hold two files {path}")
-                absent = unmet(selection.patterns, offered)
-                if absent:
-                    maker = selection.task or f"the source {selection.source}"
-                    raise ValueError(f"{task}: {maker} has no {', '.join(absent)}")
-            if files:
-                found[name] = files
-        return found
-
-    def _offered(self, selection: Selection) -> Mapping[str, FileRef]:
-        if selection.task is not None:
-            return self.results[selection.task].outputs
-        assert selection.source is not None
-        return self.sources[selection.source].files
+        return inputs_of(self.tasks[task], self.results, self.sources)
 
     # Transitions
 
@@ -329,23 +275,9 @@ class Machine:
         before = self._known.get(task)
         if before is not None and all(map(is_, before[0], made)):
             return before[1]
-        key = self._made_key(task)
+        key = key_of(self.tasks[task], self.inputs(task), self.toolchains)
         self._known[task] = made, key
         return key
-
-    def _made_key(self, task: TaskId) -> Key:
-        described = self.tasks[task]
-        row = operation_of(described.operation, described.backend)
-        return task_key(
-            described.operation,
-            row.code_version,
-            toolchain_id=self.toolchains[described.operation, row.backend],
-            config=described.config.model_dump(mode="json"),
-            inputs={
-                name: {path: file.identity for path, file in files.items()}
-                for name, files in self.inputs(task).items()
-            },
-        )
 
     def _do_without(self, task: TaskId) -> None:
         rivals = self.tasks[task].rivals
@@ -356,11 +288,10 @@ class Machine:
 
     def _enqueue(self, task: TaskId) -> None:
         self._set(task, TaskState.READY)
-        heapq.heappush(self._ready, (-self._rank[task], self._order[task], task))
+        self._work.add(task)
 
     def _end(self, task: TaskId, state: TaskState, result: Result) -> None:
-        self._running.pop(task, None)
-        self._alone.discard(task)
+        self._work.ended(task)
         self._set(task, state)
         self.results[task] = result
         for other in self.dependents[task]:
@@ -371,8 +302,7 @@ class Machine:
                 self._release(other)
 
     def _fail(self, task: TaskId, error: GenAIError) -> None:
-        self._running.pop(task, None)
-        self._alone.discard(task)
+        self._work.ended(task)
         self._set(task, TaskState.FAILED)
         self.errors[task] = error
         for other in self.dependents[task]:
@@ -388,7 +318,7 @@ class Machine:
                 waiting += self.dependents[one]
 
     def _look_at_inputs_again(self, task: TaskId) -> None:
-        self._running.pop(task)
+        self._work.stopped(task)
         self._set(task, TaskState.BLOCKED)
         # A maker may be looked up already, for another task that found the same.
         self._missing[task] = sum(self.states[other] not in _GOOD for other in self.after[task])
@@ -398,7 +328,3 @@ class Machine:
             for other in self.dependents[maker]:
                 self._missing[other] += self.states[other] is TaskState.BLOCKED
             self._look(maker)
-
-
-def _memory_text(need: int, left: int) -> str:
-    return f"waits for memory: needs {need / 1e9:.1f} GB, {max(left, 0) / 1e9:.1f} GB are left"

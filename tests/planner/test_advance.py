@@ -15,7 +15,7 @@ from genai_core.errors import BadModel, GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OPERATIONS
-from genai_planner import machine as machine_module
+from genai_planner import task_inputs
 from genai_planner.advance import Advice, advance
 from genai_planner.events import Event, Failed, FoundResult, Look, Missed, Taken, WorkLimits
 from genai_planner.expand.build import expand
@@ -161,7 +161,7 @@ def test_nothing_is_keyed_twice_for_the_same_results(monkeypatch: pytest.MonkeyP
     (first,) = look(plan, Known()).start
     known = Known({first.key: files("ingest", first.key)})
     look(plan, known, keys=keys)
-    monkeypatch.setattr(machine_module, "task_key", lambda *_, **__: pytest.fail("keyed anew"))
+    monkeypatch.setattr(task_inputs, "task_key", lambda *_, **__: pytest.fail("keyed anew"))
     assert look(plan, known, keys=keys).results
     known = Known({first.key: files("ingest", first.key + "other")})
     with pytest.raises(pytest.fail.Exception, match="keyed anew"):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from genai_cli.engine.events import PlannedTask, PlanReady
 from genai_cli.engine.local_source import bring_folder, bring_source, token_of
-from genai_cli.engine.run import look_all
+from genai_cli.engine.plan_lookups import look_all
 from genai_cli.engine.work_folders import cache_folder, known_digests
 from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts

@@ -3,16 +3,11 @@
 Everything that is decided is decided there; here keys are looked up, workers are started, and what
 came of them is reported. At most `jobs` tasks run at once and never more than the memory bears. A
 task that another process on this machine is running is waited for, not run again.
-
-What may be tried again: a worker that was killed (the cause may be memory: once more, alone), one
-that crashed, a store that does not answer. Bad input is final. Lost bytes of an input make that
-input's task run again.
 """
 
 from __future__ import annotations
 
 import errno
-import signal
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -30,21 +25,17 @@ from genai_cli.engine.events import (
     TaskWaiting,
 )
 from genai_cli.engine.memory import Usage, available_bytes, cpu_count, usage
+from genai_cli.engine.plan_lookups import look_all
 from genai_cli.engine.work_folders import KeyLock, WorkFolder, writable_store
+from genai_cli.engine.worker_ends import another_attempt, failure_of, read_result
 from genai_cli.engine.workers import Job, WorkerEnd, WorkerPool
 from genai_core.errors import (
-    CorruptBlob,
     GenAIError,
     NoSpace,
-    OutOfMemory,
-    StoreUnavailable,
-    ToolFailed,
     from_dict,
 )
 from genai_core.names import TaskId
-from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import brought
-from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.tasks.keys import short_key
 from genai_core.tasks.record import Record
@@ -55,64 +46,19 @@ from genai_planner.events import (
     Failed,
     Finished,
     FoundResult,
-    InputLost,
     Look,
-    Missed,
     TaskStart,
     WorkLimits,
 )
 from genai_planner.machine import Machine, TaskState
 from genai_planner.plan import result_of
 
-__all__ = ["LocalRun", "look_all"]
+__all__ = ["LocalRun"]
 
 _POLL_SECONDS = 0.2
 _ELSEWHERE_SECONDS = 0.5
-_MOST_ATTEMPTS = 2
-_MOST_UNAVAILABLE = 4
 _MEMORY_SHARE = 0.9
 """Of what is available: estimates are estimates, and others live here too."""
-
-
-def look_all(
-    machine: Machine,
-    store: Store,
-    looks: tuple[Look, ...],
-    *,
-    on_hit: Callable[[TaskId, Hit], None] = lambda _task, _hit: None,
-    claim: Callable[[Iterable[RecordRef]], None] = lambda _refs: None,
-    bring: bool = True,
-) -> None:
-    """Answer lookups, and those that follow from their answers, until none is open.
-
-    Args:
-        machine: Gets the answers.
-        store: Where to look.
-        looks: What to look up.
-        on_hit: Called with each hit.
-        claim: Called with what is about to be looked up.
-        bring: Copy what another store has, since it is going to be used.
-    """
-    # A directory answers faster than a thread starts; a bucket's answers are round trips.
-    threads = 1 if isinstance(writable_store(store), DirectoryStore) else 16
-    while looks:
-        refs = {look.task: RecordRef(look.operation, look.key) for look in looks}
-        claim(refs.values())
-        answers = lookup_all(store, refs.values(), threads=threads)
-        following: list[Look] = []
-        for look in looks:
-            if machine.states[look.task] is not TaskState.LOOKING:
-                continue
-            ref = refs[look.task]
-            answer = answers[ref]
-            if bring:
-                answer = brought(store, ref.operation, ref.key, answer)
-            if isinstance(answer, Hit):
-                on_hit(look.task, answer)
-                following += machine.handle(FoundResult(look.task, result_of(answer.record)))
-            else:
-                following += machine.handle(Missed(look.task, answer.reason))
-        looks = tuple(following)
 
 
 @dataclass
@@ -261,18 +207,21 @@ class LocalRun:
 
     def _judge(self, machine: Machine, attempt: _Attempt, ended: WorkerEnd) -> None:
         task = attempt.start.task
-        result = _read_result(attempt.job.result) if ended.status >= 0 else None
+        result = read_result(attempt.job.result) if ended.status >= 0 else None
         self.peak_memory_bytes = max(self.peak_memory_bytes, ended.peak_memory_bytes)
         if result is not None and result.error is None and ended.status == 0:
             self._succeeded(machine, attempt, result, peak=ended.peak_memory_bytes)
             return
         error = from_dict(result.error) if result is not None and result.error else None
-        retry = self._retry(task, ended, error)
-        if retry is not None:
-            self._handle(machine, retry)
+        another = another_attempt(task, ended, error, tried=self._attempts[task])
+        if another is not None:
+            self.on_event(BuildWarning(another.why, task))
+            if another.pause:
+                time.sleep(another.pause)
+            self._handle(machine, another.event)
             return
         if error is None:
-            error = _of_status(task, ended)
+            error = failure_of(task, ended)
         name = f"{machine.tasks[task].operation}_{short_key(attempt.start.key)}"
         log = self.work.keep_log(attempt.job.log, name)
         self._report_failure(task, error, seconds=time.monotonic() - attempt.began, log=log)
@@ -303,33 +252,6 @@ class LocalRun:
         peak = max(peak, result.peak_memory_bytes)
         self.on_event(TaskDone(task, result.seconds, peak, tuple(result.warnings)))
         self._handle(machine, Finished(task, result_of(stored.record)))
-
-    def _retry(self, task: TaskId, ended: WorkerEnd, error: GenAIError | None) -> Event | None:
-        """The event that leads to another attempt; None where this one was the last."""
-        tried = self._attempts[task]
-        if isinstance(error, StoreUnavailable):
-            if tried >= _MOST_UNAVAILABLE:
-                return None
-            self.on_event(BuildWarning(f"{error}; trying again", task))
-            time.sleep(min(0.5 * 2**tried, 8.0))
-            return Crashed(task, alone=False)
-        if tried >= _MOST_ATTEMPTS:
-            return None
-        if isinstance(error, CorruptBlob):
-            self.on_event(BuildWarning(f"{error}; what it came from is made again", task))
-            return InputLost(task)
-        memory = isinstance(error, OutOfMemory)
-        if ended.status == -signal.SIGKILL or memory:
-            self.on_event(
-                BuildWarning("it was killed, probably for lack of memory; once more, alone", task)
-            )
-            return Crashed(task, alone=True)
-        if ended.status < 0:
-            self.on_event(
-                BuildWarning(f"its worker ended by {_signal_name(ended.status)}; once more", task)
-            )
-            return Crashed(task, alone=False)
-        return None
 
     def _report_failure(
         self, task: TaskId, error: GenAIError, *, seconds: float = 0.0, log: Path | None = None
@@ -381,31 +303,3 @@ def _room_needed(folder: Path) -> Iterator[None]:
         raise NoSpace(
             "there is no room left", where=str(folder), remedy="free some room"
         ) from error
-
-
-def _read_result(path: Path) -> TaskResult | None:
-    try:
-        return TaskResult.model_validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-
-
-def _signal_name(status: int) -> str:
-    try:
-        return signal.Signals(-status).name
-    except ValueError:
-        return f"signal {-status}"
-
-
-def _of_status(task: TaskId, ended: WorkerEnd) -> GenAIError:
-    if ended.status == -signal.SIGKILL:
-        return GenAIError(
-            "its worker was killed twice, probably for lack of memory",
-            where=task,
-            remedy="free some memory, or build with more splits",
-        )
-    if ended.status < 0:
-        return ToolFailed(f"its worker ended by {_signal_name(ended.status)} twice", where=task)
-    if ended.status == errno.ENOSPC:
-        return NoSpace("there is no room left for the task's result", where=task)
-    return GenAIError(f"its worker ended with exit code {ended.status}", where=task)
