@@ -6,6 +6,7 @@ error, `error: where: message; remedy`; with --json it is also the one object on
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from types import FrameType
 from typer.exceptions import Abort, TyperException
 
 from genai_cli.settings import ProgramSettings, read_settings
-from genai_core.errors import GenAIError, Interrupted, OutOfMemory
+from genai_core.errors import BadInput, GenAIError, Interrupted, NoSpace, OutOfMemory
 
 __all__ = ["main"]
 
@@ -53,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     except MemoryError:
         return _end(OutOfMemory("out of memory", remedy="allow fewer tasks with --jobs"), settings)
     except OSError as error:
-        return _end(GenAIError(error.strerror or str(error), where=_file_of(error)), settings)
+        return _end(_of_system(error), settings)
     except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback for users
         text = f"{type(error).__name__}: {error}"
         remedy = "this is a defect; run it again with GENAI_DEBUG=1 and report what it prints"
@@ -63,6 +64,11 @@ def main(argv: list[str] | None = None) -> int:
     return code if isinstance(code, int) else 0
 
 
+_REFUSED = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+}
+"""Of a path that the user named: the same command ends in the same way."""
 _INTERRUPTED = Interrupted("interrupted", remedy="the same command goes on where it stopped")
 
 
@@ -105,8 +111,6 @@ def _help(error: TyperException) -> int:
 
 
 def _of_usage(error: TyperException) -> GenAIError:
-    from genai_core.errors import BadInput
-
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "genai"
     message = " ".join(error.format_message().split()).rstrip(".")
@@ -129,8 +133,16 @@ def _of_missing(error: ModuleNotFoundError) -> GenAIError:
     )
 
 
-def _file_of(error: OSError) -> str:
-    return str(error.filename) if error.filename is not None else ""
+def _of_system(error: OSError) -> GenAIError:
+    """What the operating system refuses, where no command says better what it was at."""
+    said = error.strerror or str(error)
+    where = str(error.filename) if error.filename is not None else ""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}:
+        return NoSpace(said, where=where, remedy="make room there, or name another folder")
+    if error.errno in _REFUSED:
+        remedy = "name another file or folder, or make this one readable and writable"
+        return BadInput(said, where=where, remedy=remedy)
+    return GenAIError(said, where=where)
 
 
 def _interrupt(_signal: int, _frame: FrameType | None) -> None:

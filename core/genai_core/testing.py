@@ -211,6 +211,9 @@ class ServerFault:
         cut_after: Close the connection after so many bytes of the answer's body.
         flip: Flip a bit of the answer's body at this offset.
         drop: Headers (lower case) that the server does not get to see.
+        headers: Of the answer (lower case), instead of the server's.
+        error: Code of the answer that `status` is of.
+        body: Of the answer, instead of the server's.
         lose_answer: Let the server act, then close without an answer.
     """
 
@@ -219,6 +222,9 @@ class ServerFault:
     cut_after: int | None = None
     flip: int | None = None
     drop: frozenset[str] = frozenset()
+    headers: Mapping[str, str] = field(default_factory=dict)
+    error: str = ""
+    body: bytes | None = None
     lose_answer: bool = False
 
 
@@ -282,7 +288,7 @@ class FaultProxy:
         body = request.rfile.read(int(headers.get("content-length", 0)))
         time.sleep(fault.seconds)
         if fault.status:
-            self._refuse(request, fault.status)
+            self._refuse(request, fault)
             return
         url = urlsplit(self.target)
         assert url.hostname is not None
@@ -297,6 +303,8 @@ class FaultProxy:
         answer = upstream.getresponse()
         data = answer.read()
         upstream.close()
+        if fault.body is not None:
+            data = fault.body
         if fault.lose_answer:
             request.close_connection = True
             return
@@ -305,7 +313,7 @@ class FaultProxy:
         request.send_response_only(answer.status, answer.reason)
         for name, value in answer.getheaders():
             if name.lower() not in {"transfer-encoding", "connection", "content-length"}:
-                request.send_header(name, value)
+                request.send_header(name, fault.headers.get(name.lower(), value))
         length = answer.getheader("content-length") if request.command == "HEAD" else len(data)
         request.send_header("Content-Length", str(length or 0))
         request.end_headers()
@@ -318,13 +326,14 @@ class FaultProxy:
         request.wfile.write(data)
 
     @staticmethod
-    def _refuse(request: BaseHTTPRequestHandler, status: int) -> None:
+    def _refuse(request: BaseHTTPRequestHandler, fault: ServerFault) -> None:
         codes = {404: "NoSuchUpload", 501: "NotImplemented", 503: "SlowDown"}
-        code = {**codes, 507: "InsufficientStorage"}.get(status, "")
-        data = (
-            f"<Error><Code>{code or status}</Code><Message>by the proxy</Message></Error>".encode()
-        )
-        request.send_response_only(status)
+        codes[507] = "InsufficientStorage"
+        code = fault.error or codes.get(fault.status, str(fault.status))
+        data = f"<Error><Code>{code}</Code><Message>by the proxy</Message></Error>".encode()
+        request.send_response_only(fault.status)
+        for name, value in fault.headers.items():
+            request.send_header(name, value)
         request.send_header("Content-Type", "application/xml")
         request.send_header("Content-Length", str(len(data)))
         request.end_headers()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -12,9 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from genai_cli.settings import read_settings
+from genai_cli.engine.work_folders import WorkFolder
+from genai_cli.settings import ProgramSettings, read_settings
 from genai_cli.testing import InProcess, Program
 from genai_core.chips import CHIPS
+from genai_core.errors import StoreUnreadable
+from genai_core.store.address import parse_address
+from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.store.s3.s3_store import S3Store
 
 COMMANDS = ["build", "graph", "replay", "inspect", "run", "verify", "evaluate", "cache"]
 
@@ -123,6 +129,44 @@ def test_bad_input_is_one_line_and_exit_code_2(genai: Program, tmp_path: Path, l
     assert len(ran.errors) == 1
     assert len(ran.err.splitlines()) == 1
     assert ran.err.startswith(f"error: {BAD_INPUT[line]}")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "kind"),
+    [
+        (errno.EROFS, 2, "BadInput"),
+        (errno.EACCES, 2, "BadInput"),
+        (errno.ENOTDIR, 2, "BadInput"),
+        (errno.ENOSPC, 2, "NoSpace"),
+        (errno.EDQUOT, 2, "NoSpace"),
+        (errno.EIO, 1, "Failed"),
+    ],
+)
+def test_command_ends_as_documented_when_the_system_refuses_a_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: int, kind: str
+) -> None:
+    def refused(*, obj: ProgramSettings, **_: object) -> int:
+        obj.json = True
+        raise OSError(number, os.strerror(number), "out/model.data")
+
+    monkeypatch.setattr("genai_cli.app.app", refused)
+    ran = InProcess(tmp_path)("cache", "ls")
+    assert ran.code == code
+    assert len(ran.err.splitlines()) == 1
+    assert ran.err.startswith(f"error: out/model.data: {os.strerror(number)}")
+    assert json.loads(ran.out)["error"]["code"] == kind
+
+
+def test_build_names_the_cache_folder_when_it_cannot_work_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("a file, so that no folder can be made")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bucket = S3Store(parse_address("s3://bucket/p?endpoint=http://127.0.0.1:9"))
+    with pytest.raises(StoreUnreadable, match="set XDG_CACHE_HOME to a folder"):
+        WorkFolder(bucket)
+    with pytest.raises(StoreUnreadable, match="name another store"):
+        WorkFolder(DirectoryStore(tmp_path / "cache" / "store"))
 
 
 def test_every_problem_of_a_file_is_a_line(genai: Program, tmp_path: Path) -> None:

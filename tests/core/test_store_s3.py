@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnrea
 from genai_core.names import Digest
 from genai_core.store import blobs
 from genai_core.store.address import StoreCredentials
+from genai_core.store.collection.build_lease import LASTS, Holder
 from genai_core.store.collection.collect import collect
 from genai_core.store.lookup import lookup_all, publish
-from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
+from genai_core.store.protocol import AccessDenied, Committed, Existing, Hit, Miss, RecordRef
 from genai_core.store.s3 import client as s3_client
 from genai_core.store.s3 import transfer as s3_transfer
 from genai_core.store.s3.objects import ObjectHead
@@ -375,6 +377,65 @@ def test_a_clock_that_is_wrong_is_named(store: S3Store) -> None:
         explained(store.location),
     ):
         raise ClientError(answer, "PutObject")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "remedy"),
+    [
+        (400, "ExpiredToken", "get new ones"),
+        (403, "InvalidToken", "get new ones"),
+        (403, "RequestTimeTooSkewed", "set this machine's clock"),
+        (403, "InvalidAccessKeyId", "check the credentials"),
+    ],
+)
+def test_store_says_why_it_is_refused_when_the_answer_has_no_body(
+    store: S3Store, proxy: FaultProxy, tmp_path: Path, status: int, code: str, remedy: str
+) -> None:
+    large = store.put_blob(whole(tmp_path / "large"))
+    fault = ServerFault(status=status, error=code)
+    proxy.rule = lambda *_: fault
+    for call in (
+        lambda: store.head_blob(large.sha256),
+        lambda: store.put_bytes(b"x"),
+        lambda: store.put_blob(tmp_path / "large"),
+        lambda: store.fetch_blob(large, tmp_path / "fetched"),
+        lambda: store.lookup("arcl", "0" * 64),
+    ):
+        with pytest.raises(AccessDenied if "clock" not in remedy else StoreUnreadable) as caught:
+            call()
+        assert remedy in str(caught.value)
+    proxy.rule = lambda *_: None
+    store.fetch_blob(large, tmp_path / "fetched")
+
+
+@pytest.mark.parametrize("days", [-40, 40])
+def test_collect_goes_by_the_times_of_objects_when_a_proxy_gives_answers_another_date(
+    store: S3Store, proxy: FaultProxy, make_record: MakeRecord, days: int
+) -> None:
+    date = format_datetime(datetime.now(UTC) + timedelta(days=days), usegmt=True)
+    young = make_record({"a": store.put_bytes(b"young")})
+    publish(store, young)
+    proxy.rule = lambda *_: ServerFault(headers={"date": date})
+    Holder(store, "b", holder="me").claim([RecordRef(young.operation, young.key)])
+    lease = store.get_lease("b")
+    assert lease is not None
+    assert abs(lease.expires_at - datetime.now(UTC) - LASTS) < timedelta(hours=1)
+    done = collect(store, grace=timedelta(days=7))
+    assert (done.records_deleted, done.blobs_deleted, done.leases_expired) == (0, 0, 0)
+    later = collect(store, now=datetime.now(UTC) + timedelta(days=50), grace=timedelta(days=7))
+    assert (later.records_deleted, later.blobs_deleted, later.leases_expired) == (1, 1, 1)
+
+
+def test_store_is_refused_when_its_server_does_not_list_what_was_written(
+    s3: S3Server, store: S3Store, proxy: FaultProxy, make_record: MakeRecord, fresh_name: str
+) -> None:
+    empty = ServerFault(body=b"<ListBucketResult></ListBucketResult>")
+    proxy.rule = lambda _, path, __: empty if "list-type=2" in path else None
+    with pytest.raises(StoreUnreadable, match="does not list what was written"):
+        store.commit(make_record())
+    if s3.folder is not None:  # it takes a//b for a/b, but not where it lists
+        with pytest.raises(StoreUnreadable, match="without an empty part"):
+            s3.store(f"{fresh_name}//x").probe()
 
 
 def test_a_connection_that_breaks_off_is_no_matter_of_certificates(store: S3Store) -> None:

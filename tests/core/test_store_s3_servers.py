@@ -153,7 +153,7 @@ USES: dict[str, Callable[[str], object]] = {
 }
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_client, "_ATTEMPTS", 2)
     monkeypatch.setattr(s3_guard.guard, "__kwdefaults__", {"seconds": 1.5})
@@ -162,6 +162,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(s3_transfer, "_ATTEMPTS", 2)
 
 
+@pytest.mark.usefixtures("_soon")
 @pytest.mark.parametrize("use", USES)
 @pytest.mark.parametrize("kind", ANSWERS)
 def test_store_ends_soon_and_small_when_a_server_is_hostile(kind: str, use: str) -> None:
@@ -241,6 +242,33 @@ def test_fetch_writes_no_more_than_was_asked_for_when_a_server_ignores_ranges(
             source.digest("x")
 
 
+@pytest.mark.parametrize(
+    ("location", "said"),
+    {
+        "https://s3.example:9000/b?sig=x": "write endpoint=https://s3.example:9000 if",
+        "https://user:secret@s3.example/": "write endpoint=https://s3.example if",
+        "//[": "redirects to another address",
+        "": "redirects to another address",
+    }.items(),
+    ids=["address", "with a password", "none", "empty"],
+)
+@pytest.mark.parametrize("use", USES)
+def test_store_names_the_other_address_when_a_server_redirects(
+    use: str, location: str, said: str
+) -> None:
+    asked: list[str] = []
+
+    def elsewhere(request: BaseHTTPRequestHandler) -> None:
+        asked.append(request.path)
+        send(request, b"", 301, Location=location)
+
+    with served(elsewhere) as endpoint, pytest.raises(StoreUnreadable) as caught:
+        USES[use](endpoint)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert len(asked) <= 2, "one call, and the probe's removal of what it wrote"
+
+
 def test_client_is_refused_an_address_also_when_its_name_has_many() -> None:
     with served(ANSWERS["no date"]) as endpoint:
         where = parse_address(f"s3://buc/p?endpoint={endpoint.replace('127.0.0.1', 'localhost')}")
@@ -262,6 +290,7 @@ def test_client_tries_few_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -
         raise NewConnectionError(self, "no route")
 
     entry = (socket.AF_INET, socket.SOCK_STREAM, 6, "")
+    monkeypatch.setattr(s3_client, "_ATTEMPTS", 2)
     many = [(*entry, (f"192.0.2.{n}", 80)) for n in range(250)]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: many)
     monkeypatch.setattr(HTTPConnection, "_new_conn", fails)

@@ -143,7 +143,9 @@ class WorkFolder:
             raise StoreUnreadable(
                 f"it cannot be written: {error.strerror}",
                 where=str(root),
-                remedy="name another store",
+                remedy="name another store"
+                if root != cache_folder()
+                else "set XDG_CACHE_HOME to a folder that can be written: builds work there",
             ) from error
 
     def keep_log(self, log: Path, name: str) -> Path | None:

@@ -118,6 +118,8 @@ def parse_address(address: str) -> StoreAddress:
     prefix = unquote(parts.path).strip("/")
     if {".", ".."} & set(prefix.split("/")):
         raise wrong_address(address, "its prefix holds . or ..")
+    if "\0" in prefix:
+        raise wrong_address(address, "its prefix holds %00")
     return StoreAddress(
         bucket=parts.netloc,
         prefix=prefix,

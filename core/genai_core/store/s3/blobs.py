@@ -27,7 +27,7 @@ from genai_core.store.collection.sweeps import CLAIM_LASTS
 from genai_core.store.protocol import BlobStat, check_small
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
-from genai_core.store.s3.errors import explained, is_absent
+from genai_core.store.s3.errors import explained, is_absent, is_bare
 from genai_core.store.s3.objects import ObjectHead, S3Objects
 from genai_core.tasks.record import Blob
 
@@ -165,9 +165,10 @@ class S3Blobs:
                     size=blob.size,
                 )
             except ClientError as error:
+                if is_bare(error) or is_absent(error):
+                    self._objects.head(_blob_name(blob.sha256))  # raises with the reason
                 if not is_absent(error):
                     raise
-                self._objects.head(_blob_name(blob.sha256))  # raises where the bucket is missing
                 raise self._corrupt(blob, "is missing") from error
         if (digest, size) != (blob.sha256, blob.size):
             raise self._corrupt(blob, f"has {size} bytes of digest {digest[:12]}", remove=True)

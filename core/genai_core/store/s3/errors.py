@@ -11,13 +11,14 @@ from botocore import exceptions as boto
 from genai_core.errors import CorruptBlob, GenAIError, NoSpace, StoreUnavailable, StoreUnreadable
 from genai_core.network.addresses import AddressRefused
 from genai_core.store.protocol import AccessDenied
-from genai_core.store.s3.guard import AnswerTooLarge, CallTooLong
+from genai_core.store.s3.guard import AnswerTooLarge, CallTooLong, Redirected
 
 __all__ = [
     "NoSuchBucket",
     "code_of",
     "explained",
     "is_absent",
+    "is_bare",
     "is_conflict",
     "is_precondition",
     "is_unsupported",
@@ -31,6 +32,8 @@ _PASSING = {
     *("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"),
     "NoSuchUpload",  # a gc took it for left behind; from its beginning it goes
 }
+_ENDED = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired"}
+"""Credentials for a while whose time is over; AWS answers 400, others 403."""
 _PASSING_CONNECTIONS = (
     boto.EndpointConnectionError,
     boto.ConnectionClosedError,
@@ -66,6 +69,11 @@ def _status(error: boto.ClientError) -> int:
 def is_absent(error: boto.ClientError) -> bool:
     """Tell whether the object is not there (as opposed to its bucket, or the user)."""
     return code_of(error) in _ABSENT
+
+
+def is_bare(error: boto.ClientError) -> bool:
+    """Tell whether the user is refused without a reason: an answer to HEAD has no body."""
+    return code_of(error) in {"400", "401", "403"}
 
 
 def is_precondition(error: boto.ClientError) -> bool:
@@ -151,6 +159,14 @@ def explained(where: str) -> Iterator[None]:
             where=where,
             remedy="name an S3 server's own address",
         ) from error
+    except Redirected as error:
+        raise StoreUnreadable(
+            f"it redirects to {error.host or 'another address'}, which is not followed",
+            where=where,
+            remedy=f"write endpoint={error.host} if that is the server"
+            if error.host
+            else "name the server's own address as endpoint, and the bucket's region",
+        ) from error
     except AnswerTooLarge as error:
         raise StoreUnreadable(
             str(error), where=where, remedy="name an S3 server's own address"
@@ -183,6 +199,12 @@ def _of_answer(error: boto.ClientError, where: str) -> GenAIError:
             "its clock and this machine's are too far apart",
             where=where,
             remedy="set this machine's clock",
+        )
+    if code in _ENDED:
+        return AccessDenied(
+            f"its credentials are no longer valid ({message})",
+            where=where,
+            remedy="get new ones (AWS_SESSION_TOKEN belongs to them)",
         )
     if status in {401, 403, 404}:
         return AccessDenied(

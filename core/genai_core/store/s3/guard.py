@@ -9,12 +9,14 @@ long as the server sends it.
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from botocore.awsrequest import (
     AWSHTTPConnection,
@@ -30,7 +32,7 @@ from genai_core.network.deadlines import hang_up, hung_up_after
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-__all__ = ["CALL_SECONDS", "AnswerTooLarge", "CallTooLong", "guard", "within"]
+__all__ = ["CALL_SECONDS", "AnswerTooLarge", "CallTooLong", "Redirected", "guard", "within"]
 
 CALL_SECONDS = 120.0
 """Longest that a call may take, its repetitions included, beside the time that its body takes."""
@@ -42,6 +44,9 @@ _ANSWER_TAGS = 60_000
 """`<` of an answer; a page of a thousand names has 24,000."""
 _ERROR_BYTES = 64 << 10
 """What is read of an error."""
+_REDIRECTS = {301, 302, 303, 307, 308}
+_REGION = "x-amz-bucket-region"
+_HOST = re.compile(r"[A-Za-z0-9.-]{1,253}")
 _MOST_ADDRESSES = 4
 """Of a name that are tried, each for as long as a connection may take."""
 
@@ -52,6 +57,18 @@ class CallTooLong(Exception):
 
 class AnswerTooLarge(Exception):
     """An answer is none that an S3 server gives."""
+
+
+class Redirected(Exception):
+    """A server sends elsewhere, and not to another region of AWS.
+
+    Attributes:
+        host: Where to, as an endpoint is written; empty where that is not said.
+    """
+
+    def __init__(self, host: str) -> None:
+        super().__init__(host)
+        self.host = host
 
 
 class _Thread(threading.local):
@@ -116,11 +133,36 @@ class _Session:
         _here.connection = None
         with within(left):
             answer = self._session.send(request)
+            _refuse_redirect(answer)
             if answer.status_code >= 300:
                 answer._content = _start_of(answer.raw)  # noqa: SLF001 - what `content` returns
             elif not streamed:
                 answer._content = _whole(answer.raw)  # noqa: SLF001
         return answer
+
+
+def _refuse_redirect(answer: Any) -> None:
+    """End the call where boto3 would ask again and again which region it is sent to.
+
+    AWS names the region of a bucket that lies in another one.
+
+    Raises:
+        Redirected: This answer names none.
+    """
+    if answer.status_code in _REDIRECTS and _REGION not in answer.headers:
+        answer.raw.close()
+        raise Redirected(_host(answer.headers.get("Location", "")))
+
+
+def _host(address: str) -> str:
+    try:
+        parts = urlsplit(address)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    if not host or not _HOST.fullmatch(host):
+        return ""
+    return f"{parts.scheme}://{host}" + (f":{port}" if port else "")
 
 
 def _start_of(raw: Any) -> bytes:

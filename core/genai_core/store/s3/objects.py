@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -25,6 +25,7 @@ from genai_core.store.s3 import transfer
 from genai_core.store.s3.errors import (
     explained,
     is_absent,
+    is_bare,
     is_conflict,
     is_precondition,
     is_unsupported,
@@ -84,6 +85,7 @@ class S3Objects:
         self.prefix = prefix
         self.location = location
         self._reachable = False
+        self._ahead: timedelta | None = None
 
     @property
     def client(self) -> S3Client:
@@ -102,13 +104,14 @@ class S3Objects:
                     Bucket=self.bucket, Key=self.key(name), ChecksumMode="ENABLED"
                 )
             except ClientError as error:
-                if not is_absent(error):
-                    raise
-                # An answer to HEAD has no body, so a missing object, bucket and user are the same
-                # bare 404; GET tells them apart, and once is enough.
-                if not self._reachable:
+                # An answer to HEAD has no body: a missing object, bucket and user are the same bare
+                # 404, an ended token and a wrong clock a bare 400 or 403. GET tells them apart;
+                # that the bucket is there need not be asked twice.
+                if is_bare(error) or (is_absent(error) and not self._reachable):
                     with suppress(transfer.ObjectTooLarge):
                         self.get(name, most=0)
+                if not is_absent(error):
+                    raise
                 return None
             self._reachable = True
             modified = answer["LastModified"].astimezone(UTC)
@@ -137,13 +140,47 @@ class S3Objects:
         self._reachable = True
         return found
 
-    def now(self) -> datetime:
-        """The server's time, by the date of an answer; this machine's where it tells none."""
+    def now(self, *, writable: bool) -> datetime:
+        """When an object that is written now counts as written.
+
+        An answer's date may be that of a proxy, whose clock says nothing about the times that the
+        server notes. So an object is written, once, to see how far they are apart.
+
+        Args:
+            writable: An object may be written; else, and where the server refuses it, the date of
+                an answer has to do, or this machine's time where there is none.
+        """
+        date = _date(self._first_below("sweeps/")) or datetime.now(UTC)
+        if self._ahead is None and writable:
+            try:
+                self._ahead = self._noted_now() - date
+            except StoreUnreadable:
+                self._ahead = timedelta()
+        return date + (self._ahead or timedelta())
+
+    def _noted_now(self) -> datetime:
+        """The time that the server notes with an object of this moment."""
+        name = f"probe/{secrets.token_hex(16)}"
+        try:
+            self.put(name, b"now")
+            head = self.head(name)
+            if head is None:
+                raise self._unlike_s3("it does not return what was written")
+            return head.modified
+        finally:
+            with suppress(GenAIError):
+                self.delete(name)
+
+    def _first_below(self, name: str) -> Mapping[str, Any]:
+        """A listing of at most one object whose name begins so."""
         with explained(self.location):
-            answer = self.client.list_objects_v2(
-                Bucket=self.bucket, Prefix=self.key("sweeps/"), MaxKeys=1
-            )
-        return _date(answer) or datetime.now(UTC)
+            return self.client.list_objects_v2(Bucket=self.bucket, Prefix=self.key(name), MaxKeys=1)
+
+    def _unlike_s3(self, message: str) -> StoreUnreadable:
+        remedy = "use a server that shows a write to the next reader"
+        if "//" in self.prefix:
+            remedy = "write its prefix without an empty part (//)"
+        return StoreUnreadable(message, where=self.location, remedy=remedy)
 
     def put(
         self,
@@ -267,11 +304,11 @@ class S3Objects:
             self.put(name, b"3")
             found, head = self.get(name, most=1), self.head(name)
             if found is None or found.data != b"3" or head is None:
-                raise StoreUnreadable(
-                    "it does not return what was written",
-                    where=self.location,
-                    remedy="use a server that shows a write to the next reader",
-                )
+                raise self._unlike_s3("it does not return what was written")
+            # gc and builds find each other by listings. Servers that keep objects as files may
+            # take `a//b` for `a/b` where they write, and not where they list.
+            if not self._first_below(name).get("Contents"):
+                raise self._unlike_s3("it does not list what was written")
             return Capabilities(create, replace, checksums=head.digest is not None)
         finally:
             with suppress(GenAIError):

@@ -296,8 +296,8 @@ class S3Store(S3Blobs):
         return (found.data, found.modified) if found is not None else None
 
     def now(self) -> datetime:
-        """The server's time."""
-        return self._objects.now()
+        """When an object that is written now counts as written, by the server."""
+        return self._objects.now(writable=not self.read_only)
 
     def create_bucket(self) -> None:
         """Create the store's bucket; no error where it is ours already."""

@@ -23,7 +23,7 @@ from genai_core.sources.resolved import ListedFile
 from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
-from genai_core.store.s3.errors import NoSuchBucket, explained, is_absent
+from genai_core.store.s3.errors import NoSuchBucket, explained, is_absent, is_bare
 from genai_core.store.s3.objects import S3Objects
 
 if TYPE_CHECKING:
@@ -140,6 +140,8 @@ class S3Source:
                         size=size,
                     )
                 except ClientError as error:
+                    if is_bare(error):
+                        self._objects.head(name)  # raises with the reason
                     if not is_absent(error):
                         raise
                     found, length = Digest(""), 0
