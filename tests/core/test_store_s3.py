@@ -17,7 +17,7 @@ import pytest
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnavailable, StoreUnreadable
-from genai_core.names import Digest
+from genai_core.names import Digest, Key
 from genai_core.store import blobs
 from genai_core.store.address import StoreCredentials
 from genai_core.store.collection.build_lease import LASTS, Holder
@@ -399,7 +399,7 @@ def test_store_says_why_it_is_refused_when_the_answer_has_no_body(
         lambda: store.put_bytes(b"x"),
         lambda: store.put_blob(tmp_path / "large"),
         lambda: store.fetch_blob(large, tmp_path / "fetched"),
-        lambda: store.lookup("arcl", "0" * 64),
+        lambda: store.lookup("arcl", Key("0" * 64)),
     ):
         with pytest.raises(AccessDenied if "clock" not in remedy else StoreUnreadable) as caught:
             call()
