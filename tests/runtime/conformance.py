@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -27,7 +27,9 @@ def alone(executor: Executor, tokens: np.ndarray) -> np.ndarray:
     return output.logits
 
 
-def rows_equal_each_alone(executor: Executor, same: Same, sizes=(5, 1, 9, 2, 1)) -> None:
+def rows_equal_each_alone(
+    executor: Executor, same: Same, sizes: Sequence[int] = (5, 1, 9, 2, 1)
+) -> None:
     """Ragged rows side by side, over several passes, in changing order and company."""
     texts = [tokens_for(executor, 2 * size + 4, seed) for seed, size in enumerate(sizes)]
     expected = [alone(executor, text) for text in texts]
@@ -152,7 +154,7 @@ def refusals_leave_every_slot_alone(executor: Executor) -> None:
     for rows in bad:
         with pytest.raises(BadInput):
             executor.forward(rows)
-    for change in (
+    changes: tuple[Callable[[], object], ...] = (
         lambda: executor.truncate(held, 4),
         lambda: executor.truncate(held, -1),
         lambda: executor.move(held, 1, [2, 1]),
@@ -160,7 +162,8 @@ def refusals_leave_every_slot_alone(executor: Executor) -> None:
         lambda: executor.move(held, 1, [3]),
         lambda: executor.grow(held, executor.context_length + 1),
         lambda: executor.free(99),
-    ):
+    )
+    for change in changes:
         with pytest.raises(BadInput):
             change()
     assert (executor.length(held), executor.length(other)) == (3, 3)

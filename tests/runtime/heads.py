@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,6 +20,7 @@ from genai_core.operations import CompileCpuConfig, ConvertCpuConfig, IngestConf
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import CpuModel, read_model
 from genai_runtime.cpu.sessions import PlainSessions
+from genai_runtime.executor import Row, RowOutput
 from genai_runtime.processor import features, saturates
 from genai_runtime.speculation.eagle import Eagle, Head
 from genai_stages.backends.cpu.cpu_model import hidden_state_name
@@ -133,10 +136,10 @@ class _Part:
         first = list(executor.states).index(names[0]) * 192
         self._columns = slice(first, first + 192 * len(names))
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._executor, name)
 
-    def forward(self, rows):
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
         return [
             output
             if output.states is None

@@ -28,7 +28,7 @@ def random_model(folder: Path, precision: Precision, **features: object) -> Path
     """model.onnx of two random layers, with `features` of `random_core_model`."""
     for name in ("core", "convert", "compile", "calibration"):
         (folder / name).mkdir()
-    random_core_model(folder / "core", **features)
+    random_core_model(folder / "core", None, **features)
     np.save(
         folder / "calibration" / "tokens.npy", np.random.default_rng(2).integers(0, 512, (4, 40))
     )

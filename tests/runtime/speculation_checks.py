@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from genai_runtime.executor import Executor, Row, Want
+from genai_runtime.executor import Executor, Logits, Row, Tokens, Tree, Want
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
-from genai_runtime.speculation.control import Room, Speculation
-from genai_runtime.speculation.method import Draft, Method
+from genai_runtime.speculation.control import Counts, Room, Speculation
+from genai_runtime.speculation.method import Draft, Foresee, Method
 
 MakeExecutor = Callable[[], Executor]
 MakeMethod = Callable[[], Method]
@@ -30,11 +31,13 @@ class Forced:
     free = True
     branch_tokens = 0
 
-    def __init__(self, answer: Sequence[int], wrong: Sequence[int] = (), *, vocab_size: int):
+    def __init__(
+        self, answer: Sequence[int], wrong: Sequence[int] = (), *, vocab_size: int
+    ) -> None:
         self.answer, self.wrong, self.vocab_size = list(answer), set(wrong), vocab_size
         self.written = 0
 
-    def start(self, key: int, tokens: Sequence[int], foresee=None) -> None:
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         self.written = 0
 
     def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:
@@ -45,7 +48,7 @@ class Forced:
             guesses.append((self.answer[place] + off) % self.vocab_size)
         return {key: Draft(tuple(guesses))} if guesses else {}
 
-    def extend(self, key: int, tokens: Sequence[int], branch=None) -> None:
+    def extend(self, key: int, tokens: Sequence[int], branch: Logits | None = None) -> None:
         self.written += len(tokens)
 
     def finish(self, key: int) -> None:
@@ -70,7 +73,7 @@ class Recorded(SlotSession):
         super().reset()
         self.logits = []
 
-    def forward(self, tokens, tree=None):
+    def forward(self, tokens: Tokens, tree: Tree | None = None) -> Logits:
         logits = super().forward(tokens, tree)
         self.logits += list(logits)
         self.passes += 1
@@ -88,12 +91,18 @@ def text(executor: Executor, count: int, seed: int) -> np.ndarray:
 
 
 def ran(
-    executor: Executor, prompt: np.ndarray, method: Method | None, *, most: int = 4, **given
+    executor: Executor, prompt: np.ndarray, method: Method | None, *, most: int = 4, **given: Any
 ) -> tuple[Generation, Recorded]:
     session = Recorded(executor)
     speculation = None if method is None else Speculation(method, most=most, adaptive=False)
     result = generate(session, prompt, speculation=speculation, **given)
     return result, session
+
+
+def spent(result: Generation) -> Counts:
+    """What came of the drafts of an answer."""
+    assert result.metrics.speculation is not None
+    return result.metrics.speculation
 
 
 def conforms(
@@ -128,9 +137,9 @@ def conforms(
             executor_of(), prompt, method_of(), max_tokens=tokens, sampling=sampling
         )
         assert result.tokens == plain.tokens, sampling
-        accepted += result.metrics.speculation.accepted
+        accepted += spent(result).accepted
         assert session.length == alone.length == prompt.size + tokens - 1
-        assert session.passes == alone.passes - result.metrics.speculation.accepted
+        assert session.passes == alone.passes - spent(result).accepted
         for place, (here, there) in enumerate(zip(session.logits, alone.logits, strict=True)):
             np.testing.assert_array_equal(here, there, err_msg=f"token {place}")
         # What is in the cache now answers as that of plain decoding does.

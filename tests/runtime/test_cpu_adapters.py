@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from models import tiny_llama
+from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from genai_core.errors import BadInput, BadModel, CorruptBlob
@@ -22,7 +25,7 @@ from genai_runtime.cpu.branches import branched
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.sessions import PlainSessions
-from genai_runtime.executor import AdapterShape, AdapterUse, NoRoom, Row, Want
+from genai_runtime.executor import AdapterShape, AdapterUse, Logits, NoRoom, Row, Tokens, Want
 
 FEATURES = processor.features()
 EXACT = processor.saturates(FEATURES)
@@ -31,7 +34,7 @@ SIZES = {"q": 192, "k": 64, "v": 64, "o": 192}
 
 
 @pytest.fixture(scope="module", params=[Precision.INT8, Precision.FLOAT], ids=lambda p: p.value)
-def model(request, tmp_path_factory):
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp(f"lora-{request.param.value}"), request.param)
 
 
@@ -53,7 +56,12 @@ ADAPTERS = {"wide": weights(1, 16), "narrow": weights(2, 4, "qv"), "third": weig
 
 
 def executor_of(
-    path: Path, adapters, *, threads: int = 1, sizes=(1, 2, 4), columns: int = 64
+    path: Path,
+    adapters: Mapping[str, AdapterWeights],
+    *,
+    threads: int = 1,
+    sizes: tuple[int, ...] = (1, 2, 4),
+    columns: int = 64,
 ) -> CpuExecutor:
     opened = read_model(path)
     bank = AdapterBank(adapters, threads=threads, columns=columns)
@@ -63,7 +71,7 @@ def executor_of(
     return CpuExecutor(opened, made, context_length=200, bank=bank)
 
 
-def alone(executor: CpuExecutor, ids, adapters=()):
+def alone(executor: CpuExecutor, ids: Tokens, adapters: tuple[AdapterUse, ...] = ()) -> Logits:
     slot = executor.open()
     (output,) = executor.forward([Row(slot, ids, want=Want.ALL, adapters=adapters)])
     executor.free(slot)
@@ -73,7 +81,7 @@ def alone(executor: CpuExecutor, ids, adapters=()):
 IDS = np.random.default_rng(0).integers(7, 2000, 24)
 
 
-def test_rows_without_an_adapter_equal_the_base_to_the_bit(model) -> None:
+def test_rows_without_an_adapter_equal_the_base_to_the_bit(model: Path) -> None:
     base = alone(executor_of(model, {}), IDS)
     adapted = executor_of(model, ADAPTERS)
     np.testing.assert_array_equal(alone(adapted, IDS), base)
@@ -82,7 +90,7 @@ def test_rows_without_an_adapter_equal_the_base_to_the_bit(model) -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 16])
-def test_a_row_yields_the_same_bits_whoever_is_beside_it(model, threads: int) -> None:
+def test_a_row_yields_the_same_bits_whoever_is_beside_it(model: Path, threads: int) -> None:
     executor = executor_of(model, ADAPTERS, threads=threads)
     wearing = [
         (AdapterUse("wide"),),
@@ -101,7 +109,7 @@ def test_a_row_yields_the_same_bits_whoever_is_beside_it(model, threads: int) ->
         np.testing.assert_array_equal(output.logits, want)
 
 
-def test_a_prompt_in_chunks_yields_the_same_bits_when_it_wears_an_adapter(model) -> None:
+def test_a_prompt_in_chunks_yields_the_same_bits_when_it_wears_an_adapter(model: Path) -> None:
     executor = executor_of(model, ADAPTERS)
     worn = (AdapterUse("wide", 0.7),)
     whole = alone(executor, IDS, worn)
@@ -113,7 +121,7 @@ def test_a_prompt_in_chunks_yields_the_same_bits_when_it_wears_an_adapter(model)
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_adapters_that_are_worn_together_add_up(model) -> None:
+def test_adapters_that_are_worn_together_add_up(model: Path) -> None:
     """Two adapters with alphas are one whose matrices stand beside one another."""
     one, other = ADAPTERS["wide"], ADAPTERS["narrow"]
     joined = {}
@@ -129,7 +137,7 @@ def test_adapters_that_are_worn_together_add_up(model) -> None:
     assert np.abs(got - want).max() < 1e-3 * np.abs(want).max() + 0.05
 
 
-def test_prepared_graphs_with_branches_equal_plain_ones(model, tmp_path: Path) -> None:
+def test_prepared_graphs_with_branches_equal_plain_ones(model: Path, tmp_path: Path) -> None:
     made = open_executor(
         model, cache=tmp_path, identity="one", context_length=200, threads=1, adapters=ADAPTERS
     )
@@ -144,20 +152,20 @@ def test_prepared_graphs_with_branches_equal_plain_ones(model, tmp_path: Path) -
     )
 
 
-def test_forward_refuses_an_adapter_that_is_not_there(model) -> None:
+def test_forward_refuses_an_adapter_that_is_not_there(model: Path) -> None:
     executor = executor_of(model, ADAPTERS)
     with pytest.raises(BadInput, match="no such adapter"):
         alone(executor, IDS, (AdapterUse("nope"),))
 
 
-def test_a_session_wears_its_adapters_in_every_pass(model) -> None:
+def test_a_session_wears_its_adapters_in_every_pass(model: Path) -> None:
     worn = [AdapterUse("wide", 0.5)]
     session = CpuSession(model, context_length=64, threads=1, adapters=ADAPTERS, worn=worn)
     got = np.concatenate([session.forward(IDS[:10]), session.forward(IDS[10:])])
     np.testing.assert_array_equal(got, alone(executor_of(model, ADAPTERS), IDS, tuple(worn)))
 
 
-def test_branched_refuses_what_is_no_linear(model) -> None:
+def test_branched_refuses_what_is_no_linear(model: Path) -> None:
     proto = onnx.load(str(model), load_external_data=False)  # noqa: TID251 - no weights inside
     with pytest.raises(BadModel, match="no linear"):
         branched(proto, ["/model/layers.0/Add_output_0"])
@@ -211,12 +219,13 @@ def test_products_of_a_bank_give_a_row_the_same_bits_whatever_the_rows_and_threa
     session = _products(made, threads)
     states = random.standard_normal((1, most, inputs)).astype(np.float32)
 
-    def run(rows: int, name: str):
+    def run(rows: int, name: str) -> Logits:
         wide = np.arange(rows)
         feeds = bank.inputs([((AdapterUse(name, 0.5),), rows)], wide)
         feeds |= {"x": states[:, :rows], "packed.kept": wide}
         values = {key: value.numpy() for key, value in bank.values.items()}
-        return session.run(None, {**feeds, **values})[0]
+        logits: Logits = session.run(None, {**feeds, **values})[0]
+        return logits
 
     for name in branches:
         whole = run(most, name)
@@ -226,7 +235,7 @@ def test_products_of_a_bank_give_a_row_the_same_bits_whatever_the_rows_and_threa
             )
 
 
-def _products(weight, threads: int):
+def _products(weight: NDArray[np.float32], threads: int) -> ort.InferenceSession:
     """A linear `y` with a branch of two parts."""
     value, float32 = onnx.helper.make_tensor_value_info, onnx.TensorProto.FLOAT
     graph = onnx.helper.make_graph(
@@ -244,7 +253,9 @@ def _products(weight, threads: int):
     return sessions.open_session(made, options, where=Path("one"))
 
 
-def test_an_adapter_yields_the_same_bits_in_whichever_part_of_the_ranks_it_lies(model) -> None:
+def test_an_adapter_yields_the_same_bits_in_whichever_part_of_the_ranks_it_lies(
+    model: Path,
+) -> None:
     worn = (AdapterUse("late", 0.5),)
     late = weights(9, 40)
     expected = alone(executor_of(model, {"late": late}), IDS, worn)
@@ -281,7 +292,8 @@ def test_read_adapter_says_what_is_wrong(tmp_path: Path) -> None:
 def test_reserve_lays_adapters_side_by_side_and_rows_wear_them_once_they_are_filled() -> None:
     """Where a part of the ranks has no room for all of them, they begin in the next."""
     bank = AdapterBank({}, columns=200, branches=[AdapterShape.of(weights(1, 16, "q"))])
-    assert (bank.columns, bank.parts, len(bank.linears), bank.names) == (208, 2, 6, set())
+    assert (bank.columns, bank.parts, len(bank.linears)) == (208, 2, 6)
+    assert not bank.names
     bank.reserve({"one": 100})
     bank.reserve({"two": 20, "three": 20})
     assert [bank._columns[name] for name in ("two", "three")] == [slice(128, 148), slice(148, 168)]
@@ -296,7 +308,7 @@ def test_reserve_lays_adapters_side_by_side_and_rows_wear_them_once_they_are_fil
     bank.reserve({"four": 30, "five": 30})
 
 
-def test_an_adapter_that_comes_later_yields_what_it_yields_from_the_start(model) -> None:
+def test_an_adapter_that_comes_later_yields_what_it_yields_from_the_start(model: Path) -> None:
     """Whatever had its columns before, and whoever is beside it."""
     worn = (AdapterUse("late", 0.5),)
     started = {**ADAPTERS, "late": weights(9, 6)}
@@ -319,7 +331,7 @@ def test_an_adapter_that_comes_later_yields_what_it_yields_from_the_start(model)
         alone(executor, IDS, worn)
 
 
-def test_a_small_adapter_leaves_nothing_of_a_large_one_in_its_columns(model) -> None:
+def test_a_small_adapter_leaves_nothing_of_a_large_one_in_its_columns(model: Path) -> None:
     worn = (AdapterUse("late"),)
     expected = alone(executor_of(model, {**ADAPTERS, "late": weights(9, 8, "v")}), IDS, worn)
     executor = executor_of(model, ADAPTERS)
@@ -360,7 +372,7 @@ def test_read_adapter_takes_the_same_numbers_whether_it_compares_a_digest_or_not
 ) -> None:
     """Two readers: safetensors' own, and one that copies nothing."""
     path = tmp_path / "one.safetensors"
-    tensors = {}
+    tensors: dict[str, NDArray[np.float32]] = {}
     for name, (a, b) in weights(1, 3).branches.items():
         tensors |= {f"{name}.A": a, f"{name}.B": b}
     save_file(tensors, path, metadata={"format": "pt"})
@@ -372,7 +384,7 @@ def test_read_adapter_takes_the_same_numbers_whether_it_compares_a_digest_or_not
             np.testing.assert_array_equal(mine, theirs)
 
 
-def broken(**changes) -> bytes:
+def broken(**changes: object) -> bytes:
     entry = {"dtype": "F32", "shape": [2, 2], "data_offsets": [0, 16]} | changes
     head = json.dumps({"x.A": entry}).encode()
     return len(head).to_bytes(8, "little") + head + bytes(16)

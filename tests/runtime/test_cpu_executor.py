@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import conformance
 import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
 from models import random_model, tiny_llama
+from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
 from genai_core.names import Precision
@@ -17,7 +22,7 @@ from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import PreparedSessions, prepare
 from genai_runtime.cpu.sessions import PlainSessions, session_options
-from genai_runtime.executor import Executor, Row, Want
+from genai_runtime.executor import Executor, Logits, Row, Tokens, Want
 from genai_runtime.rope import cos_sin
 from genai_runtime.steadiness import try_out
 
@@ -26,22 +31,30 @@ EXACT = processor.saturates(FEATURES)
 
 
 @pytest.fixture(scope="module", params=list(Precision), ids=lambda p: p.value)
-def precision(request):
-    return request.param
+def precision(request: pytest.FixtureRequest) -> Precision:
+    param: Precision = request.param
+    return param
 
 
 @pytest.fixture(scope="module")
-def llama(precision, tmp_path_factory):
+def llama(precision: Precision, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_llama(tmp_path_factory.mktemp(f"llama-{precision.value}"), precision)
 
 
 @pytest.fixture(scope="module")
-def prepared(llama, tmp_path_factory):
+def prepared(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = tmp_path_factory.mktemp("cache")
     return prepare(read_model(llama), cache, identity=str(llama), features=FEATURES, exact=EXACT)
 
 
-def executor_of(path, folder=None, *, threads=1, sizes=(1, 2, 4), context_length=200):
+def executor_of(
+    path: Path,
+    folder: Path | None = None,
+    *,
+    threads: int = 1,
+    sizes: tuple[int, ...] = (1, 2, 4),
+    context_length: int = 200,
+) -> CpuExecutor:
     model = read_model(path)
     sessions = (
         PlainSessions(model, threads=threads, exact=EXACT, sizes=sizes)
@@ -51,12 +64,12 @@ def executor_of(path, folder=None, *, threads=1, sizes=(1, 2, 4), context_length
     return CpuExecutor(model, sessions, context_length=context_length)
 
 
-def plain_onnxruntime(path, ids):
+def plain_onnxruntime(path: Path, ids: Tokens) -> Logits:
     """Logits of one pass of the container's own file, with no code of the executor's."""
     session = ort.InferenceSession(
         str(path), session_options(1, exact=EXACT), providers=["CPUExecutionProvider"]
     )
-    feeds = {
+    feeds: dict[str, np.ndarray] = {
         "input_ids": ids[None],
         "seqlens_k": np.array([ids.size - 1], np.int32),
         "total_sequence_length": np.array([ids.size], np.int32),
@@ -70,15 +83,17 @@ def plain_onnxruntime(path, ids):
         cos, sin = cos_sin(np.arange(ids.size), table)
         feeds |= {f"cos_cache{suffix}": cos, f"sin_cache{suffix}": sin}
     names = {value.name for value in session.get_inputs()}
-    return session.run(["logits"], {k: v for k, v in feeds.items() if k in names})[0][0]
+    read = {name: value for name, value in feeds.items() if name in names}
+    logits: Logits = session.run(["logits"], read)[0][0]
+    return logits
 
 
-def steady(precision):
+def steady(precision: Precision) -> bool:
     """Where bits must hold: always for Int8 and Float; for Int4 where products do not saturate."""
     return precision is not Precision.INT4 or not EXACT
 
 
-def conforms(executor, same=conformance.bits):
+def conforms(executor: Executor, same: conformance.Same = conformance.bits) -> None:
     assert isinstance(executor, Executor)
     conformance.rows_equal_each_alone(executor, same)
     conformance.wanted_places_are_those_of_all(executor)
@@ -90,12 +105,14 @@ def conforms(executor, same=conformance.bits):
         conformance.a_tree_equals_each_of_its_chains(executor, close, chain_same=same)
 
 
-def close(a, b):
+def close(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
     return bool(np.abs(a - b).max() < 0.1)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_prepared_rows_are_bit_equal_whatever_runs_beside_them(precision, llama, prepared, threads):
+def test_prepared_rows_are_bit_equal_whatever_runs_beside_them(
+    precision: Precision, llama: Path, prepared: Path, threads: int
+) -> None:
     executor = executor_of(llama, prepared, threads=threads)
     found = try_out(executor)
     if steady(precision):
@@ -105,7 +122,9 @@ def test_prepared_rows_are_bit_equal_whatever_runs_beside_them(precision, llama,
         conforms(executor, lambda a, b: bool(np.abs(a - b).max() < 1))
 
 
-def test_prepared_and_plain_graphs_equal_plain_onnxruntime_to_the_bit(llama, prepared):
+def test_prepared_and_plain_graphs_equal_plain_onnxruntime_to_the_bit(
+    llama: Path, prepared: Path
+) -> None:
     executor = executor_of(llama, prepared)
     ids = conformance.tokens_for(executor, 41, 9)
     expected = plain_onnxruntime(llama, ids)
@@ -116,7 +135,7 @@ def test_prepared_and_plain_graphs_equal_plain_onnxruntime_to_the_bit(llama, pre
     )
 
 
-def test_token_by_token_equals_one_pass_to_the_bit(precision, llama):
+def test_token_by_token_equals_one_pass_to_the_bit(precision: Precision, llama: Path) -> None:
     session = CpuSession(llama, context_length=64, threads=1)
     ids = np.random.default_rng(3).integers(0, session.vocab_size, 48)
     whole = session.forward(ids)
@@ -138,7 +157,9 @@ RANDOM = {
 
 
 @pytest.mark.parametrize("features", RANDOM.values(), ids=RANDOM.keys())
-def test_rows_are_bit_equal_for_every_form_of_attention(features, tmp_path):
+def test_rows_are_bit_equal_for_every_form_of_attention(
+    features: dict[str, Any], tmp_path: Path
+) -> None:
     path = random_model(tmp_path, Precision.INT8, **features)
     model = read_model(path)
     folder = prepare(model, tmp_path / "cache", identity="a", features=FEATURES, exact=EXACT)
@@ -149,14 +170,14 @@ def test_rows_are_bit_equal_for_every_form_of_attention(features, tmp_path):
     np.testing.assert_array_equal(conformance.alone(executor, ids), plain_onnxruntime(path, ids))
 
 
-def test_more_rows_than_the_largest_graph_take_several_runs(llama):
+def test_more_rows_than_the_largest_graph_take_several_runs(llama: Path) -> None:
     executor = executor_of(llama, sizes=(1, 2))
     conformance.rows_equal_each_alone(
         executor, lambda a, b: bool(np.abs(a - b).max() < 1), sizes=(3, 1, 2, 5, 1)
     )
 
 
-def test_the_context_can_be_filled_to_its_last_token_and_no_further(llama):
+def test_the_context_can_be_filled_to_its_last_token_and_no_further(llama: Path) -> None:
     executor = executor_of(llama, context_length=127)
     slot = executor.open()
     ids = conformance.tokens_for(executor, 127, 2)
@@ -168,7 +189,7 @@ def test_the_context_can_be_filled_to_its_last_token_and_no_further(llama):
     assert executor.length(slot) == 127
 
 
-def test_slots_grow_in_buckets_and_leave_their_neighbours_buffers_alone(llama):
+def test_slots_grow_in_buckets_and_leave_their_neighbours_buffers_alone(llama: Path) -> None:
     executor = executor_of(llama)
     first, second = executor.open(), executor.open()
     assert executor.cache_bytes(127) < executor.cache_bytes(128) == executor.cache_bytes(200)
@@ -184,7 +205,7 @@ def test_slots_grow_in_buckets_and_leave_their_neighbours_buffers_alone(llama):
     assert total == executor.cache_bytes(140)
 
 
-def test_a_freed_slot_s_memory_is_held_by_no_graph(llama):
+def test_a_freed_slot_s_memory_is_held_by_no_graph(llama: Path) -> None:
     import gc
     import weakref
 
@@ -198,7 +219,7 @@ def test_a_freed_slot_s_memory_is_held_by_no_graph(llama):
     assert buffer() is None
 
 
-def test_a_cache_full_of_nan_is_never_read_by_packed_rows(llama):
+def test_a_cache_full_of_nan_is_never_read_by_packed_rows(llama: Path) -> None:
     executor = executor_of(llama)
     slots = [executor.open() for _ in range(3)]
     for slot in slots:
@@ -210,7 +231,7 @@ def test_a_cache_full_of_nan_is_never_read_by_packed_rows(llama):
             assert np.isfinite(output.logits).all()
 
 
-def test_hidden_states_are_what_the_output_layer_reads(tmp_path):
+def test_hidden_states_are_what_the_output_layer_reads(tmp_path: Path) -> None:
     path = random_model(tmp_path, Precision.FLOAT)
     executor = executor_of(path)
     slot = executor.open()
@@ -227,16 +248,17 @@ def test_hidden_states_are_what_the_output_layer_reads(tmp_path):
         offset=int(place["offset"]),
         shape=tuple(tensor.dims),
     )
+    assert output.hidden is not None
     assert output.hidden.shape == (6, executor.hidden_size)
     np.testing.assert_allclose(output.hidden @ weight, output.logits, atol=1e-4)
 
 
-def test_executor_refuses_a_context_without_a_place(llama):
+def test_executor_refuses_a_context_without_a_place(llama: Path) -> None:
     with pytest.raises(BadInput, match="at least 1"):
         executor_of(llama, context_length=0)
 
 
-def test_read_model_refuses_unreadable_rotary_tables_by_name(llama, tmp_path):
+def test_read_model_refuses_unreadable_rotary_tables_by_name(llama: Path, tmp_path: Path) -> None:
     model = read_model(llama).proto
     for prop in model.metadata_props:
         if prop.key == "genai.rope":
@@ -246,11 +268,12 @@ def test_read_model_refuses_unreadable_rotary_tables_by_name(llama, tmp_path):
         read_model(tmp_path / "model.onnx")
 
 
-def initializer(model):
-    return next(t for t in model.graph.initializer if t.external_data)
+def initializer(model: onnx.ModelProto) -> onnx.TensorProto:
+    tensor: onnx.TensorProto = next(t for t in model.graph.initializer if t.external_data)
+    return tensor
 
 
-def constant(model):
+def constant(model: onnx.ModelProto) -> onnx.TensorProto:
     """In a branch of a branch, where initializers alone are not looked at."""
     tensor = onnx.TensorProto(name="hidden", data_location=onnx.TensorProto.EXTERNAL)
     inner = onnx.helper.make_graph(
@@ -263,7 +286,8 @@ def constant(model):
     node = onnx.helper.make_node("If", ["b"], ["y"], then_branch=outer, else_branch=outer)
     model.graph.node.append(node)
     branch = model.graph.node[-1].attribute[0].g.node[0].attribute[0].g
-    return branch.node[0].attribute[0].t
+    held: onnx.TensorProto = branch.node[0].attribute[0].t
+    return held
 
 
 @pytest.mark.parametrize("find", [initializer, constant])
@@ -276,7 +300,13 @@ def constant(model):
         ("beside.data", "not in the container's manifest"),
     ],
 )
-def test_a_containers_data_lies_in_files_of_its_manifest(llama, tmp_path, find, location, words):
+def test_a_containers_data_lies_in_files_of_its_manifest(
+    llama: Path,
+    tmp_path: Path,
+    find: Callable[[onnx.ModelProto], onnx.TensorProto],
+    location: str,
+    words: str,
+) -> None:
     """It is mapped and linked by name before ONNX Runtime looks at it."""
     model = read_model(llama, holds=lambda name: name == "model.data").proto
     tensor = find(model)

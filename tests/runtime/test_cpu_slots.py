@@ -22,7 +22,7 @@ WANTS = st.sampled_from(list(Want))
 
 
 @pytest.fixture(scope="module")
-def machine(tmp_path_factory):
+def machine(tmp_path_factory: pytest.TempPathFactory) -> type[RuleBasedStateMachine]:
     folder = tmp_path_factory.mktemp("model")
     path = random_model(folder, Precision.INT8, qk_norm=True)
     model, features = read_model(path), processor.features()
@@ -40,7 +40,7 @@ def machine(tmp_path_factory):
 
         @precondition(lambda self: len(self.texts) < 11)
         @rule(room=st.integers(0, CONTEXT))
-        def open(self, room):
+        def open(self, room: int) -> None:
             slot = executor.open()
             assert slot not in self.texts
             assert executor.length(slot) == 0
@@ -50,7 +50,7 @@ def machine(tmp_path_factory):
 
         @precondition(lambda self: self.texts)
         @rule(data=st.data(), seed=st.integers(0, 2**32))
-        def forward(self, data, seed):
+        def forward(self, data: st.DataObject, seed: int) -> None:
             random = np.random.default_rng(seed)
             members = data.draw(
                 st.lists(st.sampled_from(sorted(self.texts)), min_size=1, unique=True)
@@ -75,7 +75,7 @@ def machine(tmp_path_factory):
 
         @precondition(lambda self: self.texts)
         @rule(data=st.data())
-        def truncate(self, data):
+        def truncate(self, data: st.DataObject) -> None:
             slot = data.draw(st.sampled_from(sorted(self.texts)))
             length = data.draw(st.integers(0, len(self.texts[slot])))
             executor.truncate(slot, length)
@@ -83,7 +83,7 @@ def machine(tmp_path_factory):
 
         @precondition(lambda self: 0 < len(self.texts) < 8)
         @rule(data=st.data())
-        def copy(self, data):
+        def copy(self, data: st.DataObject) -> None:
             slot = data.draw(st.sampled_from(sorted(self.texts)))
             length = data.draw(st.integers(0, len(self.texts[slot])))
             made = executor.copy(slot, length)
@@ -94,12 +94,12 @@ def machine(tmp_path_factory):
 
         @precondition(lambda self: self.texts)
         @rule(data=st.data())
-        def free(self, data):
+        def free(self, data: st.DataObject) -> None:
             slot = data.draw(st.sampled_from(sorted(self.texts)))
             executor.free(slot)
             del self.texts[slot]
 
-        def teardown(self):
+        def teardown(self) -> None:
             for slot, text in self.texts.items():
                 assert executor.length(slot) == len(text)
                 executor.free(slot)
@@ -107,14 +107,16 @@ def machine(tmp_path_factory):
     return Slots
 
 
-def test_slots_hold_their_own_whatever_is_done_with_others(machine):
+def test_slots_hold_their_own_whatever_is_done_with_others(
+    machine: type[RuleBasedStateMachine],
+) -> None:
     run_state_machine_as_test(
         machine, settings=settings(max_examples=8, stateful_step_count=20, deadline=None)
     )
 
 
 @pytest.mark.long
-def test_slots_hold_their_own_over_many_runs(machine):
+def test_slots_hold_their_own_over_many_runs(machine: type[RuleBasedStateMachine]) -> None:
     run_state_machine_as_test(
         machine, settings=settings(max_examples=150, stateful_step_count=60, deadline=None)
     )

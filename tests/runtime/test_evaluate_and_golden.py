@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from genai_core.errors import BadInput
 from genai_runtime.evaluate import Evaluation, evaluate, losses, read_pieces
+from genai_runtime.executor import Logits, Tokens, Tree
 from genai_runtime.golden import Golden, read_golden, record, replay
 from genai_runtime.testing import ScriptedSession
 
@@ -16,13 +19,13 @@ from genai_runtime.testing import ScriptedSession
 class Wrapped(ScriptedSession):
     """The scripted session with its logits changed at some positions."""
 
-    def __init__(self, change):
+    def __init__(self, change: Callable[[int, Logits], object]) -> None:
         super().__init__()
         self.change = change
 
-    def forward(self, tokens):
+    def forward(self, tokens: Tokens, tree: Tree | None = None) -> Logits:
         start = self.length
-        logits = super().forward(tokens)
+        logits = super().forward(tokens, tree)
         for row in range(len(logits)):
             self.change(start + row, logits[row])
         return logits
@@ -38,7 +41,7 @@ def loss_by_hand(pieces: np.ndarray) -> float:
     return total / count
 
 
-def test_loss_is_the_mean_over_positions_one_to_the_last_of_each_piece():
+def test_loss_is_the_mean_over_positions_one_to_the_last_of_each_piece() -> None:
     pieces = np.random.default_rng(0).integers(0, 17, (5, 9)).astype(np.uint16)
     found = evaluate(ScriptedSession(), pieces)
     assert found.nats_per_token == pytest.approx(loss_by_hand(pieces), rel=1e-6)
@@ -46,7 +49,7 @@ def test_loss_is_the_mean_over_positions_one_to_the_last_of_each_piece():
     assert found.perplexity == pytest.approx(math.exp(found.nats_per_token))
 
 
-def test_small_chunks_do_not_change_the_loss(monkeypatch):
+def test_small_chunks_do_not_change_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = np.random.default_rng(1).integers(0, 17, (3, 11))
     whole = evaluate(ScriptedSession(), pieces)
     monkeypatch.setattr("genai_runtime.session.LOGITS_PER_CHUNK", 17 * 3)
@@ -55,12 +58,12 @@ def test_small_chunks_do_not_change_the_loss(monkeypatch):
     assert max(session.passes) == 3
 
 
-def test_losses_survive_large_logits():
+def test_losses_survive_large_logits() -> None:
     logits = np.array([[1000.0, 0.0], [-1000.0, 0.0]], dtype=np.float32)
     np.testing.assert_allclose(losses(logits, np.array([0, 0])), [0.0, 1000.0])
 
 
-def test_perplexity_of_a_hopeless_model_is_infinite():
+def test_perplexity_of_a_hopeless_model_is_infinite() -> None:
     assert Evaluation(nats_per_token=1e6, tokens=1).perplexity == math.inf
 
 
@@ -76,12 +79,12 @@ def test_perplexity_of_a_hopeless_model_is_infinite():
         np.zeros((1, 70), dtype=int),
     ],
 )
-def test_tokens_that_cannot_be_scored_are_refused(pieces):
+def test_tokens_that_cannot_be_scored_are_refused(pieces: np.ndarray) -> None:
     with pytest.raises(BadInput):
         evaluate(ScriptedSession(), pieces)
 
 
-def test_pieces_are_read_and_cut(tmp_path):
+def test_pieces_are_read_and_cut(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.arange(12, dtype=np.uint16).reshape(3, 4))
     assert read_pieces(tmp_path / "tokens.npy", pieces=2, length=3).tolist() == [
         [0, 1, 2],
@@ -91,7 +94,7 @@ def test_pieces_are_read_and_cut(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"text", None])
-def test_files_without_an_array_name_themselves(tmp_path, content):
+def test_files_without_an_array_name_themselves(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "tokens.npy"
     if content is not None:
         path.write_bytes(content)
@@ -99,7 +102,7 @@ def test_files_without_an_array_name_themselves(tmp_path, content):
         read_pieces(path)
 
 
-def test_an_array_of_objects_is_not_unpickled(tmp_path):
+def test_an_array_of_objects_is_not_unpickled(tmp_path: Path) -> None:
     np.save(tmp_path / "tokens.npy", np.array([{}], dtype=object), allow_pickle=True)
     with pytest.raises(BadInput, match=r"tokens\.npy"):
         read_pieces(tmp_path / "tokens.npy")
@@ -110,7 +113,7 @@ def recorded(tolerance: float = 0.1) -> Golden:
     return record(ScriptedSession(), prompts, max_tokens=8, tolerance=tolerance)
 
 
-def test_the_same_session_replays_without_a_mismatch():
+def test_the_same_session_replays_without_a_mismatch() -> None:
     golden = recorded()
     outcome = replay(ScriptedSession(), golden)
     assert outcome.passed
@@ -118,16 +121,16 @@ def test_the_same_session_replays_without_a_mismatch():
     assert outcome.forgiven == 0
 
 
-def test_margins_are_the_gap_between_first_and_second_choice():
+def test_margins_are_the_gap_between_first_and_second_choice() -> None:
     golden = recorded()
     row = np.sort(ScriptedSession().forward(np.array([1, 2, 3]))[-1])
     assert golden.prompts[0].margins[0] == pytest.approx(row[-1] - row[-2], abs=1e-5)
 
 
-def test_one_wrong_choice_is_one_mismatch_however_much_follows():
+def test_one_wrong_choice_is_one_mismatch_however_much_follows() -> None:
     golden = recorded()
 
-    def spoil(position, row):
+    def spoil(position: int, row: Logits) -> None:
         if position == 4:
             row[(golden.prompts[0].tokens[2] + 1) % 17] = 1e3
 
@@ -136,19 +139,19 @@ def test_one_wrong_choice_is_one_mismatch_however_much_follows():
     assert outcome.mismatches[0].expected == golden.prompts[0].tokens[2]
 
 
-def test_a_close_choice_may_fall_the_other_way():
+def test_a_close_choice_may_fall_the_other_way() -> None:
     golden = recorded(tolerance=1e9)
     outcome = replay(Wrapped(lambda _, row: np.negative(row, out=row)), golden)
     assert outcome.passed
     assert outcome.forgiven > 0
 
 
-def test_a_difference_just_above_the_tolerance_counts():
+def test_a_difference_just_above_the_tolerance_counts() -> None:
     golden = recorded()
     margin = golden.prompts[0].margins[0]
     answer = golden.prompts[0].tokens[0]
 
-    def swap(position, row):
+    def swap(position: int, row: Logits) -> None:
         if position == 2:
             row[answer] -= 2 * margin + 1e-3
 
@@ -157,7 +160,7 @@ def test_a_difference_just_above_the_tolerance_counts():
         assert replay(Wrapped(swap), only).passed is passed
 
 
-def test_recording_stops_at_an_end_token():
+def test_recording_stops_at_an_end_token() -> None:
     full = recorded().prompts[0].tokens
     golden = record(
         ScriptedSession(),
@@ -169,7 +172,7 @@ def test_recording_stops_at_an_end_token():
     assert golden.prompts[0].tokens == full[: full.index(full[3]) + 1]
 
 
-def test_golden_prompts_survive_the_file(tmp_path):
+def test_golden_prompts_survive_the_file(tmp_path: Path) -> None:
     golden = recorded()
     path = tmp_path / "golden.json"
     path.write_text(golden.model_dump_json())
@@ -185,7 +188,7 @@ def test_golden_prompts_survive_the_file(tmp_path):
         '{"tolerance": 0, "prompts": [{"prompt_tokens": [], "tokens": [1], "margins": [0.1]}]}',
     ],
 )
-def test_broken_golden_files_name_themselves(tmp_path, text):
+def test_broken_golden_files_name_themselves(tmp_path: Path, text: str) -> None:
     path = tmp_path / "golden.json"
     path.write_text(text)
     with pytest.raises(BadInput, match=r"golden\.json"):

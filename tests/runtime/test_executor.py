@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import conformance
 import numpy as np
 import pytest
 
 from genai_core.errors import BadInput
-from genai_runtime.executor import Executor, Row, SlotTable, Want
+from genai_runtime.executor import Executor, Row, RowOutput, SlotTable, Want
 from genai_runtime.session import Session, SlotSession
 from genai_runtime.steadiness import Steadiness, try_out
 from genai_runtime.testing import ScriptedExecutor
 
 
 @pytest.fixture
-def executor():
+def executor() -> Iterator[ScriptedExecutor]:
     made = ScriptedExecutor()
     yield made
     assert made.open_slots == frozenset()
 
 
-def test_scripted_executor_conforms(executor):
+def test_scripted_executor_conforms(executor: ScriptedExecutor) -> None:
     assert isinstance(executor, Executor)
     conformance.rows_equal_each_alone(executor, conformance.bits)
     conformance.wanted_places_are_those_of_all(executor)
@@ -29,7 +31,7 @@ def test_scripted_executor_conforms(executor):
     conformance.refusals_leave_every_slot_alone(executor)
 
 
-def test_move_keeps_the_named_places_when_a_branch_is_accepted(executor):
+def test_move_keeps_the_named_places_when_a_branch_is_accepted(executor: ScriptedExecutor) -> None:
     slot = executor.open()
     executor.forward([Row(slot, np.array([1, 2, 3, 4, 5]))])
     executor.move(slot, 2, [2, 4])
@@ -39,7 +41,7 @@ def test_move_keeps_the_named_places_when_a_branch_is_accepted(executor):
     executor.free(slot)
 
 
-def test_slot_session_is_one_slot_when_others_run_beside_it():
+def test_slot_session_is_one_slot_when_others_run_beside_it() -> None:
     executor = ScriptedExecutor()
     session = SlotSession(executor)
     other = executor.open()
@@ -60,7 +62,7 @@ def test_slot_session_is_one_slot_when_others_run_beside_it():
     assert executor.closed
 
 
-def test_slot_table_gives_the_lowest_number_again_when_it_is_freed():
+def test_slot_table_gives_the_lowest_number_again_when_it_is_freed() -> None:
     table: SlotTable[str] = SlotTable()
     assert [table.add(name) for name in "abc"] == [0, 1, 2]
     assert table.pop(1) == "b"
@@ -70,7 +72,7 @@ def test_slot_table_gives_the_lowest_number_again_when_it_is_freed():
 
 
 @pytest.mark.parametrize(("want", "count"), [(Want.NONE, 0), (Want.LAST, 1), (Want.ALL, 5)])
-def test_want_counts_the_places(want, count):
+def test_want_counts_the_places(want: Want, count: int) -> None:
     assert want.count(5) == count
 
 
@@ -81,7 +83,7 @@ class Unsteady(ScriptedExecutor):
         super().__init__()
         self.limits = (rows, tokens)
 
-    def forward(self, rows):
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
         outputs = super().forward(rows)
         most, least = self.limits
         if len(rows) > most or any(row.tokens.size < least for row in rows):
@@ -98,11 +100,11 @@ class Unsteady(ScriptedExecutor):
         ({"tokens": 2}, Steadiness(chunks=False, neighbours=False)),
     ],
 )
-def test_try_out_finds_what_bits_depend_on(limits, expected):
+def test_try_out_finds_what_bits_depend_on(limits: dict[str, int], expected: Steadiness) -> None:
     executor = Unsteady(**limits)
     assert try_out(executor) == expected
     assert executor.open_slots == frozenset()
 
 
-def test_try_out_fits_a_short_context():
+def test_try_out_fits_a_short_context() -> None:
     assert try_out(ScriptedExecutor(context_length=6)).chunks

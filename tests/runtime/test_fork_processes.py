@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import pytest
+
 from genai_runtime.fork_processes import ForkedProcesses
 
 CHILD = """
@@ -19,7 +23,9 @@ raise SystemExit(forks.answer_all(answer, no_memory={"wrong": "failed"}))
 """
 
 
-def test_ask_finds_a_module_that_only_this_process_has_on_its_path(tmp_path, monkeypatch):
+def test_ask_finds_a_module_that_only_this_process_has_on_its_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in an image, whose packages are found by PYTHONPATH."""
     (tmp_path / "packaged").mkdir()
     (tmp_path / "packaged" / "__init__.py").write_text("")

@@ -103,7 +103,8 @@ def _float_logits(ids: np.ndarray) -> np.ndarray:
     }
     for value in session.get_inputs():
         feeds.setdefault(value.name, np.zeros(value.shape, np.float32))
-    return session.run(["logits"], feeds)[0][0]
+    logits: np.ndarray = session.run(["logits"], feeds)[0][0]
+    return logits
 
 
 def _decibels(reference: np.ndarray, other: np.ndarray) -> float:
@@ -227,7 +228,7 @@ class Recorder:
 
     def __init__(self, graph: GraphMetadata) -> None:
         self.graph = graph
-        self.feeds: dict[str, Integers] = {}
+        self.feeds: dict[str, np.ndarray] = {}
 
     def run(self, graph: str, inputs: Mapping[str, Integers]) -> dict[str, Integers]:
         self.feeds = dict(inputs)

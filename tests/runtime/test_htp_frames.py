@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ _ARRAYS = st.dictionaries(
 )
 
 
-def _reader(data: bytes):  # type: ignore[no-untyped-def]
+def _reader(data: bytes) -> Callable[[int], bytes]:
     stream = io.BytesIO(data)
 
     def read(size: int) -> bytes:

@@ -22,7 +22,7 @@ def table(dim: int, factor: float = 1.0) -> RopeTable:
     )
 
 
-def test_tables_hold_cosines_and_sines_of_position_times_frequency():
+def test_tables_hold_cosines_and_sines_of_position_times_frequency() -> None:
     cos, sin = cos_sin(np.array([0, 3, 100_000]), table(8, factor=1.5))
     assert cos.dtype == np.float32
     assert cos.shape == (3, 4)
@@ -34,7 +34,9 @@ def test_tables_hold_cosines_and_sines_of_position_times_frequency():
 
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("rotary_dim", [4, 8])
-def test_rotation_turns_each_pair_by_its_angle_and_leaves_the_rest(interleaved, rotary_dim):
+def test_rotation_turns_each_pair_by_its_angle_and_leaves_the_rest(
+    interleaved: bool, rotary_dim: int
+) -> None:
     heads = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
     cos, sin = cos_sin(np.arange(5), table(rotary_dim))
     found = rotate(heads, cos, sin, interleaved=interleaved)
@@ -50,7 +52,7 @@ def test_rotation_turns_each_pair_by_its_angle_and_leaves_the_rest(interleaved, 
     np.testing.assert_array_equal(found[..., rotary_dim:], heads[..., rotary_dim:])
 
 
-def test_factors_for_long_contexts_hold_where_the_context_is_long():
+def test_factors_for_long_contexts_hold_where_the_context_is_long() -> None:
     """Phi-3's: 1 / (factor * theta ** (2 i / dim)), by the context's length."""
     short, long = [1.0, 1.1, 1.25, 2.0], [1.03, 4.0, 20.5, 64.0]
     plain = 10000.0 ** (-np.arange(4) / 4)
@@ -72,7 +74,9 @@ def test_factors_for_long_contexts_hold_where_the_context_is_long():
     st.lists(st.integers(EMPTY, 12), min_size=1, max_size=9),
     st.integers(0, 5),
 )
-def test_a_key_is_visible_when_it_is_not_later_and_inside_the_window(queries, keys, window):
+def test_a_key_is_visible_when_it_is_not_later_and_inside_the_window(
+    queries: list[int], keys: list[int], window: int
+) -> None:
     mask = additive_mask(np.array(queries), np.array(keys), window=window)
     assert mask.shape == (1, 1, len(queries), len(keys))
     assert mask.dtype == np.float32

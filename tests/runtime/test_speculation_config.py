@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -11,18 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_core.errors import BadInput
+from genai_runtime.container import Container
+from genai_runtime.executor import Logits
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Typical
 from genai_runtime.speculation.config import named_config, parse_config
 from genai_runtime.speculation.control import Room, Speculation
 from genai_runtime.speculation.lengths import Costs, Length
-from genai_runtime.speculation.method import NOTHING, Draft, accept
+from genai_runtime.speculation.method import NOTHING, Draft, Foresee, accept
 from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.speculator import open_speculation
 from genai_runtime.testing import ScriptedExecutor, ScriptedSession
 
 
-def test_vllms_configurations_are_read():
+def test_vllms_configurations_are_read() -> None:
     config = parse_config(
         '{"method": "ngram", "num_speculative_tokens": 5, "prompt_lookup_max": 4, "model": null}'
     )
@@ -65,14 +69,14 @@ def test_vllms_configurations_are_read():
         ('{"method": "suffix", "min_speculative_tokens": 30}', "min_speculative_tokens: above"),
     ],
 )
-def test_what_has_no_meaning_is_refused_by_its_key(text, message):
+def test_what_has_no_meaning_is_refused_by_its_key(text: str, message: str) -> None:
     with pytest.raises(BadInput, match=message) as caught:
         parse_config(text, where="--speculative-config")
     assert "--speculative-config" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_method_may_be_named_with_its_options_or_written_out():
+def test_a_method_may_be_named_with_its_options_or_written_out() -> None:
     assert named_config("ngram").most == 4
     assert named_config("ngram,suffix", tokens=6).names == ("ngram", "suffix")
     assert named_config("draft_model", draft="folder", tokens=2).model == "folder"
@@ -84,7 +88,7 @@ def test_a_method_may_be_named_with_its_options_or_written_out():
             named_config(text)
 
 
-def test_speculation_that_would_change_answers_is_refused_unless_lossy_is_asked_for():
+def test_speculation_that_would_change_answers_is_refused_unless_lossy_is_asked_for() -> None:
     target = ScriptedExecutor()
     with pytest.raises(BadInput, match="would differ from plain ones"):
         open_speculation(named_config("ngram"), target, steady=False)
@@ -102,7 +106,7 @@ def costs_of(slope: float, rows: int = 1) -> Costs:
     return costs
 
 
-def test_lengths_follow_acceptance_and_costs():
+def test_lengths_follow_acceptance_and_costs() -> None:
     length = Length(most=8)
     for _ in range(20):
         length.observe(4, 4)
@@ -118,7 +122,7 @@ def test_lengths_follow_acceptance_and_costs():
     assert Length(most=8, least=2).chosen(costs_of(1.5), 1) == 2
 
 
-def test_a_length_of_nothing_is_tried_again_where_nothing_else_tells_of_better_guesses():
+def test_a_length_of_nothing_is_tried_again_where_nothing_else_tells_of_better_guesses() -> None:
     length = Length(most=4)
     tries = []
     for place in range(400):
@@ -136,14 +140,14 @@ class Coin:
     name = "coin"
     branch_tokens = 0
 
-    def __init__(self, chance, price, seed):
+    def __init__(self, chance: float, price: float, seed: int) -> None:
         self.free, self.price, self.now = price == 0, price, 0.0
         self.chance, self.random = chance, np.random.default_rng(seed)
 
-    def start(self, key, tokens, foresee=None):
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         pass
 
-    def propose(self, wanted):
+    def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:
         self.now += self.price * sum(wanted.values())
         # A guess of 1 is right: the text is all ones.
         return {
@@ -151,14 +155,22 @@ class Coin:
             for key, count in wanted.items()
         }
 
-    def extend(self, key, tokens, branch=None):
+    def extend(self, key: int, tokens: Sequence[int], branch: Logits | None = None) -> None:
         pass
 
-    def finish(self, key):
+    def finish(self, key: int) -> None:
+        pass
+
+    def cache_bytes(self, tokens: int) -> int:
+        return 0
+
+    def close(self) -> None:
         pass
 
 
-def played(chances, slope, price, *, seed, length=400):
+def played(
+    chances: Sequence[float], slope: float, price: float, *, seed: int, length: int = 400
+) -> float:
     """Time of answers of ones, each with its chance, in plain passes."""
     method = Coin(chances[0], price, seed)
     speculation = Speculation(method, most=4, clock=lambda: method.now)
@@ -182,7 +194,9 @@ def played(chances, slope, price, *, seed, length=400):
 
 
 @pytest.mark.parametrize(("chance", "price"), [(0.9, 0.1), (0.0, 0.4)])
-def test_gain_is_what_plain_passes_would_have_taken_for_the_same_tokens(chance, price):
+def test_gain_is_what_plain_passes_would_have_taken_for_the_same_tokens(
+    chance: float, price: float
+) -> None:
     """A plain pass takes 1, whatever the drafts do: so each token is worth 1."""
     method = Coin(chance, price, 7)
     speculation = Speculation(method, most=4, adaptive=False, clock=lambda: method.now)
@@ -212,7 +226,9 @@ def test_gain_is_what_plain_passes_would_have_taken_for_the_same_tokens(chance, 
 
 @pytest.mark.parametrize("price", [0, 0.1, 0.4])
 @pytest.mark.parametrize("slope", [0.0, 0.1, 0.3, 1.0])
-def test_speculation_is_never_slower_by_much_and_faster_where_it_pays(slope, price):
+def test_speculation_is_never_slower_by_much_and_faster_where_it_pays(
+    slope: float, price: float
+) -> None:
     plain = 4 * 399
     for seed, chances in enumerate(([0.0] * 4, [0.2] * 4, [0.5] * 4, [0.9] * 4, [0.9, 0, 0.9, 0])):
         taken = played(chances, slope, price, seed=seed)
@@ -224,7 +240,7 @@ def test_speculation_is_never_slower_by_much_and_faster_where_it_pays(slope, pri
     assert gained >= 0.85 * ceiling
 
 
-def test_a_pass_that_took_long_by_chance_does_not_end_speculation():
+def test_a_pass_that_took_long_by_chance_does_not_end_speculation() -> None:
     costs = costs_of(0.1)
     for extra in (1, 4):
         for _ in range(9):
@@ -238,7 +254,9 @@ def test_a_pass_that_took_long_by_chance_does_not_end_speculation():
 
 
 @given(st.floats(0, 1), st.floats(0, 2), st.integers(1, 8))
-def test_no_length_is_chosen_that_costs_more_than_it_brings(acceptance, slope, rows):
+def test_no_length_is_chosen_that_costs_more_than_it_brings(
+    acceptance: float, slope: float, rows: int
+) -> None:
     length = Length(most=8)
     for _ in range(60):
         length.observe(1, 0)
@@ -249,7 +267,7 @@ def test_no_length_is_chosen_that_costs_more_than_it_brings(acceptance, slope, r
     assert tokens >= costs.factor(rows, chosen * rows)
 
 
-def test_plain_passes_come_first_and_now_and_then():
+def test_plain_passes_come_first_and_now_and_then() -> None:
     costs = Costs()
     assert costs.plain_is_due(1)
     for _ in range(3):
@@ -261,7 +279,7 @@ def test_plain_passes_come_first_and_now_and_then():
     assert costs.plain_is_due(1)
 
 
-def test_adaptive_speculation_writes_the_same():
+def test_adaptive_speculation_writes_the_same() -> None:
     prompt = np.array([1, 2, 0, 1, 2, 0, 1, 2])
     speculation = Speculation(Ngram(least=1, most=3), most=4)
     result = generate(ScriptedSession(vocab_size=3), prompt, max_tokens=50, speculation=speculation)
@@ -274,14 +292,16 @@ class Broken(Ngram):
 
     calls = 0
 
-    def propose(self, wanted):
+    def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:
         self.calls += 1
         if self.calls > 1:
             raise RuntimeError("lost")
         return super().propose(wanted)
 
 
-def test_a_method_that_fails_is_off_and_the_answer_goes_on(caplog):
+def test_a_method_that_fails_is_off_and_the_answer_goes_on(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     prompt = np.array([1, 2, 1, 2, 1])
     speculation = Speculation(Broken(least=1, most=2), most=2, adaptive=False)
     result = generate(ScriptedSession(), prompt, max_tokens=12, speculation=speculation)
@@ -292,15 +312,22 @@ def test_a_method_that_fails_is_off_and_the_answer_goes_on(caplog):
 class Tokens:
     """A container's tokenizer, as far as it is compared."""
 
-    def __init__(self, words, vocab_size=4, *, folder="target", own=None):
+    def __init__(
+        self,
+        words: dict[str, int] | None,
+        vocab_size: int = 4,
+        *,
+        folder: str = "target",
+        own: Tokens | None = None,
+    ) -> None:
         self.words, self.own = words, own
         self.folder = folder
         self.metadata = SimpleNamespace(vocab_size=vocab_size, head=None)
 
-    def draft(self):
+    def draft(self) -> Tokens | None:
         return self.own
 
-    def tokenizer(self):
+    def tokenizer(self) -> SimpleNamespace | None:
         words = self.words
         return words if words is None else SimpleNamespace(vocabulary=lambda: words)
 
@@ -316,17 +343,23 @@ class Tokens:
         (Tokens(None, 5), Tokens(None), False),
     ],
 )
-def test_a_draft_model_of_another_tokenizer_is_refused_by_name(draft, target, fits):
-    asked = []
+def test_a_draft_model_of_another_tokenizer_is_refused_by_name(
+    draft: Tokens, target: Tokens, fits: bool
+) -> None:
+    asked: list[int | None] = []
 
-    def opened():
+    def open_draft(_container: Container, threads: int | None) -> ScriptedExecutor:
+        asked.append(threads)
+        return ScriptedExecutor()
+
+    def opened() -> Speculation:
         return open_speculation(
             named_config("draft_model", draft="small/cpu"),
             ScriptedExecutor(),
             steady=True,
-            tokenizer_of=target,
-            open_draft=lambda _container, threads: asked.append(threads) or ScriptedExecutor(),
-            load_draft=lambda _path: draft,
+            tokenizer_of=cast("Container", target),
+            open_draft=open_draft,
+            load_draft=lambda _path: cast("Container", draft),
         )
 
     if fits:
@@ -339,15 +372,15 @@ def test_a_draft_model_of_another_tokenizer_is_refused_by_name(draft, target, fi
     assert not asked
 
 
-def test_the_draft_model_of_the_container_itself_is_taken_where_none_is_named():
+def test_the_draft_model_of_the_container_itself_is_taken_where_none_is_named() -> None:
     words = {"a": 0}
 
-    def opened(target):
+    def opened(target: Tokens) -> Speculation:
         return open_speculation(
             named_config("draft_model"),
             ScriptedExecutor(),
             steady=True,
-            tokenizer_of=target,
+            tokenizer_of=cast("Container", target),
             open_draft=lambda _container, _threads: ScriptedExecutor(),
         )
 
@@ -356,7 +389,7 @@ def test_the_draft_model_of_the_container_itself_is_taken_where_none_is_named():
         opened(Tokens(words))
 
 
-def test_typical_acceptance_is_asked_for_in_either_spelling_and_nowhere_else():
+def test_typical_acceptance_is_asked_for_in_either_spelling_and_nowhere_else() -> None:
     assert named_config("ngram").typical is None
     asked = '{"method": "suffix", "acceptance-method": "typical_acceptance_sampler"}'
     assert named_config(asked).typical == Typical(0.09, 0.3)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import speculation_checks as checks
 from models import EXAMPLE, tiny_llama
+from numpy.typing import NDArray
 
 from genai_core.names import Precision
 from genai_runtime.cpu.executor import CpuExecutor
@@ -23,7 +24,9 @@ EXACT = saturates(features())
 
 
 @pytest.fixture(scope="module", params=[Precision.INT8, Precision.FLOAT], ids=lambda p: p.value)
-def executor_of(request, tmp_path_factory):
+def executor_of(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> checks.MakeExecutor:
     """Executors over one set of sessions."""
     folder = tmp_path_factory.mktemp(request.param.value)
     model = read_model(tiny_llama(folder, request.param))
@@ -31,14 +34,15 @@ def executor_of(request, tmp_path_factory):
     return lambda: CpuExecutor(model, sessions, context_length=96)
 
 
-def test_each_method_changes_no_bit(executor_of):
+def test_each_method_changes_no_bit(executor_of: checks.MakeExecutor) -> None:
     vocab_size = executor_of().vocab_size
     tokenizer = TextTokenizer.of_folder(EXAMPLE)
+    assert tokenizer is not None
 
-    def prompt_of(seed):
+    def prompt_of(seed: int) -> NDArray[np.int64]:
         return tokenizer.encode(f"        self.assertEqual(a{seed}, b)\n" * 3)
 
-    methods = {
+    methods: dict[str, checks.MakeMethod] = {
         "ngram": lambda: Ngram(least=1, most=3),
         "suffix": Suffix,
         "lookahead": lambda: Lookahead(window=3, ngram=3, gcap=3),
@@ -50,7 +54,9 @@ def test_each_method_changes_no_bit(executor_of):
         assert accepted > 0 or name != "draft_model", "the model is its own draft"
 
 
-def test_a_rejection_at_each_place_leaves_the_cache_of_plain_decoding(executor_of):
+def test_a_rejection_at_each_place_leaves_the_cache_of_plain_decoding(
+    executor_of: checks.MakeExecutor,
+) -> None:
     prompt = checks.text(executor_of(), 9, 0)
     plain, alone = checks.ran(executor_of(), prompt, None, max_tokens=7)
     behind = checks.text(executor_of(), 3, 1)
@@ -62,7 +68,7 @@ def test_a_rejection_at_each_place_leaves_the_cache_of_plain_decoding(executor_o
         np.testing.assert_array_equal(session.forward(behind), expected)
 
 
-def test_a_chain_before_hidden_tokens_keeps_its_bits(executor_of):
+def test_a_chain_before_hidden_tokens_keeps_its_bits(executor_of: checks.MakeExecutor) -> None:
     """What lookahead rests on: a branch stands behind the chain, never between its keys."""
     executor = executor_of()
     prompt, row = checks.text(executor, 9, 0), checks.text(executor, 6, 1)[:9]
