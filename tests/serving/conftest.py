@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 import pytest
-from running import CONTEXT, VOCAB, run_server
+from running import CONTEXT, VOCAB, Client, Running, run_server
 
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculation.draft_model import DraftModel
@@ -11,10 +14,10 @@ from genai_runtime.testing import ScriptedExecutor
 
 
 @pytest.fixture
-def make_server():
+def make_server() -> Iterator[Callable[..., Running]]:
     made = []
 
-    def make(**given):
+    def make(**given: Any) -> Running:
         made.append(run_server(**given))
         return made[-1]
 
@@ -25,7 +28,7 @@ def make_server():
 
 
 @pytest.fixture(scope="module")
-def shared():
+def shared() -> Iterator[Running]:
     """For tests that leave it as it was."""
     running = run_server()
     yield running
@@ -36,12 +39,12 @@ def shared():
 
 
 @pytest.fixture
-def client(shared):
+def client(shared: Running) -> Client:
     return shared.client
 
 
 @pytest.fixture(scope="module")
-def guessing():
+def guessing() -> Iterator[Running]:
     """A server whose draft model is the base itself, and wrong where an adapter is worn."""
     draft = ScriptedExecutor(vocab_size=VOCAB, context_length=CONTEXT)
     method = DraftModel(draft, vocab_size=VOCAB)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
 import pytest
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
 from genai_runtime.executor import AdapterShape, NoRoom
-from genai_serving.adapters.start import plan_room
+from genai_serving.adapters.start import AdapterRoom, plan_room
 
 MIB = 1 << 20
 LINEARS = {f"linear.{number}": (96, 160) for number in range(64)}
@@ -18,7 +21,9 @@ def shape(rank: int, linears: int = 64) -> AdapterShape:
     return AdapterShape(rank, sizes, linears * (96 + 160) * rank * 4)
 
 
-def index_of(shapes, use_cases=()):
+def index_of(
+    shapes: Mapping[str, AdapterShape], use_cases: Collection[tuple[str, ...]] = ()
+) -> AdapterIndex:
     entries = {
         name: AdapterEntry(file=name, sha256="0" * 64, rank=one.rank, linears=1)
         for name, one in shapes.items()
@@ -30,7 +35,13 @@ def index_of(shapes, use_cases=()):
     return AdapterIndex(adapters=entries, use_cases=cases)
 
 
-def plan(shapes, *, use_cases=(), branches=None, **given):
+def plan(
+    shapes: Mapping[str, AdapterShape],
+    *,
+    use_cases: Collection[tuple[str, ...]] = (),
+    branches: Sequence[AdapterShape] | None = None,
+    **given: Any,
+) -> AdapterRoom:
     options = {"columns": None, "cache_mib": None, "coming": False, "left": 1 << 40} | given
     every = list(shapes.values()) if branches is None else branches
     return plan_room(index_of(shapes, use_cases), shapes, every, **options)
@@ -50,8 +61,8 @@ def plan(shapes, *, use_cases=(), branches=None, **given):
     ],
 )
 def test_plan_room_gives_a_pass_what_was_asked_for_or_what_the_largest_needs(
-    ranks, use_cases, given, columns
-):
+    ranks: list[int], use_cases: Collection[tuple[str, ...]], given: dict[str, Any], columns: int
+) -> None:
     shapes = {f"a{number}": shape(rank) for number, rank in enumerate(ranks)}
     room = plan(shapes, use_cases=use_cases, **given)
     assert room.columns == columns
@@ -59,12 +70,12 @@ def test_plan_room_gives_a_pass_what_was_asked_for_or_what_the_largest_needs(
     assert room.own_bytes == sum(ranks) * 64 * 1024
 
 
-def test_plan_room_counts_linears_of_adapters_that_may_come_by_name():
+def test_plan_room_counts_linears_of_adapters_that_may_come_by_name() -> None:
     room = plan({"a": shape(16, 8)}, branches=[shape(16, 8), shape(4)])
     assert (room.bank_bytes, room.own_bytes) == (MIB, MIB // 8)
 
 
-def test_plan_room_leaves_memory_for_adapters_that_come_within_what_is_left():
+def test_plan_room_leaves_memory_for_adapters_that_come_within_what_is_left() -> None:
     own = {"a": shape(16)}
     assert plan(own).most_bytes == 2 * MIB
     assert plan(own, coming=True, columns=16).most_bytes == 1026 * MIB
@@ -73,7 +84,7 @@ def test_plan_room_leaves_memory_for_adapters_that_come_within_what_is_left():
     assert (room.most_bytes, room.cache_bytes) == (7 * MIB, 6 * MIB)
 
 
-def test_plan_room_refuses_what_does_not_fit_with_the_arithmetic():
+def test_plan_room_refuses_what_does_not_fit_with_the_arithmetic() -> None:
     own = {"a": shape(16), "b": shape(32)}
     with pytest.raises(NoRoom, match="b has rank 32, and a pass is to hold 16; raise it"):
         plan(own, columns=16)

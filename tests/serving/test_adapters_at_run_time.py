@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
 from genai_core.errors import CorruptBlob
-from genai_runtime.executor import AdapterShape, AdapterUse, NoRoom
+from genai_runtime.executor import AdapterShape, AdapterUse, NoRoom, Row, RowOutput
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
 from genai_runtime.speculation.control import Speculation
@@ -35,11 +36,18 @@ def entry(content: str) -> AdapterEntry:
     return AdapterEntry(file="x", sha256=content * 64, rank=1, linears=1)
 
 
-def source(content: str, size: int = 1, read=None) -> AdapterLoader:
-    return AdapterLoader(AdapterShape(1, {"y": (1, 1)}, size), read or (lambda: content))
+def source(content: str, size: int = 1, read: Callable[[], Any] | None = None) -> AdapterLoader:
+    """Of a content that stands for matrices: the scripted executor takes a text as well."""
+    made: Callable[[], Any] = read or (lambda: content)
+    return AdapterLoader(AdapterShape(1, {"y": (1, 1)}, size), made)
 
 
-def alone(prompt, most, uses, content=lambda name: name):
+def alone(
+    prompt: Sequence[int],
+    most: int,
+    uses: Sequence[AdapterUse],
+    content: Callable[[str], str] = lambda name: name,
+) -> list[int]:
     """Of one session that wears contents, without anything beside it."""
     worn = [AdapterUse(content(use.name), use.alpha) for use in uses]
     executor = ScriptedExecutor(vocab_size=VOCAB, adapters=[use.name for use in worn])
@@ -76,10 +84,10 @@ class Machine(RuleBasedStateMachine):
         self.broken: set[str] = set()
 
     @rule(name=st.sampled_from(NAMES))
-    def load(self, name):
+    def load(self, name: str) -> None:
         internal = self.served.next_name(name)
 
-        def read():
+        def read() -> str:
             if internal in self.broken:
                 raise CorruptBlob("it has other bytes")
             return f"content of {internal}"
@@ -90,13 +98,13 @@ class Machine(RuleBasedStateMachine):
             self.engine.retire_adapter(before)
 
     @rule(name=st.sampled_from(NAMES))
-    def break_its_file(self, name):
+    def break_its_file(self, name: str) -> None:
         if name in self.served.entries:
-            (use,) = self.served.worn(name)
+            (use,) = self.served.worn(name) or ()
             self.broken.add(use.name)
 
     @rule(name=st.sampled_from(NAMES))
-    def unload(self, name):
+    def unload(self, name: str) -> None:
         internal = self.served.take_out(name)
         if internal is not None:
             self.engine.retire_adapter(internal)
@@ -108,7 +116,7 @@ class Machine(RuleBasedStateMachine):
         prompt=st.lists(st.integers(0, 3), min_size=1, max_size=9),
         most=st.integers(1, 20),
     )
-    def generate(self, name, prompt, most):
+    def generate(self, name: str, prompt: list[int], most: int) -> None:
         uses = () if name == "base" else self.served.worn(name)
         if uses is None:
             assert name not in self.served.names
@@ -119,15 +127,15 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.asked)
     @rule(data=st.data())
-    def cancel(self, data):
+    def cancel(self, data: st.DataObject) -> None:
         self.engine.cancel(data.draw(st.sampled_from(self.asked))[0])
 
     @precondition(lambda self: self.asked)
     @rule()
-    def wait(self):
+    def wait(self) -> None:
         self.asked[-1][1].wait()
 
-    def teardown(self):
+    def teardown(self) -> None:
         for _, heard, uses, expected in self.asked:
             heard.wait()
             if heard.ended.reason is Finish.ERROR:  # never an answer of something else instead
@@ -139,7 +147,7 @@ class Machine(RuleBasedStateMachine):
             assert heard.tokens == expected[: len(heard.tokens)]
             if heard.ended.reason is Finish.LENGTH:
                 assert heard.tokens == expected
-        live = {use.name for name in self.served.entries for use in self.served.worn(name)}
+        live = {use.name for name in self.served.entries for use in self.served.worn(name) or ()}
         ask_base = Heard()
         self.engine.submit(ask([1], 1), ask_base)  # a pass: what was retired is gone behind it
         ask_base.wait()
@@ -150,20 +158,20 @@ class Machine(RuleBasedStateMachine):
         assert self.executor.open_slots == frozenset()
 
 
-def test_no_answer_is_of_another_adapter_whatever_comes_and_goes():
+def test_no_answer_is_of_another_adapter_whatever_comes_and_goes() -> None:
     run_state_machine_as_test(
         Machine, settings=settings(max_examples=25, stateful_step_count=20, deadline=None)
     )
 
 
 @pytest.mark.long
-def test_no_answer_is_of_another_adapter_over_many_runs():
+def test_no_answer_is_of_another_adapter_over_many_runs() -> None:
     run_state_machine_as_test(
         Machine, settings=settings(max_examples=400, stateful_step_count=50, deadline=None)
     )
 
 
-def test_a_use_case_goes_with_the_content_that_it_was_made_of():
+def test_a_use_case_goes_with_the_content_that_it_was_made_of() -> None:
     index = AdapterIndex(
         adapters={"a": entry("a")},
         use_cases={"loud": UseCaseEntry(adapters=(WornEntry(name="a", alpha=0.5),))},
@@ -174,7 +182,7 @@ def test_a_use_case_goes_with_the_content_that_it_was_made_of():
     assert served.names == ["a"]
     assert served.worn("loud") is None
     served.put("a", "a@2", entry("a"))
-    (worn,) = served.worn("loud")
+    (worn,) = served.worn("loud") or ()
     assert (worn.name, worn.alpha) == ("a@2", 0.5)
     served.take_out("a")
     assert served.names == []
@@ -183,7 +191,7 @@ def test_a_use_case_goes_with_the_content_that_it_was_made_of():
 class Gated(ScriptedExecutor):
     """Waits before each pass, and before it lays an adapter in, until it may go on."""
 
-    def __init__(self, **given) -> None:
+    def __init__(self, **given: Any) -> None:
         super().__init__(vocab_size=VOCAB, **given)
         self.may_pass, self.may_fill = threading.Event(), threading.Event()
         self.may_pass.set()
@@ -191,18 +199,18 @@ class Gated(ScriptedExecutor):
         self.filling = threading.Event()
         self.threads: set[str] = set()
 
-    def forward(self, rows):
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
         assert self.may_pass.wait(SECONDS)
         return super().forward(rows)
 
-    def fill_adapter(self, name, weights):
+    def fill_adapter(self, name: str, weights: object) -> None:
         self.threads.add(threading.current_thread().name)
         self.filling.set()
         assert self.may_fill.wait(SECONDS)
         super().fill_adapter(name, weights)
 
 
-def engine_of(executor, names, room, **given):
+def engine_of(executor: ScriptedExecutor, names: Sequence[str], room: int, **given: Any) -> Engine:
     executor.most_adapters = room
     cache = AdapterCache()
     for name in names:
@@ -210,18 +218,20 @@ def engine_of(executor, names, room, **given):
     return Engine(executor, LIMITS, adapters=cache, pinned=names, **given)
 
 
-def wear(engine, name, most=8, **given):
+def wear(engine: Engine, name: str, most: int = 8, **given: Any) -> tuple[Heard, list[int]]:
     uses = (AdapterUse(name),) if name else ()
     heard = Heard(**given)
     engine.submit(ask([1, 2], most, adapters=uses), heard)
     return heard, alone([1, 2], most, uses, "content of {}".format)
 
 
-def stopped(engine, executor, name, order=()):
+def stopped(
+    engine: Engine, executor: Gated, name: str, order: list[str] | tuple[()] = ()
+) -> tuple[Heard, list[int]]:
     """An answer that has its first token; the pass of the second stands."""
     there = threading.Event()
 
-    def on_first():
+    def on_first() -> None:
         executor.may_pass.clear()
         if isinstance(order, list):
             order.append(name)
@@ -232,13 +242,13 @@ def stopped(engine, executor, name, order=()):
     return heard, expected
 
 
-def test_passes_go_on_while_an_adapter_is_read_and_laid_in():
+def test_passes_go_on_while_an_adapter_is_read_and_laid_in() -> None:
     """By events alone: the base's answer ends while the adapter's thread still stands."""
     executor = Gated()
     engine = engine_of(executor, ("slow",), 1)
     reading, may_read = threading.Event(), threading.Event()
 
-    def read():
+    def read() -> str:
         reading.set()
         assert may_read.wait(SECONDS)
         return "content of late"
@@ -264,7 +274,7 @@ def test_passes_go_on_while_an_adapter_is_read_and_laid_in():
     assert all(name.startswith("adapters") for name in executor.threads)
 
 
-def test_who_wears_what_is_laid_in_passes_nobody_who_waits_for_columns():
+def test_who_wears_what_is_laid_in_passes_nobody_who_waits_for_columns() -> None:
     """Else an adapter that many ask for would keep another out for ever."""
     executor = Gated()
     engine = engine_of(executor, ("a", "b"), 1)
@@ -280,7 +290,7 @@ def test_who_wears_what_is_laid_in_passes_nobody_who_waits_for_columns():
     engine.close()
 
 
-def test_a_request_whose_adapter_finds_no_room_fails_with_the_numbers_and_others_go_on():
+def test_a_request_whose_adapter_finds_no_room_fails_with_the_numbers_and_others_go_on() -> None:
     executor, now = Gated(), [0.0]
     engine = engine_of(executor, ("a", "b"), 1, adapter_seconds=5.0, clock=lambda: now[0])
     first, expected = stopped(engine, executor, "a")
@@ -298,19 +308,23 @@ def test_a_request_whose_adapter_finds_no_room_fails_with_the_numbers_and_others
     engine.close()
 
 
-def test_check_refuses_adapters_that_no_pass_holds_together():
+def test_check_refuses_adapters_that_no_pass_holds_together() -> None:
     engine = engine_of(Gated(), ("a", "b"), 1)
     with pytest.raises(NoRoom, match="a and b have rank 2 together, and a pass holds 1"):
         engine.submit(ask([1], 1, adapters=(AdapterUse("a"), AdapterUse("b"))), Heard())
     engine.close()
 
 
-def test_cache_refuses_what_would_never_fit_and_reads_again_what_gave_way():
+def test_cache_refuses_what_would_never_fit_and_reads_again_what_gave_way() -> None:
     read: list[str] = []
     cache = AdapterCache(3 << 20)
 
     def made(name: str, size: int) -> AdapterLoader:
-        return source("", size << 20, lambda: read.append(name) or name)
+        def content() -> str:
+            read.append(name)
+            return name
+
+        return source("", size << 20, content)
 
     cache.add("own", made("own", 1), pinned=True)
     for name in ("x@1", "y@1", "z@1"):
@@ -318,7 +332,7 @@ def test_cache_refuses_what_would_never_fit_and_reads_again_what_gave_way():
     with pytest.raises(NoRoom, match=r"adapter big: it takes 3.0 MiB; of 3.0 MiB .*, 2.0 MiB are"):
         cache.add("big@1", made("big@1", 3))
     for name in ("own", "x@1", "y@1", "z@1", "own", "z@1", "x@1"):
-        assert cache.weights(name) == name
+        assert str(cache.weights(name)) == name
         assert cache.bytes <= 3 << 20
     assert read == ["own", "x@1", "y@1", "z@1", "x@1"]
     assert cache.held == {"own", "z@1", "x@1"}
@@ -326,10 +340,10 @@ def test_cache_refuses_what_would_never_fit_and_reads_again_what_gave_way():
     assert cache.bytes == 2 << 20
 
 
-def test_close_tells_who_waits_for_an_adapter():
+def test_close_tells_who_waits_for_an_adapter() -> None:
     reading, may_read = threading.Event(), threading.Event()
 
-    def read():
+    def read() -> str:
         reading.set()
         assert may_read.wait(SECONDS)
         return "content"

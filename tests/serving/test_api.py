@@ -6,13 +6,17 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import ArrayLike
+from running import Client, Running, example_tokenizer
 
 from genai_core.errors import BadModel
 from genai_runtime.executor import AdapterUse
@@ -30,27 +34,27 @@ CHAT = [{"role": "user", "content": "What does `close` do?"}]
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return TextTokenizer.of_folder(EXAMPLE)
+def tokenizer() -> TextTokenizer:
+    return example_tokenizer()
 
 
-def expected_tokens(prompt, most):
+def expected_tokens(prompt: ArrayLike, most: int) -> list[int]:
     session = SlotSession(ScriptedExecutor(vocab_size=2048, context_length=96))
     return list(generate(session, np.array(prompt), max_tokens=most, stop_tokens={2, 6}).tokens)
 
 
-def complete(client, **changed):
+def complete(client: Client, **changed: Any) -> Any:
     body = {"prompt": PROMPT, "max_tokens": 12, "temperature": 0, "return_token_ids": True}
     answer = client.post("/v1/completions", body | changed)
     assert answer.status == 200, answer.raw
     return answer.json
 
 
-def text_of(events):
+def text_of(events: list[Any]) -> str:
     return "".join(c.get("text") or "" for e in events[:-1] for c in e["choices"])
 
 
-def test_completion_writes_what_generation_writes(client, tokenizer):
+def test_completion_writes_what_generation_writes(client: Client, tokenizer: TextTokenizer) -> None:
     told = complete(client)
     expected = expected_tokens(PROMPT, 12)
     (choice,) = told["choices"]
@@ -67,7 +71,9 @@ def test_completion_writes_what_generation_writes(client, tokenizer):
     }
 
 
-def test_text_and_token_prompts_are_the_same_prompt(client, tokenizer):
+def test_text_and_token_prompts_are_the_same_prompt(
+    client: Client, tokenizer: TextTokenizer
+) -> None:
     text = "def f(self"
     ids = [int(t) for t in tokenizer.encode(text)]
     told = complete(client, prompt=[text, "x"])["choices"]
@@ -76,7 +82,7 @@ def test_text_and_token_prompts_are_the_same_prompt(client, tokenizer):
     assert [c["index"] for c in complete(client, prompt=[PROMPT, ids])["choices"]] == [0, 1]
 
 
-def test_stream_tells_the_same_text_in_pieces(client):
+def test_stream_tells_the_same_text_in_pieces(client: Client) -> None:
     body = {"prompt": PROMPT, "max_tokens": 20, "temperature": 0}
     whole = client.post("/v1/completions", body).json
     streamed = client.post(
@@ -91,8 +97,8 @@ def test_stream_tells_the_same_text_in_pieces(client):
     assert {event["id"] for event in events[:-1]} == {events[0]["id"]}
 
 
-def test_n_choices_differ_by_seed_and_repeat_with_it(client):
-    def choices(**changed):
+def test_n_choices_differ_by_seed_and_repeat_with_it(client: Client) -> None:
+    def choices(**changed: Any) -> Any:
         told = complete(client, temperature=1.5, seed=11, n=3, **changed)
         return [choice["token_ids"] for choice in told["choices"]]
 
@@ -102,14 +108,16 @@ def test_n_choices_differ_by_seed_and_repeat_with_it(client):
     assert complete(client, temperature=1.5, seed=12)["choices"][0]["token_ids"] == first[1]
 
 
-def test_no_seed_draws_anew_each_time(client):
+def test_no_seed_draws_anew_each_time(client: Client) -> None:
     drawn = {tuple(complete(client, temperature=2)["choices"][0]["token_ids"]) for _ in range(3)}
     assert len(drawn) == 3
 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("include", [False, True])
-def test_a_stop_string_ends_the_text_before_it(client, tokenizer, stream, include):
+def test_a_stop_string_ends_the_text_before_it(
+    client: Client, tokenizer: TextTokenizer, stream: bool, include: bool
+) -> None:
     whole = complete(client, max_tokens=30)["choices"][0]["text"]
     stop = whole[9:12]
     place = whole.find(stop)
@@ -123,7 +131,9 @@ def test_a_stop_string_ends_the_text_before_it(client, tokenizer, stream, includ
     assert last["choices"][0]["stop_reason"] == stop
 
 
-def test_a_stop_token_ends_the_answer_and_is_not_shown(client, tokenizer):
+def test_a_stop_token_ends_the_answer_and_is_not_shown(
+    client: Client, tokenizer: TextTokenizer
+) -> None:
     tokens = expected_tokens(PROMPT, 12)
     told = complete(client, stop_token_ids=[tokens[5]])["choices"][0]
     first = tokens.index(tokens[5])
@@ -132,7 +142,7 @@ def test_a_stop_token_ends_the_answer_and_is_not_shown(client, tokenizer):
     assert told["finish_reason"] == "stop"
 
 
-def test_logit_bias_forces_a_token_and_penalties_keep_it_from_coming_again(client):
+def test_logit_bias_forces_a_token_and_penalties_keep_it_from_coming_again(client: Client) -> None:
     forced = complete(client, logit_bias={"77": 100})["choices"][0]["token_ids"]
     assert set(forced) == {77}
     plain = complete(client, max_tokens=3)["choices"][0]["token_ids"]
@@ -140,7 +150,7 @@ def test_logit_bias_forces_a_token_and_penalties_keep_it_from_coming_again(clien
     assert plain[0] not in once["choices"][0]["token_ids"]
 
 
-def test_logprobs_and_echo_score_a_given_text(client, tokenizer):
+def test_logprobs_and_echo_score_a_given_text(client: Client, tokenizer: TextTokenizer) -> None:
     told = complete(client, prompt="def f(", max_tokens=0, echo=True, logprobs=2)
     (choice,) = told["choices"]
     ids = choice["prompt_token_ids"]
@@ -158,7 +168,7 @@ def test_logprobs_and_echo_score_a_given_text(client, tokenizer):
     assert told["usage"]["completion_tokens"] == 0
 
 
-def test_chat_renders_the_template_and_answers(client, tokenizer):
+def test_chat_renders_the_template_and_answers(client: Client, tokenizer: TextTokenizer) -> None:
     body = {"messages": CHAT, "max_tokens": 8, "temperature": 0, "return_token_ids": True}
     told = client.post("/v1/chat/completions", body).json
     text = "<s><|user|>\nWhat does `close` do?<|end|>\n<|assistant|>\n"
@@ -173,7 +183,7 @@ def test_chat_renders_the_template_and_answers(client, tokenizer):
     assert told["object"] == "chat.completion"
 
 
-def test_chat_streams_a_role_first_and_logprobs_with_bytes(client):
+def test_chat_streams_a_role_first_and_logprobs_with_bytes(client: Client) -> None:
     body = {"messages": CHAT, "max_tokens": 4, "temperature": 0, "stream": True}
     events = client.post(
         "/v1/chat/completions", body | {"logprobs": True, "top_logprobs": 2, "n": 2}
@@ -196,14 +206,14 @@ def test_chat_streams_a_role_first_and_logprobs_with_bytes(client):
     assert {event["object"] for event in events[:-1]} == {"chat.completion.chunk"}
 
 
-def test_chat_content_of_text_parts_is_their_text(client):
+def test_chat_content_of_text_parts_is_their_text(client: Client) -> None:
     parts = [{"type": "text", "text": "What does "}, {"type": "text", "text": "`close` do?"}]
     one = client.post("/tokenize", {"messages": CHAT}).json
     two = client.post("/tokenize", {"messages": [{"role": "user", "content": parts}]}).json
     assert one == two
 
 
-def test_tokenize_and_detokenize_are_inverse(client):
+def test_tokenize_and_detokenize_are_inverse(client: Client) -> None:
     told = client.post("/tokenize", {"prompt": "def f(self):"}).json
     assert told["count"] == len(told["tokens"])
     assert told["max_model_len"] == 96
@@ -213,7 +223,7 @@ def test_tokenize_and_detokenize_are_inverse(client):
     assert without.json["tokens"] == told["tokens"][1:]
 
 
-def test_models_health_and_ready(client):
+def test_models_health_and_ready(client: Client) -> None:
     model, *worn = client.get("/v1/models").json["data"]
     assert [(m["id"], m["parent"]) for m in worn] == [
         (name, "scripted") for name in ("c", "upper", "both")
@@ -261,7 +271,9 @@ BAD = {
 
 
 @pytest.mark.parametrize(("body", "status", "param"), BAD.values(), ids=BAD.keys())
-def test_bad_bodies_are_refused_in_openai_s_shape(client, body, status, param):
+def test_bad_bodies_are_refused_in_openai_s_shape(
+    client: Client, body: Any, status: int, param: str | None
+) -> None:
     answer = client.post("/v1/completions", body)
     assert answer.status == status, answer.raw
     error = answer.json["error"]
@@ -284,7 +296,7 @@ def test_bad_bodies_are_refused_in_openai_s_shape(client, body, status, param):
         ([{"role": "user"}], "content"),
     ],
 )
-def test_bad_messages_are_refused_by_the_field(client, messages, word):
+def test_bad_messages_are_refused_by_the_field(client: Client, messages: Any, word: str) -> None:
     answer = client.post("/v1/chat/completions", {"messages": messages})
     assert answer.status == 400
     assert word in answer.json["error"]["message"]
@@ -317,14 +329,14 @@ MOSTLY_RIGHT = st.fixed_dictionaries(
     st.sampled_from(["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]),
     JSON | BODIES | MOSTLY_RIGHT,
 )
-def test_no_json_ever_makes_a_500(shared, path, body):
+def test_no_json_ever_makes_a_500(shared: Running, path: str, body: Any) -> None:
     answer = shared.client.post(path, body)
     assert answer.status in {200, 400, 404}, (answer.status, answer.raw)
     if answer.status != 200:
         assert set(answer.json["error"]) == {"message", "type", "param", "code"}
 
 
-def test_unknown_routes_and_methods_have_the_same_shape(client):
+def test_unknown_routes_and_methods_have_the_same_shape(client: Client) -> None:
     for method, path, status in (
         ("GET", "/v2/x", 404),
         ("GET", "/v1/completions", 405),
@@ -336,13 +348,15 @@ def test_unknown_routes_and_methods_have_the_same_shape(client):
     assert "/v1/chat/completions" in client.post("/v1/responses", {}).json["error"]["message"]
 
 
-def test_a_body_beyond_the_limit_is_refused(client):
+def test_a_body_beyond_the_limit_is_refused(client: Client) -> None:
     answer = client.post("/v1/completions", b'{"prompt": "' + b"a" * (9 << 20) + b'"}')
     assert answer.status == 413
     assert answer.json["error"]["code"] == "body_too_large"
 
 
-def test_a_body_that_does_not_come_is_not_waited_for(client, monkeypatch):
+def test_a_body_that_does_not_come_is_not_waited_for(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("genai_serving.api.bodies.BODY_SECONDS", 0.2)
     with socket.create_connection(("127.0.0.1", client.port), timeout=20) as slow:
         slow.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 50\r\n\r\n{")
@@ -355,14 +369,14 @@ def test_a_body_that_does_not_come_is_not_waited_for(client, monkeypatch):
 @pytest.mark.parametrize(
     "variables", [{"messages": []}, {"add_generation_prompt": False}, {"bos_token": 10**400}]
 )
-def test_template_variables_never_break_a_server(client, variables):
+def test_template_variables_never_break_a_server(client: Client, variables: Any) -> None:
     body = {"messages": CHAT, "max_tokens": 1, "chat_template_kwargs": variables}
     answer = client.post("/v1/chat/completions", body)
     assert answer.status in {200, 400}
     assert "error" in answer.json or answer.json["choices"]
 
 
-def test_request_ids_are_told_back_or_made(client):
+def test_request_ids_are_told_back_or_made(client: Client) -> None:
     assert client("GET", "/health", headers={"X-Request-Id": "abc-1"}).headers["x-request-id"] == (
         "abc-1"
     )
@@ -371,8 +385,8 @@ def test_request_ids_are_told_back_or_made(client):
     assert len(made) == 24
 
 
-def test_a_name_chooses_its_adapters_beside_others(client):
-    def worn(name, *uses):
+def test_a_name_chooses_its_adapters_beside_others(client: Client) -> None:
+    def worn(name: str, *uses: tuple[str, float]) -> tuple[str, list[int]]:
         executor = ScriptedExecutor(vocab_size=2048, context_length=96, adapters=("c", "upper"))
         session = SlotSession(executor, [AdapterUse(*use) for use in uses])
         told = generate(session, np.array(PROMPT), max_tokens=12, stop_tokens={2, 6})
@@ -399,8 +413,8 @@ def test_a_name_chooses_its_adapters_beside_others(client):
     assert "scripted, c, upper, both" in unknown.json["error"]["message"]
 
 
-def test_metrics_count_by_vllm_s_names(client):
-    def read():
+def test_metrics_count_by_vllm_s_names(client: Client) -> None:
+    def read() -> dict[str, float]:
         lines = client.get("/metrics").raw.decode().splitlines()
         return {k: float(v) for k, v in (x.rsplit(" ", 1) for x in lines if x[0] != "#")}
 
@@ -422,7 +436,7 @@ def test_metrics_count_by_vllm_s_names(client):
     assert after[f"vllm:request_success_total{ended}"] >= 1
 
 
-def test_keys_guard_everything_but_health_and_metrics(make_server):
+def test_keys_guard_everything_but_health_and_metrics(make_server: Callable[..., Running]) -> None:
     client = make_server(api_keys=("first", "sécond")).client
     for path in ("/health", "/ready", "/metrics"):
         assert client.get(path).status == 200
@@ -434,7 +448,9 @@ def test_keys_guard_everything_but_health_and_metrics(make_server):
     assert client("GET", "/v1/models", headers={"Authorization": "Bearer first"}).status == 200
 
 
-def test_without_a_tokenizer_tokens_are_served_and_text_is_refused(make_server):
+def test_without_a_tokenizer_tokens_are_served_and_text_is_refused(
+    make_server: Callable[..., Running],
+) -> None:
     client = make_server(tokenizer=False).client
     assert complete(client)["choices"][0]["token_ids"] == expected_tokens(PROMPT, 12)
     for path, body in (
@@ -449,14 +465,16 @@ def test_without_a_tokenizer_tokens_are_served_and_text_is_refused(make_server):
         assert "no " in answer.json["error"]["message"]
 
 
-def until(condition):
+def until(condition: Callable[[], bool]) -> None:
     end = time.monotonic() + 20
     while not condition():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_a_full_queue_answers_429_with_numbers_and_retry_after(make_server):
+def test_a_full_queue_answers_429_with_numbers_and_retry_after(
+    make_server: Callable[..., Running],
+) -> None:
     limits = ServingLimits(sequences=1, tokens=8, waiting=0, cache_bytes=96)
     running = make_server(limits=limits)
     running.executor.seconds = 0.02
@@ -473,7 +491,9 @@ def test_a_full_queue_answers_429_with_numbers_and_retry_after(make_server):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_away_ends_its_answer(make_server, stream):
+def test_a_client_that_goes_away_ends_its_answer(
+    make_server: Callable[..., Running], stream: bool
+) -> None:
     running = make_server()
     running.executor.seconds = 0.05
     connection = running.client.connection()
@@ -489,7 +509,7 @@ def test_a_client_that_goes_away_ends_its_answer(make_server, stream):
     assert time.monotonic() - began < 3, "90 passes would take 4.5 s"
 
 
-def test_an_answer_that_takes_too_long_is_503(make_server):
+def test_an_answer_that_takes_too_long_is_503(make_server: Callable[..., Running]) -> None:
     running = make_server(seconds=0.2)
     running.executor.seconds = 0.05
     answer = running.client.post("/v1/completions", {"prompt": [1], "max_tokens": 90})
@@ -501,7 +521,7 @@ def test_an_answer_that_takes_too_long_is_503(make_server):
     assert events[-1]["error"]["code"] == "timeout"
 
 
-def test_shutting_down_finishes_what_runs(make_server):
+def test_shutting_down_finishes_what_runs(make_server: Callable[..., Running]) -> None:
     running = make_server()
     running.executor.seconds = 0.02
     told = []
@@ -519,7 +539,7 @@ def test_shutting_down_finishes_what_runs(make_server):
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_a_prompt_beyond_the_context_is_refused_by_openais_code(client, path):
+def test_a_prompt_beyond_the_context_is_refused_by_openais_code(client: Client, path: str) -> None:
     chat = path.endswith("chat/completions")
     text = "x " * 400
     body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
@@ -537,7 +557,9 @@ def test_a_prompt_beyond_the_context_is_refused_by_openais_code(client, path):
         ("/v1/chat/completions", ChatBody, {"messages": CHAT}),
     ],
 )
-def test_a_field_that_is_null_is_one_that_was_left_out(client, path, kind, needed):
+def test_a_field_that_is_null_is_one_that_was_left_out(
+    client: Client, path: str, kind: type[ChatBody | CompletionBody], needed: dict[str, Any]
+) -> None:
     """As OpenAI has it: clients send null for what they do not set."""
     asked = {"max_tokens": 3, "temperature": 0} | needed
     nulls = {name: None for name in kind.model_fields if name not in asked}
@@ -554,7 +576,9 @@ def test_a_field_that_is_null_is_one_that_was_left_out(client, path, kind, neede
     "text",
     ['{"top_k": 1e999}', '{"a": ' * 5000 + "1" + "}" * 5000, "[]", '{"top_p": true}', "{"],
 )
-def test_a_containers_sampling_is_refused_by_its_file_when_it_is_none(tmp_path, text):
+def test_a_containers_sampling_is_refused_by_its_file_when_it_is_none(
+    tmp_path: Path, text: str
+) -> None:
     (tmp_path / "generation_config.json").write_text(text)
     with pytest.raises(BadModel) as raised:
         sampling_defaults(tmp_path)

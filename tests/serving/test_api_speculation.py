@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
+from typing import Any
+
+from running import Client, Running
 
 BODIES = [
     {"prompt": [5, 6, 7], "max_tokens": 12, "temperature": 0},
@@ -16,13 +19,13 @@ BODIES = [
 ]
 
 
-def choices(client, body):
+def choices(client: Client, body: dict[str, Any]) -> Any:
     answered = client.post("/v1/completions", body | {"return_token_ids": True})
     assert answered.status == 200, answered.raw
     return answered.json["choices"]
 
 
-def streamed(client, body):
+def streamed(client: Client, body: dict[str, Any]) -> list[list[int]]:
     answered = client.post("/v1/completions", body | {"return_token_ids": True, "stream": True})
     told = [chunk["choices"][0] for chunk in answered.events[:-1]]
     return [
@@ -36,7 +39,9 @@ def streamed(client, body):
     ]
 
 
-def test_every_answer_is_that_of_a_server_without_guesses(guessing, client):
+def test_every_answer_is_that_of_a_server_without_guesses(
+    guessing: Running, client: Client
+) -> None:
     expected = [choices(client, body) for body in BODIES]
     with concurrent.futures.ThreadPoolExecutor(len(BODIES)) as pool:
         together = list(pool.map(lambda body: choices(guessing.client, body), BODIES))
@@ -46,8 +51,8 @@ def test_every_answer_is_that_of_a_server_without_guesses(guessing, client):
             assert streamed(guessing.client, body) == [choice["token_ids"] for choice in told]
 
 
-def test_guesses_are_told_in_usage_and_counted_by_place(guessing):
-    def counted():
+def test_guesses_are_told_in_usage_and_counted_by_place(guessing: Running) -> None:
+    def counted() -> list[float]:
         lines = guessing.client.get("/metrics").raw.decode().splitlines()
         told = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
         names = [
@@ -72,7 +77,7 @@ def test_guesses_are_told_in_usage_and_counted_by_place(guessing):
     assert [b - a for a, b in zip(before, counted(), strict=True)] == [2, 6, 6, 2, 2, 2]
 
 
-def test_an_answer_may_be_written_without_guesses(guessing, client):
+def test_an_answer_may_be_written_without_guesses(guessing: Running, client: Client) -> None:
     body = BODIES[0] | {"disable_spec_decode": True}
     answered = guessing.client.post("/v1/completions", body)
     assert answered.json["choices"][0]["text"] == choices(client, BODIES[0])[0]["text"]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
-from running import Paced, Reciting, run_server
+from running import Answered, Paced, Reciting, Running, example_tokenizer, run_server
 
 from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.engine import ServingLimits
@@ -48,16 +50,16 @@ SAID = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return TextTokenizer.of_folder(EXAMPLE)
+def tokenizer() -> TextTokenizer:
+    return example_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def servers():
+def servers() -> Iterator[Callable[[str], Running]]:
     """One for each template, and whatever is recited by them."""
     made = {}
 
-    def server(name):
+    def server(name: str) -> Running:
         if name not in made:
             made[name] = run_server(
                 template=TEMPLATES[name], kind=Reciting, limits=LIMITS, context=512
@@ -70,14 +72,15 @@ def servers():
         assert running.executor.open_slots == frozenset()
 
 
-def ask(running, **changed):
+def ask(running: Running, **changed: Any) -> Answered:
     body = {"messages": [USER], "tools": TOOLS, "temperature": 0, "max_tokens": 200} | changed
     return running.client.post("/v1/chat/completions", body)
 
 
-def joined(events):
+def joined(events: list[Any]) -> tuple[dict[str, Any], str | None]:
     """A streamed message as the whole one, and its finish_reason."""
-    message, end = {"content": "", "reasoning_content": "", "tool_calls": []}, None
+    message: dict[str, Any] = {"content": "", "reasoning_content": "", "tool_calls": []}
+    end = None
     assert events[-1] == "[DONE]"
     for event in events[:-1]:
         for choice in event["choices"]:
@@ -97,10 +100,12 @@ def joined(events):
 
 
 @pytest.mark.parametrize("name", SAID)
-def test_a_call_is_told_in_each_form(servers, tokenizer, name):
+def test_a_call_is_told_in_each_form(
+    servers: Callable[[str], Running], tokenizer: TextTokenizer, name: str
+) -> None:
     running = servers(name)
     text, content = SAID[name]
-    running.executor.script = tuple(tokenizer.encode(text, special=False).tolist())
+    running.recite(tokenizer.encode(text, special=False).tolist())
     told = ask(running)
     assert told.status == 200, told.raw
     (choice,) = told.json["choices"]
@@ -118,10 +123,12 @@ def test_a_call_is_told_in_each_form(servers, tokenizer, name):
     assert [c["arguments"] for c in streamed["tool_calls"]] == [call["function"]["arguments"]]
 
 
-def test_without_tools_the_same_text_is_content(servers, tokenizer):
+def test_without_tools_the_same_text_is_content(
+    servers: Callable[[str], Running], tokenizer: TextTokenizer
+) -> None:
     running = servers("hermes")
     text = SAID["hermes"][0]
-    running.executor.script = tuple(tokenizer.encode(text, special=False).tolist())
+    running.recite(tokenizer.encode(text, special=False).tolist())
     for changed in ({"tool_choice": "none"}, {"tools": None}):
         (choice,) = ask(running, **changed).json["choices"]
         assert choice["message"]["content"] == text
@@ -129,9 +136,11 @@ def test_without_tools_the_same_text_is_content(servers, tokenizer):
         assert choice["finish_reason"] == "stop"
 
 
-def test_a_conversation_with_calls_and_their_results_is_rendered(servers, tokenizer):
+def test_a_conversation_with_calls_and_their_results_is_rendered(
+    servers: Callable[[str], Running], tokenizer: TextTokenizer
+) -> None:
     running = servers("hermes")
-    running.executor.script = tuple(tokenizer.encode("3", special=False).tolist())
+    running.recite(tokenizer.encode("3", special=False).tolist())
     call = {
         "id": "call_1",
         "type": "function",
@@ -150,10 +159,10 @@ def test_a_conversation_with_calls_and_their_results_is_rendered(servers, tokeni
 
 
 @pytest.fixture(scope="module")
-def free():
+def free() -> Iterator[Callable[[str], Running]]:
     made = {}
 
-    def server(name):
+    def server(name: str) -> Running:
         if name not in made:
             made[name] = run_server(
                 template=TEMPLATES[name], kind=Paced, limits=LIMITS, context=512
@@ -167,7 +176,9 @@ def free():
 
 @pytest.mark.parametrize("name", ["hermes", "unknown"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_required_calls_are_valid_whatever_the_model_would_like(free, name, stream):
+def test_required_calls_are_valid_whatever_the_model_would_like(
+    free: Callable[[str], Running], name: str, stream: bool
+) -> None:
     schemas = {"add": ADD, "now": {"type": "object", "maxProperties": 0}}
     for seed in range(4):
         told = ask(
@@ -192,7 +203,9 @@ def test_required_calls_are_valid_whatever_the_model_would_like(free, name, stre
         jsonschema.validate(json.loads(call["arguments"]), schemas[call["name"]])
 
 
-def test_a_named_tool_is_called_and_thoughts_come_first(free, servers, tokenizer):
+def test_a_named_tool_is_called_and_thoughts_come_first(
+    free: Callable[[str], Running], servers: Callable[[str], Running], tokenizer: TextTokenizer
+) -> None:
     choice = {"type": "function", "function": {"name": "add"}}
     for seed in range(3):
         kind = "hermes" if seed else "unknown"
@@ -242,13 +255,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("name", "changed", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_tools_that_cannot_be_called_are_refused(servers, name, changed, words):
+def test_tools_that_cannot_be_called_are_refused(
+    servers: Callable[[str], Running], name: str, changed: dict[str, Any], words: str
+) -> None:
     told = ask(servers(name), **changed)
     assert told.status == 400, told.raw
     assert words in told.json["error"]["message"]
 
 
-def test_a_form_holds_behind_thoughts_where_their_end_is_no_token(servers, free, tokenizer):
+def test_a_form_holds_behind_thoughts_where_their_end_is_no_token(
+    servers: Callable[[str], Running], free: Callable[[str], Running], tokenizer: TextTokenizer
+) -> None:
     """This vocabulary has no token for it: the form holds from the beginning."""
     assert tokenizer.token("</think>") is None
     body = {"response_format": {"type": "json_schema", "json_schema": {"schema": ADD}}}

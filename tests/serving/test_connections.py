@@ -9,8 +9,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
+from running import Client, Running
 
 from genai_serving.connections import Connections, Patience, room_for
 
@@ -18,7 +20,7 @@ HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/j
 WAIT = 20.0
 
 
-def opened(client, begun: bytes = b"") -> socket.socket:
+def opened(client: Client, begun: bytes = b"") -> socket.socket:
     made = socket.create_connection(("127.0.0.1", client.port), timeout=WAIT)
     made.sendall(begun)
     return made
@@ -47,7 +49,7 @@ def is_open(held: socket.socket) -> bool:
         return False
 
 
-def until(condition) -> None:
+def until(condition: Callable[[], bool]) -> None:
     limit = time.monotonic() + WAIT
     while not condition():
         assert time.monotonic() < limit
@@ -55,7 +57,7 @@ def until(condition) -> None:
 
 
 @pytest.fixture
-def small_house(make_server):
+def small_house(make_server: Callable[..., Running]) -> tuple[Running, Connections]:
     """A server of eight connections; what it knows of them."""
     connections = Connections(8, reserve=2)
     return make_server(connections=connections, seconds=0.0), connections
@@ -67,7 +69,9 @@ def small_house(make_server):
      HEAD + b"Transfer-Encoding: chunked\r\n\r\n"],
     ids=["nothing", "half a head", "half a body", "chunks"],
 )  # fmt: skip
-def test_a_full_house_of_connections_without_a_request_lets_another_client_in(small_house, begun):
+def test_a_full_house_of_connections_without_a_request_lets_another_client_in(
+    small_house: tuple[Running, Connections], begun: bytes
+) -> None:
     running, connections = small_house
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(opened(running.client, begun)) for _ in range(20)]
@@ -81,8 +85,8 @@ def test_a_full_house_of_connections_without_a_request_lets_another_client_in(sm
 
 
 def test_what_is_being_answered_is_never_let_go_and_probes_are_told_in_a_full_house(
-    small_house, monkeypatch
-):
+    small_house: tuple[Running, Connections], monkeypatch: pytest.MonkeyPatch
+) -> None:
     running, connections = small_house
     monkeypatch.setattr(running.executor, "seconds", 0.05)
     body = {"prompt": "a", "max_tokens": 60, "ignore_eos": True, "stream": True}
@@ -112,7 +116,9 @@ def test_what_is_being_answered_is_never_let_go_and_probes_are_told_in_a_full_ho
      b"GET /health HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"],
     ids=["nothing", "half a head", "an answer", "a body that nobody asked for"],
 )  # fmt: skip
-def test_a_connection_ends_however_slowly_it_sends(make_server, begun):
+def test_a_connection_ends_however_slowly_it_sends(
+    make_server: Callable[..., Running], begun: bytes
+) -> None:
     patience = Patience(idle=0.5, head=0.5, stalled=5.0, closing=0.5)
     running = make_server(connections=Connections(8, patience=patience))
     with opened(running.client, begun) as held:
@@ -129,7 +135,7 @@ def test_a_connection_ends_however_slowly_it_sends(make_server, begun):
                 over = True
 
 
-def test_an_answer_that_nobody_reads_is_broken_off(make_server):
+def test_an_answer_that_nobody_reads_is_broken_off(make_server: Callable[..., Running]) -> None:
     """Echoed logprobs of a long prompt are more than sockets hold."""
     patience = Patience(idle=5.0, head=5.0, stalled=0.5, closing=0.5)
     connections = Connections(8, patience=patience)
@@ -147,8 +153,10 @@ def test_an_answer_that_nobody_reads_is_broken_off(make_server):
 
 
 def test_what_is_no_http_behind_the_beginning_of_an_answer_ends_the_connection(
-    small_house, monkeypatch, caplog
-):
+    small_house: tuple[Running, Connections],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     running, connections = small_house
     monkeypatch.setattr(running.executor, "seconds", 0.02)
     raw = b'{"prompt": "a", "max_tokens": 90, "ignore_eos": true, "stream": true}'
@@ -161,7 +169,7 @@ def test_what_is_no_http_behind_the_beginning_of_an_answer_ends_the_connection(
     assert len(connections) == 0
 
 
-def test_room_for_asks_for_files_and_takes_what_it_gets():
+def test_room_for_asks_for_files_and_takes_what_it_gets() -> None:
     program = (
         "import resource, sys\n"
         "from genai_serving.connections import room_for\n"

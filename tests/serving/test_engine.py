@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 from heard import SECONDS, Heard, ask
+from numpy.typing import ArrayLike
 
 from genai_core.errors import BadInput
-from genai_runtime.executor import AdapterUse
-from genai_runtime.generate import generate
+from genai_runtime.executor import AdapterUse, Row, RowOutput
+from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
 from genai_serving.engine import Closed, Engine, ServingLimits
-from genai_serving.requests import Finish
+from genai_serving.requests import Ended, Finish
 from genai_serving.scheduler import QueueFull, TooLarge
 
 LIMITS = ServingLimits(sequences=4, tokens=16, waiting=64, cache_bytes=4 * 64)
@@ -25,13 +28,13 @@ LIMITS = ServingLimits(sequences=4, tokens=16, waiting=64, cache_bytes=4 * 64)
 class Slow(ScriptedExecutor):
     """Waits before each pass until it is let go on; may fail."""
 
-    def __init__(self, **given) -> None:
+    def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self.go = threading.Event()
         self.go.set()
         self.fail_on: int | None = None
 
-    def forward(self, rows):
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
         assert self.go.wait(SECONDS)
         if self.fail_on is not None and any(self.fail_on in row.tokens for row in rows):
             raise RuntimeError("the kernel gave up")
@@ -39,12 +42,12 @@ class Slow(ScriptedExecutor):
 
 
 @pytest.fixture
-def executor():
+def executor() -> Slow:
     return Slow()
 
 
 @pytest.fixture
-def engine(executor):
+def engine(executor: Slow) -> Iterator[Engine]:
     made = Engine(executor, LIMITS)
     yield made
     executor.go.set()
@@ -53,14 +56,16 @@ def engine(executor):
     assert executor.closed
 
 
-def alone(prompt, most, sampling=None, stops=()):
+def alone(
+    prompt: ArrayLike, most: int, sampling: Sampling | None = None, stops: Collection[int] = ()
+) -> Generation:
     session = SlotSession(ScriptedExecutor())
     return generate(
         session, np.asarray(prompt), max_tokens=most, sampling=sampling, stop_tokens=stops
     )
 
 
-def test_every_request_gets_what_it_gets_alone(engine):
+def test_every_request_gets_what_it_gets_alone(engine: Engine) -> None:
     random = np.random.default_rng(0)
     asked = []
     for seed in range(24):
@@ -77,10 +82,12 @@ def test_every_request_gets_what_it_gets_alone(engine):
         assert heard.ended.prompt_tokens == prompt.size
         assert heard.ended.tokens == len(heard.tokens)
         times = heard.ended.times
+        assert times.admitted is not None
+        assert times.first is not None
         assert times.arrived <= times.admitted <= times.first <= times.ended
 
 
-def test_passes_are_shared(engine, executor):
+def test_passes_are_shared(engine: Engine, executor: Slow) -> None:
     executor.go.clear()
     heard = [Heard() for _ in range(4)]
     for index, listener in enumerate(heard):
@@ -92,7 +99,7 @@ def test_passes_are_shared(engine, executor):
     assert all(sum(rows.values()) <= LIMITS.tokens for rows in executor.passes)
 
 
-def test_an_answer_ends_with_an_end_token_and_a_full_context(engine):
+def test_an_answer_ends_with_an_end_token_and_a_full_context(engine: Engine) -> None:
     tokens = alone([3, 1], 10).tokens
     heard = Heard()
     engine.submit(ask([3, 1], 10, stop_tokens=frozenset({tokens[4]})), heard)
@@ -107,7 +114,7 @@ def test_an_answer_ends_with_an_end_token_and_a_full_context(engine):
     assert full.ended.reason is Finish.LENGTH
 
 
-def test_min_tokens_keep_the_end_away(engine):
+def test_min_tokens_keep_the_end_away(engine: Engine) -> None:
     end = alone([3, 1], 1).tokens[0]
     heard = Heard()
     engine.submit(ask([3, 1], 10, stop_tokens=frozenset({end}), min_tokens=4), heard)
@@ -116,14 +123,14 @@ def test_min_tokens_keep_the_end_away(engine):
     assert end not in heard.tokens[:4]
 
 
-def test_a_listener_that_has_enough_ends_its_answer(engine):
+def test_a_listener_that_has_enough_ends_its_answer(engine: Engine) -> None:
     heard = Heard(enough=3)
     engine.submit(ask([1, 2], 20), heard)
     assert heard.wait().tokens == list(alone([1, 2], 3).tokens)
     assert heard.ended.reason is Finish.STOP
 
 
-def test_logprobs_of_prompt_and_answer_are_those_of_one_pass(engine):
+def test_logprobs_of_prompt_and_answer_are_those_of_one_pass(engine: Engine) -> None:
     prompt = np.arange(1, 12)
     heard = Heard()
     engine.submit(ask(prompt, 3, logprobs=2, prompt_logprobs=1), heard)
@@ -136,13 +143,14 @@ def test_logprobs_of_prompt_and_answer_are_those_of_one_pass(engine):
         assert told[0].logprob == pytest.approx(rows[place, prompt[place + 1]], abs=1e-6)
         assert told[1].token == rows[place].argmax()
     assert len(heard.prompt) == prompt.size - 1
-    for place, (token, told) in enumerate(zip(heard.tokens, heard.logprobs, strict=True)):
-        assert told[0].token == token
-        assert told[0].logprob == pytest.approx(rows[prompt.size - 1 + place, token], abs=1e-6)
-        assert len(told) == 3
+    for place, (token, chosen) in enumerate(zip(heard.tokens, heard.logprobs, strict=True)):
+        assert chosen is not None
+        assert chosen[0].token == token
+        assert chosen[0].logprob == pytest.approx(rows[prompt.size - 1 + place, token], abs=1e-6)
+        assert len(chosen) == 3
 
 
-def test_cancel_ends_a_waiting_and_a_running_request(executor):
+def test_cancel_ends_a_waiting_and_a_running_request(executor: Slow) -> None:
     engine = Engine(executor, ServingLimits(sequences=1, tokens=4, waiting=4, cache_bytes=64))
     started = threading.Event()
     running, waiting = Heard(on_first=started.set), Heard()
@@ -163,7 +171,7 @@ def test_cancel_ends_a_waiting_and_a_running_request(executor):
     assert executor.open_slots == frozenset()
 
 
-def test_a_cancelled_request_frees_its_slot_when_a_pass_is_under_way(executor):
+def test_a_cancelled_request_frees_its_slot_when_a_pass_is_under_way(executor: Slow) -> None:
     engine = Engine(executor, LIMITS)
     executor.go.clear()
     heard = Heard()
@@ -176,7 +184,7 @@ def test_a_cancelled_request_frees_its_slot_when_a_pass_is_under_way(executor):
     engine.close()
 
 
-def test_a_request_past_its_deadline_ends(executor):
+def test_a_request_past_its_deadline_ends(executor: Slow) -> None:
     now = [0.0]
     engine = Engine(executor, LIMITS, clock=lambda: now[0])
     heard = Heard(on_first=lambda: now.__setitem__(0, 9.0))
@@ -186,7 +194,7 @@ def test_a_request_past_its_deadline_ends(executor):
     engine.close()
 
 
-def test_a_failing_pass_ends_its_requests_and_no_others(engine, executor):
+def test_a_failing_pass_ends_its_requests_and_no_others(engine: Engine, executor: Slow) -> None:
     executor.fail_on = 16
     bad, good = Heard(), Heard()
     engine.submit(ask([16, 1], 4), bad)
@@ -198,8 +206,8 @@ def test_a_failing_pass_ends_its_requests_and_no_others(engine, executor):
     assert engine.alive
 
 
-def test_a_failing_listener_ends_its_own_request_alone(engine):
-    def explode():
+def test_a_failing_listener_ends_its_own_request_alone(engine: Engine) -> None:
+    def explode() -> None:
         raise ValueError("no such stream")
 
     bad, good = Heard(on_first=explode), Heard()
@@ -209,9 +217,9 @@ def test_a_failing_listener_ends_its_own_request_alone(engine):
     assert good.wait().tokens == list(alone([2, 3], 4).tokens)
 
 
-def test_the_engine_lives_on_when_a_listener_fails_at_its_end(engine):
+def test_the_engine_lives_on_when_a_listener_fails_at_its_end(engine: Engine) -> None:
     class Deaf(Heard):
-        def on_end(self, ended):
+        def on_end(self, ended: Ended) -> None:
             super().on_end(ended)
             raise ValueError("its tokens are no text")
 
@@ -224,13 +232,15 @@ def test_the_engine_lives_on_when_a_listener_fails_at_its_end(engine):
 
 
 @pytest.mark.parametrize("prompt", [[], [17], [-1], list(range(1, 17)) * 5])
-def test_submit_refuses_prompts_that_no_pass_can_read(engine, prompt):
+def test_submit_refuses_prompts_that_no_pass_can_read(engine: Engine, prompt: list[int]) -> None:
     with pytest.raises(BadInput):
         engine.submit(ask(prompt), Heard())
     assert engine.load.waiting == 0
 
 
-def test_submit_refuses_an_adapter_that_is_not_loaded_before_it_joins_a_pass(engine):
+def test_submit_refuses_an_adapter_that_is_not_loaded_before_it_joins_a_pass(
+    engine: Engine,
+) -> None:
     good = Heard()
     engine.submit(ask([2, 3], 4), good)
     with pytest.raises(BadInput, match="adapter nobody: is not loaded"):
@@ -238,14 +248,14 @@ def test_submit_refuses_an_adapter_that_is_not_loaded_before_it_joins_a_pass(eng
     assert good.wait().tokens == list(alone([2, 3], 4).tokens)
 
 
-def test_submit_refuses_what_the_cache_cannot_hold(executor):
+def test_submit_refuses_what_the_cache_cannot_hold(executor: Slow) -> None:
     engine = Engine(executor, ServingLimits(sequences=2, tokens=4, waiting=4, cache_bytes=20))
     with pytest.raises(TooLarge):
         engine.submit(ask([1] * 10, 30), Heard())
     engine.close()
 
 
-def test_submit_refuses_when_the_queue_is_full(executor):
+def test_submit_refuses_when_the_queue_is_full(executor: Slow) -> None:
     engine = Engine(executor, ServingLimits(sequences=1, tokens=4, waiting=1, cache_bytes=64))
     executor.go.clear()
     first = Heard()
@@ -260,7 +270,7 @@ def test_submit_refuses_when_the_queue_is_full(executor):
     engine.close()
 
 
-def test_close_finishes_what_runs_and_takes_nothing_new(executor):
+def test_close_finishes_what_runs_and_takes_nothing_new(executor: Slow) -> None:
     engine = Engine(executor, LIMITS)
     heard = [Heard() for _ in range(6)]
     for index, listener in enumerate(heard):
@@ -272,7 +282,7 @@ def test_close_finishes_what_runs_and_takes_nothing_new(executor):
         engine.submit(ask([1]), Heard())
 
 
-def test_close_cancels_what_is_not_finished_in_time(executor):
+def test_close_cancels_what_is_not_finished_in_time(executor: Slow) -> None:
     engine = Engine(executor, LIMITS)
     executor.go.clear()
     heard = Heard()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +12,18 @@ from heard import SECONDS, Heard, ask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_runtime.executor import AdapterUse, Row
+from genai_runtime.executor import AdapterUse, Logits, Row, RowOutput
 from genai_runtime.sampling import Sampling, Typical
 from genai_runtime.speculation.chained import Chained
-from genai_runtime.speculation.control import Speculation
+from genai_runtime.speculation.control import Counts, Speculation
 from genai_runtime.speculation.draft_model import DraftModel
 from genai_runtime.speculation.lookahead import Lookahead
+from genai_runtime.speculation.method import Foresee, Method
 from genai_runtime.speculation.ngram import Ngram
 from genai_runtime.speculation.suffix import Suffix
 from genai_runtime.testing import ScriptedExecutor
 from genai_serving.engine import Engine, ServingLimits
-from genai_serving.requests import Finish
+from genai_serving.requests import AnswerRequest, Finish
 
 VOCAB, CONTEXT = 5, 64
 LIMITS = ServingLimits(
@@ -32,29 +35,34 @@ DRAFTS: list[ScriptedExecutor] = []
 class Gated(ScriptedExecutor):
     """Waits before each pass until it is let go on; may fail."""
 
-    def __init__(self, **given) -> None:
+    def __init__(self, **given: Any) -> None:
         super().__init__(**given)
         self.go = threading.Event()
         self.go.set()
         self.fail_on: int | None = None
 
-    def forward(self, rows):
+    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
         assert self.go.wait(SECONDS)
         if self.fail_on is not None and any(self.fail_on in row.tokens for row in rows):
             raise RuntimeError("the kernel gave up")
         return super().forward(rows)
 
 
-def target():
+def target() -> Gated:
     return Gated(vocab_size=VOCAB, context_length=CONTEXT, adapters=("c", "upper"), trees=True)
 
 
-def draft():
+def draft() -> ScriptedExecutor:
     DRAFTS.append(ScriptedExecutor(vocab_size=VOCAB, context_length=CONTEXT))
     return DRAFTS[-1]
 
 
-METHODS = {
+Asked = tuple[AnswerRequest, int]
+"""A request, and after how many tokens its listener has enough; 0 = never."""
+Answers = tuple[list[Heard], Counts | None, Gated]
+"""Listeners, what came of guesses, and the target."""
+
+METHODS: dict[str, Callable[[], Method]] = {
     "ngram": lambda: Ngram(least=1, most=3),
     "ngram,suffix": lambda: Chained([Ngram(least=3, most=4), Suffix(min_token_prob=0)]),
     "lookahead": lambda: Lookahead(window=2, ngram=3, gcap=3),
@@ -62,7 +70,7 @@ METHODS = {
 }
 
 
-def requests(seed: int, count: int = 20):
+def requests(seed: int, count: int = 20) -> Iterator[Asked]:
     """Requests of many kinds, and listeners that may have enough."""
     random = np.random.default_rng(seed)
     for number in range(count):
@@ -88,7 +96,12 @@ def requests(seed: int, count: int = 20):
         yield request, int(random.integers(1, 20)) if number % 6 == 5 else 0
 
 
-def answers(asked, speculation=None, *, limits=LIMITS):
+def answers(
+    asked: Iterable[Asked],
+    speculation: Speculation | None = None,
+    *,
+    limits: ServingLimits = LIMITS,
+) -> Answers:
     executor = target()
     engine = Engine(executor, limits, speculation=speculation)
     heard = []
@@ -108,15 +121,16 @@ def answers(asked, speculation=None, *, limits=LIMITS):
 
 
 @pytest.fixture(scope="module")
-def plain():
+def plain() -> Answers:
     return answers(requests(0))
 
 
 @pytest.mark.parametrize("adaptive", [False, True])
 @pytest.mark.parametrize("name", METHODS)
-def test_every_answer_is_the_plain_one(name, adaptive, plain):
+def test_every_answer_is_the_plain_one(name: str, adaptive: bool, plain: Answers) -> None:
     speculation = Speculation(METHODS[name](), most=4, adaptive=adaptive)
     heard, counts, executor = answers(requests(0), speculation)
+    assert counts is not None
     for here, there in zip(heard, plain[0], strict=True):
         assert here.tokens == there.tokens
         assert here.logprobs == there.logprobs
@@ -124,7 +138,7 @@ def test_every_answer_is_the_plain_one(name, adaptive, plain):
         assert here.ended.reason is there.ended.reason
         assert here.ended.tokens == there.ended.tokens
     assert all(sum(rows.values()) <= LIMITS.tokens for rows in executor.passes)
-    told = [listener.ended.guessed for listener in heard]
+    told = [guessed for one in heard if (guessed := one.ended.guessed) is not None]
     assert counts.drafts == sum(one.drafts for one in told)
     assert counts.accepted == sum(one.accepted for one in told) == sum(counts.positions)
     for request, one in zip([r for r, _ in requests(0)], told, strict=True):
@@ -136,7 +150,9 @@ def test_every_answer_is_the_plain_one(name, adaptive, plain):
 
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 10_000), st.sampled_from(sorted(METHODS)), st.integers(4, 30))
-def test_any_mix_of_requests_and_budgets_gets_plain_answers(seed, name, tokens):
+def test_any_mix_of_requests_and_budgets_gets_plain_answers(
+    seed: int, name: str, tokens: int
+) -> None:
     limits = ServingLimits(sequences=3, tokens=tokens, waiting=64, cache_bytes=6 * CONTEXT)
     asked = list(requests(seed, 7))
     expected, _, _ = answers(asked, limits=limits)
@@ -146,9 +162,11 @@ def test_any_mix_of_requests_and_budgets_gets_plain_answers(seed, name, tokens):
     assert [h.logprobs for h in heard] == [e.logprobs for e in expected]
 
 
-def test_a_failing_draft_model_ends_no_answer(plain, caplog):
+def test_a_failing_draft_model_ends_no_answer(
+    plain: Answers, caplog: pytest.LogCaptureFixture
+) -> None:
     class Failing(ScriptedExecutor):
-        def forward(self, rows):
+        def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
             raise RuntimeError("the draft gave up")
 
     method = DraftModel(Failing(vocab_size=VOCAB, context_length=CONTEXT), vocab_size=VOCAB)
@@ -157,7 +175,7 @@ def test_a_failing_draft_model_ends_no_answer(plain, caplog):
     assert "speculation by draft_model failed and is off" in caplog.text
 
 
-def test_a_failing_pass_with_guesses_ends_its_requests_and_no_others():
+def test_a_failing_pass_with_guesses_ends_its_requests_and_no_others() -> None:
     executor = target()
     speculation = Speculation(Ngram(least=1, most=3), most=4, adaptive=False)
     engine = Engine(executor, LIMITS, speculation=speculation)
@@ -175,7 +193,7 @@ def test_a_failing_pass_with_guesses_ends_its_requests_and_no_others():
     assert executor.open_slots == frozenset()
 
 
-def test_a_cached_beginning_behind_guesses_is_that_of_plain_decoding():
+def test_a_cached_beginning_behind_guesses_is_that_of_plain_decoding() -> None:
     """The slot of an answer that guessed is begun with by another request."""
     first = ask([1, 2, 3, 1, 2, 3, 1], 20)
     given = Speculation(Ngram(least=1, most=3), most=4, adaptive=False)
@@ -202,21 +220,21 @@ class Watching(DraftModel):
         self.known: dict[int, dict[int, float]] = {}
         self.texts: dict[int, list[int]] = {}
 
-    def start(self, key, tokens, foresee=None):
+    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         super().start(key, tokens, foresee)
         self.texts[key], self.known[key] = [int(token) for token in tokens], {}
 
-    def observe(self, key, start, states):
+    def observe(self, key: int, start: int, states: Logits) -> None:
         for place, state in enumerate(states[:, 0], start):
             assert place not in self.known[key], "told twice"
             self.known[key][place] = float(state)
 
-    def extend(self, key, tokens, branch=None):
+    def extend(self, key: int, tokens: Sequence[int], branch: Logits | None = None) -> None:
         super().extend(key, tokens, branch)
         self.texts[key] += [int(token) for token in tokens]
 
 
-def test_a_method_is_told_the_states_of_all_that_was_read_and_of_nothing_that_was_dropped():
+def test_a_method_is_told_the_states_of_all_that_was_read_and_of_nothing_that_was_dropped() -> None:
     method = Watching()
     executor = ScriptedExecutor(vocab_size=VOCAB, context_length=CONTEXT, states=True)
     engine = Engine(executor, LIMITS, speculation=Speculation(method, most=3, adaptive=False))
@@ -236,6 +254,7 @@ def test_a_method_is_told_the_states_of_all_that_was_read_and_of_nothing_that_wa
     alone = ScriptedExecutor(vocab_size=VOCAB, context_length=CONTEXT, states=True)
     for key, text in method.texts.items():
         (output,) = alone.forward([Row(alone.open(), np.asarray(text), states=True)])
+        assert output.states is not None
         expected = dict(enumerate(output.states[:, 0].tolist()))
         known = method.known[key]
         # The newest token was not read; a prefix out of the cache has no states.
@@ -243,11 +262,11 @@ def test_a_method_is_told_the_states_of_all_that_was_read_and_of_nothing_that_wa
         first = min(known)
         assert sorted(known) == list(range(first, len(text) - 1))
         assert first == (heard[1].ended.cached_tokens if text[:29] == [*prompt, 1] else 0)
-    assert heard[1].ended.cached_tokens > 0
+    assert heard[1].ended.cached_tokens
 
 
-def test_typical_acceptance_touches_no_greedy_answer_and_none_without_guesses():
-    def answers(speculation):
+def test_typical_acceptance_touches_no_greedy_answer_and_none_without_guesses() -> None:
+    def answers(speculation: Speculation | None) -> list[list[int]]:
         engine = Engine(target(), LIMITS, speculation=speculation)
         drawn = Sampling(temperature=1.2, seed=5)
         asked = [

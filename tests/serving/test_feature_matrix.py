@@ -102,7 +102,8 @@ def choices(served: Served, body: dict[str, Any]) -> tuple[list[dict[str, Any]],
         found = [(one["text"], one["logprobs"]["token_logprobs"]) for one in told["choices"]]
         return [{"text": text, "logprobs": numbers} for text, numbers in found], told["usage"]
     made = [{"text": "", "logprobs": []} for _ in range(body.get("n", 1))]
-    usage, events = {}, 0
+    usage: dict[str, Any] = {}
+    events = 0
     for line in raw.decode().split("\n\n"):
         if not line or line == "data: [DONE]":
             continue

@@ -7,10 +7,13 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from running import Client, Running, example_tokenizer
 
 from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.api.schemas import ChatBody, CompletionBody, DetokenizeBody
@@ -32,7 +35,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
         (DetokenizeBody, {"tokens": [None] * 5000}),
     ],
 )
-def test_a_wrong_list_is_few_errors_when_it_is_long(kind, body):
+def test_a_wrong_list_is_few_errors_when_it_is_long(kind: type[BaseModel], body: Any) -> None:
     """Each error takes a KiB and 10 µs, in the loop that serves everybody."""
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(body)
@@ -50,28 +53,30 @@ def test_a_wrong_list_is_few_errors_when_it_is_long(kind, body):
     ],
     ids=["values", "depth", "keys", "inner keys", "no UTF-8"],
 )
-def test_a_body_is_refused_before_it_is_taken_apart(client, body, words):
+def test_a_body_is_refused_before_it_is_taken_apart(client: Client, body: Any, words: str) -> None:
     answer = client.post("/v1/completions", body)
     assert answer.status == 400
     assert answer.json["error"]["code"] == "invalid_json"
     assert words in answer.json["error"]["message"]
 
 
-def test_a_body_of_as_many_tokens_as_any_context_has_is_read(client):
+def test_a_body_of_as_many_tokens_as_any_context_has_is_read(client: Client) -> None:
     answer = client.post("/v1/completions", {"prompt": [7] * MANY})
     assert answer.status == 400
     assert f"{MANY} " in answer.json["error"]["message"], "the engine has refused its length"
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/tokenize"])
-def test_a_text_that_no_context_holds_is_not_cut_into_tokens(client, path):
+def test_a_text_that_no_context_holds_is_not_cut_into_tokens(client: Client, path: str) -> None:
     answer = client.post(path, {"prompt": "a" * 6145})
     assert answer.status == 400
     assert "the text has 6145 characters; 6144 are read" in answer.json["error"]["message"]
     assert client.post("/tokenize", {"prompt": "a" * 6144}).status == 200
 
 
-def test_slow_bodies_take_no_more_memory_than_all_of_them_may(client, monkeypatch):
+def test_slow_bodies_take_no_more_memory_than_all_of_them_may(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("genai_serving.api.bodies.MOST_BODIES_BYTES", 30_000)
     address = ("127.0.0.1", client.port)
     begun = b'{"prompt": "' + b"a" * 20_000
@@ -89,7 +94,9 @@ def test_slow_bodies_take_no_more_memory_than_all_of_them_may(client, monkeypatc
         assert time.monotonic() < until, "what a client that went away held is free again"
 
 
-def test_a_body_counts_until_its_request_is_over(client, shared, monkeypatch):
+def test_a_body_counts_until_its_request_is_over(
+    client: Client, shared: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It is in memory as long; a thousand that wait for the tokenizer were gigabytes."""
     monkeypatch.setattr("genai_serving.api.bodies.MOST_BODIES_BYTES", 30_000)
     monkeypatch.setattr(shared.executor, "seconds", 0.02)
@@ -108,7 +115,9 @@ def test_a_body_counts_until_its_request_is_over(client, shared, monkeypatch):
         assert time.monotonic() < until
 
 
-def test_logprobs_of_prompts_are_bounded_however_many_prompts_there_are(client, monkeypatch):
+def test_logprobs_of_prompts_are_bounded_however_many_prompts_there_are(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """0.2 MB of tokens took 350 MiB, and 12 s in which nobody else was answered."""
     monkeypatch.setattr("genai_serving.api.service.MOST_TOLD", 2 * 3 * 50 * 21)
     body = {"prompt": [[7] * 50] * 2, "n": 3, "max_tokens": 1, "echo": True, "logprobs": 20}
@@ -121,14 +130,14 @@ def test_logprobs_of_prompts_are_bounded_however_many_prompts_there_are(client, 
 class Watched:
     """A library's tokenizer; whether it works now."""
 
-    def __init__(self, library):
+    def __init__(self, library: Any) -> None:
         self._library = library
         self.working = False
 
-    def __getattr__(self, name):
+    def __getattr__(self, name: str) -> Any:
         found = getattr(self._library, name)
 
-        def watched(*given, **options):
+        def watched(*given: Any, **options: Any) -> Any:
             self.working = True
             try:
                 return found(*given, **options)
@@ -143,9 +152,12 @@ class Watched:
     [lambda t: t.encode("ab cd " * 100_000), lambda t: t.decode([7, 8, 300] * 300_000)],
     ids=["text", "tokens"],
 )
-def test_a_long_text_keeps_no_other_thread_waiting_in_either_direction(work):
-    tokenizer = TextTokenizer.of_folder(EXAMPLE)
-    watched = tokenizer._tokenizer = Watched(tokenizer._tokenizer)
+def test_a_long_text_keeps_no_other_thread_waiting_in_either_direction(
+    work: Callable[[TextTokenizer], object],
+) -> None:
+    tokenizer = example_tokenizer()
+    watched: Any = Watched(tokenizer._tokenizer)
+    tokenizer._tokenizer = watched
     thread = threading.Thread(target=work, args=(tokenizer,))
     thread.start()
     steps = 0
@@ -168,15 +180,19 @@ def test_a_long_text_keeps_no_other_thread_waiting_in_either_direction(work):
         ),
     ],
 )
-def test_names_and_numbers_that_mean_nothing_here_fail_no_answer(client, path, body):
+def test_names_and_numbers_that_mean_nothing_here_fail_no_answer(
+    client: Client, path: str, body: Any
+) -> None:
     answer = client.post(path, {**body, "min_tokens": 2, "max_tokens": 3})
     assert answer.status == 200, answer.raw
 
 
-def test_many_tokens_become_text_outside_the_loop(client, shared, monkeypatch):
+def test_many_tokens_become_text_outside_the_loop(
+    client: Client, shared: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loops = []
 
-    def text(self, tokens):
+    def text(self: object, tokens: Sequence[int]) -> str:
         try:
             asyncio.get_running_loop()
             loops.append(True)
@@ -190,8 +206,8 @@ def test_many_tokens_become_text_outside_the_loop(client, shared, monkeypatch):
     assert loops == [False]
 
 
-def test_many_tokens_have_the_text_of_few(client):
+def test_many_tokens_have_the_text_of_few(client: Client) -> None:
     tokens = [index % 2000 for index in range(5000)]
-    tokenizer = TextTokenizer.of_folder(EXAMPLE)
+    tokenizer = example_tokenizer()
     whole = client.post("/detokenize", {"tokens": tokens}).json["prompt"]
     assert whole == tokenizer._tokenizer.decode(tokens)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from typing import Any
 
 import jsonschema
 import openai
 import pytest
-from running import Paced, Reciting, run_server
+from openai.types.chat import ChatCompletionMessageParam, ChatCompletionToolParam
+from openai.types.shared_params import ResponseFormatJSONSchema
+from running import Paced, Reciting, Running, run_server
 
 from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.engine import ServingLimits
@@ -23,11 +27,13 @@ PLACE = {
     "required": ["x", "far"],
     "additionalProperties": False,
 }
-TOOLS = [{"type": "function", "function": {"name": "go", "parameters": PLACE, "strict": True}}]
-MESSAGES = [{"role": "user", "content": "Where?"}]
+TOOLS: list[ChatCompletionToolParam] = [
+    {"type": "function", "function": {"name": "go", "parameters": PLACE, "strict": True}}
+]
+MESSAGES: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Where?"}]
 
 
-def client_of(running):
+def client_of(running: Running) -> openai.OpenAI:
     return openai.OpenAI(
         api_key="none",
         base_url=f"http://127.0.0.1:{running.client.port}/v1",
@@ -37,7 +43,7 @@ def client_of(running):
 
 
 @pytest.fixture(scope="module", params=[Paced, Reciting], ids=["free", "reciting"])
-def running(request):
+def running(request: pytest.FixtureRequest) -> Iterator[Running]:
     made = run_server(template=TEMPLATE, kind=request.param, limits=LIMITS, context=512)
     yield made
     made.stop()
@@ -45,12 +51,12 @@ def running(request):
 
 
 @pytest.fixture
-def client(running):
+def client(running: Running) -> Iterator[openai.OpenAI]:
     with client_of(running) as made:
         yield made
 
 
-def test_models_and_completions(client):
+def test_models_and_completions(client: openai.OpenAI) -> None:
     assert [model.id for model in client.models.list()] == ["scripted", "c", "upper", "both"]
     assert client.models.retrieve("c").id == "c"
     told = client.completions.create(
@@ -66,8 +72,9 @@ def test_models_and_completions(client):
         client.completions.create(model="scripted", prompt="a", max_tokens=-1)
 
 
-def test_chat_with_logprobs_and_streams(client):
-    asked = {"model": "scripted", "messages": MESSAGES, "max_tokens": 6, "n": 2, "seed": 3}
+def test_chat_with_logprobs_and_streams(client: openai.OpenAI) -> None:
+    asked: dict[str, Any] = {"model": "scripted", "messages": MESSAGES, "max_tokens": 6}
+    asked |= {"n": 2, "seed": 3}
     told = client.chat.completions.create(**asked, logprobs=True, top_logprobs=2)
     assert len(told.choices) == 2
     assert told.choices[0].logprobs is not None
@@ -79,10 +86,13 @@ def test_chat_with_logprobs_and_streams(client):
     assert texts == [choice.message.content for choice in told.choices]
 
 
-def test_structured_answers(running, client):
+def test_structured_answers(running: Running, client: openai.OpenAI) -> None:
     if isinstance(running.executor, Reciting):
-        running.executor.script = ()
-    form = {"type": "json_schema", "json_schema": {"name": "p", "strict": True, "schema": PLACE}}
+        running.recite(())
+    form: ResponseFormatJSONSchema = {
+        "type": "json_schema",
+        "json_schema": {"name": "p", "strict": True, "schema": PLACE},
+    }
     told = client.chat.completions.create(
         model="scripted", messages=MESSAGES, response_format=form, seed=2, max_tokens=300
     )
@@ -90,8 +100,9 @@ def test_structured_answers(running, client):
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "go"}}])
-def test_calls_of_tools(client, choice):
-    asked = {"model": "scripted", "messages": MESSAGES, "tools": TOOLS, "tool_choice": choice}
+def test_calls_of_tools(client: openai.OpenAI, choice: dict[str, Any] | str) -> None:
+    asked: dict[str, Any] = {"model": "scripted", "messages": MESSAGES}
+    asked |= {"tools": TOOLS, "tool_choice": choice}
     told = client.chat.completions.create(**asked, seed=4, parallel_tool_calls=False)
     message = told.choices[0].message
     assert message.tool_calls is not None
@@ -100,7 +111,7 @@ def test_calls_of_tools(client, choice):
     assert call.function.name == "go"
     jsonschema.validate(json.loads(call.function.arguments), PLACE)
     # What the client gives back, with its nulls.
-    back = [
+    back: list[Any] = [
         *MESSAGES,
         message.model_dump(),
         {"role": "tool", "tool_call_id": call.id, "content": "1"},
@@ -117,22 +128,27 @@ def test_calls_of_tools(client, choice):
 
 
 @pytest.mark.parametrize("running", [Reciting], ids=["reciting"], indirect=True)
-def test_a_call_that_the_model_chooses_and_its_thoughts(running, client):
+def test_a_call_that_the_model_chooses_and_its_thoughts(
+    running: Running, client: openai.OpenAI
+) -> None:
     tokenizer = running.service.model.tokenizer
     assert isinstance(tokenizer, TextTokenizer)
     text = '<think>far</think><tool_call>{"name": "go", "arguments": {"x": 1}}</tool_call>'
-    running.executor.script = tuple(tokenizer.encode(text, special=False).tolist())
+    running.recite(tokenizer.encode(text, special=False).tolist())
     told = client.chat.completions.create(
         model="scripted", messages=MESSAGES, tools=TOOLS, temperature=0
     )
     (choice,) = told.choices
     assert choice.finish_reason == "tool_calls"
-    assert choice.message.tool_calls[0].function.arguments == '{"x": 1}'
-    assert choice.message.reasoning_content == "far"
-    running.executor.script = ()
+    assert choice.message.tool_calls is not None
+    (call,) = choice.message.tool_calls
+    assert call.type == "function"
+    assert call.function.arguments == '{"x": 1}'
+    assert choice.message.model_dump()["reasoning_content"] == "far"
+    running.recite(())
 
 
-def test_refusals_are_the_client_s_own_errors(running):
+def test_refusals_are_the_client_s_own_errors(running: Running) -> None:
     with (
         client_of(running) as client,
         pytest.raises(openai.NotFoundError, match="chat/completions"),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import openapi_spec_validator
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
-from running import run_server
+from running import Running, run_server
 from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
     response_schema_conformance,
@@ -21,7 +24,7 @@ EXAMPLES = {"/v1/completions": 150, "/v1/chat/completions": 200, "/tokenize": 80
 
 
 @pytest.fixture(scope="module")
-def running():
+def running() -> Iterator[Running]:
     made = run_server()
     yield made
     made.stop()
@@ -29,11 +32,14 @@ def running():
 
 
 @pytest.fixture(scope="module")
-def described(running):
-    return running.client.get("/openapi.json").json
+def described(running: Running) -> dict[str, Any]:
+    document: dict[str, Any] = running.client.get("/openapi.json").json
+    return document
 
 
-def test_the_document_is_valid_and_names_every_route(running, described):
+def test_the_document_is_valid_and_names_every_route(
+    running: Running, described: dict[str, Any]
+) -> None:
     openapi_spec_validator.validate(described)
     for path in described["paths"]:
         told = running.client.get(path.replace("{model}", "scripted"))
@@ -46,14 +52,15 @@ def test_the_document_is_valid_and_names_every_route(running, described):
     assert set(asked) == {"json", "regex", "choice", "json_object"}, "as requests spell them"
 
 
-def attack(running, described, path, count):
+def attack(running: Running, described: dict[str, Any], path: str, count: int) -> Counter[int]:
     """Requests as the document allows them, and others; how they ended."""
     schema = schemathesis.openapi.from_dict(described)
     schema.config.update(base_url=f"http://127.0.0.1:{running.client.port}")
-    ended = Counter()
-    (operation,) = [o.ok() for o in schema.get_all_operations() if o.ok().path == path]
+    ended: Counter[int] = Counter()
+    operations = [result.ok() for result in schema.get_all_operations() if isinstance(result, Ok)]
+    (operation,) = [each for each in operations if each.path == path]
 
-    def check(case):
+    def check(case: schemathesis.Case[Any]) -> None:
         response = case.call(timeout=60)
         ended[response.status_code] += 1
         assert response.status_code < 500, (case.body, response.text)
@@ -77,7 +84,9 @@ def attack(running, described, path, count):
 
 
 @pytest.mark.parametrize("path", EXAMPLES)
-def test_no_generated_request_ends_in_a_500_or_without_an_answer(running, described, path):
+def test_no_generated_request_ends_in_a_500_or_without_an_answer(
+    running: Running, described: dict[str, Any], path: str
+) -> None:
     ended = attack(running, described, path, EXAMPLES[path])
     assert ended.keys() <= {200, 400, 404, 405}
     assert ended[400] > 10
@@ -86,6 +95,8 @@ def test_no_generated_request_ends_in_a_500_or_without_an_answer(running, descri
 
 @pytest.mark.long
 @pytest.mark.parametrize("path", EXAMPLES)
-def test_no_generated_request_ends_in_a_500_over_many(running, described, path):
+def test_no_generated_request_ends_in_a_500_over_many(
+    running: Running, described: dict[str, Any], path: str
+) -> None:
     print(path, attack(running, described, path, 2500))
     assert running.client.get("/health").status == 200

@@ -32,7 +32,7 @@ class Machine(RuleBasedStateMachine):
         return [key for key in self.arrived if key not in self.gone]
 
     @rule(prompt=st.integers(1, 30), most=st.integers(1, 6), memory=st.integers(1, 100))
-    def arrive(self, prompt, most, memory):
+    def arrive(self, prompt: int, most: int, memory: int) -> None:
         sequence = Sequence(self.next_key, prompt, most, memory)
         self.next_key += 1
         before = self.scheduler.waiting
@@ -48,7 +48,7 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
-    def cancel(self, data):
+    def cancel(self, data: st.DataObject) -> None:
         key = data.draw(st.sampled_from(self.alive))
         assert self.scheduler.cancel(key)
         assert not self.scheduler.cancel(key)
@@ -60,7 +60,7 @@ class Machine(RuleBasedStateMachine):
         guessing=st.dictionaries(st.integers(0, 60), st.integers(1, 9)),
         luck=st.integers(0, 9),
     )
-    def run(self, stopping, gone, guessing, luck):
+    def run(self, stopping: set[int], gone: set[int], guessing: dict[int, int], luck: int) -> None:
         """A pass; some sequences meet an end token, some are cancelled while it runs.
 
         Args:
@@ -122,14 +122,14 @@ class Machine(RuleBasedStateMachine):
                 self.gone.add(work.key)
 
     @invariant()
-    def within_limits(self):
+    def within_limits(self) -> None:
         scheduler = self.scheduler
         assert len(scheduler.running) <= LIMITS.sequences
         assert len(scheduler.waiting) <= LIMITS.waiting + LIMITS.sequences
         assert scheduler.reserved_bytes <= LIMITS.cache_bytes
         assert [*scheduler.running, *scheduler.waiting] == sorted(self.alive)
 
-    def teardown(self):
+    def teardown(self) -> None:
         """Whatever is left ends, within the passes that it needs when it is alone."""
         alone = sum(-(-s.prompt // LIMITS.tokens) + s.most for s in self.asked.values())
         for _ in range(alone):
@@ -143,14 +143,14 @@ TestScheduler = Machine.TestCase
 TestScheduler.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
-def test_add_refuses_with_numbers_when_a_request_would_never_fit():
+def test_add_refuses_with_numbers_when_a_request_would_never_fit() -> None:
     scheduler = Scheduler(ServingLimits(sequences=2, tokens=4, waiting=1, cache_bytes=10 << 20))
     with pytest.raises(TooLarge, match=r"5 prompt tokens and 7 more take 12\.0 MiB .* has 10\.0"):
         scheduler.add(Sequence(0, 5, 7, 12 << 20))
     assert scheduler.waiting == ()
 
 
-def test_add_refuses_with_numbers_when_the_queue_is_full():
+def test_add_refuses_with_numbers_when_the_queue_is_full() -> None:
     scheduler = Scheduler(ServingLimits(sequences=1, tokens=4, waiting=0, cache_bytes=10 << 20))
     scheduler.add(Sequence(0, 1, 9, 8 << 20))
     scheduler.update(scheduler.schedule())
@@ -160,7 +160,7 @@ def test_add_refuses_with_numbers_when_the_queue_is_full():
     scheduler.add(Sequence(2, 1, 1, 4 << 20))
 
 
-def test_a_request_waits_when_memory_is_short_although_a_slot_is_free():
+def test_a_request_waits_when_memory_is_short_although_a_slot_is_free() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(Sequence(0, 2, 2, 70))
     scheduler.add(Sequence(1, 2, 2, 40))
@@ -171,7 +171,7 @@ def test_a_request_waits_when_memory_is_short_although_a_slot_is_free():
     assert scheduler.schedule().admitted == (1, 2)
 
 
-def test_prompts_share_a_pass_with_writers_when_the_budget_allows():
+def test_prompts_share_a_pass_with_writers_when_the_budget_allows() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(Sequence(0, 3, 5, 1))
     scheduler.update(scheduler.schedule())
@@ -180,7 +180,7 @@ def test_prompts_share_a_pass_with_writers_when_the_budget_allows():
     assert [(w.key, w.count, w.yields) for w in step.work] == [(0, 1, True), (1, 7, False)]
 
 
-def test_guesses_get_evenly_what_prompts_leave():
+def test_guesses_get_evenly_what_prompts_leave() -> None:
     scheduler = Scheduler(ServingLimits(sequences=4, tokens=16, waiting=4, cache_bytes=100))
     for key in range(3):
         scheduler.add(Sequence(key, 1, 50, 1))
@@ -192,7 +192,7 @@ def test_guesses_get_evenly_what_prompts_leave():
     assert [(work.count, work.guesses) for work in step.work] == [(1, 0)] * 3 + [(13, 0)]
 
 
-def test_overdue_names_who_waits_and_who_runs_past_the_deadline():
+def test_overdue_names_who_waits_and_who_runs_past_the_deadline() -> None:
     scheduler = Scheduler(ServingLimits(sequences=1, tokens=4, waiting=4, cache_bytes=9))
     for key, deadline in ((0, 5.0), (1, 3.0), (2, None)):
         scheduler.add(Sequence(key, 1, 9, 1, deadline))
@@ -211,13 +211,13 @@ def test_overdue_names_who_waits_and_who_runs_past_the_deadline():
         {"cache_bytes": 0},
     ],
 )
-def test_limits_refuse_what_could_never_work(values):
+def test_limits_refuse_what_could_never_work(values: dict[str, int]) -> None:
     with pytest.raises(BadInput):
         ServingLimits(**({"sequences": 3, "tokens": 8, "waiting": 4, "cache_bytes": 9} | values))
 
 
 @pytest.mark.parametrize("changed", [{"key": 0}, {"prompt": 0}, {"most": 0}])
-def test_add_refuses_what_the_engine_must_never_ask(changed):
+def test_add_refuses_what_the_engine_must_never_ask(changed: dict[str, int]) -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(Sequence(0, 1, 1, 1))
     with pytest.raises(ValueError, match="sequence"):

@@ -246,7 +246,9 @@ def cold(changing: Served, name: str) -> dict[str, Any]:
     return answer(changing, PROMPT * 4, 16, model=name, logprobs=2)
 
 
-def test_an_adapter_under_an_old_name_answers_anew_behind_the_same_long_prompt(changing, container):
+def test_an_adapter_under_an_old_name_answers_anew_behind_the_same_long_prompt(
+    changing: Changing, container: Path
+) -> None:
     admin, found = changing.admin, digests(container)
     own = {name: cold(changing, name) for name in found}
     assert own["uppercase"] != own["c-headers"]
@@ -272,7 +274,7 @@ def test_an_adapter_under_an_old_name_answers_anew_behind_the_same_long_prompt(c
     assert 'running_lora_adapters=""' in metrics
 
 
-def test_running_answers_finish_with_an_adapter_that_is_unloaded(changing):
+def test_running_answers_finish_with_an_adapter_that_is_unloaded(changing: Changing) -> None:
     admin = changing.admin
     expected = answer(changing, PROMPT, 200, model="uppercase", ignore_eos=True)
     assert admin.load("going", "uppercase")[0] == 200
@@ -291,7 +293,9 @@ def test_running_answers_finish_with_an_adapter_that_is_unloaded(changing):
         assert [one.result() for one in told] == [expected] * 6
 
 
-def test_own_adapters_go_and_come_back_and_use_cases_with_them(changing, container):
+def test_own_adapters_go_and_come_back_and_use_cases_with_them(
+    changing: Changing, container: Path
+) -> None:
     admin = changing.admin
     before = cold(changing, "loud-headers")
     assert admin.unload("uppercase")[0] == 200
@@ -323,13 +327,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("body", "status", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_what_cannot_be_loaded_is_refused(changing, body, status, words):
+def test_what_cannot_be_loaded_is_refused(
+    changing: Changing, body: dict[str, Any], status: int, words: str
+) -> None:
     told, text = changing.admin("/v1/load_lora_adapter", body)
     assert told == status, text
     assert words in json.loads(text)["error"]["message"]
 
 
-def test_the_admin_port_wants_its_token_and_the_other_knows_nothing_of_it(changing):
+def test_the_admin_port_wants_its_token_and_the_other_knows_nothing_of_it(
+    changing: Changing,
+) -> None:
     body = {"lora_name": "y", "lora_path": "uppercase"}
     for token in ("", "wrong"):
         assert changing.admin("/v1/load_lora_adapter", body, token)[0] == 401
@@ -338,7 +346,9 @@ def test_the_admin_port_wants_its_token_and_the_other_knows_nothing_of_it(changi
     assert changing.admin.unload("nobody")[0] == 404
 
 
-def test_a_file_with_other_bytes_than_its_index_says_is_not_loaded(home, container, changing):
+def test_a_file_with_other_bytes_than_its_index_says_is_not_loaded(
+    home: Path, container: Path, changing: Changing
+) -> None:
     """Among containers of the same base that the server may read."""
     index = json.loads((container / "adapters" / "index.json").read_bytes())
     other = home / "out" / "other"
@@ -357,7 +367,9 @@ def test_a_file_with_other_bytes_than_its_index_says_is_not_loaded(home, contain
         (["--admin-port", "0", "--admin-token-file", "none"], "none"),
     ],
 )
-def test_serve_refuses_an_admin_port_for_everybody(home, container, arguments, words):
+def test_serve_refuses_an_admin_port_for_everybody(
+    home: Path, container: Path, arguments: list[str], words: str
+) -> None:
     ran = Program(home)("serve", container, "--port", "0", *arguments)
     assert ran.code in {1, 2}, ran.err
     assert words in ran.errors[0]
@@ -375,12 +387,14 @@ def plainly(container: Path, name: str, prompt: str, most: int) -> list[int]:
     return list(generate(session, ids, max_tokens=most, stop_tokens=opened.stop_tokens()).tokens)
 
 
-def adapter_states(server):
+def adapter_states(server: Served) -> dict[str, str | None]:
     listed = json.loads(server.get("/v1/models")[1])["data"]
     return {model["id"]: model["adapter_state"] for model in listed}
 
 
-def test_more_adapters_than_room_answer_as_each_alone_whoever_asks_beside(home, container):
+def test_more_adapters_than_room_answer_as_each_alone_whoever_asks_beside(
+    home: Path, container: Path
+) -> None:
     """A pass holds 32 ranks, and memory one further adapter of rank 16 beside the container's."""
     options = ("--max-adapter-rank", "24", "--adapter-cache-mib", "2", "--admin-port", "0")
     server = Changing(home, container, "--threads", "1", *options, GENAI_ADMIN_TOKEN=TOKEN)
@@ -404,14 +418,16 @@ def test_more_adapters_than_room_answer_as_each_alone_whoever_asks_beside(home, 
             return ids
 
         with concurrent.futures.ThreadPoolExecutor(14) as pool:
-            told = list(pool.map(ask, asked))
-        assert told == [expected[one] for one in asked]
+            answers = list(pool.map(ask, asked))
+        assert answers == [expected[one] for one in asked]
         states = adapter_states(server)
         assert states[BASE] is None
         assert set(states.values()) <= {None, "laid in", "in memory", "at rest"}
         assert [states["x"], states["z"]].count("in memory") <= 1, "memory holds one of them"
         metrics = server.get("/metrics")[1].decode()
-        held = float(re.search(r"genai_adapter_cache_bytes{.*} (.*)", metrics)[1])
+        told_bytes = re.search(r"genai_adapter_cache_bytes{.*} (.*)", metrics)
+        assert told_bytes is not None
+        held = float(told_bytes[1])
         assert 0 < held < 2 << 20
         for name, state in states.items():
             if name in {"c-headers", "uppercase", "x", "y", "z"}:
@@ -421,7 +437,9 @@ def test_more_adapters_than_room_answer_as_each_alone_whoever_asks_beside(home, 
     assert code == 0, told
 
 
-def test_an_adapter_is_refused_where_the_server_has_no_branches_for_it(home, container):
+def test_an_adapter_is_refused_where_the_server_has_no_branches_for_it(
+    home: Path, container: Path
+) -> None:
     """Of a container that carries an adapter of q and v alone; k and o are not touched there."""
     spec = yaml.safe_load((EXAMPLE / "adapters.yaml").read_text())
     spec["metadata"]["name"] = "narrow"
@@ -467,7 +485,9 @@ def test_an_adapter_is_refused_where_the_server_has_no_branches_for_it(home, con
         ),
     ],
 )
-def test_serve_refuses_adapters_that_do_not_fit_with_the_numbers(home, container, options, words):
+def test_serve_refuses_adapters_that_do_not_fit_with_the_numbers(
+    home: Path, container: Path, options: list[str], words: str
+) -> None:
     ran = Program(home)("serve", container, "--port", "0", *options)
     assert ran.code == 2, ran.err
     assert words in ran.errors[0]
@@ -477,7 +497,9 @@ def named(served: Served) -> list[str]:
     return [model["id"] for model in json.loads(served.get("/v1/models")[1])["data"]]
 
 
-def test_declare_makes_the_served_adapters_those_that_are_declared(changing, container):
+def test_declare_makes_the_served_adapters_those_that_are_declared(
+    changing: Changing, container: Path
+) -> None:
     admin, found = changing.admin, digests(container)
     own = {name: cold(changing, name) for name in found}
     told = admin.declare(uppercase="uppercase", x=found["c-headers"], lost="sha256:" + "2" * 64)
@@ -502,7 +524,9 @@ def test_declare_makes_the_served_adapters_those_that_are_declared(changing, con
     assert named(changing) == [BASE, *found, "loud-headers"]
 
 
-def test_declared_adapters_are_there_before_the_first_request(home, container, tmp_path):
+def test_declared_adapters_are_there_before_the_first_request(
+    home: Path, container: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "declared.json"
     names = [("uppercase", "uppercase"), ("y", "c-headers"), ("z", "nowhere")]
     file.write_text(json.dumps({"adapters": [{"lora_name": n, "lora_path": p} for n, p in names]}))
@@ -519,7 +543,9 @@ def test_declared_adapters_are_there_before_the_first_request(home, container, t
     assert "adapter z is not served: lora_path: it is neither sha256:" in "".join(made.lines) + told
 
 
-def test_the_operator_and_the_server_understand_one_another(changing, container, monkeypatch):
+def test_the_operator_and_the_server_understand_one_another(
+    changing: Changing, container: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(pod_admin, "ADMIN_PORT", changing.admin.port)
     pod = PodView(
         namespace="n", name="p", uid="u", job="", node="", phase="Running",

@@ -11,14 +11,18 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 from served import Served, answer, pod_command
 
 from genai_cli.testing import Program
 from genai_core.container.adapters import AdapterIndex
+from genai_serving.api.model import ServedModel
+from genai_serving.api.service import Service
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 PROMPTS = [
@@ -32,12 +36,12 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
-def container(home):
+def container(home: Path) -> Path:
     """The example's container for the CPU, built by the command."""
     program = Program(home)
     built = program.ok(
@@ -47,7 +51,7 @@ def container(home):
 
 
 @pytest.fixture(scope="module")
-def served(home, container):
+def served(home: Path, container: Path) -> Iterator[Served]:
     made = Served(home, container, "--threads", "1")
     yield made
     code, told = made.stop()
@@ -55,7 +59,7 @@ def served(home, container):
     assert told.strip() == "ended"
 
 
-def test_serve_writes_what_run_writes(home, container, served):
+def test_serve_writes_what_run_writes(home: Path, container: Path, served: Served) -> None:
     for prompt in PROMPTS[:2]:
         ran = Program(home).ok(
             "run", container, "--prompt", prompt, "--max-tokens", "24", "--threads", "1", "--json"
@@ -65,7 +69,7 @@ def test_serve_writes_what_run_writes(home, container, served):
         assert choice["text"] == ran.json["text"]
 
 
-def test_many_clients_get_bit_for_bit_what_each_gets_alone(served):
+def test_many_clients_get_bit_for_bit_what_each_gets_alone(served: Served) -> None:
     asked = [(PROMPTS[i % 6], 10 + i, {"logprobs": 2, "seed": i}) for i in range(18)]
     alone = [answer(served, prompt, most, **given) for prompt, most, given in asked]
     with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
@@ -77,7 +81,7 @@ LICENSE = (EXAMPLE.parents[1] / "LICENSE").read_text()
 LONG = LICENSE[:300]
 
 
-def cached(served, prompt, **given):
+def cached(served: Served, prompt: str, **given: Any) -> tuple[list[dict[str, Any]], int]:
     body = {"prompt": prompt, "max_tokens": 12, "temperature": 0, "logprobs": 3}
     status, raw = served.post("/v1/completions", body | given)
     assert status == 200, raw
@@ -85,7 +89,7 @@ def cached(served, prompt, **given):
     return told["choices"], told["usage"]["prompt_tokens_details"]["cached_tokens"]
 
 
-def test_an_answer_behind_a_cached_beginning_is_the_same_to_the_last_bit(served):
+def test_an_answer_behind_a_cached_beginning_is_the_same_to_the_last_bit(served: Served) -> None:
     """The cold ones have salts of their own, so that nobody has read anything for them."""
     prompts = [LONG + text for text in ("", " a", " b", " a longer end of it", "\n")]
     cold = [cached(served, prompt, cache_salt=f"cold {prompt}") for prompt in prompts]
@@ -103,7 +107,7 @@ def test_an_answer_behind_a_cached_beginning_is_the_same_to_the_last_bit(served)
     assert json.loads(served.get("/v1/models")[1])["data"][0]["prefix_cache"] is True
 
 
-def test_scores_of_a_text_are_the_same_behind_a_cached_beginning(served):
+def test_scores_of_a_text_are_the_same_behind_a_cached_beginning(served: Served) -> None:
     asked = {"echo": True, "max_tokens": 0}
     before = cached(served, LONG, **asked)
     cached(served, LONG)
@@ -111,7 +115,7 @@ def test_scores_of_a_text_are_the_same_behind_a_cached_beginning(served):
     assert before[1] == 0
 
 
-def test_chat_answers_and_ends_by_itself(served):
+def test_chat_answers_and_ends_by_itself(served: Served) -> None:
     messages = [{"role": "user", "content": "What does `close` do?"}]
     body = {"messages": messages, "temperature": 0}
     status, raw = served.post("/v1/chat/completions", body)
@@ -121,13 +125,13 @@ def test_chat_answers_and_ends_by_itself(served):
     assert choice["message"]["content"].endswith(".")
 
 
-def test_the_model_is_called_as_the_build(served):
+def test_the_model_is_called_as_the_build(served: Served) -> None:
     assert served.line.startswith("tiny-llama (sha256:")
     assert served.post("/tokenize", {"prompt": "x", "model": "tiny-llama"})[0] == 200
     assert served.post("/tokenize", {"prompt": "x", "model": "llama"})[0] == 404
 
 
-def arrived(server):
+def arrived(server: Served) -> float:
     """Requests that a server has taken: they run, wait, or have ended."""
     lines = server.get("/metrics")[1].decode().splitlines()
     counted = (
@@ -138,12 +142,14 @@ def arrived(server):
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(counted))
 
 
-def test_a_signal_lets_running_answers_finish_and_refuses_new_ones(home, container):
+def test_a_signal_lets_running_answers_finish_and_refuses_new_ones(
+    home: Path, container: Path
+) -> None:
     server = Served(home, container.parent, "--threads", "1", "--model-name", "m")
     told = []
     body = {"prompt": "def", "max_tokens": 200, "temperature": 0, "ignore_eos": True}
 
-    def stream():
+    def stream() -> None:
         told.append(server.post("/v1/completions", body | {"stream": True}))
 
     clients = [threading.Thread(target=stream, daemon=True) for _ in range(4)]
@@ -164,7 +170,9 @@ def test_a_signal_lets_running_answers_finish_and_refuses_new_ones(home, contain
         server.post("/v1/completions", body)
 
 
-def test_a_key_is_taken_from_the_environment_and_shown_in_no_list_of_processes(home, container):
+def test_a_key_is_taken_from_the_environment_and_shown_in_no_list_of_processes(
+    home: Path, container: Path
+) -> None:
     server = Served(home, container, "--threads", "1", GENAI_API_KEY="s3cret-key")
     arguments = Path(f"/proc/{server.process.pid}/cmdline").read_bytes()
     assert b"s3cret-key" not in arguments
@@ -175,8 +183,8 @@ def test_a_key_is_taken_from_the_environment_and_shown_in_no_list_of_processes(h
 
 
 def test_prepared_graphs_lie_in_the_user_s_cache_and_the_container_is_untouched(
-    home, container, served
-):
+    home: Path, container: Path, served: Served
+) -> None:
     prepared = list((home / ".cache" / "genai-operator" / "serving" / "cpu").iterdir())
     assert [len(list(folder.glob("*.onnx"))) for folder in prepared] == [8]
     assert Program(home).ok("verify", container).code == 0
@@ -191,7 +199,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_serve_refuses_in_one_line(home, container, arguments, code, words):
+def test_serve_refuses_in_one_line(
+    home: Path, container: Path, arguments: list[str], code: int, words: str
+) -> None:
     given = [argument.replace("{}", str(container)) for argument in arguments]
     ran = Program(home)("serve", *given, "--port", "0")
     assert ran.code == code, ran.err
@@ -199,7 +209,7 @@ def test_serve_refuses_in_one_line(home, container, arguments, code, words):
     assert words in ran.errors[0]
 
 
-def test_serve_refuses_a_port_that_is_taken(home, container):
+def test_serve_refuses_a_port_that_is_taken(home: Path, container: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -210,7 +220,9 @@ def test_serve_refuses_a_port_that_is_taken(home, container):
     assert os.strerror(98) in ran.errors[0]
 
 
-def test_a_pods_server_replays_first_and_leaves_without_a_refused_request(home, container):
+def test_a_pods_server_replays_first_and_leaves_without_a_refused_request(
+    home: Path, container: Path
+) -> None:
     keys = home / "keys"
     keys.mkdir()
     (keys / "one").write_text("first\n")
@@ -240,9 +252,9 @@ def test_a_pods_server_replays_first_and_leaves_without_a_refused_request(home, 
     assert code == 0
 
 
-def _tampered(container, folder):
+def _tampered(container: Path, folder: Path) -> Path:
     """The container with a first golden token that it never chose."""
-    copy = shutil.copytree(container, folder)
+    copy: Path = shutil.copytree(container, folder)
     golden = json.loads((copy / "golden.json").read_text())
     golden["prompts"][0]["tokens"][0] += 1
     golden["prompts"][0]["margins"][0] = 9.0
@@ -250,7 +262,9 @@ def _tampered(container, folder):
     return copy
 
 
-def test_a_pods_server_ends_with_its_reason_when_it_must_not_serve(home, container):
+def test_a_pods_server_ends_with_its_reason_when_it_must_not_serve(
+    home: Path, container: Path
+) -> None:
     tampered = _tampered(container, home / "tampered")
     for folder, options, code, reason, words in (
         (tampered, ["--golden"], 2, "GoldenMismatch", "golden tokens differ: prompt 0 at 0"),
@@ -268,21 +282,27 @@ def test_a_pods_server_ends_with_its_reason_when_it_must_not_serve(home, contain
         assert words in error["message"]
 
 
-def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, monkeypatch):
+def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By the driver of the twin's graphs, with ONNX Runtime in the emulator's place."""
     from genai_core.names import Backend
+    from genai_runtime import container as containers
     from genai_runtime.testing import ScriptedExecutor
     from genai_serving import server
+    from genai_serving.api.app import application
     from genai_serving.start import opening
+    from genai_serving.start.options import Options
 
-    said, seen = [], {}
+    said: list[str] = []
+    seen: dict[str, ServedModel] = {}
 
     class Opened:
         """A container, as far as the server looks at it."""
 
         folder = home / "phone" / "sm8750"
         revision = "sha256:0123456789abcdef"
-        stop_tokens = staticmethod(frozenset)
+        stop_tokens: Callable[[], frozenset[int]] = staticmethod(frozenset)
         adapters = AdapterIndex
 
         class manifest:
@@ -290,35 +310,34 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, mon
                 backend, name = Backend.HTP, "sm8750"
 
         @staticmethod
-        def open_executor(**given):
+        def open_executor(**given: object) -> ScriptedExecutor:
             return ScriptedExecutor()
 
         @staticmethod
-        def tokenizer():
+        def tokenizer() -> None:
             return None
 
         @staticmethod
-        def holds(name):
+        def holds(name: str) -> bool:
             return False
 
     Opened.folder.mkdir(parents=True)
-    monkeypatch.setattr(opening.containers, "load", lambda *_, **__: Opened)
+    monkeypatch.setattr(containers, "load", lambda *_, **__: Opened)
     monkeypatch.setattr(opening, "try_out", lambda _: pytest.fail("minutes in the emulator"))
-    application = server.application
 
-    def kept(service, *arguments, **given):
+    def kept(service: Service, *arguments: Any, **given: Any) -> Any:
         seen["model"] = service.model
         return application(service, *arguments, **given)
 
     monkeypatch.setattr(server, "application", kept)
 
-    def say(text):
+    def say(text: str) -> None:
         said.append(text)
         os.kill(os.getpid(), signal.SIGINT)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        options = server.Options(Opened.folder, home / "cache", port=0, cache_mib=1)
+        options = Options(Opened.folder, home / "cache", port=0, cache_mib=1)
         code = server.serve(options, say=say)
     finally:
         for number, handler in before.items():
@@ -330,11 +349,15 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(home, mon
     assert not seen["model"].steadiness.chunks
 
 
-def test_a_server_that_guesses_writes_what_one_writes_that_does_not(home, container, served):
+def test_a_server_that_guesses_writes_what_one_writes_that_does_not(
+    home: Path, container: Path, served: Served
+) -> None:
     config = {"model": str(container), "num_speculative_tokens": 3, "adaptive": False}
     server = Served(home, container, "--threads", "1", "--speculative-config", json.dumps(config))
     try:
-        asked = [(PROMPTS[i % 6], 10 + i, {"logprobs": 1, "seed": i}) for i in range(12)]
+        asked: list[tuple[str, int, dict[str, Any]]] = [
+            (PROMPTS[i % 6], 10 + i, {"logprobs": 1, "seed": i}) for i in range(12)
+        ]
         asked += [(PROMPTS[i], 20, {"temperature": 0.8, "seed": i}) for i in range(4)]
         with concurrent.futures.ThreadPoolExecutor(len(asked)) as pool:
             together = list(pool.map(lambda a: answer(server, a[0], a[1], **a[2]), asked))
@@ -359,7 +382,9 @@ def test_a_server_that_guesses_writes_what_one_writes_that_does_not(home, contai
         (("--speculation", "draft_model", "--draft", "/nowhere"), "/nowhere"),
     ],
 )
-def test_serve_refuses_speculation_that_means_nothing(home, container, given, message):
+def test_serve_refuses_speculation_that_means_nothing(
+    home: Path, container: Path, given: tuple[str, ...], message: str
+) -> None:
     ran = Program(home)("serve", container, "--port", "0", *given)
     assert ran.code == 2
     assert message in ran.err

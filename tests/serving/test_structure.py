@@ -6,26 +6,30 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import Client, Running, example_tokenizer
 
 from genai_core.errors import BadInput
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.structure.answer_forms import (
+    Form,
     any_object,
     of_calls,
     of_choices,
     of_regex,
     of_schema,
 )
-from genai_serving.structure.grammars import Grammars
+from genai_serving.structure.grammars import Grammar, Grammars
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 VOCAB, END = 2048, frozenset({2, 6})
@@ -44,16 +48,24 @@ PERSON = {
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return TextTokenizer.of_folder(EXAMPLE)
+def tokenizer() -> TextTokenizer:
+    return example_tokenizer()
 
 
 @pytest.fixture(scope="module")
-def grammars(tokenizer):
+def grammars(tokenizer: TextTokenizer) -> Grammars:
     return Grammars(tokenizer, VOCAB, END)
 
 
-def written(grammars, tokenizer, form, seed, *, most=4000, **shaped):
+def written(
+    grammars: Grammars,
+    tokenizer: TextTokenizer,
+    form: Form,
+    seed: int,
+    *,
+    most: int = 4000,
+    **shaped: Any,
+) -> tuple[str, bool]:
     """What a model of random logits writes, and whether it came to an end by itself.
 
     Blanks are unlikely to it, so that it ends; quotes and brackets that close are likely.
@@ -62,7 +74,7 @@ def written(grammars, tokenizer, form, seed, *, most=4000, **shaped):
     sampling = Sampling(temperature=1.0, seed=seed, logit_bias={2: 3.0}, **shaped)
     follower = grammars.compile(form).begin()
     sampler = Sampler(sampling, vocab_size=VOCAB, constraint=follower)
-    tokens = []
+    tokens: list[int] = []
     while len(tokens) < most:
         token = sampler.next(random.normal(size=VOCAB).astype(np.float32) * 3)
         if token in END:
@@ -73,25 +85,26 @@ def written(grammars, tokenizer, form, seed, *, most=4000, **shaped):
     return tokenizer.decode(tokens), False
 
 
+Schema = dict[str, Any]
+
 NAMES = st.sampled_from(["a", "b", "c d", "é", 'q"', "line\nend"])
-LEAVES = st.sampled_from(
-    [
-        {"type": "null"},
-        {"type": "boolean"},
-        {"type": "integer", "minimum": -7, "maximum": 1200},
-        {"type": "number", "minimum": 0.5, "maximum": 2},
-        {"type": "string", "maxLength": 6},
-        {"type": "string", "pattern": "^[a-f]{2,4}$"},
-        {"type": "string", "format": "date"},
-        {"type": ["integer", "null"], "maximum": 9, "minimum": 0},
-        {"const": {"x": [1, "y"]}},
-    ]
-) | st.lists(NAMES | st.integers(-5, 5) | st.none(), min_size=1, max_size=4).map(
-    lambda values: {"enum": values}
-)
+PLAIN: list[Schema] = [
+    {"type": "null"},
+    {"type": "boolean"},
+    {"type": "integer", "minimum": -7, "maximum": 1200},
+    {"type": "number", "minimum": 0.5, "maximum": 2},
+    {"type": "string", "maxLength": 6},
+    {"type": "string", "pattern": "^[a-f]{2,4}$"},
+    {"type": "string", "format": "date"},
+    {"type": ["integer", "null"], "maximum": 9, "minimum": 0},
+    {"const": {"x": [1, "y"]}},
+]
+LEAVES: st.SearchStrategy[Schema] = st.sampled_from(PLAIN) | st.lists(
+    NAMES | st.integers(-5, 5) | st.none(), min_size=1, max_size=4
+).map(lambda values: {"enum": values})
 
 
-def nested(inner):
+def nested(inner: st.SearchStrategy[Schema]) -> st.SearchStrategy[Schema]:
     objects = st.dictionaries(NAMES, inner, max_size=3).flatmap(
         lambda properties: st.lists(st.sampled_from(sorted(properties) or [""]), unique=True).map(
             lambda required: {
@@ -110,7 +123,7 @@ def nested(inner):
     return objects | arrays | unions | references
 
 
-def at_top(schema):
+def at_top(schema: Schema) -> bool:
     """A reference counts from the root of its document: only there is it one of ours."""
     text = json.dumps(schema)
     return text.count("$defs") <= 2 and ("$defs" not in text or "$defs" in schema)
@@ -120,7 +133,7 @@ SCHEMAS = st.recursive(LEAVES, nested, max_leaves=6).filter(at_top)
 CHECKED = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def check_schema(grammars, tokenizer, schema, seed):
+def check_schema(grammars: Grammars, tokenizer: TextTokenizer, schema: Schema, seed: int) -> None:
     text, ended = written(grammars, tokenizer, of_schema(schema, "x"), seed)
     assert ended, text[:200]
     jsonschema.validate(json.loads(text), schema)
@@ -128,33 +141,41 @@ def check_schema(grammars, tokenizer, schema, seed):
 
 @CHECKED
 @given(schema=SCHEMAS, seed=st.integers(0, 1000))
-def test_every_answer_is_valid_by_its_schema(grammars, tokenizer, schema, seed):
+def test_every_answer_is_valid_by_its_schema(
+    grammars: Grammars, tokenizer: TextTokenizer, schema: Schema, seed: int
+) -> None:
     check_schema(grammars, tokenizer, schema, seed)
 
 
 @pytest.mark.long
 @settings(CHECKED, max_examples=2000)
 @given(schema=SCHEMAS, seed=st.integers(0, 1000))
-def test_every_answer_is_valid_by_its_schema_over_many_runs(grammars, tokenizer, schema, seed):
+def test_every_answer_is_valid_by_its_schema_over_many_runs(
+    grammars: Grammars, tokenizer: TextTokenizer, schema: Schema, seed: int
+) -> None:
     check_schema(grammars, tokenizer, schema, seed)
 
 
 @pytest.mark.parametrize("regex", ["[a-c]{3}-[0-9]+", "(ab|é)*x", "a|bc|", r"\d{2}:\d{2}", "€?"])
-def test_every_answer_matches_its_regex_as_a_whole(grammars, tokenizer, regex):
+def test_every_answer_matches_its_regex_as_a_whole(
+    grammars: Grammars, tokenizer: TextTokenizer, regex: str
+) -> None:
     for seed in range(6):
         text, ended = written(grammars, tokenizer, of_regex(regex, "x"), seed)
         assert ended
         assert re.fullmatch(regex, text)
 
 
-def test_every_answer_is_one_of_the_choices(grammars, tokenizer):
+def test_every_answer_is_one_of_the_choices(grammars: Grammars, tokenizer: TextTokenizer) -> None:
     choices = ["yes", "no", "a.b|c", "two\nlines", 'quo"te', "#/\\ &~-[x]{2}", "é€"]
     told = {written(grammars, tokenizer, of_choices(choices, "x"), seed)[0] for seed in range(60)}
     assert told <= set(choices)
     assert len(told) >= 5
 
 
-def test_penalties_and_least_length_choose_among_what_is_allowed(grammars, tokenizer):
+def test_penalties_and_least_length_choose_among_what_is_allowed(
+    grammars: Grammars, tokenizer: TextTokenizer
+) -> None:
     bias = dict.fromkeys(range(600, 640), 50.0)
     text, ended = written(
         grammars,
@@ -174,7 +195,7 @@ def test_penalties_and_least_length_choose_among_what_is_allowed(grammars, token
     assert tokenizer.decode([token for token in tokens if token not in END]) == "ab"
 
 
-def chain(length, link):
+def chain(length: int, link: Callable[[Schema], Schema]) -> Schema:
     defs = {f"d{i}": link({"$ref": f"#/$defs/d{i + 1}"}) for i in range(length)}
     return {"$defs": {**defs, f"d{length}": {"type": "integer"}}, "$ref": "#/$defs/d0"}
 
@@ -206,7 +227,9 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("make", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_forms_are_refused_and_the_process_lives(grammars, make):
+def test_hostile_forms_are_refused_and_the_process_lives(
+    grammars: Grammars, make: Callable[[], Form]
+) -> None:
     with pytest.raises(BadInput) as raised:
         grammars.compile(make())
     assert raised.value.where == "x"
@@ -216,7 +239,9 @@ def test_hostile_forms_are_refused_and_the_process_lives(grammars, make):
 @pytest.mark.parametrize(
     "regex", ["(a{1,1000}){1,1000}", "((a|b)*a(a|b){40})", "(.*.*.*.*.*.*x){50}", "(a+)+b"]
 )
-def test_a_regex_that_costs_much_is_followed_within_bounds_or_refused(grammars, tokenizer, regex):
+def test_a_regex_that_costs_much_is_followed_within_bounds_or_refused(
+    grammars: Grammars, tokenizer: TextTokenizer, regex: str
+) -> None:
     try:
         text, ended = written(grammars, tokenizer, of_regex(regex, "x"), 1, most=40)
     except BadInput:
@@ -225,14 +250,16 @@ def test_a_regex_that_costs_much_is_followed_within_bounds_or_refused(grammars, 
     assert not ended or re.compile(regex.replace("{50}", "{1,50}")).search(text)
 
 
-def test_the_processes_of_compiling_are_bounded_and_forms_are_kept(grammars, monkeypatch):
+def test_the_processes_of_compiling_are_bounded_and_forms_are_kept(
+    grammars: Grammars, monkeypatch: pytest.MonkeyPatch
+) -> None:
     form = any_object("x")
     grammars.compile(form)
     monkeypatch.setattr(grammars._processes, "ask", lambda *_, **__: pytest.fail("compiled again"))
     grammars.compile(form)
 
 
-def test_grammars_need_a_tokenizer_and_an_end(tokenizer):
+def test_grammars_need_a_tokenizer_and_an_end(tokenizer: TextTokenizer) -> None:
     for made in (Grammars(None, VOCAB, END), Grammars(tokenizer, VOCAB, ())):
         with pytest.raises(BadInput, match=r"the model has no (tokenizer|end token)"):
             made.compile(any_object("x"))
@@ -252,7 +279,9 @@ WANTED = {
 
 @pytest.mark.parametrize("wanted", WANTED.values(), ids=WANTED.keys())
 @pytest.mark.parametrize("stream", [False, True])
-def test_chat_answers_by_a_schema(client, tokenizer, wanted, stream):
+def test_chat_answers_by_a_schema(
+    client: Client, tokenizer: TextTokenizer, wanted: dict[str, Any], stream: bool
+) -> None:
     # A model of no sense writes blanks until its answer is full.
     blank = [token for token in range(7, VOCAB) if not tokenizer.piece(token).strip()]
     bias = dict.fromkeys(map(str, blank), -50)
@@ -271,15 +300,15 @@ def test_chat_answers_by_a_schema(client, tokenizer, wanted, stream):
     assert len(set(texts)) > 1, "each choice is drawn by itself"
 
 
-def test_completions_answer_by_regex_and_choice_beside_free_ones(client):
-    asked = [
+def test_completions_answer_by_regex_and_choice_beside_free_ones(client: Client) -> None:
+    asked: list[dict[str, Any]] = [
         {"structured_outputs": {"choice": ["left", "right"]}},
         {"structured_outputs": {"regex": "[0-9]{3}-[a-z]{2}"}},
         {"response_format": {"type": "text"}},
         {"structured_outputs": {"choice": ["left", "right"]}, "stop": "gh"},
     ]
 
-    def ask(number):
+    def ask(number: int) -> Any:
         body = {"prompt": PROMPT, "max_tokens": 20, "seed": number, **asked[number % 4]}
         answer = client.post("/v1/completions", body)
         assert answer.status == 200, answer.raw
@@ -326,7 +355,9 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("given_", "words"), REFUSED.values(), ids=REFUSED.keys())
-def test_forms_that_mean_nothing_are_refused_by_field(client, given_, words):
+def test_forms_that_mean_nothing_are_refused_by_field(
+    client: Client, given_: dict[str, Any], words: str
+) -> None:
     answer = client.post("/v1/completions", {"prompt": "x", "max_tokens": 2} | given_)
     assert answer.status == 400, answer.raw
     error = answer.json["error"]
@@ -334,7 +365,7 @@ def test_forms_that_mean_nothing_are_refused_by_field(client, given_, words):
     assert error["param"] is None or error["param"].split(".")[0] in given_
 
 
-def test_a_schema_that_is_too_deep_is_a_400_and_the_server_answers_on(client):
+def test_a_schema_that_is_too_deep_is_a_400_and_the_server_answers_on(client: Client) -> None:
     hostile = {"structured_outputs": {"json": chain(5000, lambda d: d)}}
     answer = client.post("/v1/completions", {"prompt": "x"} | hostile)
     assert answer.status == 400
@@ -346,7 +377,9 @@ def test_a_schema_that_is_too_deep_is_a_400_and_the_server_answers_on(client):
     lambda: of_choices(["." * 4_000_000] * 2, "x"), lambda: of_schema({"enum": [7] * 390_000}, "x"),
     lambda: of_calls({"t": {"description": "." * 2_000_000}}, "x", several=True),
 ], ids=["choices", "schema", "tools"])  # fmt: skip
-def test_what_is_too_long_for_a_form_is_not_turned_into_one(make, monkeypatch):
+def test_what_is_too_long_for_a_form_is_not_turned_into_one(
+    make: Callable[[], Form], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Escaping a few MiB takes most of a second, in the loop that serves everybody."""
     for name in ("schema", "regex", "lark"):
         how = "json_schema" if name == "schema" else name
@@ -359,14 +392,14 @@ def test_what_is_too_long_for_a_form_is_not_turned_into_one(make, monkeypatch):
 
 
 def test_new_forms_of_one_client_keep_known_ones_and_answers_without_a_form_waiting_no_longer(
-    client, shared, monkeypatch
-):
+    client: Client, shared: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
     known = {"prompt": "x", "max_tokens": 2, "structured_outputs": {"choice": ["known"]}}
     assert client.post("/v1/completions", known).status == 200
     compiling, go_on = threading.Event(), threading.Event()
     compiled = Grammars.compile
 
-    def slow(self, form):
+    def slow(self: Grammars, form: Form) -> Grammar:
         compiling.set()
         assert go_on.wait(60)
         return compiled(self, form)
@@ -374,7 +407,7 @@ def test_new_forms_of_one_client_keep_known_ones_and_answers_without_a_form_wait
     monkeypatch.setattr(Grammars, "compile", slow)
     monkeypatch.setattr("genai_serving.api.service._MOST_COMPILING", 4)
 
-    def ask(number):
+    def ask(number: int) -> Any:
         form = {"structured_outputs": {"choice": [f"new {number}"]}}
         return client.post("/v1/completions", {"prompt": "x", "max_tokens": 2, **form})
 

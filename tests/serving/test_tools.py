@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from genai_serving.tools.call_object import CallObject
 from genai_serving.tools.calls import (
@@ -17,36 +20,39 @@ from genai_serving.tools.calls import (
     list_reader,
     reader_of,
 )
-from genai_serving.tools.parts import PlainReader
+from genai_serving.tools.parts import PlainReader, Reader
 from genai_serving.tools.thoughts import AfterThoughts, ThoughtReader
 
 NAMES = ("weather", "add", "none")
-HERMES = lambda: reader_of(ToolForm.HERMES, NAMES)  # noqa: E731
-LLAMA = lambda: reader_of(ToolForm.LLAMA, NAMES)  # noqa: E731
-MISTRAL = lambda: reader_of(ToolForm.MISTRAL, NAMES)  # noqa: E731
+HERMES, LLAMA, MISTRAL = (
+    functools.partial(reader_of, form, NAMES)
+    for form in (ToolForm.HERMES, ToolForm.LLAMA, ToolForm.MISTRAL)
+)
 WEATHER = '{"city": "a \\"b\\" {c}", "days": [1, {"x": "]}"}]}'
 
 
-def call(name, arguments, key="arguments"):
+def call(name: str, arguments: str, key: str = "arguments") -> str:
     return f'{{"name": "{name}", "{key}": {arguments}}}'
 
 
-def read(reader, pieces):
+def read(reader: Reader, pieces: Iterable[str]) -> tuple[str, str, list[tuple[str, str]]]:
     """Content, reasoning, and calls as (name, arguments)."""
     parts = [part for piece in pieces for part in reader.push(piece)]
     parts += reader.finish()
     content = "".join(part.text for part in parts if part.kind == "content")
     reasoning = "".join(part.text for part in parts if part.kind == "reasoning")
-    calls = []
+    names: list[str] = []
+    arguments: list[str] = []
     for part in parts:
         if part.kind == "call":
-            calls.append([part.text, ""])
+            names.append(part.text)
+            arguments.append("")
         elif part.kind == "arguments":
-            calls[-1][1] += part.text
-    return content, reasoning, [tuple(one) for one in calls]
+            arguments[-1] += part.text
+    return content, reasoning, list(zip(names, arguments, strict=True))
 
 
-CASES = {
+CASES: dict[str, tuple[Callable[[], Reader], str, tuple[str, list[tuple[str, str]]]]] = {
     "hermes": (
         HERMES,
         f"I look.\n<tool_call>\n{call('weather', WEATHER)}\n</tool_call>",
@@ -140,7 +146,9 @@ CASES = {
 
 
 @pytest.mark.parametrize(("reader", "text", "expected"), CASES.values(), ids=CASES.keys())
-def test_readers_find_calls_however_the_text_is_cut(reader, text, expected):
+def test_readers_find_calls_however_the_text_is_cut(
+    reader: Callable[[], Reader], text: str, expected: tuple[str, list[tuple[str, str]]]
+) -> None:
     content, calls = expected
     assert read(reader(), [text]) == (content, "", calls)
     assert read(reader(), list(text)) == (content, "", calls)
@@ -149,7 +157,7 @@ def test_readers_find_calls_however_the_text_is_cut(reader, text, expected):
         assert read(reader(), pieces) == (content, "", calls)
 
 
-def test_arguments_come_while_they_are_written():
+def test_arguments_come_while_they_are_written() -> None:
     reader = HERMES()
     text = '<tool_call>{"name": "add", "arguments": {"a": '
     parts = [part for char in text for part in reader.push(char)]
@@ -165,11 +173,13 @@ PIECES = st.sampled_from(MARKS + JSON + WORDS)
 
 @settings(max_examples=300, deadline=None)
 @given(texts=st.lists(PIECES, max_size=12), data=st.data())
-def test_readers_never_fail_and_tell_the_same_however_the_text_is_cut(texts, data):
+def test_readers_never_fail_and_tell_the_same_however_the_text_is_cut(
+    texts: list[str], data: st.DataObject
+) -> None:
     text = "".join(texts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=5)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
-    for made in (HERMES, LLAMA, MISTRAL, lambda: list_reader(NAMES)):
+    for made in (HERMES, LLAMA, MISTRAL, functools.partial(list_reader, NAMES)):
         for within in (True, False):
             whole = read(ThoughtReader(made(), within=within), [text])
             assert read(ThoughtReader(made(), within=within), pieces) == whole
@@ -189,13 +199,15 @@ def test_readers_never_fail_and_tell_the_same_however_the_text_is_cut(texts, dat
         ("<think></think>a < b", False, ("a < b", "")),
     ],
 )
-def test_thoughts_are_split_from_the_answer(text, within, expected):
+def test_thoughts_are_split_from_the_answer(
+    text: str, within: bool, expected: tuple[str, str]
+) -> None:
     for pieces in ([text], list(text)):
         content, reasoning, calls = read(ThoughtReader(PlainReader(), within=within), pieces)
         assert (content, reasoning, calls) == (*expected, [])
 
 
-def test_a_call_behind_a_thought_is_found():
+def test_a_call_behind_a_thought_is_found() -> None:
     text = f"<think>I add</think>\n<tool_call>{call('add', '{}')}</tool_call>"
     expected = ("", "I add", [("add", "{}")])
     assert read(ThoughtReader(HERMES(), within=False), list(text)) == expected
@@ -211,7 +223,7 @@ def test_a_call_behind_a_thought_is_found():
         ("{{ messages }} <tool_call>", None),
     ],
 )
-def test_the_form_of_calls_is_the_template_s(source, form):
+def test_the_form_of_calls_is_the_template_s(source: str, form: ToolForm | None) -> None:
     assert form_of_template(source) is form
 
 
@@ -220,19 +232,20 @@ class Form:
 
     finished = False
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.left = 2
 
-    def allowed(self):
-        return np.arange(8) == 5
+    def allowed(self) -> NDArray[np.bool_]:
+        allowed: NDArray[np.bool_] = np.arange(8) == 5
+        return allowed
 
-    def consume(self, token):
+    def consume(self, token: int) -> None:
         assert token == 5
         self.left -= 1
         self.finished = self.left == 0
 
 
-def test_a_form_holds_behind_the_thoughts():
+def test_a_form_holds_behind_the_thoughts() -> None:
     thinking = AfterThoughts(Form(), begin=None, end=3, within=True)
     assert thinking.allowed().all()
     for token in (1, 5, 7, 3):
@@ -251,12 +264,12 @@ def test_a_form_holds_behind_the_thoughts():
     assert begun.allowed().all()
 
 
-def test_what_was_told_of_a_call_is_json():
+def test_what_was_told_of_a_call_is_json() -> None:
     _, _, calls = read(MISTRAL(), [f"[TOOL_CALLS] [{call('weather', WEATHER)}]"])
     assert json.loads(calls[0][1])["city"] == 'a "b" {c}'
 
 
-def test_arguments_of_any_depth_are_told_as_they_stand():
+def test_arguments_of_any_depth_are_told_as_they_stand() -> None:
     """Deeper than Python's reader goes: they ended the answer as a defect of the server."""
     deep = "[" * 3000 + "]" * 3000
     called = CallObject()

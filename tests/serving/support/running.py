@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
@@ -15,6 +16,7 @@ import uvicorn
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
 from genai_runtime.chat.chat_template import ChatTemplate
+from genai_runtime.speculation.control import Speculation
 from genai_runtime.steadiness import Steadiness
 from genai_runtime.testing import ScriptedExecutor
 from genai_runtime.tokenizer import TextTokenizer
@@ -36,6 +38,13 @@ INDEX = AdapterIndex(
         "both": UseCaseEntry(adapters=(WornEntry(name="c", alpha=0.5), WornEntry(name="upper")))
     },
 )
+
+
+def example_tokenizer() -> TextTokenizer:
+    """Of the example's model, as the servers here have it."""
+    tokenizer = TextTokenizer.of_folder(EXAMPLE)
+    assert tokenizer is not None
+    return tokenizer
 
 
 @dataclass
@@ -109,6 +118,11 @@ class Running:
     server: uvicorn.Server
     thread: threading.Thread
 
+    def recite(self, tokens: Sequence[int]) -> None:
+        """What every slot writes from now on; of a server of the kind `Reciting`."""
+        assert isinstance(self.executor, Reciting)
+        self.executor.script = tuple(tokens)
+
     def stop(self) -> None:
         self.server.should_exit = True
         self.thread.join(30)
@@ -137,16 +151,16 @@ class Reciting(Paced):
 
 def run_server(
     *,
-    api_keys=(),
-    limits=None,
-    tokenizer=True,
-    seconds=0.0,
-    template=None,
-    kind=Paced,
-    context=CONTEXT,
-    speculation=None,
-    connections=None,
-    local=False,
+    api_keys: Sequence[str] = (),
+    limits: ServingLimits | None = None,
+    tokenizer: bool = True,
+    seconds: float = 0.0,
+    template: str | None = None,
+    kind: type[Paced] = Paced,
+    context: int = CONTEXT,
+    speculation: Speculation | None = None,
+    connections: Connections | None = None,
+    local: bool = False,
 ) -> Running:
     executor = kind(vocab_size=VOCAB, context_length=context, adapters=("c", "upper"))
     limits = limits or ServingLimits(sequences=4, tokens=32, waiting=32, cache_bytes=4 * CONTEXT)
@@ -160,7 +174,7 @@ def run_server(
         name="scripted",
         revision="sha256:00",
         context_length=context,
-        tokenizer=TextTokenizer.of_folder(EXAMPLE) if tokenizer else None,
+        tokenizer=example_tokenizer() if tokenizer else None,
         template=ChatTemplate(template, {"bos_token": config["bos_token"]}) if tokenizer else None,
         stop_tokens=frozenset({2, 6}),
         steadiness=Steadiness(chunks=True, neighbours=True),
@@ -188,7 +202,7 @@ def run_server(
         log_config=None,
         lifespan="on",
         access_log=False,
-        http=connections.protocol,
+        http=connections.protocol,  # type: ignore[arg-type]  # as the product does
         ws="none",
     )
     socket = settings.bind_socket()

@@ -50,13 +50,15 @@ class Served:
         self.line, self.lines = lines[-1], lines
         self.port = int(found[1])
 
-    def post(self, path: str, body: dict, **headers: str):
+    def post(self, path: str, body: dict[str, Any], **headers: str) -> tuple[int, bytes]:
         return self._send("POST", path, json.dumps(body), headers)
 
-    def get(self, path: str, **headers: str):
+    def get(self, path: str, **headers: str) -> tuple[int, bytes]:
         return self._send("GET", path, None, headers)
 
-    def _send(self, method: str, path: str, body: str | None, headers: dict[str, str]):
+    def _send(
+        self, method: str, path: str, body: str | None, headers: dict[str, str]
+    ) -> tuple[int, bytes]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=120)
         try:
             connection.request(method, path, body, headers)
