@@ -13,14 +13,14 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_file
 from genai_core.container.adapters import INDEX_FILE, AdapterIndex, read_index
+from genai_core.container.container_metadata import METADATA_VERSION, Metadata
 from genai_core.container.manifest import (
     DRAFT_FOLDER,
     EMULATION_FOLDER,
@@ -33,7 +33,6 @@ from genai_core.container.manifest import (
 )
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput, NotRunnableHere
-from genai_core.facts import AdapterInputs, AdapterRanges, RopeTable
 from genai_core.names import Backend
 from genai_runtime.executor import AdapterShape, AdapterUse, Executor
 from genai_runtime.generate import stop_tokens
@@ -47,78 +46,10 @@ if TYPE_CHECKING:  # it needs ONNX Runtime
 
 CPU_MODEL_FILE = "model.onnx"
 
-METADATA_VERSION = 3
-"""The newest version of metadata.json that this program reads. 2 has `head`, 3 `adapter_inputs`."""
-
-ADAPTER_INPUTS_VERSION = 3
-"""The version that has `adapter_inputs`."""
-
-
-_FROZEN = ConfigDict(frozen=True, extra="forbid")
-
 
 def merged_twin(name: str) -> str:
     """Where the twin of an adapter's or a use case's own binaries lies, below `emulation/`."""
     return f"merged/{name}"
-
-
-class TensorInfo(BaseModel):
-    """One input or output: `value = (integer + offset) * scale`."""
-
-    model_config = _FROZEN
-
-    shape: list[int | str]
-    """A word stands for a dimension that is free."""
-    dtype: str
-    scale: float | None = None
-    offset: int | None = None
-
-
-class GraphInfo(BaseModel):
-    """One graph of a file."""
-
-    model_config = _FROZEN
-
-    inputs: dict[str, TensorInfo]
-    outputs: dict[str, TensorInfo]
-
-
-class HeadInfo(BaseModel):
-    """How an EAGLE head is driven; see `genai_core.facts.HeadFacts`."""
-
-    model_config = _FROZEN
-
-    version: Literal[1, 3]
-    hidden_states: list[str]
-    """The model's outputs that it reads, beside one another."""
-    features: str
-    features_size: int
-    hidden: str
-    feedback: str
-    tokens: int
-    """Of the model. `vocab_size` is that of the head's logits."""
-
-
-class Metadata(BaseModel):
-    """metadata.json: what a program needs to drive the graphs."""
-
-    model_config = _FROZEN
-
-    schema_version: int = Field(default=1, ge=1)
-    type: Literal["LLMContainer"] = "LLMContainer"
-    backend: Backend
-    architecture: str
-    context_length: int
-    vocab_size: int
-    rope: dict[str, RopeTable] = Field(default_factory=dict)
-    model_files: dict[str, dict[str, GraphInfo]]
-    """File -> graph -> inputs and outputs, files in split order."""
-    head: HeadInfo | None = None
-    """The container is that of an EAGLE head; from version 2 on."""
-    adapter_inputs: AdapterInputs | None = None
-    """With which the graphs take adapters (htp). Since version 3, as the next one."""
-    adapter_ranges: AdapterRanges | None = None
-    """What these inputs can hold; None where they are floating point."""
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ import onnx
 
 from genai_core.canonical import digest_file
 from genai_core.container.adapters import merged_folder
+from genai_core.container.container_metadata import GraphInfo, TensorInfo
 from genai_core.container.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE
 from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import boundary
 from genai_core.names import Backend
 from genai_runtime import container
-from genai_runtime.container import Container, GraphInfo, TensorInfo
+from genai_runtime.container import Container
 from genai_runtime.verification import DigestOf
 
 RECORD_FILE = "builder_cache_info.json"

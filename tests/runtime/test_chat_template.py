@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 
 from genai_core.canonical import digest_bytes
+from genai_core.container.container_metadata import Metadata
 from genai_core.container.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.errors import BadInput, BadModel
 from genai_core.names import Backend
 from genai_runtime.chat import chat_template
 from genai_runtime.chat.chat_template import ChatTemplate
-from genai_runtime.container import Container, Metadata
+from genai_runtime.container import Container
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from genai_core.canonical import digest_bytes, digest_file, digest_json
 from genai_core.container.adapters import merged_folder
+from genai_core.container.container_metadata import ADAPTER_INPUTS_VERSION, GraphInfo, Metadata
 from genai_core.container.manifest import (
     EMULATION_FOLDER,
     GENIE_FILE,
@@ -47,13 +48,7 @@ from genai_core.names import DRAFT, Backend, Precision
 from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.toolchain import version_of
 from genai_runtime import container, golden
-from genai_runtime.container import (
-    ADAPTER_INPUTS_VERSION,
-    CPU_MODEL_FILE,
-    GraphInfo,
-    Metadata,
-    merged_twin,
-)
+from genai_runtime.container import CPU_MODEL_FILE, merged_twin
 from genai_runtime.generate import Generation
 from genai_runtime.inspection import onnx_graph
 from genai_runtime.rope import for_context

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from genai_core import chips
 from genai_core.container.adapters import read_index
+from genai_core.container.container_metadata import GraphInfo, TensorInfo
 from genai_core.container.genie_adapters import genie_bytes, genie_names
 from genai_core.container.manifest import GENIE_FILE, ManifestGraph
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.facts import AdapterInputs, AdapterRanges, ModelFacts
 from genai_core.operations import PackageConfig
-from genai_runtime.container import GraphInfo, TensorInfo
 from genai_runtime.generate import stop_tokens
 from genai_runtime.htp import metadata
 from genai_runtime.htp.emulation import graph_key
