@@ -392,6 +392,8 @@ class Engine:
         if answer is None:
             return
         guessed = self._guesses.finish(key)
+        if answer.request.pin and error is None and not answer.request.adapters:
+            self._guesses.pin(answer.request.prompt)  # who guesses wears none
         self._beginnings.end(key, answer, failed=error is not None)
         times = Times(answer.arrived, answer.admitted, answer.first, self._clock())
         prompt, tokens = answer.request.prompt.size, len(answer.tokens)

@@ -40,10 +40,15 @@ class Guesses:
         """Memory of a sequence beside the target's slot."""
         return 0 if self._speculation is None else self._speculation.cache_bytes(tokens)
 
-    def start(self, key: int, prompt: NDArray[np.int64], foresee: Foresee) -> None:
+    def start(self, key: int, prompt: NDArray[np.int64], foresee: Foresee, salt: str) -> None:
         """A sequence has read its prompt and is to be guessed for."""
         if self._speculation is not None:
-            self._speculation.start(key, prompt.tolist(), foresee)
+            self._speculation.start(key, prompt.tolist(), foresee, scope=salt)
+
+    def pin(self, prompt: NDArray[np.int64]) -> None:
+        """Many prompts will begin as this one."""
+        if self._speculation is not None:
+            self._speculation.pin(prompt.tolist(), "")
 
     @property
     def observes(self) -> bool:

@@ -87,7 +87,9 @@ class Passes:
             self._executor.truncate(answer.slot, work.start + len(written))
         if not answer.done:
             if request.speculation and len(answer.tokens) == 1:
-                self._guesses.start(work.key, request.prompt, answer.sampler.foreseen)
+                self._guesses.start(
+                    work.key, request.prompt, answer.sampler.foreseen, request.cache_salt
+                )
                 for start, states in answer.states:
                     self._guesses.observe(work.key, start, states)
                 answer.states.clear()

@@ -189,3 +189,40 @@ def test_documents_show_the_features_and_methods_that_were_tried() -> None:
     assert table == dict.fromkeys(METHODS, len(FEATURES)) | {
         feature: number for number, feature in enumerate(FEATURES, 1)
     }
+
+
+def test_a_restarted_server_goes_on_from_disk_and_answers_the_same(
+    home: Path, containers: dict[str, Path], plain: Served, tmp_path: Path
+) -> None:
+    """With adapters and a draft model, which has beginnings of its own; some files are damaged."""
+    folder = tmp_path / "prefixes"
+    system = PROMPT * 2
+    arguments = ["--threads", "1", "--prefix-cache-dir", str(folder), "--system-prompt", system]
+    arguments += ["--speculative-config", json.dumps(ALWAYS | METHODS["draft_model"])]
+    asked = [
+        body | {"prompt": PROMPT * 3 + end}
+        for body in bodies({"different adapters at once"})
+        for end in ("", "open")
+    ]
+    wanted = [choices(plain, body)[0] for body in asked]
+    computed, cached = [], []
+    for start in range(2):
+        served = Served(home, containers["draft"], *arguments)
+        try:
+            kept = next(line for line in served.lines if "system prompts are kept" in line)
+            computed.append([int(number) for number in re.findall(r"\d+", kept)[1:]])
+            for body, expected in zip(asked, wanted, strict=True):
+                found, usage = choices(served, body)
+                assert found == expected, (start, body["model"])
+                cached.append(usage["prompt_tokens_details"]["cached_tokens"])
+        finally:
+            code, told = served.stop()
+        assert code == 0, told
+        models = sorted(folder.glob("kv-*"))
+        assert len(models) == 2, "the base's, and the draft model's"
+        for path in sorted(folder.glob("kv-*/*.kv"))[::5]:
+            raw = bytearray(path.read_bytes())
+            raw[len(raw) // 2] ^= 1
+            path.write_bytes(raw)
+    assert computed[0][0] == computed[0][1] == computed[1][0] > computed[1][1]
+    assert sum(cached[len(asked) :]) > sum(cached[: len(asked)]) / 2 > 0

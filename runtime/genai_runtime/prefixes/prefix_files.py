@@ -37,7 +37,7 @@ from genai_core.files.regular import read_regular
 from genai_runtime.executor import Executor, KeyValueHost
 from genai_runtime.prefixes.cache import Held
 
-__all__ = ["BLOCK", "PrefixFiles"]
+__all__ = ["BLOCK", "PrefixFiles", "ScopeText"]
 
 BLOCK = 16
 """Tokens of a file."""

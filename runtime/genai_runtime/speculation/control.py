@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 from genai_runtime.executor import Logits
 from genai_runtime.sampling import Typical
 from genai_runtime.speculation.lengths import Costs, Length
-from genai_runtime.speculation.method import NOTHING, Draft, Foresee, Method, Observing
+from genai_runtime.speculation.method import (
+    NOTHING,
+    Draft,
+    Foresee,
+    Keeping,
+    Method,
+    Observing,
+    OpenBeginnings,
+)
 
 _LOG = logging.getLogger("genai_runtime")
 
@@ -141,9 +149,29 @@ class Speculation:
         """Memory that a sequence of so many tokens takes beside the target's."""
         return self._method.cache_bytes(tokens)
 
-    def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
-        """A sequence begins to write behind these tokens; see `Method.start`."""
+    def keep_beginnings(self, open_cache: OpenBeginnings) -> None:
+        """Keep what the method has read, where it reads with a model of its own; see `Keeping`."""
+        if isinstance(self._method, Keeping):
+            self._method.keep_beginnings(open_cache)
+
+    def pin(self, tokens: Sequence[int], scope: Hashable = None) -> None:
+        """Many sequences will begin with these tokens; see `Keeping`."""
+        method = self._method
+        if isinstance(method, Keeping):
+            self._try(lambda: method.pin(tokens, scope))
+
+    def start(
+        self,
+        key: int,
+        tokens: Sequence[int],
+        foresee: Foresee | None = None,
+        *,
+        scope: Hashable = None,
+    ) -> None:
+        """A sequence begins to write behind these tokens; see `Method.start`, `Keeping`."""
         if not self._failed:
+            if isinstance(self._method, Keeping):
+                self._method.share(key, scope)
             self._try(lambda: self._method.start(key, tokens, foresee))
             self._members[key] = _Member(
                 Length(self._most, self._least, prior=self._all.acceptance), Counts(self.name)

@@ -4,19 +4,22 @@ Its tokens are taken as the sequence's own are, with the very draws that will be
 two models agree on a distribution, guesses come true also at a temperature.
 
 It has slots of its own, one a sequence, and reads no adapter. Drafts of several sequences share
-its passes. A prompt is read in chunks, one a proposal, so that nobody waits for a long one.
+its passes. A prompt is read in chunks, one a proposal, so that nobody waits for a long one; what
+an earlier sequence of the same scope began with is not read again, where beginnings are kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Executor, Logits, Row
-from genai_runtime.speculation.method import Draft, Foresee
+from genai_runtime.executor import Executor, Logits, Row, Want
+from genai_runtime.prefixes.cache import Held, PrefixCache
+from genai_runtime.prefixes.prefix_files import PrefixFiles
+from genai_runtime.speculation.method import Draft, Foresee, OpenBeginnings
 
 CHUNK = 128
 """Tokens of a prompt that one proposal reads."""
@@ -28,12 +31,14 @@ class _Sequence:
 
     Attributes:
         tokens: All known ones.
+        scope: With whom it shares what is kept.
         guesses: The draft behind them that was proposed last.
     """
 
     slot: int
     tokens: list[int]
     foresee: Foresee | None
+    scope: Hashable
     guesses: list[int] = field(default_factory=list)
 
 
@@ -53,11 +58,54 @@ class DraftModel:
         self._executor = executor
         self._vocab_size = vocab_size
         self._sequences: dict[int, _Sequence] = {}
+        self._cache: PrefixCache | None = None
+        self._files: PrefixFiles | None = None
+        self._scopes: dict[int, Hashable] = {}
+
+    def keep_beginnings(self, open_cache: OpenBeginnings) -> None:
+        """See `Keeping`."""
+        self._cache, self._files = open_cache(self._executor)
+
+    def share(self, key: int, scope: Hashable) -> None:
+        """See `Keeping`."""
+        self._scopes[key] = scope
+
+    def pin(self, tokens: Sequence[int], scope: Hashable) -> None:
+        """See `Keeping`; a beginning that this model cannot follow is left out."""
+        fits = len(tokens) < self._executor.context_length
+        if self._cache is None or not fits or max(tokens) >= self._executor.vocab_size:
+            return
+        # One token more, which is not read: of a prompt all but the last is looked for.
+        slot = self._begun([*tokens, 0], scope)
+        while unread := tokens[self._executor.length(slot) :][:CHUNK]:
+            self._executor.forward([Row(slot, np.asarray(unread), want=Want.NONE)])
+        held = Held(slot, scope, np.asarray(tokens, np.int64))
+        if self._files is not None:
+            self._files.save(held)
+        self._cache.pin(held)
 
     def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
-        """Open a slot; nothing is read yet."""
-        slot = self._executor.open()
-        self._sequences[key] = _Sequence(slot, [int(token) for token in tokens], foresee)
+        """Have a slot, with what is kept of such a beginning; nothing is read yet."""
+        scope = self._scopes.pop(key, None)
+        slot = self._begun(tokens, scope)
+        self._sequences[key] = _Sequence(slot, [int(token) for token in tokens], foresee, scope)
+
+    def _begun(self, tokens: Sequence[int], scope: Hashable) -> int:
+        """A slot that holds as much of a text as is kept, but not its last token."""
+        if self._cache is None:
+            return self._executor.open()
+        text = np.asarray(tokens, np.int64)
+        match = self._cache.find(scope, text)
+        shared = 0 if match is None else match.tokens
+        fits = text.size <= self._executor.context_length
+        if self._files is not None and fits:
+            slot = self._files.load(scope, text, beyond=shared)
+            if slot is not None:
+                return slot
+        if match is None:
+            return self._executor.open()
+        most = self._executor.cache_bytes(self._executor.context_length)
+        return self._cache.take(match, most_bytes=most)
 
     def propose(self, wanted: Mapping[int, int]) -> dict[int, Draft]:
         """As many passes as the longest draft has tokens; who still reads a prompt has no guess."""
@@ -113,10 +161,20 @@ class DraftModel:
         sequence.guesses = []
 
     def finish(self, key: int) -> None:
-        """Free the slot."""
+        """Free the slot, or keep it."""
         sequence = self._sequences.pop(key, None)
-        if sequence is not None:
+        if sequence is None:
+            return
+        if self._cache is None:
             self._executor.free(sequence.slot)
+            return
+        # What stands behind the known tokens are guesses that nobody looked at.
+        size = min(self._executor.length(sequence.slot), len(sequence.tokens))
+        self._executor.truncate(sequence.slot, size)
+        held = Held(sequence.slot, sequence.scope, np.asarray(sequence.tokens[:size], np.int64))
+        if self._files is not None:
+            self._files.save(held)
+        self._cache.keep(held)
 
     def cache_bytes(self, tokens: int) -> int:
         """Keys and values of a slot."""
@@ -125,4 +183,8 @@ class DraftModel:
     def close(self) -> None:
         """Close the model."""
         self._sequences.clear()
+        if self._files is not None:
+            self._files.close()
+        if self._cache is not None:
+            self._cache.close()
         self._executor.close()

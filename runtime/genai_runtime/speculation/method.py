@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Logits, Tree
+from genai_runtime.executor import Executor, Logits, Tree
+from genai_runtime.prefixes.cache import PrefixCache
+from genai_runtime.prefixes.prefix_files import PrefixFiles
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,37 @@ class Observing(Protocol):
             key: Whose.
             start: Place of the first of them in the text.
             states: [T, S], as the executor gives them out.
+        """
+        ...
+
+
+OpenBeginnings = Callable[[Executor], tuple[PrefixCache, PrefixFiles | None]]
+"""Opens what beginnings are kept in, for the executor whose slots they are: in memory, and on disk
+where they outlive the process. Both are the method's own then."""
+
+
+@runtime_checkable
+class Keeping(Protocol):
+    """A method that keeps what it has read of one sequence for the beginnings of others."""
+
+    def keep_beginnings(self, open_cache: OpenBeginnings) -> None:
+        """Keep them from now on.
+
+        Args:
+            open_cache: See there.
+        """
+        ...
+
+    def share(self, key: int, scope: Hashable) -> None:
+        """A sequence that is about to start shares with those of the same scope alone."""
+        ...
+
+    def pin(self, tokens: Sequence[int], scope: Hashable) -> None:
+        """Read a beginning of many sequences and keep it until the end.
+
+        Args:
+            tokens: At least one.
+            scope: As in `share`.
         """
         ...
 

@@ -24,13 +24,16 @@ from genai_serving.metrics import AdapterLoad, Metrics
 from genai_serving.start.golden import replay_first
 from genai_serving.start.memory import cache_budget, kept_bytes, sequences_budget, whole_bytes
 from genai_serving.start.options import Options
-from genai_serving.start.prefix_folder import prefix_files_of
+from genai_serving.start.prefix_folder import prefix_files_of, scope_text
 from genai_serving.start.served_names import name_of, refuse_adapters, served_adapters
-from genai_serving.start.speculating import about_speculation, speculation_of
+from genai_serving.start.speculating import about_speculation, keep_beginnings, speculation_of
 from genai_serving.start.system_prompts import SystemPrompts
 from genai_serving.structure.grammars import Grammars
 
 __all__ = ["OpenedServer", "load_container", "open_server"]
+
+_DRAFTS_SHARE = 8
+"""Of what is left beside one sequence, a draft model's beginnings take one part at most."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def open_server(
     emulated = opened.manifest.target.backend is Backend.HTP
     # The static graphs of a twin round by their sizes; trying that takes minutes there.
     steadiness = Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor)
-    speculation = speculation_of(options, opened, executor, steadiness, files)
+    speculation, draft = speculation_of(options, opened, executor, steadiness, files)
     cache_bytes = sequences_budget(
         options, executor, speculation, 0 if held is None else held.later
     )
@@ -142,14 +145,24 @@ def open_server(
     if options.system_prompts and not steadiness.all:
         say("system prompts are not kept: see below")
     prompts = SystemPrompts.of(
-        model, options.system_prompts if steadiness.all else (), executor=executor
+        model,
+        options.system_prompts if steadiness.all else (),
+        executor=executor,
+        speculation=speculation,
     )
-    prompts.check(cache_bytes, prefix_bytes, whole_bytes(executor, speculation))
+    whole = whole_bytes(executor, speculation)
+    prompts.check(cache_bytes, prefix_bytes, whole)
+    drafts_bytes = 0
+    if speculation is not None and draft is not None and steadiness.all:
+        share = speculation.cache_bytes(model.context_length) / whole
+        left = cache_bytes - prompts.bytes - whole
+        drafts_bytes = max(0, min(int(prefix_bytes * share), left // _DRAFTS_SHARE))
+        keep_beginnings(options, speculation, draft, drafts_bytes)
     limits = ServingLimits(
         sequences=options.sequences,
         tokens=max(options.tokens, options.sequences),
         waiting=options.waiting,
-        cache_bytes=cache_bytes - prompts.bytes,
+        cache_bytes=cache_bytes - prompts.bytes - drafts_bytes,
         prefix_bytes=prefix_bytes - prompts.bytes,
     )
     vocab_size = executor.vocab_size
@@ -160,7 +173,12 @@ def open_server(
         speculation=speculation,
         adapters=None if held is None else held.cache,
         pinned=() if held is None else list(adapters.adapters),
-        prefix_files=prefix_files_of(options, opened, executor, model.adapters)
+        prefix_files=prefix_files_of(
+            options,
+            opened,
+            executor,
+            scope_text=lambda scope: scope_text(scope, model.adapters.content),
+        )
         if steadiness.all
         else None,
     )

@@ -8,8 +8,7 @@ from collections.abc import Callable, Hashable
 from genai_core.errors import BadInput
 from genai_runtime.container import Container
 from genai_runtime.executor import Executor
-from genai_runtime.prefixes.prefix_files import PrefixFiles
-from genai_serving.adapters.served import ServedAdapters
+from genai_runtime.prefixes.prefix_files import PrefixFiles, ScopeText
 from genai_serving.requests import Scope
 from genai_serving.start.options import Options
 
@@ -19,9 +18,15 @@ _OPTION = "--prefix-cache-dir"
 
 
 def prefix_files_of(
-    options: Options, container: Container, executor: Executor, served: ServedAdapters
+    options: Options, container: Container, executor: Executor, *, scope_text: ScopeText
 ) -> PrefixFiles | None:
     """What outlives the server; None = nothing does.
+
+    Args:
+        options: Of the server.
+        container: Whose keys and values they are.
+        executor: That runs it.
+        scope_text: See there.
 
     Raises:
         BadInput: The folder cannot be made, or nothing is kept at all.
@@ -37,7 +42,7 @@ def prefix_files_of(
         executor,
         identity=container.manifest.base or container.revision,
         most_bytes=options.prefix_folder_mib << 20,
-        scope_text=lambda scope: scope_text(scope, served.content),
+        scope_text=scope_text,
     )
 
 

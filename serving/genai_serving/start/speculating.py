@@ -8,12 +8,15 @@ from genai_core.files.digest_cache import FileCache
 from genai_runtime import container as containers
 from genai_runtime.container import Container
 from genai_runtime.executor import Executor
+from genai_runtime.prefixes.cache import PrefixCache
+from genai_runtime.prefixes.prefix_files import PrefixFiles
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.speculator import open_speculation
 from genai_runtime.steadiness import Steadiness
 from genai_serving.start.options import Options
+from genai_serving.start.prefix_folder import prefix_files_of
 
-__all__ = ["about_speculation", "speculation_of"]
+__all__ = ["about_speculation", "keep_beginnings", "speculation_of"]
 
 
 def speculation_of(
@@ -22,16 +25,18 @@ def speculation_of(
     executor: Executor,
     steadiness: Steadiness,
     files: FileCache,
-) -> Speculation | None:
-    """What guesses tokens.
+) -> tuple[Speculation | None, Container | None]:
+    """What guesses tokens, and the container of the model that does.
 
     Raises:
         BadInput: As `open_speculation`.
     """
     if options.speculation is None:
-        return None
+        return None, None
+    opened_drafts: list[Container] = []
 
     def open_draft(draft: Container, threads: int | None) -> Executor:
+        opened_drafts.append(draft)
         return draft.open_executor(
             cache=options.cache / "cpu",
             threads=options.threads if threads is None else threads,
@@ -39,7 +44,7 @@ def speculation_of(
             digest_of=files.digest,
         )
 
-    return open_speculation(
+    speculation = open_speculation(
         options.speculation,
         executor,
         steady=steadiness.chunks,
@@ -48,6 +53,28 @@ def speculation_of(
         load_draft=lambda folder: containers.load(folder, digest_of=files.digest),
         where="--speculation",
     )
+    return speculation, opened_drafts[0] if opened_drafts else None
+
+
+def keep_beginnings(
+    options: Options, speculation: Speculation, draft: Container | None, most_bytes: int
+) -> None:
+    """Let a draft model keep what it has read, as the base does.
+
+    Args:
+        options: Of the server.
+        speculation: Its own.
+        draft: The draft model's container; None = no model guesses.
+        most_bytes: Of what it keeps in memory.
+    """
+    if draft is None or not most_bytes:
+        return
+
+    def opened(executor: Executor) -> tuple[PrefixCache, PrefixFiles | None]:
+        files = prefix_files_of(options, draft, executor, scope_text=lambda salt: f"draft {salt}")
+        return PrefixCache(executor, most_bytes), files
+
+    speculation.keep_beginnings(opened)
 
 
 def about_speculation(

@@ -18,6 +18,7 @@ from genai_core.errors import BadInput, GenAIError
 from genai_runtime.executor import AdapterUse, Executor
 from genai_runtime.prefixes.cache import common
 from genai_runtime.sampling import TokenLogprob
+from genai_runtime.speculation.control import Speculation
 from genai_serving.api.model import ServedModel
 from genai_serving.engine import Engine
 from genai_serving.requests import AnswerRequest, Ended
@@ -45,8 +46,21 @@ class SystemPrompts:
     bytes: int = 0
 
     @classmethod
-    def of(cls, model: ServedModel, texts: Sequence[str], *, executor: Executor) -> SystemPrompts:
+    def of(
+        cls,
+        model: ServedModel,
+        texts: Sequence[str],
+        *,
+        executor: Executor,
+        speculation: Speculation | None = None,
+    ) -> SystemPrompts:
         """Of texts, for all that requests may name now.
+
+        Args:
+            model: That is served.
+            texts: System messages.
+            executor: Its own.
+            speculation: What guesses reads them too.
 
         Raises:
             BadInput: The model has no tokenizer, its template knows no system messages, or a
@@ -64,6 +78,8 @@ class SystemPrompts:
             prompts.append(tokens)
         names = tuple(model.adapters.names) if prompts else ()
         size = (1 + len(names)) * sum(executor.cache_bytes(one.size) for one in prompts)
+        if speculation is not None:
+            size += sum(speculation.cache_bytes(one.size) for one in prompts)
         return cls(tuple(prompts), names, size)
 
     def check(self, cache_bytes: int, prefix_bytes: int, whole: int) -> None:
