@@ -234,10 +234,8 @@ def render(
                         "action": "Ignore",
                         "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
                     },
-                    {
-                        "action": "FailJob",
-                        "onExitCodes": {"operator": "NotIn", "values": [0]},
-                    },
+                    # No rule fails the Job by an exit code: the controller holds such rules also
+                    # against pods that a suspension stopped, and a turn lost became a failure.
                 ]
             },
             "template": {"metadata": {"labels": labels}, "spec": _pod(request, run, access)},
