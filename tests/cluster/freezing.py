@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from tenant import Tenant, wait
@@ -94,7 +95,8 @@ def _stop(pod_uid: str) -> bool:
 def go_on(pod: dict[str, str]) -> None:
     """Let it work again."""
     for process in processes_of(pod["uid"]):
-        os.kill(process, signal.SIGCONT)
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGCONT)
 
 
 def send(pod: dict[str, str], number: signal.Signals, *, seconds: float = 20) -> None:
@@ -107,7 +109,8 @@ def send(pod: dict[str, str], number: signal.Signals, *, seconds: float = 20) ->
         for process in processes_of(pod["uid"]):
             if number is signal.SIGKILL or _catches(process, number):
                 os.kill(process, number)
-                os.kill(process, signal.SIGCONT)
+                with suppress(ProcessLookupError):  # killed, it may be gone by now
+                    os.kill(process, signal.SIGCONT)
                 return
         go_on(pod)
         assert time.monotonic() < deadline, f"{pod['name']} never listened"
