@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 _REFUSED = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST),
-    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 }
 """Of a path that the user named: the same command ends in the same way."""
 _INTERRUPTED = Interrupted("interrupted", remedy="the same command goes on where it stopped")

@@ -256,6 +256,13 @@ def test_killed_worker_gets_a_second_try_alone(build: Build) -> None:
     assert not run.failures
 
 
+def test_several_workers_that_were_killed_get_a_second_try(build: Build) -> None:
+    killed: dict[str, list[Ending]] = {name: [-signal.SIGKILL] for name in ("x1", "x2", "x3")}
+    run, pool, _, _ = build(*WIDE, script=killed, jobs=3)
+    assert [pool.ran.count(name) for name in killed] == [2, 2, 2]
+    assert not run.failures
+
+
 def test_worker_killed_twice_has_failed(build: Build) -> None:
     run, pool, _, _ = build(*CHAIN, script={"a": [-signal.SIGKILL, -signal.SIGKILL]})
     assert pool.ran == ["a", "a"]
@@ -315,6 +322,31 @@ def test_lost_blob_is_made_again(build: Build, store: DirectoryStore) -> None:
     assert "b" in pool.ran
     assert "a" not in pool.ran
     assert any("made again" in e.message for e in of(events, BuildWarning))
+
+
+def test_build_goes_on_when_all_that_it_made_is_lost(build: Build, store: DirectoryStore) -> None:
+    lost: list[Digest] = []
+
+    def wiped_once_c_runs() -> bool:
+        if not lost and store.get_record("arcl", key_of("b")) is not None:
+            lost.extend(stat.sha256 for stat in list(store.list_blobs()))
+            for digest in lost:
+                store.delete_blob(digest)
+        return False
+
+    missing = CorruptBlob("missing")
+    script: dict[str, list[Ending]] = {"b": [None, missing], "c": [missing]}
+    run, pool, machine, _ = build(*CHAIN, script=script, hold=wiped_once_c_runs)
+    assert pool.ran == ["a", "b", "c", "b", "a", "b", "c"]
+    assert not run.failures
+    assert machine.states[TaskId("c")] is TaskState.DONE
+    assert all(store.head_blob(digest) is not None for digest in lost)
+
+
+def test_task_that_loses_its_input_again_and_again_has_failed(build: Build) -> None:
+    run, pool, _, _ = build(*CHAIN, script={"b": [CorruptBlob("missing")] * 9})
+    assert pool.ran.count("b") == 2
+    assert run.failures[TaskId("b")].error.code == "CorruptBlob"
 
 
 def key_of(name: str) -> Key:

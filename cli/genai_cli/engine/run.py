@@ -106,6 +106,8 @@ class LocalRun:
         self._running: dict[int, _Attempt] = {}
         self._elsewhere: dict[TaskId, KeyLock] = {}
         self._attempts: dict[TaskId, int] = {}
+        self._made_at: dict[TaskId, int] = {}
+        """The attempt of each task that succeeded last."""
         self._told: dict[TaskId, str] = {}
         self._elsewhere_at = 0.0
         self._used = Usage(0, 0)
@@ -187,8 +189,8 @@ class LocalRun:
                 BuildWarning(f"it may need {need / 1e9:.1f} GB, more than there is", start.task)
             )
         attempt = self._attempts[start.task] = self._attempts.get(start.task, 0) + 1
-        stem = f"{len(self._attempts)}-{attempt}"
-        folder = self.work.path / stem
+        # Counted over all tasks: two of them may be at their second attempt.
+        folder = self.work.path / str(sum(self._attempts.values()))
         folder.mkdir()
         job = Job(folder / "task.json", folder / "result.json", folder, folder / "task.log")
         task_file = self.task_file(machine, start, threads)
@@ -213,7 +215,7 @@ class LocalRun:
             self._succeeded(machine, attempt, result, peak=ended.peak_memory_bytes)
             return
         error = from_dict(result.error) if result is not None and result.error else None
-        another = another_attempt(task, ended, error, tried=self._attempts[task])
+        another = another_attempt(task, ended, error, tried=self._tried(task))
         if another is not None:
             self.on_event(BuildWarning(another.why, task))
             if another.pause:
@@ -232,6 +234,10 @@ class LocalRun:
             )
         self._handle(machine, Failed(task, error))
 
+    def _tried(self, task: TaskId) -> int:
+        """Attempts since it last succeeded: what it made may have been lost since."""
+        return self._attempts[task] - self._made_at.get(task, 0)
+
     def _succeeded(
         self, machine: Machine, attempt: _Attempt, result: TaskResult, *, peak: int
     ) -> None:
@@ -241,6 +247,7 @@ class LocalRun:
             self._handle(machine, Crashed(task, alone=False))
             return
         self.records[task] = stored.record
+        self._made_at[task] = self._attempts[task]
         if result.outcome == "cached":
             self.cached.add(task)
             self.on_event(TaskCached(task, self.store.location))
