@@ -47,7 +47,7 @@ def changed_value(random: Random, value: Any) -> Any:
                 holder[key] = _nested(random.choice((5, 300)), lists=random.random() < 0.5)
             case 3:
                 other, place = random.choice(places)
-                holder[key] = copy.deepcopy(other[place]) if place in _keys(other) else 1
+                holder[key] = _copied(other[place]) if place in _keys(other) else 1
             case 4 if isinstance(holder[key], int | float):
                 holder[key] = holder[key] * random.choice((-1, 0, 2, 10**9))
             case 5 if isinstance(holder[key], str):
@@ -55,6 +55,14 @@ def changed_value(random: Random, value: Any) -> Any:
             case _:
                 holder[key] = copy.deepcopy(random.choice(_VALUES))
     return value
+
+
+def _copied(value: Any) -> Any:
+    """A copy; 1 of what was nested twice already, deeper than Python copies."""
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:
+        return 1
 
 
 def _keys(holder: Any) -> Any:
