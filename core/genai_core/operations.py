@@ -349,7 +349,7 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("compile", "compile_cpu", CompileCpuConfig, 1, _GRAPH, Backend.CPU),
     Operation("fidelity", "fidelity", FidelityConfig, 5, (*_GRAPH, "onnxruntime")),
-    Operation("lora_import", "lora_import", LoraImportConfig, 1, _GRAPH),
+    Operation("lora_import", "lora_import", LoraImportConfig, 2, _GRAPH),
     Operation("lora_graph", "lora_graph", LoraGraphConfig, 1, _GRAPH),
     Operation("lora_ranges", "lora_ranges", LoraRangesConfig, 1, (*_GRAPH, "onnxruntime")),
     Operation("package", "package", PackageConfig, 3, (*_GRAPH, "onnxruntime", "tokenizers")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from genai_runtime.executor import AdapterUse
 from genai_stages.fidelity.source_reference import SourceReference
 from genai_stages.fidelity.worn_source import Worn
 from genai_stages.graph.core_graph import read_facts
+from genai_stages.lora.importing import read_widths
 from genai_stages.operations import ingest, lora_import
 from genai_stages.stage import Context, StageResult
 
@@ -155,11 +157,56 @@ def test_import_refuses_an_adapter_that_changes_nothing(branched: Branched, tmp_
     assert "all of its branches are zero" in refused(branched, tmp_path / "zero", weights)
 
 
+def entry(width: float) -> dict[str, object]:
+    """As AIMET writes an activation's into an adapter's file."""
+    scale = width / 32768
+    return {"dtype": "INT", "bw": 16, "is_sym": True, "scale": [scale], "offset": [-32768.0],
+            "enc_type": "PER_TENSOR"}  # fmt: skip
+
+
+def as_0_6_1(width: float) -> list[dict[str, object]]:
+    return [{"bitwidth": 16, "dtype": "int", "is_symmetric": "True", "scale": width / 32768,
+             "offset": -32768, "min": -width, "max": width * 32767 / 32768}]  # fmt: skip
+
+
+def as_2_0_0(width: float) -> dict[str, object]:
+    return {"output_dtype": "int16", "y_scale": width / 32768}
+
+
+@pytest.mark.parametrize("form", [entry, as_0_6_1, as_2_0_0])
+def test_import_takes_the_ranges_of_branches_from_the_adapter_s_own_encodings(
+    branched: Branched, tmp_path: Path, form: Callable[[float], object]
+) -> None:
+    weights = random_weights(branched.sizes, rank=RANK, used=4)
+    roles = write_roles(tmp_path / "one" / "roles", weights)
+    first, second, *_ = read_facts(branched.core).lora
+    assert len(first.tensors) == 3, "x A, its product with B, and that times the factor"
+    given = {first.tensors[0]: form(3.0), first.tensors[1]: form(50.0), first.tensors[2]: form(7.0)}
+    given |= {second.tensors[0]: form(2.0)}  # what it adds is not said: measured
+    (roles / "lora.encodings").write_text(json.dumps(given))
+    imported(branched, tmp_path / "one", weights)
+    found = read_widths(tmp_path / "one")
+    assert list(found) == [f"{first.linear.removesuffix('.base')}.base"]
+    assert found[first.linear] == pytest.approx((3.0, 7.0), rel=1e-4)
+    plain = imported(branched, tmp_path / "two", weights)
+    assert plain.facts["rank"] == RANK
+    assert not read_widths(tmp_path / "two"), "PEFT's and others have none"
+
+
+def test_import_refuses_encodings_that_cannot_be_read(branched: Branched, tmp_path: Path) -> None:
+    weights = random_weights(branched.sizes, rank=RANK, used=4)
+    roles = write_roles(tmp_path / "one" / "roles", weights)
+    tensors = read_facts(branched.core).lora[0].tensors
+    wrong = {**entry(1.0), "scale": [-1.0]}
+    (roles / "lora.encodings").write_text(json.dumps({tensors[0]: entry(1.0), tensors[2]: wrong}))
+    assert tensors[2] in refused(branched, tmp_path / "one", weights)
+
+
 def test_import_refuses_encodings_of_another_export(branched: Branched, tmp_path: Path) -> None:
     weights = random_weights(branched.sizes, rank=RANK, used=4)
     roles = write_roles(tmp_path / "one" / "roles", weights)
     known = {name: {"bw": 16} for name in weights}
-    known |= {name: {} for one in read_facts(branched.core).lora for name in one.tensors}
+    known |= {name: entry(1.0) for one in read_facts(branched.core).lora for name in one.tensors}
     (roles / "lora.encodings").write_text(json.dumps(known))
     assert imported(branched, tmp_path / "one", weights).facts["rank"] == RANK
     (roles / "lora.encodings").write_text(json.dumps(known | {"x.lora_A.weight": {}}))

@@ -18,6 +18,7 @@ from lora_stages import merged as merged_weights
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
+from genai_core.facts import AdapterRanges
 from genai_core.names import Backend, Gaps
 from genai_core.operations import (
     ArclConfig,
@@ -188,6 +189,53 @@ def test_widened_keeps_what_holds_and_bits_of_what_does_not() -> None:
     assert float(found["grows"].low) == pytest.approx(-3.0, abs=0.02)
     assert float(found["grows"].high) == pytest.approx(2.0, abs=0.02)
     assert float(found["even"].high) == pytest.approx(4.0, abs=1e-3)
+
+
+def measured(merged: Merged, to: Path, adapters: Sequence[Path], *, alone: bool) -> AdapterRanges:
+    """Ranges of two adapters, worn together."""
+    given = {"core": merged.stages.core, "calibration": merged.stages.text,
+             "adapters": merged.graph}  # fmt: skip
+    given |= {f"adapter_{at}": path for at, path in enumerate(adapters)}
+    to.mkdir()
+    config = LoraRangesConfig(together=(((0, "0.5"), (1, "-0.25")),), alone=alone)
+    lora_ranges.run(given, config, to, fresh(merged.stages.root))
+    return read_ranges(to)
+
+
+def test_ranges_are_the_adapters_own_when_binaries_are_and_all_say_them(
+    stages: Stages, merged: Merged, tmp_path: Path
+) -> None:
+    """Shared graphs are held to what matrices bound: later adapters may come without any."""
+    own = {"small": (3.0, 5.0), "large": (1.0, 20.0)}
+    linears = {name: set(read_adapter(path / "adapter.safetensors").branches)
+               for name, path in stages.imported.items()}  # fmt: skip
+    said = {"small": linears["small"], "large": set(sorted(linears["large"])[1:])}
+    folders = []
+    for name, path in stages.imported.items():
+        folders.append(Path(shutil.copytree(path, tmp_path / name)))
+        widths = dict.fromkeys(said[name], own[name])
+        (folders[-1] / "encoded.json").write_text(json.dumps(widths))
+    plain = list(stages.imported.values())
+    bounds = measured(merged, tmp_path / "bounds", plain, alone=False).widest
+    found = measured(merged, tmp_path / "own", folders, alone=False).widest
+    seen = 0
+    for branch in read_inputs(merged.graph).branches:
+        touching = [name for name in own if branch.linear in linears[name]]
+        if not touching:
+            continue
+        down = max(own[name][0] for name in touching)
+        up = sum({"small": 0.5, "large": 0.25}[name] * own[name][1] for name in touching)
+        if all(branch.linear in said[name] for name in touching):
+            seen += 1
+            assert down <= found[branch.down] <= down * 1.4143
+            assert up <= found[branch.up] <= up * 1.4143
+        else:
+            assert found[branch.down] == bounds[branch.down]
+            assert found[branch.up] == bounds[branch.up]
+    assert seen == len(linears["large"]) - 1
+    shared = [measured(merged, tmp_path / f"shared_{at}", given, alone=True)
+              for at, given in enumerate((plain, folders))]  # fmt: skip
+    assert shared[0] == shared[1]
 
 
 def grids(folder: Path) -> dict[str, float]:

@@ -157,12 +157,14 @@ class Manifest(BaseModel):
     def with_adapter_files(self, files: Mapping[RelativePath, ManifestFile]) -> Manifest:
         """The manifest of the same container with these files below `adapters/`, and no others.
 
-        Without any it is the base's own: what a build without adapters writes.
+        Without any it is the base's own: on cpu what a build without adapters writes. Graphs of a
+        Snapdragon container still have the inputs then, which no such build makes, and it goes on
+        to state its base: servers keep what they prepared by it.
         """
         rest = {name: file for name, file in self.files.items() if not name.startswith(_ADAPTERS)}
         update = {"files": {**rest, **files}, "base": None, "schema_version": 1}
         plain = self.model_copy(update=update)
-        if not files:
+        if not files and self.target.backend is Backend.CPU:
             return plain
         return plain.with_base()
 

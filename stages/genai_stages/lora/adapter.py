@@ -29,11 +29,13 @@ class AdapterBranch:
         a: [rank, in], float32.
         b: [out, rank], float32.
         scale: The file's own factor.
+        widths: Largest absolute values of x A and of what is added, where its encodings say.
     """
 
     a: Floats
     b: Floats
     scale: float = 1.0
+    widths: tuple[float, float] | None = None
 
     @property
     def rank(self) -> int:

@@ -6,13 +6,14 @@ with zeros to the graph's rank, the factor standing in the graph. Columns that a
 they are left out, so an adapter has its own rank, and a module without one costs nothing.
 
 Encodings of an adapter (`<model>_<adapter>.encodings`: a bare object, name -> entry) are those of a
-device's integers; a cpu container computes branches in float32, so they are read to see that both
-files belong together.
+device's integers: the ranges of what is computed on its branches go on to binaries of its own. A
+cpu container computes branches in float32; there they show that both files belong together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from genai_core.facts import LoraBranch
 from genai_core.files.foreign import read_json_object
 from genai_core.sources.adapter_files import ADAPTER_ENCODINGS_ROLE, ADAPTER_WEIGHTS_ROLE
 from genai_stages.lora.adapter import Adapter, AdapterBranch, Floats, branch_of
+from genai_stages.lora.aimet_widths import adapter_widths
 from genai_stages.lora.tensors import Tensors
 
 __all__ = ["holds_aimet", "read_aimet"]
@@ -72,8 +74,12 @@ def read_aimet(folder: Path, branches: Sequence[LoraBranch], name: str) -> Adapt
             where=name,
             remedy="export the adapter after set_lora_weights",
         )
-    _check_encodings(folder / ADAPTER_ENCODINGS_ROLE, branches, name)
-    return Adapter(name, found)
+    entries = _encodings(folder / ADAPTER_ENCODINGS_ROLE, branches, name)
+    widths = adapter_widths(entries, branches, where=f"{name}: its encodings")
+    dressed = {
+        linear: replace(branch, widths=widths.get(linear)) for linear, branch in found.items()
+    }
+    return Adapter(name, dressed)
 
 
 def _check_names(given: Collection[str], known: Collection[str], *, where: str, what: str) -> None:
@@ -130,11 +136,13 @@ def _check_shape(branch: LoraBranch, key: str, array: Floats, *, first: bool, wh
         )
 
 
-def _check_encodings(path: Path, branches: Sequence[LoraBranch], where: str) -> None:
+def _encodings(path: Path, branches: Sequence[LoraBranch], where: str) -> Mapping[str, object]:
+    """Entries by name; none where there is no file."""
     if not path.is_file():
-        return
+        return {}
     entries: Mapping[str, object] = read_json_object(
         path, kind=BadAdapter, remedy="export the adapter's encodings again"
     )
     known = {half for branch in branches for half in (branch.a, branch.b, *branch.tensors)}
     _check_names(list(entries), known, where=f"{where}: its encodings", what="entries")
+    return entries

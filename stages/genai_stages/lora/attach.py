@@ -27,10 +27,12 @@ class SiteBranch:
     Attributes:
         a: [in, rank], float32.
         b: [rank, out], float32, the file's factor in it.
+        widths: See `AdapterBranch`.
     """
 
     a: Floats
     b: Floats
+    widths: tuple[float, float] | None = None
 
 
 def attach(adapter: Adapter, places: Sequence[LinearPlace]) -> dict[str, SiteBranch]:
@@ -102,7 +104,9 @@ def _site_branch(branch: AdapterBranch, part: BranchPart) -> SiteBranch:
     rows = slice(None) if part.rows is None else list(part.rows)
     b = branch.b[rows].T * np.float32(branch.scale)
     return SiteBranch(
-        np.ascontiguousarray(branch.a.T, dtype=np.float32), np.ascontiguousarray(b, np.float32)
+        np.ascontiguousarray(branch.a.T, dtype=np.float32),
+        np.ascontiguousarray(b, np.float32),
+        branch.widths,
     )
 
 

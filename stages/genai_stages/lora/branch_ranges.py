@@ -42,10 +42,13 @@ class Combination:
     Attributes:
         adapters: Each of them.
         alphas: Of each.
+        widths: Of each, linear -> largest absolute values of x A and of what is added at alpha 1,
+            where its own encodings say; empty: of none.
     """
 
     adapters: Sequence[AdapterWeights]
     alphas: Sequence[float]
+    widths: Sequence[Mapping[str, tuple[float, float]]] = ()
 
     def at(self, linear: str) -> tuple[Floats, Floats] | None:
         """A and B side by side, alphas in B; None where none of them touches the linear."""
@@ -58,6 +61,18 @@ class Combination:
             return None
         b = np.concatenate([b * np.float32(alpha) for _, b, alpha in found], axis=0)
         return np.concatenate([a for a, _, _ in found], axis=1), b
+
+    def encoded(self, linear: str) -> tuple[float, float] | None:
+        """Largest absolute values of x A and (x A) B; None unless all that touch it say theirs."""
+        pairs = [
+            (own.get(linear), alpha)
+            for adapter, own, alpha in zip(self.adapters, self.widths, self.alphas, strict=False)
+            if linear in adapter.branches
+        ]
+        known = [(own, abs(alpha)) for own, alpha in pairs if own is not None]
+        if not known or len(known) < len(pairs):
+            return None
+        return max(own[0] for own, _ in known), sum(own[1] * alpha for own, alpha in known)
 
 
 def input_norms(
@@ -111,8 +126,13 @@ def adapter_ranges(
     """
     widest = {}
     for branch in inputs.branches:
-        pairs = [pair for worn in combinations if (pair := worn.at(branch.linear)) is not None]
-        found = [branch_widths(a, b, norms[branch.linear]) for a, b in pairs]
+        found = []
+        for worn in combinations:
+            pair = worn.at(branch.linear)
+            if pair is not None:
+                widths = branch_widths(*pair, norms[branch.linear])
+                own = worn.encoded(branch.linear)
+                found.append(widths if own is None else (*widths[:2], *own))
         for place, name in enumerate(_measured(branch)):
             largest = max((widths[place] for widths in found), default=0.0)
             widest[name] = _step(max(largest * reserve, _LEAST))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import numpy as np
 from safetensors.numpy import save
 
 from genai_core.container.adapters import ADAPTER_FILE
-from genai_core.errors import DriftError
+from genai_core.errors import BadModel, DriftError
 from genai_stages.lora.adapter import Adapter
 from genai_stages.lora.attach import SiteBranch, attach, rank_of
 from genai_stages.lora.modules import LinearPlace, parts_of
 
-__all__ = ["Imported", "import_adapter"]
+__all__ = ["WIDTHS_FILE", "Imported", "import_adapter", "read_widths"]
 
+WIDTHS_FILE = "encoded.json"
+"""Linear -> [largest absolute value of x A, of what is added], of an adapter with encodings."""
 _TOLERANCE = 1e-5
 
 
@@ -29,12 +32,15 @@ class Imported:
         linears: How many linears it touches.
         modules: How many modules its file has.
         drift: Largest relative difference to the product of its file's matrices.
+        widths: Linear -> largest absolute values of x A and of what is added, where the adapter's
+            own encodings say.
     """
 
     rank: int
     linears: int
     modules: int
     drift: float
+    widths: Mapping[str, tuple[float, float]]
 
 
 def import_adapter(adapter: Adapter, places: Sequence[LinearPlace], path: Path) -> Imported:
@@ -61,7 +67,24 @@ def import_adapter(adapter: Adapter, places: Sequence[LinearPlace], path: Path) 
         tensors[f"{output}.A"] = branch.a
         tensors[f"{output}.B"] = branch.b
     path.write_bytes(save(tensors))
-    return Imported(rank_of(branches), len(branches), len(adapter.branches), drift)
+    widths = {name: one.widths for name, one in branches.items() if one.widths is not None}
+    return Imported(rank_of(branches), len(branches), len(adapter.branches), drift, widths)
+
+
+def read_widths(folder: Path) -> dict[str, tuple[float, float]]:
+    """What `lora_import` wrote into `WIDTHS_FILE`; nothing where the adapter has no encodings.
+
+    Raises:
+        BadModel: It is something else.
+    """
+    path = folder / WIDTHS_FILE
+    if not path.is_file():
+        return {}
+    try:
+        values = json.loads(path.read_bytes())
+        return {str(name): (float(down), float(up)) for name, (down, up) in values.items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise BadModel(f"cannot be read: {error}", where=path.name, remedy="build again") from error
 
 
 def _drift(

@@ -22,6 +22,7 @@ from genai_stages.fidelity.written_text import write_pieces
 from genai_stages.input_folders import token_pieces
 from genai_stages.lora.branch_inputs import RANGES_FILE, read_inputs
 from genai_stages.lora.branch_ranges import Combination, adapter_ranges, input_norms
+from genai_stages.lora.importing import read_widths
 from genai_stages.lora.laid_in import touched
 from genai_stages.lora.reached import REACHED_FILE, reached
 from genai_stages.stage import Context, Inputs, StageResult
@@ -38,10 +39,16 @@ def run(inputs: Inputs, config: LoraRangesConfig, out: Path, context: Context) -
     core = inputs["core"]
     numbers = range(sum(1 for name in inputs if name.startswith("adapter_")))
     adapters = [read_adapter(inputs[f"adapter_{number}"] / ADAPTER_FILE) for number in numbers]
+    widths = [read_widths(inputs[f"adapter_{number}"]) for number in numbers]
     groups = list(config.together)
     groups += [((number, "1.0"),) for number in numbers] if config.alone else []
     combinations = [
-        Combination([adapters[number] for number, _ in group], [float(a) for _, a in group])
+        Combination(
+            [adapters[number] for number, _ in group],
+            [float(a) for _, a in group],
+            # Where adapters share graphs, later ones are held to what their matrices alone bound.
+            () if config.alone else [widths[number] for number, _ in group],
+        )
         for group in groups
     ]
     scratch = context.scratch / "ranges"
