@@ -1,7 +1,7 @@
 """What guesses bring: the engine's tokens a second with them and without, in the same run.
 
     python benchmarks/speculation.py CONTAINER [--threads 1] [--clients 1 8] [--rounds 3]
-    python benchmarks/speculation.py CONTAINER --draft DRAFT --tokens eval.npy
+    python benchmarks/speculation.py CONTAINER [--draft DRAFT] --tokens eval.npy
 
 The first form forces the model along recorded traces: passes, caches and sampling are real, and
 the logits are replaced by ones whose most likely token is the trace's next. So a model of random
@@ -11,7 +11,8 @@ the prose trace goes on with a text that its prompt began. `scripted` guesses th
 wrong with a probability of 0.2 a token; its ceiling is E[tokens] / cost of such a pass.
 
 The second form lets a real model write and a real draft model guess, and tells tokens a pass. With
-`--draft CONTAINER/draft` an EAGLE head that the container carries guesses.
+`--draft CONTAINER/draft` an EAGLE head that the container carries guesses; a model that was trained
+to forecast guesses for itself.
 
 Methods take turns within a round, so that what else runs on the machine meets all of them; figures
 are medians of rounds. With one thread, seconds are this process's own CPU time: others on the
@@ -45,6 +46,7 @@ from genai_runtime.speculation.eagle import Eagle, Head
 from genai_runtime.speculation.lookahead import Lookahead
 from genai_runtime.speculation.method import Draft, Method
 from genai_runtime.speculation.ngram import Ngram
+from genai_runtime.speculation.ssd import Ssd
 from genai_runtime.speculation.suffix import Suffix
 from genai_runtime.tokenizer import TextTokenizer
 from genai_serving.engine import Engine
@@ -111,7 +113,11 @@ class Scripted:
 
     name = "scripted"
     free = True
-    branch_tokens = 0
+
+    def branch_tokens(self, guesses: int) -> int:
+        """None."""
+        del guesses
+        return 0
 
     def __init__(self, texts: Sequence[np.ndarray]) -> None:
         self._texts = {text[:PROMPT].tobytes(): text for text in texts}
@@ -327,6 +333,13 @@ def guesser(
     return {f"eagle {head.version}": lambda: Eagle(driven, vocab_size=target.vocab_size)}
 
 
+def forecasting(target: Executor, opened: Container) -> dict[str, Callable[[], Method]]:
+    """SSD, where the model was trained for it."""
+    if opened.metadata.forecast is None:
+        return {}
+    return {"ssd": lambda: Ssd(target, forecasts=GUESSES)}
+
+
 def real(target: Executor, guessing: dict[str, Callable[[], Method]], tokens: np.ndarray) -> None:
     """Tokens a pass of the target, with real guesses of greedy answers."""
     offered: dict[str, Callable[[], Method]] = {
@@ -379,9 +392,10 @@ def main() -> None:
             )
 
         target = opened(given.container)
-        if given.draft is not None:
-            draft = containers.load(given.draft)
-            guessing = guesser(target, opened(given.draft), draft)
+        if given.tokens is not None:
+            guessing = forecasting(target, containers.load(given.container))
+            if given.draft is not None:
+                guessing |= guesser(target, opened(given.draft), containers.load(given.draft))
             real(target, guessing, np.load(given.tokens))
         else:
             ceilings(target, given.clients)

@@ -29,6 +29,12 @@ MODEL = SourceName("model")
 DRAFT = SourceName("draft")
 """The draft model of `spec.speculation`."""
 
+FORECAST = SourceName("forecast")
+"""What `spec.speculation` names for SSD: tensors that a model was trained to forecast with."""
+
+FORECAST_ROLE = "forecast.safetensors"
+"""The one file of that source."""
+
 TOKEN_MAP_ROLE = "draft_token_map"  # noqa: S105 - no password
 """An EAGLE head's, among the files of its source; with the file's suffix."""
 

@@ -33,6 +33,7 @@ __all__ = [
     "ConvertCpuConfig",
     "ConvertHtpConfig",
     "FidelityConfig",
+    "ForecastImportConfig",
     "GraphConfig",
     "HeadConfig",
     "IngestConfig",
@@ -273,6 +274,15 @@ class UseCaseConfig(OperationConfig):
     adapters: tuple[WornConfig, ...]
 
 
+class ForecastImportConfig(OperationConfig):
+    """What a model was trained to forecast with, held against the model."""
+
+    tokens: int | None = None
+    """That there must be; None = any number."""
+    prefix: int | None = None
+    """Places of keys and values that there must be; 0 = none; None = some."""
+
+
 class PackageConfig(OperationConfig):
     """The container."""
 
@@ -352,6 +362,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("lora_import", "lora_import", LoraImportConfig, 2, _GRAPH),
     Operation("lora_graph", "lora_graph", LoraGraphConfig, 1, _GRAPH),
     Operation("lora_ranges", "lora_ranges", LoraRangesConfig, 1, (*_GRAPH, "onnxruntime")),
+    Operation("forecast_import", "forecast_import", ForecastImportConfig, 1, _GRAPH),
     Operation("package", "package", PackageConfig, 3, (*_GRAPH, "onnxruntime", "tokenizers")),
 )
 

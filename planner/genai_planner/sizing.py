@@ -46,6 +46,7 @@ _PER_FLOAT_BYTE = {
     "lora_import": 6.0,
     "lora_graph": 0.5,
     "lora_ranges": 1.5,
+    "forecast_import": 2.0,
 }
 """Peak memory beyond the base, in bytes for each byte of float weights that is held at once."""
 
@@ -70,6 +71,7 @@ _START_SECONDS = {
     "lora_import": 0.5,
     "lora_graph": 0.5,
     "lora_ranges": 3.0,
+    "forecast_import": 0.5,
 }
 """What even a tiny model takes: sessions, emulators, and the prompts that are recorded."""
 
@@ -89,6 +91,7 @@ _RATE = {
     "lora_import": 100.0,
     "lora_graph": 1000.0,
     "lora_ranges": 20.0,
+    "forecast_import": 100.0,
 }
 """MiB of float weights that one core gets through in a second."""
 

@@ -24,6 +24,7 @@ from genai_core.container.container_metadata import METADATA_VERSION, Metadata
 from genai_core.container.manifest import (
     DRAFT_FOLDER,
     EMULATION_FOLDER,
+    FORECAST_FILE,
     GOLDEN_FILE,
     MANIFEST_FILE,
     METADATA_FILE,
@@ -209,6 +210,7 @@ class Container:
                 adapters=weights,
                 worn=worn,
                 holds=self.holds,
+                prefix=self._prefix(),
             )
         self._need_twin()
         from genai_runtime.htp.executor import HtpSession
@@ -275,6 +277,7 @@ class Container:
                 branches=branches,
                 digest_of=digest_of,
                 holds=self.holds,
+                prefix=self._prefix(),
             )
         self._need_twin()
         index = self.adapters()
@@ -294,6 +297,15 @@ class Container:
             adapters=self._adapter_weights(given),
             context_length=longest,
         )
+
+    def _prefix(self) -> NDArray[np.float32] | None:
+        """Keys and values that forecast tokens alone see; None where there are none."""
+        forecast = self.metadata.forecast
+        if forecast is None or not forecast.prefix:
+            return None
+        from genai_runtime.cpu.prefix import read_prefix
+
+        return read_prefix(self.folder / FORECAST_FILE, forecast.prefix)
 
     def _places(self, context_length: int | None) -> int:
         """The context length to run with."""

@@ -109,10 +109,13 @@ class Tree:
         positions: [T] places in the text; those of siblings are equal.
         sees: bool [T, T]; token i attends to token j of this row, itself included, never to a
             later one. All of the slot's earlier tokens are seen.
+        prefixed: So many of the row's tokens, the last ones, also see the executor's trained
+            prefix. Neither they nor the prefix stay in the slot.
     """
 
     positions: NDArray[np.integer]
     sees: NDArray[np.bool_]
+    prefixed: int = 0
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,11 @@ class Executor(Protocol):
 
     @property
     def token_count(self) -> int:
-        """Ids of rows lie below it: V, but where a head guesses from a smaller vocabulary."""
+        """Ids of rows lie below it: rows of the embedding table.
+
+        V, but where a head guesses from a smaller vocabulary, or behind the text's tokens stand
+        those that a model forecasts with.
+        """
         ...
 
     @property
@@ -187,6 +194,11 @@ class Executor(Protocol):
     @property
     def trees(self) -> bool:
         """Whether a row may be a tree."""
+        ...
+
+    @property
+    def prefix(self) -> int:
+        """Places of trained keys and values that tokens of a tree may see; 0 = there are none."""
         ...
 
     @property
@@ -522,6 +534,11 @@ def _check_tree(row: Row, count: int, executor: Executor) -> None:
     where = f"slot {row.slot}: tree"
     if not executor.trees:
         raise BadInput("this executor verifies chains only", where=where)
+    if not 0 <= tree.prefixed <= count or (tree.prefixed and not executor.prefix):
+        raise BadInput(
+            f"{tree.prefixed} of {count} tokens are to see a prefix of {executor.prefix} places",
+            where=where,
+        )
     if tree.positions.shape != (count,) or tree.sees.shape != (count, count):
         raise BadInput(f"positions and mask are not those of {count} tokens", where=where)
     if int(tree.positions.min()) < 0 or int(tree.positions.max()) >= executor.context_length:

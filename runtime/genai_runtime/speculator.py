@@ -17,6 +17,7 @@ from genai_runtime.speculation.eagle import Eagle, Head
 from genai_runtime.speculation.lookahead import Lookahead
 from genai_runtime.speculation.method import Method
 from genai_runtime.speculation.ngram import Ngram
+from genai_runtime.speculation.ssd import Ssd
 from genai_runtime.speculation.suffix import Suffix
 
 _EAGLE_3 = 3
@@ -49,7 +50,7 @@ def open_speculation(
     Raises:
         BadInput: Answers would differ from plain ones and `lossy` was not asked for; the method
             needs trees and the executor takes none; the draft is no container, or of another
-            tokenizer.
+            tokenizer; the model was not trained to forecast, or fewer tokens.
     """
     if not steady and not config.lossy:
         raise BadInput(
@@ -72,6 +73,8 @@ def open_speculation(
                     min_token_prob=config.suffix_decoding_min_token_prob,
                 )
             )
+        elif name == "ssd":
+            methods.append(_ssd(config, target, tokenizer_of, where))
         elif name == "lookahead":
             if not target.trees:
                 raise BadInput(
@@ -93,6 +96,36 @@ def open_speculation(
         adaptive=config.adaptive,
         typical=config.typical,
     )
+
+
+def _ssd(
+    config: SpeculativeConfig, target: Executor, container: Container | None, where: str
+) -> Ssd:
+    forecast = None if container is None else container.metadata.forecast
+    if forecast is None:
+        raise BadInput(
+            "the container's model was not trained to forecast",
+            where=where,
+            remedy="build one that was, with spec.speculation and method Ssd, or use ngram or "
+            "suffix",
+        )
+    known = target.token_count - target.vocab_size, target.prefix
+    if not target.trees or known != (forecast.tokens, forecast.prefix):
+        raise BadInput(
+            f"ssd needs passes with {forecast.tokens} forecast tokens and a prefix of "
+            f"{forecast.prefix} places; here there are {known[0]} and {known[1]}"
+            + ("" if target.trees else ", and no trees"),
+            where=where,
+            remedy="run the cpu container of the same build",
+        )
+    if config.most > forecast.tokens:
+        raise BadInput(
+            f"the model forecasts {forecast.tokens} tokens, num_speculative_tokens is "
+            f"{config.most}",
+            where=where,
+            remedy=f"ask for {forecast.tokens} at most",
+        )
+    return Ssd(target, forecasts=config.most)
 
 
 def _draft_model(

@@ -27,6 +27,8 @@ from genai_runtime.executor import (
 from genai_runtime.session import SlotSession
 
 _MODULUS = 257
+_PREFIXED = 100
+"""Stands for a trained prefix in a state."""
 
 
 class ScriptedExecutor:
@@ -43,6 +45,8 @@ class ScriptedExecutor:
         adapters: What rows may wear; another state for each name and alpha.
         trees: Take trees: a token's state is then that of the tokens it sees.
         states: Give the state of every token out.
+        forecasts: Ids behind the vocabulary that rows may have too.
+        prefix: Places of a trained prefix: who sees it has another state.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class ScriptedExecutor:
         adapters: Collection[str] = (),
         trees: bool = False,
         states: bool = False,
+        forecasts: int = 0,
+        prefix: int = 0,
     ) -> None:
         random = np.random.default_rng(seed)
         self._adapters = set(adapters)
@@ -62,6 +68,7 @@ class ScriptedExecutor:
         self.most_adapters = 8
         self._trees = trees
         self._states = states
+        self._forecasts, self._prefix = forecasts, prefix
         self._table: NDArray[np.float64] = random.normal(size=(_MODULUS, vocab_size))
         self._context_length = context_length
         self._slots: SlotTable[list[tuple[int, int]]] = SlotTable()
@@ -138,8 +145,13 @@ class ScriptedExecutor:
 
     @property
     def token_count(self) -> int:
-        """As many as there are logits."""
-        return self.vocab_size
+        """As many as there are logits, and those to forecast with."""
+        return self.vocab_size + self._forecasts
+
+    @property
+    def prefix(self) -> int:
+        """As given."""
+        return self._prefix
 
     @property
     def states(self) -> Mapping[str, int]:
@@ -185,6 +197,7 @@ class ScriptedExecutor:
         for row, tokens in zip(rows, checked, strict=True):
             held, states = self._slots[row.slot], []
             start = len(held)
+            prefixed = 0 if row.tree is None else row.tree.prefixed
             for place, token in enumerate(tokens):
                 held.append((int(token), self._worn(row.adapters)))
                 seen = held
@@ -193,7 +206,9 @@ class ScriptedExecutor:
                     seen = held[:start] + [
                         item for item, there in zip(held[start:], sees, strict=False) if there
                     ]
-                states.append(_state(seen))
+                sees_prefix = place >= len(tokens) - prefixed
+                states.append(_state([*seen, (_PREFIXED, 0)] if sees_prefix else seen))
+            del held[len(held) - prefixed :]
             wanted = np.asarray(states[len(states) - row.want.count(tokens.size) :], dtype=np.intp)
             outputs.append(
                 RowOutput(

@@ -58,6 +58,7 @@ class Shape:
         embedding_scale: Whether embeddings are multiplied with sqrt(hidden).
         tied: Whether lm_head shares the embedding's bytes.
         seed: Of the weights.
+        forecasts: Rows of the embedding behind the vocabulary.
     """
 
     layers: int = 2
@@ -80,6 +81,7 @@ class Shape:
     embedding_scale: bool = False
     tied: bool = False
     seed: int = 0
+    forecasts: int = 0
 
 
 def rope_table(theta: float, rotary_dim: int) -> RopeTable:
@@ -115,7 +117,9 @@ class _Builder:
         shape, writer = self.shape, self.writer
         writer.input("input_ids", [1, "T"], ir.DataType.INT64)
         table = writer.weight(
-            "model.embed_tokens.weight", self._matrix(shape.vocab, shape.hidden), group="embed"
+            "model.embed_tokens.weight",
+            self._matrix(shape.vocab + shape.forecasts, shape.hidden),
+            group="embed",
         )
         stream = writer.node(
             "Gather",

@@ -338,3 +338,9 @@ def test_an_uploaded_draft_is_pinned_and_its_files_are_called_by_their_roles() -
          "onnx": "model.onnx"}
     ]  # fmt: skip
     assert written["speculation"][0]["source"] == "./draft", "what was given stays"
+    part = {"method": "Ssd", "source": "./ssd", "tensorFile": "ssd_params.safetensors"}
+    found = uploaded_draft({"speculation": [part]}, "s3://b/sources/sha256-00", "sha256:00")
+    assert found["speculation"] == [
+        {"method": "Ssd", "source": "s3://b/sources/sha256-00", "digest": "sha256:00",
+         "tensorFile": "forecast.safetensors"}
+    ]  # fmt: skip

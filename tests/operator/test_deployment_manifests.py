@@ -241,7 +241,6 @@ def test_memory_is_sized_from_the_container_and_given_is_given() -> None:
 
 
 NOT_YET: dict[str, Any] = {
-    "spec.speculation.method Ssd": {"speculation": {"method": "Ssd"}},
     "spec.adapters[0].source": {"adapters": [{"name": "a", "source": "s3://a/b"}]},
 }
 

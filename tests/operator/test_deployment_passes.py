@@ -367,11 +367,11 @@ def test_a_refusal_is_said_in_the_apiservers_words(
 def test_a_field_that_nothing_serves_stalls_and_what_serves_goes_on(room: Room) -> None:
     room.build(A)
     room.serve()
-    room.spec = {**room.spec, "speculation": {"method": "Ssd"}}
+    room.spec = {**room.spec, "adapters": [{"name": "a", "source": "s3://a/b"}]}
     room.generation += 1
     room.go()
     assert room.ready == ("False", "NotServedYet")
-    assert "spec.speculation" in room.message
+    assert "spec.adapters[0].source" in room.message
     assert room.status["revision"]["current"] == A
     assert ("Available", "True") in {(c["type"], c["status"]) for c in room.status["conditions"]}
 

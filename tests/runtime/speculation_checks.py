@@ -29,7 +29,9 @@ class Forced:
 
     name = "forced"
     free = True
-    branch_tokens = 0
+
+    def branch_tokens(self, guesses: int) -> int:
+        return 0
 
     def __init__(
         self, answer: Sequence[int], wrong: Sequence[int] = (), *, vocab_size: int

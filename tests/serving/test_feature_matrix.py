@@ -9,6 +9,7 @@ import concurrent.futures
 import itertools
 import json
 import re
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "lookahead": {"method": "lookahead", "window": 4, "ngram": 4, "gcap": 4},
     "draft_model": {"method": "draft_model"},
     "eagle": {"method": "eagle"},
+    "ssd": {"method": "ssd"},
 }
+CONTAINERS = {"eagle": "eagle3", "ssd": "ssd"}
+"""Those of methods that the first one does not serve."""
 ALWAYS = {"num_speculative_tokens": 3, "adaptive": False}
 FEATURES = (
     "adapter", "different adapters at once", "prefix cache", "n > 1", "stream",
@@ -48,8 +52,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def containers(home: Path) -> dict[str, Path]:
-    """Adapters and a draft model in one, the same adapters and an EAGLE head in the other."""
-    return {name: built(home, name) for name in ("draft", "eagle3")}
+    """The same adapters with a draft model, an EAGLE head, and tensors to forecast with."""
+    return {name: built(home, name) for name in ("draft", *CONTAINERS.values())}
 
 
 def built(home: Path, name: str) -> Path:
@@ -58,12 +62,23 @@ def built(home: Path, name: str) -> Path:
         yaml.safe_load((EXAMPLE / f"{part}.yaml").read_text()) for part in ("adapters", name)
     )
     spec = build["spec"] | {"speculation": other["spec"]["speculation"], "golden": {}}
+    if name == "ssd":
+        spec["model"] = {"source": str(extended(home))}
     for entry in (spec["model"], *spec["lora"]["adapters"], *spec["speculation"]):
         entry["source"] = str(EXAMPLE / entry["source"])
     file = home / f"{name}.yaml"
     file.write_text(yaml.safe_dump(build | {"metadata": {"name": BASE}, "spec": spec}))
     ran = Program(home).ok("build", "-f", file, "--output", home / name, "--json")
     return Path(ran.json["containers"]["cpu"]["path"])
+
+
+def extended(home: Path) -> Path:
+    """The example's model with rows for the tokens that it forecasts with."""
+    script = runpy.run_path(str(EXAMPLE / "ssd" / "extend_model.py"))
+    script["extend"](
+        EXAMPLE / "model", EXAMPLE / "ssd" / "forecast.safetensors", home / "model-ssd"
+    )
+    return home / "model-ssd"
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +184,7 @@ def test_every_pair_of_features_answers_as_plain_decoding(
     expected: dict[frozenset[str], Any],
     method: str,
 ) -> None:
-    container = containers["eagle3" if method == "eagle" else "draft"]
+    container = containers[CONTAINERS.get(method, "draft")]
     arguments = []
     if method != "none":
         arguments = ["--speculative-config", json.dumps(ALWAYS | METHODS[method])]

@@ -36,9 +36,18 @@ from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.problems import nearest
 from genai_core.kinds.reading import is_local
-from genai_core.names import DRAFT, MODEL, TOKEN_MAP_ROLE, SourceName, adapter_source
+from genai_core.names import (
+    DRAFT,
+    FORECAST,
+    FORECAST_ROLE,
+    MODEL,
+    TOKEN_MAP_ROLE,
+    SourceName,
+    adapter_source,
+)
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.build_sources import BuildSource, model_spec, of_source, sources_of
+from genai_core.sources.forecast_files import inspect_forecast
 from genai_core.sources.source_files import SourceFacts, calibration_role, inspect_source
 from genai_core.store.address import StoreAddress
 from genai_core.wire import REQUESTED_AT
@@ -190,7 +199,7 @@ def _upload(
             address = _sent(place, facts, build.metadata.name)
             if source.name == MODEL:
                 body["spec"] = uploaded(build.spec, body["spec"], address, facts.digest)
-            elif source.name == DRAFT:
+            elif source.name in (DRAFT, FORECAST):
                 body["spec"] = uploaded_draft(body["spec"], address, facts.digest)
             else:
                 body["spec"] = uploaded_adapter(body["spec"], source.name, address, facts.digest)
@@ -208,6 +217,10 @@ def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
         except GenAIError as error:
             raise of_source(error, source.name) from error
     folder = Path(expanded(source.address.removeprefix("file://"))).absolute()
+    if source.name == FORECAST:
+        return inspect_forecast(
+            folder, known_digests(), where=source.field, pin=source.pin, **source.files
+        )
     return inspect_adapter(folder, known_digests(), where=source.field, pin=source.pin)
 
 
@@ -246,7 +259,7 @@ def uploaded_adapter(written: Json, name: SourceName, address: str, digest: str)
 
 
 def uploaded_draft(written: Json, address: str, digest: str) -> Json:
-    """The spec with an uploaded draft model; see `uploaded`."""
+    """The spec with what guesses uploaded; see `uploaded`."""
     (part,) = written["speculation"]
     found = {**part, "source": address, "digest": digest}
     found.pop("secretRef", None)  # the store's own credentials read it
@@ -255,6 +268,8 @@ def uploaded_draft(written: Json, address: str, digest: str) -> Json:
             found[field] = role
     if "draftTokenMap" in found:
         found["draftTokenMap"] = f"{TOKEN_MAP_ROLE}{Path(found['draftTokenMap']).suffix}"
+    if "tensorFile" in found:
+        found["tensorFile"] = FORECAST_ROLE
     return {**written, "speculation": [found]}
 
 

@@ -21,10 +21,19 @@ from genai_core.facts import ModelFacts
 from genai_core.files.digest_cache import FileCache
 from genai_core.files.home import expanded
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import DRAFT, MODEL, TOKEN_MAP_ROLE, Backend, SourceName, TaskId
+from genai_core.names import (
+    DRAFT,
+    FORECAST,
+    MODEL,
+    TOKEN_MAP_ROLE,
+    Backend,
+    SourceName,
+    TaskId,
+)
 from genai_core.operations import OPERATIONS, operation_of
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.build_sources import model_spec, of_source, sources_of
+from genai_core.sources.forecast_files import inspect_forecast
 from genai_core.sources.source_address import readable_name
 from genai_core.sources.source_files import SourceFacts, inspect_source
 from genai_core.store.layered import layers
@@ -303,7 +312,7 @@ def read_plan(
 def _others(
     spec: BuildSpec, base_dir: Path, cache: FileCache, named: Iterable[str]
 ) -> dict[SourceName, SourceFacts]:
-    """The files of each adapter, and of a draft model.
+    """The files of each adapter, and of what guesses.
 
     Raises:
         GenAIError: One is not there, broken, or not what the spec pins.
@@ -330,7 +339,8 @@ def _others(
             except GenAIError as error:
                 raise of_source(error, DRAFT) from error
             continue
-        found[source.name] = inspect_adapter(
+        inspect = inspect_forecast if source.name == FORECAST else inspect_adapter
+        found[source.name] = inspect(
             folder, cache, where=source.field, pin=source.pin, **source.files
         )
     return found

@@ -9,11 +9,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from genai_core.facts import AdapterInputs, AdapterRanges, RopeTable
 from genai_core.names import Backend
 
-METADATA_VERSION = 3
-"""The newest version of metadata.json that this program reads. 2 has `head`, 3 `adapter_inputs`."""
+METADATA_VERSION = 4
+"""The newest version of metadata.json that this program reads. 2 has `head`, 3 `adapter_inputs`,
+4 `forecast`."""
 
 ADAPTER_INPUTS_VERSION = 3
 """The version that has `adapter_inputs`."""
+
+FORECAST_VERSION = 4
+"""The version that has `forecast`."""
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,6 +59,17 @@ class HeadInfo(BaseModel):
     """Of the model. `vocab_size` is that of the head's logits."""
 
 
+class ForecastInfo(BaseModel):
+    """With what the model forecasts its own next tokens (SSD)."""
+
+    model_config = _FROZEN
+
+    tokens: int = Field(ge=1)
+    """Ids behind the vocabulary."""
+    prefix: int = Field(ge=0)
+    """Places of keys and values that they alone see; in `manifest.FORECAST_FILE`."""
+
+
 class Metadata(BaseModel):
     """metadata.json: what a program needs to drive the graphs."""
 
@@ -75,3 +90,5 @@ class Metadata(BaseModel):
     """With which the graphs take adapters (htp). Since version 3, as the next one."""
     adapter_ranges: AdapterRanges | None = None
     """What these inputs can hold; None where they are floating point."""
+    forecast: ForecastInfo | None = None
+    """Since version 4."""

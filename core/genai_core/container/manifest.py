@@ -40,6 +40,10 @@ EMULATION_FOLDER = "emulation"
 DRAFT_FOLDER = "draft"
 """A container of its own: the model that guesses tokens ahead."""
 
+FORECAST_FILE = "speculation/ssd/forecast.safetensors"
+"""`forecast_prefix` float32 [layers, 2 (keys, values), KV heads, P, head_dim], as a cache has them:
+what forecast tokens alone see."""
+
 TOKEN_MAP_FILE = "token_map.json"  # noqa: S105 - no password
 """Of an EAGLE head with a vocabulary of its own: an array, the model's token by the head's."""
 

@@ -269,7 +269,8 @@ class BuildSpec(KindModel):
     lora: Lora | None = None
     """Adapters that the container carries."""
     speculation: Annotated[list[SpeculationPart], Field(max_length=1)] = Field(default_factory=list)
-    """A draft model or an EAGLE head that the container carries (cpu)."""
+    """What guesses tokens, carried by the container (cpu): a draft model, an EAGLE head, or what
+    the model itself forecasts with (SSD)."""
     store: StoreRef = Field(default_factory=StoreRef)
     run: Run = Field(default_factory=Run)
 

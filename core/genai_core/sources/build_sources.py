@@ -12,7 +12,8 @@ from dataclasses import field as dataclass_field
 
 from genai_core.errors import GenAIError, from_dict
 from genai_core.kinds.build import BuildSpec, GoldenPrompts, ModelSource, Quantization
-from genai_core.names import DRAFT, MODEL, TOKEN_MAP_ROLE, SourceName, adapter_source
+from genai_core.kinds.speculation import SpeculationPartMethod
+from genai_core.names import DRAFT, FORECAST, MODEL, TOKEN_MAP_ROLE, SourceName, adapter_source
 
 __all__ = ["BuildSource", "model_spec", "of_source", "sources_of"]
 
@@ -22,13 +23,13 @@ class BuildSource:
     """One source.
 
     Attributes:
-        name: `model`, `adapter:c-headers`, `draft`.
+        name: `model`, `adapter:c-headers`, `draft`, `forecast`.
         address: As the spec has it.
         field: That names it, for messages.
         secret: Name of the Secret with its credentials; empty: the store's.
         pin: `sha256:...` that its content must have; None = any.
         files: Of an adapter or draft, what the spec names in it: `weights`, `onnx`, `encodings`,
-            `draft_token_map` -> file.
+            `draft_token_map`, `tensor_file` -> file.
     """
 
     name: SourceName
@@ -67,14 +68,14 @@ def sources_of(spec: BuildSpec) -> tuple[BuildSource, ...]:
     for number, part in enumerate(spec.speculation):
         found.append(
             BuildSource(
-                DRAFT,
+                FORECAST if part.method is SpeculationPartMethod.SSD else DRAFT,
                 part.source,
                 f"spec.speculation[{number}].source",
                 part.secret_ref.name if part.secret_ref is not None else "",
                 part.digest,
                 {
                     name: file
-                    for name in ("onnx", "encodings", TOKEN_MAP_ROLE)
+                    for name in ("onnx", "encodings", TOKEN_MAP_ROLE, "tensor_file")
                     if (file := getattr(part, name)) is not None
                 },
             )

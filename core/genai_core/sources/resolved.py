@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_json
 from genai_core.files.paths import FileName, RelativePath
-from genai_core.names import DRAFT, MODEL, Digest, Key, SourceName
+from genai_core.names import DRAFT, FORECAST, MODEL, Digest, Key, SourceName
 from genai_core.sources.build_sources import sources_of
 
 if TYPE_CHECKING:  # workers read answers and know no specs
@@ -63,7 +63,7 @@ class ResolveFile(BaseModel):
     """The names of files in the spec's `quantization`."""
     pin: str | None = None
     """The digest that the spec pins, of a source that cannot be listed without reading it."""
-    what: Literal["adapter"] | None = None
+    what: Literal["adapter", "forecast"] | None = None
     """None: a model."""
 
 
@@ -110,7 +110,9 @@ def resolve_file(
             if one.name == source
             for name, file in one.files.items()
         }
-        what: Literal["adapter"] | None = None if source == DRAFT else "adapter"
+        what: Literal["adapter", "forecast"] | None = "adapter"
+        if source in (DRAFT, FORECAST):
+            what = None if source == DRAFT else "forecast"
         return ResolveFile(uri=uri, pin=pin, model=files, quantization={}, what=what)
     return ResolveFile(
         uri=uri,

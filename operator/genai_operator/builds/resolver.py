@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
-from genai_core.names import DRAFT, MODEL, Key, SourceName, TaskId
+from genai_core.names import DRAFT, FORECAST, MODEL, Key, SourceName, TaskId
 from genai_core.reasons import Reason
 from genai_core.redaction import hidden_queries
 from genai_core.sources.build_sources import BuildSource
@@ -118,7 +118,7 @@ class Resolver:
         found = ResolvedSource.model_validate(record.facts)
         if source.pin not in {None, found.digest}:
             raise Stalled(
-                "BadModel" if source.name in (MODEL, DRAFT) else "BadAdapter",
+                "BadModel" if source.name in (MODEL, DRAFT, FORECAST) else "BadAdapter",
                 f"the content of {place.uri} is {found.digest}, not the {source.pin} that "
                 f"{source.pin_field} pins",
             )

@@ -10,7 +10,6 @@ from genai_core.kinds.deployment import DeploymentSpec, ServedContainer
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import Backend
 from genai_core.reasons import Reason
-from genai_operator.deployments.manifests import METHODS
 from genai_operator.errors import Stalled, Waiting
 
 __all__ = ["check_adapters", "check_name", "check_served", "serving_image"]
@@ -48,8 +47,6 @@ def check_served(spec: DeploymentSpec) -> None:
 
 
 def _not_yet(spec: DeploymentSpec) -> Iterator[str]:
-    if spec.speculation is not None and spec.speculation.method not in METHODS:
-        yield f"spec.speculation.method {spec.speculation.method}"
     for index, adapter in enumerate(spec.adapters):
         if adapter.source is not None:
             yield f"spec.adapters[{index}].source"

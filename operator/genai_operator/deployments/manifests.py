@@ -56,8 +56,9 @@ METHODS = {
     SpeculationMethod.EAGLE: "eagle",
     SpeculationMethod.NGRAM: "ngram",
     SpeculationMethod.LOOKAHEAD: "lookahead",
+    SpeculationMethod.SSD: "ssd",
 }
-"""Those that servers have -> what they call them."""
+"""What servers call them."""
 _DRAIN_DELAY = 5
 """Seconds that a pod goes on answering after SIGTERM: until every node knows that it goes."""
 _MARGIN = 5

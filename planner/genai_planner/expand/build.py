@@ -20,8 +20,9 @@ from genai_core.operations import IngestConfig
 from genai_planner.expand import cpu, htp
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.draft import draft_context, refuse_draft
+from genai_planner.expand.forecast import expand_forecast, refuse_forecast
 from genai_planner.expand.grid import derive_graphs
-from genai_planner.expand.head import head_config, is_head
+from genai_planner.expand.head import head_config, is_draft, is_head
 from genai_planner.expand.inputs import ingest_id
 from genai_planner.expand.lora import import_adapters, refuse_adapters
 from genai_planner.plan import Plan, Selection, Task
@@ -54,6 +55,7 @@ def expand_ingest(
     _check_gaps(spec, sources[MODEL], cpu=Backend.CPU in backends)
     refuse_adapters(spec)
     refuse_draft(spec, backends)
+    refuse_forecast(spec, backends)
     return Plan(
         tuple(
             _ingest(spec, name, source, shape=(shapes or {}).get(name))
@@ -90,10 +92,10 @@ def expand(
     head = head_config(spec, sources, shapes)
     context = PlanContext(spec, shapes[MODEL], sources[MODEL], grid, head=head)
     adapters = tuple(import_adapters(context, sources))
-    parts = [Plan(adapters, notes=grid.notes, warnings=grid.warnings)]
+    parts = [Plan(adapters, notes=grid.notes, warnings=grid.warnings), expand_forecast(context)]
     if chips:
         parts.append(htp.expand_htp(context, chips))
-    if spec.speculation:
+    if is_draft(spec):
         draft = draft_context(context, sources, shapes[DRAFT])
         parts += [
             replace(cpu.expand_draft(draft, target), notes=draft.grid.notes) for target in targets

@@ -20,6 +20,7 @@ from genai_core.operations import (
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.draft import draft_inputs
+from genai_planner.expand.forecast import forecast_inputs
 from genai_planner.expand.lora import (
     adapter_inputs,
     adapter_names,
@@ -236,6 +237,7 @@ class _Builder:
                 **adapter_inputs(self.spec),
                 **adapter_yardstick(self.context),
                 **draft_inputs(self.spec, self.target.name),
+                **forecast_inputs(self.spec),
                 **self._measured(),
             },
             demand=self._package_demand(),

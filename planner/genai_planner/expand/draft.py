@@ -13,7 +13,7 @@ from genai_core.sources.build_sources import model_spec
 from genai_planner.expand import inputs
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.grid import GraphGrid
-from genai_planner.expand.head import is_head, said_of_head
+from genai_planner.expand.head import is_draft, is_head, said_of_head
 from genai_planner.plan import Inputs
 from genai_planner.shape import ModelShape
 from genai_planner.sources import Sources
@@ -27,7 +27,7 @@ def refuse_draft(spec: BuildSpec, backends: set[Backend]) -> None:
     Raises:
         InvalidSpec: There is one, and an htp target.
     """
-    if spec.speculation and Backend.HTP in backends:
+    if is_draft(spec) and Backend.HTP in backends:
         kind = "EAGLE heads" if is_head(spec) else "draft models"
         raise InvalidSpec(
             f"{kind} are built into cpu containers alone",
@@ -75,4 +75,4 @@ def draft_package(target: str) -> TaskId:
 
 def draft_inputs(spec: BuildSpec, target: str) -> Inputs:
     """What the model's package reads."""
-    return {DRAFT: inputs.whole(draft_package(target))} if spec.speculation else {}
+    return {DRAFT: inputs.whole(draft_package(target))} if is_draft(spec) else {}

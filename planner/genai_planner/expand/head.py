@@ -18,11 +18,16 @@ from genai_core.operations import HeadConfig
 from genai_planner.shape import ModelShape
 from genai_planner.sources import Sources
 
-__all__ = ["head_config", "is_head", "said_of_head"]
+__all__ = ["head_config", "is_draft", "is_head", "said_of_head"]
 
 _LAYERS = "eagle_aux_hidden_state_layer_ids"
 _WHERE = "spec.speculation[0]"
 _LAST = -1
+
+
+def is_draft(spec: BuildSpec) -> bool:
+    """Whether what guesses is a model of its own, an EAGLE head included."""
+    return any(part.method is not SpeculationPartMethod.SSD for part in spec.speculation)
 
 
 def is_head(spec: BuildSpec) -> bool:

@@ -6,7 +6,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from genai_core.canonical import digest_file
 from genai_core.facts import RopeTable
@@ -35,6 +37,7 @@ class CpuSession(SlotSession):
         adapters: What rows may wear, by name.
         worn: What this sequence wears.
         holds: Which files the model's data may lie in; None = any of its folder.
+        prefix: See `CpuExecutor`.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
@@ -52,16 +55,22 @@ class CpuSession(SlotSession):
         adapters: Mapping[str, AdapterWeights] | None = None,
         worn: Sequence[AdapterUse] = (),
         holds: Holds | None = None,
+        prefix: NDArray[np.float32] | None = None,
     ) -> None:
         opened = read_model(model, holds=holds)
         known = processor.features() if features is None else features
         exact = opened.wide and processor.saturates(known)
         bank = AdapterBank(adapters or {}, threads=threads or os.cpu_count() or 1)
         sessions = PlainSessions(
-            opened, threads=threads, exact=exact, linears=bank.linears, parts=bank.parts
+            opened,
+            threads=threads,
+            exact=exact,
+            linears=bank.linears,
+            parts=bank.parts,
+            prefix=prefix is not None,
         )
         executor = CpuExecutor(
-            opened, sessions, context_length=context_length, rope=rope, bank=bank
+            opened, sessions, context_length=context_length, rope=rope, bank=bank, prefix=prefix
         )
         super().__init__(executor, worn)
 
@@ -79,6 +88,7 @@ def open_executor(
     branches: Iterable[AdapterShape] = (),
     digest_of: DigestOf = digest_file,
     holds: Holds | None = None,
+    prefix: NDArray[np.float32] | None = None,
 ) -> CpuExecutor:
     """Several sequences over one model file, by graphs that are prepared in a cache.
 
@@ -94,6 +104,7 @@ def open_executor(
         branches: Adapters that may come: what they touch can be adapted.
         digest_of: How cached files are compared with their digests.
         holds: Which files the model's data may lie in; None = any of its folder.
+        prefix: See `CpuExecutor`.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
@@ -117,6 +128,7 @@ def open_executor(
         exact=exact,
         linears=bank.linears,
         parts=bank.parts,
+        prefix=prefix is not None,
         digest_of=digest_of,
     )
     sessions = PreparedSessions(folder, threads=threads, exact=exact)
@@ -135,4 +147,5 @@ def open_executor(
         rope=rope,
         bank=bank,
         numerics=numerics,
+        prefix=prefix,
     )

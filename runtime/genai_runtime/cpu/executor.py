@@ -15,6 +15,7 @@ from genai_runtime.cpu.bank import AdapterBank, AdapterWeights
 from genai_runtime.cpu.binding import BoundGraph
 from genai_runtime.cpu.layout import RowPart, lay_out
 from genai_runtime.cpu.model import CpuModel
+from genai_runtime.cpu.prefix import prefix_inputs
 from genai_runtime.cpu.sessions import Sessions
 from genai_runtime.cpu.slots import SPARE, Slot, bucketed, cache_bytes
 from genai_runtime.executor import (
@@ -43,6 +44,8 @@ class CpuExecutor:
         bank: The adapters that rows may wear; None = none. The sessions' graphs have branches at
             its linears.
         numerics: See `KeyValueHost`.
+        prefix: Trained keys and values that tokens of trees may see, as `cpu.prefix` takes them;
+            None = none. The sessions' graphs with trees take it.
 
     Raises:
         BadInput: The context length is below 1.
@@ -58,6 +61,7 @@ class CpuExecutor:
         rope: Mapping[str, RopeTable] | None = None,
         bank: AdapterBank | None = None,
         numerics: Mapping[str, Any] | None = None,
+        prefix: NDArray[np.float32] | None = None,
     ) -> None:
         if context_length < 1:
             raise BadInput("must be at least 1", where="context length")
@@ -65,7 +69,12 @@ class CpuExecutor:
         self._context_length = context_length
         self.numerics: Mapping[str, Any] = numerics or {}
         self._bank = AdapterBank({}) if bank is None else bank
-        self._tables = _tables(model.rope if rope is None else rope, context_length + SPARE)
+        rope = model.rope if rope is None else rope
+        self._prefix = 0 if prefix is None else prefix.shape[3]
+        # Attention wants a row of them for every place, whatever the positions are.
+        self._tables = _tables(rope, context_length + SPARE + self._prefix)
+        if prefix is not None:
+            self._tables |= prefix_inputs(model, prefix, rope)
         self._tables |= self._bank.values
         self._slots: SlotTable[Slot] = SlotTable()
         self._filler = Slot(model.cache, _FILLER)
@@ -135,6 +144,11 @@ class CpuExecutor:
         return not self._model.windows
 
     @property
+    def prefix(self) -> int:
+        """As given."""
+        return self._prefix
+
+    @property
     def states(self) -> Mapping[str, int]:
         """As the model names its further outputs."""
         return self._model.states
@@ -169,8 +183,8 @@ class CpuExecutor:
         """One pass; in several runs where there are more rows than the largest graph has."""
         checked = checked_rows(rows, self)
         slots = [self._slots[row.slot] for row in rows]
-        for slot, tokens in zip(slots, checked, strict=True):
-            self._grow(slot, slot.length + tokens.size)
+        for row, slot, tokens in zip(rows, slots, checked, strict=True):
+            self._grow(slot, slot.length + tokens.size + self._prefix_of(row))
         outputs: list[RowOutput] = []
         assert self._sessions is not None
         most = self._sessions.sizes[-1]
@@ -232,14 +246,22 @@ class CpuExecutor:
         parts = [
             None
             if number is None
-            else RowPart(tokens[number], slots[number].length, rows[number].want, rows[number].tree)
+            else RowPart(
+                tokens[number],
+                slots[number].length,
+                rows[number].want,
+                rows[number].tree,
+                self._prefix_of(rows[number]),
+            )
             for number in chosen
         ]
         layout = lay_out(parts, trees=graph.trees)
         if self._bank.linears:
             lengths = layout.inputs["packed.lengths"].tolist()
             worn = [() if number is None else rows[number].adapters for number in chosen]
-            wide = np.asarray(layout.inputs["packed.wide"], np.int64)
+            # A prefix lies behind all tokens, and no linear reads it: any row will do for it there.
+            last = layout.inputs["input_ids"].size - 1
+            wide = np.minimum(np.asarray(layout.inputs["packed.wide"], np.int64), last)
             layout.inputs.update(self._bank.inputs(list(zip(worn, lengths, strict=True)), wide))
         for name in self._model.given:
             values = [rows[number].given[name] for number in chosen if number is not None]
@@ -249,8 +271,8 @@ class CpuExecutor:
         first = 0
         for number, (begin, end) in zip(chosen, layout.wanted, strict=True):
             if number is not None:
-                count = tokens[number].size
-                slots[number].length += count
+                count, tree = tokens[number].size, rows[number].tree
+                slots[number].length += count - (0 if tree is None else tree.prefixed)
                 outputs[number] = RowOutput(
                     made.logits[begin:end],
                     made.hidden[begin:end] if rows[number].hidden else None,
@@ -260,6 +282,10 @@ class CpuExecutor:
                 )
                 first += count
         return [outputs[number] for number in range(len(rows))]
+
+    def _prefix_of(self, row: Row) -> int:
+        """Places of the prefix that stand among a row's tokens for the pass."""
+        return self._prefix if row.tree is not None and row.tree.prefixed else 0
 
     def _grow(self, slot: Slot, tokens: int) -> None:
         before = slot.values

@@ -25,12 +25,19 @@ class RowPart:
         past: Tokens that the slot holds.
         want: Which of them yield logits.
         tree: As the row's.
+        prefix: Places of the trained prefix that stand before the tokens which see it.
     """
 
     tokens: NDArray[np.int64]
     past: int
     want: Want
     tree: Tree | None = None
+    prefix: int = 0
+
+    @property
+    def chain(self) -> int:
+        """Tokens before those that see the prefix."""
+        return self.tokens.size - (0 if self.tree is None else self.tree.prefixed)
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ def lay_out(parts: Sequence[RowPart | None], *, trees: bool) -> PassLayout:
     ends: list[tuple[int, int]] = []
     inputs: dict[str, NDArray[np.generic]] = {}
     start = 0
+    total = sum(part.tokens.size for part in parts if part is not None)
     for place, part in enumerate(parts):
         past = 0 if part is None else part.past
         if part is None:
@@ -76,7 +84,12 @@ def lay_out(parts: Sequence[RowPart | None], *, trees: bool) -> PassLayout:
             count = part.tokens.size
             width = max(count, _TWICE)
             own = np.minimum(np.arange(start, start + width), start + count - 1)
-            kept.append(len_of(wide) + np.arange(count))
+            places = np.arange(count)
+            if part.prefix:  # its keys and values lie behind the tokens of all rows
+                own = np.insert(own, part.chain, np.arange(total, total + part.prefix))
+                places[part.chain :] += part.prefix
+                width += part.prefix
+            kept.append(len_of(wide) + places)
             chosen = np.arange(start + count - part.want.count(count), start + count)
             tokens.append(part.tokens)
             positions.append(past + np.arange(count) if part.tree is None else part.tree.positions)
@@ -111,13 +124,29 @@ def _tree_inputs(
     place: int, part: RowPart | None, past: int, width: int
 ) -> dict[str, NDArray[np.generic]]:
     bias = np.zeros((1, 1, width, past + width), np.float32)
-    positions = past + np.arange(width)
+    positions: NDArray[np.integer] = past + np.arange(width)
     if part is not None and part.tree is not None:
-        count = part.tokens.size
-        bias[0, 0, :count, past : past + count][~part.tree.sees] = HIDDEN
-        positions = np.minimum(np.arange(width), count - 1)
-        positions = np.asarray(part.tree.positions)[positions]
+        sees, positions = _with_prefix(part, part.tree)
+        count = len(positions)
+        bias[0, 0, :count, past : past + count][~sees] = HIDDEN
+        positions = positions[np.minimum(np.arange(width), count - 1)]
     return {
         f"packed.positions.{place}": positions.astype(np.int64)[None],
         f"packed.bias.{place}": bias,
     }
+
+
+def _with_prefix(part: RowPart, tree: Tree) -> tuple[NDArray[np.bool_], NDArray[np.integer]]:
+    """Mask and positions of a row with its prefix, which lies before the tokens that see it.
+
+    Its keys are rotated already: at position 0 nothing is turned.
+    """
+    if not part.prefix:
+        return tree.sees, np.asarray(tree.positions)
+    at = [part.chain] * part.prefix
+    sees = np.insert(np.insert(tree.sees, at, False, axis=0), at, False, axis=1)
+    behind = part.chain + part.prefix
+    sees[behind:, part.chain : behind] = True
+    inside = np.arange(part.chain, behind)
+    sees[inside, inside] = True
+    return sees, np.insert(np.asarray(tree.positions), at, 0)

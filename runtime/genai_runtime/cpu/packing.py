@@ -14,6 +14,9 @@ slot on that slot's own buffers, a Concat. Nothing is padded, and no row sees an
              seqlens_k.{r}, total.{r} int32 [1]: tokens of row r after the pass, less 1 and as is
              positions.{r} int64 [1, T], bias.{r} float32 [1, 1, T, tokens after the pass]: with
                `trees` only, both as GroupQueryAttention takes them
+             prefix.{l}.query, .key, .value float32 [1, P, width], or .joined where attention takes
+               all in one tensor: with `prefix`, what stands behind the N tokens when `wide` gathers
+               them; trained keys and values that no linear makes
              past_key_values.{l}.key.{r} / .value.{r}, rotary tables: as the container's model
                has them
              further float inputs [1, N, width], as the container's model has them
@@ -49,17 +52,21 @@ from genai_runtime.cpu.onnx_edits import (
 
 _PRODUCTS = ("MatMul", "MatMulNBits")
 _QKV = range(3)
+_KINDS = ("query", "key", "value")
 _PAST_KEY, _PAST_VALUE, _SEQLENS, _TOTAL = 3, 4, 5, 6
 _COS, _SIN, _POSITIONS, _BIAS = 7, 8, 9, 10
 
 
-def packed(model: onnx.ModelProto, rows: int, *, trees: bool = False) -> onnx.ModelProto:
+def packed(
+    model: onnx.ModelProto, rows: int, *, trees: bool = False, prefix: bool = False
+) -> onnx.ModelProto:
     """The model of `rows` slots; weights stay where they are.
 
     Args:
         model: A container's, as `stages/genai_stages/backends/cpu/cpu_model.py` says.
         rows: Slots of a pass.
         trees: With inputs for positions and masks of each row.
+        prefix: With inputs for a trained prefix; with trees alone.
 
     Raises:
         BadModel: It has no attention, or its logits come from no linear.
@@ -73,7 +80,10 @@ def packed(model: onnx.ModelProto, rows: int, *, trees: bool = False) -> onnx.Mo
         raise BadModel("has no GroupQueryAttention", where="model.onnx")
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        nodes += _unrolled(node, rows, trees=trees) if node.op_type == ATTENTION else [node]
+        if node.op_type != ATTENTION:
+            nodes.append(node)
+            continue
+        nodes += _unrolled(node, rows, trees=trees, prefix=prefix)
     replace_all(graph.node, in_order(nodes))
     _declare(graph, rows, trees=trees)
     drop_unused(graph)
@@ -114,15 +124,25 @@ def without_trees(model: onnx.ModelProto) -> onnx.ModelProto:
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
+    plain = {n.output[0]: n.input[0] for n in graph.node if _adds_prefix(n)}
     for node in graph.node:
+        for place, name in enumerate(node.input):
+            if name in plain:
+                node.input[place] = plain[name]
         if node.op_type == ATTENTION:
             inputs = list(node.input)[:_POSITIONS]
             while not inputs[-1]:
                 inputs.pop()
             replace_all(node.input, inputs)
+    drop_unused(graph)
     used = readers(graph.node)
     replace_all(graph.input, [value for value in graph.input if used[value.name]])
     return made
+
+
+def prefix_input(layer: str, kind: str) -> str:
+    """Name of a trained prefix for an attention's query, key, value or all of them, joined."""
+    return f"packed.prefix.{layer}.{kind}"
 
 
 def cache_inputs(layer_tensor: str, row: int) -> tuple[str, str]:
@@ -136,6 +156,10 @@ def _rows_of(graph: onnx.GraphProto) -> int:
 
 def _of_row(name: str, endings: set[str]) -> bool:
     return name.startswith("present.") and any(name.endswith(end) for end in endings)
+
+
+def _adds_prefix(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Concat" and node.input[-1].startswith("packed.prefix.")
 
 
 def _joins_rows(node: onnx.NodeProto) -> bool:
@@ -193,21 +217,28 @@ def _give_positions(graph: onnx.GraphProto) -> None:
             node.input[3] = "packed.positions"
 
 
-def _unrolled(node: onnx.NodeProto, rows: int, *, trees: bool) -> Iterator[onnx.NodeProto]:
+def _unrolled(
+    node: onnx.NodeProto, rows: int, *, trees: bool, prefix: bool
+) -> Iterator[onnx.NodeProto]:
     """One attention as one for each row."""
     context = node.output[0]
+    layer = node.output[1].removeprefix("present.").removesuffix(".key")
     parts: list[list[str]] = [[""] * len(_QKV) for _ in range(rows)]
     for place in _QKV:
         tensor = node.input[place]
         if not tensor:  # query, key and value in one tensor
             continue
+        if prefix:
+            longer = f"{context}.prefixed{place}"
+            kind = _KINDS[place] if node.input[1] else "joined"
+            yield make("Concat", [tensor, prefix_input(layer, kind)], [longer], axis=1)
+            tensor = longer
         wide = f"{context}.wide{place}"
         yield make("Gather", [tensor, "packed.wide"], [wide], axis=1)
         pieces = [f"{wide}.row{row}" for row in range(rows)]
         yield make("Split", [wide, "packed.lengths"], pieces, axis=1)
         for row, piece in enumerate(pieces):
             parts[row][place] = piece
-    layer = node.output[1].removeprefix("present.").removesuffix(".key")
     for row in range(rows):
         inputs = list(parts[row])
         inputs += [cache_inputs(f"{layer}.{kind}", row)[0] for kind in ("key", "value")]
@@ -241,6 +272,7 @@ def _declare(graph: onnx.GraphProto, rows: int, *, trees: bool) -> None:
         value("packed.lengths", ints, [rows]),
         value("packed.wanted", ints, ["W"]),
     ]
+    inputs += [value(n.input[-1], floats, [1, "P", "D"]) for n in graph.node if _adds_prefix(n)]
     states = [v for v in graph.output if v.name not in ("logits", "packed.hidden")]
     states = [v for v in states if not v.name.startswith("present.")]
     for state in states:

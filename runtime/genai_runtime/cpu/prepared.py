@@ -44,6 +44,9 @@ _FORMAT = 1
 _BRANCHES = 2
 """The form of branches for adapters."""
 
+_PREFIX = 1
+"""The form of a trained prefix's inputs."""
+
 _DATA_FILE = "weights.data"
 _INDEX_FILE = "prepared.json"
 _PART = ".part-"
@@ -96,6 +99,7 @@ def prepare(
     exact: bool,
     linears: Sequence[str] = (),
     parts: int = 1,
+    prefix: bool = False,
     digest_of: DigestOf = digest_file,
 ) -> Path:
     """The prepared folder of a model, from the cache where it is there and whole.
@@ -108,6 +112,7 @@ def prepare(
         exact: See `sessions.session_options`.
         linears: Those that get branches for adapters.
         parts: Of their ranks; see `branches`.
+        prefix: Trees may see a trained prefix.
         digest_of: How files are compared with prepared.json. `FileCache.digest` reads gigabytes
             once and not again while they do not change.
 
@@ -124,6 +129,7 @@ def prepare(
             "features": sorted(features),
             "exact": exact,
             **(branches if linears else {}),
+            **({"prefix": _PREFIX} if prefix else {}),
         }
     )
     folder = cache / key[:32]
@@ -133,7 +139,7 @@ def prepare(
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = Path(tempfile.mkdtemp(prefix=_PART, dir=cache))
     try:
-        _write(model, part, exact=exact, linears=linears, parts=parts)
+        _write(model, part, exact=exact, linears=linears, parts=parts, prefix=prefix)
         _publish(part, folder, digest_of)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -141,12 +147,20 @@ def prepare(
     return folder
 
 
-def _write(model: CpuModel, out: Path, *, exact: bool, linears: Sequence[str], parts: int) -> None:
+def _write(
+    model: CpuModel,
+    out: Path,
+    *,
+    exact: bool,
+    linears: Sequence[str],
+    parts: int,
+    prefix: bool,
+) -> None:
     work = out / "work"
     work.mkdir()
     source = model.path.parent
     adapted = branched(model.proto, linears, parts=parts)
-    whole = packed(fused(adapted, source, work), SIZES[-1], trees=True)
+    whole = packed(fused(adapted, source, work), SIZES[-1], trees=True, prefix=prefix)
     for name in {_location(tensor) for tensor in whole.graph.initializer} - {""}:
         if not (work / name).exists():
             _link(source / name, work / name)

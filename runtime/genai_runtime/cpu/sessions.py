@@ -71,6 +71,7 @@ class PlainSessions:
         sizes: Rows; each size prepacks the weights for itself, so more than one costs memory.
         linears: Those that get branches for adapters.
         parts: Of the ranks; see `branches`.
+        prefix: Trees may see a trained prefix.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class PlainSessions:
         sizes: tuple[int, ...] = (1,),
         linears: Sequence[str] = (),
         parts: int = 1,
+        prefix: bool = False,
     ) -> None:
         self._model = model
         self._proto = branched(model.proto, linears, parts=parts)
         self._threads = threads
         self._exact = exact
         self._sizes = sizes
+        self._prefix = prefix
         self._open: dict[tuple[int, bool], Any] = {}
 
     @property
@@ -103,6 +106,8 @@ class PlainSessions:
                 "session.model_external_initializers_file_folder_path",
                 str(self._model.path.parent.resolve()),
             )
-            made = packed(self._proto, rows, trees=trees).SerializeToString()
-            self._open[rows, trees] = open_session(made, options, where=self._model.path)
+            made = packed(self._proto, rows, trees=trees, prefix=trees and self._prefix)
+            self._open[rows, trees] = open_session(
+                made.SerializeToString(), options, where=self._model.path
+            )
         return self._open[rows, trees]

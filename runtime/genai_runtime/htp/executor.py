@@ -149,6 +149,11 @@ class HtpExecutor:
         return True
 
     @property
+    def prefix(self) -> int:
+        """None: Genie drives a container that was trained to forecast."""
+        return 0
+
+    @property
     def states(self) -> Mapping[str, int]:
         """None: its graphs give logits out alone."""
         return {}

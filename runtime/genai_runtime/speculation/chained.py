@@ -15,12 +15,15 @@ class Chained:
         methods: At least one; their drafts have no branches.
     """
 
-    branch_tokens = 0
-
     def __init__(self, methods: Sequence[Method]) -> None:
         self._methods = tuple(methods)
         self.name = ",".join(method.name for method in methods)
         self.free = all(method.free for method in methods)
+
+    def branch_tokens(self, guesses: int) -> int:
+        """None."""
+        del guesses
+        return 0
 
     def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Tell all."""

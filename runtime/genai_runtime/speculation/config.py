@@ -10,13 +10,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from genai_core.errors import BadInput
 from genai_runtime.sampling import Typical
 
-METHODS = ("ngram", "suffix", "lookahead", "draft_model", "eagle", "eagle3")
+METHODS = ("ngram", "suffix", "lookahead", "ssd", "draft_model", "eagle", "eagle3")
 """What this program has. `eagle` takes a head of either version, `eagle3` one of version 3."""
 _WITH_MODEL = ("draft_model", "eagle", "eagle3")
 CHAINED = ("ngram", "suffix")
 """Those that may stand beside others: they cost no pass, and have no branch."""
 
 _DEFAULT_TOKENS = 4
+_DEFAULT_FORECASTS = 2
+"""Of ssd: each guess more adds a group of forecasts to every pass."""
 _WHERE = "speculation"
 _NO_MEANING = {
     "quantization": "the draft container is quantized by its own build",
@@ -205,7 +207,9 @@ def named_config(
         names = [name.strip() for name in text.split(",") if name.strip()]
         given |= {"method": names[0]} if len(names) == 1 else {"methods": names}
         if not {"suffix", "lookahead"} & set(names):
-            given["num_speculative_tokens"] = _DEFAULT_TOKENS
+            given["num_speculative_tokens"] = (
+                _DEFAULT_FORECASTS if names == ["ssd"] else _DEFAULT_TOKENS
+            )
     if draft is not None:
         given["model"] = draft
     if tokens is not None:

@@ -142,8 +142,8 @@ class Speculation:
 
     @property
     def branch_tokens(self) -> int:
-        """The method's."""
-        return self._method.branch_tokens
+        """Tokens of a draft's branch at most."""
+        return self._method.branch_tokens(self._most)
 
     def cache_bytes(self, tokens: int) -> int:
         """Memory that a sequence of so many tokens takes beside the target's."""
@@ -197,7 +197,6 @@ class Speculation:
         rows = len(rooms)
         if self._failed or (self._adaptive and self.costs.plain_is_due(rows)):
             return {}
-        branch = self._method.branch_tokens
         wanted = {}
         for key, room in rooms.items():
             member = self._members.get(key)
@@ -206,11 +205,11 @@ class Speculation:
             length = self._most
             if self._adaptive:
                 length = member.length.chosen(
-                    self.costs, rows, branch=branch, free=self._method.free
+                    self.costs, rows, branch=self._method.branch_tokens, free=self._method.free
                 )
-            length = min(length, room.answer, room.slot - branch)
+            length = min(length, room.answer, self._guesses_within(room.slot))
             if length > 0:
-                wanted[key] = length + branch
+                wanted[key] = length + self._method.branch_tokens(length)
         return wanted
 
     def propose(self, granted: Mapping[int, int], writing: Sequence[int] = ()) -> dict[int, Draft]:
@@ -222,11 +221,10 @@ class Speculation:
                 them too, only to be compared with what comes.
         """
         self._drafted, self._plain_token = 0.0, None
-        branch = self._method.branch_tokens
         counts = {
-            key: tokens - branch
+            key: guesses
             for key, tokens in granted.items()
-            if key in self._members and tokens > branch
+            if key in self._members and (guesses := self._guesses_within(tokens)) > 0
         }
         asked = dict(counts)
         if self._method.free and self._adaptive:
@@ -274,6 +272,12 @@ class Speculation:
                 member.counts.add(len(guesses), accepted)
         member.draft, member.verified = NOTHING, False
         self._try(lambda: self._method.extend(key, tokens, branch))
+
+    def _guesses_within(self, tokens: int) -> int:
+        """The most guesses of a draft that adds so many tokens to a pass; 0 where none fits."""
+        lengths = range(self._most, 0, -1)
+        fits = (n for n in lengths if n + self._method.branch_tokens(n) <= tokens)
+        return next(fits, 0)
 
     def finish(self, key: int) -> Counts:
         """A sequence has ended; what came of its drafts."""

@@ -52,7 +52,6 @@ class DraftModel:
 
     name = "draft_model"
     free = False
-    branch_tokens = 0
 
     def __init__(self, executor: Executor, *, vocab_size: int) -> None:
         self._executor = executor
@@ -83,6 +82,11 @@ class DraftModel:
         if self._files is not None:
             self._files.save(held)
         self._cache.pin(held)
+
+    def branch_tokens(self, guesses: int) -> int:
+        """None."""
+        del guesses
+        return 0
 
     def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Have a slot, with what is kept of such a beginning; nothing is read yet."""

@@ -8,6 +8,7 @@ where plain decoding is faster. There is no clock here: seconds are told.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -109,13 +110,20 @@ class Length:
         self._right = self._right * _FORGET + accepted
         self._tried = self._tried * _FORGET + tried
 
-    def chosen(self, costs: Costs, rows: int, *, branch: int = 0, free: bool = True) -> int:
+    def chosen(
+        self,
+        costs: Costs,
+        rows: int,
+        *,
+        branch: Callable[[int], int] = lambda _: 0,
+        free: bool = True,
+    ) -> int:
         """The length with the most tokens for the time.
 
         Args:
             costs: Of passes with so many rows.
             rows: That write.
-            branch: Tokens that each draft adds to a pass beyond its guesses.
+            branch: Length -> tokens that such a draft adds to a pass beyond its guesses.
             free: Guessing takes no time. Otherwise a length of 0 is left after a while for a try:
                 nothing else would tell that guesses have become better.
         """
@@ -124,7 +132,7 @@ class Length:
         tokens = 1.0
         for length in range(1, self.most + 1):
             tokens += self.acceptance**length
-            taken = costs.factor(rows, (length + branch) * rows) + price * length * rows
+            taken = costs.factor(rows, (length + branch(length)) * rows) + price * length * rows
             if tokens / taken > gain:
                 best, gain = length, tokens / taken
         if best:

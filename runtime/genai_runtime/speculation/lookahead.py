@@ -59,9 +59,13 @@ class Lookahead:
 
     def __init__(self, *, window: int, ngram: int, gcap: int) -> None:
         self._window, self._ngram, self._gcap = window, ngram, gcap
-        self.branch_tokens = window * (ngram - 1) - 1
         self._offsets, self._sees = _layout(window, ngram - 1)
         self._sequences: dict[int, _Sequence] = {}
+
+    def branch_tokens(self, guesses: int) -> int:
+        """The window, whatever is guessed beside it."""
+        del guesses
+        return len(self._offsets)
 
     def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Fill the window with tokens of the prompt: any will do, the model improves them."""

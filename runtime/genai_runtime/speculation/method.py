@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -22,12 +22,29 @@ class Branch:
         tokens: B ids.
         offsets: [B] their positions behind the newest known token.
         sees: bool [B, B]; token i attends to branch token j. All see the newest known token and
-            what lies before it, none sees a guess.
+            what lies before it.
+        guesses: [B] how many guesses each sees, ascending; None = none of them sees one.
+        prefixed: They see the executor's trained prefix too.
     """
 
     tokens: tuple[int, ...]
     offsets: NDArray[np.int64]
     sees: NDArray[np.bool_]
+    guesses: NDArray[np.int64] | None = None
+    prefixed: bool = False
+
+    def behind(self, count: int) -> Branch:
+        """It without the tokens that see more than so many guesses."""
+        if self.guesses is None or not (self.guesses > count).any():
+            return self
+        kept = int((self.guesses <= count).sum())
+        return replace(
+            self,
+            tokens=self.tokens[:kept],
+            offsets=self.offsets[:kept],
+            sees=self.sees[:kept, :kept],
+            guesses=self.guesses[:kept],
+        )
 
 
 @dataclass(frozen=True)
@@ -48,8 +65,10 @@ class Draft:
         return len(self.tokens) + (0 if self.branch is None else len(self.branch.tokens))
 
     def first(self, count: int) -> Draft:
-        """It with at most so many guesses; the branch stays."""
-        return Draft(self.tokens[:count], self.branch)
+        """It with at most so many guesses; the branch stays, as far as it sees no others."""
+        return Draft(
+            self.tokens[:count], None if self.branch is None else self.branch.behind(count)
+        )
 
     def tree(self, start: int) -> Tree | None:
         """The tree of the row [newest token, guesses, branch] at cache place `start`.
@@ -65,8 +84,11 @@ class Draft:
         sees[:chain, :chain] = np.tril(np.ones((chain, chain), np.bool_))
         sees[chain:, 0] = True
         sees[chain:, chain:] = self.branch.sees
+        if self.branch.guesses is not None:
+            sees[chain:, 1:chain] = np.arange(chain - 1) < self.branch.guesses[:, None]
         positions = np.concatenate([np.arange(chain), self.branch.offsets]) + start
-        return Tree(positions.astype(np.int64), sees)
+        seen = len(self.branch.tokens) if self.branch.prefixed else 0
+        return Tree(positions.astype(np.int64), sees, prefixed=seen)
 
     def row(self, newest: int) -> NDArray[np.int64]:
         """Tokens of the row that verifies it."""
@@ -93,9 +115,11 @@ class Method(Protocol):
         """A proposal takes next to no time: no model runs for it."""
         ...
 
-    @property
-    def branch_tokens(self) -> int:
-        """Tokens of each draft's branch; 0 = none. Above 0 the executor must take trees."""
+    def branch_tokens(self, guesses: int) -> int:
+        """Tokens of the branch of a draft of so many guesses, not fewer with more of them.
+
+        Above 0 the executor must take trees.
+        """
         ...
 
     def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:

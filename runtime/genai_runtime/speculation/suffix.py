@@ -37,7 +37,6 @@ class Suffix:
 
     name = "suffix"
     free = True
-    branch_tokens = 0
 
     def __init__(
         self,
@@ -55,6 +54,11 @@ class Suffix:
         self._prompts: dict[int, int] = {}
         self._cache = History()
         self._sizes: deque[int] = deque()
+
+    def branch_tokens(self, guesses: int) -> int:
+        """None."""
+        del guesses
+        return 0
 
     def start(self, key: int, tokens: Sequence[int], foresee: Foresee | None = None) -> None:
         """Remember the prompt."""

@@ -3,9 +3,9 @@
 Inputs: the core graph's `facts.json` and `model.onnx`; what compile wrote (cpu: `model.onnx` and
 `model.data`; htp: `part_k_of_N.bin` with its `.json`, and `emulation/` where it was made);
 `fidelity.json`; from the source the encodings, tokenizer and configuration files; `draft`, the
-container of a draft model or EAGLE head, where there is one; of a head, its token map;
-`adapter_<number>`, and `adapters` and `ranges`, how static graphs take them, or
-`case_<number>_part_<split>`, binaries that have them in them.
+container of a draft model or EAGLE head, where there is one; of a head, its token map; `forecast`,
+what forecast_import wrote; `adapter_<number>`, and `adapters` and `ranges`, how static graphs take
+them, or `case_<number>_part_<split>`, binaries that have them in them.
 
 The manifest names every file with its digest, and its own digest is the container's revision, so
 nothing measured may stand in such a file. `report.json` and `golden.json`, whose margins another
@@ -25,7 +25,13 @@ from numpy.typing import NDArray
 
 from genai_core.canonical import digest_bytes, digest_file, digest_json
 from genai_core.container.adapters import merged_folder
-from genai_core.container.container_metadata import ADAPTER_INPUTS_VERSION, GraphInfo, Metadata
+from genai_core.container.container_metadata import (
+    ADAPTER_INPUTS_VERSION,
+    FORECAST_VERSION,
+    ForecastInfo,
+    GraphInfo,
+    Metadata,
+)
 from genai_core.container.manifest import (
     EMULATION_FOLDER,
     GENIE_FILE,
@@ -44,7 +50,7 @@ from genai_core.container.manifest import (
 from genai_core.container.report import report_bytes
 from genai_core.errors import BadModel, DriftError, NotRunnableHere
 from genai_core.facts import ModelFacts, RopeTable
-from genai_core.names import DRAFT, Backend, Precision
+from genai_core.names import DRAFT, FORECAST, Backend, Precision
 from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.toolchain import version_of
 from genai_runtime import container, golden
@@ -69,6 +75,7 @@ from genai_stages.measured import read_measurements
 from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.package.container_adapters import place_adapters
 from genai_stages.package.container_draft import head_info, place_draft
+from genai_stages.package.container_forecast import place_forecast
 from genai_stages.package.container_htp import GraphAdapters, HtpParts, collect_parts
 from genai_stages.package.merged_cases import of_base, place_merged
 from genai_stages.package.second_opinion import ask_genie
@@ -96,6 +103,7 @@ class _Draft:
     library: dict[str, str] = field(default_factory=dict)
     native_kv: bool | None = None
     adapters: GraphAdapters | None = None
+    forecast: ForecastInfo | None = None
     warnings: list[str] = field(default_factory=list)
 
 
@@ -103,7 +111,8 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     """Write the container's folder; run it once where that is possible here."""
     # What lies in the draft's folder must not be taken for the model's.
     given, guessing = inputs, inputs.get(DRAFT)
-    inputs = {k: v for k, v in inputs.items() if not k.startswith(YARDSTICK) and k != DRAFT}
+    others = (DRAFT, FORECAST)
+    inputs = {k: v for k, v in inputs.items() if not k.startswith(YARDSTICK) and k not in others}
     every, inputs = inputs, of_base(inputs)
     core = core_folder(inputs)
     facts = read_facts(core)
@@ -131,6 +140,8 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
             place(token_map, out / TOKEN_MAP_FILE)
     if guessing is not None:
         place_draft(guessing, out, facts, draft.files)
+    if FORECAST in given:
+        draft.forecast = place_forecast(given[FORECAST], out)
     metadata = Metadata(
         schema_version=_metadata_version(config, draft),
         backend=config.backend,
@@ -142,6 +153,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         head=head_info(facts, config.head),
         adapter_inputs=draft.adapters.inputs if draft.adapters else None,
         adapter_ranges=draft.adapters.ranges if draft.adapters else None,
+        forecast=draft.forecast,
     )
     _write_json(out / METADATA_FILE, metadata.model_dump(mode="json", exclude_none=True))
     if config.merged is not None:
@@ -182,6 +194,8 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
 
 def _metadata_version(config: PackageConfig, draft: _Draft) -> int:
     """The oldest version that has all fields."""
+    if draft.forecast is not None:
+        return FORECAST_VERSION
     if draft.adapters is not None:
         return ADAPTER_INPUTS_VERSION
     return 1 if config.head is None else 2

@@ -26,6 +26,7 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import TOKEN_MAP_ROLE, Digest, Key
 from genai_core.redaction import hidden_queries
 from genai_core.sources.adapter_files import inspect_adapter
+from genai_core.sources.forecast_files import inspect_forecast
 from genai_core.sources.resolved import (
     RESOLVE,
     ListedFile,
@@ -182,6 +183,8 @@ def _facts(
 ) -> SourceFacts:
     if question.what == "adapter":
         return inspect_adapter(folder, cache, where=question.uri, **question.model)
+    if question.what == "forecast":
+        return inspect_forecast(folder, cache, where=question.uri, **question.model)
     return inspect_source(
         _spec(question, folder),
         folder,

@@ -134,6 +134,14 @@ KINDS: tuple[DefinedKind, ...] = (
                 "version and draftTokenMap are of an EAGLE head",
             ),
             Rule(
+                "spec.speculation",
+                "self.all(one, one.method == 'Ssd' ? !has(one.onnx) && !has(one.encodings) "
+                ": !has(one.tensorFile) && !has(one.forecastTokenCount) "
+                "&& !has(one.forecastPrefix))",
+                "tensorFile, forecastTokenCount and forecastPrefix are of SSD, onnx and encodings "
+                "of a model of its own",
+            ),
+            Rule(
                 "spec.lora",
                 "self.adapters.all(one, self.adapters.exists_one(other, other.name == one.name) "
                 "&& one.name != 'base' && (!has(self.useCases) "
