@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
                 _admin_tokens(given.admin_token_file, given.admin_tokens_folder),
                 given.adapter_folder,
                 given.declared_adapters,
+                given.fetch_socket,
             )
 
         return serve(
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> int:
                 golden=given.golden,
                 admin=admin,
                 speculation=_speculation(given),
+                tls=given.tls_folder,
             ),
             say=_say,
         )
@@ -148,12 +150,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--drain-seconds", type=float, default=30.0)
     parser.add_argument("--drain-delay-seconds", type=float, default=0.0)
     parser.add_argument("--api-keys-folder", type=Path)
+    parser.add_argument("--tls-folder", type=Path, help="with tls.crt and tls.key, read again")
     parser.add_argument("--adapter", action="append", default=[])
     parser.add_argument("--admin-port", type=int)
     parser.add_argument("--admin-token-file", type=Path)
     parser.add_argument("--admin-tokens-folder", type=Path)
     parser.add_argument("--adapter-folder", type=Path)
     parser.add_argument("--declared-adapters", type=Path)
+    parser.add_argument("--fetch-socket", type=Path, help="of genai_core.store.adapter_fetch")
     parser.add_argument("--max-adapter-rank", type=int)
     parser.add_argument("--adapter-cache-mib", type=int)
     parser.add_argument("--revision", default="")

@@ -1,4 +1,5 @@
-"""A client that never stops, in a pod beside the servers: what it was refused, it says."""
+"""A client that never stops, in a pod beside the servers: what it was refused, or told otherwise
+than before, it says."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ _SCRIPT = """
 import http.client, json, sys, threading, time
 
 host, port, model = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-counts, lock = {"ok": 0, "failed": 0}, threading.Lock()
+counts, lock, said = {"ok": 0, "failed": 0}, threading.Lock(), {}
 
 def ask(connection, stream):
     body = {"model": model, "messages": [{"role": "user", "content": "def close("}],
@@ -22,6 +23,9 @@ def ask(connection, stream):
     raw = answer.read()
     assert answer.status == 200, (answer.status, raw[:200])
     assert not stream or raw.rstrip().endswith(b"data: [DONE]"), raw[-200:]
+    if not stream:  # whoever answers, and after whatever, it is the same answer
+        text = json.loads(raw)["choices"][0]["message"]["content"]
+        assert text == said.setdefault("text", text), (text, said)
 
 def client(stream, keeps):
     connection = None

@@ -222,10 +222,17 @@ def test_adapters_of_the_spec_reach_pods_that_run(serving: Tenant) -> None:
     assert [owner["kind"] for owner in secret["metadata"]["ownerReferences"]] == ["GenAIDeployment"]
 
 
-def test_another_build_rolls_out_without_a_refused_request(serving: Tenant) -> None:
+def test_another_build_rolls_out_without_a_refused_request(
+    serving: Tenant, operator: Operator
+) -> None:
+    """The operator is killed when the first new pod is there."""
     first = status(serving)["revision"]["current"]
     graphs = {"autoRegression": [1, 32], "contextLengths": [128]}
+    before = {pod["metadata"]["uid"] for pod in servers(serving)}
     serving.build("tiny", targets=[TARGET], graphs=graphs, lora=LORA)
+    wait(lambda: any(p["metadata"]["uid"] not in before for p in servers(serving)), 240)
+    operator.kill()
+    operator.start()
     wait(lambda: status(serving)["revision"]["lastGood"] != first, 300, lambda: str(told(serving)))
     found = reach(serving, ("True", "Serving"))
     assert found["revision"]["current"] == serving.status("tiny")["artifacts"][0]["revision"]
@@ -310,12 +317,71 @@ def test_a_revision_that_answers_otherwise_is_rolled_back_by_itself(serving: Ten
     assert "rejected" not in found
 
 
+@pytest.mark.long  # half a minute in which the kubelet backs off
+def test_a_pod_waits_for_a_store_that_is_gone_and_the_others_answer(serving: Tenant) -> None:
+    if existing.wanted():
+        pytest.skip("the S3 server is not ours to stop")
+    cluster = serving.cluster
+    cluster.processes.kill("s3")
+    try:
+        cluster.kubectl("-n", serving.namespace, "scale", "gd", "chat", "--replicas=3")
+
+        def failed() -> list[str]:
+            """What the fetch of a pod said at its end."""
+            parts = [
+                part.get("state", {}) | part.get("lastState", {})
+                for pod in servers(serving)
+                for part in pod["status"].get("initContainerStatuses", ())
+            ]
+            ended = [state["terminated"] for state in parts if "terminated" in state]
+            return [one["message"] for one in ended if one["exitCode"]]
+
+        wait(
+            lambda: bool(failed()),
+            120,
+            lambda: json.dumps(servers(serving)[-1]["status"], indent=1),
+        )
+        assert '"StoreNotReady"' in failed()[0]
+        ready, reason = told(serving)["Ready"]
+        assert (ready, reason in {"Progressing", "StoreNotReady"}) == ("Unknown", True), reason
+        still_answers(serving)
+    finally:
+        cluster.processes.restart("s3")
+    reach(serving, ("True", "Serving"), 180)
+    wait(lambda: status(serving).get("readyReplicas") == 3, 60)
+    cluster.kubectl("-n", serving.namespace, "scale", "gd", "chat", "--replicas=2")
+    wait(lambda: len(servers(serving)) == 2, 90)
+    still_answers(serving)
+
+
+def test_all_pods_killed_at_once_are_told_and_come_back_as_they_were(serving: Tenant) -> None:
+    """No node takes a pod in until it was seen that there is none."""
+    space, nodes = ("-n", serving.namespace), serving.get("nodes")
+    before = models(serving), status(serving)["revision"]
+    asked(serving)
+    serving.cluster.kubectl(*space, "delete", "pod", "client", "--wait=true")
+    for node in nodes:
+        serving.cluster.kubectl("cordon", node["metadata"]["name"])
+    try:
+        label = "genai-operator.dev/deployment=chat"
+        serving.cluster.kubectl(
+            *space, "delete", "pods", "-l", label, "--force", "--grace-period=0"
+        )
+        found = reach(serving, ("False", "NoPodReady"), 60)
+        assert told(serving)["Available"] == ("False", "NoPodReady")
+        assert not found.get("readyReplicas")
+        assert {loaded for _, loaded in adapters(serving).values()} == {"0/2"}
+    finally:
+        for node in nodes:
+            serving.cluster.kubectl("uncordon", node["metadata"]["name"])
+    reach(serving, ("True", "Serving"), 120)
+    assert (models(serving), status(serving)["revision"]) == before
+
+
 def test_it_is_scaled_and_goes_with_all_that_is_its_own(serving: Tenant) -> None:
     space = ("-n", serving.namespace)
     serving.cluster.kubectl(*space, "scale", "gd", "chat", "--replicas=1")
     wait(lambda: status(serving).get("readyReplicas") == 1, 60)
-    asked(serving)
-    serving.cluster.kubectl(*space, "delete", "pod", "client", "--wait=true")
     serving.cluster.kubectl(*space, "delete", "genaibuild", "tiny", "--wait=true")
     found = reach(serving, ("True", "Serving"), 60)
     wait(lambda: "is gone" in status(serving)["conditions"][0]["message"], 30, lambda: str(found))

@@ -57,7 +57,12 @@ FULL: dict[str, Any] = {
         "goldenTokens": "Skip",
         "autoRollback": False,
     },
-    "expose": {"port": 8080, "apiKeySecretRef": {"name": "keys"}, "networkPolicy": False},
+    "expose": {
+        "port": 8080,
+        "apiKeySecretRef": {"name": "keys"},
+        "tlsSecretRef": {"name": "tls"},
+        "networkPolicy": False,
+    },
     "store": {"name": "other"},
     "pods": {
         "nodeSelector": {"disk": "fast"},

@@ -11,11 +11,13 @@ from types import SimpleNamespace
 from typing import Any
 
 from genai_core.canonical import digest_bytes
+from genai_core.container.adapters import AdapterEntry, AdapterIndex
+from genai_core.container.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
-from genai_core.names import Digest, Key
+from genai_core.names import Backend, Digest, Key
 from genai_core.store.address import StoreAddress
 from genai_core.store.directory.directory_store import DirectoryStore
-from genai_core.tasks.record import Output, Record, ToolchainUsed
+from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
 from genai_operator.deployments.declared import Declaration, PodReport, ReportedAdapter
 from genai_operator.deployments.reconciler import DeploymentReconciler
 from genai_operator.deployments.speculation import Counts, read_counts
@@ -100,6 +102,7 @@ class Room:
         self.asked.append((pod.name, sorted(declared.paths), token))
         if pod.ip == "10.9.9.9":
             return PodReport({}, f"pod {pod.name}: its admin port does not answer")
+        follows = declared.follows.revision if declared.follows is not None else pod.revision
         return PodReport(
             {
                 name: ReportedAdapter(
@@ -108,11 +111,12 @@ class Room:
                     self.broken.get(name, ""),
                 )
                 for name in declared.paths
-            }
+            },
+            revision=follows,
         )
 
-    async def ask_counts(self, pod: PodView) -> Counts:
-        del pod
+    async def ask_counts(self, pod: PodView, *, tls: bool) -> Counts:
+        del pod, tls
         return read_counts(self.scrape)
 
     # As the stores
@@ -149,7 +153,8 @@ class Room:
         self.observed.targets.put(value, value)
 
     def build(self, *revisions: str, phase: str = "Ready") -> None:
-        artifacts = [self.artifact(revision) for revision in revisions]
+        made = {f"sha256:{letter * 64}" for letter in "abc"}
+        artifacts = [self.artifact(r) if r in made else self.listed(r) for r in revisions]
         value = {
             "metadata": self._meta("tiny"),
             "spec": {"model": {"source": "s3://m/x"}, "targets": ["cpu"]},
@@ -157,24 +162,56 @@ class Room:
         }
         self.observed.builds.put(value, build_view(value))
 
-    def artifact(self, revision: str, index: bytes | None = None) -> dict[str, Any]:
-        """A package record in the store, and what a build's status says of it."""
-        manifest = self.store.put_bytes(revision.encode())
-        listed = {} if index is None else {"adapters/index.json": self.store.put_bytes(index)}
+    def adapted(self, base: str, **adapters: str) -> str:
+        """A container with adapters, name -> content, and a true manifest; its revision."""
+        blobs = {
+            name: self.store.put_bytes(f"{name} {content}".encode())
+            for name, content in adapters.items()
+        }
+        entries = {
+            name: AdapterEntry(file=f"adapters/{name}", sha256=blob.sha256, rank=1, linears=1)
+            for name, blob in blobs.items()
+        }
+        files = {
+            "model.onnx": self.store.put_bytes(base.encode()),
+            "adapters/index.json": self.store.put_bytes(AdapterIndex(adapters=entries).to_bytes()),
+            **{entries[name].file: blob for name, blob in blobs.items()},
+        }
+        listed = {
+            name: ManifestFile(sha256=blob.sha256, size=blob.size) for name, blob in files.items()
+        }
+        manifest = Manifest(
+            model={"base": base},
+            architecture="llama",
+            target=ManifestTarget(name="cpu", backend=Backend.CPU),
+            context_length=8,
+            files=listed,
+        ).with_base()
+        files["manifest.json"] = self.store.put_bytes(manifest.to_bytes())
+        self._commit(manifest.revision(), files)
+        return manifest.revision()
+
+    def _commit(self, revision: str, files: dict[str, Blob]) -> None:
         record = Record(
             operation="package",
             key=Key(digest_bytes(revision.encode())),
-            outputs={
-                name: Output(sha256=manifest.sha256, size=manifest.size)
-                for name in ("model.onnx", "golden.json")
-            }
-            | {name: Output(sha256=blob.sha256, size=blob.size) for name, blob in listed.items()},
+            outputs={n: Output(sha256=b.sha256, size=b.size) for n, b in files.items()},
             toolchain=ToolchainUsed(id=Digest("0" * 64)),
             created_at=datetime(2026, 1, 1, tzinfo=UTC),
             facts={"revision": revision},
         )
         self.store.commit(record)
-        url = f"s3://abc/n/records/package/{record.key}.json"
+
+    def artifact(self, revision: str, index: bytes | None = None) -> dict[str, Any]:
+        """A package record in the store, and what a build's status says of it."""
+        manifest = self.store.put_bytes(revision.encode())
+        listed = {} if index is None else {"adapters/index.json": self.store.put_bytes(index)}
+        self._commit(revision, dict.fromkeys(("model.onnx", "golden.json"), manifest) | listed)
+        return self.listed(revision)
+
+    def listed(self, revision: str) -> dict[str, Any]:
+        """What a build's status says of a container that is in the store."""
+        url = f"s3://abc/n/records/package/{digest_bytes(revision.encode())}.json"
         return {"target": "cpu", "revision": revision, "url": url, "sizeBytes": 5}
 
     def observe(self, *, ready: int = 0, replicas: int = 0, **status: Any) -> str:
@@ -184,7 +221,7 @@ class Room:
         value["status"] = {"observedGeneration": 1, **counts, **status}
         value["metadata"]["resourceVersion"] = str(self.version)
         self.version += 1
-        view = workload_view(value)
+        view = workload_view(lean("deployments", value))
         assert view is not None
         self.observed.workloads.put(value, view)
         return view.rendering

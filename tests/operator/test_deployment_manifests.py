@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -40,13 +41,16 @@ def spec_of(**given: Any) -> DeploymentSpec:
     return DeploymentSpec.model_validate({"from": {"build": "b", "target": "cpu"}, **given})
 
 
-def rendered(access: StoreAccess | None = None, **given: Any) -> dict[str, dict[str, Any]]:
-    served = Served(
+def served_of(access: StoreAccess | None = None, **given: Any) -> Served:
+    return Served(
         namespace="n", name="chat", uid="u-1", spec=spec_of(**given), revision=REVISION,
         record=f"package/{'b' * 64}", size_bytes=100 * MIB, image=IMAGE,
         access=access or StoreAccess("s3://bucket/n", "reads"), node_selector={"disk": "fast"},
     )  # fmt: skip
-    return dict(manifests(served))
+
+
+def rendered(access: StoreAccess | None = None, **given: Any) -> dict[str, dict[str, Any]]:
+    return dict(manifests(served_of(access, **given)))
 
 
 def pod_of(found: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -131,6 +135,39 @@ def test_the_store_is_reached_by_the_fetch_alone() -> None:
     ]  # fmt: skip
 
 
+def test_a_sidecar_holds_the_stores_keys_and_never_the_server() -> None:
+    served = served_of()
+    pod = pod_of(dict(manifests(replace(served, follows=True))))
+    plain = pod_of(dict(manifests(served)))
+    fetch, sidecar = pod["initContainers"]
+    (server,) = pod["containers"]
+    assert (sidecar["name"], sidecar["restartPolicy"]) == ("adapters", "Always")
+    assert sidecar["env"] == fetch["env"]
+    assert "env" not in server
+    assert sidecar["securityContext"] == fetch["securityContext"]
+    socket = server["args"][server["args"].index("--fetch-socket") + 1]
+    assert sidecar["args"][sidecar["args"].index("--socket") + 1] == socket
+    most = int(sidecar["args"][-1])
+    sizes = [mib(pod["volumes"][0]) - mib(plain["volumes"][0])]
+    assert sizes == [most // MIB], "what it may fetch has room beside the container"
+
+
+def mib(volume: dict[str, Any]) -> int:
+    return int(volume["emptyDir"]["sizeLimit"].removesuffix("Mi"))
+
+
+def test_tls_is_what_probes_and_the_service_speak() -> None:
+    found = rendered(expose={"tlsSecretRef": {"name": "cert"}})
+    (server,) = pod_of(found)["containers"]
+    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+        assert server[probe]["httpGet"]["scheme"] == "HTTPS"
+    assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in server["volumeMounts"]
+    assert arguments(expose={"tlsSecretRef": {"name": "cert"}})["--tls-folder"] == "/tls"
+    assert found["services"]["spec"]["ports"][0]["name"] == "https"
+    plain = pod_of(rendered())["containers"][0]["readinessProbe"]["httpGet"]
+    assert "scheme" not in plain
+
+
 def test_replicas_are_those_that_whoever_scales_has_set() -> None:
     assert rendered()["deployments"]["spec"]["replicas"] == 1
     assert rendered(replicas=0)["deployments"]["spec"]["replicas"] == 0
@@ -177,6 +214,7 @@ CHANGES: dict[str, Any] = {
     "rollout.progressDeadlineSeconds": {"rollout": {"progressDeadlineSeconds": 9}},
     "rollout.goldenTokens": {"rollout": {"goldenTokens": "Skip"}},
     "expose.port": {"expose": {"port": 80}},
+    "expose.tlsSecretRef": {"expose": {"tlsSecretRef": {"name": "t"}}},
     "expose.apiKeySecretRef": {"expose": {"apiKeySecretRef": {"name": "k"}}},
     "pods.nodeSelector": {"pods": {"nodeSelector": {"a": "b"}}},
     "pods.tolerations": {"pods": {"tolerations": [{"key": "a"}]}},

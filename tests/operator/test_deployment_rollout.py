@@ -16,7 +16,13 @@ REVISION = f"sha256:{'a' * 64}"
 
 def workload(**given: Any) -> WorkloadView:
     counts = {"wanted": 2, "replicas": 2, "updated": 2, "ready": 2, "available": 2}
-    fixed = {"namespace": "n", "name": "chat", "uid": "w", "owners": frozenset({"u"})}
+    fixed = {
+        "namespace": "n",
+        "name": "chat",
+        "uid": "w",
+        "owners": frozenset({"u"}),
+        "revision": "",
+    }
     return WorkloadView(
         **{**fixed, "rendering": NEW, "current": True, "late": False, **counts, **given}
     )

@@ -155,6 +155,8 @@ class Expose(KindModel):
     """Of the Service."""
     api_key_secret_ref: SecretRef | None = None
     """Its values are the keys that clients may present; left out: no key is asked for."""
+    tls_secret_ref: SecretRef | None = None
+    """Its tls.crt and tls.key are what the pods present; left out: they speak plain HTTP."""
     network_policy: bool = True
     """Let the operator alone reach the pods' admin port, where the cluster enforces policies."""
 
@@ -294,6 +296,8 @@ class ServedContainer(KindModel):
     """Of all its files."""
     golden: bool = False
     """It has golden prompts, which a pod answers before it serves."""
+    base: DigestText | None = None
+    """Of the container without adapters: running pods go over to another with the same one."""
     adapters: Annotated[dict[ShortText, DigestText], Field(max_length=64)] = Field(
         default_factory=dict
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.deployment import DeploymentSpec, ServedContainer
@@ -12,7 +13,7 @@ from genai_core.names import Backend
 from genai_core.reasons import Reason
 from genai_operator.errors import Stalled, Waiting
 
-__all__ = ["check_adapters", "check_name", "check_served", "serving_image"]
+__all__ = ["check_adapters", "check_name", "check_served", "check_tls", "serving_image"]
 
 _SERVICE_NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _MOST_NAME = 63
@@ -80,6 +81,21 @@ def check_adapters(
                 f"spec.adapters[{index}]: container {container.revision[:19]} carries no adapter "
                 f"{adapter.name}; it has {there}",
             )
+
+
+def check_tls(secret: Mapping[str, Any]) -> None:
+    """A Secret of which pods are to take their certificate; they would not start without.
+
+    Raises:
+        Waiting: It lacks one of its two entries.
+    """
+    lacking = [name for name in ("tls.crt", "tls.key") if not (secret.get("data") or {}).get(name)]
+    if lacking:
+        raise Waiting(
+            Reason.SECRET_INCOMPLETE,
+            f"spec.expose.tlsSecretRef: Secret {secret['metadata']['name']} lacks "
+            f"{' and '.join(lacking)}",
+        )
 
 
 def serving_image(name: str, target: TargetSpec, spec: DeploymentSpec) -> str:

@@ -17,10 +17,10 @@ from weakref import WeakKeyDictionary
 
 from genai_core.canonical import is_digest
 from genai_core.container.adapters import INDEX_FILE, INDEX_VERSION, AdapterIndex
-from genai_core.container.manifest import GOLDEN_FILE
+from genai_core.container.manifest import GOLDEN_FILE, MANIFEST_FILE, read_manifest
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, StoreUnavailable
-from genai_core.files.json_budgets import ADAPTERS
+from genai_core.files.json_budgets import ADAPTERS, MANIFEST
 from genai_core.kinds.deployment import From, ServedContainer
 from genai_core.names import Key
 from genai_core.reasons import Reason
@@ -212,6 +212,7 @@ def _described(store: Store, record: Record, revision: str) -> ServedContainer:
             record=f"{_PACKAGE}/{record.key}",
             size_bytes=sum(output.size for output in record.outputs.values()),
             golden=GOLDEN_FILE in record.outputs,
+            base=_base_of(store, record, revision),
             adapters=adapters,
         )
     except ValueError as error:
@@ -220,6 +221,21 @@ def _described(store: Store, record: Record, revision: str) -> ServedContainer:
             where=INDEX_FILE,
             remedy="serve a container with fewer adapters",
         ) from error
+
+
+def _base_of(store: Store, record: Record, revision: str) -> str | None:
+    """Of the container without adapters; None where its manifest does not say it.
+
+    One that cannot be read says nothing here: pods find out what is wrong with it.
+    """
+    output = record.outputs.get(MANIFEST_FILE)
+    if output is None or output.size > MANIFEST.most_bytes:
+        return None
+    with suppress(GenAIError, ValueError):
+        manifest = read_manifest(store.read_blob(output), where=MANIFEST_FILE)
+        if manifest.revision() == revision:
+            return manifest.base
+    return None
 
 
 def _artifacts(build: Mapping[str, Any] | None, target: str) -> Iterator[Mapping[str, Any]]:

@@ -20,6 +20,7 @@ __all__ = [
     "ReportedAdapter",
     "adapter_statuses",
     "declaration",
+    "interchangeable",
     "read_report",
 ]
 
@@ -35,30 +36,51 @@ class Declaration:
         paths: Name -> what the server finds it by: an adapter of its container.
         digests: Name -> what it must be, where that is known.
         missing: Name -> why no pod is asked for it.
+        follows: The container whose adapters these are; None: that which the pod is started with.
     """
 
     paths: Mapping[str, str]
     digests: Mapping[str, str]
     missing: Mapping[str, str]
+    follows: ServedContainer | None = None
 
     @property
     def body(self) -> Json:
         """As the server's `/v1/adapters`, and its file at the start, have it."""
-        return {
-            "adapters": [
-                {"lora_name": name, "lora_path": path} for name, path in self.paths.items()
-            ]
-        }
+        listed = [{"lora_name": name, "lora_path": path} for name, path in self.paths.items()]
+        if self.follows is None:
+            return {"adapters": listed}
+        container = {"record": self.follows.record, "revision": self.follows.revision}
+        return {"adapters": listed, "container": container}
 
 
-def declaration(spec: DeploymentSpec, container: ServedContainer) -> Declaration | None:
-    """What pods of a container are to serve; None: whatever it carries, and that is not known.
+def interchangeable(one: ServedContainer, other: ServedContainer) -> bool:
+    """Pods that were started with one of them can go over to the other as they run.
+
+    Both carry adapters: where there are none, a server has made no room for any.
+    """
+    same = one.base is not None and one.base == other.base
+    return same and bool(one.adapters) and bool(other.adapters)
+
+
+def declaration(
+    spec: DeploymentSpec, container: ServedContainer, started: str = ""
+) -> Declaration | None:
+    """What pods are to serve of a container; None: whatever it carries, and that is not known.
 
     Without `spec.adapters` all of the container's are served.
+
+    Args:
+        spec: Of the deployment.
+        container: Whose adapters.
+        started: Revision that the pods were started with; empty: this container's.
     """
     known = container.adapters
+    follows = container if started not in {"", container.revision} else None
     if not spec.adapters:
-        return Declaration({name: name for name in known}, dict(known), {}) if known else None
+        if not known:
+            return None
+        return Declaration({name: name for name in known}, dict(known), {}, follows)
     wanted = [adapter.name for adapter in spec.adapters if not adapter.disabled]
     there = ", ".join(known)
     missing = {
@@ -68,7 +90,7 @@ def declaration(spec: DeploymentSpec, container: ServedContainer) -> Declaration
     }
     names = [name for name in wanted if name not in missing]
     digests = {name: known[name] for name in names if name in known}
-    return Declaration({name: name for name in names}, digests, missing)
+    return Declaration({name: name for name in names}, digests, missing, follows)
 
 
 @dataclass(frozen=True)
@@ -86,11 +108,13 @@ class PodReport:
 
     Attributes:
         adapters: By name.
-        problem: Why it could not be asked; empty: it was.
+        problem: Why it could not be asked, or could not do it now; empty: it was, and could.
+        revision: Whose adapters and use cases it serves; empty: it does not say.
     """
 
     adapters: Mapping[str, ReportedAdapter]
     problem: str = ""
+    revision: str = ""
 
 
 def read_report(value: Any) -> PodReport:
@@ -109,7 +133,8 @@ def read_report(value: Any) -> PodReport:
         name, digest = str(entry.get("name"))[:63], str(entry.get("digest", ""))[:71]
         loaded = entry.get("state") == "Loaded"
         found[name] = ReportedAdapter(digest, loaded, str(entry.get("reason", ""))[:_MOST_REASON])
-    return PodReport(found)
+    problem = str(value.get("problem", ""))[:_MOST_REASON]
+    return PodReport(found, problem, str(value.get("revision", ""))[:71])
 
 
 def adapter_statuses(

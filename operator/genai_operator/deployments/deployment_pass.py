@@ -33,6 +33,10 @@ class DeploymentPass:
         offer: Its container, as build or status name it.
         access: How its pods reach the store.
         reports: What the pods that answer said of theirs.
+        serving: UID of a pod that answers -> revision whose adapters and use cases it serves.
+        starts: Revisions that pods are started with now, and were that stand still.
+        started: Revision that pods are started with, where it is not the wanted one: that has the
+            same base, and pods go over to it as they run.
         counts: What the pods that answer have counted of speculation.
         namesakes: Deployments of the namespace that serve a model of the same name.
         notes: What is to be said beside a good state.
@@ -56,6 +60,9 @@ class DeploymentPass:
     offer: ServedContainer | None = None
     access: StoreAccess | None = None
     reports: list[PodReport] = field(default_factory=list)
+    serving: dict[str, str] = field(default_factory=dict)
+    starts: list[str] = field(default_factory=list)
+    started: str = ""
     counts: list[Mapping[str, float]] = field(default_factory=list)
     namesakes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)

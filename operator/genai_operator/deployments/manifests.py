@@ -48,7 +48,10 @@ _PORT = 8000
 _MIB = 1 << 20
 _ARTIFACT = "/artifact"
 _CACHE = "/cache"
+_CONTAINER = f"{_ARTIFACT}/container"
+_FETCH_SOCKET = f"{_ARTIFACT}/fetch.sock"
 _KEYS = "/keys"
+_TLS = "/tls"
 _TOKENS = "/admin"
 _DECLARED = "/declared"
 METHODS = {
@@ -65,6 +68,8 @@ _MARGIN = 5
 """Seconds of the grace period in which the process itself ends."""
 _FETCH_BYTES_A_SECOND = 10 * _MIB
 """Less than any network that gigabytes should come by: how long a fetch may count as progress."""
+_LATER_BYTES = 1 << 30
+"""Of a pod's disk, for adapters of later revisions."""
 _PROBE_SECONDS = 2
 _ALIVE = {"periodSeconds": 10, "timeoutSeconds": 10, "failureThreshold": 6}
 """A pass over long prompts keeps the server from answering for a while, not for a minute."""
@@ -83,6 +88,7 @@ class Served:
         node_selector: Of the target.
         access: To the store, with credentials that should only read.
         declared: Adapters that the pods serve; None: all of the container's.
+        follows: Pods go over to other revisions of the same base as they run.
         operator: Namespace of the operator.
     """
 
@@ -98,6 +104,7 @@ class Served:
     node_selector: Mapping[str, str] = field(default_factory=dict)
     declared: Declaration | None = None
     operator: str = "default"
+    follows: bool = False
 
     @property
     def admin_secret(self) -> str:
@@ -154,7 +161,8 @@ def meta_of(served: Served) -> Json:
 
 
 def _service(served: Served) -> Json:
-    port = {"name": "http", "port": served.spec.expose.port, "targetPort": "http"}
+    name = "http" if served.spec.expose.tls_secret_ref is None else "https"
+    port = {"name": name, "port": served.spec.expose.port, "targetPort": "http"}
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -214,8 +222,9 @@ def _pod(served: Served) -> Json:
     pods = served.spec.pods
     keys = served.spec.expose.api_key_secret_ref
     size = served.size_bytes
+    later = _LATER_BYTES if served.follows else 0
     volumes: list[Json] = [
-        {"name": "artifact", "emptyDir": {"sizeLimit": mebibytes(size + 64 * _MIB)}},
+        {"name": "artifact", "emptyDir": {"sizeLimit": mebibytes(size + later + 64 * _MIB)}},
         # Graphs prepared for this machine, each about as large as the container.
         {"name": "cache", "emptyDir": {"sizeLimit": mebibytes(4 * size + 256 * _MIB)}},
         {"name": "tmp", "emptyDir": {"sizeLimit": mebibytes(size + 256 * _MIB)}},
@@ -229,6 +238,8 @@ def _pod(served: Served) -> Json:
     ]
     if keys is not None:
         volumes.append({"name": "keys", "secret": {"secretName": keys.name}})
+    if (tls := served.spec.expose.tls_secret_ref) is not None:
+        volumes.append({"name": "tls", "secret": {"secretName": tls.name}})
     pod = pod_spec(
         pods,
         served.access,
@@ -237,27 +248,48 @@ def _pod(served: Served) -> Json:
     )
     return pod | {
         "terminationGracePeriodSeconds": pods.drain_seconds,
-        "initContainers": [_fetch(served)],
+        "initContainers": [_fetch(served), *([_adapters(served)] if served.follows else [])],
         "containers": [_server(served)],
         "volumes": volumes,
     }
 
 
 def _fetch(served: Served) -> Json:
-    program = ["python3", "-m", "genai_core.store.fetch"]
-    place = ["--revision", served.revision, "--into", f"{_ARTIFACT}/container"]
-    mounts = [{"name": "artifact", "mountPath": _ARTIFACT}, *_tmp()]
-    return {
+    place = ["--revision", served.revision, "--into", _CONTAINER]
+    return _of_store(served) | {
         "name": "fetch",
-        "image": served.image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": program,
+        "command": ["python3", "-m", "genai_core.store.fetch"],
         "args": [served.record, *place],
-        "env": environment_of(served.access, reads_source=False),
         "resources": {
             "requests": {"cpu": "100m", "memory": "256Mi"},
             "limits": {"memory": "1Gi"},
         },
+    }
+
+
+def _adapters(served: Served) -> Json:
+    """Runs beside the server, a sidecar, and fetches what that asks for."""
+    place = ["--container", _CONTAINER, "--into", f"{_ARTIFACT}/revisions"]
+    limits = ["--socket", _FETCH_SOCKET, "--most-bytes", str(_LATER_BYTES)]
+    return _of_store(served) | {
+        "name": "adapters",
+        "restartPolicy": "Always",
+        "command": ["python3", "-m", "genai_core.store.adapter_fetch"],
+        "args": [*place, *limits],
+        "resources": {
+            "requests": {"cpu": "10m", "memory": "64Mi"},
+            "limits": {"memory": "512Mi"},
+        },
+    }
+
+
+def _of_store(served: Served) -> Json:
+    """What holds the store's credentials, and writes what it gives."""
+    mounts = [{"name": "artifact", "mountPath": _ARTIFACT}, *_tmp()]
+    return {
+        "image": served.image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": environment_of(served.access, reads_source=False),
         "securityContext": container_security(),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [*mounts, *mounts_of(served.access, reads_source=False)],
@@ -275,8 +307,12 @@ def _server(served: Served) -> Json:
     ]
     if spec.expose.api_key_secret_ref is not None:
         mounts.append({"name": "keys", "mountPath": _KEYS, "readOnly": True})
-    health = {"httpGet": {"path": "/health", "port": "http"}}
-    ready = {"httpGet": {"path": "/ready", "port": "http"}}
+    scheme: Json = {}
+    if spec.expose.tls_secret_ref is not None:
+        mounts.append({"name": "tls", "mountPath": _TLS, "readOnly": True})
+        scheme = {"scheme": "HTTPS"}
+    health = {"httpGet": {"path": "/health", "port": "http"} | scheme}
+    ready = {"httpGet": {"path": "/ready", "port": "http"} | scheme}
     starts = math.ceil(spec.rollout.progress_deadline_seconds / _PROBE_SECONDS)
     return {
         "name": "server",
@@ -320,12 +356,14 @@ def _arguments(served: Served) -> list[str]:
         "drain-delay-seconds": delay,
         "speculation": _speculation(spec.speculation),
         "api-keys-folder": _KEYS if spec.expose.api_key_secret_ref is not None else None,
+        "tls-folder": _TLS if spec.expose.tls_secret_ref is not None else None,
         "admin-port": ADMIN_PORT,
         "admin-tokens-folder": _TOKENS,
         "declared-adapters": f"{_DECLARED}/{DECLARED_FILE}",
+        "fetch-socket": _FETCH_SOCKET if served.follows else None,
         "termination-log": "/dev/termination-log",
     }
-    found = [f"{_ARTIFACT}/container"]
+    found = [_CONTAINER]
     for name, value in options.items():
         if value is not None:
             found += _option(name, str(value))

@@ -46,13 +46,25 @@ class PodAdmin:
     def __init__(self, ask: Ask | None = None, *, timing: Timing = SYSTEM) -> None:
         self._ask = ask or ask_pod
         self._timing = timing
-        self._told: dict[str, tuple[str, float, PodReport]] = {}
+        self._told: dict[str, tuple[str, float, PodReport, str]] = {}
         self._room = asyncio.Semaphore(_MOST_AT_ONCE)
 
     def keep(self, uids: Collection[str]) -> None:
         """Forget pods that are gone."""
         for uid in self._told.keys() - set(uids):
             del self._told[uid]
+
+    def refused(self, revision: str, uids: Collection[str]) -> bool:
+        """One of these pods cannot go over to a revision as it runs.
+
+        An adapter touches other linears than the pod has made room for, or has more ranks, or what
+        lies in the store is broken.
+        """
+        told = [self._told[uid] for uid in uids if uid in self._told]
+        return any(
+            follows == revision and any(one.reason for one in report.adapters.values())
+            for _, _, report, follows in told
+        )
 
     async def declare(
         self, pods: Sequence[tuple[PodView, Declaration]], token: str
@@ -76,7 +88,8 @@ class PodAdmin:
             one is not None and one.loaded for one in map(report.adapters.get, wanted.paths)
         )
         again = self._timing.monotonic() + (_AGAIN_SECONDS if whole else 0.0)
-        self._told[pod.uid] = (digest, again, report)
+        follows = wanted.follows.revision if wanted.follows is not None else ""
+        self._told[pod.uid] = (digest, again, report, follows)
         return report
 
 

@@ -23,12 +23,13 @@ from genai_operator.deployments.checks import (
     check_adapters,
     check_name,
     check_served,
+    check_tls,
     serving_image,
 )
-from genai_operator.deployments.declared import PodReport, declaration
+from genai_operator.deployments.declared import PodReport, declaration, interchangeable
 from genai_operator.deployments.deployment_pass import DeploymentPass, begin
 from genai_operator.deployments.leases import DeploymentLeases
-from genai_operator.deployments.manifests import Served
+from genai_operator.deployments.manifests import Served, manifests, rendering_of
 from genai_operator.deployments.objects import Objects
 from genai_operator.deployments.pod_admin import Ask, PodAdmin
 from genai_operator.deployments.speculation import AskCounts, PodCounts
@@ -114,6 +115,7 @@ class DeploymentReconciler:
             wanted = summary(stall, generation=value["metadata"].get("generation", 0))
             await self._write(value, kept_status(value, stall, wanted, now))
             return None
+        one.starts = self._starts(one)
         one.namesakes = namesakes(value, self._observed.deployments)
         result = await run_steps(one, (self._check, self._resolve, self._choose, self._apply))
         workload = self._workload(one)
@@ -121,9 +123,10 @@ class DeploymentReconciler:
         await self._declare(one, pods)
         if one.spec.speculation is not None:
             asked = [pod for pod in pods if pod.ready and pod.ip and not pod.deleting]
-            one.counts = await self._counts.of(asked)
+            tls = one.spec.expose.tls_secret_ref is not None
+            one.counts = await self._counts.of(asked, tls=tls)
         outcome = judged(one, result, workload, pods)
-        status = deployment_status(one, outcome, workload, pods, now)
+        status = deployment_status(one, outcome, workload, now)
         await self._write(value, status)
         await self._tell_of_namesakes(value, status)
         latest = self._observed.deployments.get(namespace, name)
@@ -147,6 +150,13 @@ class DeploymentReconciler:
     def _workload(self, one: DeploymentPass) -> WorkloadView | None:
         found = self._observed.workloads.get(one.namespace, one.owner.name)
         return found if found is not None and one.owner.uid in found.owners else None
+
+    def _starts(self, one: DeploymentPass) -> list[str]:
+        """The revisions that pods are started with now, and were that stand still."""
+        workload = self._workload(one)
+        pods = self._observed.servers_of(one.namespace, one.owner.name)
+        stands = [] if workload is None else [workload.revision]
+        return [*stands, *(pod.revision for pod in pods if not pod.deleting)]
 
     async def _write(self, value: Json, status: Json) -> None:
         ready, reason = ready_of(status)
@@ -219,7 +229,7 @@ class DeploymentReconciler:
             one.namespace,
             one.owner,
             opened,
-            containers.kept([one.wanted, one.target, one.good], one.known),
+            containers.kept([one.wanted, one.target, one.good, *one.starts], one.known),
             target=_stages(one.spec.from_.target, self._target(one)),
         )
         return DONE
@@ -257,6 +267,8 @@ class DeploymentReconciler:
         ):
             if reference is not None:
                 await self._stores.secrets.get(one.namespace, reference.name)
+        if (tls := spec.expose.tls_secret_ref) is not None:
+            check_tls(await self._stores.secrets.get(one.namespace, tls.name))
         first = one.fresh or not one.target
         if first and opened.spec.secret_ref and not opened.spec.read_secret_ref:
             message = (
@@ -269,31 +281,64 @@ class DeploymentReconciler:
         """Deployment, Service and PodDisruptionBudget."""
         chosen = containers.find(one.wanted, one.known)
         assert chosen is not None
+        started = self._started(one, chosen)
+        one.started = started.revision
+        served = self._served(one, started, chosen)
+        one.rendering = await self._objects.apply(served, anew=self._workload(one) is None)
+        return DONE
+
+    def _served(
+        self, one: DeploymentPass, started: ServedContainer, chosen: ServedContainer
+    ) -> Served:
+        """What is to stand, for pods that are started with a container and serve another's."""
         assert one.access is not None
-        served = Served(
+        return Served(
             namespace=one.namespace,
             name=one.owner.name,
             uid=one.owner.uid,
             spec=one.spec,
-            revision=chosen.revision,
-            record=chosen.record,
-            size_bytes=chosen.size_bytes,
+            revision=started.revision,
+            record=started.record,
+            size_bytes=started.size_bytes,
             image=one.server,
             access=one.access,
             node_selector=_declared(one, self._target(one)).node_selector,
-            declared=declaration(one.spec, chosen),
+            declared=declaration(one.spec, chosen, started.revision),
             operator=self._namespace,
+            follows=interchangeable(started, started),
         )
-        one.rendering = await self._objects.apply(served, anew=self._workload(one) is None)
-        return DONE
+
+    def _started(self, one: DeploymentPass, chosen: ServedContainer) -> ServedContainer:
+        """The container that pods are started with: the one that stands, where it will do.
+
+        It will, where pods can go over from it to what is chosen as they run, and where nothing
+        else is to be changed: what rolls anyway rolls to what is chosen.
+        """
+        workload = self._workload(one)
+        stands = containers.find(workload.revision, one.known) if workload is not None else None
+        if workload is None or stands is None or not interchangeable(stands, chosen):
+            return chosen
+        pods = self._observed.servers_of(one.namespace, one.owner.name)
+        answers = any(pod.ready and pod.rendering == workload.rendering for pod in pods)
+        good = one.good in {stands.revision, chosen.revision}
+        rejected = any(entry["revision"] == stands.revision for entry in one.rejected)
+        if rejected or not (answers or good):
+            return chosen
+        if self._admin.refused(chosen.revision, {pod.uid for pod in pods}):
+            return chosen
+        rendering = rendering_of(manifests(self._served(one, stands, chosen)))
+        return stands if rendering == workload.rendering else chosen
 
     async def _declare(self, one: DeploymentPass, pods: Sequence[PodView]) -> None:
         """Have the pods that answer serve what is declared, whatever the steps came to."""
         asked = []
         for pod in pods:
-            container = containers.find(pod.revision, one.known)
-            if pod.ready and pod.ip and not pod.deleting and container is not None:
-                declared = declaration(one.spec, container)
+            if not pod.ready or pod.deleting:
+                continue
+            one.serving[pod.uid] = pod.revision
+            container = _of_pod(one, pod)
+            if pod.ip and container is not None:
+                declared = declaration(one.spec, container, pod.revision)
                 if declared is not None:
                     asked.append((pod, declared))
         if not asked:
@@ -306,6 +351,20 @@ class DeploymentReconciler:
             one.reports = [PodReport({}, error.message) for _ in asked]
         else:
             one.reports = await self._admin.declare(asked, token)
+        for (pod, _), report in zip(asked, one.reports, strict=True):
+            one.serving[pod.uid] = report.revision or pod.revision
+
+
+def _of_pod(one: DeploymentPass, pod: PodView) -> ServedContainer | None:
+    """Whose adapters a pod is to serve: what is wanted, else what was good, as far as it can."""
+    own = containers.find(pod.revision, one.known)
+    if own is None:
+        return None
+    for revision in (one.wanted or one.target, one.good):
+        found = containers.find(revision, one.known)
+        if found is not None and (found == own or interchangeable(own, found)):
+            return found
+    return own
 
 
 def _declared(one: DeploymentPass, target: Mapping[str, Any]) -> TargetSpec:

@@ -35,7 +35,7 @@ Counts = Mapping[str, float]
 class AskCounts(Protocol):
     """How a pod is asked."""
 
-    async def __call__(self, pod: PodView) -> Counts:
+    async def __call__(self, pod: PodView, *, tls: bool) -> Counts:
         """See `ask_counts`."""
         ...
 
@@ -59,16 +59,21 @@ class PodCounts:
         for uid in self._known.keys() - set(uids):
             del self._known[uid]
 
-    async def of(self, pods: Sequence[PodView]) -> list[Counts]:
-        """What these pods have counted; of one that does not answer what it said last."""
-        return list(await asyncio.gather(*(self._of(pod) for pod in pods)))
+    async def of(self, pods: Sequence[PodView], *, tls: bool = False) -> list[Counts]:
+        """What these pods have counted; of one that does not answer what it said last.
 
-    async def _of(self, pod: PodView) -> Counts:
+        Args:
+            pods: That answer.
+            tls: They speak it.
+        """
+        return list(await asyncio.gather(*(self._of(pod, tls=tls) for pod in pods)))
+
+    async def _of(self, pod: PodView, *, tls: bool) -> Counts:
         known = self._known.get(pod.uid)
         if known is not None and self._timing.monotonic() < known[0]:
             return known[1]
         async with self._room:
-            counts = await self._ask(pod) or (known[1] if known is not None else {})
+            counts = await self._ask(pod, tls=tls) or (known[1] if known is not None else {})
         self._known[pod.uid] = (self._timing.monotonic() + _AGAIN_SECONDS, counts)
         return counts
 
@@ -103,15 +108,22 @@ def speculation_status(counts: Sequence[Counts]) -> SpeculationStatus | None:
     )
 
 
-async def ask_counts(pod: PodView) -> Counts:
-    """Scrape a pod; nothing where it does not answer as a server does."""
+async def ask_counts(pod: PodView, *, tls: bool = False) -> Counts:
+    """Scrape a pod; nothing where it does not answer as a server does.
+
+    Its certificate is for the Service's name, and nothing secret is told: it is not checked.
+    """
     host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
     limits = aiohttp.ClientTimeout(total=_ANSWER_SECONDS, connect=2.0)
     data = bytearray()
     try:
         async with (
             aiohttp.ClientSession(timeout=limits) as session,
-            session.get(f"http://{host}:{_PORT}/metrics", allow_redirects=False) as answer,
+            session.get(
+                f"{'https' if tls else 'http'}://{host}:{_PORT}/metrics",
+                allow_redirects=False,
+                ssl=False,
+            ) as answer,
         ):
             if answer.status != 200:
                 return {}

@@ -69,9 +69,10 @@ def judged(
     wanted = one.wanted or one.target
     rendering = one.rendering or (workload.rendering if workload is not None else "")
     stands = rollout.standing(
-        rendering, workload, pods, revision=wanted, settled=wanted == one.good
+        rendering, workload, pods, revision=wanted, settled=_settled(one, wanted)
     )
-    good = wanted if stands.complete and wanted else one.good
+    behind = [uid for uid, revision in one.serving.items() if revision != wanted]
+    good = wanted if stands.complete and wanted and not behind else one.good
     if isinstance(result, Stall):
         # Nothing tells of a Service that is removed, or of a limit of the namespace that is raised.
         return DeploymentOutcome(
@@ -92,7 +93,19 @@ def judged(
         adapters = _adapters(one, wanted, workload)
         if (lacking := _lacking(adapters, stands.message, good)) is not None:
             return lacking
+        if behind:
+            count = f"{len(one.serving) - len(behind)}/{len(one.serving)}"
+            message = f"{count} pods have gone over to {wanted[:19]}"
+            return DeploymentOutcome(
+                *("Unknown", Reason.ADAPTERS_LOADING, message), waits=True, good=good,
+                after=_ADAPTERS_SECONDS,
+            )  # fmt: skip
     return _noted(one, stands, good, _REST_SECONDS if stands.ready == "True" else _WATCHED_SECONDS)
+
+
+def _settled(one: DeploymentPass, wanted: str) -> bool:
+    """What pods are started with was rolled out before."""
+    return bool(one.good) and one.good in {wanted, one.started}
 
 
 def _adapters(one: DeploymentPass, revision: str, workload: WorkloadView) -> list[AdapterStatus]:
@@ -173,7 +186,6 @@ def deployment_status(
     one: DeploymentPass,
     outcome: DeploymentOutcome,
     workload: WorkloadView | None,
-    pods: Sequence[PodView],
     now: datetime,
 ) -> Json:
     """The whole status; what is not in it is removed."""
@@ -191,7 +203,7 @@ def deployment_status(
     found: Json = {
         "observedGeneration": generation,
         "conditions": conditions(wanted, one.status.get("conditions") or (), now),
-        **_members(one, outcome, workload, pods),
+        **_members(one, outcome, workload),
     }
     return {name: value for name, value in found.items() if value not in (None, "", [])}
 
@@ -214,13 +226,11 @@ def _members(
     one: DeploymentPass,
     outcome: DeploymentOutcome,
     workload: WorkloadView | None,
-    pods: Sequence[PodView],
 ) -> Json:
     wanted = one.wanted or one.target
-    ready = [pod for pod in pods if pod.ready and not pod.deleting]
-    current = _current(ready, wanted)
+    current = _current(one.serving, wanted)
     revisions = {"current": current, "target": wanted, "lastGood": outcome.good}
-    kept = containers.kept([wanted, current, outcome.good], one.known)
+    kept = containers.kept([wanted, current, outcome.good, *one.starts], one.known)
     found: Json = {
         "requestedAt": one.requested,
         "asked": one.asked,
@@ -235,8 +245,9 @@ def _members(
     if workload is None:
         return found
     name, port = one.owner.name, one.spec.expose.port
+    scheme = "http" if one.spec.expose.tls_secret_ref is None else "https"
     found |= {
-        "url": f"http://{name}.{one.namespace}.svc:{port}/v1",
+        "url": f"{scheme}://{name}.{one.namespace}.svc:{port}/v1",
         "replicas": workload.replicas,
         "readyReplicas": workload.ready,
         "selector": ",".join(f"{key}={text}" for key, text in selector(name).items()),
@@ -255,9 +266,9 @@ def _members(
     return found
 
 
-def _current(ready: Sequence[PodView], wanted: str) -> str:
+def _current(serving: Mapping[str, str], wanted: str) -> str:
     """The revision that most of the pods serve that answer."""
-    counts = Counter(pod.revision for pod in ready)
+    counts = Counter(serving.values())
     return max(counts, key=lambda text: (counts[text], text == wanted), default="")
 
 

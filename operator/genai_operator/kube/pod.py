@@ -326,6 +326,7 @@ class WorkloadView:
 
     Attributes:
         rendering: Of its pods, that are wanted.
+        revision: Of the container that they are started with.
         owners: UIDs: its GenAIDeployment's is among them.
         current: Its controller has seen this generation.
         wanted: Pods that there are to be.
@@ -339,6 +340,7 @@ class WorkloadView:
     name: str
     uid: str
     rendering: str
+    revision: str
     owners: frozenset[str]
     current: bool
     wanted: int
@@ -365,11 +367,13 @@ def workload_view(value: Mapping[str, Any]) -> WorkloadView | None:
         for c in status.get("conditions") or ()
     )
     wanted = (value.get("spec") or {}).get("replicas")
+    template = ((value.get("spec") or {}).get("template") or {}).get("metadata") or {}
     return WorkloadView(
         namespace=meta["namespace"],
         name=meta["name"],
         uid=meta["uid"],
         rendering=(meta.get("annotations") or {}).get(RENDERING, ""),
+        revision=(template.get("annotations") or {}).get(REVISION, ""),
         owners=frozenset(owner["uid"] for owner in meta.get("ownerReferences") or ()),
         current=status.get("observedGeneration", 0) >= meta.get("generation", 0),
         wanted=1 if wanted is None else int(wanted),

@@ -25,11 +25,17 @@ class ServedAdapters:
         self._loads = 0
         self._contents = {name: entry.sha256 for name, entry in self._entries.items()}
         """By the executor's names, of all that ever were: such a name is never given twice."""
+        self.revision = ""
+        """Whose adapters and use cases these are; empty = the container's that was opened."""
 
     @property
     def own(self) -> AdapterIndex:
-        """The container's."""
+        """The container's, or that of the revision which is followed since."""
         return self._own
+
+    def follow(self, revision: str, index: AdapterIndex) -> None:
+        """Use cases are another revision's from now on."""
+        self.revision, self._own = revision, index
 
     @property
     def entries(self) -> dict[str, AdapterEntry]:
@@ -80,6 +86,7 @@ class ServedAdapters:
         """A use case was composed of these very contents."""
         return all(
             worn.name in self._entries
+            and worn.name in self._own.adapters
             and self._entries[worn.name].sha256 == self._own.adapters[worn.name].sha256
             for worn in self._own.use_cases[use_case].adapters
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Annotated
 
 from pydantic import Field
@@ -10,16 +11,19 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import PlainTextResponse, Response
 
 from genai_core.container.adapters import AdapterEntry
-from genai_core.errors import BadInput
+from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.lora import BASE, AdapterName
 from genai_serving.adapters.served import ServedAdapters
-from genai_serving.adapters.sources import AdapterSources
+from genai_serving.adapters.sources import AdapterSources, FollowedRevision, Found
 from genai_serving.api.bodies import Bodies, read_body
 from genai_serving.api.body import Body
 from genai_serving.api.errors import not_found
 from genai_serving.engine import Engine
 
 __all__ = ["AdapterAdmin", "LoadBody", "UnloadBody", "load_lora_adapter", "unload_lora_adapter"]
+
+
+_MOST_REASON = 500
 
 
 class LoadBody(Body):
@@ -59,7 +63,7 @@ class AdapterAdmin:
         self._engine = engine
         self._served = served
         self._sources = sources
-        self._taken = {BASE, base, *served.own.use_cases}
+        self._base = {BASE, base}
         self._one = asyncio.Lock()
 
     @property
@@ -67,17 +71,81 @@ class AdapterAdmin:
         """What clients may name now."""
         return self._served.entries
 
-    async def ensure(self, body: LoadBody) -> None:
-        """`load`, unless this very content is served under this name.
+    @property
+    def revision(self) -> str:
+        """Whose adapters and use cases are served."""
+        return self._sources.followed.revision
+
+    async def revision_of(self, record: str, revision: str) -> FollowedRevision:
+        """A revision of the base that is served, fetched where it is not at hand.
 
         Raises:
-            BadInput: As `load`.
-            CorruptBlob: Likewise.
+            GenAIError: As `AdapterSources.revision`.
         """
-        found = await asyncio.to_thread(self._sources.find, body.lora_path)
-        there = self._served.entries.get(body.lora_name)
-        if there is None or there.sha256 != found.entry.sha256:
-            await self.load(body)
+        return await asyncio.to_thread(self._sources.revision, record, revision)
+
+    @property
+    def own(self) -> FollowedRevision:
+        """What the server was started with."""
+        return self._sources.own
+
+    async def switch(self, to: FollowedRevision, wanted: Mapping[str, str]) -> dict[str, str]:
+        """Serve a revision's use cases, and these adapters alone; why some of them are not.
+
+        All contents change at one moment: no request meets some of one revision and some of
+        another, or misses a use case between two. One that cannot be had harms no other; where an
+        adapter of that name is served already, that goes on.
+
+        Args:
+            to: The revision.
+            wanted: Name -> as `LoadBody.lora_path`, in that revision.
+        """
+        failed: dict[str, str] = {}
+        async with self._one:
+            self._settle(to, wanted, await self._staged(to, wanted, failed))
+            if failed:  # what went may have left the room that was lacking
+                rest = {name: wanted[name] for name in failed}
+                failed.clear()
+                self._settle(to, wanted, await self._staged(to, rest, failed))
+        return failed
+
+    async def _staged(
+        self, to: FollowedRevision, wanted: Mapping[str, str], failed: dict[str, str]
+    ) -> dict[str, tuple[str, AdapterEntry]]:
+        """Those whose content is not served yet under their name, read and ready to be worn."""
+        found = {}
+        for name, path in wanted.items():
+            try:
+                if name in self._base or name in to.index.use_cases:
+                    raise BadInput(f"{name} is the base or a use case", where="lora_name")
+                source = await asyncio.to_thread(self._sources.find, path, of=to)
+                there = self._served.entries.get(name)
+                if there is None or there.sha256 != source.entry.sha256:
+                    found[name] = (await self._read(name, source), source.entry)
+            except (GenAIError, OSError) as error:
+                failed[name] = " ".join(str(error).split())[:_MOST_REASON]
+        return found
+
+    def _settle(
+        self,
+        to: FollowedRevision,
+        wanted: Mapping[str, str],
+        contents: Mapping[str, tuple[str, AdapterEntry]],
+    ) -> None:
+        self._sources.followed = to
+        self._served.follow(to.revision, to.index)
+        retired = [self._served.put(name, *content) for name, content in contents.items()]
+        gone = [name for name in self._served.entries if name not in wanted]
+        for internal in (*retired, *map(self._served.take_out, gone)):
+            if internal is not None:
+                self._engine.retire_adapter(internal)
+
+    async def _read(self, name: str, found: Found) -> str:
+        """Have the engine take it in; the name by which it is worn."""
+        source = await asyncio.to_thread(found.source)
+        internal = self._served.next_name(name)
+        await asyncio.wrap_future(self._engine.load_adapter(internal, source))
+        return internal
 
     async def load(self, body: LoadBody) -> None:
         """Read it and compare its digest; the first request that wears it has it laid in.
@@ -89,7 +157,7 @@ class AdapterAdmin:
         """
         name = body.lora_name
         async with self._one:
-            if name in self._taken:
+            if name in self._base or name in self._served.own.use_cases:
                 raise BadInput(f"{name} is the base or a use case", where="lora_name")
             if name in self._served.entries and not body.load_inplace:
                 raise BadInput(
@@ -98,9 +166,7 @@ class AdapterAdmin:
                     remedy="unload it, or set load_inplace",
                 )
             found = await asyncio.to_thread(self._sources.find, body.lora_path)
-            source = await asyncio.to_thread(found.source)
-            internal = self._served.next_name(name)
-            await asyncio.wrap_future(self._engine.load_adapter(internal, source))
+            internal = await self._read(name, found)
             replaced = self._served.put(name, internal, found.entry)
             if replaced is not None:
                 self._engine.retire_adapter(replaced)

@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -22,7 +23,7 @@ from genai_serving.api.api_keys import ApiKeys
 from genai_serving.api.bodies import Bodies, read_body
 from genai_serving.api.chat import chat_completions
 from genai_serving.api.completions import completions
-from genai_serving.api.declaration import declare_adapters, list_adapters
+from genai_serving.api.declaration import Declarations, declare_adapters, list_adapters
 from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, of_failure
 from genai_serving.api.local_names import LocalNames
 from genai_serving.api.openapi import document
@@ -112,8 +113,16 @@ def application(
     return LocalNames(front) if local and not keys.wanted else front
 
 
-def admin_application(admin: AdapterAdmin, tokens: ApiKeys) -> Any:
-    """The ASGI application of the admin port: every request needs a token."""
+def admin_application(
+    admin: AdapterAdmin, tokens: ApiKeys, declarations: Declarations | None = None
+) -> Any:
+    """The ASGI application of the admin port: every request needs a token.
+
+    Args:
+        admin: Loads and unloads.
+        tokens: One of them.
+        declarations: Keeps what is declared for the next start; None = nobody does.
+    """
 
     def route(
         path: str,
@@ -130,7 +139,7 @@ def admin_application(admin: AdapterAdmin, tokens: ApiKeys) -> Any:
             route("/v1/load_lora_adapter", load_lora_adapter),
             route("/v1/unload_lora_adapter", unload_lora_adapter),
             route("/v1/adapters", list_adapters, "GET"),
-            route("/v1/adapters", declare_adapters, "PUT"),
+            route("/v1/adapters", partial(declare_adapters, declarations=declarations), "PUT"),
         ],
         exception_handlers={HTTPException: _no_such_route},
     )
@@ -232,7 +241,7 @@ def _about(service: Service, name: str) -> dict[str, Any]:
         "root": model.name,
         "parent": None if name == model.name else model.name,
         "max_model_len": model.context_length,
-        "revision": model.revision,
+        "revision": model.adapters.revision or model.revision,
         "emulated": model.emulated,
         "bit_stable": {
             "chunks": model.steadiness.chunks,

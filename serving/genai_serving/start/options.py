@@ -21,12 +21,15 @@ class AdminOptions:
         folder: Below which containers lie that adapters may come from; None = the served one's.
         declared: File with the adapters that are served from the start; where it names one, the
             container may carry none, and one that cannot be had ends nothing.
+        fetch: Socket of the program that fetches adapters of later revisions of the same base;
+            None = none is followed.
     """
 
     port: int
     tokens: ApiKeys
     folder: Path | None = None
     declared: Path | None = None
+    fetch: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Options:
         golden: Its recorded prompts must be answered as recorded before the first request.
         admin: How adapters come and go while it runs; None = they do not.
         speculation: How tokens are guessed; None = they are not.
+        tls: Folder of the certificate, see `tls`; None = plain HTTP.
     """
 
     container: Path
@@ -90,3 +94,4 @@ class Options:
     golden: bool = False
     admin: AdminOptions | None = None
     speculation: SpeculativeConfig | None = None
+    tls: Path | None = None

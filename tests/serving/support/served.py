@@ -46,7 +46,7 @@ class Served:
         while found is None:
             lines.append(self.process.stderr.readline())
             assert lines[-1], f"it ended: {lines}"
-            found = re.search(r"http://127\.0\.0\.1:(\d+)", lines[-1])
+            found = re.search(r"https?://127\.0\.0\.1:(\d+)", lines[-1])
         self.line, self.lines = lines[-1], lines
         self.port = int(found[1])
 

@@ -66,6 +66,9 @@ def lean(plural: str, value: Mapping[str, Any]) -> Json:
         template = (value.get("spec") or {}).get("template")
         if isinstance(template, Mapping):
             found["spec"]["template"] = {"spec": _words(template.get("spec"))}
+            if plural == "deployments":
+                marks = _marks(template.get("metadata") or {})
+                found["spec"]["template"]["metadata"] = {"annotations": marks["annotations"]}
         if plural == "pods":
             found["spec"]["containers"] = _stage(value.get("spec"))
         found["status"] = _bounded(value.get("status"), _MOST_STATUS)
