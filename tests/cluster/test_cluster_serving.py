@@ -222,10 +222,42 @@ def test_adapters_of_the_spec_reach_pods_that_run(serving: Tenant) -> None:
     assert [owner["kind"] for owner in secret["metadata"]["ownerReferences"]] == ["GenAIDeployment"]
 
 
+MORE = {"adapters": [*LORA["adapters"], {"name": "more", "source": "s3://models/uppercase"}]}
+
+
+def test_a_revision_with_other_adapters_reaches_pods_that_run(serving: Tenant) -> None:
+    space = ("-n", serving.namespace)
+    first = status(serving)["revision"]["current"]
+    before = {pod["metadata"]["uid"] for pod in servers(serving)}
+    serving.build("tiny", targets=[TARGET], lora=MORE)
+    wait(lambda: status(serving)["revision"]["lastGood"] != first, 120, lambda: str(told(serving)))
+    found = reach(serving, ("True", "Serving"), 30)
+    made = serving.status("tiny")["artifacts"][0]["revision"]
+    assert found["revision"] == {"current": made, "target": made, "lastGood": made}
+    assert adapters(serving) == dict.fromkeys((*ADAPTERS, "more"), ("Loaded", "2/2"))
+    wanted = {tuple(sorted(("chat", *ADAPTERS, "more")))}
+    assert models(serving) == wanted
+    assert {pod["metadata"]["uid"] for pod in servers(serving)} == before, "no pod started anew"
+    still_answers(serving)
+    # A pod that comes later is started with the container that the others were started with, and
+    # goes over before its first request.
+    gone = servers(serving)[0]["metadata"]
+    serving.cluster.kubectl(*space, "delete", "pod", gone["name"], "--wait=false")
+    wait(lambda: gone["uid"] not in {p["metadata"]["uid"] for p in servers(serving)}, 90)
+    reach(serving, ("True", "Serving"), 60)
+    assert models(serving) == wanted
+    (new,) = [p for p in servers(serving) if p["metadata"]["uid"] not in before]
+    log = serving.cluster.kubectl(*space, "logs", new["metadata"]["name"], "-c", "server")
+    words = f"adapters and use cases are those of {made[:19]}"
+    assert log.index(words) < log.index(" on http://"), log
+    still_answers(serving)
+
+
 def test_another_build_rolls_out_without_a_refused_request(
     serving: Tenant, operator: Operator
 ) -> None:
-    """The operator is killed when the first new pod is there."""
+    """The old pods serve adapters of a revision that they were not started with, and the operator
+    is killed when the first new pod is there."""
     first = status(serving)["revision"]["current"]
     graphs = {"autoRegression": [1, 32], "contextLengths": [128]}
     before = {pod["metadata"]["uid"] for pod in servers(serving)}
