@@ -10,8 +10,8 @@ small builds have; the weight-shared binaries themselves are never opened on x86
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from genai_core.container.manifest import (
     METADATA_FILE,
     TOKEN_MAP_FILE,
     Manifest,
+    ManifestFile,
     read_manifest,
 )
 from genai_core.container.versions import read_versioned
@@ -40,12 +41,20 @@ from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session
 from genai_runtime.tokenizer import TOKENIZER_FILE, TextTokenizer
-from genai_runtime.verification import REMEDY, DigestOf, file_faults, index_fault
+from genai_runtime.verification import (
+    REMEDY,
+    DigestOf,
+    file_faults,
+    index_fault,
+    outside_faults,
+    outside_files,
+)
 
 if TYPE_CHECKING:  # it needs ONNX Runtime
     from genai_runtime.cpu.bank import AdapterWeights
 
 CPU_MODEL_FILE = "model.onnx"
+_TWIN = f"{EMULATION_FOLDER}/"
 
 
 def merged_twin(name: str) -> str:
@@ -61,11 +70,16 @@ class Container:
         folder: Where it lies.
         manifest: Its identity.
         metadata: Its graphs.
+        outside: What its report vouches for: files outside the revision. Golden prompts and the
+            twin are compared when they are read.
+        digest_of: How; None = not at all.
     """
 
     folder: Path
     manifest: Manifest
     metadata: Metadata
+    outside: Mapping[str, ManifestFile] = field(default_factory=dict)
+    digest_of: DigestOf | None = None
 
     @property
     def revision(self) -> str:
@@ -95,7 +109,13 @@ class Container:
         return stop_tokens(self.folder, holds=self.holds)
 
     def golden(self) -> Golden | None:
-        """The recorded prompts; None where there are none."""
+        """The recorded prompts; None where there are none.
+
+        Raises:
+            BadInput: They are missing, or no golden prompts.
+            CorruptBlob: They have other bytes than the report says.
+        """
+        self.verify_outside(GOLDEN_FILE)
         path = self.folder / GOLDEN_FILE
         return read_golden(path) if path.is_file() else None
 
@@ -111,6 +131,27 @@ class Container:
         """
         for fault in file_faults(self.folder, self.manifest, digest_of=digest_of):
             raise fault.error(self.folder)
+
+    def verify_outside(self, below: str = "") -> None:
+        """Check files outside the revision against what the report says of them.
+
+        A twin that is not there at all is no fault: nothing reads it.
+
+        Args:
+            below: How the names begin that are checked.
+
+        Raises:
+            BadInput: A file is missing, has another size, or is not in the report.
+            CorruptBlob: A file has other bytes.
+        """
+        if self.digest_of is None:
+            return
+        twin = (self.folder / EMULATION_FOLDER).is_dir()
+        for fault in outside_faults(
+            self.folder, self.outside, digest_of=self.digest_of, below=below
+        ):
+            if twin or not fault.name.startswith(_TWIN):
+                raise fault.error(self.folder)
 
     def adapters(self) -> AdapterIndex:
         """The adapters and use cases that it carries.
@@ -326,6 +367,7 @@ class Container:
                 where=str(self.folder),
                 remedy="push it to a device, or build the cpu target",
             )
+        self.verify_outside(_TWIN)
 
     def _adapter_weights(self, names: Sequence[str]) -> dict[str, AdapterWeights]:
         index = self.adapters()
@@ -358,16 +400,21 @@ def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container
         BadInput: The folder is not a container, or not a whole one.
         CorruptBlob: A file has other bytes.
     """
+    found = (folder / MANIFEST_FILE).is_file() and digest_of is not None
+    outside = outside_files(folder) if found else {}
+    # Before they say what others should be, or are.
+    for fault in outside_faults(folder, outside, digest_of=digest_of, below=MANIFEST_FILE):
+        raise fault.error(folder)
     manifest = manifest_of(folder)
+    for fault in file_faults(folder, manifest, digest_of=digest_of):
+        raise fault.error(folder)
     metadata_file = folder / METADATA_FILE
     try:
         written = metadata_file.read_bytes()
     except FileNotFoundError as error:
         raise BadInput("is missing", where=str(metadata_file)) from error
     metadata = read_versioned(Metadata, written, newest=METADATA_VERSION, where=str(metadata_file))
-    found = Container(folder=folder, manifest=manifest, metadata=metadata)
-    found.verify(digest_of=digest_of)
-    return found
+    return Container(folder, manifest, metadata, outside, digest_of)
 
 
 def manifest_of(folder: Path) -> Manifest:

@@ -40,7 +40,9 @@ def describe(path: Path, *, digest_of: DigestOf = digest_file) -> dict[str, Any]
         NotRunnableHere: A context binary, and the vendor's library is not installed.
     """
     if (path / MANIFEST_FILE).is_file():
-        return describe_container(container.load(path, digest_of=digest_of))
+        opened = container.load(path, digest_of=digest_of)
+        opened.verify_outside()
+        return describe_container(opened)
     if path.is_dir():
         return _artifact(path)
     if path.suffix == ".onnx" and path.is_file():
@@ -111,7 +113,7 @@ def describe_container(found: Container) -> dict[str, Any]:
 
 
 def _report(path: Path) -> dict[str, Any]:
-    """The members of a report that have the type of one: no manifest vouches for it."""
+    """The members of a report that have the type of one: older ones are not vouched for."""
     with boundary(str(path), kind=BadInput, what="it is no report", remedy="deliver it again"):
         value = json.loads(path.read_bytes())
     kinds = {"verified": str, "stages": dict, "fidelity": dict, "linears": dict, "tools": dict,

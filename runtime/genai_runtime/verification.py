@@ -1,18 +1,38 @@
-"""A container's files against its manifest."""
+"""A container's files against its manifest, and those outside its revision against its report."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from genai_core.container.adapters import AdapterIndex, merged_folder
-from genai_core.container.manifest import METADATA_FILE, Manifest, outside_identity
+from genai_core.container.manifest import (
+    METADATA_FILE,
+    REPORT_FILE,
+    Manifest,
+    ManifestFile,
+    outside_identity,
+)
+from genai_core.container.outside import read_outside
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
+from genai_core.files.json_budgets import DOCUMENT
+from genai_core.files.paths import inside, links_may_reach
+from genai_core.files.regular import read_regular
 from genai_core.tasks.record import SIDECAR_NAME
 
-__all__ = ["REMEDY", "DigestOf", "FileFault", "extra_files", "file_faults", "index_fault"]
+__all__ = [
+    "REMEDY",
+    "DigestOf",
+    "FileFault",
+    "extra_files",
+    "file_faults",
+    "index_fault",
+    "outside_faults",
+    "outside_files",
+    "report_fault",
+]
 
 DigestOf = Callable[[Path], str]
 """A file's SHA-256 in lower-case hex: `digest_file`, or `FileCache.digest`, which reads a file
@@ -51,19 +71,83 @@ def file_faults(
         manifest: Its manifest.
         digest_of: How bytes are compared; None = they are not.
     """
+    yield from _compared(folder, manifest.files, digest_of, by="the manifest")
+
+
+def report_fault(folder: Path) -> FileFault | None:
+    """Return what is wrong with a report's own bytes, or None; older ones do not tell."""
+    try:
+        outside_files(folder)
+    except GenAIError as error:
+        return FileFault(REPORT_FILE, "bytes", error.message)
+    return None
+
+
+def outside_files(folder: Path) -> dict[str, ManifestFile]:
+    """What the report vouches for: files outside the revision; none where it does not say.
+
+    Raises:
+        CorruptBlob: The report's own bytes were changed.
+        BadInput: It cannot be read.
+        BadModel: It is a link that leaves the container.
+    """
+    path = folder / REPORT_FILE
+    try:
+        inside(path, links_may_reach(folder), str(path), of="container")
+        data = read_regular(path, DOCUMENT.most_bytes)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise BadInput(str(error.strerror), where=str(path), remedy=REMEDY) from error
+    try:
+        found = read_outside(data)
+    except ValueError as error:
+        raise CorruptBlob(f"is no report: {error}", where=str(path), remedy=REMEDY) from error
+    return {**(found or {})}
+
+
+def outside_faults(
+    folder: Path,
+    files: Mapping[str, ManifestFile],
+    *,
+    digest_of: DigestOf | None,
+    below: str = "",
+) -> Iterator[FileFault]:
+    """Compare files outside the revision with what the report says of them.
+
+    Args:
+        folder: The container's.
+        files: `outside_files`; nothing is compared where there are none.
+        digest_of: As in `file_faults`.
+        below: How the names begin that are looked at.
+    """
+    if not files:
+        return
+    chosen = {name: file for name, file in files.items() if name.startswith(below)}
+    yield from _compared(folder, chosen, digest_of, by=REPORT_FILE)
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        vouched = name in files or name == REPORT_FILE or not outside_identity(name)
+        if name.startswith(below) and not vouched and not path.is_dir():
+            yield FileFault(name, "extra", f"is not in {REPORT_FILE}")
+
+
+def _compared(
+    folder: Path, files: Mapping[str, ManifestFile], digest_of: DigestOf | None, *, by: str
+) -> Iterator[FileFault]:
     whole: list[str] = []
-    for name, file in manifest.files.items():
+    for name, file in files.items():
         path = folder / name
         if not path.is_file():
             yield FileFault(name, "missing", "is missing")
         elif (size := path.stat().st_size) != file.size:
-            yield FileFault(name, "size", f"has {size} bytes, the manifest says {file.size}")
+            yield FileFault(name, "size", f"has {size} bytes, {by} says {file.size}")
         else:
             whole.append(name)
     for name in whole if digest_of else ():
         assert digest_of is not None
-        if digest_of(folder / name) != manifest.files[name].sha256:
-            yield FileFault(name, "bytes", "its bytes are not those of the manifest")
+        if digest_of(folder / name) != files[name].sha256:
+            yield FileFault(name, "bytes", f"its bytes are not those of {by}")
 
 
 def extra_files(folder: Path, manifest: Manifest) -> Iterator[FileFault]:

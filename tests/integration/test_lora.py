@@ -12,6 +12,8 @@ import pytest
 from builds import EVAL, EXAMPLE, Built
 from safetensors.numpy import load_file, save_file
 
+from genai_core.container.outside import vouch_for
+
 
 @pytest.fixture(scope="module")
 def adapted(built: Built) -> dict[str, Any]:
@@ -192,6 +194,8 @@ def test_verify_ends_with_1_when_an_adapter_answers_otherwise(
     place = max(range(16), key=lambda at: entry["margins"][at])
     entry["tokens"][place] = 7
     (copy / "golden.json").write_text(json.dumps(golden))
+    assert "wrong    golden.json" in built.program("verify", copy, "--golden").out
+    vouch_for(copy)
     ran = built.program("verify", copy, "--golden")
     assert ran.code == 1
     assert "golden prompts, uppercase: " in ran.out

@@ -21,6 +21,7 @@ from served import Served, answer, pod_command
 
 from genai_cli.testing import Program
 from genai_core.container.adapters import AdapterIndex
+from genai_core.container.outside import vouch_for
 from genai_serving.api.model import ServedModel
 from genai_serving.api.service import Service
 
@@ -259,6 +260,7 @@ def _tampered(container: Path, folder: Path) -> Path:
     golden["prompts"][0]["tokens"][0] += 1
     golden["prompts"][0]["margins"][0] = 9.0
     (copy / "golden.json").write_text(json.dumps(golden))
+    vouch_for(copy)
     return copy
 
 

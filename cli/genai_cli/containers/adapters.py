@@ -46,7 +46,7 @@ from genai_core.container.manifest import (
     Report,
     outside_identity,
 )
-from genai_core.container.report import report_bytes
+from genai_core.container.outside import report_bytes, vouch_for
 from genai_core.errors import BadInput, GenAIError, InvalidSpec, NoSpace, from_dict
 from genai_core.files.foreign import read_json_object
 from genai_core.files.home import expanded
@@ -185,7 +185,9 @@ def show(path: Path, *, settings: ProgramSettings) -> int:
 
 def _opened(path: Path) -> Container:
     with busy("reading the container"):
-        return container.load(the_container(path), digest_of=known_digests().digest)
+        opened = container.load(the_container(path), digest_of=known_digests().digest)
+        opened.verify_outside()
+    return opened
 
 
 def _name_of(name: str | None, source: str) -> str:
@@ -246,6 +248,7 @@ def _draft(opened: Container, output: Path) -> Iterator[Path]:
     try:
         _copy(opened, draft)
         yield draft
+        vouch_for(draft)
         swap_in(draft, path)
     except OSError as error:
         if error.errno in _NO_SPACE:

@@ -1,4 +1,4 @@
-"""A container's files against its manifest, every one of them."""
+"""A container's files, every one of them, against its manifest or its report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ from genai_core.kinds.lora import BASE
 from genai_runtime.container import load, manifest_of
 from genai_runtime.executor import AdapterUse
 from genai_runtime.golden import Replay, replay
-from genai_runtime.verification import FileFault, extra_files, file_faults, index_fault
+from genai_runtime.verification import (
+    FileFault,
+    extra_files,
+    file_faults,
+    index_fault,
+    outside_faults,
+    outside_files,
+    report_fault,
+)
 
 __all__ = ["verify"]
 
@@ -45,13 +53,17 @@ def verify(path: Path, settings: ProgramSettings, *, golden: bool = False) -> in
     manifest = manifest_of(folder)
     count, total = len(manifest.files), sum(file.size for file in manifest.files.values())
     with busy(f"reading {size(total)}"):
+        fault = report_fault(folder)
+        outside = {} if fault is not None else outside_files(folder)
         faults = [
             *file_faults(folder, manifest, digest_of=digest_file),
             *extra_files(folder, manifest),
+            *outside_faults(folder, outside, digest_of=digest_file),
+            *([] if fault is None else [fault]),
         ]
     if not faults and (fault := _of_index(folder, manifest)) is not None:
         faults.append(fault)
-    unchecked = _outside(folder)
+    beside = _outside(folder)
     replays: dict[str, Replay] = {}
     if golden and not faults:
         with busy("replaying golden prompts"):
@@ -66,7 +78,8 @@ def verify(path: Path, settings: ProgramSettings, *, golden: bool = False) -> in
                 "files": count,
                 "bytes": total,
                 "faults": [{"file": f.name, "kind": f.kind, "what": f.text} for f in faults],
-                "outside": unchecked,
+                "outside": beside,
+                "outsideCompared": bool(outside),
                 **({"golden": {n: _as_json(r) for n, r in replays.items()}} if golden else {}),
             }
         )
@@ -78,8 +91,9 @@ def verify(path: Path, settings: ProgramSettings, *, golden: bool = False) -> in
     state = ", ".join(f"{number} {kind}" for kind, number in found.items()) or "all is well"
     say(f"{folder}: {counted(count, 'file')}, {size(total)}: {state}")
     say(f"  {manifest.revision()}")
-    if unchecked:
-        say(f"  outside the revision, so nothing to compare with: {', '.join(unchecked)}")
+    if beside:
+        how = "compared with report.json" if outside else "so nothing to compare with"
+        say(f"  outside the revision, {how}: {', '.join(beside)}")
     for name, one in replays.items():
         say(f"  golden prompts, {name}: {_said(one)}")
     return 1 if wrong else 0

@@ -204,3 +204,8 @@ class Report(BaseModel):
     """How many linears of a cpu container are in which form: int8, int4, float."""
     tools: dict[str, str] = Field(default_factory=dict)
     warnings: list[str] = Field(default_factory=list)
+    outside: dict[RelativePath, ManifestFile] | None = None
+    """The manifest, golden prompts and the twin: what the manifest does not name, but the report.
+    Of a container that was handed out; see `outside`."""
+    sha256: str | None = None
+    """Of the report's own bytes, these digits zeros; stands beside `outside`."""

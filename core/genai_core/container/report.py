@@ -8,14 +8,14 @@ measured.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from genai_core.container.manifest import Report
+from genai_core.container.outside import report_bytes
 from genai_core.tasks.record import Record
 
-__all__ = ["own_report", "report_bytes"]
+__all__ = ["own_report"]
 
 _PACKAGE = "package"
 
@@ -51,10 +51,3 @@ def own_report(
         said = [text for one in records.values() for text in one.measurements.warnings]
         changed["warnings"] = list(dict.fromkeys([*said, *report.warnings]))
     return report_bytes(report.model_copy(update=changed))
-
-
-def report_bytes(report: Report) -> bytes:
-    """What stands in `report.json`."""
-    value = report.model_dump(mode="json", exclude_none=True)
-    text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return f"{text}\n".encode()

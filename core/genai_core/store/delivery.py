@@ -18,7 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genai_core.canonical import digest_file
-from genai_core.container.manifest import MANIFEST_FILE, REPORT_FILE, read_manifest
+from genai_core.container.manifest import (
+    MANIFEST_FILE,
+    REPORT_FILE,
+    ManifestFile,
+    outside_identity,
+    read_manifest,
+)
+from genai_core.container.outside import vouching
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, NoSpace
 from genai_core.files.paths import check_relative_path
 from genai_core.store.blobs import Blobs
@@ -192,12 +199,20 @@ def _is_ours(file: Path, *members: str) -> bool:
 
 
 def _own_report(record: Record, store: Blobs, report: Callable[[bytes], bytes]) -> dict[str, bytes]:
-    """The file that is written in the packaged report's place; none where that is no report."""
+    """The file that is written in the packaged report's place; none where that is no report.
+
+    It vouches for what the manifest does not name, by the digests that the record has.
+    """
     packaged = record.outputs.get(REPORT_FILE)
     if packaged is None:
         return {}
+    outside = {
+        name: ManifestFile(sha256=output.sha256, size=output.size)
+        for name, output in record.outputs.items()
+        if name != REPORT_FILE and outside_identity(name)
+    }
     try:
-        return {REPORT_FILE: report(store.read_blob(packaged))}
+        return {REPORT_FILE: vouching(report(store.read_blob(packaged)), outside)}
     except ValueError:
         return {}  # of another version: as it is
 

@@ -47,7 +47,7 @@ from genai_core.container.manifest import (
     Report,
     outside_identity,
 )
-from genai_core.container.report import report_bytes
+from genai_core.container.outside import report_bytes
 from genai_core.errors import BadModel, DriftError, NotRunnableHere
 from genai_core.facts import ModelFacts, RopeTable
 from genai_core.names import DRAFT, FORECAST, Backend, Precision

@@ -36,7 +36,7 @@ from genai_core.container.manifest import (
     ManifestFile,
     Report,
 )
-from genai_core.container.report import report_bytes
+from genai_core.container.outside import report_bytes
 from genai_core.errors import BadAdapter, DriftError, GenAIError
 from genai_core.facts import AdapterInputs, LoraBranch
 from genai_core.files.foreign import is_failure
