@@ -386,7 +386,11 @@ def _of_another_version(source: Path) -> None:
         (lambda source: (source / "model.encodings").write_bytes(b"\xff\xd8"), "not UTF-8"),
         (lambda source: shutil.copy(EXAMPLE / "model.encodings", source), "does not have"),
         (lambda source: shutil.copy(EXAMPLE / "tokenizer.json", source), "knows 64 tokens"),
-        (lambda source: np.save(source / "tokens.npy", np.array([[64]])), "the id 64"),
+        (lambda source: np.save(source / "tokens.npy", np.array([[64, 1]])), "the id 64"),
+        (lambda source: np.save(source / "tokens.npy", np.array([[64]])), "the shape [1, 1]: no"),
+        (lambda source: np.save(source / "tokens.npy", np.zeros((0, 9), int)), "shape [0, 9]: no"),
+        (lambda source: np.save(source / "tokens.npy", np.array([[4, -3]])), "the id -3, the"),
+        (lambda source: (source / "tokens.npy").write_text("once"), "it is no NumPy array"),
     ],
 )
 def test_small_files_are_read_before_the_model_is_taken_apart(

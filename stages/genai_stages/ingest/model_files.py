@@ -28,6 +28,7 @@ from genai_stages.ingest.source.source_model import SourceModel
 
 ASSETS = (CONFIG_ROLE, *OTHER_ASSETS)
 """What goes along to the container, where it is there."""
+_NUMPY = b"\x93NUMPY"
 _TEXTS = {".json", ".jinja", ".txt"}
 ENCODINGS_FILE = "encodings/model.encodings"
 
@@ -161,9 +162,9 @@ def check_tokens(folder: Path, vocab_size: int) -> list[str]:
             where="tokenizer.json",
             remedy="put the model's own tokenizer beside it",
         )
-    for path in [folder / "tokens.npy", folder / "calibration.npy"]:
+    for path, least in [(folder / "tokens.npy", 2), (folder / "calibration.npy", 1)]:
         if path.is_file():
-            _check_token_file(path, vocab_size)
+            _check_token_file(path, vocab_size, least)
     foreign = [text for text, index in added.items() if index >= vocab_size]
     if not foreign:
         return []
@@ -172,7 +173,13 @@ def check_tokens(folder: Path, vocab_size: int) -> list[str]:
     return [f"{said} tokens: text with it is refused"]
 
 
-def _check_token_file(path: Path, vocab_size: int) -> None:
+def _check_token_file(path: Path, vocab_size: int, least: int) -> None:
+    """Refuse what holds no pieces of at least so many tokens, or ids of another vocabulary."""
+    with path.open("rb") as stream:
+        if stream.read(len(_NUMPY)) != _NUMPY:  # numpy speaks of pickles then
+            raise BadInput(
+                "it is no NumPy array", where=path.name, remedy="save token ids with numpy.save"
+            )
     with boundary(
         path.name,
         kind=BadInput,
@@ -193,9 +200,17 @@ def _check_token_file(path: Path, vocab_size: int) -> None:
             where=path.name,
             remedy="save token ids as an integer array of two axes",
         )
-    if tokens.size and (int(tokens.max()) >= vocab_size or int(tokens.min()) < 0):
+    if tokens.shape[0] < 1 or tokens.shape[1] < least:
         raise BadInput(
-            f"it has the id {int(tokens.max())}, the model knows {vocab_size} tokens",
+            f"it has the shape {list(tokens.shape)}: no piece of {least} tokens or more",
+            where=path.name,
+            remedy="give more text",
+        )
+    lowest, highest = int(tokens.min()), int(tokens.max())
+    if highest >= vocab_size or lowest < 0:
+        raise BadInput(
+            f"it has the id {lowest if lowest < 0 else highest}, the model knows {vocab_size} "
+            "tokens",
             where=path.name,
             remedy="make it with the model's own tokenizer",
         )

@@ -21,6 +21,8 @@ from genai_core.errors import BadInput, BadModel, UnsupportedOperator
 from genai_stages.ingest.folding.run_node import NotComputed, run_node
 from genai_stages.ingest.source.source_model import Array, Constant, is_float
 
+_CLIP_BY_INPUTS = 11
+"""The opset whose Clip has its limits as inputs."""
 _ELEMENT_BY_ELEMENT = {"GatherElements", "GatherND", "ScatterElements", "ScatterND"}
 FLOAT_TYPES = {1, 10, 11, 16}
 """Element types of ONNX that count as float32 here."""
@@ -243,6 +245,25 @@ def axes_of(node: StaticNode, constants: Sequence[Constant | None]) -> list[int]
     if len(constants) > 1 and constants[1] is not None:
         return [int(axis) for axis in constants[1].array().reshape(-1)]
     return []
+
+
+def clip_limits(graph: FoldedGraph, node: StaticNode) -> list[Constant | None]:
+    """Least and largest value of a Clip, each None where it has none.
+
+    They are attributes before opset 11, inputs since.
+
+    Raises:
+        LookupError: One is computed from the tokens.
+    """
+    if graph.opset < _CLIP_BY_INPUTS:
+        return [
+            Constant.of(f"{node.outputs[0]}_{key}", np.array(node.attributes[key], np.float32))
+            if key in node.attributes
+            else None
+            for key in ("min", "max")
+        ]
+    names = [*node.inputs[1:], "", ""][:2]
+    return [graph.constants[name] if name else None for name in names]
 
 
 def reshaped(shape: Sequence[int], wanted: Sequence[int]) -> tuple[int, ...]:

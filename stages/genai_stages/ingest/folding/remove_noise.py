@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode, clip_limits
 
 _LOWEST = -1e37
 _SMALL = 1 << 16
@@ -59,7 +59,7 @@ def _identity_of(
         case "Where":
             guard = producers.get(node.inputs[0])
             if guard is not None and guard.op_type == "IsNaN" and len(open_inputs) == 2:
-                return guard.inputs[0]
+                return guard.inputs[0] if node.inputs[2] == guard.inputs[0] else None
             condition = graph.constants.get(node.inputs[0])
             if condition is not None and condition.size <= small:
                 values = condition.array()
@@ -78,7 +78,10 @@ def _identity_of(
             if all(other.size == 1 and sign * other.array().max() <= _LOWEST for other in others):
                 return open_inputs[0]
         case "Clip":
-            low, high = ([graph.constants.get(name) for name in node.inputs[1:]] + [None] * 2)[:2]
+            try:
+                low, high = clip_limits(graph, node)
+            except LookupError:
+                return None
             if (low is None or low.array().max() <= _LOWEST) and (
                 high is None or high.array().min() >= -_LOWEST
             ):

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from genai_core.errors import BadModel, UnsupportedOperator
-from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode, axes_of
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode, axes_of, clip_limits
 from genai_stages.ingest.recognition.drafts import Data, DraftNode, DraftWeight
 from genai_stages.ingest.recognition.layouts import LayoutError, TensorLayout, token_major
 from genai_stages.ingest.source.source_model import Constant
@@ -298,14 +298,14 @@ class Walk:
 
     def _clip(self, node: StaticNode) -> None:
         data = self.settle(self.data(node.inputs[0]))
-        limits: list[DraftWeight | None] = []
-        for name in node.inputs[1:]:
-            constant = self.graph.constants.get(name)
-            limits.append(
-                None
-                if constant is None
-                else DraftWeight(constant, vector=constant.array().reshape(()))
-            )
+        try:
+            found = clip_limits(self.graph, node)
+        except LookupError as error:
+            raise _Unknown("its limits depend on the tokens") from error
+        limits = [
+            None if one is None else DraftWeight(one, vector=one.array().reshape(()))
+            for one in found
+        ]
         self._put(node, data, DraftNode(node.outputs[0], "Clip", (data.draft,), data.draft.width,
                                     weights=tuple(limits)))  # fmt: skip
 
