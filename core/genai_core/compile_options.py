@@ -83,6 +83,17 @@ def merged(defaults: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str
     return {**kept, **own}
 
 
+def canonical(options: Mapping[str, str]) -> dict[str, str]:
+    """The same options as keys know them: one spelling for one meaning.
+
+    Raises:
+        InvalidSpec: As `parse`.
+    """
+    read = parse(options)
+    values = dict(zip(KNOWN, (read.vtcm_mb, read.optimization), strict=True))
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
 def _refusal(name: str, where: str) -> InvalidSpec:
     if name in _REFUSED:
         return InvalidSpec(

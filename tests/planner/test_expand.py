@@ -340,6 +340,31 @@ def test_wrong_compile_option_is_refused_before_anything_runs(
     assert raised.value.where.startswith("spec.compilation.options")
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"options": {"graphs.O": "2"}}, {"options": {"graphs.optimization_type": "2"}}),
+        ({"options": {"graphs.O": "2", "graphs.o": "2"}}, {"options": {"graphs.O": "2.0"}}),
+        ({"options": {"graphs.vtcm_mb": "08"}}, {"options": {"graphs.vtcm_size_in_mb": "8"}}),
+    ],
+)
+def test_compile_configs_are_alike_when_options_are_spelt_otherwise(
+    one: dict[str, Any], other: dict[str, Any]
+) -> None:
+    configs = [[task.config for task in of(plan(compilation=c), "compile")] for c in (one, other)]
+    assert configs[0] == configs[1]
+
+
+def test_weight_sharing_counts_when_there_are_graphs_to_share() -> None:
+    for ars, alike in (([1, 32], False), ([32], True)):
+        found = [
+            [t.config for t in of(plan(graphs={"autoRegression": ars, "contextLengths": [256]},
+                                       compilation={"weightSharing": shared}), "compile")]
+            for shared in (True, False)
+        ]  # fmt: skip
+        assert (found[0] == found[1]) is alike
+
+
 def test_native_kv_derives_the_ars_that_it_allows() -> None:
     found = plan(graphs={"contextLengths": [1024]}, compilation={"nativeKV": True})
     assert {t.graph for t in of(found, "arcl")} == {"ar32_cl1024", "ar128_cl1024"}

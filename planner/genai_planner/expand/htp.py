@@ -283,9 +283,12 @@ class _Builder:
                 chip=target.chip,
                 split=split,
                 graphs=self.grid.graphs,
-                weight_sharing=compilation.weight_sharing,
+                # One graph has nobody to share with, whatever is said.
+                weight_sharing=compilation.weight_sharing or len(self.grid.graphs) == 1,
                 native_kv=compilation.native_kv,
-                options=compile_options.merged(target.options, compilation.options),
+                options=compile_options.canonical(
+                    compile_options.merged(target.options, compilation.options)
+                ),
                 float16=self.context.stays_float,
                 emulation=self.emulation,
             ),
