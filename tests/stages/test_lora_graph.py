@@ -90,6 +90,33 @@ def other_node(model: onnx.ModelProto) -> None:
             node.op_type = "Tanh"
 
 
+def constants(model: onnx.ModelProto) -> list[tuple[onnx.TensorProto, Floats]]:
+    """All that hold floats, in nodes and beside them."""
+    held = [node.attribute[0].t for node in model.graph.node if node.op_type == "Constant"]
+    found = [t for t in [*held, *model.graph.initializer] if t.data_type == 1]
+    return [(tensor, numpy_helper.to_array(tensor)) for tensor in found]
+
+
+def other_waves(model: onnx.ModelProto) -> None:
+    """Rotary frequencies of another base."""
+    for tensor, array in constants(model):
+        if array.ndim > 0 and array.size < 64 and array.max() == 1.0 and array.min() < 0.1:
+            tensor.CopyFrom(numpy_helper.from_array(array**1.2, tensor.name))
+
+
+def other_epsilon(model: onnx.ModelProto) -> None:
+    for tensor, array in constants(model):
+        if array.size == 1 and 0 < array.reshape(-1)[0] < 1e-4:
+            tensor.CopyFrom(numpy_helper.from_array(array * 10, tensor.name))
+
+
+def other_input(model: onnx.ModelProto) -> None:
+    """The gate's sigmoid multiplies another tensor of the same size."""
+    sigmoid = next(n for n in model.graph.node if n.op_type == "Sigmoid")
+    product = next(n for n in model.graph.node if sigmoid.output[0] in n.input)
+    product.input[:] = [sigmoid.output[0], sigmoid.output[0]]
+
+
 def endless(model: onnx.ModelProto) -> None:
     """A branch that leads into itself."""
     for node in model.graph.node:
@@ -107,6 +134,9 @@ def no_branches(model: onnx.ModelProto) -> None:
     [
         (other_weight, r"its base differs from the model in .*: 1 of 6144 values"),
         (other_node, "without its branches its graph is not the model's: at node"),
+        (other_waves, "its base differs from the model in its rotary tables"),
+        (other_epsilon, r"its base differs from the model at .*: epsilon is"),
+        (other_input, r"its base differs from the model at .*Mul\): it reads other tensors"),
         (no_branches, "its graph has no LoRA branches"),
     ],
 )

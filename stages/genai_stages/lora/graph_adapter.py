@@ -88,7 +88,9 @@ def _check_base(
 ) -> None:
     """Refuse a base that is not the model's, with the tensor that differs."""
     ours, theirs = ([_kind(node) for node in one[0].graph] for one in (model, own))
-    if ours != theirs:
+    if ours == theirs:
+        _check_wiring(model, own, name)
+    else:
         at = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), -1)
         what = f"at node {at} {theirs[at]} stands for {ours[at]}" if at >= 0 else (
             f"it has {len(theirs)} nodes, the model has {len(ours)}"
@@ -110,6 +112,63 @@ def _check_base(
         raise BadAdapter(
             f"its base differs from the model in {tensor}: {differ}", where=name, remedy=_REMEDY
         )
+
+
+def _check_wiring(
+    model: tuple[ir.Model, ModelFacts], own: tuple[ir.Model, ModelFacts], name: str
+) -> None:
+    """Refuse a base of the same operators that computes something else with them."""
+    wired = zip(model[0].graph, *(_wiring(one[0]) for one in (model, own)), strict=True)
+    for node, (attributes, inputs), (other_attributes, other_inputs) in wired:
+        if inputs == other_inputs and attributes == other_attributes:
+            continue
+        at = str(node.outputs[0].name)
+        source = model[1].provenance.get(at)
+        differ = [
+            f"{key} is {other_attributes.get(key)}, the model's {attributes.get(key)}"
+            for key in sorted({*attributes, *other_attributes})
+            if attributes.get(key) != other_attributes.get(key)
+        ]
+        raise BadAdapter(
+            f"its base differs from the model at {at if source is None else source.source} "
+            f"({_kind(node)}): {differ[0] if differ else 'it reads other tensors'}",
+            where=name,
+            remedy=_REMEDY,
+        )
+    ours, theirs = model[1], own[1]
+    if ours.rope != theirs.rope:
+        raise BadAdapter(
+            "its base differs from the model in its rotary tables", where=name, remedy=_REMEDY
+        )
+    for layer, other in zip(ours.attention, theirs.attention, strict=True):
+        # Names of tensors may be others.
+        if layer.model_copy(update={"roles": {}}) != other.model_copy(update={"roles": {}}):
+            raise BadAdapter(
+                f"its base differs from the model in the attention of layer {layer.layer}",
+                where=name,
+                remedy=_REMEDY,
+            )
+
+
+def _wiring(model: ir.Model) -> list[tuple[dict[str, Any], list[object]]]:
+    """Of each node its attributes and what it reads, whatever the names are.
+
+    Nodes count by their place, known values by the order in which they are read, inputs by name.
+    """
+    places: dict[str, object] = {"": None}
+    weights = {str(value.name): index for index, value in enumerate(_weights(model))}
+    found = []
+    for index, node in enumerate(model.graph):
+        names = ["" if value is None else str(value.name) for value in node.inputs]
+        inputs = [
+            ("known", weights[name]) if name in weights else places.get(name, name)
+            for name in names
+        ]
+        attributes = {key: attribute.value for key, attribute in node.attributes.items()}
+        found.append((attributes, inputs))
+        for output, value in enumerate(node.outputs):
+            places[str(value.name)] = (index, output)
+    return found
 
 
 def _kind(node: ir.Node) -> str:
