@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,7 @@ def test_a_flipped_byte_is_noticed_when_it_is_in_any_file_of_a_container(
         else:
             assert ran.code == 1, name
             assert name in [fault["file"] for fault in ran.json["faults"]]
+        reads: Callable[[container.Container], object]
         if name == "golden.json":
             reads = container.Container.golden
         elif name in named or name in {"manifest.json", "report.json"}:
