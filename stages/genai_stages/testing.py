@@ -18,6 +18,7 @@ from typing import get_args
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
+from numpy.typing import NDArray
 
 from genai_core.facts import AttentionFacts, ModelFacts, Role, RopeTable
 from genai_stages.graph.core_graph import (
@@ -91,7 +92,7 @@ def rope_table(theta: float, rotary_dim: int) -> RopeTable:
     return RopeTable(rotary_dim=rotary_dim, inv_freq=inv_freq.tolist(), theta=theta)
 
 
-def random_core_model(path: Path, shape: Shape | None = None, **changes: object) -> ModelFacts:
+def random_core_model(path: Path, shape: Shape | None = None, /, **changes: object) -> ModelFacts:
     """Write a random core graph with its weights and facts into `path`.
 
     Args:
@@ -357,7 +358,9 @@ def assemble_step1(fixture: Path, example: Path, out: Path, *, encodings: str = 
     return out
 
 
-def core_logits(folder: Path, tokens: Sequence[int], *, chunks: Sequence[int] = ()) -> FloatArray:
+def core_logits(
+    folder: Path, tokens: Sequence[int] | NDArray[np.integer], *, chunks: Sequence[int] = ()
+) -> FloatArray:
     """Logits [N, V] of a core graph through its expansion.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +81,7 @@ def random_weights(
         seed: Of the weights.
     """
     random = np.random.default_rng(seed)
-    made = {}
+    made: dict[str, Floats] = {}
     for linear, (inputs, outputs) in sizes.items():
         a, b = np.zeros((inputs, rank), np.float32), np.zeros((rank, outputs), np.float32)
         a[:, :used] = random.standard_normal((inputs, used)) * 0.2
@@ -104,7 +104,7 @@ def logits_of(path: Path, ids: NDArray[np.int64], weights: Mapping[str, Floats])
     session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     feeds: dict[str, NDArray[np.generic]] = {}
     for value in session.get_inputs():
-        shape: Sequence[int | str] = value.shape
+        shape = [dim if isinstance(dim, int) else 0 for dim in value.shape]
         if value.name == "input_ids":
             feeds[value.name] = ids[None]
         elif value.name == "attention_mask":

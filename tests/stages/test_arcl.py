@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,7 @@ def test_interface_is_static_and_as_promised(tmp_path: Path, ar: int, cl: int) -
     assert model.graph.name == f"ar{ar}_cl{cl}"
     onnx.checker.check_model(str(path), full_check=True)
 
-    def described(values) -> dict[str, tuple[int, tuple[int, ...]]]:
+    def described(values: Iterable[onnx.ValueInfoProto]) -> dict[str, tuple[int, tuple[int, ...]]]:
         return {
             v.name: (
                 v.type.tensor_type.elem_type,
@@ -195,7 +196,7 @@ def test_interface_is_static_and_as_promised(tmp_path: Path, ar: int, cl: int) -
         for layer in range(2):
             inputs[f"past_key_{layer}_in"] = (1, (2, 1, 16, past))
             inputs[f"past_value_{layer}_in"] = (1, (2, 1, past, 16))
-    outputs = {"logits": (1, (1, ar, 512))}
+    outputs: dict[str, tuple[int, tuple[int, ...]]] = {"logits": (1, (1, ar, 512))}
     for layer in range(2):
         outputs[f"past_key_{layer}_out"] = (1, (2, 1, 16, ar))
         outputs[f"past_value_{layer}_out"] = (1, (2, 1, ar, 16))
@@ -302,7 +303,7 @@ def test_drift_is_found_and_its_layer_named(tmp_path: Path) -> None:
     facts = random_core_model(tmp_path, layers=3)
     core, _ = read_core(tmp_path)
     made = emit_static(core, facts, ar=8, cl=64)
-    cos, sin = (v for v in made.model.graph.inputs if v.name.startswith("position_ids_"))
+    cos, sin = (v for v in made.model.graph.inputs if (v.name or "").startswith("position_ids_"))
     for node in made.model.graph:
         if node.metadata_props["genai.group"] == "layer_001" and node.op_type == "Mul":
             for index, value in enumerate(node.inputs):
@@ -323,7 +324,7 @@ def test_drift_check_of_a_large_model_begins_behind_the_core_graphs_cache(
     assert (compared.tokens, compared.passes) == (96, FEW_PASSES)
     assert compared.drift < 1e-4
     broken = dataclasses.replace(made, model=emit_static(core, facts, ar=1, cl=128).model)
-    concat = next(node for node in broken.model.graph if node.name.startswith("Concat:")
+    concat = next(node for node in broken.model.graph if (node.name or "").startswith("Concat:")
                   and node.metadata_props["genai.role"] == "cache")  # fmt: skip
     past, new = concat.inputs
     concat.replace_input_with(0, new)

@@ -28,7 +28,7 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_float_containers_compute_what_transformers_computes(name, tmp_path):
+def test_float_containers_compute_what_transformers_computes(name: str, tmp_path: Path) -> None:
     for folder in ("core", "convert", "compile"):
         (tmp_path / folder).mkdir()
     context = Context(scratch=tmp_path / "scratch", threads=1)

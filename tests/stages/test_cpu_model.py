@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
 from genai_core.errors import BadEncodings, BadInput, BadModel, DriftError
 from genai_core.names import Gaps, Precision
@@ -21,21 +24,37 @@ from genai_stages.graph.expand_attention import AttentionSpec
 from genai_stages.graph.linear_sites import linear_sites
 from genai_stages.operations import compile_cpu, convert_cpu
 from genai_stages.quantize.segments import SegmentedModel
-from genai_stages.stage import Context
+from genai_stages.stage import Context, StageResult
 from genai_stages.testing import random_core_model
 
 IDS = np.random.default_rng(1).integers(0, 512, 33)
 ALL = {"first": 0, "last": 2, "embedding": True, "lm_head": True}
 
 
-def converted(core, out, precision, *, gaps=Gaps.CALIBRATE, extra=None, **part):
+def converted(
+    core: Path,
+    out: Path,
+    precision: Precision,
+    *,
+    gaps: Gaps = Gaps.CALIBRATE,
+    extra: dict[str, Path] | None = None,
+    **part: bool | int,
+) -> Path:
     out.mkdir(parents=True)
     config = ConvertCpuConfig(precision=precision, gaps=gaps, **(part or ALL))
     convert_cpu.run({"model": core, **(extra or {})}, config, out, Context(scratch=out))
     return out
 
 
-def compiled(core, tmp_path, precision, *, gaps=Gaps.CALIBRATE, extra=None, parts=None):
+def compiled(
+    core: Path,
+    tmp_path: Path,
+    precision: Precision,
+    *,
+    gaps: Gaps = Gaps.CALIBRATE,
+    extra: dict[str, Path] | None = None,
+    parts: list[dict[str, Any]] | None = None,
+) -> tuple[Path, StageResult]:
     extra = dict(extra or {})
     for index, part in enumerate(parts or [ALL]):
         extra[f"part{index}"] = converted(
@@ -57,19 +76,19 @@ def compiled(core, tmp_path, precision, *, gaps=Gaps.CALIBRATE, extra=None, part
     return out / "model.onnx", result
 
 
-def calibration(tmp_path):
+def calibration(tmp_path: Path) -> dict[str, Path]:
     folder = tmp_path / "calibration"
     folder.mkdir()
     np.save(folder / "tokens.npy", np.random.default_rng(2).integers(0, 512, (4, 40)))
     return {"calibration": folder}
 
 
-def reference(core, tmp_path, ids=IDS):
+def reference(core: Path, tmp_path: Path, ids: NDArray[np.int64] = IDS) -> NDArray[np.float32]:
     (logits,) = SegmentedModel(core, tmp_path / "reference").logits([ids])
     return logits
 
 
-def sqnr(expected, got):
+def sqnr(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
     return 10 * np.log10(np.square(expected).mean() / np.square(expected - got).mean())
 
 
@@ -93,7 +112,9 @@ FEATURES = {
 
 
 @pytest.mark.parametrize("features", FEATURES.values(), ids=FEATURES.keys())
-def test_float_model_equals_the_core_graph_in_one_pass_and_token_by_token(features, tmp_path):
+def test_float_model_equals_the_core_graph_in_one_pass_and_token_by_token(
+    features: dict[str, Any], tmp_path: Path
+) -> None:
     core = tmp_path / "core"
     random_core_model(core, **features)
     model, result = compiled(core, tmp_path, Precision.FLOAT)
@@ -108,7 +129,7 @@ def test_float_model_equals_the_core_graph_in_one_pass_and_token_by_token(featur
     )
 
 
-def test_the_fallbacks_are_really_needed_and_really_taken(tmp_path):
+def test_the_fallbacks_are_really_needed_and_really_taken(tmp_path: Path) -> None:
     for features, inside in (({}, True), ({"rotary_dim": 8}, False), ({"head_dim": 24}, False)):
         folder = tmp_path / str(features)
         random_core_model(folder, **features)
@@ -117,7 +138,7 @@ def test_the_fallbacks_are_really_needed_and_really_taken(tmp_path):
         assert [rotates_inside(spec) for spec in specs] == [inside, inside]
 
 
-def test_a_cache_full_of_nan_is_never_read(tmp_path):
+def test_a_cache_full_of_nan_is_never_read(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core, windows=(0, 4))
     model, _ = compiled(core, tmp_path, Precision.FLOAT)
@@ -129,7 +150,7 @@ def test_a_cache_full_of_nan_is_never_read(tmp_path):
     assert np.isfinite(session.forward(IDS[5:9])).all()
 
 
-def test_truncated_and_reset_sessions_forget(tmp_path):
+def test_truncated_and_reset_sessions_forget(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     model, _ = compiled(core, tmp_path, Precision.FLOAT)
@@ -147,7 +168,7 @@ def test_truncated_and_reset_sessions_forget(tmp_path):
     session.close()
 
 
-def test_a_file_that_is_no_model_is_refused_by_name(tmp_path):
+def test_a_file_that_is_no_model_is_refused_by_name(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
     path.write_bytes(b"not onnx")
     with pytest.raises(BadModel, match=r"model\.onnx"):
@@ -159,7 +180,7 @@ def test_a_file_that_is_no_model_is_refused_by_name(tmp_path):
         CpuSession(path, context_length=4)
 
 
-def test_calibrated_int8_stays_close_and_decodes_as_it_reads(tmp_path):
+def test_calibrated_int8_stays_close_and_decodes_as_it_reads(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core, qkv_bias=True)
     model, result = compiled(core, tmp_path, Precision.INT8, extra=calibration(tmp_path))
@@ -174,7 +195,7 @@ def test_calibrated_int8_stays_close_and_decodes_as_it_reads(tmp_path):
     assert np.array_equal(got, steps) or sqnr(got, steps) > 40
 
 
-def test_calibrated_int4_is_coarser_than_int8(tmp_path):
+def test_calibrated_int4_is_coarser_than_int8(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     model, result = compiled(core, tmp_path, Precision.INT4, extra=calibration(tmp_path))
@@ -185,7 +206,7 @@ def test_calibrated_int4_is_coarser_than_int8(tmp_path):
 
 
 @pytest.mark.parametrize("precision", list(Precision))
-def test_grouping_of_layers_leaves_no_trace(precision, tmp_path):
+def test_grouping_of_layers_leaves_no_trace(precision: Precision, tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core, tied=True)
     extra = calibration(tmp_path)
@@ -202,7 +223,7 @@ def test_grouping_of_layers_leaves_no_trace(precision, tmp_path):
     assert (one.parent / "model.data").read_bytes() == (many.parent / "model.data").read_bytes()
 
 
-def test_a_group_needs_only_its_own_weights_files(tmp_path):
+def test_a_group_needs_only_its_own_weights_files(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     for name in ("embed", "layer_000", "head"):
@@ -214,7 +235,7 @@ def test_a_group_needs_only_its_own_weights_files(tmp_path):
     assert all("layers.1" in name for name in fragment["linears"])
 
 
-def test_without_encodings_gaps_decide(tmp_path):
+def test_without_encodings_gaps_decide(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     with pytest.raises(BadEncodings, match=r"q_proj\.weight: has no encoding"):
@@ -244,8 +265,8 @@ def test_without_encodings_gaps_decide(tmp_path):
     ],
 )
 def test_convert_cpu_names_what_stays_float_when_encodings_have_gaps(
-    tmp_path, precision, covered, forms, said
-):
+    tmp_path: Path, precision: Precision, covered: str, forms: dict[str, int], said: str
+) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     sites = linear_sites(read_core(core)[0])
@@ -275,7 +296,7 @@ def test_convert_cpu_names_what_stays_float_when_encodings_have_gaps(
     assert made.notes["linears"] == forms
 
 
-def test_fragments_of_another_precision_are_refused(tmp_path):
+def test_fragments_of_another_precision_are_refused(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     part = converted(core, tmp_path / "part", Precision.FLOAT)
@@ -289,7 +310,7 @@ def test_fragments_of_another_precision_are_refused(tmp_path):
         )
 
 
-def test_a_weight_with_nan_is_refused_by_name(tmp_path):
+def test_a_weight_with_nan_is_refused_by_name(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     with (core / "weights" / "layer_001.data").open("r+b") as file:
@@ -299,7 +320,7 @@ def test_a_weight_with_nan_is_refused_by_name(tmp_path):
         converted(core, tmp_path / "part", Precision.INT8)
 
 
-def test_a_float_model_that_drifts_fails(tmp_path):
+def test_a_float_model_that_drifts_fails(tmp_path: Path) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     model, _ = compiled(core, tmp_path, Precision.FLOAT)
@@ -313,7 +334,7 @@ def test_a_float_model_that_drifts_fails(tmp_path):
         )
 
 
-def encode_everything(core, *, weight_bits):
+def encode_everything(core: Path, *, weight_bits: int) -> EncodingSet:
     """Encodings of every weight, and of every linear's input on a wide 16-bit grid."""
     model, _ = read_core(core)
     entries: dict[str, Encoding] = {}
@@ -330,11 +351,11 @@ def encode_everything(core, *, weight_bits):
     return EncodingSet("1.0.0", "test.encodings", entries)
 
 
-def proto_of(path):
+def proto_of(path: Path) -> onnx.ModelProto:
     return onnx.load(str(path), load_external_data=False)  # noqa: TID251 - weights stay outside
 
 
-def stored_integers(out, weight):
+def stored_integers(out: Path, weight: str) -> NDArray[np.int8]:
     model = proto_of(out)
     tensor = next(i for i in model.graph.initializer if i.name == f"{weight}.int8")
     place = {entry.key: entry.value for entry in tensor.external_data}
@@ -347,7 +368,9 @@ def stored_integers(out, weight):
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_integers_of_the_encodings_are_kept(bits, tmp_path, monkeypatch):
+def test_integers_of_the_encodings_are_kept(
+    bits: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     encodings = encode_everything(core, weight_bits=bits)
@@ -373,8 +396,8 @@ def test_integers_of_the_encodings_are_kept(bits, tmp_path, monkeypatch):
     ],
 )
 def test_cpu_session_takes_exact_kernels_when_wide_weights_meet_a_processor_that_saturates(
-    bits, features, exact, tmp_path, monkeypatch
-):
+    bits: int, features: set[str], exact: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     core = tmp_path / "core"
     random_core_model(core)
     encodings = encode_everything(core, weight_bits=bits)

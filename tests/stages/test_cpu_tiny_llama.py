@@ -7,7 +7,9 @@ pieces x 96 tokens of tests/fixtures/tokens/eval.npy: float 3.8022, W8A16 3.8030
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ AIMET = {"w8a16": 3.8030, "w4a16": 3.8189}
 
 
 @pytest.fixture(scope="module")
-def core(tmp_path_factory):
+def core(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("tiny-llama")
     (root / "core").mkdir()
     ingest.run({"source": EXAMPLE}, IngestConfig(), root / "core", Context(scratch=root / "s"))
@@ -47,7 +49,9 @@ def core(tmp_path_factory):
     return root
 
 
-def built(core, tmp_path, encodings, precision):
+def built(
+    core: Path, tmp_path: Path, encodings: str, precision: Precision
+) -> tuple[dict[str, int], Mapping[str, Any]]:
     inputs = {"model": core / "core", "encodings": core / encodings}
     for name in ("convert", "compile", "fidelity"):
         (tmp_path / name).mkdir()
@@ -72,8 +76,8 @@ def built(core, tmp_path, encodings, precision):
 @pytest.mark.parametrize("encodings", ["w8a16", "w4a16"])
 @pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
 def test_integer_models_stay_within_a_hundredth_of_a_nat_of_aimet(
-    core, tmp_path, encodings, precision
-):
+    core: Path, tmp_path: Path, encodings: str, precision: Precision
+) -> None:
     linears, facts = built(core, tmp_path, encodings, precision)
     assert facts["tokens"] == 12 * 95
     assert abs(facts["natsPerToken"] - AIMET[encodings]) < 0.01
@@ -84,7 +88,9 @@ def test_integer_models_stay_within_a_hundredth_of_a_nat_of_aimet(
     assert linears["rounded"] == 43 - kept
 
 
-def test_the_float_model_has_the_source_s_loss_and_writes_its_text(core, tmp_path):
+def test_the_float_model_has_the_source_s_loss_and_writes_its_text(
+    core: Path, tmp_path: Path
+) -> None:
     _, facts = built(core, tmp_path, "w8a16", Precision.FLOAT)
     assert facts["natsPerToken"] == pytest.approx(3.8022, abs=1e-4)
     assert facts["floatNats"] == pytest.approx(3.8022, abs=1e-4)

@@ -51,7 +51,8 @@ def kinds(model: ir.Model) -> list[str]:
 
 def run(model: ir.Model) -> list[np.ndarray]:
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString())
-    return session.run(None, {"x": X})
+    outputs: list[np.ndarray] = session.run(None, {"x": X})
+    return outputs
 
 
 def first_x(g: Graph, plus: ir.Value) -> ir.Value:

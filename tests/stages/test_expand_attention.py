@@ -10,7 +10,9 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
+from genai_core.facts import RopeTable
 from genai_stages.graph.core_graph import read_core
 from genai_stages.graph.expand_attention import AttentionSpec, expand
 from genai_stages.testing import random_core_model
@@ -27,7 +29,9 @@ def session(folder: Path, model: ir.Model) -> ort.InferenceSession:
     )
 
 
-def run(sess: ort.InferenceSession, first: np.ndarray, past: dict[str, np.ndarray]):
+def run(
+    sess: ort.InferenceSession, first: np.ndarray, past: dict[str, np.ndarray]
+) -> tuple[NDArray[np.float32], dict[str, NDArray[np.float32]]]:
     feeds = {sess.get_inputs()[0].name: first}
     for wanted in sess.get_inputs()[1:]:
         _, kv_heads, _, head_dim = wanted.shape
@@ -42,7 +46,15 @@ def rms(x: np.ndarray, scale: np.ndarray, epsilon: float) -> np.ndarray:
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
 
 
-def attention(spec: AttentionSpec, table, q, k, v, q_norm, k_norm) -> np.ndarray:
+def attention(
+    spec: AttentionSpec,
+    table: RopeTable | None,
+    q: NDArray[np.float64],
+    k: NDArray[np.float64],
+    v: NDArray[np.float64],
+    q_norm: NDArray[np.float64] | None,
+    k_norm: NDArray[np.float64] | None,
+) -> np.ndarray:
     """Definition of genai.Attention from an empty cache, float64, head by head."""
     tokens = q.shape[0]
     out = np.zeros((tokens, spec.num_heads * spec.head_dim))

@@ -34,7 +34,7 @@ def test_the_first_report_counts_and_without_one_what_was_refused() -> None:
 @pytest.mark.skipif(bool(qnn.why_unavailable()), reason=f"NOT CONVERTED: {qnn.why_unavailable()}")
 def test_a_graph_of_which_nothing_runs_names_a_node(tmp_path: Path) -> None:
     """Channels with zero points: the provider takes no node, and lists none."""
-    constants = {
+    constants: dict[str, np.ndarray] = {
         "scale": np.array(2e-4, np.float32),
         "zero": np.array(32768, np.uint16),
         "weight": np.arange(2048, dtype=np.uint8).reshape(32, 64),

@@ -97,7 +97,10 @@ def test_tokenizer_reads_the_whole_text_when_its_file_keeps_the_limits_of_a_trai
     tmp_path: Path, kept: dict[str, dict[str, object]]
 ) -> None:
     content = json.loads((EXAMPLE / "tokenizer.json").read_text(encoding="utf-8"))
-    given = {"truncation": {"stride": 0}, "padding": {"pad_type_id": 0, "pad_token": "<pad>"}}
+    given: dict[str, dict[str, object]] = {
+        "truncation": {"stride": 0},
+        "padding": {"pad_type_id": 0, "pad_token": "<pad>"},
+    }
     for name, fields in kept.items():
         content[name] = {"pad_to_multiple_of": None, **given[name], **fields}
     path = tmp_path / "tokenizer.json"
@@ -119,7 +122,7 @@ def test_tokenizer_ends_in_a_sentence_when_its_rule_backtracks_without_end(tmp_p
     assert caught.value.where == "tokenizer.json"
 
 
-def test_merges_that_lack_their_prefix_are_refused_when_a_tokenizer_is_read(tmp_path):
+def test_merges_that_lack_their_prefix_are_refused_when_a_tokenizer_is_read(tmp_path: Path) -> None:
     """The tokenizers library ends the whole process where it cuts a letter in two."""
     content = json.loads((EXAMPLE / "tokenizer.json").read_text())
     content["model"] |= {"continuing_subword_prefix": "x"}
@@ -129,7 +132,7 @@ def test_merges_that_lack_their_prefix_are_refused_when_a_tokenizer_is_read(tmp_
         TextTokenizer(path)
 
 
-def test_merges_with_their_prefix_are_read(tmp_path):
+def test_merges_with_their_prefix_are_read(tmp_path: Path) -> None:
     content = json.loads((EXAMPLE / "tokenizer.json").read_text())
     vocab = {"a": 0, "xb": 1, "ab": 2}
     content["model"] |= {"continuing_subword_prefix": "x", "vocab": vocab, "merges": [["a", "xb"]]}

@@ -101,6 +101,7 @@ def graph_of(nodes: list[tuple[str, list[str], str]], folder: Path, *extra: str)
 def expected(folder: Path, ids: np.ndarray) -> np.ndarray:
     model = onnx.load(folder / "model.onnx")  # noqa: TID251 - a tiny model
     (y, *_) = ReferenceEvaluator(model).run(None, {"ids": ids})
+    assert isinstance(y, np.ndarray)
     return y
 
 
@@ -113,7 +114,8 @@ def computed(graph: FoldedGraph, ids: np.ndarray) -> np.ndarray:
     if node.op_type == "LayerNormalization":
         x = x - x.mean(-1, keepdims=True)
     y = x / np.sqrt((x * x).mean(-1, keepdims=True) + node.attributes["epsilon"]) * weight
-    return y + bias[0] if bias else y
+    shifted: np.ndarray = y + bias[0] if bias else y
+    return shifted
 
 
 @pytest.mark.parametrize("spelling", NODES)

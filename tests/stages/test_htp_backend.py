@@ -129,7 +129,7 @@ def _write_tokenizer(folder: Path) -> None:
         "unk_token": "t0",
     }
     rest = dict.fromkeys(["truncation", "padding", "normalizer", "post_processor", "decoder"])
-    made = {
+    made: dict[str, object] = {
         **rest,
         "version": "1.0",
         "added_tokens": [],
@@ -388,7 +388,10 @@ def _on_the_cpu(ids: np.ndarray) -> np.ndarray:
         feeds[value.name] = steps.astype(f"uint{e.bits}")
     logits = session.run(["logits"], feeds)[0][0]
     e = table["logits"]
-    return ((logits.astype(np.float64) - e.zero_point) * e.scale).astype(np.float32)
+    dequantized: np.ndarray = ((logits.astype(np.float64) - e.zero_point) * e.scale).astype(
+        np.float32
+    )
+    return dequantized
 
 
 @pytest.fixture(scope="module")

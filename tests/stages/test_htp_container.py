@@ -56,13 +56,13 @@ pytestmark = [
 ]
 
 
-def fresh(parent):
+def fresh(parent: Path) -> Context:
     """What the runner gives every task: an empty private folder."""
     return Context(scratch=Path(tempfile.mkdtemp(dir=parent)), threads=1)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders of every stage; calibrated, since a random model has no encodings."""
     root = tmp_path_factory.mktemp("htp")
     core = root / "core"
@@ -108,11 +108,11 @@ def built(tmp_path_factory):
     return root
 
 
-def parts(built):
+def parts(built: Path) -> dict[str, Path]:
     return {f"part_{split.index}": built / f"compile_{split.index}" for split in SPLITS}
 
 
-def test_the_compiled_splits_keep_the_model_s_loss(built, tmp_path):
+def test_the_compiled_splits_keep_the_model_s_loss(built: Path, tmp_path: Path) -> None:
     out = tmp_path / "fidelity"
     out.mkdir()
     result = fidelity.run(
@@ -127,7 +127,9 @@ def test_the_compiled_splits_keep_the_model_s_loss(built, tmp_path):
     assert abs(result.facts["natsPerToken"] - result.facts["floatNats"]) < 0.1
 
 
-def test_the_container_runs_in_the_emulator_and_repeats_its_golden_answer(built, tmp_path):
+def test_the_container_runs_in_the_emulator_and_repeats_its_golden_answer(
+    built: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "container"
     out.mkdir()
     result = package.run(
@@ -157,7 +159,9 @@ def test_the_container_runs_in_the_emulator_and_repeats_its_golden_answer(built,
     tokens = np.load(built / "tokens" / "tokens.npy")[0]
     session = opened.open_session()
     try:
-        assert replay(session, opened.golden()).passed
+        golden = opened.golden()
+        assert golden is not None
+        assert replay(session, golden).passed
         session.reset()
         got = session.forward(tokens)
         loss = evaluate(session, tokens[None]).nats_per_token

@@ -194,7 +194,7 @@ def test_attention_with_a_bias_on_distance(tmp_path: Path) -> None:
         graph = model.graph
         where = next(node for node in graph.node if node.op_type == "Where")
         place = list(graph.node).index(where) + 1
-        graph.initializer.append(numpy_helper.from_array(np.float32(0.01), "slope"))
+        graph.initializer.append(numpy_helper.from_array(np.array(0.01, np.float32), "slope"))
         every = next(node for node in graph.node if node.op_type == "Range").output[0]
         rows = [
             helper.make_node("Cast", [every], ["far"], to=TensorProto.FLOAT),

@@ -168,7 +168,9 @@ def _with_cast_like(model: onnx.ModelProto) -> None:
     made: list[onnx.NodeProto] = []
     for node in graph.node:
         if node.op_type == "Range":
-            graph.initializer.append(numpy_helper.from_array(np.float32(1), f"{node.output[0]}_1"))
+            graph.initializer.append(
+                numpy_helper.from_array(np.array(1, np.float32), f"{node.output[0]}_1")
+            )
             like = [f"{node.output[0]}_1", node.input[1]]
             node.input[2] = f"{node.output[0]}_like"
             made.append(helper.make_node("CastLike", like, [node.input[2]]))
@@ -176,7 +178,7 @@ def _with_cast_like(model: onnx.ModelProto) -> None:
         if node.op_type == "Sigmoid":
             gate = node.output[0]
             node.output[0] = f"{gate}_s"
-            graph.initializer.append(numpy_helper.from_array(np.float64(1), f"{gate}_1"))
+            graph.initializer.append(numpy_helper.from_array(np.array(1, np.float64), f"{gate}_1"))
             made.append(helper.make_node("CastLike", [f"{gate}_1", f"{gate}_s"], [f"{gate}_like"]))
             made.append(helper.make_node("Mul", [f"{gate}_s", f"{gate}_like"], [gate]))
     del graph.node[:]
@@ -380,7 +382,7 @@ def test_keep_source_states_the_width_of_heads_when_the_source_does_not(tmp_path
     edited(tmp_path, _without_inner_shapes, positions="counted")
     ingest(tmp_path)
     reference = SourceReference(tmp_path / "out", tmp_path / "reference")
-    (logits,) = reference.logits(TOKENS[None])
+    (logits,) = reference.logits([TOKENS])
     np.testing.assert_allclose(logits, core_logits(tmp_path / "out", TOKENS), atol=1e-5)
 
 
@@ -425,7 +427,7 @@ def test_ingest_reads_scalars_of_a_cache_when_they_are_inputs(window: int, tmp_p
     assert result.notes["drift"] < STRICT
     assert [one.window for one in facts.attention] == [window, window]
     reference = SourceReference(tmp_path / "out", tmp_path / "reference")
-    (logits,) = reference.logits(TOKENS[None])
+    (logits,) = reference.logits([TOKENS])
     np.testing.assert_allclose(logits, core_logits(tmp_path / "out", TOKENS), atol=1e-5)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import heads
 import numpy as np
@@ -15,17 +17,19 @@ from genai_core.errors import BadModel
 from genai_core.operations import IngestConfig
 from genai_stages.graph.core_graph import read_core
 from genai_stages.operations import ingest
-from genai_stages.stage import Context
+from genai_stages.stage import Context, StageResult
 
 HEAD = IngestConfig(head=True)
+Run = Callable[[Path], tuple[StageResult, Path]]
+"""A source's folder -> what its ingestion says, and the core graph's folder."""
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Run:
     out = tmp_path / "out"
     out.mkdir()
 
-    def ingested(folder):
+    def ingested(folder: Path) -> tuple[StageResult, Path]:
         context = Context(scratch=tmp_path / "scratch", threads=1)
         return ingest.run({"source": folder}, HEAD, out, context), out
 
@@ -37,8 +41,13 @@ def run(tmp_path):
     [(1, ["hidden_states"], 192, 2048), (3, ["features", "hidden_states"], 576, 1024)],
 )
 def test_a_head_becomes_a_core_graph_that_computes_the_same(
-    run, tmp_path, version, inputs, features, logits
-):
+    run: Run,
+    tmp_path: Path,
+    version: int,
+    inputs: list[str],
+    features: int,
+    logits: int,
+) -> None:
     result, out = run(heads.source(tmp_path / "source", version))
     model, facts = read_core(out)
     assert [value.name for value in model.graph.inputs] == ["input_ids", *inputs]
@@ -52,7 +61,7 @@ def test_a_head_becomes_a_core_graph_that_computes_the_same(
     assert (out / "token_map.json").is_file() == (version == 3)
 
 
-def test_d2t_of_a_public_head_counts_from_the_draft_s_own_id(run, tmp_path):
+def test_d2t_of_a_public_head_counts_from_the_draft_s_own_id(run: Run, tmp_path: Path) -> None:
     folder = heads.source(tmp_path / "source", 3)
     ids = json.loads((folder / "draft_token_map.json").read_text())
     (folder / "draft_token_map.json").unlink()
@@ -75,7 +84,9 @@ def test_d2t_of_a_public_head_counts_from_the_draft_s_own_id(run, tmp_path):
         ([*range(1023), 5], "draft ids 5 and 1023 both stand for token 5"),
     ],
 )
-def test_a_token_map_that_is_none_of_the_head_s_is_refused(run, tmp_path, content, message):
+def test_a_token_map_that_is_none_of_the_head_s_is_refused(
+    run: Run, tmp_path: Path, content: list[int] | str | None, message: str
+) -> None:
     folder = heads.source(tmp_path / "source", 3)
     path = folder / "draft_token_map.json"
     if content is None:
@@ -96,14 +107,16 @@ def test_a_token_map_that_is_none_of_the_head_s_is_refused(run, tmp_path, conten
         ("two feedbacks", "has 2 outputs \\[1, T, width\\] beside the logits"),
     ],
 )
-def test_a_graph_that_is_no_head_is_refused(run, tmp_path, change, message):
+def test_a_graph_that_is_no_head_is_refused(
+    run: Run, tmp_path: Path, change: str, message: str
+) -> None:
     folder = heads.source(tmp_path / "source", 1)
     model = onnx.load(folder / "model.onnx")  # noqa: TID251 - a small one
     graph = model.graph
     if change == "no feedback":
         del graph.output[[value.name for value in graph.output].index("hidden")]
     elif change == "two feedbacks":
-        shape = [1, "sequence_length", 192]
+        shape: list[str | int | None] = [1, "sequence_length", 192]
         graph.output.append(
             helper.make_tensor_value_info("/Add_5_output_0", TensorProto.FLOAT, shape)
         )
@@ -118,7 +131,7 @@ def test_a_graph_that_is_no_head_is_refused(run, tmp_path, change, message):
         run(folder)
 
 
-def test_a_head_is_not_taken_for_a_language_model(tmp_path):
+def test_a_head_is_not_taken_for_a_language_model(tmp_path: Path) -> None:
     folder = heads.source(tmp_path / "source", 1)
     (tmp_path / "out").mkdir()
     context = Context(scratch=tmp_path / "scratch", threads=1)

@@ -90,6 +90,8 @@ def test_every_projection_and_norm_keeps_a_name_with_an_encoding(folders: Folder
             if node.op_type not in ("Linear", "RMSNormalization", "Add", "Mul", "Sigmoid"):
                 continue
             for value in [*node.inputs[1:2], *node.outputs]:
+                assert value is not None
+                assert value.name is not None
                 source = facts.provenance.get(value.name)
                 assert (value.name if source is None else source.source) in encodings
         assert {"past_key", "past_value", "key_all", "value_all", "probs", "masked"} <= {

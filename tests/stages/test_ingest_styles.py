@@ -167,7 +167,7 @@ def _masks_of_their_own(path: Path) -> None:
     """Let each layer cut the mask to as many keys as its own scores have, as some exporters do."""
     model = onnx.load(str(path))  # noqa: TID251 - a few kilobytes
     made = {name: node for node in model.graph.node for name in node.output}
-    nodes = []
+    nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         found = made.get(node.input[0]) if node.op_type == "Softmax" else None
         if found is not None:
@@ -302,7 +302,7 @@ def test_adapter_matrices_as_inputs_become_weights_at_zero(tmp_path: Path) -> No
     shapes = {"q.lora_A": (style.hidden, 4), "q.lora_B": (4, style.heads * style.head_dim)}
     for name, shape in shapes.items():
         graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    graph.initializer.append(numpy_helper.from_array(np.float32(2.0), "q.lora_scale"))
+    graph.initializer.append(numpy_helper.from_array(np.array(2.0, np.float32), "q.lora_scale"))
     branch = [
         helper.make_node("MatMul", [product.input[0], "q.lora_A"], ["down"]),
         helper.make_node("MatMul", ["down", "q.lora_B"], ["up"]),

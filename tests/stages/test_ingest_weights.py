@@ -64,7 +64,8 @@ def kept_logits(core: Path, feeds: dict[str, Array]) -> Array:
     data = (core / SOURCE_FILE).read_bytes()
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     (logits,) = session.run(["logits"], feeds)
-    return np.asarray(logits)[0]
+    first: np.ndarray = np.asarray(logits)[0]
+    return first
 
 
 def same_as(folder: Path, floats: dict[str, Array], **style: Any) -> None:
@@ -103,9 +104,15 @@ def _without(model: onnx.ModelProto, names: set[str]) -> None:
     model.graph.initializer.extend(left)
 
 
+def bounds(kind: Any) -> tuple[int, int]:
+    """Smallest and largest number of an integer type of a few bits."""
+    info: Any = ml_dtypes.iinfo
+    return int(info(kind).min), int(info(kind).max)
+
+
 def _integer_weights(kind: Any, block: int, floats: dict[str, Array], *, zero: int = 0) -> Change:
     """Every projection's weight [in, out] behind a DequantizeLinear."""
-    low, high = int(ml_dtypes.iinfo(kind).min), int(ml_dtypes.iinfo(kind).max)
+    low, high = bounds(kind)
 
     def change(model: onnx.ModelProto) -> None:
         graph = model.graph
@@ -124,7 +131,7 @@ def _integer_weights(kind: Any, block: int, floats: dict[str, Array], *, zero: i
                 inputs["z"] = np.full(inputs["s"].shape, zero).astype(kind)
             for key, array in inputs.items():
                 graph.initializer.append(numpy_helper.from_array(array, f"{name}.{key}"))
-            more = {"block_size": block} if block else {}
+            more: dict[str, Any] = {"block_size": block} if block else {}
             node.input[1] = f"{name}.float"
             names = [f"{name}.{key}" for key in inputs]
             made = helper.make_node(
@@ -217,7 +224,7 @@ def _packed_products(
             if groups:
                 inputs["g"] = index.astype(np.int32)
             if bias:
-                inputs["b"] = random.standard_normal(outside).astype(np.float32)
+                inputs["b"] = random.standard_normal((outside,)).astype(np.float32)
             whole = (values[:, :inside] - point[:, index]) * scale[:, index]
             floats[name] = whole.T.astype(np.float32)
             names = [f"{name}.{key}" if key in inputs else "" for key in "qszgb"]
@@ -322,7 +329,7 @@ def test_unpack_bits_gives_back_what_was_packed(
 
 @pytest.mark.parametrize("kind", [ml_dtypes.int4, ml_dtypes.uint4])
 def test_unpack_bits_reads_what_onnx_packed(kind: Any) -> None:
-    low, high = int(ml_dtypes.iinfo(kind).min), int(ml_dtypes.iinfo(kind).max)
+    low, high = bounds(kind)
     values = np.random.default_rng(0).integers(low, high + 1, 13)
     tensor = numpy_helper.from_array(values.astype(kind), "x")
     raw = np.frombuffer(tensor.raw_data, np.uint8)

@@ -32,20 +32,25 @@ def test_each_row_gets_the_scale_of_its_channel(tmp_path: Path) -> None:
         )
         for role in ("query", "key", "value")
     }
-    source = facts.provenance[weights["key"].name].source
+    names = {role: weight.name or "" for role, weight in weights.items() if weight is not None}
+    source = facts.provenance[names["key"]].source
     scale = np.arange(1.0, 3 * HEADS * WIDTH + 1)
     whole = Encoding(source, 8, symmetric=True, scale=scale, offset=np.full(scale.shape, -128.0))
     lookup = core_lookup(EncodingSet("1.0.0", "test", {source: whole}), facts)
 
     initializer = read_source(NEOX / "model.onnx", read_config(NEOX)).model.graph.initializers
-    original = initializer[source].const_value.numpy().T
+    constant = initializer[source].const_value
+    assert constant is not None
+    original = constant.numpy().T
     for role, weight in weights.items():
-        found = lookup.weight(weight.name, inputs=64)
+        assert weight is not None
+        assert weight.const_value is not None
+        found = lookup.weight(names[role], inputs=64)
         assert found is not None
         # The scale is the channel's number, so it says which row of the source belongs here.
         rows = found.scale.reshape(-1).astype(int) - 1
         np.testing.assert_array_equal(original[rows], weight.const_value.numpy())
-        assert rows.tolist() == lookup.channels(weight.name, len(rows)).tolist()
+        assert rows.tolist() == lookup.channels(names[role], len(rows)).tolist()
         assert role == ("query", "key", "value")[rows[0] // WIDTH]
 
 

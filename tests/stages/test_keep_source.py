@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 from onnx import numpy_helper
@@ -123,7 +124,7 @@ def test_the_kept_graph_runs_without_the_source_and_says_the_same(tmp_path: Path
     wanted = ort.InferenceSession(source / "model.onnx").run(["logits"], feeds)[0]
     ingest(source, tmp_path / "core")
     shutil.rmtree(source)
-    moved = shutil.move(tmp_path / "core", tmp_path / "elsewhere")
+    moved = Path(shutil.move(tmp_path / "core", tmp_path / "elsewhere"))
     have = session(moved).run(["logits"], feeds)[0]
     np.testing.assert_allclose(have, wanted, atol=1e-5)
 
@@ -135,6 +136,9 @@ def test_a_weight_that_differs_in_one_byte_is_copied_instead(tmp_path: Path) -> 
     wanted = source_weights(source)
     graph, _ = read_core(core)
     tensor = graph.graph.initializers["1.down.weight"].const_value
+    assert isinstance(tensor, ir.ExternalTensor)
+    assert tensor.offset is not None
+    assert tensor.length is not None
     with (core / tensor.location).open("r+b") as file:
         file.seek(tensor.offset + tensor.length - 4)
         last = file.read(1)

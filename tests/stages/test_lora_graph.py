@@ -47,7 +47,7 @@ def stored(folder: Path, change: Change = lambda _model: None) -> Path:
         )
         for linear in linears
     }
-    weights: dict[str, Floats] = random_weights(sizes, rank=RANK, used=RANK)  # type: ignore[arg-type]
+    weights: dict[str, Floats] = random_weights(sizes, rank=RANK, used=RANK)
     for name, array in weights.items():
         model.graph.input.remove(inputs[name])
         model.graph.initializer.append(numpy_helper.from_array(array, name))

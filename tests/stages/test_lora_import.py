@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -135,7 +136,9 @@ def test_parts_of_keeps_the_sources_rows_when_place_alone_tells(core: Core, name
         parts = parts_of(module, 3 * head.site.outputs, head.site.inputs, every)
         rows.append({part.place.kind: part.rows for part in parts})
     assert rows[1] == rows[0] != {}
-    assert rows[1]["query"][16] == 48, "each head has its query, key and value together"
+    query = rows[1]["query"]
+    assert query is not None
+    assert query[16] == 48, "each head has its query, key and value together"
 
 
 @pytest.mark.parametrize(("name", "told"), [("query_key_value", False), ("qkv_proj", True)])
@@ -231,7 +234,8 @@ def logits_of(path: Path, ids: np.ndarray) -> np.ndarray:
         else:
             shape = [dim if isinstance(dim, int) else 0 for dim in value.shape]
             feeds[value.name] = np.zeros([1, shape[1], 0, shape[3]], np.float32)
-    return session.run(["logits"], feeds)[0][0]
+    logits: np.ndarray = session.run(["logits"], feeds)[0][0]
+    return logits
 
 
 @pytest.mark.parametrize("name", list(MERGED))
@@ -323,7 +327,7 @@ def test_import_fails_when_what_it_wrote_departs(
 
     made = attach._site_branch
 
-    def wrong(*given: object) -> object:
+    def wrong(*given: Any) -> object:
         branch = made(*given)
         branch.b[0] *= 1.001
         return branch

@@ -110,7 +110,8 @@ def test_read_peft_gives_up_in_time_when_a_pattern_backtracks(
 ) -> None:
     monkeypatch.setattr(bounded_match, "SECONDS", 1.0)
     module = "model.layers.0." + "a" * 40
-    write_peft(tmp_path, {module: (8, 8)}, **{field: {"q_proj": 4, "(a+)+b": 4}})
+    config: dict[str, Any] = {field: {"q_proj": 4, "(a+)+b": 4}}
+    write_peft(tmp_path, {module: (8, 8)}, **config)
     with pytest.raises(BadAdapter, match="tries ever more ways to match") as raised:
         read_peft(tmp_path, "one")
     assert raised.value.where == f"adapter_config.json: {field}"

@@ -11,9 +11,10 @@ import onnxruntime as ort
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from genai_core.errors import DriftError
-from genai_core.facts import TensorSource
+from genai_core.facts import ModelFacts, TensorSource
 from genai_core.operations import GraphConfig, SplitConfig, TransformConfig
 from genai_stages.graph.core_graph import read_core, write_proto
 from genai_stages.graph.provenance import write_provenance
@@ -43,7 +44,9 @@ VARIANTS = {
 }
 
 
-def both(folder: Path, *, ar: int = 8, cl: int = 64, **shape: object):
+def both(
+    folder: Path, *, ar: int = 8, cl: int = 64, **shape: object
+) -> tuple[ModelFacts, StaticGraph, StaticGraph]:
     facts = random_core_model(folder, **shape)
     core, _ = read_core(folder)
     before = emit_static(core, facts, ar=ar, cl=cl)
@@ -236,7 +239,13 @@ def test_reshaped_layout_cuts_out_the_same_numbers(data: st.DataObject) -> None:
             assert there.shape == part_shape(tuple(target), found, sizes)
 
 
-def cut_out(array: np.ndarray, layout, sizes: dict[str, int], *, digits: dict[str, int]):
+def cut_out(
+    array: np.ndarray,
+    layout: tuple[tuple[str, ...], ...],
+    sizes: dict[str, int],
+    *,
+    digits: dict[str, int],
+) -> NDArray[np.int64]:
     for axis, names in enumerate(layout):
         width = array.shape[axis]
         start = 0

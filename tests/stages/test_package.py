@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from genai_core.container.manifest import Manifest
 from genai_core.errors import BadInput, BadModel, CorruptBlob, NotRunnableHere
@@ -32,7 +35,7 @@ from genai_stages.graph.core_graph import read_core
 from genai_stages.measured import note_measurements
 from genai_stages.operations import compile_cpu, convert_cpu, fidelity, package
 from genai_stages.quantize.segments import SegmentedModel
-from genai_stages.stage import Context
+from genai_stages.stage import Context, StageResult
 from genai_stages.testing import keep_expanded, random_core_model
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
@@ -40,7 +43,7 @@ CHIP = ChipConfig(soc_model=69, dsp_arch=79)
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random model with tiny-llama's vocabulary, compiled in float."""
     root = tmp_path_factory.mktemp("built")
     random_core_model(root / "core", vocab=2048, hidden=32, layers=1, intermediate=48)
@@ -66,7 +69,9 @@ def built(tmp_path_factory):
     return root
 
 
-def packaged(built, out, *, source=True, **changes):
+def packaged(
+    built: Path, out: Path, *, source: bool = True, **changes: int | tuple[()]
+) -> StageResult:
     out.mkdir(parents=True)
     config = PackageConfig(
         **{
@@ -85,7 +90,7 @@ def packaged(built, out, *, source=True, **changes):
     return package.run(inputs, config, out, Context(scratch=scratch, threads=1))
 
 
-def test_a_long_context_takes_the_factors_made_for_it(built, tmp_path):
+def test_a_long_context_takes_the_factors_made_for_it(built: Path, tmp_path: Path) -> None:
     """As the model would be, had its table the long factors from the start."""
     random = np.random.default_rng(0)
     long = random.uniform(1.0, 40.0, 8)
@@ -112,14 +117,14 @@ def test_a_long_context_takes_the_factors_made_for_it(built, tmp_path):
         np.testing.assert_allclose(found, wanted, atol=1e-4)
 
 
-def tokens_input(tmp_path, array):
+def tokens_input(tmp_path: Path, array: NDArray[np.integer]) -> Path:
     folder = tmp_path / "tokens"
     folder.mkdir()
     np.save(folder / "eval.npy", array)
     return folder
 
 
-def score(built, tmp_path, **inputs):
+def score(built: Path, tmp_path: Path, **inputs: Path) -> StageResult:
     out = tmp_path / "fidelity"
     out.mkdir()
     result = fidelity.run(
@@ -132,7 +137,7 @@ def score(built, tmp_path, **inputs):
     return result
 
 
-def test_a_float_model_loses_nothing_on_given_tokens(built, tmp_path):
+def test_a_float_model_loses_nothing_on_given_tokens(built: Path, tmp_path: Path) -> None:
     tokens = np.random.default_rng(0).integers(0, 2048, (5, 30)).astype(np.uint16)
     facts = score(built, tmp_path, tokens=tokens_input(tmp_path, tokens)).facts
     assert facts["tokens"] == 3 * 19
@@ -144,8 +149,8 @@ def test_a_float_model_loses_nothing_on_given_tokens(built, tmp_path):
 
 
 def test_fidelity_names_its_yardstick_when_pieces_do_not_fit_the_source(
-    built, tmp_path, monkeypatch
-):
+    built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(SourceReference, "fits", lambda _, pieces: False)
     tokens = np.random.default_rng(0).integers(0, 2048, (3, 20))
     (warning,) = score(built, tmp_path, tokens=tokens_input(tmp_path, tokens)).warnings
@@ -154,21 +159,27 @@ def test_fidelity_names_its_yardstick_when_pieces_do_not_fit_the_source(
     assert facts["yardstick"] == "the core graph made from the source"
 
 
-def test_without_tokens_the_float_model_writes_text_that_it_predicts_well(built, tmp_path):
+def test_without_tokens_the_float_model_writes_text_that_it_predicts_well(
+    built: Path, tmp_path: Path
+) -> None:
     facts = score(built, tmp_path).facts
     assert facts["text"] == "written by the float model"
     # Random tokens cost a random model about ln 2048 = 7.6 nats or more; its own samples less.
     assert facts["natsPerToken"] < 7.6
 
 
-def test_written_text_is_the_same_again_and_drawn_from_the_model(built, tmp_path):
+def test_written_text_is_the_same_again_and_drawn_from_the_model(
+    built: Path, tmp_path: Path
+) -> None:
     first = write_pieces(built / "core", tmp_path / "a", pieces=2, length=12)
     again = write_pieces(built / "core", tmp_path / "b", pieces=2, length=12)
     np.testing.assert_array_equal(first.tokens, again.tokens)
     assert len(np.unique(first.tokens)) > 10
 
 
-def test_pieces_written_side_by_side_are_those_that_the_reference_would_write(built, tmp_path):
+def test_pieces_written_side_by_side_are_those_that_the_reference_would_write(
+    built: Path, tmp_path: Path
+) -> None:
     text = write_pieces(built / "core", tmp_path / "a", pieces=3, length=12)
     written = text.tokens
     reference = SegmentedModel(built / "core", tmp_path / "b")
@@ -188,7 +199,7 @@ def test_pieces_written_side_by_side_are_those_that_the_reference_would_write(bu
     assert text.nats == pytest.approx(nats.mean(), abs=1e-5)
 
 
-def test_a_model_that_lost_too_much_is_not_within(built, tmp_path):
+def test_a_model_that_lost_too_much_is_not_within(built: Path, tmp_path: Path) -> None:
     spoilt = tmp_path / "spoilt"
     shutil.copytree(built / "compile", spoilt)
     values = np.fromfile(spoilt / "model.data", dtype=np.float32)
@@ -199,13 +210,13 @@ def test_a_model_that_lost_too_much_is_not_within(built, tmp_path):
     assert facts["natsPerToken"] > facts["baselineNats"] + 0.01
 
 
-def test_tokens_beyond_the_vocabulary_are_refused(built, tmp_path):
+def test_tokens_beyond_the_vocabulary_are_refused(built: Path, tmp_path: Path) -> None:
     folder = tokens_input(tmp_path, np.full((2, 9), 2048))
     with pytest.raises(BadInput, match="below 2048"):
         score(built, tmp_path, tokens=folder)
 
 
-def test_text_as_tokens_goes_through_the_model_s_tokenizer(built, tmp_path):
+def test_text_as_tokens_goes_through_the_model_s_tokenizer(built: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
     folder.mkdir()
     (folder / "text.txt").write_text("def double(value):\n    return 2 * value\n" * 40)
@@ -217,11 +228,14 @@ def test_text_as_tokens_goes_through_the_model_s_tokenizer(built, tmp_path):
         score(built, tmp_path, tokens=folder, source=built / "source")
 
 
-def test_segments_equal_the_whole_model(built, tmp_path):
+def test_segments_equal_the_whole_model(built: Path, tmp_path: Path) -> None:
     model = SegmentedModel(built / "core", tmp_path / "segments")
     pieces = [np.array([1, 2, 3]), np.array([4, 5])]
     seen = []
-    name = read_core(built / "core")[0].graph[-1].inputs[0].name
+    read = read_core(built / "core")[0].graph[-1].inputs[0]
+    assert read is not None
+    name = read.name
+    assert name is not None
     logits = list(model.logits(pieces, observed=[name], observer=lambda n, v: seen.append((n, v))))
     assert [rows.shape for rows in logits] == [(3, 2048), (2, 2048)]
     assert [(n, v.shape) for n, v in seen] == [(name, (1, 3, 32)), (name, (1, 2, 32))]
@@ -229,12 +243,12 @@ def test_segments_equal_the_whole_model(built, tmp_path):
     np.testing.assert_allclose(session.forward(pieces[0]), logits[0], atol=1e-4)
 
 
-def _simple(built, tmp_path):
+def _simple(built: Path, tmp_path: Path) -> Path:
     packaged(built, tmp_path / "container", golden_prompts=())
     return tmp_path / "container"
 
 
-def test_a_container_runs_and_answers_its_golden_prompts_again(built, tmp_path):
+def test_a_container_runs_and_answers_its_golden_prompts_again(built: Path, tmp_path: Path) -> None:
     result = packaged(built, tmp_path / "container")
     opened = container.load(tmp_path / "container")
     opened.verify()
@@ -249,6 +263,8 @@ def test_a_container_runs_and_answers_its_golden_prompts_again(built, tmp_path):
     assert opened.stop_tokens() == {2, 6}
     golden = opened.golden()
     tokenizer = opened.tokenizer()
+    assert golden is not None
+    assert tokenizer is not None
     assert [entry.prompt for entry in golden.prompts] == ["def f(x):", "import"]
     assert golden.prompts[0].prompt_tokens == tokenizer.encode("def f(x):").tolist()
     session = opened.open_session(threads=1)
@@ -257,7 +273,7 @@ def test_a_container_runs_and_answers_its_golden_prompts_again(built, tmp_path):
     assert evaluate(session, np.array([golden.prompts[0].prompt_tokens])).tokens > 3
 
 
-def test_the_revision_follows_from_content_alone(built, tmp_path):
+def test_the_revision_follows_from_content_alone(built: Path, tmp_path: Path) -> None:
     first = packaged(built, tmp_path / "a" / "one")
     again = packaged(built, tmp_path / "b" / "two")
     assert first.facts["revision"] == again.facts["revision"]
@@ -268,12 +284,12 @@ def test_the_revision_follows_from_content_alone(built, tmp_path):
     assert present - set(manifest.files) == {"manifest.json", "report.json", "golden.json"}
 
 
-def test_golden_prompts_that_do_not_fit_are_refused(built, tmp_path):
+def test_golden_prompts_that_do_not_fit_are_refused(built: Path, tmp_path: Path) -> None:
     with pytest.raises(BadModel, match="do not fit into 8"):
         packaged(built, tmp_path / "container", context_length=8)
 
 
-def test_without_a_tokenizer_golden_prompts_are_a_warning(built, tmp_path):
+def test_without_a_tokenizer_golden_prompts_are_a_warning(built: Path, tmp_path: Path) -> None:
     result = packaged(built, tmp_path / "container", source=False)
     assert "tokenizer.json" in result.warnings[0]
     opened = container.load(tmp_path / "container")
@@ -281,7 +297,7 @@ def test_without_a_tokenizer_golden_prompts_are_a_warning(built, tmp_path):
     assert opened.golden() is None
 
 
-def test_packaging_the_core_graph_alone_is_refused(built, tmp_path):
+def test_packaging_the_core_graph_alone_is_refused(built: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(BadModel, match="compiled cpu model"):
         package.run(
@@ -292,11 +308,11 @@ def test_packaging_the_core_graph_alone_is_refused(built, tmp_path):
         )
 
 
-def test_damaged_containers_are_refused_by_file(built, tmp_path):
+def test_damaged_containers_are_refused_by_file(built: Path, tmp_path: Path) -> None:
     folder = _simple(built, tmp_path)
     copy = tmp_path / "copy"
 
-    def damaged(change):
+    def damaged(change: Callable[..., Any]) -> Path:
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(folder, copy)
         change()
@@ -313,7 +329,7 @@ def test_damaged_containers_are_refused_by_file(built, tmp_path):
     with pytest.raises(BadInput, match=r"metadata\.json: is missing"):
         container.load(damaged((copy / "metadata.json").unlink))
 
-    def flip():
+    def flip() -> None:
         data = bytearray((copy / "model.data").read_bytes())
         data[100] ^= 1
         (copy / "model.data").write_bytes(data)
@@ -322,14 +338,14 @@ def test_damaged_containers_are_refused_by_file(built, tmp_path):
         container.load(damaged(flip))
 
 
-def test_a_longer_context_than_built_for_is_refused(built, tmp_path):
+def test_a_longer_context_than_built_for_is_refused(built: Path, tmp_path: Path) -> None:
     opened = container.load(_simple(built, tmp_path))
     assert opened.open_session(context_length=10, threads=1).context_length == 10
     with pytest.raises(BadInput, match="built for 48"):
         opened.open_session(context_length=49)
 
 
-def test_inspection_tells_what_a_container_takes_and_gives(built, tmp_path):
+def test_inspection_tells_what_a_container_takes_and_gives(built: Path, tmp_path: Path) -> None:
     packaged(built, tmp_path / "container")
     facts = inspection.describe(tmp_path / "container")
     json.dumps(facts)
@@ -344,7 +360,7 @@ def test_inspection_tells_what_a_container_takes_and_gives(built, tmp_path):
     assert alone["inputs"] == model["inputs"]
 
 
-def test_inspection_refuses_what_it_does_not_know(tmp_path):
+def test_inspection_refuses_what_it_does_not_know(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "nothing", tmp_path / "file.txt"):
         with pytest.raises(BadInput):
             inspection.describe(path)
@@ -353,7 +369,7 @@ def test_inspection_refuses_what_it_does_not_know(tmp_path):
         inspection.describe(tmp_path / "model.onnx")
 
 
-def test_inspection_reads_a_cache_entry(built, tmp_path):
+def test_inspection_reads_a_cache_entry(built: Path, tmp_path: Path) -> None:
     entry = tmp_path / "entry"
     shutil.copytree(built / "compile", entry)
     (entry / "builder_cache_info.json").write_text('{"operation": "compile"}')
@@ -363,7 +379,7 @@ def test_inspection_reads_a_cache_entry(built, tmp_path):
     assert "logits" in facts["graphs"]["model.onnx"]["outputs"]
 
 
-def part(folder, index, count, *, soc_model=69):
+def part(folder: Path, index: int, count: int, *, soc_model: int = 69) -> Path:
     """A made-up binary with the description that compile leaves beside it."""
     folder.mkdir()
     logits = TensorMetadata(name="logits", shape=(1, 1, 2048), dtype="uint16", scale=0.5, offset=-3)
@@ -385,7 +401,7 @@ def part(folder, index, count, *, soc_model=69):
     return folder
 
 
-def htp_config(count):
+def htp_config(count: int) -> PackageConfig:
     splits = tuple(
         SplitConfig(index=i, count=count, first=0, last=1, embedding=i == 1, lm_head=i == count)
         for i in range(1, count + 1)
@@ -395,7 +411,9 @@ def htp_config(count):
     )
 
 
-def test_an_htp_container_lists_its_graphs_and_configures_genie(built, tmp_path):
+def test_an_htp_container_lists_its_graphs_and_configures_genie(
+    built: Path, tmp_path: Path
+) -> None:
     inputs = {
         "model": built / "core",
         "source": built / "source",
@@ -426,7 +444,7 @@ def test_an_htp_container_lists_its_graphs_and_configures_genie(built, tmp_path)
     assert inspection.describe(out)["runsBy"] == "device"
 
 
-def test_a_missing_or_foreign_part_is_refused(built, tmp_path):
+def test_a_missing_or_foreign_part_is_refused(built: Path, tmp_path: Path) -> None:
     out = tmp_path / "container"
     out.mkdir()
     context = Context(scratch=tmp_path / "scratch")
@@ -438,7 +456,9 @@ def test_a_missing_or_foreign_part_is_refused(built, tmp_path):
         package.run(other, htp_config(1), out, context)
 
 
-def test_without_a_tokenizer_genie_gets_no_configuration_and_the_reason_is_told(built, tmp_path):
+def test_without_a_tokenizer_genie_gets_no_configuration_and_the_reason_is_told(
+    built: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "container"
     out.mkdir()
     inputs = {"model": built / "core", "a": part(tmp_path / "a", 1, 1)}

@@ -167,6 +167,14 @@ def ranges() -> dict[str, tuple[float, float]]:
     return found
 
 
+def encodings_but(
+    ranges: dict[str, tuple[float, float]], changes: dict[str, Encoding | None]
+) -> EncodingSet:
+    """Encodings of which some are others, or None."""
+    by_keyword: dict[str, Any] = dict(changes)
+    return encodings(ranges, **by_keyword)
+
+
 def encodings(
     ranges: dict[str, tuple[float, float]], *, bits: int = 8, **changes: Encoding | None
 ) -> EncodingSet:
@@ -391,7 +399,7 @@ def test_one_deleted_entry_is_a_gap_with_tensor_and_node(
     ranges: Any, tmp_path: Path, gone: str, node: str
 ) -> None:
     with pytest.raises(MissingEncoding) as caught:
-        Result(tmp_path / "out", 8, encodings(ranges, **{gone: None}))
+        Result(tmp_path / "out", 8, encodings_but(ranges, {gone: None}))
     assert caught.value.exit_code == 2
     assert f"hand.encodings: {gone if gone != 'logits' else 'logits_rows'}, node {node}" in str(
         caught.value
@@ -409,7 +417,7 @@ def test_a_gap_may_stay_floating_point(
     ranges: Any, tmp_path: Path, gone: list[str], ar: int
 ) -> None:
     known = dict(encodings(ranges).entries)
-    given = encodings(ranges, **dict.fromkeys(name for name in gone if name in known))
+    given = encodings_but(ranges, dict.fromkeys(name for name in gone if name in known))
     result = Result(tmp_path / "out", ar, given, gaps_float=True)
     assert computes_in_float(result.path) == bool(result.report.floating)
     inputs = feeds(ar, 5)
@@ -572,7 +580,7 @@ def test_entries_that_do_not_fit_their_tensor_are_refused(
     ranges: Any, tmp_path: Path, name: str, entry: Encoding, words: str
 ) -> None:
     with pytest.raises(BadEncodings, match=words):
-        Result(tmp_path / "out", 8, encodings(ranges, **{name: entry}))
+        Result(tmp_path / "out", 8, encodings_but(ranges, {name: entry}))
 
 
 def test_a_bias_that_does_not_fit_32_bits_is_refused(ranges: Any, tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from genai_core.facts import ModelFacts
 from genai_core.operations import IngestConfig
 from genai_stages.graph.core_graph import FACTS_FILE, MODEL_FILE, read_core, read_facts
 from genai_stages.graph.expand_attention import AttentionSpec
-from genai_stages.ingest.folding import specialise
+from genai_stages.ingest.folding import folded_graph, specialise
+from genai_stages.ingest.recognition import evaluate_region
 from genai_stages.ingest.recognition.attention import attention_run
 from genai_stages.ingest.source.source_model import Array
 from genai_stages.operations.ingest import run
@@ -42,7 +43,7 @@ def ingest(source: Path, out: Path) -> ModelFacts:
 def on_another_processor(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     """Let every number computed on the way be off in its last bits."""
     random = np.random.default_rng(seed)
-    region, evaluate = attention_run.run_region, specialise.evaluate
+    region, evaluate = evaluate_region.run_region, folded_graph.evaluate
 
     def rounded(array: Array) -> Array:
         if array.dtype != np.float32:

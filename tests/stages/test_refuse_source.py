@@ -49,7 +49,8 @@ def insert(model: onnx.ModelProto, nodes: list[onnx.NodeProto], before: onnx.Nod
 
 
 def reader(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
-    return next(node for node in model.graph.node if name in node.input)
+    found: onnx.NodeProto = next(node for node in model.graph.node if name in node.input)
+    return found
 
 
 def weight(model: onnx.ModelProto, name: str, array: object, dtype: type = np.float32) -> str:

@@ -58,7 +58,9 @@ def test_encodings_hold_their_weights_and_the_roles_of_attention(
                  "scaled", "masked", "probs", "context"):  # fmt: skip
         assert facts.attention[0].roles[role] in names, role
     (weight,) = [e for e in entries["param_encodings"] if e["name"] == "onnx::MatMul_1001"]
-    array = core.graph.initializers["onnx::MatMul_1001"].const_value.numpy()
+    constant = core.graph.initializers["onnx::MatMul_1001"].const_value
+    assert constant is not None
+    array = constant.numpy()
     assert len(weight["scale"]) == len(array)
     steps = array / np.array(weight["scale"])[:, None]
     np.testing.assert_allclose(np.abs(steps).max(axis=1), 7, rtol=1e-5)

@@ -53,7 +53,7 @@ def loss(model: SourceReference | SegmentedModel) -> float:
     total = 0.0
     for logits, piece in zip(model.logits([one[:-1] for one in EVAL]), EVAL, strict=True):
         total += float(losses(logits, piece[1:]).sum())
-    return total / (EVAL.shape[0] * (EVAL.shape[1] - 1))
+    return float(total / (EVAL.shape[0] * (EVAL.shape[1] - 1)))
 
 
 def source_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
@@ -68,7 +68,8 @@ def source_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
             feeds[value.name] = known[value.name]
         else:
             feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-    return session.run(["logits"], feeds)[0][0]
+    logits: np.ndarray = session.run(["logits"], feeds)[0][0]
+    return logits
 
 
 @pytest.mark.parametrize(

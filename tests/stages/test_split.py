@@ -88,8 +88,10 @@ def run(path: Path, feeds: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def random_feeds(path: Path) -> dict[str, np.ndarray]:
     random = np.random.default_rng(1)
-    feeds = {}
+    feeds: dict[str, np.ndarray] = {}
     for value in ir.load(path).graph.inputs:
+        assert value.name is not None
+        assert value.shape is not None
         shape = value.shape.numpy()
         feeds[value.name] = (
             random.integers(0, 512, shape).astype(np.int32)
@@ -156,6 +158,7 @@ def test_inputs_go_where_they_are_used(whole: Path, tmp_path: Path) -> None:
         ["hidden_states_4"],
     ]
     boundary = graphs[1].inputs[0]
+    assert boundary.shape is not None
     assert tuple(boundary.shape.numpy()) == (1, 8, 64)
     assert graphs[0].outputs[0].name == boundary_name(0)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,7 +20,7 @@ from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.protocol import Hit
 from genai_core.tasks.chain import ChainFile, ChainStep, MadeFiles, StepCondition, task_file
 from genai_core.tasks.keys import task_key
-from genai_core.tasks.record import Blob
+from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import TaskFile, TaskFileInput, Toolchain, pack
 from genai_core.tasks.toolchain import toolchain_of
 from genai_stages.stage import Context, Inputs, StageResult
@@ -132,7 +134,7 @@ def test_a_chain_leaves_what_its_tasks_leave_one_by_one(
     assert store.fetched == ["seed.txt"], "the rest lay there"
 
     alone = DirectoryStore(tmp_path / "other")
-    records = []
+    records: list[Record] = []
     one = chain(alone)
     for number, step in enumerate((None, *one.then)):
         task = task_file(step, one, records) if step else one.first
@@ -240,14 +242,14 @@ def test_a_task_that_hangs_is_ended_by_name(
     def leave(code: int) -> None:
         ended.append((code, json.loads((tmp_path / "words").read_text())))
 
-    monkeypatch.setattr(job.os, "_exit", leave)
+    monkeypatch.setattr(os, "_exit", leave)
     slow = ModuleType("slow")
 
     def hang(_inputs: Inputs, _config: Any, _out: Path, _context: Context) -> StageResult:
         deadline = 200
         while not ended and deadline:
             deadline -= 1
-            job.threading.Event().wait(0.05)
+            threading.Event().wait(0.05)
         return StageResult()
 
     slow.run = hang  # type: ignore[attr-defined]

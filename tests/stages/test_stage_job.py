@@ -49,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
 
 @pytest.fixture
-def job(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def job(server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Run a document; returns exit code and termination message."""
     assert server.credentials is not None
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", server.credentials.access_key_id)

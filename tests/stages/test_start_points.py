@@ -7,6 +7,7 @@ the head's own, scaled by a gate that another projection computes.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -25,7 +26,7 @@ from genai_core.operations import (
 from genai_stages.graph.core_graph import DOMAIN, CoreWriter, read_core, read_facts
 from genai_stages.graph.provenance import read_provenance
 from genai_stages.operations import arcl, transform
-from genai_stages.stage import Context
+from genai_stages.stage import Context, StageResult
 from genai_stages.static.head_regions import head_axes_of
 from genai_stages.static.static_graph import emit_static
 from genai_stages.testing import rope_table
@@ -39,7 +40,8 @@ def write_model(folder: Path, *, dynamic: bool = False) -> None:
     random = np.random.default_rng(0)
 
     def matrix(*shape: int) -> np.ndarray:
-        return random.standard_normal(shape) / np.sqrt(shape[-1])
+        drawn: np.ndarray = random.standard_normal(shape) / np.sqrt(shape[-1])
+        return drawn
 
     with CoreWriter(folder) as writer:
         writer.input("input_ids", [1, "T"], ir.DataType.INT64)
@@ -51,7 +53,7 @@ def write_model(folder: Path, *, dynamic: bool = False) -> None:
             name = f"layers.0.{letter}.weight"
             writer.weight(name, matrix(HIDDEN, HIDDEN), group="layer_000")
             qkv.append(writer.linear(stream, name, f"/layers.0/{letter}", width=HIDDEN))
-        attributes = {
+        attributes: dict[str, Any] = {
             "layer": 0, "num_heads": HEADS, "kv_heads": HEADS, "head_dim": DIM, "scale": 0.5,
             "softcap": 0.0, "window": 0, "rope": "default", "rotary_dim": DIM, "interleaved": 0,
             "qk_norm_epsilon": 0.0,
@@ -119,7 +121,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_transform(model: Path, out: Path, *patterns: str, layers: tuple[int, int] = (0, 2)):
+def run_transform(
+    model: Path, out: Path, *patterns: str, layers: tuple[int, int] = (0, 2)
+) -> StageResult:
     first, last = layers
     split = SplitConfig(
         index=1, count=1, first=first, last=last, embedding=first == 0, lm_head=last == 2
@@ -134,7 +138,7 @@ def run_transform(model: Path, out: Path, *patterns: str, layers: tuple[int, int
 
 
 def several(path: Path) -> list[str]:
-    return [node.outputs[0].name for node in ir.load(path).graph if head_axes_of(node)]
+    return [node.outputs[0].name or "" for node in ir.load(path).graph if head_axes_of(node)]
 
 
 def test_without_a_start_point_the_matmul_keeps_its_heads(model: Path, tmp_path: Path) -> None:
@@ -164,7 +168,9 @@ def test_start_point_splits_the_heads_up_to_the_linears(
     assert {f"{MIX}.head_{head}" for head in range(HEADS)} <= names
     for weight in ("layers.1.value.weight", "layers.1.gate.weight", "layers.1.mix.weight"):
         assert weight not in graph.initializers
-        whole = ir.load(model / "model.onnx").graph.initializers[weight].const_value.numpy()
+        constant = ir.load(model / "model.onnx").graph.initializers[weight].const_value
+        assert constant is not None
+        whole = constant.numpy()
         parts = [
             tensor_of(graph, f"{weight}.head_{head}", model).reshape(-1) for head in range(HEADS)
         ]
@@ -178,6 +184,8 @@ def test_start_point_splits_the_heads_up_to_the_linears(
 def tensor_of(graph: ir.Graph, name: str, folder: Path) -> np.ndarray:
     tensor = graph.initializers[name].const_value
     assert isinstance(tensor, ir.ExternalTensor)
+    assert tensor.length is not None
+    assert tensor.offset is not None
     count = tensor.length // 4
     return np.fromfile(folder / tensor.location, "<f4", count, offset=tensor.offset)
 

@@ -17,7 +17,7 @@ from genai_stages.ingest.model_files import own_entries, read_beside
 from genai_stages.ingest.source.source_model import read_source
 from genai_stages.testing_sources import write_source
 
-SQUARE = {"heads": 4, "head_dim": 8, "hidden": 32}
+SQUARE: dict[str, Any] = {"heads": 4, "head_dim": 8, "hidden": 32}
 """The query's projection is 32 x 32: a count of scales alone cannot tell its sides apart."""
 OUTPUT_AXIS = {"matmul": 1, "gemm": 0, "transposed": 0, "conv": 0}
 

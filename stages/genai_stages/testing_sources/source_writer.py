@@ -15,7 +15,7 @@ from genai_stages.testing_sources.attention_writer import AttentionWriter
 from genai_stages.testing_sources.source_style import Style
 
 
-def write_source(folder: Path, style: Style | None = None, **changes: object) -> Style:
+def write_source(folder: Path, style: Style | None = None, /, **changes: object) -> Style:
     """Write `model.onnx` and `config.json` of a style into a folder; returns the style."""
     style = dataclasses.replace(style or Style(), **changes)  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
