@@ -205,7 +205,7 @@ def test_import_refuses_encodings_that_cannot_be_read(branched: Branched, tmp_pa
 def test_import_refuses_encodings_of_another_export(branched: Branched, tmp_path: Path) -> None:
     weights = random_weights(branched.sizes, rank=RANK, used=4)
     roles = write_roles(tmp_path / "one" / "roles", weights)
-    known = {name: {"bw": 16} for name in weights}
+    known: dict[str, dict[str, object]] = {name: {"bw": 16} for name in weights}
     known |= {name: entry(1.0) for one in read_facts(branched.core).lora for name in one.tensors}
     (roles / "lora.encodings").write_text(json.dumps(known))
     assert imported(branched, tmp_path / "one", weights).facts["rank"] == RANK
