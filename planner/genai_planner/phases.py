@@ -98,7 +98,7 @@ class PlanPhase:
 
     @cached_property
     def derivations(self) -> Mapping[TaskId, Digest]:
-        """Of every task: see `chains`."""
+        """Of every task: see `task_chains`."""
         return derivations(
             self.plan, sources=self.request.sources, toolchains=self.request.toolchain_ids
         )
