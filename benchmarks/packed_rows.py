@@ -85,6 +85,18 @@ def proportional_set() -> int:
     return 0
 
 
+def without(exact: Bench, loose: Bench, count: int, times: int) -> str:
+    """A pass of lone tokens that are not doubled, beside one where they are."""
+    counts = [1] * count
+    # By turns, so that both see the same machine.
+    pairs = [
+        [median(lambda bench=bench: bench.together(counts), 3) for bench in (exact, loose)]  # type: ignore[misc]
+        for _ in range(times)
+    ]
+    one, other = (float(value) for value in np.median(np.array(pairs), axis=0))
+    return f"{other:8.1f} ms{other / one:8.2f} of exact"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("container", type=Path)
@@ -123,6 +135,17 @@ def main() -> None:
                 f"{one * len(counts) / together:8.2f} x the rows a second of one"
             )
         print(f"{f'prefill of {given.past}':34}{median(bench.prefill, 5):8.1f} ms")
+        loose = opened.open_executor(
+            cache=Path(folder) / "cpu",
+            threads=given.threads,
+            doubled=False,
+            digest_of=files.digest,
+        )
+        other = Bench(loose, given.past)
+        for count in (1, ROWS):
+            ratio = without(bench, other, count, given.times)
+            print(f"{f'{count} row(s), 1 token, not exact':34}{ratio}")
+        loose.close()
         print(f"{'resident, proportional':34}{proportional_set():8} MB")
         executor.close()
 

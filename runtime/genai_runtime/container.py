@@ -279,6 +279,7 @@ class Container:
         adapters: Sequence[str] | None = None,
         adapter_columns: int = 0,
         branches: Iterable[AdapterShape] = (),
+        doubled: bool = True,
         digest_of: DigestOf = digest_file,
     ) -> Executor:
         """Start what runs several sequences beside one another.
@@ -294,6 +295,8 @@ class Container:
                 where adapters have binaries of their own.
             adapter_columns: Ranks of all that are worn, together, at least; see `AdapterHost`.
             branches: Adapters that may come: what they touch can be adapted.
+            doubled: A row's numbers never depend on its neighbours, to the bit; else a lone token's
+                do. On the CPU alone.
             digest_of: How cached files are compared with their digests.
 
         Raises:
@@ -316,6 +319,7 @@ class Container:
                 ),
                 adapter_columns=adapter_columns,
                 branches=branches,
+                doubled=doubled,
                 digest_of=digest_of,
                 holds=self.holds,
                 prefix=self._prefix(),

@@ -18,6 +18,7 @@ from genai_runtime.executor import Executor, Logits, Row, Want
 
 _TOKENS = 32
 _CUTS = ((1,) * _TOKENS, (7, 1, 2, 22))
+_PROMPT_CUTS = ((7, 2, 23), (16, 16))
 _ROWS = 8
 
 
@@ -58,6 +59,21 @@ def try_out_chunks(executor: Executor, *, seed: int = 0) -> bool:
     size = texts[0].size
     whole = _run(executor, texts, (size,))[0]
     return all(np.array_equal(whole, _run(executor, texts, _cut(cut, size))[0]) for cut in _CUTS)
+
+
+def try_out_prompts(executor: Executor, *, seed: int = 0) -> bool:
+    """Whether rows of two tokens and more are steady, alone, in chunks and beside others.
+
+    That is what keys and values of prompts need where lone tokens are not doubled.
+    """
+    texts = _texts(executor, seed)
+    size = texts[0].size
+    alone = [_run(executor, [text], (size,))[0] for text in texts]
+    cut = [_run(executor, texts[:1], _cut(sizes, size))[0] for sizes in _PROMPT_CUTS]
+    beside = _run(executor, texts, _cut((5, 2, 3), size))
+    return all(np.array_equal(alone[0], one) for one in cut) and all(
+        np.array_equal(one, other) for one, other in zip(alone, beside, strict=True)
+    )
 
 
 def _texts(executor: Executor, seed: int) -> list[NDArray[np.integer]]:

@@ -55,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
                 prefix_mib=given.prefix_cache_mib,
                 prefix_folder=given.prefix_cache_dir,
                 prefix_folder_mib=given.prefix_cache_dir_mib,
+                exact=given.exact,
                 system_prompts=_system_prompts(given),
                 request_seconds=given.request_timeout,
                 drain_seconds=given.drain_seconds,
@@ -144,6 +145,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prefix-cache-mib", type=int)
     parser.add_argument("--prefix-cache-dir", type=Path)
     parser.add_argument("--prefix-cache-dir-mib", type=int, default=4096)
+    parser.add_argument("--exact", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--system-prompt", action="append", default=[])
     parser.add_argument("--system-prompt-file", action="append", type=Path, default=[])
     parser.add_argument("--request-timeout", type=float, default=0.0)

@@ -34,6 +34,8 @@ class EngineAnswer:
         tokens: That it has written.
         cached: Tokens of its prompt that were not computed for it; None = nobody looked.
         done: It is at its end.
+        steady: Tokens at the front of its slot whose numbers do not depend on how they were read;
+            None = all.
         states: The model's, of the prompt, until guessing begins.
     """
 
@@ -50,11 +52,28 @@ class EngineAnswer:
     tokens: list[int] = field(default_factory=list)
     cached: int | None = None
     done: bool = False
+    steady: int | None = None
     states: list[tuple[int, NDArray[np.float32]]] = field(default_factory=list)
 
+    def begun(self, tokens: int) -> int:
+        """Its slot begins with tokens from elsewhere; how many."""
+        if self.steady is not None:
+            self.steady = tokens
+        return tokens
+
+    def read(self, start: int, count: int) -> None:
+        """A pass has read so many tokens of its prompt: two and more are steady, alone or not."""
+        if self.steady is not None and start == self.steady and count > 1:
+            self.steady += count
+
     def held(self, executor: Executor) -> Held | None:
-        """What its slot holds; None where it has none."""
+        """What its slot holds for others; None where it has none."""
         if self.slot is None:
             return None
         known = np.concatenate([self.request.prompt, np.asarray(self.tokens, np.int64)])
-        return Held(self.slot, self.request.scope, known[: executor.length(self.slot)])
+        held = executor.length(self.slot)
+        return Held(
+            self.slot,
+            self.request.scope,
+            known[: held if self.steady is None else min(held, self.steady)],
+        )

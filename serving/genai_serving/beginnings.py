@@ -86,7 +86,7 @@ class Beginnings:
             self._cache.shrink(room, wanted=wanted)
             answer.slot = self._files.load(request.scope, request.prompt, beyond=work.start)
             if answer.slot is not None:
-                answer.cached = self._executor.length(answer.slot)
+                answer.cached = answer.begun(self._executor.length(answer.slot))
                 loaded = True
         return loaded
 
@@ -111,6 +111,7 @@ class Beginnings:
             else:
                 wanted.remove(match.slot)
                 answer.slot = self._cache.take(match, most_bytes=answer.need, wanted=wanted)
+            answer.begun(work.start)
             if answer.request.prompt_logprobs is None:
                 answer.cached = work.start
             # At once, and not bucket by bucket with a copy each time.
@@ -128,7 +129,7 @@ class Beginnings:
             return
         if self._files is not None:
             self._files.save(held)
-        if answer.request.pin and held.tokens.size == answer.request.prompt.size:
+        if answer.request.pin and answer.tokens:
             self._cache.pin(held)
         else:
             self._cache.keep(held)

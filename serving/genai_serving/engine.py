@@ -70,6 +70,8 @@ class Engine:
         pinned: Those that `adapters` has from the start.
         adapter_seconds: That a request may wait until its adapters find room in a pass.
         prefix_files: Beginnings of prompts on disk; its own.
+        exact: Numbers of a lone token are those that it has among others. Else what answers have
+            written is of no use for other prompts.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Engine:
         pinned: Iterable[str] = (),
         adapter_seconds: float = 60.0,
         prefix_files: PrefixFiles | None = None,
+        exact: bool = True,
     ) -> None:
         self._executor = executor
         self._scheduler = Scheduler(limits)
@@ -100,6 +103,7 @@ class Engine:
         self._adapters = LoadedAdapters(
             executor, cache, self._wake, self._laid_in, pinned=tuple(pinned)
         )
+        self._exact = exact
         self._adapter_seconds = adapter_seconds
         self._failed: dict[int, GenAIError] = {}
         self._stirred = False
@@ -163,7 +167,9 @@ class Engine:
             sequence = Sequence(key, prompt.size, most, need + beside, request.deadline)
             self._scheduler.check(sequence, beside=len(self._adapters.waiting))
             now = self._clock()
-            self._answers[key] = EngineAnswer(request, listener, sampler, now, need, sequence)
+            self._answers[key] = EngineAnswer(
+                request, listener, sampler, now, need, sequence, steady=None if self._exact else 0
+            )
             if self._adapters.ready(request.adapters):
                 self._scheduler.come(sequence)
             else:

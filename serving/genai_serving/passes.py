@@ -67,6 +67,8 @@ class Passes:
         """Hand on what a row yielded; tokens that it wrote."""
         answer = self._answers[work.key]
         request = answer.request
+        if work.start < request.prompt.size:
+            answer.read(work.start, work.count)
         if request.prompt_logprobs is not None and work.start < request.prompt.size:
             behind = request.prompt[work.start + 1 : work.start + work.count + 1]
             answer.listener.on_prompt(

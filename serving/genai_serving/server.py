@@ -121,6 +121,8 @@ def serve(options: Options, *, say: Callable[[str], None]) -> int:
             )
             if model.emulated:
                 say("it runs in the vendor's emulator, on this processor: slow, for trying out")
+            elif not model.exact:
+                say("not exact: an answer's last bits depend on what is computed beside it")
             elif not model.steadiness.all:
                 say(
                     "here an answer's last bits depend on what is computed beside it, so nothing "

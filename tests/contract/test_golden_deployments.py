@@ -28,6 +28,7 @@ FULL: dict[str, Any] = {
     "replicas": 3,
     "server": {
         "modelName": "team/$tiny",
+        "exact": False,
         "maxConcurrency": 4,
         "contextLength": 1024,
         "kvCacheMiB": 512,

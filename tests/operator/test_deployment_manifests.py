@@ -203,6 +203,7 @@ CHANGES: dict[str, Any] = {
     "server.prefixCacheMiB": {"server": {"prefixCacheMiB": 1}},
     "server.maxAdapterRank": {"server": {"maxAdapterRank": 32}},
     "server.adapterCacheMiB": {"server": {"adapterCacheMiB": 9}},
+    "server.exact": {"server": {"exact": False}},
     "server.systemPrompts": {"server": {"systemPrompts": ["Be brief."]}},
     "server.threads": {"server": {"threads": 3}},
     "server.adminTokenSecretRef": {"server": {"adminTokenSecretRef": {"name": "t"}}},
@@ -290,6 +291,13 @@ def test_check_served_names_the_field_when_nothing_serves_it(field: str) -> None
         check_served(spec_of(**NOT_YET[field]))
     assert caught.value.reason == "NotServedYet"
     assert field in caught.value.message
+
+
+def test_check_served_refuses_speculation_without_exact_numbers() -> None:
+    check_served(spec_of(server={"exact": False}))
+    with pytest.raises(Stalled, match=r"spec\.server\.exact: false") as caught:
+        check_served(spec_of(server={"exact": False}, speculation={"method": "Ngram"}))
+    assert caught.value.reason == "InvalidSpec"
 
 
 @pytest.mark.parametrize("name", ["1abc", "a.b", "a" * 64, "a-"])

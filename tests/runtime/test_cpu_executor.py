@@ -19,12 +19,13 @@ from genai_core.names import Precision
 from genai_runtime import processor
 from genai_runtime.cpu import CpuSession, open_executor
 from genai_runtime.cpu.executor import CpuExecutor
+from genai_runtime.cpu.layout import RowPart, lay_out
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import PreparedSessions, prepare
 from genai_runtime.cpu.sessions import PlainSessions, session_options
 from genai_runtime.executor import Executor, Logits, Row, Tokens, Want
 from genai_runtime.rope import cos_sin
-from genai_runtime.steadiness import try_out
+from genai_runtime.steadiness import try_out, try_out_prompts
 
 FEATURES = processor.features()
 EXACT = processor.saturates(FEATURES)
@@ -62,6 +63,35 @@ def executor_of(
         else PreparedSessions(folder, threads=threads, exact=EXACT)
     )
     return CpuExecutor(model, sessions, context_length=context_length)
+
+
+def test_rows_of_a_prompt_keep_their_bits_where_lone_tokens_are_not_doubled(
+    llama: Path, prepared: Path
+) -> None:
+    steady = try_out_prompts(executor_of(llama, prepared))
+    model = read_model(llama)
+    sessions = PreparedSessions(prepared, threads=1, exact=EXACT)
+    executor = CpuExecutor(model, sessions, context_length=200, doubled=False)
+    assert try_out_prompts(executor) == steady
+    doubled = executor_of(llama, prepared)
+    assert executor.numerics != doubled.numerics
+    ids = np.random.default_rng(2).integers(0, model.vocab_size, 40)
+    found: list[tuple[Logits, Logits]] = []
+    for one in (executor, doubled):
+        slot = one.open()
+        read = one.forward([Row(slot, ids[:39], want=Want.ALL)])[0].logits
+        found.append((read, one.forward([Row(slot, ids[39:])])[0].logits))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    np.testing.assert_allclose(found[0][1], found[1][1], atol=0.2)
+
+
+def test_lay_out_gives_a_lone_token_once_where_it_is_not_doubled() -> None:
+    lone = RowPart(np.array([5]), 7, Want.LAST)
+    for doubled, width in ((True, 2), (False, 1)):
+        layout = lay_out([lone, None], trees=False, doubled=doubled)
+        assert layout.inputs["packed.lengths"].tolist() == [width, width]
+        assert layout.inputs["packed.total.0"] == 7 + width
+        assert layout.inputs["packed.kept"].tolist() == [0]
 
 
 def plain_onnxruntime(path: Path, ids: Tokens) -> Logits:

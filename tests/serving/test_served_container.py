@@ -377,9 +377,29 @@ def test_a_server_that_guesses_writes_what_one_writes_that_does_not(
     assert code == 0, told
 
 
+def test_a_server_that_is_not_exact_says_so_and_keeps_prompts_alone(
+    home: Path, container: Path, served: Served
+) -> None:
+    server = Served(home, container, "--threads", "1", "--no-exact")
+    try:
+        about = json.loads(server.get("/v1/models")[1])["data"][0]
+        assert (about["exact"], about["prefix_cache"]) == (False, True)
+        assert about["bit_stable"] == {"chunks": False, "neighbours": False}
+        assert json.loads(served.get("/v1/models")[1])["data"][0]["exact"] is True
+        first, none = cached(server, LONG)
+        assert none == 0
+        _, size = cached(server, LONG)
+        _, hit = cached(server, LONG + first[0]["text"])
+        assert 60 < hit <= size + 1, "what was written is computed again"
+    finally:
+        code, told = server.stop()
+    assert code == 0, told
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
+        (("--no-exact", "--speculation", "ngram"), "--speculation: guesses are verified"),
         (("--speculative-config", '{"method": "ngram"}'), "num_speculative_tokens: must be given"),
         (("--speculation", "draft_model", "--draft", "/nowhere"), "/nowhere"),
     ],

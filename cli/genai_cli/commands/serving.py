@@ -69,6 +69,13 @@ def serve(
     prefix_cache_dir_mib: Annotated[
         int, typer.Option(min=1, metavar="MIB", help="Of all files there; the oldest go.")
     ] = 4096,
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact/--no-exact",
+            help="Numbers never depend on neighbours, to the bit; without, some time is saved.",
+        ),
+    ] = True,
     system_prompt: Annotated[
         list[str] | None,
         typer.Option(
@@ -181,5 +188,6 @@ def serve(
             "draft": None if draft is None else server.draft_folder(draft),
             "draft-tokens": draft_tokens,
         },
+        flags=() if exact else ("no-exact",),
         api_key=api_key,
     )

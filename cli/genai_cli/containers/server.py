@@ -19,7 +19,11 @@ _NEEDED = ("numpy", "onnxruntime", "starlette", "uvicorn", "prometheus_client", 
 
 
 def serve(
-    path: Path, given: Mapping[str, str | float | Sequence[str] | None], *, api_key: str
+    path: Path,
+    given: Mapping[str, str | float | Sequence[str] | None],
+    *,
+    flags: Sequence[str] = (),
+    api_key: str,
 ) -> NoReturn:
     """Become `python -m genai_serving`.
 
@@ -27,6 +31,7 @@ def serve(
         path: Of a container, or of a build's folder.
         given: Its options, without dashes before their names; None and "" are left out, an option
             of several values is given several times.
+        flags: Options without a value, likewise.
         api_key: Goes through the environment: a list of processes shows arguments to everybody.
 
     Raises:
@@ -46,6 +51,7 @@ def serve(
         if value not in (None, ""):
             several = [value] if isinstance(value, str | float | int) else value or []
             command += [f"--{name}={one}" for one in several]  # a value may begin with a dash
+    command += [f"--{flag}" for flag in flags]
     environment = dict(os.environ)
     environment.pop("GENAI_API_KEY", None)
     if api_key:

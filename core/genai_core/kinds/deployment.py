@@ -43,6 +43,9 @@ class Server(KindModel):
 
     model_name: ShortText = ""
     """What requests call the base; empty: the deployment's name."""
+    exact: bool = True
+    """A row's numbers never depend on its neighbours, to the bit. Without, passes take less time,
+    and there is no speculation."""
     max_concurrency: Annotated[int, Field(ge=1, le=1024)] = 8
     """Requests that a pod works on at once; further ones wait."""
     context_length: Annotated[int, Field(ge=2, le=1048576)] | None = None

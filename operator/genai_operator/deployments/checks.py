@@ -39,6 +39,12 @@ def check_served(spec: DeploymentSpec) -> None:
     Raises:
         Stalled: Names them.
     """
+    if spec.speculation is not None and not spec.server.exact:
+        raise Stalled(
+            InvalidSpec.code,
+            "spec.speculation: guesses need exact numbers; leave it out, or "
+            "spec.server.exact: false",
+        )
     fields = list(_not_yet(spec))
     if fields:
         raise Stalled(

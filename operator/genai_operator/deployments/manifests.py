@@ -367,6 +367,8 @@ def _arguments(served: Served) -> list[str]:
     for name, value in options.items():
         if value is not None:
             found += _option(name, str(value))
+    if not server.exact:
+        found.append("--no-exact")
     for prompt in server.system_prompts:
         found += _option("system-prompt", prompt)
     if spec.rollout.golden_tokens is GoldenTokens.REQUIRED:

@@ -86,6 +86,7 @@ def open_executor(
     adapters: Mapping[str, AdapterWeights] | None = None,
     adapter_columns: int = 0,
     branches: Iterable[AdapterShape] = (),
+    doubled: bool = True,
     digest_of: DigestOf = digest_file,
     holds: Holds | None = None,
     prefix: NDArray[np.float32] | None = None,
@@ -102,6 +103,7 @@ def open_executor(
         adapters: What rows may wear, by name.
         adapter_columns: At least so many, as room for adapters to come.
         branches: Adapters that may come: what they touch can be adapted.
+        doubled: See `CpuExecutor`.
         digest_of: How cached files are compared with their digests.
         holds: Which files the model's data may lie in; None = any of its folder.
         prefix: See `CpuExecutor`.
@@ -148,4 +150,5 @@ def open_executor(
         bank=bank,
         numerics=numerics,
         prefix=prefix,
+        doubled=doubled,
     )

@@ -46,6 +46,8 @@ class CpuExecutor:
         numerics: See `KeyValueHost`.
         prefix: Trained keys and values that tokens of trees may see, as `cpu.prefix` takes them;
             None = none. The sessions' graphs with trees take it.
+        doubled: A lone token is given twice to attention; see `packing`. Without, its numbers are
+            not, to the bit, those that it has among others.
 
     Raises:
         BadInput: The context length is below 1.
@@ -62,12 +64,14 @@ class CpuExecutor:
         bank: AdapterBank | None = None,
         numerics: Mapping[str, Any] | None = None,
         prefix: NDArray[np.float32] | None = None,
+        doubled: bool = True,
     ) -> None:
         if context_length < 1:
             raise BadInput("must be at least 1", where="context length")
         self._model = model
         self._context_length = context_length
-        self.numerics: Mapping[str, Any] = numerics or {}
+        self.numerics: Mapping[str, Any] = {**(numerics or {}), "doubled": doubled}
+        self._doubled = doubled
         self._bank = AdapterBank({}) if bank is None else bank
         rope = model.rope if rope is None else rope
         self._prefix = 0 if prefix is None else prefix.shape[3]
@@ -255,7 +259,7 @@ class CpuExecutor:
             )
             for number in chosen
         ]
-        layout = lay_out(parts, trees=graph.trees)
+        layout = lay_out(parts, trees=graph.trees, doubled=self._doubled)
         if self._bank.linears:
             lengths = layout.inputs["packed.lengths"].tolist()
             worn = [() if number is None else rows[number].adapters for number in chosen]

@@ -14,6 +14,7 @@ HIDDEN = np.float32(-1e30)
 """Added to the score of a token that is not seen; far below any score, and finite."""
 
 _TWICE = 2
+"""A lone token stands so often; see `packing`."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class PassLayout:
     wanted: list[tuple[int, int]]
 
 
-def lay_out(parts: Sequence[RowPart | None], *, trees: bool) -> PassLayout:
+def lay_out(parts: Sequence[RowPart | None], *, trees: bool, doubled: bool = True) -> PassLayout:
     """Lay the parts of a pass behind one another.
 
     A place without a part has attention over two tokens of others (any will do), in a filler slot:
@@ -64,7 +65,9 @@ def lay_out(parts: Sequence[RowPart | None], *, trees: bool) -> PassLayout:
     Args:
         parts: By place; at least one is not None.
         trees: The model takes positions and masks by row.
+        doubled: A lone token stands twice, so that its bits are those that it has among others.
     """
+    least = _TWICE if doubled else 1
     tokens: list[NDArray[np.int64]] = []
     positions: list[NDArray[np.integer]] = []
     wide: list[NDArray[np.int64]] = []
@@ -78,11 +81,11 @@ def lay_out(parts: Sequence[RowPart | None], *, trees: bool) -> PassLayout:
     for place, part in enumerate(parts):
         past = 0 if part is None else part.past
         if part is None:
-            own, width = np.zeros(_TWICE, np.int64), _TWICE
+            own, width = np.zeros(least, np.int64), least
             chosen = np.zeros(0, np.int64)
         else:
             count = part.tokens.size
-            width = max(count, _TWICE)
+            width = max(count, least)
             own = np.minimum(np.arange(start, start + width), start + count - 1)
             places = np.arange(count)
             if part.prefix:  # its keys and values lie behind the tokens of all rows

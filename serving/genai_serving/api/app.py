@@ -243,6 +243,7 @@ def _about(service: Service, name: str) -> dict[str, Any]:
         "max_model_len": model.context_length,
         "revision": model.adapters.revision or model.revision,
         "emulated": model.emulated,
+        "exact": model.exact,
         "bit_stable": {
             "chunks": model.steadiness.chunks,
             "neighbours": model.steadiness.neighbours,

@@ -43,6 +43,7 @@ class ServedModel:
         emulated: It runs in the vendor's emulator.
         adapters: Names that requests may use beside its own.
         speculation: How tokens are guessed, as /v1/models tells it; None = they are not.
+        exact: Numbers do not depend on neighbours, to the bit, where `steadiness` holds.
         prefix_cache: Beginnings of prompts are kept and used again.
     """
 
@@ -58,6 +59,7 @@ class ServedModel:
     adapters: ServedAdapters = field(default_factory=ServedAdapters)
     speculation: Mapping[str, Any] | None = None
     prefix_cache: bool = False
+    exact: bool = True
     defaults: Mapping[str, float] = field(default_factory=lambda: dict(_DEFAULTS))
 
     def sampling(self, body: SamplingFields, index: int) -> Sampling:

@@ -13,7 +13,7 @@ from genai_core.names import Backend
 from genai_runtime import container as containers
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import Container
-from genai_runtime.steadiness import Steadiness, try_out
+from genai_runtime.steadiness import Steadiness, try_out, try_out_prompts
 from genai_serving.adapters.loaded import AT_REST
 from genai_serving.adapters.served import ServedAdapters
 from genai_serving.adapters.start import HeldAdapters, open_with_adapters
@@ -111,6 +111,7 @@ def open_server(
             cache=options.cache / "cpu",
             threads=options.threads,
             context_length=options.context_length,
+            doubled=options.exact,
             digest_of=files.digest,
         ),
     )
@@ -120,12 +121,14 @@ def open_server(
         held.lay_in_first()
     emulated = opened.manifest.target.backend is Backend.HTP
     # The static graphs of a twin round by their sizes; trying that takes minutes there.
-    steadiness = Steadiness(chunks=False, neighbours=False) if emulated else try_out(executor)
+    unsteady = emulated or not options.exact
+    steadiness = Steadiness(chunks=False, neighbours=False) if unsteady else try_out(executor)
+    keeps = steadiness.all or (not emulated and not options.exact and try_out_prompts(executor))
     speculation, draft = speculation_of(options, opened, executor, steadiness, files)
     cache_bytes = sequences_budget(
         options, executor, speculation, 0 if held is None else held.later
     )
-    prefix_bytes = kept_bytes(options, cache_bytes) if steadiness.all else 0
+    prefix_bytes = kept_bytes(options, cache_bytes) if keeps else 0
     metrics = Metrics(name)
     model = ServedModel(
         name=name,
@@ -139,21 +142,22 @@ def open_server(
         created=int(opened.folder.stat().st_mtime),
         adapters=ServedAdapters(adapters),
         prefix_cache=prefix_bytes > 0,
+        exact=options.exact,
         speculation=about_speculation(options, speculation, steadiness),
         defaults=sampling_defaults(opened.folder),
     )
-    if options.system_prompts and not steadiness.all:
+    if options.system_prompts and not keeps:
         say("system prompts are not kept: see below")
     prompts = SystemPrompts.of(
         model,
-        options.system_prompts if steadiness.all else (),
+        options.system_prompts if keeps else (),
         executor=executor,
         speculation=speculation,
     )
     whole = whole_bytes(executor, speculation)
     prompts.check(cache_bytes, prefix_bytes, whole)
     drafts_bytes = 0
-    if speculation is not None and draft is not None and steadiness.all:
+    if speculation is not None and draft is not None and keeps:
         share = speculation.cache_bytes(model.context_length) / whole
         left = cache_bytes - prompts.bytes - whole
         drafts_bytes = max(0, min(int(prefix_bytes * share), left // _DRAFTS_SHARE))
@@ -173,13 +177,14 @@ def open_server(
         speculation=speculation,
         adapters=None if held is None else held.cache,
         pinned=() if held is None else list(adapters.adapters),
+        exact=options.exact,
         prefix_files=prefix_files_of(
             options,
             opened,
             executor,
             scope_text=lambda scope: scope_text(scope, model.adapters.content),
         )
-        if steadiness.all
+        if keeps
         else None,
     )
     metrics.load = lambda: engine.load

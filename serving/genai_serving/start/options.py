@@ -52,6 +52,7 @@ class Options:
         prefix_mib: What of it may keep beginnings of prompts; None = all that nobody uses.
         prefix_folder: Where they outlive the server; None = nowhere.
         prefix_folder_mib: Of all files there.
+        exact: See `api.model.ServedModel`.
         system_prompts: Texts whose keys and values are kept from the start.
         request_seconds: That an answer may take; 0 = for ever.
         drain_seconds: That running answers get when the server ends.
@@ -82,6 +83,7 @@ class Options:
     prefix_mib: int | None = None
     prefix_folder: Path | None = None
     prefix_folder_mib: int = 4096
+    exact: bool = True
     system_prompts: tuple[str, ...] = ()
     request_seconds: float = 0.0
     drain_seconds: float = 30.0

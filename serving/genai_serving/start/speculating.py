@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from genai_core.errors import BadInput
 from genai_core.files.digest_cache import FileCache
 from genai_runtime import container as containers
 from genai_runtime.container import Container
@@ -33,6 +34,13 @@ def speculation_of(
     """
     if options.speculation is None:
         return None, None
+    if not options.exact:
+        raise BadInput(
+            "guesses are verified several at once, and without exact numbers answers would differ "
+            "from plain ones",
+            where="--speculation",
+            remedy="leave it out, or --no-exact (in a deployment spec.server.exact)",
+        )
     opened_drafts: list[Container] = []
 
     def open_draft(draft: Container, threads: int | None) -> Executor:
