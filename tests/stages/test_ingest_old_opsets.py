@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -12,8 +13,9 @@ import pytest
 from onnx import helper, numpy_helper
 
 from genai_core.operations import IngestConfig
-from genai_stages.ingest.folding.folded_graph import Constant, FoldedGraph, StaticNode
+from genai_stages.ingest.folding.folded_graph import FoldedGraph, StaticNode
 from genai_stages.ingest.folding.remove_noise import remove_noise
+from genai_stages.ingest.source.source_model import Constant
 from genai_stages.operations.ingest import run
 from genai_stages.stage import Context
 from genai_stages.testing import core_logits
@@ -88,7 +90,8 @@ def source_logits(path: Path) -> np.ndarray:
             )
         else:
             feeds[value.name] = np.zeros((1, 2, 0, 8), np.float32)
-    return np.asarray(session.run(["logits"], feeds)[0])[0]
+    logits: np.ndarray = np.asarray(session.run(["logits"], feeds)[0])[0]
+    return logits
 
 
 @pytest.mark.parametrize("limits", [{"min": -LIMIT, "max": LIMIT}, {"max": LIMIT}, {"min": 0.0}])
@@ -96,7 +99,8 @@ def test_ingest_keeps_the_limits_of_a_clip_when_they_are_attributes(
     limits: dict[str, float], tmp_path: Path
 ) -> None:
     """Without them the Clip was taken for one that changes nothing."""
-    clipped(tmp_path, lambda gate, out: helper.make_node("Clip", [gate], [out], **limits))
+    attributes: dict[str, Any] = {**limits}
+    clipped(tmp_path, lambda gate, out: helper.make_node("Clip", [gate], [out], **attributes))
     out = tmp_path / "out"
     out.mkdir()
     run({"source": tmp_path / "source"}, IngestConfig(), out, Context(tmp_path / "scratch"))
