@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
@@ -16,6 +17,7 @@ from genai_core.names import Gaps, Precision
 from genai_core.operations import CompileCpuConfig, ConvertCpuConfig
 from genai_runtime import processor
 from genai_runtime.cpu import CpuSession, sessions
+from genai_runtime.cpu.executor import CpuExecutor
 from genai_stages.aimet.model import Encoding, EncodingSet, per_tensor
 from genai_stages.backends.cpu import check
 from genai_stages.backends.cpu.attention_nodes import rotates_inside
@@ -38,7 +40,7 @@ def converted(
     *,
     gaps: Gaps = Gaps.CALIBRATE,
     extra: dict[str, Path] | None = None,
-    **part: bool | int,
+    **part: Any,
 ) -> Path:
     out.mkdir(parents=True)
     config = ConvertCpuConfig(precision=precision, gaps=gaps, **(part or ALL))
@@ -89,7 +91,7 @@ def reference(core: Path, tmp_path: Path, ids: NDArray[np.int64] = IDS) -> NDArr
 
 
 def sqnr(expected: NDArray[np.float32], got: NDArray[np.float32]) -> float:
-    return 10 * np.log10(np.square(expected).mean() / np.square(expected - got).mean())
+    return float(10 * np.log10(np.square(expected).mean() / np.square(expected - got).mean()))
 
 
 FEATURES = {
@@ -130,7 +132,12 @@ def test_float_model_equals_the_core_graph_in_one_pass_and_token_by_token(
 
 
 def test_the_fallbacks_are_really_needed_and_really_taken(tmp_path: Path) -> None:
-    for features, inside in (({}, True), ({"rotary_dim": 8}, False), ({"head_dim": 24}, False)):
+    cases: list[tuple[dict[str, object], bool]] = [
+        ({}, True),
+        ({"rotary_dim": 8}, False),
+        ({"head_dim": 24}, False),
+    ]
+    for features, inside in cases:
         folder = tmp_path / str(features)
         random_core_model(folder, **features)
         model, _ = read_core(folder)
@@ -143,8 +150,10 @@ def test_a_cache_full_of_nan_is_never_read(tmp_path: Path) -> None:
     random_core_model(core, windows=(0, 4))
     model, _ = compiled(core, tmp_path, Precision.FLOAT)
     session = CpuSession(model, context_length=40, threads=1)
-    session._executor.grow(session._slot, 40)
-    for buffer in session._executor._slots[session._slot].buffers.values():
+    executor = session._executor
+    assert isinstance(executor, CpuExecutor)
+    executor.grow(session._slot, 40)
+    for buffer in executor._slots[session._slot].buffers.values():
         buffer[:] = np.nan
     session.forward(IDS[:5])
     assert np.isfinite(session.forward(IDS[5:9])).all()
@@ -228,7 +237,7 @@ def test_a_group_needs_only_its_own_weights_files(tmp_path: Path) -> None:
     random_core_model(core)
     for name in ("embed", "layer_000", "head"):
         (core / "weights" / f"{name}.data").unlink()
-    part = {"first": 1, "last": 2, "embedding": False, "lm_head": False}
+    part: dict[str, Any] = {"first": 1, "last": 2, "embedding": False, "lm_head": False}
     out = converted(core, tmp_path / "part", Precision.INT8, **part)
     fragment = json.loads((out / "fragment.json").read_text())
     assert len(fragment["linears"]) == 7
@@ -341,12 +350,15 @@ def encode_everything(core: Path, *, weight_bits: int) -> EncodingSet:
     for node in model.graph:
         if node.op_type != "Linear":
             continue
-        weight = node.inputs[1]
+        weight, read = node.inputs[1], node.inputs[0]
+        assert weight is not None
+        assert weight.const_value is not None
+        assert read is not None
         values = np.abs(weight.const_value.numpy()).max(axis=1).astype(np.float64)
         scale = values / (2 ** (weight_bits - 1) - 1)
         offset = np.full(scale.shape, -(2.0 ** (weight_bits - 1)))
-        entries[weight.name] = Encoding(weight.name, weight_bits, True, scale, offset)
-        source = node.inputs[0].name
+        name, source = weight.name or "", read.name or ""
+        entries[name] = Encoding(name, weight_bits, True, scale, offset)
         entries[source] = per_tensor(source, -5, 5, bits=16, symmetric=False)
     return EncodingSet("1.0.0", "test.encodings", entries)
 
@@ -379,7 +391,9 @@ def test_integers_of_the_encodings_are_kept(
     model, _ = compiled(core, tmp_path, Precision.INT8, gaps=Gaps.ERROR)
     name = "model.layers.0.mlp.up_proj.weight"
     source, _ = read_core(core)
-    weight = source.graph.initializers[name].const_value.numpy()
+    constant = source.graph.initializers[name].const_value
+    assert constant is not None
+    weight = constant.numpy()
     expected = np.rint(weight / encodings[name].scale[:, None].astype(np.float32))
     np.testing.assert_array_equal(stored_integers(model, name), expected.T.astype(np.int8))
     flags = {p.key: p.value for p in proto_of(model).metadata_props}
@@ -404,13 +418,14 @@ def test_cpu_session_takes_exact_kernels_when_wide_weights_meet_a_processor_that
     for module in (convert_cpu, compile_cpu):
         monkeypatch.setattr(module, "encodings_of", lambda _, **__: encodings)
     model, _ = compiled(core, tmp_path, Precision.INT8, gaps=Gaps.ERROR)
-    asked = []
+    asked: list[bool] = []
     options = sessions.session_options
-    monkeypatch.setattr(
-        sessions,
-        "session_options",
-        lambda threads, *, exact: asked.append(exact) or options(threads, exact=exact),
-    )
+
+    def session_options(threads: int, *, exact: bool) -> ort.SessionOptions:
+        asked.append(exact)
+        return options(threads, exact=exact)
+
+    monkeypatch.setattr(sessions, "session_options", session_options)
     session = CpuSession(model, context_length=33, threads=1, features=frozenset(features))
     assert asked == [exact]
     plain = CpuSession(model, context_length=33, threads=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -43,7 +44,8 @@ def run(
 
 
 def rms(x: np.ndarray, scale: np.ndarray, epsilon: float) -> np.ndarray:
-    return x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
+    normed: np.ndarray = x / np.sqrt((x * x).mean(-1, keepdims=True) + epsilon) * scale
+    return normed
 
 
 def attention(
@@ -69,6 +71,7 @@ def attention(
             x = rms(x, norm, spec.qk_norm_epsilon)
         if not spec.rope:
             return x
+        assert table is not None
         pairs = spec.rotary_dim // 2
         angle = positions[:, None] * np.array(table.inv_freq)
         turn = np.exp(1j * angle) * table.attention_factor
@@ -96,13 +99,13 @@ def attention(
 def interpret(folder: Path, tokens: np.ndarray) -> np.ndarray:
     """The core graph evaluated node by node in float64."""
     model, facts = read_core(folder)
-    values = {
-        name: value.const_value.numpy().astype(np.float64)
-        for name, value in model.graph.initializers.items()
-    }
-    values["input_ids"] = tokens
+    values: dict[str, np.ndarray] = {"input_ids": tokens}
+    for name, value in model.graph.initializers.items():
+        assert value.const_value is not None
+        values[name] = value.const_value.numpy().astype(np.float64)
     for node in model.graph:
-        x = [None if v is None else values[v.name] for v in node.inputs]
+        # Only attention's norms may be absent; by position: a missing one is no array at all.
+        x: list[Any] = [None if v is None else values[v.name or ""] for v in node.inputs]
         match node.op_type:
             case "Gather":
                 y = x[0][x[1]]
@@ -124,11 +127,11 @@ def interpret(folder: Path, tokens: np.ndarray) -> np.ndarray:
                 y = np.tanh(x[0])
             case other:
                 raise AssertionError(other)
-        values[node.outputs[0].name] = y
+        values[node.outputs[0].name or ""] = y
     return values["logits"]
 
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, object]] = {
     "plain": {},
     "gemma": {
         "qk_norm": True,
@@ -168,7 +171,7 @@ def test_expand_between_boundaries_equals_the_whole(tmp_path: Path) -> None:
     model, _ = read_core(tmp_path)
     tokens = np.arange(9)[None]
     whole, _ = run(session(tmp_path, expand(model, facts)), tokens, {})
-    stream = tokens
+    stream: np.ndarray = tokens
     cuts = [None, facts.boundaries[1], facts.boundaries[2], None]
     for start, end in itertools.pairwise(cuts):
         part = expand(model, facts, start=start, end=end)
@@ -189,6 +192,8 @@ def test_random_core_model_is_deterministic_and_shares_tied_bytes(tmp_path: Path
     model, _ = read_core(tmp_path / "a")
     head = model.graph.initializers["lm_head.weight"].const_value
     table = model.graph.initializers["model.embed_tokens.weight"].const_value
+    assert isinstance(head, ir.ExternalTensor)
+    assert isinstance(table, ir.ExternalTensor)
     assert (head.location, head.offset) == (table.location, table.offset)
     sizes = json.loads((tmp_path / "a" / "facts.json").read_text())["groups"]
     for group in sizes.values():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -27,7 +29,7 @@ from genai_stages.static.split import ModelPart
 from genai_stages.static.static_graph import StaticGraph, emit_static
 from genai_stages.testing import random_core_model
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "six-over-two": {"heads": 6, "kv_heads": 2},
     "gemma": {
         "qk_norm": True,
@@ -42,6 +44,16 @@ VARIANTS = {
     "one-for-each": {"rotary_dim": 0, "kv_heads": 4},
     "one-for-all": {"kv_heads": 1},
 }
+
+
+def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+    assert value is not None
+    assert value.shape is not None
+    return tuple(value.shape.numpy())
+
+
+def names_of(values: Iterable[ir.Value]) -> list[str]:
+    return [value.name or "" for value in values]
 
 
 def both(
@@ -63,10 +75,10 @@ def run(model: ir.Model, folder: Path, feeds: dict[str, np.ndarray]) -> dict[str
 
 def random_feeds(model: ir.Model) -> dict[str, np.ndarray]:
     random = np.random.default_rng(1)
-    feeds = {}
+    feeds: dict[str, np.ndarray] = {}
     for value in model.graph.inputs:
-        shape = value.shape.numpy()
-        feeds[value.name] = (
+        shape = shape_of(value)
+        feeds[value.name or ""] = (
             random.integers(0, 512, shape).astype(np.int32)
             if value.name == "input_ids"
             else random.standard_normal(shape).astype(np.float32)
@@ -76,7 +88,7 @@ def random_feeds(model: ir.Model) -> dict[str, np.ndarray]:
 
 def interface(model: ir.Model) -> list[tuple[str, tuple[int, ...]]]:
     values = [*model.graph.inputs, *model.graph.outputs]
-    return [(value.name, tuple(value.shape.numpy())) for value in values]
+    return [(value.name or "", shape_of(value)) for value in values]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -95,11 +107,11 @@ def test_no_attention_matmul_has_several_heads_left(tmp_path: Path, variant: str
     facts, before, after = both(tmp_path, **VARIANTS[variant])
     heads = sum(attention.num_heads for attention in facts.attention)
     several = [n for n in before.model.graph if n.op_type == "MatMul"]
-    assert all(math.prod(n.outputs[0].shape.numpy()[:-2]) > 1 for n in several)
+    assert all(math.prod(shape_of(n.outputs[0])[:-2]) > 1 for n in several)
     matmuls = [node for node in after.model.graph if node.op_type == "MatMul"]
     assert len(matmuls) == 2 * heads
     for node in matmuls:
-        assert all(math.prod(v.shape.numpy()[:-2]) == 1 for v in (*node.inputs, *node.outputs))
+        assert all(math.prod(shape_of(v)[:-2]) == 1 for v in (*node.inputs, *node.outputs))
 
 
 def test_every_head_has_its_own_linear_over_its_rows(tmp_path: Path) -> None:
@@ -108,6 +120,7 @@ def test_every_head_has_its_own_linear_over_its_rows(tmp_path: Path) -> None:
         for kind in ("weight", "bias"):
             name = f"model.layers.1.self_attn.{letter}_proj.{kind}"
             whole = before.model.graph.initializers[name].const_value
+            assert isinstance(whole, ir.ExternalTensor)
             assert name not in after.model.graph.initializers
             for head in range(heads):
                 part = after.model.graph.initializers[f"{name}.head_{head}"].const_value
@@ -121,11 +134,10 @@ def test_every_head_has_its_own_linear_over_its_rows(tmp_path: Path) -> None:
 
 def test_every_tensor_of_a_head_inherits_from_its_whole(tmp_path: Path) -> None:
     _, before, after = both(tmp_path, **VARIANTS["gemma"])
-    old = {v.name for n in before.model.graph for v in n.outputs}
-    old |= {v.name for v in before.model.graph.inputs} | set(before.model.graph.initializers)
-    new = {v.name for n in after.model.graph for v in n.outputs} | set(
-        after.model.graph.initializers
-    )
+    old = {name for node in before.model.graph for name in names_of(node.outputs)}
+    old |= {*names_of(before.model.graph.inputs), *before.model.graph.initializers}
+    new = {name for node in after.model.graph for name in names_of(node.outputs)}
+    new |= set(after.model.graph.initializers)
     heads = 0
     for name in sorted(new - old):
         if ".ints_" in name:
@@ -157,7 +169,7 @@ def test_graphs_of_all_ars_have_the_same_tensors(tmp_path: Path) -> None:
     names = []
     for ar in (1, 8, 32):
         _, _, after = both(tmp_path / str(ar), ar=ar, cl=128, **VARIANTS["interleaved"])
-        names.append([value.name for node in after.model.graph for value in node.outputs])
+        names.append([name for node in after.model.graph for name in names_of(node.outputs)])
         names.append(sorted(after.provenance))
     assert names[0] == names[2] == names[4]
     assert names[1] == names[3] == names[5]
@@ -196,6 +208,7 @@ def test_swapped_kv_heads_are_found_as_drift(tmp_path: Path) -> None:
     assert compare_heads(before, after, facts, part=part, weights=tmp_path) < 1e-5
     values = {value.name: value for node in after.model.graph for value in node.outputs}
     scores = values["/model/layers.1/self_attn/scores.head_0"].producer()
+    assert scores is not None
     scores.replace_input_with(1, values["/model/layers.1/self_attn/key_all.head_1"])
     with pytest.raises(DriftError, match="ar8_cl64, from layer 1 on"):
         compare_heads(before, after, facts, part=part, weights=tmp_path)
@@ -205,7 +218,8 @@ def test_swapped_kv_heads_are_found_as_drift(tmp_path: Path) -> None:
 def test_reshaped_layout_cuts_out_the_same_numbers(data: st.DataObject) -> None:
     """Cutting a head out of a reshaped array = reshaping the head that was cut out before."""
     sizes = {"a": data.draw(st.sampled_from([2, 3])), "b": data.draw(st.sampled_from([2, 4]))}
-    labels = data.draw(st.permutations([(), ("a",), ("b",)]))
+    axes: list[tuple[str, ...]] = [(), ("a",), ("b",)]
+    labels = data.draw(st.permutations(axes))
     if data.draw(st.booleans()):
         labels = [(), ("a", "b"), ()]
     inner = [data.draw(st.sampled_from([1, 2, 6])) for _ in labels]
@@ -213,12 +227,13 @@ def test_reshaped_layout_cuts_out_the_same_numbers(data: st.DataObject) -> None:
         math.prod(sizes[name] for name in axis) * extra
         for axis, extra in zip(labels, inner, strict=True)
     )
-    factors = []
+    factors: list[int] = []
     for axis, extra in zip(labels, inner, strict=True):
         factors += [sizes[name] for name in axis] + [extra]
     target: list[int] = []
     for factor in factors:
-        if target and data.draw(st.booleans()):
+        joined: bool = bool(target) and data.draw(st.booleans())
+        if joined:
             target[-1] *= factor
         else:
             target.append(factor)

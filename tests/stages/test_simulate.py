@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
@@ -50,7 +51,8 @@ def run(folder: Path, tokens: np.ndarray) -> np.ndarray:
     feeds = {"input_ids": tokens[None]}
     for value in session.get_inputs()[1:]:
         feeds[value.name] = np.zeros((1, value.shape[1], 0, value.shape[3]), np.float32)
-    return session.run(["logits"], feeds)[0][0]
+    logits: np.ndarray = session.run(["logits"], feeds)[0][0]
+    return logits
 
 
 def loss(folder: Path) -> float:
@@ -101,16 +103,19 @@ def test_weights_are_those_of_the_formula_and_the_rest_stays_float(tmp_path: Pat
     random_core_model(core, layers=1, qkv_bias=True, qk_norm=True)
     model, _ = read_core(core)
     shutil.copytree(core, rounded)
-    entries, weights = {}, {}
+    entries: dict[str, Encoding] = {}
+    weights: dict[str, np.ndarray] = {}
     for name, value in model.graph.initializers.items():
-        array = np.array(mapped(value.const_value))
+        tensor = value.const_value
+        assert isinstance(tensor, ir.ExternalTensor)
+        assert tensor.offset is not None
+        array: np.ndarray = np.array(mapped(tensor))
         if not name.endswith("proj.weight") and name != "lm_head.weight":
             continue
         entries[name] = symmetric(name, array, 4 if "mlp" in name else 8)
         scale = entries[name].scale.astype(np.float32)[:, None]
         top = 2 ** (entries[name].bits - 1)
         weights[name] = np.clip(np.rint(array / scale), -top, top - 1) * scale
-        tensor = value.const_value
         with (rounded / tensor.location).open("r+b") as file:
             file.seek(tensor.offset)
             file.write(weights[name].astype(np.float32).tobytes())
@@ -131,8 +136,11 @@ def test_weights_of_an_unusual_grid_are_rounded_in_pieces(tmp_path: Path) -> Non
     core, out = tmp_path / "core", tmp_path / "out"
     random_core_model(core, layers=1, hidden=64, vocab=1 << 16, tied=True)
     model, _ = read_core(core)
-    name = next(node.inputs[0].name for node in model.graph if node.op_type == "Gather")
-    table = np.array(mapped(model.graph.initializers[name].const_value))
+    read = next(node.inputs[0] for node in model.graph if node.op_type == "Gather")
+    assert read is not None
+    assert read.const_value is not None
+    name = read.name or ""
+    table: np.ndarray = np.array(mapped(read.const_value))
     scale = np.abs(table).max(axis=1) / 100.0
     uneven = Encoding(name, 8, symmetric=False, scale=scale, offset=np.full(scale.shape, -120.0))
     out.mkdir()
