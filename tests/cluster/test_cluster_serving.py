@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import existing
@@ -16,6 +17,7 @@ import pytest
 from harness import images
 from harness.cluster import Cluster
 from operator_process import Operator
+from servers import certificate
 from talking import Talking
 from tenant import BUCKET, GROUP, ROOT, Tenant, upload, wait
 from witness import Witness
@@ -408,6 +410,28 @@ def test_all_pods_killed_at_once_are_told_and_come_back_as_they_were(serving: Te
             serving.cluster.kubectl("uncordon", node["metadata"]["name"])
     reach(serving, ("True", "Serving"), 120)
     assert (models(serving), status(serving)["revision"]) == before
+
+
+def test_pods_speak_tls_with_a_certificate_of_a_secret(serving: Tenant, tmp_path: Path) -> None:
+    space, name = ("-n", serving.namespace), f"chat.{serving.namespace}.svc"
+    cert, key = certificate(tmp_path, "127.0.0.1")
+    files = ("--cert", str(cert), "--key", str(key))
+    serving.cluster.kubectl(*space, "create", "secret", "tls", "cert", *files)
+    serving.cluster.kubectl(*space, "label", "secret", "cert", "genai-operator.dev/use=true")
+    deploy(serving, expose={"tlsSecretRef": {"name": "cert"}}, rollout={"maxSurge": 2})
+    wait(lambda: status(serving).get("url") == f"https://{name}:8000/v1", 90)
+    found = reach(serving, ("True", "Serving"), 120)
+    assert found["readyReplicas"] == 2
+    wait(lambda: len(servers(serving)) == 2, 120)  # those without TLS are gone
+    pod = servers(serving)[0]["metadata"]["name"]
+    proxied = f"/api/v1/namespaces/{serving.namespace}/pods/https:{pod}:8000/proxy/v1/models"
+    assert "chat" in serving.cluster.kubectl("get", "--raw", proxied)
+    # The certificate itself, as a client inside the cluster is shown it.
+    script = "import ssl; print(ssl.get_server_certificate(('127.0.0.1', 8000), timeout=30))"
+    shown = serving.cluster.kubectl(
+        *space, "exec", pod, "-c", "server", "--", "python3", "-c", script
+    )
+    assert shown.split() == cert.read_text().split()
 
 
 def test_it_is_scaled_and_goes_with_all_that_is_its_own(serving: Tenant) -> None:

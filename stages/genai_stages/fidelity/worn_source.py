@@ -24,7 +24,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Worn:
-    """An adapter in the layout of `genai_core.adapters`, and how strongly it counts.
+    """An adapter in the layout of `genai_core.container.adapters`, and how strongly it counts.
 
     Attributes:
         branches: Output tensor of a linear of the core graph -> A [in, rank], B [rank, out].
