@@ -130,7 +130,8 @@ def test_bad_input_fails_at_once_in_the_stages_words_and_mending_it_is_enough(
     tenant.cluster.kubectl(
         "-n", tenant.namespace, "annotate", "genaibuild", "bad", f"{REQUESTED_AT}=now"
     )
-    assert tenant.wait_ready("bad")["requestedAt"] == "now"
+    wait(lambda: tenant.status("bad").get("requestedAt") == "now", 60)  # what is said is of this
+    tenant.wait_ready("bad")
 
 
 def _its_log_outlives_its_pod(tenant: Tenant, failure: dict[str, str]) -> None:
