@@ -214,9 +214,13 @@ class Tenant:
         return found
 
     def wait_ready(self, name: str, seconds: float = 420) -> dict[str, Any]:
-        """Wait until a build is Ready; fails at once where it stalls."""
+        """Wait until a build is Ready, as its spec stands now; fails at once where it stalls."""
 
         def done() -> bool:
+            build = self.get("genaibuilds", name)
+            seen = (build.get("status") or {}).get("observedGeneration")
+            if seen != build.get("metadata", {}).get("generation"):
+                return False  # what is said is of the spec before
             ready, reason = self.condition(name)
             assert ready != "False", f"{reason}: {json.dumps(self.status(name), indent=1)}"
             return ready == "True"
