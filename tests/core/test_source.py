@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
 from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
+from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.encoding_bits import weight_bits
 from genai_core.sources.source_files import SourceFacts, inspect_source
 
@@ -275,3 +276,11 @@ def test_inspect_source_refuses_when_data_is_called_as_the_calibration_text(tmp_
     (tmp_path / "text.txt").write_text("def f(): pass")
     with pytest.raises(BadModel, match=r"external data is called calibration\.txt"):
         inspect(tmp_path, quantization={"gaps": "Calibrate", "calibration": "text.txt"})
+
+
+def test_inspect_adapter_refuses_what_git_lfs_left_in_a_files_place(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4096\n"
+    (tmp_path / "adapter_model.safetensors").write_text(pointer)
+    with pytest.raises(BadInput, match=r"adapter_model.safetensors: .*Git LFS.*4096 bytes"):
+        inspect_adapter(tmp_path, FileCache(None), where="lora.adapters[0].source")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from genai_core.errors import BadAdapter
-from genai_core.files.paths import inside, links_may_reach, refuse_unreadable_name
 from genai_core.sources.source_files import (
     Digests,
     SourceFacts,
-    SourceFile,
     data_file,
     data_locations,
+    files_at,
 )
 
 __all__ = [
@@ -58,6 +57,7 @@ def inspect_adapter(
 
     Raises:
         BadAdapter: A file is missing or unreadable, or the content is not what is pinned.
+        BadInput: See `files_at`.
     """
     named = {
         ADAPTER_WEIGHTS_ROLE: weights,
@@ -85,13 +85,7 @@ def inspect_adapter(
         if graph is not None:
             onnx = paths[ADAPTER_GRAPH_ROLE]
             paths |= {name: data_file(onnx, name) for name in data_locations(onnx)}
-        for path in paths.values():
-            refuse_unreadable_name(path)
-            inside(path, links_may_reach(root), str(path))
-        files = {
-            name: SourceFile(path, cache.digest(path), path.stat().st_size)
-            for name, path in paths.items()
-        }
+        files = files_at(root, paths, cache)
     except OSError as error:
         raise BadAdapter(
             f"it cannot be read: {error.strerror or error}",

@@ -5,10 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from genai_core.errors import BadModel
-from genai_core.files.foreign import refuse_pointer
-from genai_core.files.paths import inside, links_may_reach, refuse_unreadable_name
 from genai_core.names import FORECAST_ROLE
-from genai_core.sources.source_files import Digests, SourceFacts, SourceFile
+from genai_core.sources.source_files import Digests, SourceFacts, files_at
 
 __all__ = ["inspect_forecast"]
 
@@ -37,17 +35,14 @@ def inspect_forecast(
     """
     path = _file(root, where, tensor_file)
     try:
-        refuse_unreadable_name(path)
-        inside(path, links_may_reach(root), str(path))
-        refuse_pointer(path, where=str(path), remedy=f"run `git lfs pull` in {root}")
-        file = SourceFile(path, cache.digest(path), path.stat().st_size)
+        files = files_at(root, {FORECAST_ROLE: path}, cache)
     except OSError as error:
         raise BadModel(
             f"it cannot be read: {error.strerror or error}",
             where=str(error.filename or root),
             remedy="check the file and its permissions",
         ) from error
-    facts = SourceFacts(root, {FORECAST_ROLE: file})
+    facts = SourceFacts(root, files)
     if pin not in {None, facts.digest}:
         raise BadModel(
             f"its content is {facts.digest}, not the {pin} that {where} pins",

@@ -34,6 +34,7 @@ __all__ = [
     "SourceFacts",
     "SourceFile",
     "calibration_role",
+    "files_at",
     "inspect_source",
     "source_folder",
 ]
@@ -168,14 +169,7 @@ def inspect_source(
         paths = _find_files(spec, root, named)
         if token_map is not None:
             paths |= _token_map(root, token_map)
-        for path in paths.values():
-            refuse_unreadable_name(path)
-            inside(path, links_within or links_may_reach(root), str(path))
-            refuse_pointer(path, where=str(path), remedy=f"run `git lfs pull` in {root}")
-        files = {
-            role: SourceFile(path, cache.digest(path), path.stat().st_size)
-            for role, path in sorted(paths.items())
-        }
+        files = files_at(root, dict(sorted(paths.items())), cache, links_within=links_within)
     except OSError as error:
         raise BadModel(
             f"it cannot be read: {error.strerror or error}",
@@ -196,6 +190,31 @@ def inspect_source(
             remedy="correct spec.model.digest, or restore the model that it stands for",
         )
     return facts
+
+
+def files_at(
+    root: Path, paths: Mapping[str, Path], cache: Digests, *, links_within: Path | None = None
+) -> dict[str, SourceFile]:
+    """The files of a source, of whatever kind, with their digests.
+
+    Args:
+        root: The source's folder.
+        paths: Role -> file.
+        cache: Spares hashing files again that have not changed.
+        links_within: Folder that links must not leave; None = see `links_may_reach`.
+
+    Raises:
+        BadInput: A link leaves the folder, a name cannot be written, or Git LFS left a pointer.
+        OSError: One cannot be read.
+    """
+    for path in paths.values():
+        refuse_unreadable_name(path)
+        inside(path, links_within or links_may_reach(root), str(path))
+        refuse_pointer(path, where=str(path), remedy=f"run `git lfs pull` in {root}")
+    return {
+        role: SourceFile(path, cache.digest(path), path.stat().st_size)
+        for role, path in paths.items()
+    }
 
 
 def calibration_role(name: str) -> str:
