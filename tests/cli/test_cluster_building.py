@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from genai_cli.cluster import followed_build
+from genai_cli.cluster import followed_build, remote_build
 from genai_cli.cluster.remote_build import manifest, uploaded, uploaded_draft
 from genai_cli.cluster.testing import Apiserver, apiserver, build, job, pod
 from genai_cli.testing import InProcess, Ran
 from genai_core.kinds.base import ObjectMeta
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.reading import read_model
+from genai_core.names import adapter_source
+from genai_core.sources.build_sources import BuildSource
 from genai_core.wire import REQUESTED_AT
 
 REVISION = "sha256:" + "ab" * 32
@@ -344,3 +346,18 @@ def test_an_uploaded_draft_is_pinned_and_its_files_are_called_by_their_roles() -
         {"method": "Ssd", "source": "s3://b/sources/sha256-00", "digest": "sha256:00",
          "tensorFile": "forecast.safetensors"}
     ]  # fmt: skip
+
+
+def test_inspected_finds_the_files_of_an_adapter_that_its_spec_names(tmp_path: Path) -> None:
+    """They are what is sent: without the names PEFT's two files were looked for."""
+    (tmp_path / "w.safetensors").write_bytes(b"w")
+    (tmp_path / "e.encodings").write_bytes(b"{}")
+    source = BuildSource(
+        adapter_source("a"),
+        str(tmp_path),
+        "spec.lora.adapters[0].source",
+        files={"weights": "w.safetensors", "encodings": "e.encodings"},
+    )
+    spec = BuildSpec.model_validate({"model": {"source": "model"}, "targets": ["cpu"]})
+    facts = remote_build._inspected(spec, source)
+    assert {file.path.name for file in facts.files.values()} == {"w.safetensors", "e.encodings"}

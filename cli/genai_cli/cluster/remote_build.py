@@ -217,11 +217,8 @@ def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
         except GenAIError as error:
             raise of_source(error, source.name) from error
     folder = Path(expanded(source.address.removeprefix("file://"))).absolute()
-    if source.name == FORECAST:
-        return inspect_forecast(
-            folder, known_digests(), where=source.field, pin=source.pin, **source.files
-        )
-    return inspect_adapter(folder, known_digests(), where=source.field, pin=source.pin)
+    inspect = inspect_forecast if source.name == FORECAST else inspect_adapter
+    return inspect(folder, known_digests(), where=source.field, pin=source.pin, **source.files)
 
 
 def _sent(place: StorePlace, facts: SourceFacts, build: str) -> str:
