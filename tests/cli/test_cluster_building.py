@@ -361,3 +361,9 @@ def test_inspected_finds_the_files_of_an_adapter_that_its_spec_names(tmp_path: P
     spec = BuildSpec.model_validate({"model": {"source": "model"}, "targets": ["cpu"]})
     facts = remote_build._inspected(spec, source)
     assert {file.path.name for file in facts.files.values()} == {"w.safetensors", "e.encodings"}
+
+    written = {"lora": {"adapters": [{"name": "a", "source": "a", **source.files}]}}
+    sent = remote_build.uploaded_adapter(written, source.name, "s3://b/up", "sha256:1")
+    (adapter,) = sent["lora"]["adapters"]
+    assert {adapter["weights"], adapter["encodings"]} == set(facts.files)
+    assert "graph" not in adapter

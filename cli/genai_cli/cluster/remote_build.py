@@ -45,7 +45,12 @@ from genai_core.names import (
     SourceName,
     adapter_source,
 )
-from genai_core.sources.adapter_files import inspect_adapter
+from genai_core.sources.adapter_files import (
+    ADAPTER_ENCODINGS_ROLE,
+    ADAPTER_GRAPH_ROLE,
+    ADAPTER_WEIGHTS_ROLE,
+    inspect_adapter,
+)
 from genai_core.sources.build_sources import BuildSource, model_spec, of_source, sources_of
 from genai_core.sources.forecast_files import inspect_forecast
 from genai_core.sources.source_files import SourceFacts, calibration_role, inspect_source
@@ -54,6 +59,11 @@ from genai_core.wire import REQUESTED_AT
 
 __all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter", "uploaded_draft"]
 
+_ADAPTER_FIELDS = {
+    "weights": ADAPTER_WEIGHTS_ROLE,
+    "encodings": ADAPTER_ENCODINGS_ROLE,
+    "graph": ADAPTER_GRAPH_ROLE,
+}
 _ROLE_FIELDS = {"onnx": "model.onnx", "encodings": "model.encodings"}
 
 
@@ -246,8 +256,9 @@ def _sent(place: StorePlace, facts: SourceFacts, build: str) -> str:
 def uploaded_adapter(written: Json, name: SourceName, address: str, digest: str) -> Json:
     """The spec with an uploaded adapter; see `uploaded`."""
     adapters = [
-        # Without a Secret: the store's own credentials read it.
+        # Without a Secret: the store's own credentials read it. Files have their roles as names.
         {"name": adapter["name"], "source": address, "digest": digest}
+        | {field: role for field, role in _ADAPTER_FIELDS.items() if adapter.get(field)}
         if adapter_source(adapter["name"]) == name
         else adapter
         for adapter in written["lora"]["adapters"]
