@@ -28,7 +28,9 @@ from safetensors.numpy import save_file
 from genai_runtime import container as containers
 from genai_runtime import processor
 from genai_runtime.cpu.adapter_files import read_adapter, read_shape
-from genai_runtime.executor import AdapterShape, AdapterUse, Executor, Row, Want
+from genai_runtime.executor.adapter_weights import AdapterShape
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import AdapterUse, Row, Want
 from genai_runtime.sampling import TokenLogprob
 from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 from genai_serving.engine import Engine

@@ -20,7 +20,8 @@ import numpy as np
 from genai_core.files.digest_cache import FileCache
 from genai_runtime import container as containers
 from genai_runtime import processor
-from genai_runtime.executor import Executor, Row, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Row, Want
 from genai_runtime.steadiness import try_out
 
 ROWS = 8

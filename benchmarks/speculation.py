@@ -37,7 +37,8 @@ from genai_core.files.digest_cache import FileCache
 from genai_runtime import container as containers
 from genai_runtime import processor
 from genai_runtime.container import Container
-from genai_runtime.executor import Executor, Row, RowOutput, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Row, RowOutput, Want
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
 from genai_runtime.speculation.control import Speculation

@@ -36,7 +36,9 @@ from genai_core.container.manifest import (
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput, NotRunnableHere
 from genai_core.names import Backend
-from genai_runtime.executor import AdapterShape, AdapterUse, Executor
+from genai_runtime.executor.adapter_weights import AdapterShape
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import stop_tokens
 from genai_runtime.golden import Golden, read_golden
 from genai_runtime.session import Session

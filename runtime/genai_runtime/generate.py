@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import read_json_object
-from genai_runtime.executor import checked_tokens
+from genai_runtime.executor.row_checks import checked_tokens
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.session import Session, SlotSession, Tokens, in_chunks
 from genai_runtime.speculation.control import Counts, Room, Speculation

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, BadModel
-from genai_runtime.executor import Tokens
+from genai_runtime.executor.rows import Tokens
 
 _FIRST_CANDIDATES = 64
 """How many of the most likely tokens are sorted first when a top_p is looked for."""

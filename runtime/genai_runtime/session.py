@@ -17,16 +17,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import (
-    AdapterUse,
-    Executor,
-    Logits,
-    Row,
-    Tokens,
-    Tree,
-    Want,
-    checked_tokens,
-)
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.row_checks import checked_tokens
+from genai_runtime.executor.rows import AdapterUse, Logits, Row, Tokens, Tree, Want
 
 __all__ = ["Logits", "Session", "SlotSession", "Tokens", "in_chunks"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from genai_core.errors import BadInput
 from genai_runtime import container as containers
 from genai_runtime.container import Container
-from genai_runtime.executor import Executor
+from genai_runtime.executor.executor import Executor
 from genai_runtime.speculation.chained import Chained
 from genai_runtime.speculation.config import SpeculativeConfig
 from genai_runtime.speculation.control import Speculation

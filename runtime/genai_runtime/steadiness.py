@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Executor, Logits, Row, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Logits, Row, Want
 
 _TOKENS = 32
 _CUTS = ((1,) * _TOKENS, (7, 1, 2, 22))

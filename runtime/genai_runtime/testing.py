@@ -10,20 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
-from genai_runtime.executor import (
-    AdapterShape,
-    AdapterUse,
-    Logits,
-    NoRoom,
-    Row,
-    RowOutput,
-    SlotTable,
-    Tokens,
-    Tree,
-    checked_places,
-    checked_rows,
-    checked_truncation,
-)
+from genai_runtime.executor.adapter_weights import AdapterShape, NoRoom
+from genai_runtime.executor.row_checks import checked_places, checked_rows, checked_truncation
+from genai_runtime.executor.rows import AdapterUse, Logits, Row, RowOutput, Tokens, Tree
+from genai_runtime.executor.slot_table import SlotTable
 from genai_runtime.session import SlotSession
 
 _MODULUS = 257

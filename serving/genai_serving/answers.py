@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Executor
+from genai_runtime.executor.executor import Executor
 from genai_runtime.prefixes.cache import Held
 from genai_runtime.sampling import Sampler
 from genai_serving.requests import AnswerRequest, Listener

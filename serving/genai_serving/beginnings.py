@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
-from genai_runtime.executor import Executor
+from genai_runtime.executor.executor import Executor
 from genai_runtime.prefixes.cache import Match, PrefixCache
 from genai_runtime.prefixes.prefix_files import PrefixFiles
 from genai_serving.answers import EngineAnswer

@@ -16,7 +16,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from genai_core.errors import GenAIError
-from genai_runtime.executor import Executor, checked_tokens
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.row_checks import checked_tokens
 from genai_runtime.prefixes.cache import PrefixCache
 from genai_runtime.prefixes.prefix_files import PrefixFiles
 from genai_runtime.sampling import Sampler

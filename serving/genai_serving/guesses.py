@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Logits, Row, Want
+from genai_runtime.executor.rows import Logits, Row, Want
 from genai_runtime.sampling import Typical
 from genai_runtime.speculation.control import Counts, Gain, Room, Speculation
 from genai_runtime.speculation.method import NOTHING, Draft, Foresee

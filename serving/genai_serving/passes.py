@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Executor, Row, RowOutput, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Row, RowOutput, Want
 from genai_runtime.sampling import logprobs
 from genai_runtime.speculation.method import accept
 from genai_serving.answers import EngineAnswer

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import GenAIError
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.sampling import Constraint, Sampling, TokenLogprob
 from genai_runtime.speculation.control import Counts
 

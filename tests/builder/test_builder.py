@@ -134,7 +134,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> GenAIContainer:
 
 def test_generate_uses_the_adapters_of_its_call(adapters: GenAIContainer) -> None:
     """The vendor's example, and the same tokens as `genai run` gives with these adapters."""
-    from genai_runtime.executor import AdapterUse
+    from genai_runtime.executor.rows import AdapterUse
     from genai_runtime.generate import generate
 
     llm: GenAIExecutor = adapters.get_executor(None, clean_up=False)

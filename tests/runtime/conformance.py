@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from genai_core.errors import BadInput
-from genai_runtime.executor import AdapterUse, Executor, Row, Tree, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import AdapterUse, Row, Tree, Want
 
 Same = Callable[[np.ndarray, np.ndarray], bool]
 

@@ -20,7 +20,7 @@ from genai_core.operations import CompileCpuConfig, ConvertCpuConfig, IngestConf
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import CpuModel, read_model
 from genai_runtime.cpu.sessions import PlainSessions
-from genai_runtime.executor import Row, RowOutput
+from genai_runtime.executor.rows import Row, RowOutput
 from genai_runtime.processor import features, saturates
 from genai_runtime.speculation.eagle import Eagle, Head
 from genai_stages.backends.cpu.cpu_model import hidden_state_name

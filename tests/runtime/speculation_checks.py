@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from genai_runtime.executor import Executor, Logits, Row, Tokens, Tree, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Logits, Row, Tokens, Tree, Want
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession

@@ -25,7 +25,8 @@ from genai_runtime.cpu.branches import branched
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.sessions import PlainSessions
-from genai_runtime.executor import AdapterShape, AdapterUse, Logits, NoRoom, Row, Tokens, Want
+from genai_runtime.executor.adapter_weights import AdapterShape, NoRoom
+from genai_runtime.executor.rows import AdapterUse, Logits, Row, Tokens, Want
 
 FEATURES = processor.features()
 EXACT = processor.saturates(FEATURES)

@@ -23,7 +23,8 @@ from genai_runtime.cpu.layout import RowPart, lay_out
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import PreparedSessions, prepare
 from genai_runtime.cpu.sessions import PlainSessions, session_options
-from genai_runtime.executor import Executor, Logits, Row, Tokens, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Logits, Row, Tokens, Want
 from genai_runtime.rope import cos_sin
 from genai_runtime.steadiness import try_out, try_out_prompts
 

@@ -15,7 +15,7 @@ from genai_runtime.cpu import CpuSession
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import PreparedSessions, prepare
-from genai_runtime.executor import Row, Want
+from genai_runtime.executor.rows import Row, Want
 
 CONTEXT = 300
 WANTS = st.sampled_from(list(Want))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from genai_core.errors import BadInput
 from genai_core.names import Gaps, Precision
 from genai_core.operations import IngestConfig
-from genai_runtime.executor import Row, Want
+from genai_runtime.executor.rows import Row, Want
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.tokenizer import TextTokenizer
 

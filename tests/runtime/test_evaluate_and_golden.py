@@ -11,7 +11,7 @@ import pytest
 
 from genai_core.errors import BadInput
 from genai_runtime.evaluate import Evaluation, evaluate, losses, read_pieces
-from genai_runtime.executor import Logits, Tokens, Tree
+from genai_runtime.executor.rows import Logits, Tokens, Tree
 from genai_runtime.golden import Golden, read_golden, record, replay
 from genai_runtime.testing import ScriptedSession
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from genai_core.errors import BadInput
-from genai_runtime.executor import Executor, Row, RowOutput, SlotTable, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Row, RowOutput, Want
+from genai_runtime.executor.slot_table import SlotTable
 from genai_runtime.session import Session, SlotSession
 from genai_runtime.steadiness import Steadiness, try_out
 from genai_runtime.testing import ScriptedExecutor

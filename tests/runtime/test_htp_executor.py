@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from genai_core.errors import BadInput, BadModel, NotRunnableHere
 from genai_core.facts import RopeTable
-from genai_runtime.executor import Executor as ExecutorProtocol
-from genai_runtime.executor import Row, Tree
+from genai_runtime.executor.executor import Executor as ExecutorProtocol
+from genai_runtime.executor.rows import Row, Tree
 from genai_runtime.htp import emulation, testing
 from genai_runtime.htp.arithmetic import Integers, dequantize, quantize
 from genai_runtime.htp.emulation import EmulatedPart, Emulation

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from genai_core.errors import BadInput
 from genai_runtime.container import Container
-from genai_runtime.executor import Logits
+from genai_runtime.executor.rows import Logits
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Typical
 from genai_runtime.speculation.config import named_config, parse_config

@@ -12,7 +12,7 @@ from genai_core.names import Precision
 from genai_runtime.cpu.executor import CpuExecutor
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.sessions import PlainSessions
-from genai_runtime.executor import Row, Tree, Want
+from genai_runtime.executor.rows import Row, Tree, Want
 from genai_runtime.processor import features, saturates
 from genai_runtime.speculation.draft_model import DraftModel
 from genai_runtime.speculation.lookahead import Lookahead

@@ -18,7 +18,7 @@ from genai_core.errors import BadInput, BadModel
 from genai_core.names import Gaps, Precision
 from genai_core.operations import IngestConfig
 from genai_runtime.cpu.executor import CpuExecutor
-from genai_runtime.executor import Row, Tree, Want
+from genai_runtime.executor.rows import Row, Tree, Want
 from genai_runtime.speculation.control import Room, Speculation
 from genai_runtime.speculation.ssd import Ssd
 from genai_runtime.testing import ScriptedExecutor

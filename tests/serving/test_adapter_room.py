@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
-from genai_runtime.executor import AdapterShape, NoRoom
+from genai_runtime.executor.adapter_weights import AdapterShape, NoRoom
 from genai_serving.adapters.start import AdapterRoom, plan_room
 
 MIB = 1 << 20

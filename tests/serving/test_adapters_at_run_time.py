@@ -15,7 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex, UseCaseEntry, WornEntry
 from genai_core.errors import CorruptBlob
-from genai_runtime.executor import AdapterShape, AdapterUse, NoRoom, Row, RowOutput
+from genai_runtime.executor.adapter_weights import AdapterShape, NoRoom
+from genai_runtime.executor.rows import AdapterUse, Row, RowOutput
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
 from genai_runtime.speculation.control import Speculation

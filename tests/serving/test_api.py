@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike
 from running import Client, Running, example_tokenizer
 
 from genai_core.errors import BadModel
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import generate
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor

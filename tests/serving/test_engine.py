@@ -13,7 +13,7 @@ from heard import SECONDS, Heard, ask
 from numpy.typing import ArrayLike
 
 from genai_core.errors import BadInput
-from genai_runtime.executor import AdapterUse, Row, RowOutput
+from genai_runtime.executor.rows import AdapterUse, Row, RowOutput
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession

@@ -12,7 +12,7 @@ from heard import SECONDS, Heard, ask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genai_runtime.executor import AdapterUse, Logits, Row, RowOutput
+from genai_runtime.executor.rows import AdapterUse, Logits, Row, RowOutput
 from genai_runtime.sampling import Sampling, Typical
 from genai_runtime.speculation.chained import Chained
 from genai_runtime.speculation.control import Counts, Speculation

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 from heard import Heard, ask
 
-from genai_runtime.executor import Row, RowOutput
+from genai_runtime.executor.rows import Row, RowOutput
 from genai_runtime.testing import ScriptedExecutor
 from genai_serving.engine import Engine, ServingLimits
 from genai_serving.requests import Finish

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from heard import Heard, ask
 
-from genai_runtime.executor import Executor
+from genai_runtime.executor.executor import Executor
 from genai_runtime.generate import generate
 from genai_runtime.prefixes.cache import PrefixCache
 from genai_runtime.prefixes.prefix_files import BLOCK, PrefixFiles

@@ -15,7 +15,7 @@ import pytest
 from heard import Heard, ask
 
 from genai_core.errors import BadInput
-from genai_runtime.executor import AdapterUse, Row
+from genai_runtime.executor.rows import AdapterUse, Row
 from genai_runtime.generate import generate
 from genai_runtime.prefixes.cache import Held
 from genai_runtime.prefixes.prefix_files import BLOCK, PrefixFiles

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from genai_runtime.executor import AdapterUse, Row, RowOutput
+from genai_runtime.executor.rows import AdapterUse, Row, RowOutput
 from genai_runtime.generate import generate
 from genai_runtime.prefixes.cache import Held, Match, PrefixCache, common
 from genai_runtime.sampling import Sampling

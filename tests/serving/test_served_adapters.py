@@ -22,7 +22,7 @@ from genai_operator.deployments import pod_admin
 from genai_operator.deployments.declared import Declaration
 from genai_operator.kube.pod import PodView
 from genai_runtime import container as containers
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import generate
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"

@@ -26,7 +26,7 @@ from genai_core.errors import BadAdapter, BadModel, UnsupportedOperator
 from genai_core.operations import IngestConfig, LoraImportConfig
 from genai_runtime.cpu import CpuSession
 from genai_runtime.cpu.adapter_files import read_adapter
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_stages.fidelity.source_reference import SourceReference
 from genai_stages.fidelity.worn_source import Worn
 from genai_stages.graph.core_graph import read_facts

@@ -17,7 +17,7 @@ from genai_core.errors import BadAdapter
 from genai_core.operations import IngestConfig, LoraImportConfig
 from genai_runtime.cpu import CpuSession
 from genai_runtime.cpu.adapter_files import read_adapter
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_stages.ingest.source.lora_branches import find_stored_branches
 from genai_stages.operations import ingest, lora_import
 from genai_stages.stage import Context, StageResult

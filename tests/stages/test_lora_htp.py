@@ -36,7 +36,7 @@ from genai_core.operations import (
     PackageConfig,
 )
 from genai_runtime import container
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.golden import replay
 from genai_stages.graph.core_graph import read_core
 from genai_stages.graph.linear_sites import linear_sites

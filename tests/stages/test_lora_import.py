@@ -246,7 +246,7 @@ def test_imported_adapter_computes_what_the_merged_source_does(
 
     from genai_runtime.cpu import CpuSession
     from genai_runtime.cpu.adapter_files import read_adapter
-    from genai_runtime.executor import AdapterUse
+    from genai_runtime.executor.rows import AdapterUse
 
     modules, linears = MERGED[name]
     prefix = PREFIX.get(name, "model")

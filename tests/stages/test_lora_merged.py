@@ -34,7 +34,7 @@ from genai_core.operations import (
 )
 from genai_runtime import container
 from genai_runtime.cpu.adapter_files import read_adapter
-from genai_runtime.executor import AdapterUse, Logits
+from genai_runtime.executor.rows import AdapterUse, Logits
 from genai_stages.aimet.model import EncodingSet, per_tensor
 from genai_stages.lora.branch_inputs import read_inputs, read_ranges
 from genai_stages.lora.branch_ranges import Combination

@@ -19,7 +19,7 @@ from genai_cli.display.output import emit, say, tell
 from genai_core.errors import BadInput
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import Container
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import Session, Tokens

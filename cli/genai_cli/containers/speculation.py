@@ -12,7 +12,7 @@ from genai_cli.engine.work_folders import known_digests
 from genai_core.errors import BadInput
 from genai_runtime import container as containers
 from genai_runtime.container import Container
-from genai_runtime.executor import Executor
+from genai_runtime.executor.executor import Executor
 from genai_runtime.session import Session, SlotSession
 from genai_runtime.speculation.config import named_config
 from genai_runtime.speculation.control import Speculation

@@ -21,7 +21,7 @@ from genai_core.container.manifest import (
 from genai_core.errors import BadInput
 from genai_core.kinds.lora import BASE
 from genai_runtime.container import load, manifest_of
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.golden import Replay, replay
 from genai_runtime.verification import (
     FileFault,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 
 __all__ = ["Wearing"]
 

@@ -19,7 +19,8 @@ from genai_runtime.cpu.locations import Holds
 from genai_runtime.cpu.model import read_model
 from genai_runtime.cpu.prepared import DigestOf, PreparedSessions, prepare
 from genai_runtime.cpu.sessions import PlainSessions
-from genai_runtime.executor import AdapterShape, AdapterUse
+from genai_runtime.executor.adapter_weights import AdapterShape
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.session import SlotSession
 
 __all__ = ["CpuSession", "open_executor"]

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from genai_core.container.adapters import LARGEST_WEIGHT
 from genai_core.errors import BadInput, CorruptBlob
-from genai_runtime.executor import AdapterShape, AdapterWeights
+from genai_runtime.executor.adapter_weights import AdapterShape, AdapterWeights
 
 __all__ = ["read_adapter", "read_shape"]
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
 from genai_runtime.cpu.branches import BLOCK, PART, ROWS, input_names, least_rows, mask_name
-from genai_runtime.executor import AdapterShape, AdapterUse, AdapterWeights, NoRoom
+from genai_runtime.executor.adapter_weights import AdapterShape, AdapterWeights, NoRoom
+from genai_runtime.executor.rows import AdapterUse
 
 __all__ = ["AdapterBank", "AdapterWeights", "bank_bytes"]
 

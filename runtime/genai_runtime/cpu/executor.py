@@ -18,15 +18,10 @@ from genai_runtime.cpu.model import CpuModel
 from genai_runtime.cpu.prefix import prefix_inputs
 from genai_runtime.cpu.sessions import Sessions
 from genai_runtime.cpu.slots import SPARE, Slot, bucketed, cache_bytes
-from genai_runtime.executor import (
-    AdapterShape,
-    Row,
-    RowOutput,
-    SlotTable,
-    checked_places,
-    checked_rows,
-    checked_truncation,
-)
+from genai_runtime.executor.adapter_weights import AdapterShape
+from genai_runtime.executor.row_checks import checked_places, checked_rows, checked_truncation
+from genai_runtime.executor.rows import Row, RowOutput
+from genai_runtime.executor.slot_table import SlotTable
 from genai_runtime.rope import cos_sin
 
 _FILLER = 2

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Tree, Want
+from genai_runtime.executor.rows import Tree, Want
 
 HIDDEN = np.float32(-1e30)
 """Added to the score of a token that is not seen; far below any score, and finite."""

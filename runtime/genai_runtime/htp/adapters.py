@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
 from genai_core.facts import AdapterInputs, AdapterRanges, BranchTensors
-from genai_runtime.executor import AdapterUse, AdapterWeights
+from genai_runtime.executor.adapter_weights import AdapterWeights
+from genai_runtime.executor.rows import AdapterUse
 
 __all__ = ["BranchFeeds", "branch_widths", "check_fits"]
 

@@ -23,19 +23,10 @@ from numpy.typing import NDArray
 from genai_core.errors import BadInput, BadModel
 from genai_core.facts import AdapterInputs, AdapterRanges
 from genai_runtime import masks, rope
-from genai_runtime.executor import (
-    AdapterUse,
-    AdapterWeights,
-    Logits,
-    Row,
-    RowOutput,
-    SlotTable,
-    Tokens,
-    Tree,
-    checked_places,
-    checked_rows,
-    checked_truncation,
-)
+from genai_runtime.executor.adapter_weights import AdapterWeights
+from genai_runtime.executor.row_checks import checked_places, checked_rows, checked_truncation
+from genai_runtime.executor.rows import AdapterUse, Logits, Row, RowOutput, Tokens, Tree
+from genai_runtime.executor.slot_table import SlotTable
 from genai_runtime.htp import emulation
 from genai_runtime.htp.adapters import BranchFeeds
 from genai_runtime.htp.arithmetic import Integers, dequantize, quantize

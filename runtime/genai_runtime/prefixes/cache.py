@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Executor
+from genai_runtime.executor.executor import Executor
 
 __all__ = ["Held", "Match", "PrefixCache", "common"]
 

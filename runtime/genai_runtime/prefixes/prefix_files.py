@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from genai_core.canonical import digest_json
 from genai_core.errors import BadInput
 from genai_core.files.regular import read_regular
-from genai_runtime.executor import Executor, KeyValueHost
+from genai_runtime.executor.executor import Executor, KeyValueHost
 from genai_runtime.prefixes.cache import Held
 
 __all__ = ["BLOCK", "PrefixFiles", "ScopeText"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from genai_runtime.executor import Logits
+from genai_runtime.executor.rows import Logits
 from genai_runtime.speculation.method import Draft, Foresee, Method
 
 

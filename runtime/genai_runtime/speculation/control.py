@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Logits
+from genai_runtime.executor.rows import Logits
 from genai_runtime.sampling import Typical
 from genai_runtime.speculation.lengths import Costs, Length
 from genai_runtime.speculation.method import (

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Executor, Logits, Row, Want
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Logits, Row, Want
 from genai_runtime.prefixes.cache import Held, PrefixCache
 from genai_runtime.prefixes.prefix_files import PrefixFiles
 from genai_runtime.speculation.method import Draft, Foresee, OpenBeginnings

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Logits
+from genai_runtime.executor.rows import Logits
 from genai_runtime.speculation.method import Branch, Draft, Foresee
 
 MOST_FIRST_TOKENS = 4096

@@ -9,7 +9,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from genai_runtime.executor import Executor, Logits, Tree
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Logits, Tree
 from genai_runtime.prefixes.cache import PrefixCache
 from genai_runtime.prefixes.prefix_files import PrefixFiles
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from genai_runtime.executor import Logits
+from genai_runtime.executor.rows import Logits
 from genai_runtime.speculation.history import History, longest_match
 from genai_runtime.speculation.method import Draft, Foresee
 

@@ -20,7 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from genai_runtime.executor import Executor, Logits
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import Logits
 from genai_runtime.speculation.method import Branch, Draft, Foresee
 
 __all__ = ["Ssd"]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from genai_runtime.executor import AdapterShape, AdapterWeights, NoRoom
+from genai_runtime.executor.adapter_weights import AdapterShape, AdapterWeights, NoRoom
 from genai_serving.scheduler import mebibytes
 
 __all__ = ["AdapterCache", "AdapterLoader"]

@@ -17,7 +17,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from genai_core.errors import BadInput, GenAIError
-from genai_runtime.executor import AdapterHost, AdapterUse, Executor, NoRoom
+from genai_runtime.executor.adapter_weights import NoRoom
+from genai_runtime.executor.executor import AdapterHost, Executor
+from genai_runtime.executor.rows import AdapterUse
 from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 
 __all__ = [

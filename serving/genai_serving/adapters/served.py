@@ -6,7 +6,7 @@ Of the event loop alone, as requests are.
 from __future__ import annotations
 
 from genai_core.container.adapters import AdapterEntry, AdapterIndex
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 
 __all__ = ["ServedAdapters"]
 

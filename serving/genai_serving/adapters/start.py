@@ -9,7 +9,8 @@ from genai_core.container.adapters import AdapterIndex
 from genai_core.names import Backend
 from genai_runtime.container import Container
 from genai_runtime.cpu.bank import bank_bytes
-from genai_runtime.executor import AdapterHost, AdapterShape, Executor, NoRoom
+from genai_runtime.executor.adapter_weights import AdapterShape, NoRoom
+from genai_runtime.executor.executor import AdapterHost, Executor
 from genai_serving.adapters.cache import AdapterCache, AdapterLoader
 from genai_serving.adapters.sources import AdapterSources
 from genai_serving.scheduler import mebibytes

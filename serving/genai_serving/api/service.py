@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 
 from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.lora import BASE
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.sampling import Constraint
 from genai_serving.adapters.loaded import AT_REST, ORDER
 from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, RunningAnswer, start

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from genai_core.errors import BadInput
-from genai_runtime.executor import Executor
+from genai_runtime.executor.executor import Executor
 from genai_runtime.speculation.control import Speculation
 from genai_serving.scheduler import mebibytes
 from genai_serving.start.options import Options

@@ -8,7 +8,7 @@ from genai_core.errors import BadInput
 from genai_core.files.digest_cache import FileCache
 from genai_runtime import container as containers
 from genai_runtime.container import Container
-from genai_runtime.executor import Executor
+from genai_runtime.executor.executor import Executor
 from genai_runtime.prefixes.cache import PrefixCache
 from genai_runtime.prefixes.prefix_files import PrefixFiles
 from genai_runtime.speculation.control import Speculation

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import BadInput, GenAIError
-from genai_runtime.executor import AdapterUse, Executor
+from genai_runtime.executor.executor import Executor
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.prefixes.cache import common
 from genai_runtime.sampling import TokenLogprob
 from genai_runtime.speculation.control import Speculation

@@ -20,7 +20,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from genai_core.facts import AdapterInputs, AdapterRanges, BranchTensors, ModelFacts
-from genai_runtime.executor import AdapterWeights
+from genai_runtime.executor.adapter_weights import AdapterWeights
 from genai_runtime.htp.adapters import branch_widths
 from genai_stages.graph.core_graph import read_core
 from genai_stages.quantize.watch import Watching, watched_ranges

@@ -44,7 +44,7 @@ from genai_core.sources.source_files import CONFIG_ROLE
 from genai_runtime import container
 from genai_runtime.container import CPU_MODEL_FILE
 from genai_runtime.cpu.adapter_files import read_adapter as read_weights
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.htp.adapters import BranchFeeds
 from genai_stages.graph.core_graph import read_core
 from genai_stages.input_folders import read_json

@@ -12,7 +12,7 @@ from genai_core.container.adapters import AdapterIndex
 from genai_core.container.genie_adapters import genie_folder, genie_names
 from genai_core.facts import AdapterInputs, AdapterRanges
 from genai_runtime.cpu.adapter_files import read_adapter
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.htp.adapters import BranchFeeds
 
 __all__ = ["write_genie_adapters"]

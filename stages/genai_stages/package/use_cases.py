@@ -22,7 +22,7 @@ from genai_runtime import golden
 from genai_runtime.container import Container
 from genai_runtime.cpu.adapter_files import read_adapter
 from genai_runtime.evaluate import losses
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import generate
 from genai_runtime.golden import Golden, GoldenPrompt
 from genai_runtime.session import Session, in_chunks

@@ -16,7 +16,7 @@ from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput
 from genai_runtime.container import Container
 from genai_runtime.evaluate import evaluate, read_pieces
-from genai_runtime.executor import AdapterUse
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import Session

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from genai_core.errors import DriftError
 from genai_core.names import Precision
 from genai_runtime.cpu import CpuSession
-from genai_runtime.executor import Row, Want
+from genai_runtime.executor.rows import Row, Want
 from genai_stages.graph.core_graph import read_core, write_proto
 from genai_stages.graph.expand_attention import expand
 from genai_stages.quantize.segments import SegmentedModel, session_of
