@@ -25,8 +25,9 @@ import numpy as np
 import onnx
 from safetensors.numpy import save_file
 
-from genai_runtime import container as containers
 from genai_runtime import processor
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_executor
 from genai_runtime.cpu.adapter_files import read_adapter, read_shape
 from genai_runtime.executor.adapter_weights import AdapterShape
 from genai_runtime.executor.executor import Executor
@@ -157,7 +158,8 @@ def main() -> None:
         print(f"{len(linears)} linears, rank {shape.rank}, {shape.bytes / 1e6:.0f} MB")
         plain = None
         for columns in (0, 16, 64, shape.rank):
-            made = opened.open_executor(
+            made = open_executor(
+                opened,
                 cache=Path(folder) / "cpu",
                 threads=given.threads,
                 adapters=[],

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from genai_core.files.digest_cache import FileCache
-from genai_runtime import container as containers
 from genai_runtime import processor
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_executor
 from genai_runtime.executor.executor import Executor
 from genai_runtime.executor.rows import Row, Want
 from genai_runtime.steadiness import try_out
@@ -113,8 +114,8 @@ def main() -> None:
         for name in ("first start", "second start, files are read", "later start"):
             time.sleep(2.5)  # a digest is remembered once a file has been left alone so long
             began = time.perf_counter()
-            executor = opened.open_executor(
-                cache=Path(folder) / "cpu", threads=given.threads, digest_of=files.digest
+            executor = open_executor(
+                opened, cache=Path(folder) / "cpu", threads=given.threads, digest_of=files.digest
             )
             print(f"{name:34}{time.perf_counter() - began:8.2f} s")
         print(f"{'resident, proportional':34}{proportional_set():8} MB")
@@ -136,7 +137,8 @@ def main() -> None:
                 f"{one * len(counts) / together:8.2f} x the rows a second of one"
             )
         print(f"{f'prefill of {given.past}':34}{median(bench.prefill, 5):8.1f} ms")
-        loose = opened.open_executor(
+        loose = open_executor(
+            opened,
             cache=Path(folder) / "cpu",
             threads=given.threads,
             doubled=False,

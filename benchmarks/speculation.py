@@ -34,9 +34,10 @@ from typing import Any
 import numpy as np
 
 from genai_core.files.digest_cache import FileCache
-from genai_runtime import container as containers
 from genai_runtime import processor
-from genai_runtime.container import Container
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_executor
+from genai_runtime.container.container import Container
 from genai_runtime.executor.executor import Executor
 from genai_runtime.executor.rows import Row, RowOutput, Want
 from genai_runtime.generate import generate
@@ -388,8 +389,11 @@ def main() -> None:
         files = FileCache(Path(folder) / "files.sqlite")
 
         def opened(path: Path) -> Executor:
-            return containers.load(path).open_executor(
-                cache=Path(folder) / "cpu", threads=given.threads, digest_of=files.digest
+            return open_executor(
+                containers.load(path),
+                cache=Path(folder) / "cpu",
+                threads=given.threads,
+                digest_of=files.digest,
             )
 
         target = opened(given.container)

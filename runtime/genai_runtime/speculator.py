@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from genai_core.errors import BadInput
-from genai_runtime import container as containers
-from genai_runtime.container import Container
+from genai_runtime.container import container as containers
+from genai_runtime.container.container import Container
 from genai_runtime.executor.executor import Executor
 from genai_runtime.speculation.chained import Chained
 from genai_runtime.speculation.config import SpeculativeConfig

@@ -28,7 +28,8 @@ from genai_builder.modules.lora.lora_config import (
 )
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, BadModel, InvalidSpec, UnknownTarget
-from genai_runtime import container as containers
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_session
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "tests" / "fixtures" / "architectures" / "llama"
@@ -106,7 +107,7 @@ def test_perplexity_is_that_of_genai_evaluate(container: GenAIContainer, tmp_pat
 
     pieces = np.random.default_rng(3).integers(0, 100, (3, 16))
     np.save(tmp_path / "tokens.npy", pieces)
-    session = containers.load(container.path).open_session()
+    session = open_session(containers.load(container.path))
     wanted = evaluate(session, pieces).perplexity
     session.close()
     with container.get_executor() as executor:
@@ -161,7 +162,7 @@ def test_generate_uses_the_adapters_of_its_call(adapters: GenAIContainer) -> Non
         worn = [
             AdapterUse(run.adapter_name, run.alpha) for run in (config.adapters if config else [])
         ]
-        session = opened.open_session(worn=worn)
+        session = open_session(opened, worn=worn)
         alone = generate(
             session, tokenizer.encode(prompt), max_tokens=12, stop_tokens=opened.stop_tokens()
         )

@@ -16,8 +16,9 @@ from genai_cli.containers.streamed_text import TextStream
 from genai_cli.testing import InProcess, Program
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput
-from genai_runtime import container as containers
 from genai_runtime.chat.chat_template import ChatTemplate
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_session
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
 
@@ -50,7 +51,7 @@ def test_chat_answers_each_line_with_the_history_when_lines_are_piped(
     assert tokenizer is not None
     expected: list[str] = []
     history = "s:Say it;"
-    with closing(opened.open_session(threads=1)) as session:
+    with closing(open_session(opened, threads=1)) as session:
         for said in ("a b", "c"):
             history += f"u:{said};a:"
             ids = tokenizer.encode(history, special=False)
@@ -109,7 +110,7 @@ def test_chat_reads_only_what_is_new_and_drops_the_oldest_when_the_context_is_fu
     opened = containers.load(talking)
     tokenizer = opened.tokenizer()
     assert tokenizer is not None
-    with closing(opened.open_session(threads=1)) as session:
+    with closing(open_session(opened, threads=1)) as session:
         chat = Chat(
             session, ChatTemplate(TEMPLATE, {}), tokenizer, Sampling(), frozenset(), limit=2
         )
@@ -133,7 +134,7 @@ def test_ctrl_c_ends_an_answer_behind_a_token_and_the_conversation_goes_on(talki
     opened = containers.load(talking)
     tokenizer = opened.tokenizer()
     assert tokenizer is not None
-    with closing(opened.open_session(threads=1)) as session:
+    with closing(open_session(opened, threads=1)) as session:
         chat = Chat(session, ChatTemplate(TEMPLATE, {}), tokenizer, Sampling(), frozenset())
         stream = TextStream(tokenizer)
 

@@ -18,7 +18,8 @@ from genai_cli.testing import InProcess, Program
 from genai_core.canonical import digest_file
 from genai_core.files import digest_cache as filecache
 from genai_core.names import Digest
-from genai_runtime import container as containers
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_session
 from genai_runtime.tokenizer import parse_tokens
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
@@ -33,7 +34,7 @@ def call(tmp_path: Path) -> InProcess:
 @pytest.fixture
 def logits(container: Path) -> Iterator[object]:
     """The container's own logits [T, V] for a text, as an independent path to what is expected."""
-    with closing(containers.load(container).open_session(threads=1)) as session:
+    with closing(open_session(containers.load(container), threads=1)) as session:
 
         def of(tokens: list[int]) -> NDArray[np.float32]:
             session.reset()

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from genai_cli.testing import Program
-from genai_runtime import container
+from genai_runtime.container import container
+from genai_runtime.container.backend import open_session
 from genai_runtime.htp import emulation, qnn
 from genai_runtime.htp.arithmetic import Integers
 from genai_runtime.htp.client import Emulator
@@ -123,7 +124,7 @@ def test_the_cpu_container_is_one_model_for_every_length(containers: Path) -> No
     assert [name for name in manifest["files"] if name.endswith(".onnx")] == ["model.onnx"]
     opened = container.load(containers / "cpu")
     for length, fits in ((300, 512), (900, 1024)):
-        short, whole = (opened.open_session(context_length=cl) for cl in (fits, LENGTHS[-1]))
+        short, whole = (open_session(opened, context_length=cl) for cl in (fits, LENGTHS[-1]))
         assert (short.context_length, whole.context_length) == (fits, LENGTHS[-1])
         np.testing.assert_array_equal(
             greedy(short, PROMPTS[length], 4)[1], greedy(whole, PROMPTS[length], 4)[1]

@@ -19,7 +19,7 @@ from genai_core.errors import BadInput, BadModel
 from genai_core.names import Backend
 from genai_runtime.chat import chat_template
 from genai_runtime.chat.chat_template import ChatTemplate
-from genai_runtime.container import Container
+from genai_runtime.container.container import Container
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}

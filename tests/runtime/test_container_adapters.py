@@ -11,7 +11,8 @@ from safetensors.numpy import save
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import BadInput
-from genai_runtime.container import Container, load
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import Container, load
 from genai_runtime.cpu.adapter_files import read_adapter
 
 METADATA = {
@@ -74,7 +75,7 @@ def test_adapters_are_refused_when_the_index_says_more_than_the_manifest(
     found = opened(tmp_path / "box", file=file, sha256=sha256, cases=cases)
     (found.folder / "adapters" / "beside.safetensors").write_bytes(ADAPTER)
     with pytest.raises(BadInput, match=words):
-        found.open_session()
+        open_session(found)
     with pytest.raises(BadInput, match=words):
         found.adapters()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from genai_core.errors import BadInput
-from genai_runtime.inspection import _report
+from genai_runtime.container.inspection import _report
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,9 @@ from genai_core.names import Backend, Digest, Key
 from genai_core.store.delivery import deliver
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.tasks.record import Output, Record, ToolchainUsed
-from genai_runtime import container, inspection
-from genai_runtime.verification import (
+from genai_runtime.container import container, inspection
+from genai_runtime.container.backend import open_executor, open_session
+from genai_runtime.container.verification import (
     extra_files,
     file_faults,
     outside_faults,
@@ -128,9 +129,9 @@ def test_load_refuses_a_manifest_or_a_report_when_a_byte_of_it_has_changed(box: 
     ("name", "read"),
     [
         ("golden.json", container.Container.golden),
-        ("emulation/metadata.json", container.Container.open_session),
-        ("emulation/part_1_of_1.bin", container.Container.open_session),
-        ("emulation/token_ar1_cl8_1_of_1.onnx", container.Container.open_session),
+        ("emulation/metadata.json", open_session),
+        ("emulation/part_1_of_1.bin", open_session),
+        ("emulation/token_ar1_cl8_1_of_1.onnx", open_session),
     ],
 )
 def test_a_file_outside_the_revision_is_compared_when_it_is_read(
@@ -156,7 +157,7 @@ def test_a_twin_is_compared_by_what_the_caller_knows_of_digests(box: Path, tmp_p
     assert sorted(asked) == sorted([*NAMED, "manifest.json"])
     asked.clear()
     with pytest.raises(GenAIError):  # its metadata.json is none
-        opened.open_executor(cache=tmp_path / "cache")
+        open_executor(opened, cache=tmp_path / "cache")
     assert sorted(asked) == sorted(name for name in OUTSIDE if name.startswith("emulation/"))
 
 
@@ -164,7 +165,7 @@ def test_a_file_is_extra_when_the_report_does_not_name_it(box: Path) -> None:
     (box / "emulation/part_2_of_2.bin").write_bytes(b"strange")
     assert faults(box) == [("emulation/part_2_of_2.bin", "extra")]
     with pytest.raises(BadInput, match=r"part_2_of_2.bin: is not in report.json"):
-        container.load(box).open_session()
+        open_session(container.load(box))
 
 
 def test_inspect_is_content_when_a_twin_was_left_out(box: Path) -> None:

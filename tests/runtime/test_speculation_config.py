@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_core.errors import BadInput
-from genai_runtime.container import Container
+from genai_runtime.container.container import Container
 from genai_runtime.executor.rows import Logits
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Typical

@@ -21,7 +21,8 @@ from genai_cli.testing import Program
 from genai_operator.deployments import pod_admin
 from genai_operator.deployments.declared import Declaration
 from genai_operator.kube.pod import PodView
-from genai_runtime import container as containers
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_session
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import generate
 
@@ -380,7 +381,7 @@ def plainly(container: Path, name: str, prompt: str, most: int) -> list[int]:
     opened = containers.load(container)
     worn = [] if name == "base" else opened.adapters().worn(name)
     uses = [AdapterUse(one.name, one.alpha) for one in worn]
-    session = opened.open_session(threads=1, worn=uses)
+    session = open_session(opened, threads=1, worn=uses)
     tokenizer = opened.tokenizer()
     assert tokenizer is not None
     ids = tokenizer.encode(prompt, special=True)

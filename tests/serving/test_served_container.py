@@ -289,7 +289,7 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(
 ) -> None:
     """By the driver of the twin's graphs, with ONNX Runtime in the emulator's place."""
     from genai_core.names import Backend
-    from genai_runtime import container as containers
+    from genai_runtime.container import container as containers
     from genai_runtime.testing import ScriptedExecutor
     from genai_serving import server
     from genai_serving.api.app import application
@@ -312,10 +312,6 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(
                 backend, name = Backend.HTP, "sm8750"
 
         @staticmethod
-        def open_executor(**given: object) -> ScriptedExecutor:
-            return ScriptedExecutor()
-
-        @staticmethod
         def tokenizer() -> None:
             return None
 
@@ -325,6 +321,7 @@ def test_a_container_for_snapdragon_is_served_from_its_twin_and_marked(
 
     Opened.folder.mkdir(parents=True)
     monkeypatch.setattr(containers, "load", lambda *_, **__: Opened)
+    monkeypatch.setattr(opening, "open_executor", lambda *_, **__: ScriptedExecutor())
     monkeypatch.setattr(opening, "try_out", lambda _: pytest.fail("minutes in the emulator"))
 
     def kept(service: Service, *arguments: Any, **given: Any) -> Any:

@@ -22,7 +22,8 @@ from genai_core.operations import (
     SplitConfig,
     TransformConfig,
 )
-from genai_runtime import container, inspection
+from genai_runtime.container import container, inspection
+from genai_runtime.container.backend import open_session
 from genai_runtime.evaluate import evaluate
 from genai_runtime.golden import replay
 from genai_runtime.htp import qnn
@@ -157,7 +158,7 @@ def test_the_container_runs_in_the_emulator_and_repeats_its_golden_answer(
         "token_ar8_cl32_2_of_2",
     ]
     tokens = np.load(built / "tokens" / "tokens.npy")[0]
-    session = opened.open_session()
+    session = open_session(opened)
     try:
         golden = opened.golden()
         assert golden is not None

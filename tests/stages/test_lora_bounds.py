@@ -17,7 +17,7 @@ from genai_core.container.adapters import (
 from genai_core.container.manifest import Manifest, ManifestFile, ManifestTarget
 from genai_core.errors import BadAdapter, BadInput
 from genai_core.names import Backend
-from genai_runtime.verification import index_fault
+from genai_runtime.container.verification import index_fault
 from genai_stages.lora.adapter import Adapter, AdapterBranch
 from genai_stages.lora.bounds import check_bounds
 

@@ -35,7 +35,8 @@ from genai_core.operations import (
     LoraImportConfig,
     PackageConfig,
 )
-from genai_runtime import container
+from genai_runtime.container import container
+from genai_runtime.container.backend import open_session
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.golden import replay
 from genai_stages.graph.core_graph import read_core
@@ -160,7 +161,7 @@ class TestContainer:
     def logits(
         self, opened: container.Container, tokens: NDArray[np.int64], **alphas: float
     ) -> NDArray[np.float32]:
-        session = opened.open_session(worn=[AdapterUse(n, a) for n, a in alphas.items()])
+        session = open_session(opened, worn=[AdapterUse(n, a) for n, a in alphas.items()])
         try:
             return session.forward(tokens)
         finally:
@@ -195,7 +196,7 @@ class TestContainer:
         recorded = opened.golden()
         assert recorded is not None
         assert set(recorded.worn) == {"small", "large", "both"}
-        session = opened.open_session(worn=[AdapterUse("large")])
+        session = open_session(opened, worn=[AdapterUse("large")])
         try:
             again = recorded.model_copy(update={"prompts": recorded.worn["large"], "worn": {}})
             assert replay(session, again).passed

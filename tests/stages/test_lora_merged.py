@@ -32,7 +32,8 @@ from genai_core.operations import (
     UseCaseConfig,
     WornConfig,
 )
-from genai_runtime import container
+from genai_runtime.container import container
+from genai_runtime.container.backend import open_executor, open_session
 from genai_runtime.cpu.adapter_files import read_adapter
 from genai_runtime.executor.rows import AdapterUse, Logits
 from genai_stages.aimet.model import EncodingSet, per_tensor
@@ -311,7 +312,7 @@ class TestContainer:
     pytestmark = needs_qnn
 
     def logits(self, built: Built, tokens: NDArray[np.int64], **alphas: float) -> Logits:
-        session = built.opened.open_session(worn=[AdapterUse(n, a) for n, a in alphas.items()])
+        session = open_session(built.opened, worn=[AdapterUse(n, a) for n, a in alphas.items()])
         try:
             return session.forward(tokens)
         finally:
@@ -337,7 +338,7 @@ class TestContainer:
         base = self.logits(built, stages.tokens)
         assert np.array_equal(self.logits(built, stages.tokens, large=0.0), base)
         with pytest.raises(BadInput, match="binaries of their own"):
-            built.opened.open_executor(cache=built.opened.folder, adapters=["large"])
+            open_executor(built.opened, cache=built.opened.folder, adapters=["large"])
 
     def test_base_names_no_adapter_and_use_cases_lie_in_folders_of_their_own(
         self, built: Built

@@ -24,7 +24,8 @@ from genai_core.operations import (
     PackageConfig,
     SplitConfig,
 )
-from genai_runtime import container, inspection
+from genai_runtime.container import container, inspection
+from genai_runtime.container.backend import open_session
 from genai_runtime.evaluate import evaluate
 from genai_runtime.golden import replay
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
@@ -111,7 +112,7 @@ def test_a_long_context_takes_the_factors_made_for_it(built: Path, tmp_path: Pat
     for length, core in ((40, source / "core"), (41, other)):
         result = packaged(source, tmp_path / str(length), context_length=length, golden_prompts=())
         assert any("long factors" in one for one in result.warnings) == (length == 41)
-        with closing(container.load(tmp_path / str(length)).open_session(threads=1)) as session:
+        with closing(open_session(container.load(tmp_path / str(length)), threads=1)) as session:
             found = session.forward(tokens)
         (wanted,) = SegmentedModel(core, tmp_path / f"scratch{length}").logits([tokens])
         np.testing.assert_allclose(found, wanted, atol=1e-4)
@@ -239,7 +240,7 @@ def test_segments_equal_the_whole_model(built: Path, tmp_path: Path) -> None:
     logits = list(model.logits(pieces, observed=[name], observer=lambda n, v: seen.append((n, v))))
     assert [rows.shape for rows in logits] == [(3, 2048), (2, 2048)]
     assert [(n, v.shape) for n, v in seen] == [(name, (1, 3, 32)), (name, (1, 2, 32))]
-    session = container.load(_simple(built, tmp_path)).open_session(threads=1)
+    session = open_session(container.load(_simple(built, tmp_path)), threads=1)
     np.testing.assert_allclose(session.forward(pieces[0]), logits[0], atol=1e-4)
 
 
@@ -267,7 +268,7 @@ def test_a_container_runs_and_answers_its_golden_prompts_again(built: Path, tmp_
     assert tokenizer is not None
     assert [entry.prompt for entry in golden.prompts] == ["def f(x):", "import"]
     assert golden.prompts[0].prompt_tokens == tokenizer.encode("def f(x):").tolist()
-    session = opened.open_session(threads=1)
+    session = open_session(opened, threads=1)
     assert session.context_length == 48
     assert replay(session, golden).passed
     assert evaluate(session, np.array([golden.prompts[0].prompt_tokens])).tokens > 3
@@ -340,9 +341,9 @@ def test_damaged_containers_are_refused_by_file(built: Path, tmp_path: Path) -> 
 
 def test_a_longer_context_than_built_for_is_refused(built: Path, tmp_path: Path) -> None:
     opened = container.load(_simple(built, tmp_path))
-    assert opened.open_session(context_length=10, threads=1).context_length == 10
+    assert open_session(opened, context_length=10, threads=1).context_length == 10
     with pytest.raises(BadInput, match="built for 48"):
-        opened.open_session(context_length=49)
+        open_session(opened, context_length=49)
 
 
 def test_inspection_tells_what_a_container_takes_and_gives(built: Path, tmp_path: Path) -> None:
@@ -440,7 +441,7 @@ def test_an_htp_container_lists_its_graphs_and_configures_genie(
     extensions = json.loads((out / "htp_backend_ext_config.json").read_text())
     assert extensions["devices"][0]["soc_model"] == 69
     with pytest.raises(NotRunnableHere, match="sm8750"):
-        opened.open_session()
+        open_session(opened)
     assert inspection.describe(out)["runsBy"] == "device"
 
 

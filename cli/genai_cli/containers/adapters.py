@@ -56,8 +56,8 @@ from genai_core.kinds.lora import BASE, AdapterName
 from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.source_files import SourceFile
 from genai_core.store.delivery import refuse_foreign, swap_in
-from genai_runtime import container
-from genai_runtime.container import Container
+from genai_runtime.container import container
+from genai_runtime.container.container import Container
 
 __all__ = ["add", "remove", "show"]
 

@@ -18,7 +18,8 @@ from genai_cli.containers.streamed_text import TextStream, speed
 from genai_cli.display.output import emit, say, tell
 from genai_core.errors import BadInput
 from genai_runtime.chat.chat_template import ChatTemplate
-from genai_runtime.container import Container
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import Container
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
@@ -255,7 +256,7 @@ def talk(
     template, tokenizer = template_of(opened)
     with (
         closing(
-            opened.open_session(threads=threads, context_length=context_length, worn=worn)
+            open_session(opened, threads=threads, context_length=context_length, worn=worn)
         ) as session,
         guessing.opened(opened, session) as speculation,
     ):

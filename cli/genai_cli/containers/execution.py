@@ -24,8 +24,9 @@ from genai_cli.engine.work_folders import known_digests
 from genai_cli.settings import ProgramSettings
 from genai_core.errors import BadInput
 from genai_core.redaction import plain
-from genai_runtime import container as containers
-from genai_runtime.container import Container
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import Container
 from genai_runtime.evaluate import evaluate as measure
 from genai_runtime.evaluate import read_pieces
 from genai_runtime.generate import generate
@@ -123,7 +124,7 @@ def run(
     worn = wearing.of(opened.adapters())
     with (
         closing(
-            opened.open_session(threads=threads, context_length=context_length, worn=worn)
+            open_session(opened, threads=threads, context_length=context_length, worn=worn)
         ) as session,
         guessing.opened(opened, session) as speculation,
     ):
@@ -190,7 +191,7 @@ def evaluate(
     with (
         busy(f"scoring {array.shape[0]} pieces"),
         closing(
-            opened.open_session(threads=threads, context_length=context_length, worn=worn)
+            open_session(opened, threads=threads, context_length=context_length, worn=worn)
         ) as session,
     ):
         result = measure(session, array)

@@ -16,7 +16,7 @@ from genai_cli.display.output import emit, table
 from genai_cli.display.words import counted, size
 from genai_cli.engine.work_folders import known_digests
 from genai_cli.settings import ProgramSettings
-from genai_runtime.inspection import describe
+from genai_runtime.container.inspection import describe
 
 __all__ = ["inspect"]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from genai_cli.containers.choice import runnable_container
 from genai_cli.engine.work_folders import known_digests
 from genai_core.errors import BadInput
-from genai_runtime import container as containers
-from genai_runtime.container import Container
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import Container
 from genai_runtime.executor.executor import Executor
 from genai_runtime.session import Session, SlotSession
 from genai_runtime.speculation.config import named_config
@@ -64,7 +65,7 @@ class Guessing:
             return containers.load(folder, digest_of=known_digests().digest)
 
         def open_draft(draft: Container, threads: int | None) -> Executor:
-            opened = draft.open_session(threads=self.threads if threads is None else threads)
+            opened = open_session(draft, threads=self.threads if threads is None else threads)
             assert isinstance(opened, SlotSession)
             return opened.executor
 

@@ -20,10 +20,9 @@ from genai_core.container.manifest import (
 )
 from genai_core.errors import BadInput
 from genai_core.kinds.lora import BASE
-from genai_runtime.container import load, manifest_of
-from genai_runtime.executor.rows import AdapterUse
-from genai_runtime.golden import Replay, replay
-from genai_runtime.verification import (
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import load, manifest_of
+from genai_runtime.container.verification import (
     FileFault,
     extra_files,
     file_faults,
@@ -32,6 +31,8 @@ from genai_runtime.verification import (
     outside_files,
     report_fault,
 )
+from genai_runtime.executor.rows import AdapterUse
+from genai_runtime.golden import Replay, replay
 
 __all__ = ["verify"]
 
@@ -118,7 +119,7 @@ def _replayed(folder: Path) -> dict[str, Replay]:
     found: dict[str, Replay] = {}
     for name in (BASE, *recorded.worn):
         entries = () if name == BASE else index.worn(name)
-        session = opened.open_session(worn=[AdapterUse(one.name, one.alpha) for one in entries])
+        session = open_session(opened, worn=[AdapterUse(one.name, one.alpha) for one in entries])
         try:
             found[name] = replay(session, recorded if name == BASE else recorded.of(name))
         finally:

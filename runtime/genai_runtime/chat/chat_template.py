@@ -16,7 +16,7 @@ from genai_core.container.manifest import CHAT_TEMPLATE_FILE
 from genai_core.errors import BadInput, BadModel, NotRunnableHere
 from genai_core.files.foreign import boundary, decoded, read_json_object, refuse_pointer
 from genai_core.files.regular import read_regular
-from genai_runtime.container import Container
+from genai_runtime.container.container import Container
 from genai_runtime.fork_processes import ForkedProcesses
 
 __all__ = ["ChatTemplate", "Message"]

@@ -17,7 +17,7 @@ from genai_core.canonical import digest_bytes
 from genai_core.container.adapters import INDEX_FILE, AdapterEntry, AdapterIndex, read_index
 from genai_core.container.manifest import MANIFEST_FILE
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
-from genai_runtime.container import Container, manifest_of
+from genai_runtime.container.container import Container, manifest_of
 from genai_runtime.executor.adapter_weights import AdapterShape, AdapterWeights
 from genai_serving.adapters.cache import AdapterLoader
 

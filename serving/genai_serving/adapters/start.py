@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from genai_core.container.adapters import AdapterIndex
 from genai_core.names import Backend
-from genai_runtime.container import Container
+from genai_runtime.container.container import Container
 from genai_runtime.cpu.bank import bank_bytes
 from genai_runtime.executor.adapter_weights import AdapterShape, NoRoom
 from genai_runtime.executor.executor import AdapterHost, Executor
@@ -183,7 +183,7 @@ def open_with_adapters(
         cache_mib: See there.
         coming: See there.
         left: See there.
-        open_executor: `Container.open_executor` with all that concerns no adapter.
+        open_executor: `container.backend.open_executor` with all that concerns no adapter.
 
     Raises:
         BadInput: As `plan_room` and `open_executor`.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import GoldenMismatch
-from genai_runtime.container import Container
+from genai_runtime.container.container import Container
 from genai_runtime.executor.executor import Executor
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.golden import Replay, replay

@@ -6,7 +6,7 @@ import socket
 
 from genai_core.errors import BadInput
 from genai_core.names import Backend
-from genai_runtime.container import Container
+from genai_runtime.container.container import Container
 from genai_serving.start.options import AdminOptions, Options
 
 __all__ = ["admin_port", "bound"]

@@ -10,9 +10,10 @@ from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import CorruptBlob
 from genai_core.files.digest_cache import FileCache
 from genai_core.names import Backend
-from genai_runtime import container as containers
 from genai_runtime.chat.chat_template import ChatTemplate
-from genai_runtime.container import Container
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_executor
+from genai_runtime.container.container import Container
 from genai_runtime.steadiness import Steadiness, try_out, try_out_prompts
 from genai_serving.adapters.loaded import AT_REST
 from genai_serving.adapters.served import ServedAdapters
@@ -107,7 +108,8 @@ def open_server(
         coming=options.admin is not None,
         left=cache_budget(),
         open_executor=partial(
-            opened.open_executor,
+            open_executor,
+            opened,
             cache=options.cache / "cpu",
             threads=options.threads,
             context_length=options.context_length,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Hashable
 
 from genai_core.errors import BadInput
-from genai_runtime.container import Container
+from genai_runtime.container.container import Container
 from genai_runtime.executor.executor import Executor
 from genai_runtime.prefixes.prefix_files import PrefixFiles, ScopeText
 from genai_serving.requests import Scope

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput
-from genai_runtime.container import Container
+from genai_runtime.container.container import Container
 from genai_serving.start.options import Options
 
 __all__ = ["name_of", "refuse_adapters", "served_adapters"]

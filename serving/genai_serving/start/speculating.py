@@ -6,8 +6,9 @@ from typing import Any
 
 from genai_core.errors import BadInput
 from genai_core.files.digest_cache import FileCache
-from genai_runtime import container as containers
-from genai_runtime.container import Container
+from genai_runtime.container import container as containers
+from genai_runtime.container.backend import open_executor
+from genai_runtime.container.container import Container
 from genai_runtime.executor.executor import Executor
 from genai_runtime.prefixes.cache import PrefixCache
 from genai_runtime.prefixes.prefix_files import PrefixFiles
@@ -45,7 +46,8 @@ def speculation_of(
 
     def open_draft(draft: Container, threads: int | None) -> Executor:
         opened_drafts.append(draft)
-        return draft.open_executor(
+        return open_executor(
+            draft,
             cache=options.cache / "cpu",
             threads=options.threads if threads is None else threads,
             adapters=[],

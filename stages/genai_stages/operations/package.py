@@ -53,10 +53,12 @@ from genai_core.facts import ModelFacts, RopeTable
 from genai_core.names import DRAFT, FORECAST, Backend, Precision
 from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.toolchain import version_of
-from genai_runtime import container, golden
-from genai_runtime.container import CPU_MODEL_FILE, merged_twin
+from genai_runtime import golden
+from genai_runtime.container import container
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import CPU_MODEL_FILE, merged_twin
+from genai_runtime.container.inspection import onnx_graph
 from genai_runtime.generate import Generation
-from genai_runtime.inspection import onnx_graph
 from genai_runtime.rope import for_context
 from genai_runtime.session import Session
 from genai_runtime.tokenizer import TextTokenizer
@@ -299,7 +301,7 @@ def _try(
     """
     prompts = _prompts(opened, config, draft)
     try:
-        session = opened.open_session(threads=threads)
+        session = open_session(opened, threads=threads)
     except NotRunnableHere as error:
         if opened.runnable:
             draft.warnings.append(f"the emulation twin was not run: {error.message}")

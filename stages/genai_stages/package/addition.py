@@ -41,8 +41,9 @@ from genai_core.errors import BadAdapter, DriftError, GenAIError
 from genai_core.facts import AdapterInputs, LoraBranch
 from genai_core.files.foreign import is_failure
 from genai_core.sources.source_files import CONFIG_ROLE
-from genai_runtime import container
-from genai_runtime.container import CPU_MODEL_FILE
+from genai_runtime.container import container
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import CPU_MODEL_FILE
 from genai_runtime.cpu.adapter_files import read_adapter as read_weights
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.htp.adapters import BranchFeeds
@@ -184,7 +185,7 @@ def _try(folder: Path, name: str) -> None:
     opened = container.load(folder, digest_of=None)  # its caller compared the copy
     if not opened.runnable:
         return
-    session = opened.open_session(worn=[AdapterUse(name)])
+    session = open_session(opened, worn=[AdapterUse(name)])
     try:
         count = min(_TRIED_TOKENS, session.vocab_size, session.context_length)
         logits = session.forward(np.arange(count))

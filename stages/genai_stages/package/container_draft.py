@@ -10,8 +10,8 @@ from genai_core.container.manifest import DRAFT_FOLDER, MANIFEST_FILE
 from genai_core.errors import BadModel
 from genai_core.facts import ModelFacts
 from genai_core.operations import HeadConfig
-from genai_runtime import container
-from genai_runtime.container import CPU_MODEL_FILE, Container
+from genai_runtime.container import container
+from genai_runtime.container.container import CPU_MODEL_FILE, Container
 from genai_runtime.tokenizer import TextTokenizer
 from genai_stages.backends.cpu.cpu_model import hidden_state_name
 from genai_stages.twin_folder import place

@@ -15,7 +15,7 @@ from genai_core.container.manifest import EMULATION_FOLDER, METADATA_FILE
 from genai_core.facts import ModelFacts
 from genai_core.names import Backend
 from genai_core.operations import PackageConfig
-from genai_runtime.container import merged_twin
+from genai_runtime.container.container import merged_twin
 from genai_stages.package.container_htp import collect_parts
 from genai_stages.stage import Inputs
 from genai_stages.twin_folder import gather_twin

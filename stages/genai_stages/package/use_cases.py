@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from genai_core.container.adapters import AdapterIndex, WornEntry
 from genai_core.names import Backend
 from genai_runtime import golden
-from genai_runtime.container import Container
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import Container
 from genai_runtime.cpu.adapter_files import read_adapter
 from genai_runtime.evaluate import losses
 from genai_runtime.executor.rows import AdapterUse
@@ -97,7 +98,7 @@ def measure_use_cases(
     given = token_pieces(inputs, f"{YARDSTICK}_tokens")
     for name in (*index.adapters, *index.use_cases):
         worn = [AdapterUse(entry.name, entry.alpha) for entry in index.worn(name)]
-        session = opened.open_session(threads=threads, worn=worn)
+        session = open_session(opened, threads=threads, worn=worn)
         try:
             if asked.prompts:
                 found.golden[name] = record_worn(session, asked)

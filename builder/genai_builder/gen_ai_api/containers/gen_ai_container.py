@@ -13,7 +13,7 @@ from genai_builder.temporary import HeldFolder
 from genai_cli.containers.choice import the_container
 from genai_core.container.manifest import Manifest
 from genai_core.errors import BadInput
-from genai_runtime import container as containers
+from genai_runtime.container import container as containers
 
 __all__ = ["GenAIContainer", "LLMContainer"]
 

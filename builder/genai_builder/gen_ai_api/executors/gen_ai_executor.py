@@ -14,7 +14,8 @@ import numpy as np
 from genai_builder.modules.lora.lora_config import UseCaseRunConfig
 from genai_core.container.adapters import AdapterIndex
 from genai_core.errors import BadInput
-from genai_runtime.container import Container
+from genai_runtime.container.backend import open_session
+from genai_runtime.container.container import Container
 from genai_runtime.evaluate import evaluate, read_pieces
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import generate
@@ -186,7 +187,7 @@ class GenAIExecutable:
     def _ready(self, worn: tuple[AdapterUse, ...]) -> Session:
         if self._session is None or worn != self._worn:
             self.clean_environment()
-            self._session = self._opened.open_session(worn=worn)
+            self._session = open_session(self._opened, worn=worn)
             self._worn = worn
         return self._session
 

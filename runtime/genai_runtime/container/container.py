@@ -1,19 +1,15 @@
-"""A container: the folder that a build ends with, opened, checked, and run where it can be.
+"""A container: the folder that a build ends with, opened and checked.
 
-    container = container.load(folder)        # manifest, metadata; every file there, byte for byte
-    session = container.open_session()        # CPU, or the emulator on an htp container's twin
-
-A container for Snapdragon runs on the device. What runs here is the twin in `emulation/`, which
-small builds have; the weight-shared binaries themselves are never opened on x86.
+opened = container.load(folder)           # manifest, metadata; every file there, byte for byte
+session = open_session(opened)            # see `backend`
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +20,6 @@ from genai_core.container.container_metadata import METADATA_VERSION, Metadata
 from genai_core.container.manifest import (
     DRAFT_FOLDER,
     EMULATION_FOLDER,
-    FORECAST_FILE,
     GOLDEN_FILE,
     MANIFEST_FILE,
     METADATA_FILE,
@@ -34,16 +29,9 @@ from genai_core.container.manifest import (
     read_manifest,
 )
 from genai_core.container.versions import read_versioned
-from genai_core.errors import BadInput, NotRunnableHere
+from genai_core.errors import BadInput
 from genai_core.names import Backend
-from genai_runtime.executor.adapter_weights import AdapterShape
-from genai_runtime.executor.executor import Executor
-from genai_runtime.executor.rows import AdapterUse
-from genai_runtime.generate import stop_tokens
-from genai_runtime.golden import Golden, read_golden
-from genai_runtime.session import Session
-from genai_runtime.tokenizer import TOKENIZER_FILE, TextTokenizer
-from genai_runtime.verification import (
+from genai_runtime.container.verification import (
     REMEDY,
     DigestOf,
     file_faults,
@@ -51,12 +39,13 @@ from genai_runtime.verification import (
     outside_faults,
     outside_files,
 )
-
-if TYPE_CHECKING:  # it needs ONNX Runtime
-    from genai_runtime.cpu.bank import AdapterWeights
+from genai_runtime.generate import stop_tokens
+from genai_runtime.golden import Golden, read_golden
+from genai_runtime.tokenizer import TOKENIZER_FILE, TextTokenizer
 
 CPU_MODEL_FILE = "model.onnx"
-_TWIN = f"{EMULATION_FOLDER}/"
+TWIN_PREFIX = f"{EMULATION_FOLDER}/"
+"""How the names of a twin's files begin."""
 
 
 def merged_twin(name: str) -> str:
@@ -90,7 +79,7 @@ class Container:
 
     @property
     def runnable(self) -> bool:
-        """Whether `open_session` has something to run here."""
+        """Whether `backend` has something to run here."""
         cpu = self.manifest.target.backend is Backend.CPU
         return cpu or (self.folder / EMULATION_FOLDER).is_dir()
 
@@ -152,7 +141,7 @@ class Container:
         for fault in outside_faults(
             self.folder, self.outside, digest_of=self.digest_of, below=below
         ):
-            if twin or not fault.name.startswith(_TWIN):
+            if twin or not fault.name.startswith(TWIN_PREFIX):
                 raise fault.error(self.folder)
 
     def adapters(self) -> AdapterIndex:
@@ -218,179 +207,6 @@ class Container:
             return None
         # Its bytes were compared as files of this container.
         return load(self.folder / DRAFT_FOLDER, digest_of=None)
-
-    def open_session(
-        self,
-        *,
-        threads: int = 0,
-        context_length: int | None = None,
-        worn: Sequence[AdapterUse] = (),
-    ) -> Session:
-        """Start an executor.
-
-        Args:
-            threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
-            context_length: Fewer slots than the container offers.
-            worn: Adapters of the container that the session wears.
-
-        Raises:
-            NotRunnableHere: A Snapdragon container without a twin, or without the vendor's
-                libraries on this machine.
-            BadInput: More slots than the container offers, or an adapter that it does not carry.
-        """
-        index = self.adapters()
-        merged = index.merged and index.merged_name({use.name: use.alpha for use in worn})
-        weights = {} if index.merged else self._adapter_weights([use.name for use in worn])
-        longest = self._places(context_length)
-        if self.manifest.target.backend is Backend.CPU:
-            from genai_runtime.cpu import CpuSession
-
-            return CpuSession(
-                self.folder / CPU_MODEL_FILE,
-                context_length=longest,
-                threads=threads,
-                rope=self.metadata.rope,
-                adapters=weights,
-                worn=worn,
-                holds=self.holds,
-                prefix=self._prefix(),
-            )
-        self._need_twin()
-        from genai_runtime.htp.executor import HtpSession
-
-        twin = self.folder / EMULATION_FOLDER
-        if index.merged:
-            return HtpSession(
-                twin / merged_twin(merged) if merged else twin, context_length=context_length
-            )
-        return HtpSession(
-            twin,
-            inputs=self.metadata.adapter_inputs,
-            ranges=self.metadata.adapter_ranges,
-            adapters=weights,
-            worn=worn,
-            context_length=context_length,
-        )
-
-    def open_executor(
-        self,
-        *,
-        cache: Path,
-        threads: int = 0,
-        context_length: int | None = None,
-        adapters: Sequence[str] | None = None,
-        adapter_columns: int = 0,
-        branches: Iterable[AdapterShape] = (),
-        doubled: bool = True,
-        digest_of: DigestOf = digest_file,
-    ) -> Executor:
-        """Start what runs several sequences beside one another.
-
-        A CPU container's graphs are optimized for this machine at the first start and mapped from
-        `cache` at every later one (see `genai_runtime.cpu.prepared`).
-
-        Args:
-            cache: A folder of this user's own; made where absent.
-            threads: Of ONNX Runtime on the CPU; 0 = as many as there are cores.
-            context_length: The most tokens of a slot, if fewer than the container offers.
-            adapters: Those that rows may wear; None = all that the container carries, and none
-                where adapters have binaries of their own.
-            adapter_columns: Ranks of all that are worn, together, at least; see `AdapterHost`.
-            branches: Adapters that may come: what they touch can be adapted.
-            doubled: A row's numbers never depend on its neighbours, to the bit; else a lone token's
-                do. On the CPU alone.
-            digest_of: How cached files are compared with their digests.
-
-        Raises:
-            NotRunnableHere: As `open_session`.
-            BadInput: More tokens than the container offers.
-        """
-        longest = self._places(context_length)
-        if self.manifest.target.backend is Backend.CPU:
-            from genai_runtime.cpu import open_executor
-
-            return open_executor(
-                self.folder / CPU_MODEL_FILE,
-                cache=cache,
-                identity=self.manifest.base or self.revision,
-                context_length=longest,
-                threads=threads,
-                rope=self.metadata.rope,
-                adapters=self._adapter_weights(
-                    list(self.adapters().adapters) if adapters is None else adapters
-                ),
-                adapter_columns=adapter_columns,
-                branches=branches,
-                doubled=doubled,
-                digest_of=digest_of,
-                holds=self.holds,
-                prefix=self._prefix(),
-            )
-        self._need_twin()
-        index = self.adapters()
-        if index.merged and adapters:
-            raise BadInput(
-                "adapters have binaries of their own here, one of which a session wears",
-                where=str(self.folder),
-                remedy="serve the base, or build with quantUpdatableMode: None or for the cpu",
-            )
-        given = list(index.adapters) if adapters is None and not index.merged else adapters or ()
-        from genai_runtime.htp.executor import HtpExecutor
-
-        return HtpExecutor(
-            self.folder / EMULATION_FOLDER,
-            inputs=self.metadata.adapter_inputs,
-            ranges=self.metadata.adapter_ranges,
-            adapters=self._adapter_weights(given),
-            context_length=longest,
-        )
-
-    def _prefix(self) -> NDArray[np.float32] | None:
-        """Keys and values that forecast tokens alone see; None where there are none."""
-        forecast = self.metadata.forecast
-        if forecast is None or not forecast.prefix:
-            return None
-        from genai_runtime.cpu.prefix import read_prefix
-
-        return read_prefix(self.folder / FORECAST_FILE, forecast.prefix)
-
-    def _places(self, context_length: int | None) -> int:
-        """The context length to run with."""
-        longest = self.manifest.context_length
-        if context_length is not None and context_length > longest:
-            raise BadInput(
-                f"the container was built for {longest} tokens",
-                where=f"context length {context_length}",
-                remedy="build it for a longer context",
-            )
-        return context_length or longest
-
-    def _need_twin(self) -> None:
-        if not self.runnable:
-            raise NotRunnableHere(
-                f"a container for {self.manifest.target.name} without an emulation twin runs on "
-                "the device only",
-                where=str(self.folder),
-                remedy="push it to a device, or build the cpu target",
-            )
-        self.verify_outside(_TWIN)
-
-    def _adapter_weights(self, names: Sequence[str]) -> dict[str, AdapterWeights]:
-        index = self.adapters()
-        found = {}
-        for name in names:
-            if name not in index.adapters:
-                raise BadInput(
-                    f"the container carries no adapter {name}",
-                    where=str(self.folder),
-                    remedy=f"use one of {', '.join(index.adapters)}"
-                    if index.adapters
-                    else "build it with spec.lora",
-                )
-            from genai_runtime.cpu.adapter_files import read_adapter
-
-            found[name] = read_adapter(self.folder / index.adapters[name].file)
-        return found
 
 
 def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container:

@@ -19,9 +19,9 @@ from genai_core.container.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPOR
 from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import boundary
 from genai_core.names import Backend
-from genai_runtime import container
-from genai_runtime.container import Container
-from genai_runtime.verification import DigestOf
+from genai_runtime.container import container
+from genai_runtime.container.container import Container
+from genai_runtime.container.verification import DigestOf
 
 RECORD_FILE = "builder_cache_info.json"
 
