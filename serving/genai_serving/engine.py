@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from genai_core.errors import GenAIError
 from genai_runtime.executor.executor import Executor
@@ -27,35 +27,14 @@ from genai_serving.adapters.loaded import LoadedAdapters
 from genai_serving.answers import EngineAnswer
 from genai_serving.beginnings import Beginnings
 from genai_serving.guesses import Guesses
-from genai_serving.observing import NoObserver, Observer
+from genai_serving.observing import Load, NoObserver, Observer
 from genai_serving.passes import Passes
-from genai_serving.requests import AnswerRequest, Ended, Finish, Listener, Times
+from genai_serving.requests import AnswerRequest, Closed, Ended, Finish, Listener, Times
 from genai_serving.scheduler import Scheduler, Sequence, ServingLimits, Step
 
 _LOG = logging.getLogger("genai_serving")
 _TICK = 0.1
 """Seconds after which deadlines are looked at where nothing is computed."""
-
-
-class Closed(GenAIError):
-    """The engine takes no more requests."""
-
-    code = "ShuttingDown"
-
-
-@dataclass(frozen=True)
-class Load:
-    """What the engine holds now.
-
-    Attributes:
-        running: Sequences with a slot.
-        waiting: Sequences without.
-        reserved: Share of the cache's memory that running ones may come to take, 0 to 1.
-    """
-
-    running: int
-    waiting: int
-    reserved: float
 
 
 class Engine:
@@ -361,33 +340,24 @@ class Engine:
         began = self._clock()
         for key in step.admitted:
             self._answers[key].admitted = began
-        writing = {work.key for work in step.work if self._answers[work.key].tokens}
         try:
             self._beginnings.begin(step, self._answers, self._room(step))
-            step = self._guesses.propose(step, writing)
-            ready = self._clock()
-            outputs = self._executor.forward([self._passes.row(work) for work in step.work])
+            outcome = self._passes.run(step)
         except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
             for key in {*step.admitted, *(work.key for work in step.work)}:
                 self._end(key, Finish.ERROR, _known(error))
             return
-        self._guesses.took(step, writing, self._clock() - ready)
-        finished, failed, written = set(), {}, {}
-        for work, output in zip(step.work, outputs, strict=True):
-            try:
-                written[work.key] = self._passes.tell(work, output)
-                if self._answers[work.key].done:
-                    finished.add(work.key)
-            except Exception as error:  # noqa: BLE001 - as above
-                failed[work.key] = _known(error)
-        tokens = sum(work.count for work in step.work)
-        self._observer.on_pass(rows=len(step.work), tokens=tokens, seconds=self._clock() - began)
+        computed = outcome.step.work
+        tokens = sum(work.count for work in computed)
+        self._observer.on_pass(rows=len(computed), tokens=tokens, seconds=self._clock() - began)
         with self._wake:
-            ended = self._scheduler.update(step, finished=finished, written=written)
-        for key, known in failed.items():
-            self._end(key, Finish.ERROR, known)
+            ended = self._scheduler.update(
+                outcome.step, finished=outcome.finished, written=outcome.written
+            )
+        for key, raised in outcome.failed.items():
+            self._end(key, Finish.ERROR, _known(raised))
         for key in ended:
-            self._end(key, Finish.STOP if key in finished else Finish.LENGTH)
+            self._end(key, Finish.STOP if key in outcome.finished else Finish.LENGTH)
 
     def _end(self, key: int, reason: Finish, error: GenAIError | None = None) -> None:
         with self._wake:
@@ -419,4 +389,4 @@ def _known(error: Exception) -> GenAIError:
     return GenAIError(f"a pass failed: {type(error).__name__}: {error}"[:500])
 
 
-__all__ = ["Closed", "Engine", "Load", "Observer", "ServingLimits"]
+__all__ = ["Engine", "ServingLimits"]

@@ -1,12 +1,28 @@
-"""Who counts what the engine does."""
+"""What the engine holds, and who counts what it does."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 from genai_serving.requests import AnswerRequest, Ended
 
-__all__ = ["NoObserver", "Observer"]
+__all__ = ["Load", "NoObserver", "Observer"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """What the engine holds now.
+
+    Attributes:
+        running: Sequences with a slot.
+        waiting: Sequences without.
+        reserved: Share of the cache's memory that running ones may come to take, 0 to 1.
+    """
+
+    running: int
+    waiting: int
+    reserved: float
 
 
 class Observer(Protocol):

@@ -1,8 +1,9 @@
-"""What rows of a pass read, and what becomes of what they yield."""
+"""One pass: what its rows read, and what becomes of what they yield."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,26 @@ from genai_runtime.speculation.method import accept
 from genai_serving.answers import EngineAnswer
 from genai_serving.guesses import Guesses
 from genai_serving.observing import Observer
-from genai_serving.scheduler import Work
+from genai_serving.scheduler import Step, Work
 
-__all__ = ["Passes"]
+__all__ = ["PassOutcome", "Passes"]
+
+
+@dataclass
+class PassOutcome:
+    """What became of a pass.
+
+    Attributes:
+        step: What was computed: the scheduler's step with the guesses that were verified in it.
+        finished: Answers that are at their end.
+        failed: Answers whose row or listener failed, and how; the others go on.
+        written: Tokens that each row wrote.
+    """
+
+    step: Step
+    finished: set[int] = field(default_factory=set)
+    failed: dict[int, Exception] = field(default_factory=dict)
+    written: dict[int, int] = field(default_factory=dict)
 
 
 class Passes:
@@ -44,7 +62,28 @@ class Passes:
         self._clock = clock
         self._answers = answers
 
-    def row(self, work: Work) -> Row:
+    def run(self, step: Step) -> PassOutcome:
+        """Propose guesses, compute the rows, and hand on what they yield.
+
+        Raises:
+            Exception: Whatever guesses or the executor raise: nothing was handed on then.
+        """
+        writing = {work.key for work in step.work if self._answers[work.key].tokens}
+        step = self._guesses.propose(step, writing)
+        ready = self._clock()
+        outputs = self._executor.forward([self._row(work) for work in step.work])
+        self._guesses.took(step, writing, self._clock() - ready)
+        outcome = PassOutcome(step)
+        for work, output in zip(step.work, outputs, strict=True):
+            try:
+                outcome.written[work.key] = self._tell(work, output)
+                if self._answers[work.key].done:
+                    outcome.finished.add(work.key)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the others must go on
+                outcome.failed[work.key] = error
+        return outcome
+
+    def _row(self, work: Work) -> Row:
         """What an answer's slot reads."""
         answer = self._answers[work.key]
         assert answer.slot is not None
@@ -64,7 +103,7 @@ class Passes:
         )
         return self._guesses.row(work, row)
 
-    def tell(self, work: Work, output: RowOutput) -> int:
+    def _tell(self, work: Work, output: RowOutput) -> int:
         """Hand on what a row yielded; tokens that it wrote."""
         answer = self._answers[work.key]
         request = answer.request

@@ -16,6 +16,12 @@ from genai_runtime.sampling import Constraint, Sampling, TokenLogprob
 from genai_runtime.speculation.control import Counts
 
 
+class Closed(GenAIError):
+    """The engine takes no more requests."""
+
+    code = "ShuttingDown"
+
+
 class Finish(enum.Enum):
     """Why an answer ended."""
 

@@ -21,9 +21,9 @@ from genai_operator import metrics
 from genai_operator.deployments import manifests
 from genai_operator.kube.status.status_phase import Phase
 from genai_runtime.speculation.control import Counts
-from genai_serving.engine import Load
 from genai_serving.metrics import AdapterLoad
 from genai_serving.metrics import Metrics as ServerMetrics
+from genai_serving.observing import Load
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "rules" / "genai-operator.rules.yaml"

@@ -18,8 +18,8 @@ from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
 from genai_runtime.testing import ScriptedExecutor
-from genai_serving.engine import Closed, Engine, ServingLimits
-from genai_serving.requests import Ended, Finish
+from genai_serving.engine import Engine, ServingLimits
+from genai_serving.requests import Closed, Ended, Finish
 from genai_serving.scheduler import QueueFull, TooLarge
 
 LIMITS = ServingLimits(sequences=4, tokens=16, waiting=64, cache_bytes=4 * 64)

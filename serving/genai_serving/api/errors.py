@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from genai_core.errors import BadInput, BadModel, GenAIError
 from genai_runtime.executor.adapter_weights import NoRoom
 from genai_serving.adapters.loaded import NoColumns, NotLoaded, Unreadable
-from genai_serving.engine import Closed
+from genai_serving.requests import Closed
 from genai_serving.scheduler import QueueFull
 
 _MOST_NAME = 256
