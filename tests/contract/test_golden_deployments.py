@@ -17,10 +17,12 @@ from pydantic import BaseModel
 from test_golden_keys import check
 
 from genai_core.kinds.artifact_store import WebIdentity
-from genai_core.kinds.deployment import DeploymentSpec, ServedContainer
+from genai_core.kinds.deployment import DeploymentSpec
+from genai_core.kinds.deployment_status import ServedContainer
 from genai_operator.deployments.admin_objects import token_secret
 from genai_operator.deployments.declared import declaration
-from genai_operator.deployments.manifests import Served, manifests, meta_of
+from genai_operator.deployments.rendering.manifests import manifests
+from genai_operator.deployments.rendering.served_revision import Served, meta_of
 from genai_operator.jobs.access import ReadAccess, StoreAccess
 
 FULL: dict[str, Any] = {

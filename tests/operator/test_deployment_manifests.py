@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from genai_core.kinds.artifact_store import WebIdentity
-from genai_core.kinds.deployment import DeploymentSpec, ServedContainer
+from genai_core.kinds.deployment import DeploymentSpec
+from genai_core.kinds.deployment_status import ServedContainer
 from genai_core.kinds.target import TargetSpec
 from genai_operator.deployments.checks import (
     check_adapters,
@@ -25,7 +26,8 @@ from genai_operator.deployments.declared import (
     declaration,
     read_report,
 )
-from genai_operator.deployments.manifests import Served, manifests, rendering_of, selector
+from genai_operator.deployments.rendering.manifests import manifests, rendering_of
+from genai_operator.deployments.rendering.served_revision import Served, selector
 from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_runtime.speculation.config import named_config

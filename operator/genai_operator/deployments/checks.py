@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from genai_core.errors import InvalidSpec
-from genai_core.kinds.deployment import DeploymentSpec, ServedContainer
+from genai_core.kinds.deployment import DeploymentSpec
+from genai_core.kinds.deployment_status import ServedContainer
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import Backend
 from genai_core.reasons import Reason

@@ -21,7 +21,8 @@ from genai_core.container.manifest import GOLDEN_FILE, MANIFEST_FILE, read_manif
 from genai_core.container.versions import read_versioned
 from genai_core.errors import BadInput, CorruptBlob, GenAIError, StoreUnavailable
 from genai_core.files.json_budgets import ADAPTERS, MANIFEST
-from genai_core.kinds.deployment import From, ServedContainer
+from genai_core.kinds.deployment import From
+from genai_core.kinds.deployment_status import ServedContainer
 from genai_core.names import Key
 from genai_core.reasons import Reason
 from genai_core.store.address import parse_address

@@ -6,12 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from genai_core.kinds.deployment import (
-    AdapterState,
-    AdapterStatus,
-    DeploymentSpec,
-    ServedContainer,
-)
+from genai_core.kinds.deployment import DeploymentSpec
+from genai_core.kinds.deployment_status import AdapterState, AdapterStatus, ServedContainer
 from genai_operator.kube.values import Json
 
 __all__ = [

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable
 
 from genai_core.errors import GenAIError
 from genai_core.helper_jobs import LeaseFile
-from genai_core.kinds.deployment import ServedContainer
+from genai_core.kinds.deployment_status import ServedContainer
 from genai_core.names import Key
 from genai_core.store.collection.build_lease import Holder
 from genai_core.store.protocol import RecordRef

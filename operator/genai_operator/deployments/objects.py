@@ -9,7 +9,8 @@ from collections.abc import Collection
 from genai_core.canonical import digest_json
 from genai_core.reasons import Reason
 from genai_operator.deployments.admin_objects import token_secret
-from genai_operator.deployments.manifests import Served, manifests, meta_of, rendering_of
+from genai_operator.deployments.rendering.manifests import manifests, rendering_of
+from genai_operator.deployments.rendering.served_revision import Served, meta_of
 from genai_operator.errors import Stalled, Waiting, not_enabled
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.values import Json

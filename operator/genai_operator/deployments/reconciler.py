@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from genai_core.errors import GenAIError, InvalidSpec
-from genai_core.kinds.deployment import ServedContainer
+from genai_core.kinds.deployment_status import ServedContainer
 from genai_core.kinds.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.reasons import Reason
@@ -29,9 +29,10 @@ from genai_operator.deployments.checks import (
 from genai_operator.deployments.declared import PodReport, declaration, interchangeable
 from genai_operator.deployments.deployment_pass import DeploymentPass, begin
 from genai_operator.deployments.leases import DeploymentLeases
-from genai_operator.deployments.manifests import Served, manifests, rendering_of
 from genai_operator.deployments.objects import Objects
 from genai_operator.deployments.pod_admin import Ask, PodAdmin
+from genai_operator.deployments.rendering.manifests import manifests, rendering_of
+from genai_operator.deployments.rendering.served_revision import Served
 from genai_operator.deployments.speculation import AskCounts, PodCounts
 from genai_operator.deployments.states import namesakes
 from genai_operator.deployments.status import deployment_status, judged, kept_status

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import aiohttp
 
-from genai_core.kinds.deployment import SpeculationStatus
+from genai_core.kinds.deployment_status import SpeculationStatus
 from genai_operator.kube.pod import PodView
 from genai_operator.timing import SYSTEM, Timing
 

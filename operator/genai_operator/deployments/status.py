@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from genai_core.kinds.deployment import AdapterState, AdapterStatus, GoldenTokens
+from genai_core.kinds.deployment import GoldenTokens
+from genai_core.kinds.deployment_status import AdapterState, AdapterStatus
 from genai_core.reasons import Reason
 from genai_core.wire import GROUP
 from genai_operator.deployments import containers, rollout
 from genai_operator.deployments.declared import adapter_statuses, declaration
 from genai_operator.deployments.deployment_pass import DeploymentPass
-from genai_operator.deployments.manifests import selector
+from genai_operator.deployments.rendering.served_revision import selector
 from genai_operator.deployments.speculation import speculation_status
 from genai_operator.deployments.states import model_name
 from genai_operator.kube.pod import PodView, WorkloadView

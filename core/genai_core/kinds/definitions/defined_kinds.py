@@ -13,7 +13,8 @@ from genai_core.kinds.artifact_store import ArtifactStoreSpec, ArtifactStoreStat
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.build_status import BuildStatus
 from genai_core.kinds.definitions.structural_schema import Schema
-from genai_core.kinds.deployment import DeploymentSpec, DeploymentStatus
+from genai_core.kinds.deployment import DeploymentSpec
+from genai_core.kinds.deployment_status import DeploymentStatus
 from genai_core.kinds.target import TargetSpec, TargetStatus
 
 

@@ -1,0 +1,1 @@
+"""A deployment as objects of Kubernetes. Pure."""
