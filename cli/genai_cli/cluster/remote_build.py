@@ -10,27 +10,24 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-from rich.markup import escape
 
 from genai_cli.cluster.api_errors import NotAllowed, NotThere
 from genai_cli.cluster.build_views import ClusterBuild
 from genai_cli.cluster.builds import read_build
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
-from genai_cli.cluster.followed_build import Followed, follow
+from genai_cli.cluster.followed_build import follow
+from genai_cli.cluster.remote_result import RemoteResult, report_result
 from genai_cli.cluster.stores import StoreOptions, StorePlace, reaching
-from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, say, tell
 from genai_cli.display.render import busy
-from genai_cli.display.words import counted, duration, size
+from genai_cli.display.words import counted, size
 from genai_cli.engine.leases import claim_upload
 from genai_cli.engine.work_folders import known_digests
 from genai_cli.settings import ProgramSettings
-from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget, from_dict
+from genai_core.errors import GenAIError, Interrupted, InvalidSpec, UnknownTarget
 from genai_core.files.home import expanded
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import BuildSpec, GenAIBuild
@@ -65,18 +62,6 @@ _ADAPTER_FIELDS = {
     "graph": ADAPTER_GRAPH_ROLE,
 }
 _ROLE_FIELDS = {"onnx": "model.onnx", "encodings": "model.encodings"}
-
-
-@dataclass(frozen=True)
-class _Ended:
-    """What a build came to, from here."""
-
-    found: Followed
-    seconds: float
-    before: Mapping[str, str]
-    """Target -> revision, when it was applied."""
-    stood: bool
-    """It was built already: nothing happened."""
 
 
 def build_remotely(
@@ -120,7 +105,7 @@ def build_remotely(
         return 0
     title = f"{namespace}/{first.name} → {', '.join(first.targets)}"
     try:
-        found = follow(title, first, lambda: read_build(cluster, first.name, namespace))
+        followed = follow(title, first, lambda: read_build(cluster, first.name, namespace))
     except KeyboardInterrupt:
         sys.stderr.write(_back(first))
         raise Interrupted(
@@ -129,8 +114,9 @@ def build_remotely(
             remedy="the same command follows it again",
         ) from None
     stood = first.settled and first.ready[0] == "True"
-    ended = _Ended(found, time.monotonic() - began, before if standing else {}, stood)
-    return _report(settings, ended)
+    seconds = time.monotonic() - began
+    result = RemoteResult(followed, seconds, before if standing else {}, stood)
+    return report_result(settings, result)
 
 
 def _namespace(build: GenAIBuild, cluster: Cluster, access: Access) -> str:
@@ -330,113 +316,3 @@ def _detached(settings: ProgramSettings, view: ClusterBuild) -> None:
         return
     say(f"{view.namespace}/{view.name} is applied")
     sys.stdout.write(_back(view))
-
-
-def _report(settings: ProgramSettings, ended: _Ended) -> int:
-    found = ended.found
-    view = found.view
-    errors = [
-        from_dict({"code": f.reason, "message": f.message, "where": f.task}) for f in view.failures
-    ]
-    if view.ready[0] != "True" and not errors:
-        errors = [_of_ready(view)]
-    if settings.json:
-        emit(_as_json(ended, errors))
-    else:
-        _print_summary(ended)
-    for failure in view.failures:
-        tell(f"error: {failure.task}: {failure.message}")
-    if errors and not view.failures:
-        tell(f"error: {errors[0]}")
-    return errors[0].exit_code if errors else 0
-
-
-def _of_ready(view: ClusterBuild) -> GenAIError:
-    """Why a build rests without being built."""
-    _, reason, message = view.ready
-    where = f"{view.namespace}/{view.name}"
-    return from_dict({"code": reason, "message": message or reason, "where": where})
-
-
-def _ran(ended: _Ended) -> tuple[int, int]:
-    view = ended.found.view
-    if ended.stood:
-        return 0, view.total
-    return sum(stage.done for stage in view.stages), view.cached
-
-
-def _as_json(ended: _Ended, errors: list[GenAIError]) -> dict[str, Any]:
-    view = ended.found.view
-    run, cached = _ran(ended)
-    value: dict[str, Any] = {
-        "name": view.name,
-        "namespace": view.namespace,
-        "containers": {
-            item.target: {
-                "path": item.url,
-                "revision": item.revision,
-                "sizeBytes": item.size_bytes,
-                "changed": ended.before.get(item.target) != item.revision,
-            }
-            for item in view.artifacts
-        },
-        "tasks": {
-            "total": view.total,
-            "run": run,
-            "cached": cached,
-            "failed": len(view.failures),
-        },
-        "seconds": round(ended.seconds, 3),
-        "peakMemoryBytes": ended.found.peak_memory,
-        "warnings": list(view.warnings),
-    }
-    if view.failures:
-        value["failures"] = [
-            {"task": f.task, **e.as_dict(), "log": f.log}
-            for f, e in zip(view.failures, errors, strict=False)
-        ]
-    if errors:
-        value["error"] = errors[0].as_dict()
-    return value
-
-
-def _print_summary(ended: _Ended) -> None:
-    view = ended.found.view
-    console = PlainConsole(highlight=False)
-
-    def put(text: str) -> None:
-        console.print(text, soft_wrap=True)
-
-    run, cached = _ran(ended)
-    facts = [f"{run} run", f"{cached} cached"]
-    if view.failures:
-        facts.append(f"{len(view.failures)} failed")
-    cost = duration(ended.seconds)
-    if ended.found.peak_memory:
-        cost += f", largest task {size(ended.found.peak_memory)}"
-    good = view.ready[0] == "True"
-    mark = "[green]✓[/]" if good else "[red]✗[/]"
-    put(
-        f"{mark} [bold]{escape(view.name)}[/]: {counted(view.total, 'task')} "
-        f"({', '.join(facts)}) in {cost}"
-    )
-    width = max((len(item.target) for item in view.artifacts), default=0)
-    for item in view.artifacts:
-        same = ended.before.get(item.target) == item.revision
-        state = "[dim]unchanged[/]" if same else "[green]new[/]"
-        if not good:
-            state = "[yellow]of an earlier build[/]"
-        line = f"  {escape(item.target):{width}}  {item.revision}  {size(item.size_bytes)}  {state}"
-        put(line)
-    for text in view.warnings:
-        put(f"  [yellow]warning[/] {escape(text)}")
-    for failure in view.failures:
-        put(f"  [red]failed[/]  [bold]{escape(failure.task)}[/] ({failure.reason})")
-        put(f"          {escape(failure.message)}")
-        log = shlex.join(("genai", "logs", view.name, failure.task, "-n", view.namespace))
-        put(f"          log: {escape(log)}")
-    if good and view.artifacts:
-        targets = [item.target for item in view.artifacts]
-        target = "cpu" if "cpu" in targets else targets[-1]  # what runs where people sit
-        get = shlex.join(("genai", "pull", view.name, "--target", target, "-n", view.namespace))
-        put(f"  [dim]get it[/]  {escape(get)}")
