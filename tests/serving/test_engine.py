@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterator
 
 import numpy as np
 import pytest
+from gated import GatedExecutor
 from heard import SECONDS, Heard, ask
 from numpy.typing import ArrayLike
 
 from genai_core.errors import BadInput
-from genai_runtime.executor.rows import AdapterUse, Row, RowOutput
+from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import Generation, generate
 from genai_runtime.sampling import Sampling
 from genai_runtime.session import SlotSession
@@ -25,29 +25,13 @@ from genai_serving.scheduler import QueueFull, TooLarge
 LIMITS = ServingLimits(sequences=4, tokens=16, waiting=64, cache_bytes=4 * 64)
 
 
-class Slow(ScriptedExecutor):
-    """Waits before each pass until it is let go on; may fail."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.go = threading.Event()
-        self.go.set()
-        self.fail_on: int | None = None
-
-    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
-        assert self.go.wait(SECONDS)
-        if self.fail_on is not None and any(self.fail_on in row.tokens for row in rows):
-            raise RuntimeError("the kernel gave up")
-        return super().forward(rows)
+@pytest.fixture
+def executor() -> GatedExecutor:
+    return GatedExecutor()
 
 
 @pytest.fixture
-def executor() -> Slow:
-    return Slow()
-
-
-@pytest.fixture
-def engine(executor: Slow) -> Iterator[Engine]:
+def engine(executor: GatedExecutor) -> Iterator[Engine]:
     made = Engine(executor, LIMITS)
     yield made
     executor.go.set()
@@ -87,7 +71,7 @@ def test_every_request_gets_what_it_gets_alone(engine: Engine) -> None:
         assert times.arrived <= times.admitted <= times.first <= times.ended
 
 
-def test_passes_are_shared(engine: Engine, executor: Slow) -> None:
+def test_passes_are_shared(engine: Engine, executor: GatedExecutor) -> None:
     executor.go.clear()
     heard = [Heard() for _ in range(4)]
     for index, listener in enumerate(heard):
@@ -150,7 +134,7 @@ def test_logprobs_of_prompt_and_answer_are_those_of_one_pass(engine: Engine) -> 
         assert len(chosen) == 3
 
 
-def test_cancel_ends_a_waiting_and_a_running_request(executor: Slow) -> None:
+def test_cancel_ends_a_waiting_and_a_running_request(executor: GatedExecutor) -> None:
     engine = Engine(executor, ServingLimits(sequences=1, tokens=4, waiting=4, cache_bytes=64))
     started = threading.Event()
     running, waiting = Heard(on_first=started.set), Heard()
@@ -171,7 +155,9 @@ def test_cancel_ends_a_waiting_and_a_running_request(executor: Slow) -> None:
     assert executor.open_slots == frozenset()
 
 
-def test_a_cancelled_request_frees_its_slot_when_a_pass_is_under_way(executor: Slow) -> None:
+def test_a_cancelled_request_frees_its_slot_when_a_pass_is_under_way(
+    executor: GatedExecutor,
+) -> None:
     engine = Engine(executor, LIMITS)
     executor.go.clear()
     heard = Heard()
@@ -184,7 +170,7 @@ def test_a_cancelled_request_frees_its_slot_when_a_pass_is_under_way(executor: S
     engine.close()
 
 
-def test_a_request_past_its_deadline_ends(executor: Slow) -> None:
+def test_a_request_past_its_deadline_ends(executor: GatedExecutor) -> None:
     now = [0.0]
     engine = Engine(executor, LIMITS, clock=lambda: now[0])
     heard = Heard(on_first=lambda: now.__setitem__(0, 9.0))
@@ -194,7 +180,9 @@ def test_a_request_past_its_deadline_ends(executor: Slow) -> None:
     engine.close()
 
 
-def test_a_failing_pass_ends_its_requests_and_no_others(engine: Engine, executor: Slow) -> None:
+def test_a_failing_pass_ends_its_requests_and_no_others(
+    engine: Engine, executor: GatedExecutor
+) -> None:
     executor.fail_on = 16
     bad, good = Heard(), Heard()
     engine.submit(ask([16, 1], 4), bad)
@@ -248,14 +236,14 @@ def test_submit_refuses_an_adapter_that_is_not_loaded_before_it_joins_a_pass(
     assert good.wait().tokens == list(alone([2, 3], 4).tokens)
 
 
-def test_submit_refuses_what_the_cache_cannot_hold(executor: Slow) -> None:
+def test_submit_refuses_what_the_cache_cannot_hold(executor: GatedExecutor) -> None:
     engine = Engine(executor, ServingLimits(sequences=2, tokens=4, waiting=4, cache_bytes=20))
     with pytest.raises(TooLarge):
         engine.submit(ask([1] * 10, 30), Heard())
     engine.close()
 
 
-def test_submit_refuses_when_the_queue_is_full(executor: Slow) -> None:
+def test_submit_refuses_when_the_queue_is_full(executor: GatedExecutor) -> None:
     engine = Engine(executor, ServingLimits(sequences=1, tokens=4, waiting=1, cache_bytes=64))
     executor.go.clear()
     first = Heard()
@@ -270,7 +258,7 @@ def test_submit_refuses_when_the_queue_is_full(executor: Slow) -> None:
     engine.close()
 
 
-def test_close_finishes_what_runs_and_takes_nothing_new(executor: Slow) -> None:
+def test_close_finishes_what_runs_and_takes_nothing_new(executor: GatedExecutor) -> None:
     engine = Engine(executor, LIMITS)
     heard = [Heard() for _ in range(6)]
     for index, listener in enumerate(heard):
@@ -282,7 +270,7 @@ def test_close_finishes_what_runs_and_takes_nothing_new(executor: Slow) -> None:
         engine.submit(ask([1]), Heard())
 
 
-def test_close_cancels_what_is_not_finished_in_time(executor: Slow) -> None:
+def test_close_cancels_what_is_not_finished_in_time(executor: GatedExecutor) -> None:
     engine = Engine(executor, LIMITS)
     executor.go.clear()
     heard = Heard()

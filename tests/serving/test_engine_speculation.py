@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
+from gated import GatedExecutor
 from heard import SECONDS, Heard, ask
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,24 +31,10 @@ LIMITS = ServingLimits(
 DRAFTS: list[ScriptedExecutor] = []
 
 
-class Gated(ScriptedExecutor):
-    """Waits before each pass until it is let go on; may fail."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.go = threading.Event()
-        self.go.set()
-        self.fail_on: int | None = None
-
-    def forward(self, rows: Sequence[Row]) -> list[RowOutput]:
-        assert self.go.wait(SECONDS)
-        if self.fail_on is not None and any(self.fail_on in row.tokens for row in rows):
-            raise RuntimeError("the kernel gave up")
-        return super().forward(rows)
-
-
-def target() -> Gated:
-    return Gated(vocab_size=VOCAB, context_length=CONTEXT, adapters=("c", "upper"), trees=True)
+def target() -> GatedExecutor:
+    return GatedExecutor(
+        vocab_size=VOCAB, context_length=CONTEXT, adapters=("c", "upper"), trees=True
+    )
 
 
 def draft() -> ScriptedExecutor:
@@ -59,7 +44,7 @@ def draft() -> ScriptedExecutor:
 
 Asked = tuple[AnswerRequest, int]
 """A request, and after how many tokens its listener has enough; 0 = never."""
-Answers = tuple[list[Heard], Counts | None, Gated]
+Answers = tuple[list[Heard], Counts | None, GatedExecutor]
 """Listeners, what came of guesses, and the target."""
 
 METHODS: dict[str, Callable[[], Method]] = {

@@ -11,19 +11,17 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from adapter_files import write_peft
+from htp_stages import CHIP, GRAPH, SPLITS, beside_weights, example_assets, fresh
 from numpy.typing import NDArray
 
 from genai_core.names import Gaps
 from genai_core.operations import (
     ArclConfig,
-    ChipConfig,
     CompileHtpConfig,
     ConvertHtpConfig,
-    GraphConfig,
     LoraGraphConfig,
     LoraImportConfig,
     LoraRangesConfig,
-    SplitConfig,
     TransformConfig,
     UseCaseConfig,
     WornConfig,
@@ -41,16 +39,8 @@ from genai_stages.operations import (
     transform,
 )
 from genai_stages.quantize.segments import SegmentedModel
-from genai_stages.stage import Context
 from genai_stages.testing import keep_expanded, random_core_model
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
-GRAPH = GraphConfig(ar=8, cl=32)
-CHIP = ChipConfig(soc_model=69, dsp_arch=79)
-SPLITS = (
-    SplitConfig(index=1, count=2, first=0, last=1, embedding=True, lm_head=False),
-    SplitConfig(index=2, count=2, first=1, last=2, embedding=False, lm_head=True),
-)
 SMALL, LARGE = ("q_proj", "v_proj"), ("q_proj", "k_proj", "v_proj", "o_proj", "down_proj")
 PEFT_ALPHA = 2
 RANKS = {"small": 3, "large": 6}
@@ -67,11 +57,6 @@ needs_qnn = [
         reason=f"NO ADAPTER WAS RUN ON A SNAPDRAGON GRAPH: {qnn.why_unavailable()}",
     ),
 ]
-
-
-def fresh(parent: Path) -> Context:
-    """What the runner gives every task: an empty private folder."""
-    return Context(scratch=Path(tempfile.mkdtemp(dir=parent)), threads=1)
 
 
 def merged(core: Path, to: Path, adapters: Sequence[tuple[Stored, float]]) -> Path:
@@ -103,9 +88,7 @@ class Stages:
         self.text = self.folder("calibration")
         np.save(self.text / "tokens.npy", random.integers(0, 2048, (8, 32)))
         self.tokens = random.integers(0, 2048, 20)
-        self.source = self.folder("source")
-        for name in ("tokenizer.json", "config.json", "generation_config.json"):
-            shutil.copy(EXAMPLE / name, self.source / name)
+        self.source = example_assets(self.folder("source"))
         self.stored: dict[str, Stored] = {}
         self.imported: dict[str, Path] = {}
         for seed, (name, last) in enumerate((("small", SMALL), ("large", LARGE))):
@@ -152,9 +135,7 @@ class Stages:
 
     def static(self) -> Path:
         """arcl of the graph with its weights beside it."""
-        static = self.root / "static"
-        shutil.copytree(self.core, static)
-        (static / "model.onnx").unlink()
+        static = beside_weights(self.core, self.root / "static")
         inputs = {"model": self.core, "adapters": self.graph}
         arcl.run(inputs, ArclConfig(graph=GRAPH), static, fresh(self.root))
         return static
@@ -171,9 +152,7 @@ class Stages:
         )
         found = {}
         for split in SPLITS:
-            part = self.root / f"transform_{split.index}"
-            shutil.copytree(self.core, part)
-            (part / "model.onnx").unlink()
+            part = beside_weights(self.core, self.root / f"transform_{split.index}")
             config = TransformConfig(graph=GRAPH, split=split)
             transform.run({"model": static}, config, part, fresh(self.root))
             converted = self.folder(f"convert_{split.index}")

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from htp_stages import CHIP, GRAPH, SPLITS, beside_weights, example_assets, fresh
 
 from genai_core.names import Backend, Gaps
 from genai_core.operations import (
     ArclConfig,
-    ChipConfig,
     CompileHtpConfig,
     ConvertHtpConfig,
     FidelityConfig,
-    GraphConfig,
     PackageConfig,
-    SplitConfig,
     TransformConfig,
 )
 from genai_runtime.container import container, inspection
@@ -37,16 +33,7 @@ from genai_stages.operations import (
     transform,
 )
 from genai_stages.quantize.segments import SegmentedModel
-from genai_stages.stage import Context
 from genai_stages.testing import keep_expanded, random_core_model
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama" / "model"
-GRAPH = GraphConfig(ar=8, cl=32)
-CHIP = ChipConfig(soc_model=69, dsp_arch=79)
-SPLITS = (
-    SplitConfig(index=1, count=2, first=0, last=1, embedding=True, lm_head=False),
-    SplitConfig(index=2, count=2, first=1, last=2, embedding=False, lm_head=True),
-)
 
 pytestmark = [
     pytest.mark.qnn,
@@ -55,11 +42,6 @@ pytestmark = [
         reason=f"NO SNAPDRAGON CONTAINER WAS RUN: {qnn.why_unavailable()}",
     ),
 ]
-
-
-def fresh(parent: Path) -> Context:
-    """What the runner gives every task: an empty private folder."""
-    return Context(scratch=Path(tempfile.mkdtemp(dir=parent)), threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -74,16 +56,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / name).mkdir()
     np.save(root / "calibration" / "tokens.npy", random.integers(0, 2048, (8, 32)))
     np.save(root / "tokens" / "tokens.npy", random.integers(0, 2048, (2, 20)))
-    for name in ("tokenizer.json", "config.json", "generation_config.json"):
-        shutil.copy(EXAMPLE / name, root / "source" / name)
-    static = root / "static"
-    shutil.copytree(core, static)
-    (static / "model.onnx").unlink()
+    example_assets(root / "source")
+    static = beside_weights(core, root / "static")
     arcl.run({"model": core}, ArclConfig(graph=GRAPH), static, fresh(root))
     for split in SPLITS:
-        part = root / f"transform_{split.index}"
-        shutil.copytree(core, part)
-        (part / "model.onnx").unlink()
+        part = beside_weights(core, root / f"transform_{split.index}")
         transform.run(
             {"model": static}, TransformConfig(graph=GRAPH, split=split), part, fresh(root)
         )

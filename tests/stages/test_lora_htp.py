@@ -11,16 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 from adapter_files import write_peft
+from htp_stages import CHIP, GRAPH, SPLITS, fresh
 from lora_stages import (
     CASE,
-    CHIP,
-    GRAPH,
     LARGE,
     RANKS,
-    SPLITS,
     Stages,
     decibels,
-    fresh,
     needs_qnn,
 )
 from numpy.typing import NDArray

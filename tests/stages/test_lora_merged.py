@@ -13,7 +13,8 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from lora_stages import CHIP, GRAPH, LARGE, Stages, decibels, fresh, needs_qnn
+from htp_stages import CHIP, GRAPH, beside_weights, fresh
+from lora_stages import LARGE, Stages, decibels, needs_qnn
 from lora_stages import merged as merged_weights
 from numpy.typing import NDArray
 
@@ -81,8 +82,7 @@ class Merged:
         stages = self.stages
         folders = [stages.root / f"{name}_{stage}" for stage in ("arcl", "transform")]
         for folder in folders:
-            shutil.copytree(stages.core, folder)
-            (folder / "model.onnx").unlink()
+            beside_weights(stages.core, folder)
         config = ArclConfig(graph=GRAPH)
         arcl.run({"model": stages.core, **adapters}, config, folders[0], fresh(stages.root))
         split = TransformConfig(graph=GRAPH, split=WHOLE)
