@@ -18,13 +18,14 @@ import aiohttp
 from genai_operator.kube.apiserver.api import Api, ApiError
 from genai_operator.kube.apiserver.client import ApiClient
 from genai_operator.kube.apiserver.connection import connection
+from genai_operator.kube.apiserver.resources import RESOURCES
 from genai_operator.timing import SYSTEM
 
 __all__ = ["main"]
 
 _SECONDS = 60.0
 _PAUSE_SECONDS = 2.0
-_KINDS = ("artifactstores", "genaibuilds", "genaideployments", "genaitargets")
+_KINDS = sorted(row.plural for row in RESOURCES.values() if row.ours)
 
 
 async def _operator(url: str) -> str:
