@@ -211,6 +211,11 @@ def _tree(root: type[GenAIError]) -> dict[str, type[GenAIError]]:
     return found
 
 
+def codes() -> frozenset[str]:
+    """Each `code` that an error may end with."""
+    return frozenset(_tree(GenAIError))
+
+
 def from_dict(data: dict[str, str]) -> GenAIError:
     """Rebuild the error that another process reported with `as_dict`."""
     kind = _tree(GenAIError).get(data.get("code", ""), GenAIError)

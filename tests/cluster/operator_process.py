@@ -101,8 +101,13 @@ class Operator:
         return self._process.poll()
 
     @property
+    def address(self) -> str:
+        """host:port of its metrics and health."""
+        return f"{self._host}:{self.port}"
+
+    @property
     def _url(self) -> str:
-        return f"http://{self._host}:{self.port}"
+        return f"http://{self.address}"
 
     def ask(self, path: str) -> str:
         """What it answers on its HTTP port; empty where it does not."""

@@ -59,8 +59,10 @@ while True:
 class Talking:
     """Four clients in a pod: with and without a stream, with and without kept connections."""
 
-    def __init__(self, tenant: Tenant, image: str, *, host: str, model: str) -> None:
-        self._tenant = tenant
+    def __init__(
+        self, tenant: Tenant, image: str, *, host: str, model: str, name: str = "client"
+    ) -> None:
+        self._tenant, self._name = tenant, name
         confined = {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -77,7 +79,7 @@ class Talking:
             {
                 "apiVersion": "v1",
                 "kind": "Pod",
-                "metadata": {"name": "client", "namespace": tenant.namespace},
+                "metadata": {"name": name, "namespace": tenant.namespace},
                 "spec": {
                     "terminationGracePeriodSeconds": 0,
                     "automountServiceAccountToken": False,
@@ -94,7 +96,7 @@ class Talking:
     def told(self) -> tuple[dict[str, int], list[dict[str, Any]]]:
         """How many answers it got and did not get, and why it did not."""
         text = self._tenant.cluster.kubectl(
-            "-n", self._tenant.namespace, "logs", "client", check=False
+            "-n", self._tenant.namespace, "logs", self._name, check=False
         )
         rows = [json.loads(line) for line in text.splitlines()]
         counts = [row for row in rows if "ok" in row]

@@ -5,7 +5,6 @@ rollouts that do not, with a client that never stops.
 from __future__ import annotations
 
 import json
-import os
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -14,10 +13,10 @@ from typing import Any
 
 import existing
 import pytest
-from harness import images
 from harness.cluster import Cluster
 from operator_process import Operator
 from servers import certificate
+from serving_image import pinned
 from talking import Talking
 from tenant import BUCKET, GROUP, ROOT, Tenant, upload, wait
 from witness import Witness
@@ -33,7 +32,6 @@ pytestmark = pytest.mark.usefixtures("operator")
 
 EXAMPLES = ROOT / "examples" / "tiny-llama"
 TARGET = "served"
-IMAGE = "localhost/genai-serving:test"
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +45,7 @@ def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 @pytest.fixture(scope="module")
 def image(cluster: Cluster) -> str:
-    """Name by digest of the server's image, once every node has it."""
-    if given := os.environ.get("GENAI_TEST_SERVING_IMAGE"):
-        return given
-    if existing.wanted():
-        pytest.skip("NOTHING WAS SERVED: GENAI_TEST_SERVING_IMAGE does not name an image")
-    archive = images.project("serving")
-    for node in cluster.nodes:
-        if IMAGE not in node.images():
-            node.load(archive)
-    return [node.pin(IMAGE) for node in cluster.nodes][-1]
+    return pinned(cluster)
 
 
 @pytest.fixture(scope="module")

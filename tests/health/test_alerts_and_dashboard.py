@@ -43,7 +43,7 @@ ADDED_BY_PROMETHEUS = {"job", "instance", "le", "namespace", "pod"}
 def promtool() -> str:
     found = programs.pinned(
         "promtool",
-        HERE / "promtool",
+        HERE / "prometheus",
         "github.com/prometheus/prometheus/cmd/promtool",
         tags="remove_all_sd",
     )

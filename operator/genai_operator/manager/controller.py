@@ -22,6 +22,7 @@ from genai_operator.kube.watch.kinds import Change, Intake, KindIntake, Ref
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.kube.watch.relist import Relister
 from genai_operator.manager.kinds import kinds_of
+from genai_operator.manager.metrics_at_zero import begin_at_zero
 from genai_operator.manager.upkeep import Upkeep
 from genai_operator.manager.work_queue import WorkQueue
 from genai_operator.metric_labels import operation_label
@@ -82,6 +83,7 @@ class Controller:
             left=self._tell_of_job,
         )
         caches = {plural: intake.cache for plural, intake in self._intakes.items()}
+        begin_at_zero(self.kinds, caches)
         self.relister = Relister(api, caches, self, namespaces=settings.namespaces, timing=timing)
 
     @property

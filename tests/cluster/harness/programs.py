@@ -72,7 +72,9 @@ def kube() -> Path:
     return program
 
 
-def pinned(name: str, source: Path, package: str = ".", *, tags: str = "") -> Path | None:
+def pinned(
+    name: str, source: Path, package: str = ".", *, tags: str = "", needed: bool = False
+) -> Path | None:
     """A program of a module in this repository; None where it is not built and may not be now.
 
     Args:
@@ -80,13 +82,14 @@ def pinned(name: str, source: Path, package: str = ".", *, tags: str = "") -> Pa
         source: Folder with go.mod, go.sum and, where the program is ours, its source.
         package: What is built.
         tags: Of the build.
+        needed: Compile it in any case: the test has a cluster, and so Go.
     """
     digest = hashlib.sha256(f"{package} {tags}".encode())
     for file in sorted([*source.glob("go.*"), *source.glob("*.go")]):
         digest.update(file.read_bytes())
     program = cache() / f"{name}-{digest.hexdigest()[:16]}"
     if not program.exists():
-        if not may_build():
+        if not needed and not may_build():
             return None
         with _alone(name):
             if not program.exists():
