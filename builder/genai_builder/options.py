@@ -77,14 +77,14 @@ def _start_points(value: Any, where: str) -> list[dict[str, str]]:
 
 def _tensor(point: Any, where: str) -> str:
     """A pattern for names of tensors: a string, or what has a field `tensor`."""
-    found = point.get("tensor") if isinstance(point, Mapping) else getattr(point, "tensor", point)
-    if not isinstance(found, str) or not found:
+    name = point.get("tensor") if isinstance(point, Mapping) else getattr(point, "tensor", point)
+    if not isinstance(name, str) or not name:
         raise InvalidSpec(
             f"expected a pattern for tensors' names, not {point!r}",
             where=where,
             remedy='write e.g. [".*attn.*"]',
         )
-    return found
+    return name
 
 
 def _placement(value: Any, where: str) -> str:

@@ -27,7 +27,7 @@ from genai_serving.adapters.loaded import LoadedAdapters
 from genai_serving.answers import EngineAnswer
 from genai_serving.beginnings import Beginnings
 from genai_serving.guesses import Guesses
-from genai_serving.observing import Load, NoObserver, Observer
+from genai_serving.observer import Load, NoObserver, Observer
 from genai_serving.passes import Passes
 from genai_serving.requests import AnswerRequest, Closed, Ended, Finish, Listener, Times
 from genai_serving.scheduler import Scheduler, Sequence, ServingLimits, Step

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 
 from genai_runtime.speculation.control import Counts, Gain
 from genai_serving.adapters.loaded import AT_REST
-from genai_serving.observing import Load
+from genai_serving.observer import Load
 from genai_serving.requests import AnswerRequest, Ended, Finish
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)

@@ -14,7 +14,7 @@ from genai_runtime.sampling import logprobs
 from genai_runtime.speculation.method import accept
 from genai_serving.answers import EngineAnswer
 from genai_serving.guesses import Guesses
-from genai_serving.observing import Observer
+from genai_serving.observer import Observer
 from genai_serving.scheduler import Step, Work
 
 __all__ = ["PassOutcome", "Passes"]

@@ -24,7 +24,7 @@ from genai_operator.kube.status.status_phase import Phase
 from genai_runtime.speculation.control import Counts
 from genai_serving.metrics import AdapterLoad
 from genai_serving.metrics import Metrics as ServerMetrics
-from genai_serving.observing import Load
+from genai_serving.observer import Load
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "deploy" / "rules" / "genai-operator.rules.yaml"

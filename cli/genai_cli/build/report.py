@@ -94,15 +94,15 @@ def _report(
             _container(target, item, result) for target, item in sorted(containers.items())
         ),
         warnings=result.warnings,
-        failures=tuple(f"{one.id}: {one.error}" for one in result.failures),
+        failures=tuple(f"{failure.id}: {failure.error}" for failure in result.failures),
     )
 
 
 def _records(plan: PlanReady, result: BuildResult) -> dict[str, Record]:
     """Task -> its record, of those that stand."""
-    found = {task: record for made in result.made_of.values() for task, record in made.items()}
+    made = {task: record for records in result.made_of.values() for task, record in records.items()}
     keys = {record.key: record for record in result.containers.values()}
-    return found | {task.id: keys[Key(task.key)] for task in plan.tasks if task.key in keys}
+    return made | {task.id: keys[Key(task.key)] for task in plan.tasks if task.key in keys}
 
 
 def _cost(task: str, state: str, record: Record | None) -> TaskCost:
@@ -132,7 +132,7 @@ def _count(value: object) -> int:
 
 
 def _drifts(notes: Mapping[str, Any]) -> Iterator[str]:
-    """What a task found of its own output against its input."""
+    """How far a task measured its output from its input."""
     if isinstance(drift := notes.get("drift"), int | float):
         limit = notes.get("driftLimit")
         allowed = f" (allowed {limit:.2g})" if isinstance(limit, int | float) else ""
@@ -142,7 +142,7 @@ def _drifts(notes: Mapping[str, Any]) -> Iterator[str]:
     ratios = notes.get("signalToNoiseDb")
     values = list(ratios.values()) if isinstance(ratios, dict) else ratios
     listed = values if isinstance(values, list | tuple) else []
-    if numbers := [one for one in listed if isinstance(one, int | float)]:
+    if numbers := [ratio for ratio in listed if isinstance(ratio, int | float)]:
         yield f"{min(numbers):.1f} dB at least"
 
 
@@ -191,7 +191,7 @@ def _adapters(folder: Path, manifest: Manifest, drifts: Mapping[str, Any]) -> It
 
 def _json(path: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError, RecursionError):
-        found = json.loads(path.read_bytes())
-        if isinstance(found, dict):
-            return found
+        document = json.loads(path.read_bytes())
+        if isinstance(document, dict):
+            return document
     return {}

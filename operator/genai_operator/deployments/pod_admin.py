@@ -1,4 +1,4 @@
-"""Asks pods that serve, at their admin port, to serve what is declared, and what they hold.
+"""Declares adapters to serving pods at their admin port, and reads back what they hold.
 
 A pod that has answered is asked again when the declaration changed, when a container of it started
 anew, when it could not do all of it, and else every half minute.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import aiohttp
@@ -35,6 +36,23 @@ class Ask(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Answer:
+    """A pod's last report.
+
+    Attributes:
+        digest: Of what it was asked: declaration, restarts, address.
+        due: When it is asked again, by the monotonic clock.
+        report: What it said.
+        revision: The revision that it was to go over to; empty: none.
+    """
+
+    digest: str
+    due: float
+    report: PodReport
+    revision: str
+
+
 class PodAdmin:
     """See the module's docstring.
 
@@ -46,30 +64,31 @@ class PodAdmin:
     def __init__(self, ask: Ask | None = None, *, timing: Timing = SYSTEM) -> None:
         self._ask = ask or ask_pod
         self._timing = timing
-        self._told: dict[str, tuple[str, float, PodReport, str]] = {}
-        self._room = asyncio.Semaphore(_MOST_AT_ONCE)
+        self._answers: dict[str, _Answer] = {}
+        self._requests = asyncio.Semaphore(_MOST_AT_ONCE)
 
     def keep(self, uids: Collection[str]) -> None:
         """Forget pods that are gone."""
-        for uid in self._told.keys() - set(uids):
-            del self._told[uid]
+        for uid in self._answers.keys() - set(uids):
+            del self._answers[uid]
 
     def refused(self, revision: str, uids: Collection[str]) -> bool:
-        """One of these pods cannot go over to a revision as it runs.
+        """Whether one of these pods cannot go over to a revision as it runs.
 
         An adapter touches other linears than the pod has made room for, or has more ranks, or what
         lies in the store is broken.
         """
-        told = [self._told[uid] for uid in uids if uid in self._told]
+        answers = [self._answers[uid] for uid in uids if uid in self._answers]
         return any(
-            follows == revision and any(one.reason for one in report.adapters.values())
-            for _, _, report, follows in told
+            answer.revision == revision
+            and any(adapter.reason for adapter in answer.report.adapters.values())
+            for answer in answers
         )
 
     async def declare(
         self, pods: Sequence[tuple[PodView, Declaration]], token: str
     ) -> list[PodReport]:
-        """What each of these pods says, once it was asked where that is due.
+        """Return the report of each pod; a pod is asked where that is due.
 
         Args:
             pods: Those that answer, with what they are to serve.
@@ -79,22 +98,21 @@ class PodAdmin:
 
     async def _of(self, pod: PodView, wanted: Declaration, token: str) -> PodReport:
         digest = digest_json([wanted.body, pod.restarts, pod.ip])
-        known = self._told.get(pod.uid)
-        if known is not None and known[0] == digest and self._timing.monotonic() < known[1]:
-            return known[2]
-        async with self._room:
+        known = self._answers.get(pod.uid)
+        if known is not None and known.digest == digest and self._timing.monotonic() < known.due:
+            return known.report
+        async with self._requests:
             report = await self._ask(pod, wanted, token)
-        whole = not report.problem and all(
-            one is not None and one.loaded for one in map(report.adapters.get, wanted.paths)
-        )
-        again = self._timing.monotonic() + (_AGAIN_SECONDS if whole else 0.0)
-        follows = wanted.follows.revision if wanted.follows is not None else ""
-        self._told[pod.uid] = (digest, again, report, follows)
+        adapters = map(report.adapters.get, wanted.paths)
+        whole = not report.problem and all(a is not None and a.loaded for a in adapters)
+        due = self._timing.monotonic() + (_AGAIN_SECONDS if whole else 0.0)
+        revision = wanted.follows.revision if wanted.follows is not None else ""
+        self._answers[pod.uid] = _Answer(digest, due, report, revision)
         return report
 
 
 async def ask_pod(pod: PodView, declared: Declaration, token: str) -> PodReport:
-    """Declare to a pod; what keeps it from answering is in the report."""
+    """Declare adapters to a pod; what keeps it from answering is in the report's `problem`."""
     host = f"[{pod.ip}]" if ":" in pod.ip else pod.ip
     limits = aiohttp.ClientTimeout(total=_ANSWER_SECONDS, connect=2.0)
     try:

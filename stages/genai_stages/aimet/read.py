@@ -77,7 +77,7 @@ def parse_encodings(text: str, where: str, *, of: Collection[str] | None = None)
         if len(found) != len(pairs):
             counts = Counter(name for name, _ in pairs)
             twice = next(name for name, count in counts.items() if count > 1)
-            raise BadEncodings("stands there twice", where=f"{where}: {twice}",
+            raise BadEncodings("is listed twice", where=f"{where}: {twice}",
                                remedy=fields.REMEDY)  # fmt: skip
         return {
             name: _compact(value) if isinstance(value, list) and len(value) >= _LONG else value
@@ -142,7 +142,7 @@ def _assemble(document: object, where: str, of: Collection[str] | None) -> Encod
             )
         for encoding in reader.entries(content, where):
             if encoding.name in names:
-                raise BadEncodings("stands there twice", where=f"{where}: {encoding.name}",
+                raise BadEncodings("is listed twice", where=f"{where}: {encoding.name}",
                                    remedy=fields.REMEDY)  # fmt: skip
             names[encoding.name] = None
             if encoding.dtype == "int":

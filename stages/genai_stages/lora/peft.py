@@ -145,14 +145,14 @@ def _weights_file(folder: Path) -> Path:
 
 def _parts(tensors: Tensors) -> dict[str, dict[str, str]]:
     """Module -> A or B -> key."""
-    found: dict[str, dict[str, str]] = {}
+    parts: dict[str, dict[str, str]] = {}
     foreign = []
     for key in tensors.names:
         match = _KEY.fullmatch(key)
         if match is None:
             foreign.append(key)
             continue
-        halves = found.setdefault(match["module"], {})
+        halves = parts.setdefault(match["module"], {})
         if match["part"] in halves:
             raise BadAdapter(
                 f"{halves[match['part']]} and {key} are one half of the same branch",
@@ -167,14 +167,14 @@ def _parts(tensors: Tensors) -> dict[str, dict[str, str]]:
             where=WEIGHTS_FILE,
             remedy="train a plain LoRA adapter of linear layers",
         )
-    alone = [module for module, keys in found.items() if len(keys) < 2]
-    if alone or not found:
+    alone = [module for module, keys in parts.items() if len(keys) < 2]
+    if alone or not parts:
         raise BadAdapter(
-            f"{alone[0]} has lora_{''.join(found[alone[0]])} alone" if alone else "it is empty",
+            f"{alone[0]} has lora_{''.join(parts[alone[0]])} alone" if alone else "it is empty",
             where=WEIGHTS_FILE,
             remedy="save the adapter again",
         )
-    return found
+    return parts
 
 
 def _branch(
@@ -204,10 +204,12 @@ def _stated(
     given = config.get(patterns) or {}
     if not isinstance(given, dict):
         raise BadAdapter(
-            "it is no object", where=f"{CONFIG_FILE}: {patterns}", remedy="save it again"
+            "it is no object",
+            where=f"{CONFIG_FILE}: {patterns}",
+            remedy="save the adapter again with PEFT",
         )
     fits = _fitting(list(given), modules, patterns)
-    found = {}
+    numbers = {}
     for module in modules:
         pattern = next((text for text in given if module in fits[text]), None)
         value: Any = config.get(default) if pattern is None else given[pattern]
@@ -219,8 +221,8 @@ def _stated(
                 where=f"{CONFIG_FILE}: {where}",
                 remedy="save the adapter again with PEFT",
             )
-        found[module] = float(value)
-    return found
+        numbers[module] = float(value)
+    return numbers
 
 
 def _fitting(
@@ -236,12 +238,12 @@ def _fitting(
     for pattern in patterns:
         if len(pattern) > _MOST_PATTERN:
             raise _no_pattern(repr(pattern[:80]), field, "it is too long")
-    found = {
+    plain = {
         pattern: frozenset(m for m in modules if re.fullmatch(_whole(pattern), m))
         for pattern in patterns
         if _NAME.fullmatch(pattern)
     }
-    rest = [pattern for pattern in patterns if pattern not in found]
+    rest = [pattern for pattern in patterns if pattern not in plain]
     for pattern in rest:
         try:
             re.compile(pattern)
@@ -253,7 +255,7 @@ def _fitting(
         )
     except BadInput as error:
         raise BadAdapter(error.message, where=error.where, remedy=error.remedy) from error
-    return found | dict(zip(rest, matched, strict=True))
+    return plain | dict(zip(rest, matched, strict=True))
 
 
 def _whole(pattern: str) -> str:

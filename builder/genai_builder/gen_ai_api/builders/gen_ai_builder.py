@@ -90,7 +90,7 @@ class GenAIBuilder:
             )
         names = [self._target(text) for text in targets]
         if len(set(names)) != len(names):
-            raise InvalidSpec("a target stands there twice", where="set_targets", remedy="keep one")
+            raise InvalidSpec("a target is listed twice", where="set_targets", remedy="keep one")
         self._targets = names
 
     def _target(self, text: str) -> str:

@@ -235,7 +235,7 @@ def _worn(config: UseCaseRunConfig | None, index: AdapterIndex) -> tuple[Adapter
     """Adapters of a call.
 
     Raises:
-        BadInput: The container has no such adapter, or one stands there twice.
+        BadInput: The container has no such adapter, or one is listed twice.
     """
     if config is None:
         return ()
@@ -248,5 +248,5 @@ def _worn(config: UseCaseRunConfig | None, index: AdapterIndex) -> tuple[Adapter
                 remedy=f"it has {', '.join(index.adapters) or 'none'}",
             )
         if name in names[:number]:
-            raise BadInput(f"{name} stands there twice", where=f"use case {config.use_case_name}")
+            raise BadInput(f"{name} is listed twice", where=f"use case {config.use_case_name}")
     return tuple(AdapterUse(run.adapter_name, run.alpha) for run in config.adapters)

@@ -6,13 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from genai_core.kinds.base import API_VERSION
-from genai_core.kinds.deployment import (
-    DeploymentSpec,
-)
+from genai_core.kinds.deployment import DeploymentSpec
 from genai_core.wire import DEPLOYMENT, MANAGED
-from genai_operator.deployments.admin_objects import (
-    secret_name,
-)
+from genai_operator.deployments.admin_objects import secret_name
 from genai_operator.deployments.declared import Declaration
 from genai_operator.jobs.access import StoreAccess
 from genai_operator.kube.values import Json

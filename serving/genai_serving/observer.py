@@ -1,4 +1,4 @@
-"""What the engine holds, and who counts what it does."""
+"""What the engine holds, and the observer that counts what it does."""
 
 from __future__ import annotations
 
