@@ -1,5 +1,7 @@
-"""A client that never stops, in a pod beside the servers: what it was refused, or told otherwise
-than before, it says."""
+"""Clients that never stop, in a pod beside the servers.
+
+They print each request that failed, and each answer that differs from the first one.
+"""
 
 from __future__ import annotations
 

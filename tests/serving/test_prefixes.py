@@ -27,7 +27,7 @@ LIMITS = ServingLimits(sequences=3, tokens=8, waiting=64, cache_bytes=BUDGET, pr
 
 
 class Watched(ScriptedExecutor):
-    """Whatever a pass finds: those who run and the idle slots have what there is, and no more."""
+    """Checks before each pass that running and idle slots are all open ones, and counts memory."""
 
     engine: Engine
     most = 0
@@ -62,7 +62,7 @@ def alone(
     return list(generate(session, np.asarray(prompt), max_tokens=most, sampling=sampling).tokens)
 
 
-def told(engine: Engine, prompt: ArrayLike, most: int = 6, **given: Any) -> Heard:
+def answer_of(engine: Engine, prompt: ArrayLike, most: int = 6, **given: Any) -> Heard:
     heard = Heard()
     engine.submit(ask(prompt, most, **given), heard)
     return heard.wait()
@@ -79,16 +79,16 @@ def engine() -> Iterator[Engine]:
 
 def test_a_second_request_computes_what_is_new_to_it_alone(engine: Engine) -> None:
     system = list(range(1, 13))
-    first = told(engine, [*system, 3, 4])
+    first = answer_of(engine, [*system, 3, 4])
     assert first.ended.cached_tokens == 0
-    second = told(engine, [*system, 5, 6])
+    second = answer_of(engine, [*system, 5, 6])
     assert second.ended.cached_tokens == len(system)
     assert second.tokens == alone([*system, 5, 6], 6)
     chat = [*system, 5, 6, *second.tokens]
-    third = told(engine, [*chat, 9])
+    third = answer_of(engine, [*chat, 9])
     assert third.ended.cached_tokens == len(chat) - 1, "its last token was never read"
     assert third.tokens == alone([*chat, 9], 6)
-    again = told(engine, [*system, 3, 4])
+    again = answer_of(engine, [*system, 3, 4])
     assert again.ended.cached_tokens == len(system) + 1, "the last one's logits are wanted"
     assert again.tokens == first.tokens
 
@@ -106,25 +106,25 @@ def test_a_second_request_computes_what_is_new_to_it_alone(engine: Engine) -> No
 def test_another_adapter_alpha_or_salt_meets_nothing(engine: Engine, other: dict[str, Any]) -> None:
     prompt = [1, 2, 3, 4, 5]
     worn = (AdapterUse("b"),)
-    told(engine, prompt, adapters=worn)
-    assert told(engine, prompt, **other).ended.cached_tokens == 0
-    assert told(engine, prompt, adapters=worn).ended.cached_tokens == 4
+    answer_of(engine, prompt, adapters=worn)
+    assert answer_of(engine, prompt, **other).ended.cached_tokens == 0
+    assert answer_of(engine, prompt, adapters=worn).ended.cached_tokens == 4
 
 
 def test_a_prompt_whose_places_are_told_is_computed_and_then_kept(engine: Engine) -> None:
     prompt = [1, 2, 3, 4, 5]
-    told(engine, prompt)
-    scored = told(engine, prompt, prompt_logprobs=1)
+    answer_of(engine, prompt)
+    scored = answer_of(engine, prompt, prompt_logprobs=1)
     assert scored.ended.cached_tokens is None
     assert len(scored.prompt) == 4
-    assert told(engine, prompt).ended.cached_tokens == 4
+    assert answer_of(engine, prompt).ended.cached_tokens == 4
 
 
 def test_what_waits_is_never_kept_waiting_by_idle_slots(engine: Engine) -> None:
     for start in range(1, 9):
-        told(engine, [start] * 20, 2)
-    assert told(engine, [16] * 60, 5).tokens, "64 of 80 bytes: idle ones gave way"
-    assert told(engine, [16] * 60, 2).ended.cached_tokens == 59
+        answer_of(engine, [start] * 20, 2)
+    assert answer_of(engine, [16] * 60, 5).tokens, "64 of 80 bytes: idle ones gave way"
+    assert answer_of(engine, [16] * 60, 2).ended.cached_tokens == 59
 
 
 def test_choices_of_one_prompt_share_it_while_the_first_still_reads(engine: Engine) -> None:
@@ -144,7 +144,7 @@ def test_choices_of_one_prompt_share_it_while_the_first_still_reads(engine: Engi
 def test_nothing_is_kept_without_memory_for_it() -> None:
     made = engine_of(ServingLimits(sequences=3, tokens=8, waiting=8, cache_bytes=BUDGET))
     for _ in range(2):
-        assert told(made, [1, 2, 3]).ended.cached_tokens == 0
+        assert answer_of(made, [1, 2, 3]).ended.cached_tokens == 0
         assert slots_of(made).open_slots == frozenset()
     made.close()
 
@@ -154,9 +154,9 @@ def test_a_slot_of_a_pass_that_failed_is_not_kept(
 ) -> None:
     forward = engine._executor.forward
     monkeypatch.setattr(engine._executor, "forward", lambda rows: 1 / 0)
-    assert told(engine, [1, 2, 3]).ended.reason is Finish.ERROR
+    assert answer_of(engine, [1, 2, 3]).ended.reason is Finish.ERROR
     monkeypatch.setattr(engine._executor, "forward", forward)
-    assert told(engine, [1, 2, 3]).ended.cached_tokens == 0
+    assert answer_of(engine, [1, 2, 3]).ended.cached_tokens == 0
 
 
 WORN = st.sampled_from(
@@ -296,18 +296,18 @@ def test_common_counts_what_two_texts_share() -> None:
 
 def test_a_pinned_beginning_stays_whatever_comes_and_is_copied(engine: Engine) -> None:
     system = [3, 1, 4, 1, 5, 9]
-    pinned = told(engine, system, 1, pin=True, speculation=False)
+    pinned = answer_of(engine, system, 1, pin=True, speculation=False)
     assert len(pinned.tokens) == 1
     slots = engine._prefixes.pinned
     for start in range(1, 9):  # more than there is memory for
-        told(engine, [start] * 20, 2)
+        answer_of(engine, [start] * 20, 2)
     for end in ([2, 6], [5, 3]):
-        found = told(engine, [*system, *end])
+        found = answer_of(engine, [*system, *end])
         assert found.ended.error is None
         assert found.ended.cached_tokens == len(system)
         assert found.tokens == alone([*system, *end], 6)
-    assert told(engine, [*system, 2], adapters=(AdapterUse("a"),)).ended.cached_tokens == 0
-    assert told(engine, [*system, 2], cache_salt="x").ended.cached_tokens == 0
+    assert answer_of(engine, [*system, 2], adapters=(AdapterUse("a"),)).ended.cached_tokens == 0
+    assert answer_of(engine, [*system, 2], cache_salt="x").ended.cached_tokens == 0
     assert engine._prefixes.pinned == slots
 
 

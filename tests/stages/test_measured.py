@@ -1,3 +1,5 @@
+"""What tasks measured travels with their outputs, to the container's report."""
+
 from __future__ import annotations
 
 import json
