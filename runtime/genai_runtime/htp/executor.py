@@ -32,6 +32,7 @@ from genai_runtime.htp.adapters import BranchFeeds
 from genai_runtime.htp.arithmetic import Integers, dequantize, quantize
 from genai_runtime.htp.chains import by_size, empty_caches, is_key, tensor_of
 from genai_runtime.htp.client import Emulator
+from genai_runtime.htp.graph_sizes import GraphSizes
 from genai_runtime.session import SlotSession
 
 _Given = Mapping[str, NDArray[np.floating]]
@@ -100,14 +101,12 @@ class HtpExecutor:
         self._graphs = by_size(self._facts)
         self._constants = dict(constants or {})
         self._feeds = BranchFeeds(inputs, adapters or {}, ranges=ranges)
-        self._sizes = sorted(self._graphs)
-        self._context = max(cl for _, cl in self._sizes)
-        self._limit = (
-            self._context if context_length is None else min(context_length, self._context)
-        )
-        last = self._graphs[self._sizes[0]][-1]
+        self._sizes = GraphSizes(self._graphs)
+        longest = self._sizes.longest
+        self._limit = longest if context_length is None else min(context_length, longest)
+        last = self._graphs[min(self._graphs)][-1]
         self._vocabulary = int(tensor_of(last.outputs, "logits", last.name).shape[-1])
-        self._empty = empty_caches(self._graphs, self._context)
+        self._empty = empty_caches(self._graphs, longest)
         self._slots: SlotTable[_Slot] = SlotTable()
         models = {g.name: folder / f"{g.name}.onnx" for gs in self._graphs.values() for g in gs}
         self._runner: Runner = runner or Emulator(
@@ -195,7 +194,7 @@ class HtpExecutor:
         for row, tokens in zip(rows, checked, strict=True):
             self._feeds.of(row.adapters)
             if row.tree is not None:
-                self._tree_size(self._slots[row.slot].length, tokens.size)
+                self._sizes.of_tree(self._slots[row.slot].length, tokens.size)
         outputs = []
         for row, tokens in zip(rows, checked, strict=True):
             slot = self._slots[row.slot]
@@ -203,7 +202,7 @@ class HtpExecutor:
             if row.tree is None:
                 logits = self._chain(slot, tokens, given)
             else:
-                size = self._tree_size(slot.length, tokens.size)
+                size = self._sizes.of_tree(slot.length, tokens.size)
                 logits = self._pass(slot, size, slot.length, tokens, given=given, tree=row.tree)
                 slot.tokens = np.concatenate([slot.tokens, tokens])
             outputs.append(RowOutput(logits[len(logits) - row.want.count(tokens.size) :].copy()))
@@ -244,7 +243,7 @@ class HtpExecutor:
         """Append tokens [T] to a slot, in as many passes as its graphs need; logits [T, V]."""
         pieces = []
         while new.size:
-            size = self._choose(slot.length, int(new.size))
+            size = self._sizes.of_chain(slot.length, int(new.size))
             ar, cl = size
             # Without a small AR the end of the context is reached by computing some tokens again.
             start = min(slot.length, cl - ar)
@@ -255,29 +254,6 @@ class HtpExecutor:
             slot.tokens = np.concatenate([slot.tokens, taken])
             new = new[taken.size :]
         return np.concatenate(pieces)
-
-    def _tree_size(self, length: int, count: int) -> tuple[int, int]:
-        """(AR, CL) of the smallest graph that verifies a tree of `count` tokens in one pass."""
-        fitting = [(cl, ar) for ar, cl in self._sizes if count <= ar and length <= cl - ar]
-        if not fitting:
-            raise BadInput(
-                f"no graph takes a tree of {count} tokens behind {length}",
-                remedy="draft fewer tokens, or build a larger AR",
-            )
-        cl, ar = min(fitting)
-        return ar, cl
-
-    def _choose(self, length: int, wanted: int) -> tuple[int, int]:
-        """(AR, CL) for the next piece: smallest CL, then the AR that needs the fewest passes."""
-        for context in sorted({cl for _, cl in self._sizes}):
-            fitting = [ar for ar, cl in self._sizes if cl == context and length <= cl - ar]
-            if not fitting:
-                continue
-            whole = [ar for ar in fitting if ar >= wanted]
-            best = min(whole) if whole else max(fitting)
-            if whole or context == self._context or length + wanted <= context:
-                return best, context
-        return min(ar for ar, cl in self._sizes if cl == self._context), self._context
 
     def _pass(
         self,
