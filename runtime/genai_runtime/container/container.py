@@ -222,8 +222,8 @@ def load(folder: Path, *, digest_of: DigestOf | None = digest_file) -> Container
         BadInput: The folder is not a container, or not a whole one.
         CorruptBlob: A file has other bytes.
     """
-    found = (folder / MANIFEST_FILE).is_file() and digest_of is not None
-    outside = outside_files(folder) if found else {}
+    compared = (folder / MANIFEST_FILE).is_file() and digest_of is not None
+    outside = outside_files(folder) if compared else {}
     # Before they say what others should be, or are.
     for fault in outside_faults(folder, outside, digest_of=digest_of, below=MANIFEST_FILE):
         raise fault.error(folder)

@@ -100,10 +100,10 @@ def outside_files(folder: Path) -> dict[str, ManifestFile]:
     except OSError as error:
         raise BadInput(str(error.strerror), where=str(path), remedy=REMEDY) from error
     try:
-        found = read_outside(data)
+        files = read_outside(data)
     except ValueError as error:
         raise CorruptBlob(f"is no report: {error}", where=str(path), remedy=REMEDY) from error
-    return {**(found or {})}
+    return {**(files or {})}
 
 
 def outside_faults(

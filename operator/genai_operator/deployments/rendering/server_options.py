@@ -64,17 +64,17 @@ def server_arguments(served: Served) -> list[str]:
         "fetch-socket": FETCH_SOCKET if served.follows else None,
         "termination-log": "/dev/termination-log",
     }
-    found = [CONTAINER_FOLDER]
+    arguments = [CONTAINER_FOLDER]
     for name, value in options.items():
         if value is not None:
-            found += _option(name, str(value))
+            arguments += _option(name, str(value))
     if not server.exact:
-        found.append("--no-exact")
+        arguments.append("--no-exact")
     for prompt in server.system_prompts:
-        found += _option("system-prompt", prompt)
+        arguments += _option("system-prompt", prompt)
     if spec.rollout.golden_tokens is GoldenTokens.REQUIRED:
-        found.append("--golden")
-    return found
+        arguments.append("--golden")
+    return arguments
 
 
 def _option(name: str, value: str) -> list[str]:
