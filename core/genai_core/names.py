@@ -15,12 +15,25 @@ TaskId = NewType("TaskId", str)
 """Readable and unique in a plan, e.g. `convert/sm8750/ar32_cl256_2_of_3`."""
 
 SourceName = NewType("SourceName", str)
-"""One of the sources of a build: `model`, `adapter:c-headers`."""
+"""One of the sources of a build: `model`, `child:decode`, `adapter:c-headers`."""
 
 
 def adapter_source(name: str) -> SourceName:
     """The source of an adapter: `adapter:c-headers`."""
     return SourceName(f"adapter:{name}")
+
+
+_CHILD = "child:"
+
+
+def child_source(name: str) -> SourceName:
+    """The source of a model of its own for one AR: `child:decode`."""
+    return SourceName(f"{_CHILD}{name}")
+
+
+def is_child(name: SourceName) -> bool:
+    """Whether a source is that of a child."""
+    return name.startswith(_CHILD)
 
 
 MODEL = SourceName("model")

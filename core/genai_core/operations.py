@@ -67,7 +67,9 @@ class OperationConfig(BaseModel):
     def _without_unused(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = serialize(self)
         for name in self.added:
-            if getattr(self, name) == type(self).model_fields[name].get_default():
+            if getattr(self, name) == type(self).model_fields[name].get_default(
+                call_default_factory=True
+            ):
                 found.pop(name, None)
         return found
 
@@ -168,6 +170,8 @@ class ConvertCpuConfig(OperationConfig):
 class CompileHtpConfig(OperationConfig):
     """All graphs of one split into one context binary."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"own_options"})
+
     backend: Literal[Backend.HTP] = Backend.HTP
     chip: ChipConfig
     split: SplitConfig
@@ -177,6 +181,8 @@ class CompileHtpConfig(OperationConfig):
     """The cache's inputs and outputs in the processor's own layout."""
     options: Mapping[str, str] = Field(default_factory=dict)
     """`graphs.vtcm_size_in_mb`, `graphs.O` ... -> value."""
+    own_options: Mapping[str, Mapping[str, str]] = Field(default_factory=dict)
+    """AR, as text -> all options of its graphs, where they are others."""
     float16: bool = False
     """The graphs are float; computed in float16."""
     emulation: bool = False
@@ -207,6 +213,8 @@ class HeadConfig(OperationConfig):
 class FidelityConfig(OperationConfig):
     """Loss of a compiled model against its source with the encodings simulated."""
 
+    added: ClassVar[frozenset[str]] = frozenset({"children"})
+
     backend: Backend
     precision: Precision | None = None
     budget_nats: float = 0.01
@@ -214,6 +222,9 @@ class FidelityConfig(OperationConfig):
     """Rows of the tokens that are scored; 0 = all."""
     length: int = 96
     """Tokens of a row that are scored; 0 = all."""
+    children: tuple[int, ...] = ()
+    """ARs whose graphs have a source of their own (the inputs `child_<AR>_core`): they are held
+    against it, and the others against the model's."""
 
 
 class LoraImportConfig(OperationConfig):
@@ -287,7 +298,7 @@ class PackageConfig(OperationConfig):
     """The container."""
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"adapters", "use_cases", "max_rank", "target_modules", "head", "merged"}
+        {"adapters", "children", "use_cases", "max_rank", "target_modules", "head", "merged"}
     )
 
     target: str
@@ -305,6 +316,8 @@ class PackageConfig(OperationConfig):
     max_rank: int | None = None
     """Bounds of adapters that come later, as those of the build have kept them."""
     target_modules: tuple[str, ...] = ()
+    children: tuple[int, ...] = ()
+    """ARs whose graphs have a source of their own; the inputs `child_<AR>` are its core graph."""
     head: HeadConfig | None = None
     """The container is an EAGLE head's, which another one holds."""
     merged: Literal["AdapterOnly", "All"] | None = None

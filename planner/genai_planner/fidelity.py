@@ -53,16 +53,21 @@ def over_budget(tried: Iterable[TaskId], results: Mapping[TaskId, Result]) -> Ov
     budget: object = None
     for task in tried:
         facts = results[task].facts
-        loss, base = facts.get("natsPerToken"), facts.get("baselineNats")
         budget = facts.get("budget", budget)
         name = task.rpartition("/")[2]
-        if isinstance(loss, int | float) and isinstance(base, int | float):
-            losses.append(f"{name} by {loss - base:.4f}")
-        else:
-            losses.append(f"{name} beyond measure")
+        losses.append(f"{name} {_rise(facts)}")
+        children = facts.get("children") or {}
+        losses += [f"AR {ar} over its own source's {_rise(own)}" for ar, own in children.items()]
     return OverBudget(
         f"the loss rises over the source's by more than {budget} nats a token: "
         + ", ".join(losses),
         where="spec.quantization.fidelity.budgetNats",
         remedy="raise the budget if that is good enough, or quantize the model anew",
     )
+
+
+def _rise(facts: Mapping[str, Any]) -> str:
+    loss, base = facts.get("natsPerToken"), facts.get("baselineNats")
+    if isinstance(loss, int | float) and isinstance(base, int | float):
+        return f"by {loss - base:.4f}"
+    return "beyond measure"

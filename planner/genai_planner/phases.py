@@ -19,7 +19,7 @@ from typing import Protocol
 from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
 from genai_core.kinds.build import BuildSpec
-from genai_core.names import Backend, Digest, Key, SourceName, TaskId
+from genai_core.names import MODEL, Backend, Digest, Key, SourceName, TaskId, is_child
 from genai_core.tasks.record import Record
 from genai_core.tasks.task_file import Toolchain
 from genai_planner.expand.build import expand, expand_ingest
@@ -172,9 +172,13 @@ class BuildPlanner:
 
     @cached_property
     def _stated(self) -> Mapping[SourceName, ModelShape]:
+        sources = self.request.sources
         found = {
-            name: shape_from_config(source.config)
-            for name, source in self.request.sources.items()
+            # A child without a config.json is taken for what the model says.
+            name: shape_from_config(
+                source.config or sources[MODEL].config if is_child(name) else source.config
+            )
+            for name, source in sources.items()
             if name in self._models
         }
         return {name: shape for name, shape in found.items() if shape is not None}
@@ -206,13 +210,13 @@ def exact_plan(
         CorruptBlob: What one found is lost.
         GenAIError: What is asked for cannot work.
     """
-    return planner.exact(
-        {
-            name: shape_from_facts(read_facts(ingested[ingest_id(name)]))
-            for name in planner.request.sources
-            if ingest_id(name) in ingested
-        }
-    )
+    shapes = {}
+    for name in planner.request.sources:
+        result = ingested.get(ingest_id(name))
+        if result is not None:
+            contents = {path: file.sha256 for path, file in result.outputs.items()}
+            shapes[name] = shape_from_facts(read_facts(result), contents)
+    return planner.exact(shapes)
 
 
 class StandingResults(Protocol):

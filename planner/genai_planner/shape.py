@@ -8,10 +8,11 @@ of models has its own names in config.json, some of them one level deeper.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from genai_core.facts import ModelFacts
+from genai_core.names import Digest
 
 __all__ = ["ModelShape", "group_file", "shape_from_config", "shape_from_facts"]
 
@@ -70,6 +71,9 @@ class ModelShape:
         exact: From ingest, not from config.json.
         features_size: Of an EAGLE head, the width of the hidden states that it reads; else 0.
         tokens: Rows of the embedding table: more than `vocab_size` where a head guesses from fewer.
+        caches: (heads, head size) of each layer's keys and values.
+        rotary: Name, frequencies and factor of each rotary table; from ingest alone.
+        contents: File of weights -> digest; from ingest alone.
     """
 
     architecture: str
@@ -85,6 +89,9 @@ class ModelShape:
     exact: bool
     features_size: int = 0
     tokens: int = 0
+    caches: tuple[tuple[int, int], ...] = ()
+    rotary: tuple[tuple[str, tuple[float, ...], float], ...] = ()
+    contents: Mapping[str, Digest] = field(default_factory=dict)
 
     @property
     def parameters(self) -> int:
@@ -103,8 +110,13 @@ def group_file(group: str) -> str:
     return f"weights/{group}.data"
 
 
-def shape_from_facts(facts: ModelFacts) -> ModelShape:
-    """The exact shape."""
+def shape_from_facts(facts: ModelFacts, contents: Mapping[str, Digest] | None = None) -> ModelShape:
+    """The exact shape.
+
+    Args:
+        facts: From ingest.
+        contents: Files that ingest left -> digest.
+    """
     groups = facts.groups
     table = facts.vocab_size * facts.hidden_size
     embedding = groups["embed"].parameters if "embed" in groups else table
@@ -128,6 +140,16 @@ def shape_from_facts(facts: ModelFacts) -> ModelShape:
         exact=True,
         features_size=0 if facts.head is None else facts.head.features_size,
         tokens=facts.vocab_size if facts.head is None else facts.head.tokens,
+        caches=tuple((one.kv_heads, one.head_dim) for one in facts.attention),
+        rotary=tuple(
+            (name, tuple(table.inv_freq), table.attention_factor)
+            for name, table in sorted(facts.rope.items())
+        ),
+        contents={
+            file: digest
+            for file, digest in (contents or {}).items()
+            if file in {group.file for group in groups.values()}
+        },
     )
 
 
@@ -171,4 +193,5 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
         files={group: group_file(group) for group in groups},
         kv_width=kv_heads * head_dim,
         exact=False,
+        caches=((kv_heads, head_dim),) * layers,
     )

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from genai_core.names import DRAFT, MODEL, SourceName
+from genai_core.names import SourceName
+from genai_core.sources.build_sources import is_built
 from genai_planner.plan import FileRef
 
 __all__ = ["ENCODINGS_ROLE", "MODEL_ROLE", "TOKENS_ROLE", "Source", "Sources", "is_model"]
@@ -58,7 +59,7 @@ class Source:
 
 def is_model(name: SourceName, source: Source) -> bool:
     """Whether a source is read by an ingest task of its own; a missing model fails there."""
-    return name in (MODEL, DRAFT) or MODEL_ROLE in source.files
+    return is_built(name) or MODEL_ROLE in source.files
 
 
 Sources: TypeAlias = Mapping[SourceName, Source]

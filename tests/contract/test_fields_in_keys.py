@@ -71,6 +71,7 @@ OTHERWISE = {
     "quantization.activationBits": "has one value",
     "quantization.biasBits": "has one value",
     "quantization.fidelity.tokens": "the file's digest enters",
+    "children": "tests/planner/test_expand_children.py",
     "lora": "tests/planner/test_expand_lora.py",
     "speculation": "tests/planner/test_expand_draft.py",
 }

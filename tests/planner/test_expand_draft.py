@@ -141,8 +141,9 @@ spec:
 
 def test_an_error_about_a_draft_s_files_names_its_fields() -> None:
     error = BadModel("two files", where="spec.model.onnx", remedy="set spec.model.onnx")
-    assert of_source(error, MODEL) is error
-    renamed = of_source(error, DRAFT)
+    model, draft = sources_of(spec(speculation=[PART]))
+    assert of_source(error, model) is error
+    renamed = of_source(error, draft)
     assert isinstance(renamed, BadModel)
     assert renamed.where == "spec.speculation[0].onnx"
     assert renamed.remedy == "set spec.speculation[0].onnx"

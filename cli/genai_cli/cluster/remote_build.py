@@ -41,6 +41,7 @@ from genai_core.names import (
     TOKEN_MAP_ROLE,
     SourceName,
     adapter_source,
+    is_child,
 )
 from genai_core.sources.adapter_files import (
     ADAPTER_ENCODINGS_ROLE,
@@ -48,13 +49,27 @@ from genai_core.sources.adapter_files import (
     ADAPTER_WEIGHTS_ROLE,
     inspect_adapter,
 )
-from genai_core.sources.build_sources import BuildSource, model_spec, of_source, sources_of
+from genai_core.sources.build_sources import (
+    BuildSource,
+    child_of,
+    is_built,
+    model_spec,
+    of_source,
+    sources_of,
+)
 from genai_core.sources.forecast_files import inspect_forecast
 from genai_core.sources.source_files import SourceFacts, calibration_role, inspect_source
 from genai_core.store.address import StoreAddress
 from genai_core.wire import REQUESTED_AT
 
-__all__ = ["build_remotely", "manifest", "uploaded", "uploaded_adapter", "uploaded_draft"]
+__all__ = [
+    "build_remotely",
+    "manifest",
+    "uploaded",
+    "uploaded_adapter",
+    "uploaded_child",
+    "uploaded_draft",
+]
 
 _ADAPTER_FIELDS = {
     "weights": ADAPTER_WEIGHTS_ROLE,
@@ -197,12 +212,15 @@ def _upload(
                 body["spec"] = uploaded(build.spec, body["spec"], address, facts.digest)
             elif source.name in (DRAFT, FORECAST):
                 body["spec"] = uploaded_draft(body["spec"], address, facts.digest)
+            elif is_child(source.name):
+                number = build.spec.children.index(child_of(build.spec, source.name))
+                body["spec"] = uploaded_child(body["spec"], number, address, facts.digest)
             else:
                 body["spec"] = uploaded_adapter(body["spec"], source.name, address, facts.digest)
 
 
 def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
-    if source.name in (MODEL, DRAFT):
+    if is_built(source.name):
         try:
             return inspect_source(
                 model_spec(spec, source.name),
@@ -211,7 +229,7 @@ def _inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
                 token_map=source.files.get(TOKEN_MAP_ROLE),
             )
         except GenAIError as error:
-            raise of_source(error, source.name) from error
+            raise of_source(error, source) from error
     folder = Path(expanded(source.address.removeprefix("file://"))).absolute()
     inspect = inspect_forecast if source.name == FORECAST else inspect_adapter
     return inspect(folder, known_digests(), where=source.field, pin=source.pin, **source.files)
@@ -252,14 +270,27 @@ def uploaded_adapter(written: Json, name: SourceName, address: str, digest: str)
     return {**written, "lora": {**written["lora"], "adapters": adapters}}
 
 
+def uploaded_child(written: Json, number: int, address: str, digest: str) -> Json:
+    """The spec with a child uploaded; see `uploaded`."""
+    children = list(written["children"])
+    found = _beside(children[number], address, digest)
+    if found.get("calibration"):
+        found["calibration"] = calibration_role(found["calibration"])
+    children[number] = found
+    return {**written, "children": children}
+
+
+def _beside(part: Json, address: str, digest: str) -> Json:
+    """A model of the spec that lies beside the store: files are called by their roles there."""
+    found = {**part, "source": address, "digest": digest}
+    found.pop("secretRef", None)  # the store's own credentials read it
+    return found | {field: role for field, role in _ROLE_FIELDS.items() if field in found}
+
+
 def uploaded_draft(written: Json, address: str, digest: str) -> Json:
     """The spec with what guesses uploaded; see `uploaded`."""
     (part,) = written["speculation"]
-    found = {**part, "source": address, "digest": digest}
-    found.pop("secretRef", None)  # the store's own credentials read it
-    for field, role in _ROLE_FIELDS.items():
-        if field in found:
-            found[field] = role
+    found = _beside(part, address, digest)
     if "draftTokenMap" in found:
         found["draftTokenMap"] = f"{TOKEN_MAP_ROLE}{Path(found['draftTokenMap']).suffix}"
     if "tensorFile" in found:
@@ -276,12 +307,7 @@ def uploaded(spec: BuildSpec, written: Json, address: str, digest: str) -> Json:
         address: Of the folder; without an endpoint, it lies on the store's.
         digest: Of its content.
     """
-    model = {**written["model"], "source": address, "digest": digest}
-    model.pop("secretRef", None)  # the store's own credentials read it
-    for field, role in _ROLE_FIELDS.items():
-        if field in model:
-            model[field] = role
-    found = {**written, "model": model}
+    found = {**written, "model": _beside(written["model"], address, digest)}
     quantization = spec.quantization
     if quantization.fidelity.tokens or quantization.calibration:
         changed = dict(written.get("quantization", {}))

@@ -88,6 +88,8 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     for name, value in (report.get("fidelity") or {}).items():
         if isinstance(value, int | float | str):
             facts.append(("fidelity", f"{name} {_plain(value)}"))
+        elif name == "children":
+            facts += [("fidelity", f"AR {ar}: {_listed(one)}") for ar, one in value.items()]
     facts += [("drift", f"{name}: {_plain(one)}") for name, one in _drifts(report).items()]
     facts += [("warning", text) for text in report.get("warnings") or []]
     return facts
@@ -98,6 +100,10 @@ def _drifts(report: Mapping[str, Any]) -> Mapping[str, Any]:
     package = (report.get("stages") or {}).get("package")
     found = package.get("useCases") if isinstance(package, Mapping) else None
     return found if isinstance(found, Mapping) else {}
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {_plain(value)}" for name, value in values.items())
 
 
 def _plain(value: Any) -> str:

@@ -22,7 +22,6 @@ from genai_core.files.digest_cache import FileCache
 from genai_core.files.home import expanded
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import (
-    DRAFT,
     FORECAST,
     MODEL,
     TOKEN_MAP_ROLE,
@@ -32,7 +31,7 @@ from genai_core.names import (
 )
 from genai_core.operations import OPERATIONS, operation_of
 from genai_core.sources.adapter_files import inspect_adapter
-from genai_core.sources.build_sources import model_spec, of_source, sources_of
+from genai_core.sources.build_sources import is_built, model_spec, of_source, sources_of
 from genai_core.sources.forecast_files import inspect_forecast
 from genai_core.sources.source_address import readable_name
 from genai_core.sources.source_files import SourceFacts, inspect_source
@@ -312,7 +311,7 @@ def read_plan(
 def _others(
     spec: BuildSpec, base_dir: Path, cache: FileCache, named: Iterable[str]
 ) -> dict[SourceName, SourceFacts]:
-    """The files of each adapter, and of what guesses.
+    """The files of each child and adapter, and of what guesses.
 
     Raises:
         GenAIError: One is not there, broken, or not what the spec pins.
@@ -328,8 +327,8 @@ def _others(
         )
         if folder is None:
             folder = (base_dir / expanded(source.address.removeprefix("file://"))).absolute()
-        if source.name == DRAFT:
-            alone = model_spec(spec, DRAFT)
+        if is_built(source.name):
+            alone = model_spec(spec, source.name)
             model = alone.model.model_copy(update={"source": str(folder)})
             alone = alone.model_copy(update={"model": model})
             try:
@@ -337,7 +336,7 @@ def _others(
                     alone, base_dir, cache, token_map=source.files.get(TOKEN_MAP_ROLE)
                 )
             except GenAIError as error:
-                raise of_source(error, DRAFT) from error
+                raise of_source(error, source) from error
             continue
         inspect = inspect_forecast if source.name == FORECAST else inspect_adapter
         found[source.name] = inspect(

@@ -30,8 +30,10 @@ from genai_core.kinds.base import (
     Uri,
     either_case,
 )
+from genai_core.kinds.child import Child
 from genai_core.kinds.lora import Lora
 from genai_core.kinds.speculation import SpeculationPart
+from genai_core.kinds.transformation import Transformation
 from genai_core.names import Gaps, Precision
 
 MULTI_CONTEXT_LENGTHS = (512, 1024, 2048, 3072, 4096)
@@ -119,24 +121,6 @@ class Splits(KindModel):
     """Apart: the embedding is a split of its own; Joined: it goes with the first layers."""
     lm_head: Annotated[Placement, either_case(Placement)] = Placement.AUTO
     """Apart: the head is a split of its own; Joined: it goes with the last layers."""
-
-
-class StartPointSpec(KindModel):
-    """A further place from which heads are split."""
-
-    tensor: Annotated[str, StringConstraints(min_length=1, max_length=512)]
-    """Regular expression, matched against whole names of tensors."""
-
-
-class Transformation(KindModel):
-    """Rewrites of the graph."""
-
-    mha2sha: Annotated[bool, Field(alias="mha2sha")] = True
-    """Write every attention head as a graph of its own, as the vendor's tools want it."""
-    additional_start_points: Annotated[list[StartPointSpec], Field(max_length=64)] = Field(
-        default_factory=list
-    )
-    """Further places from which heads are split, beside those that are found."""
 
 
 class Fidelity(KindModel):
@@ -265,6 +249,9 @@ class BuildSpec(KindModel):
     transformation: Transformation = Field(default_factory=Transformation)
     quantization: Quantization = Field(default_factory=Quantization)
     compilation: Compilation = Field(default_factory=Compilation)
+    children: Annotated[list[Child], Field(max_length=16)] = Field(default_factory=list)
+    """Models of their own for the graphs of one AR each (htp): the vendor's
+    attach_model_for_arn."""
     golden: GoldenPrompts = Field(default_factory=GoldenPrompts)
     lora: Lora | None = None
     """Adapters that the container carries."""
@@ -281,6 +268,24 @@ class BuildSpec(KindModel):
             if name in targets[:number]:
                 raise ValueError(f"it holds {name} twice: keep one of them")
         return targets
+
+    @field_validator("children")
+    @classmethod
+    def _one_child_each(cls, children: list[Child]) -> list[Child]:
+        for number, child in enumerate(children):
+            for other, earlier in enumerate(children[:number]):
+                both = f"children {other} and {number}"
+                if earlier.arn == child.arn:
+                    raise ValueError(f"{both} are both of AR {child.arn}: keep one of them")
+                if earlier.label == child.label:
+                    raise ValueError(f"{both} are both called {child.label}: rename one of them")
+        return children
+
+    @model_validator(mode="after")
+    def _children_alone(self) -> Self:
+        if self.children and self.lora is not None:
+            raise ValueError("children and lora exclude each other: adapters fit one model's graph")
+        return self
 
 
 class GenAIBuild(KindObject):

@@ -20,6 +20,7 @@ from genai_core.files.home import expanded
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.base import API_VERSION, KindObject
 from genai_core.kinds.build import GenAIBuild, ModelSource
+from genai_core.kinds.child import Child
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.lora import AdapterSource
 from genai_core.kinds.problems import Problem, nearest, problems, show_path
@@ -45,7 +46,7 @@ KINDS: dict[str, type[KindObject]] = {
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_S = TypeVar("_S", ModelSource, AdapterSource, SpeculationPart)
+_S = TypeVar("_S", ModelSource, AdapterSource, Child, SpeculationPart)
 
 
 def read_build(path: Path, *, name: str | None = None) -> GenAIBuild:
@@ -107,6 +108,9 @@ def with_local_source(build: GenAIBuild, folder: Path) -> GenAIBuild:
     if spec.lora is not None:
         adapters = [placed(adapter) for adapter in spec.lora.adapters]
         spec = spec.model_copy(update={"lora": spec.lora.model_copy(update={"adapters": adapters})})
+    if spec.children:
+        children = [placed(child) for child in spec.children]
+        spec = spec.model_copy(update={"children": children})
     if spec.speculation:
         parts = [placed(part) for part in spec.speculation]
         spec = spec.model_copy(update={"speculation": parts})

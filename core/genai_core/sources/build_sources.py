@@ -1,4 +1,4 @@
-"""The sources that a build's spec names: its model, each adapter, a draft model.
+"""The sources that a build's spec names: its model, children, each adapter, a draft model.
 
 Each has an address, credentials and a pin of its own, and is resolved by itself. Whoever plans, on
 a laptop or in a cluster, goes through this list; nothing else knows which fields name sources.
@@ -9,13 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
+from typing import Any
 
 from genai_core.errors import GenAIError, from_dict
 from genai_core.kinds.build import BuildSpec, GoldenPrompts, ModelSource, Quantization
-from genai_core.kinds.speculation import SpeculationPartMethod
-from genai_core.names import DRAFT, FORECAST, MODEL, TOKEN_MAP_ROLE, SourceName, adapter_source
+from genai_core.kinds.child import Child
+from genai_core.kinds.speculation import SpeculationPart, SpeculationPartMethod
+from genai_core.names import (
+    DRAFT,
+    FORECAST,
+    MODEL,
+    TOKEN_MAP_ROLE,
+    SourceName,
+    adapter_source,
+    is_child,
+)
 
-__all__ = ["BuildSource", "model_spec", "of_source", "sources_of"]
+__all__ = ["BuildSource", "child_of", "is_built", "model_spec", "of_source", "sources_of"]
 
 
 @dataclass(frozen=True)
@@ -23,12 +33,12 @@ class BuildSource:
     """One source.
 
     Attributes:
-        name: `model`, `adapter:c-headers`, `draft`, `forecast`.
+        name: `model`, `child:decode`, `adapter:c-headers`, `draft`, `forecast`.
         address: As the spec has it.
         field: That names it, for messages.
         secret: Name of the Secret with its credentials; empty: the store's.
         pin: `sha256:...` that its content must have; None = any.
-        files: Of an adapter or draft, what the spec names in it: `weights`, `onnx`, `encodings`,
+        files: What the spec names in it, but for the model: `weights`, `onnx`, `encodings`,
             `draft_token_map`, `tensor_file` -> file.
     """
 
@@ -50,6 +60,21 @@ def sources_of(spec: BuildSpec) -> tuple[BuildSource, ...]:
     model = spec.model
     secret = model.secret_ref.name if model.secret_ref is not None else ""
     found = [BuildSource(MODEL, model.source, "spec.model.source", secret, model.digest)]
+    for number, child in enumerate(spec.children):
+        found.append(
+            BuildSource(
+                child.source_name,
+                child.source,
+                f"spec.children[{number}].source",
+                child.secret_ref.name if child.secret_ref is not None else "",
+                child.digest,
+                {
+                    name: file
+                    for name in ("onnx", "encodings")
+                    if (file := getattr(child, name)) is not None
+                },
+            )
+        )
     for number, adapter in enumerate(spec.lora.adapters if spec.lora is not None else ()):
         found.append(
             BuildSource(
@@ -83,16 +108,35 @@ def sources_of(spec: BuildSpec) -> tuple[BuildSource, ...]:
     return tuple(found)
 
 
-def of_source(error: GenAIError, source: SourceName) -> GenAIError:
+def of_source(error: GenAIError, source: BuildSource) -> GenAIError:
     """An error about a model's files, with the fields of the source that they belong to."""
-    if source != DRAFT:
+    if source.name == MODEL:
         return error
-    return from_dict(
-        {
-            name: text.replace("spec.model", "spec.speculation[0]")
-            for name, text in error.as_dict().items()
-        }
-    )
+    field = source.field.removesuffix(".source")
+    fields = {"spec.model": field}
+    if is_child(source.name):
+        fields["spec.quantization"] = field
+    found = error.as_dict()
+    for models, own in fields.items():
+        found = {name: text.replace(models, own) for name, text in found.items()}
+    return from_dict(found)
+
+
+def is_built(source: SourceName) -> bool:
+    """Whether a source is a model whose folder is read like the build's own model's."""
+    return source in (MODEL, DRAFT) or is_child(source)
+
+
+def child_of(spec: BuildSpec, source: SourceName) -> Child:
+    """The child whose source has that name.
+
+    Raises:
+        KeyError: There is none.
+    """
+    for child in spec.children:
+        if child.source_name == source:
+            return child
+    raise KeyError(source)
 
 
 def model_spec(spec: BuildSpec, source: SourceName) -> BuildSpec:
@@ -100,25 +144,40 @@ def model_spec(spec: BuildSpec, source: SourceName) -> BuildSpec:
 
     Args:
         spec: The build's.
-        source: `model`: the spec as it is. `draft`: the draft in the model's place, without what
-            concerns the model alone.
+        source: `model`: the spec as it is. `draft`, `child:decode`: that model in the model's
+            place, without what concerns the model alone.
     """
     if source == MODEL:
         return spec
-    part = spec.speculation[0]
-    model = ModelSource(
+    alone: dict[str, Any] = {"lora": None, "speculation": [], "golden": GoldenPrompts()}
+    if is_child(source):
+        child = child_of(spec, source)
+        return spec.model_copy(
+            update={
+                **alone,
+                "model": _model(child, architecture=spec.model.architecture),
+                "quantization": spec.quantization.model_copy(
+                    update={
+                        "gaps": child.gaps or spec.quantization.gaps,
+                        "calibration": child.calibration,
+                        "fidelity": spec.quantization.fidelity.model_copy(update={"tokens": None}),
+                    }
+                ),
+                "transformation": child.transformation or spec.transformation,
+                "children": [],
+            }
+        )
+    return spec.model_copy(
+        update={**alone, "model": _model(spec.speculation[0]), "quantization": Quantization()}
+    )
+
+
+def _model(part: Child | SpeculationPart, *, architecture: str | None = None) -> ModelSource:
+    return ModelSource(
         source=part.source,
         secret_ref=part.secret_ref,
         digest=part.digest,
         onnx=part.onnx,
         encodings=part.encodings,
-    )
-    return spec.model_copy(
-        update={
-            "model": model,
-            "quantization": Quantization(),
-            "lora": None,
-            "speculation": [],
-            "golden": GoldenPrompts(),
-        }
+        architecture=architecture,
     )

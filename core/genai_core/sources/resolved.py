@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_json
 from genai_core.files.paths import FileName, RelativePath
-from genai_core.names import DRAFT, FORECAST, MODEL, Digest, Key, SourceName
-from genai_core.sources.build_sources import sources_of
+from genai_core.names import FORECAST, MODEL, Digest, Key, SourceName, is_child
+from genai_core.sources.build_sources import child_of, is_built, sources_of
 
 if TYPE_CHECKING:  # workers read answers and know no specs
     from genai_core.kinds.build import BuildSpec
@@ -110,10 +110,12 @@ def resolve_file(
             if one.name == source
             for name, file in one.files.items()
         }
-        what: Literal["adapter", "forecast"] | None = "adapter"
-        if source in (DRAFT, FORECAST):
-            what = None if source == DRAFT else "forecast"
-        return ResolveFile(uri=uri, pin=pin, model=files, quantization={}, what=what)
+        what: Literal["adapter", "forecast"] | None = None
+        if not is_built(source):
+            what = "forecast" if source == FORECAST else "adapter"
+        own = child_of(spec, source).calibration if is_child(source) else None
+        texts = {} if own is None else {"calibration": own}
+        return ResolveFile(uri=uri, pin=pin, model=files, quantization=texts, what=what)
     return ResolveFile(
         uri=uri,
         pin=pin,

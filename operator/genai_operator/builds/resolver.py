@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
-from genai_core.names import DRAFT, FORECAST, MODEL, Key, SourceName, TaskId
+from genai_core.names import FORECAST, MODEL, Key, SourceName, TaskId
 from genai_core.reasons import Reason
 from genai_core.redaction import hidden_queries
-from genai_core.sources.build_sources import BuildSource
+from genai_core.sources.build_sources import BuildSource, is_built, of_source
 from genai_core.sources.resolved import (
     RESOLVE,
     ResolvedSource,
@@ -118,7 +118,7 @@ class Resolver:
         found = ResolvedSource.model_validate(record.facts)
         if source.pin not in {None, found.digest}:
             raise Stalled(
-                "BadModel" if source.name in (MODEL, DRAFT, FORECAST) else "BadAdapter",
+                "BadModel" if is_built(source.name) or source.name == FORECAST else "BadAdapter",
                 f"the content of {place.uri} is {found.digest}, not the {source.pin} that "
                 f"{source.pin_field} pins",
             )
@@ -240,10 +240,11 @@ class Resolver:
                 task_seconds=build.spec.run.active_deadline_seconds,
             )
         if isinstance(verdict, PermanentFailure):
-            problem = of_error(verdict.error)
-            reason = problem.reason if isinstance(problem, Stalled) else verdict.error.code
-            failure = (TaskId(RESOLVE), verdict.error, verdict.log)
-            raise Stalled(reason, str(verdict.error), failure=failure)
+            error = of_source(verdict.error, access.source)
+            problem = of_error(error)
+            reason = problem.reason if isinstance(problem, Stalled) else error.code
+            failure = (TaskId(RESOLVE), error, verdict.log)
+            raise Stalled(reason, str(error), failure=failure)
         changes = changes_of(verdict, request, attempts, access=access.access)
         await self._writer.apply(build, changes)
         build.look_after(pause_of(verdict) or WATCHED_SECONDS)

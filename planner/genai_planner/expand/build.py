@@ -13,11 +13,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from genai_core.errors import BadEncodings, InvalidSpec
+from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec, CpuPrecision
-from genai_core.names import DRAFT, MODEL, Backend, Gaps, SourceName
+from genai_core.names import DRAFT, MODEL, Backend, Gaps, SourceName, is_child
 from genai_core.operations import IngestConfig
 from genai_planner.expand import cpu, htp
+from genai_planner.expand.children import (
+    children_on_cpu,
+    missing_encodings,
+    planned_children,
+    refuse_children,
+)
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.draft import draft_context, refuse_draft
 from genai_planner.expand.forecast import expand_forecast, refuse_forecast
@@ -54,11 +60,12 @@ def expand_ingest(
     backends = {target.backend for target in targets}
     _check_gaps(spec, sources[MODEL], cpu=Backend.CPU in backends)
     refuse_adapters(spec)
+    refuse_children(spec, sources, backends)
     refuse_draft(spec, backends)
     refuse_forecast(spec, backends)
     return Plan(
         tuple(
-            _ingest(spec, name, source, shape=(shapes or {}).get(name))
+            _ingest(spec, name, sources, shape=(shapes or {}).get(name))
             for name, source in sources.items()
             if is_model(name, source)
         )
@@ -91,18 +98,20 @@ def expand(
     )
     head = head_config(spec, sources, shapes)
     context = PlanContext(spec, shapes[MODEL], sources[MODEL], grid, head=head)
+    children = planned_children(context, sources, shapes)
     adapters = tuple(import_adapters(context, sources))
     parts = [Plan(adapters, notes=grid.notes, warnings=grid.warnings), expand_forecast(context)]
     if chips:
-        parts.append(htp.expand_htp(context, chips))
+        parts.append(htp.expand_htp(context, chips, children))
     if is_draft(spec):
         draft = draft_context(context, sources, shapes[DRAFT])
         parts += [
             replace(cpu.expand_draft(draft, target), notes=draft.grid.notes) for target in targets
         ]
-    parts += [
-        cpu.expand_cpu(context, target) for target in targets if target.backend is Backend.CPU
-    ]
+    on_cpu = [target for target in targets if target.backend is Backend.CPU]
+    if on_cpu:
+        parts.append(Plan((), notes=children_on_cpu(spec, shapes)))
+    parts += [cpu.expand_cpu(context, target) for target in on_cpu]
     return _joined([ingest, *parts], [target.name for target in targets])
 
 
@@ -129,19 +138,19 @@ def _check_gaps(spec: BuildSpec, model: Source, *, cpu: bool) -> None:
             remedy="set gaps: Calibrate with a calibration text, add the model's .encodings, or "
             "use cpuPrecision: Float or Auto",
         )
-    if spec.quantization.gaps is Gaps.ERROR:
-        raise BadEncodings(
-            "the model has no encodings",
-            where="spec.quantization.gaps",
-            remedy="put its .encodings file beside the model, or set gaps: Float for a float "
-            "container, or gaps: Calibrate",
-        )
+    missing_encodings(spec.quantization.gaps, model, what="model", where="spec.quantization.gaps")
 
 
-def _ingest(spec: BuildSpec, name: SourceName, source: Source, *, shape: ModelShape | None) -> Task:
+def _ingest(
+    spec: BuildSpec, name: SourceName, sources: Sources, *, shape: ModelShape | None
+) -> Task:
+    source, model = sources[name], sources[MODEL]
     weights = shape.parameters if shape else source.size // 4
     largest = shape.largest if shape else weights
-    architecture = spec.model.architecture if name == MODEL else None
+    architecture = spec.model.architecture if name == MODEL or is_child(name) else None
+    if is_child(name) and not source.has_config:  # it inherits what the model's says
+        stated = model.config.get("model_type")
+        architecture = architecture or (stated if isinstance(stated, str) else None)
     return Task(
         id=ingest_id(name),
         operation="ingest",

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from genai_core import compile_options
 from genai_core.graphs import graph_name
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.lora import QuantUpdatableMode
-from genai_core.names import Backend, TaskId
+from genai_core.names import MODEL, Backend, TaskId
 from genai_core.operations import (
     ArclConfig,
     CompileHtpConfig,
@@ -22,6 +22,7 @@ from genai_core.operations import (
     TransformConfig,
 )
 from genai_planner.expand import inputs
+from genai_planner.expand.children import PlannedChild, options_of
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.lora import (
     GRAPH,
@@ -58,8 +59,15 @@ EMULATED_PIECES = 4
 """Pieces of text that the emulator scores: it takes a good part of a second for each pass."""
 
 
-def expand_htp(context: PlanContext, targets: Sequence[Target]) -> Plan:
+def expand_htp(
+    context: PlanContext, targets: Sequence[Target], children: Sequence[PlannedChild] = ()
+) -> Plan:
     """Make the tasks behind ingest for all htp targets together.
+
+    Args:
+        context: Of the model.
+        targets: The htp targets.
+        children: Models of their own for the graphs of one AR each.
 
     Raises:
         InvalidSpec: A compile option that does not exist or cannot be honoured, or a wrong split.
@@ -78,7 +86,10 @@ def expand_htp(context: PlanContext, targets: Sequence[Target]) -> Plan:
     emulation, verified = _emulated(context.shape, grid.context_length, float16=context.stays_float)
     cases = merged_cases(spec)
     notes = [merged_note(spec, cases, targets, cut.sizes)] if cases else []
-    builder = _Builder(context, splits=cut.splits, emulation=emulation, cases=cases)
+    notes += [f"AR {one.child.arn}: from the child {one.child.label}" for one in children]
+    builder = _Builder(
+        context, splits=cut.splits, emulation=emulation, cases=cases, children=children
+    )
     label = targets[0].name if len(targets) == 1 else ""
     tasks = builder.shared(label)
     containers: dict[str, tuple[TaskId, ...]] = {}
@@ -102,6 +113,38 @@ def _emulated(shape: ModelShape, context: int, *, float16: bool) -> tuple[bool, 
     return False, f"verified by its metadata alone: only {small} are run in the emulator"
 
 
+class _Origin:
+    """The model that a graph is made from; what its parts read is found once, not for each task.
+
+    Attributes:
+        context: Of the model, or of a child.
+        weights: Number of a split -> facts and files of weights.
+        count: Number of a split -> weights in it.
+    """
+
+    def __init__(self, context: PlanContext, splits: tuple[SplitConfig, ...]) -> None:
+        self.context = context
+        self.weights = {split.index: self._files(split) for split in splits}
+        self.count = {split.index: self._weights(split) for split in splits}
+
+    def _weights(self, split: SplitConfig) -> int:
+        shape = self.context.shape
+        return (
+            sum(shape.layers[split.first : split.last])
+            + (shape.embedding if split.embedding else 0)
+            + (shape.head if split.lm_head else 0)
+        )
+
+    def _files(self, split: SplitConfig) -> tuple[Selection, ...]:
+        weights = inputs.part_weights(
+            self.context.shape,
+            range(split.first, split.last),
+            embedding=split.embedding,
+            lm_head=split.lm_head,
+        )
+        return inputs.ingested("facts.json", *weights, source=self.context.source)
+
+
 class _Builder:
     """The tasks of all graphs and splits."""
 
@@ -112,21 +155,23 @@ class _Builder:
         splits: tuple[SplitConfig, ...],
         emulation: bool,
         cases: tuple[MergedCase, ...],
+        children: Sequence[PlannedChild] = (),
     ) -> None:
         self.cases = cases
+        self.children = {one.child.arn: one for one in children}
         self.context = context
         self.spec = context.spec
         self.grid = context.grid
         self.shape = context.shape
         self.splits = splits
         self.emulation = emulation
-        self.start_points = tuple(
-            StartPoint(tensor=point.tensor)
-            for point in self.spec.transformation.additional_start_points
-        )
-        # Shared by all graphs: tuples of strings once for each split, not for each task.
-        self.weights = {split.index: self._files(split) for split in splits}
-        self.count = {split.index: self._weights(split) for split in splits}
+        self.origins: dict[int, _Origin] = {}
+        own = _Origin(context, splits)
+        for graph in self.grid.graphs:
+            one = self.children.get(graph.ar)
+            if graph.ar not in self.origins:
+                self.origins[graph.ar] = own if one is None else _Origin(one.context, splits)
+        self.count = own.count
 
     def shared(self, label: str) -> list[Task]:
         """arcl, transform and convert, which know no chip."""
@@ -135,7 +180,8 @@ class _Builder:
         tasks += [self._arcl(graph, label) for graph in self.grid.graphs]
         for graph in self.grid.graphs:
             tasks += [self._transform(graph, split, label) for split in self.splits]
-        for graph in self.grid.graphs:
+        # A child's parts read those of the model, whose cache they go on with.
+        for graph in sorted(self.grid.graphs, key=lambda one: one.ar in self.children):
             tasks += [self._convert(graph, split, label) for split in self.splits]
         if self.cases:
             tasks += self._shared_of_cases(label)
@@ -175,33 +221,18 @@ class _Builder:
         tasks.append(self._package(target, parts, fidelity))
         return tasks
 
-    def _weights(self, split: SplitConfig) -> int:
-        shape = self.shape
-        return (
-            sum(shape.layers[split.first : split.last])
-            + (shape.embedding if split.embedding else 0)
-            + (shape.head if split.lm_head else 0)
-        )
-
-    def _files(self, split: SplitConfig) -> tuple[Selection, ...]:
-        weights = inputs.part_weights(
-            self.shape,
-            range(split.first, split.last),
-            embedding=split.embedding,
-            lm_head=split.lm_head,
-        )
-        return inputs.ingested("facts.json", *weights)
-
     def _arcl(self, graph: GraphConfig, label: str, *, branched: bool = False) -> Task:
-        name = graph_name(graph.ar, graph.cl)
+        name, origin = graph_name(graph.ar, graph.cl), self.origins[graph.ar]
         adapters = {"adapters": inputs.whole(GRAPH)} if branched else of_graphs(self.spec)
         return Task(
-            id=_static("arcl", name, branched=branched),
+            id=self._static("arcl", graph, branched=branched),
             operation="arcl",
             backend=None,
             config=ArclConfig(graph=graph),
-            inputs={"model": inputs.core(), **adapters},
-            demand=demand("arcl", self.shape.parameters, largest=self.shape.largest),
+            inputs={"model": inputs.core(origin.context.source), **adapters},
+            demand=demand(
+                "arcl", origin.context.shape.parameters, largest=origin.context.shape.largest
+            ),
             target=label,
             graph=name,
         )
@@ -209,25 +240,27 @@ class _Builder:
     def _transform(
         self, graph: GraphConfig, split: SplitConfig, label: str, *, branched: bool = False
     ) -> Task:
-        name = graph_name(graph.ar, graph.cl)
-        options = self.spec.transformation
+        name, origin = graph_name(graph.ar, graph.cl), self.origins[graph.ar]
+        options = origin.context.spec.transformation
         return Task(
-            id=_static("transform", _part(name, split), branched=branched),
+            id=self._static("transform", graph, split, branched=branched),
             operation="transform",
             backend=None,
             config=TransformConfig(
                 graph=graph,
                 split=split,
                 mha2sha=options.mha2sha,
-                start_points=self.start_points,
+                start_points=tuple(
+                    StartPoint(tensor=point.tensor) for point in options.additional_start_points
+                ),
             ),
             inputs={
                 "model": (
-                    *inputs.whole(_static("arcl", name, branched=branched)),
-                    *self.weights[split.index],
+                    *inputs.whole(self._static("arcl", graph, branched=branched)),
+                    *origin.weights[split.index],
                 )
             },
-            demand=demand("transform", self.count[split.index]),
+            demand=demand("transform", origin.count[split.index]),
             target=label,
             graph=name,
             split=f"{split.index}/{split.count}",
@@ -236,20 +269,20 @@ class _Builder:
     def _convert(
         self, graph: GraphConfig, split: SplitConfig, label: str, case: MergedCase | None = None
     ) -> Task:
-        name = graph_name(graph.ar, graph.cl)
-        part = _part(name, split)
-        quantization = self.spec.quantization
-        transformed = _static("transform", part, branched=case is not None)
-        sources: Inputs = {"model": (*inputs.whole(transformed), *self.weights[split.index])}
-        if self.context.model.has_encodings:
-            sources["encodings"] = inputs.encodings()
+        name, origin = graph_name(graph.ar, graph.cl), self.origins[graph.ar]
+        context, quantization = origin.context, origin.context.spec.quantization
+        transformed = self._static("transform", graph, split, branched=case is not None)
+        sources: Inputs = {"model": (*inputs.whole(transformed), *origin.weights[split.index])}
+        if context.model.has_encodings:
+            sources["encodings"] = inputs.encodings(context.source)
             # All tensors' names tell an entry of another part from one that nothing needs.
-            sources["core"] = inputs.ingested("model.onnx")
-        if self.context.calibrates:
-            sources |= {"core": inputs.core(), **inputs.calibration()}
+            sources["core"] = inputs.ingested("model.onnx", source=context.source)
+        if context.calibrates:
+            sources |= {"core": inputs.core(context.source), **self._calibration(graph)}
         sources |= of_quantized(self.context) if case is None else of_case(self.context, case)
+        sources |= self._cache(graph, split)
         return Task(
-            id=TaskId(f"convert/htp/{_of(case)}{part}"),
+            id=self._converted(graph, split, case),
             operation="convert",
             backend=Backend.HTP,
             config=ConvertHtpConfig(
@@ -261,19 +294,66 @@ class _Builder:
                 worn=() if case is None else case.alphas,
             ),
             inputs=sources,
-            demand=demand("convert-htp", self.count[split.index]),
+            demand=demand("convert-htp", origin.count[split.index]),
             target=label,
             graph=name,
             split=f"{split.index}/{split.count}",
         )
+
+    def _calibration(self, graph: GraphConfig) -> Inputs:
+        """The text that gaps are calibrated with: a child's own, or the model's."""
+        one = self.children.get(graph.ar)
+        return inputs.calibration(MODEL if one is None or one.borrows else one.context.source)
+
+    def _cache(self, graph: GraphConfig, split: SplitConfig) -> Inputs:
+        """A graph of the model whose cache a child's goes on with, as it was converted."""
+        if graph.ar not in self.children or split.first == split.last or self.context.stays_float:
+            return {}
+        beside = [one for one in self.grid.graphs if one.ar not in self.children]
+        other = next((one for one in beside if one.cl == graph.cl), beside[0])
+        file = f"{_part(graph_name(other.ar, other.cl), split)}.onnx"
+        return {"cache": (Selection(self._converted(other, split, None), (file,)),)}
+
+    def _static(
+        self,
+        operation: str,
+        graph: GraphConfig,
+        split: SplitConfig | None = None,
+        *,
+        branched: bool,
+    ) -> TaskId:
+        """Of a static graph, or of one with a branch at every linear."""
+        name = graph_name(graph.ar, graph.cl)
+        name_or_part = name if split is None else _part(name, split)
+        folder = "adapters/" if branched else self._folder(graph)
+        return TaskId(f"{operation}/{folder}{name_or_part}")
+
+    def _folder(self, graph: GraphConfig) -> str:
+        """Of a child's tasks in their ids."""
+        one = self.children.get(graph.ar)
+        return "" if one is None else f"{one.context.source}/"
+
+    def _converted(self, graph: GraphConfig, split: SplitConfig, case: MergedCase | None) -> TaskId:
+        part = _part(graph_name(graph.ar, graph.cl), split)
+        return TaskId(f"convert/htp/{self._folder(graph)}{_of(case)}{part}")
+
+    def _options(self, target: Target) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        """Compile options of all graphs, and those of an AR where they are others."""
+
+        def of(own: Mapping[str, str]) -> dict[str, str]:
+            return compile_options.canonical(compile_options.merged(target.options, own))
+
+        every = of(self.spec.compilation.options)
+        own = {str(arn): of(options_of(self.spec, one.child)) for arn, one in self.children.items()}
+        return every, {arn: options for arn, options in own.items() if options != every}
 
     def _compile(self, target: Target, split: SplitConfig, case: MergedCase | None = None) -> Task:
         compilation = self.spec.compilation
         sources: Inputs = {}
         for graph in self.grid.graphs:
             name = graph_name(graph.ar, graph.cl)
-            part = _part(name, split)
-            sources[str(name)] = inputs.whole(TaskId(f"convert/htp/{_of(case)}{part}"))
+            sources[str(name)] = inputs.whole(self._converted(graph, split, case))
+        options, own_options = self._options(target)
         assert target.chip is not None
         return Task(
             id=TaskId(f"compile/{target.name}/{_of(case)}{split.index}_of_{split.count}"),
@@ -286,9 +366,8 @@ class _Builder:
                 # One graph has nobody to share with, whatever is said.
                 weight_sharing=compilation.weight_sharing or len(self.grid.graphs) == 1,
                 native_kv=compilation.native_kv,
-                options=compile_options.canonical(
-                    compile_options.merged(target.options, compilation.options)
-                ),
+                options=options,
+                own_options=own_options,
                 float16=self.context.stays_float,
                 emulation=self.emulation,
             ),
@@ -301,6 +380,11 @@ class _Builder:
     def _fidelity(self, target: Target, parts: Inputs) -> Task:
         fidelity = self.spec.quantization.fidelity
         sources: Inputs = {**parts, **inputs.scored(self.context)}
+        for arn, one in self.children.items():
+            name = one.context.source
+            sources[f"child_{arn}_core"] = inputs.yardstick(name)
+            if one.context.model.has_encodings:
+                sources[f"child_{arn}_encodings"] = inputs.encodings(name)
         return Task(
             id=TaskId(f"fidelity/{target.name}"),
             operation="fidelity",
@@ -310,6 +394,7 @@ class _Builder:
                 budget_nats=fidelity.budget_nats,
                 pieces=EMULATED_PIECES,
                 length=min(FidelityConfig.model_fields["length"].default, self.grid.context_length),
+                children=tuple(self.children),
             ),
             inputs=sources,
             demand=fidelity_demand(
@@ -329,6 +414,9 @@ class _Builder:
             **adapter_inputs(self.spec),
             **(adapter_yardstick(self.context) if self.emulation else {}),
         }
+        for arn, one in self.children.items():
+            files = ("facts.json", "model.onnx")
+            sources[f"child_{arn}"] = inputs.ingested(*files, source=one.context.source)
         when = None
         if fidelity is not None:
             sources["fidelity"] = inputs.whole(fidelity.id)
@@ -350,6 +438,7 @@ class _Builder:
                 adapters=adapter_names(self.spec),
                 use_cases=use_cases(self.spec),
                 merged=_merged(self.spec),
+                children=tuple(self.children),
                 **bounds(self.spec),
             ),
             inputs=sources,
@@ -365,11 +454,6 @@ def _merged(spec: BuildSpec) -> Literal["AdapterOnly", "All"] | None:
     if mode is QuantUpdatableMode.ALL:
         return "All"
     return "AdapterOnly" if mode is QuantUpdatableMode.ADAPTER_ONLY else None
-
-
-def _static(operation: str, name: str, *, branched: bool) -> TaskId:
-    """Of a static graph, or of one with a branch at every linear."""
-    return TaskId(f"{operation}/adapters/{name}" if branched else f"{operation}/{name}")
 
 
 def _of(case: MergedCase | None) -> str:

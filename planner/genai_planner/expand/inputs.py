@@ -25,6 +25,7 @@ __all__ = [
     "part_weights",
     "scored",
     "whole",
+    "yardstick",
 ]
 
 INGEST = TaskId("ingest")
@@ -55,18 +56,22 @@ def encodings(source: SourceName = MODEL) -> tuple[Selection, ...]:
     return ingested("encodings/*", source=source)
 
 
-def calibration() -> Inputs:
+def calibration(source: SourceName = MODEL) -> Inputs:
     """What gaps: Calibrate needs besides the core graph: tokens or text, the tokenizer."""
     return {
-        "calibration": ingested("tokens/calibration.*"),
-        "assets": ingested("assets/*"),
+        "calibration": ingested("tokens/calibration.*", source=source),
+        "assets": ingested("assets/*", source=source),
     }
+
+
+def yardstick(source: SourceName = MODEL) -> tuple[Selection, ...]:
+    """The core graph, and the source's own over the same weights."""
+    return ingested("model.onnx", "facts.json", "weights/*", "source/*", source=source)
 
 
 def scored(context: PlanContext) -> Inputs:
     """What fidelity reads besides what was compiled: the yardstick, and the text that is scored."""
-    yardstick = ingested("model.onnx", "facts.json", "weights/*", "source/*")
-    sources: Inputs = {"core": yardstick, "assets": ingested("assets/*")}
+    sources: Inputs = {"core": yardstick(), "assets": ingested("assets/*")}
     if context.model.has_encodings:
         sources["encodings"] = encodings()
     if context.model.has_tokens:

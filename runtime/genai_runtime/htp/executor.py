@@ -12,7 +12,7 @@ on the device. The rows of a pass run one after another, each on its own slot.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +74,7 @@ class HtpExecutor:
         ranges: AdapterRanges | None = None,
         adapters: Mapping[str, AdapterWeights] | None = None,
         context_length: int | None = None,
+        ars: Collection[int] | None = None,
         run_timeout: float = 600.0,
         runner: Runner | None = None,
     ) -> None:
@@ -87,6 +88,7 @@ class HtpExecutor:
             ranges: Of these inputs and what comes of them; None = they are floating point.
             adapters: What rows may wear, by name.
             context_length: Fewer tokens than the longest CL offers; None = all of them.
+            ars: Graphs of these ARs alone are run; None = all.
             run_timeout: Seconds that one pass of one split may take.
             runner: Runs the graphs; None = the vendor's emulator in a child process.
 
@@ -98,7 +100,11 @@ class HtpExecutor:
         if context_length is not None and context_length < 1:
             raise BadInput("must be at least 1", where="context length")
         self._facts = emulation.load(folder)
-        self._graphs = by_size(self._facts)
+        self._graphs = {
+            size: chain
+            for size, chain in by_size(self._facts).items()
+            if ars is None or size[0] in ars
+        }
         self._constants = dict(constants or {})
         self._feeds = BranchFeeds(inputs, adapters or {}, ranges=ranges)
         self._sizes = GraphSizes(self._graphs)
@@ -337,6 +343,7 @@ class HtpSession(SlotSession):
         adapters: Mapping[str, AdapterWeights] | None = None,
         worn: Sequence[AdapterUse] = (),
         context_length: int | None = None,
+        ars: Collection[int] | None = None,
         runner: Runner | None = None,
     ) -> None:
         executor = HtpExecutor(
@@ -346,6 +353,7 @@ class HtpSession(SlotSession):
             ranges=ranges,
             adapters=adapters,
             context_length=context_length,
+            ars=ars,
             runner=runner,
         )
         super().__init__(executor, worn)

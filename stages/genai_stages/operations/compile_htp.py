@@ -9,6 +9,7 @@ against the quantized graphs on the CPU: a split that drifted fails here, not on
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from genai_core import chips
@@ -17,6 +18,7 @@ from genai_core.container.manifest import EMULATION_FOLDER
 from genai_core.errors import BadModel
 from genai_core.graphs import container_name, graph_name, split_name
 from genai_core.operations import CompileHtpConfig, GraphConfig
+from genai_runtime.htp.metadata import BinaryMetadata
 from genai_stages.backends.htp import compile as htp_compile
 from genai_stages.backends.htp import drift
 from genai_stages.backends.htp.compile import CompileSource
@@ -29,6 +31,7 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
     Raises:
         InvalidSpec: A compile option that cannot be honoured.
         ToolFailed: The vendor's library refused a graph or died.
+        BadModel: Graphs keep their cache on different grids.
         DriftError: The emulator's results depart from the quantized graphs'.
     """
     chip = chips.Chip(
@@ -36,7 +39,8 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
         soc_model=config.chip.soc_model,
         dsp_arch=config.chip.dsp_arch,
     )
-    chosen = options.parse(config.options)
+    chosen = {ar: options.parse(own) for ar, own in config.own_options.items()}
+    every = options.parse(config.options)
     index, count = config.split.index, config.split.count
     token_ar = min(graph.ar for graph in config.graphs)
     sources: list[CompileSource] = []
@@ -44,7 +48,9 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
     for graph in config.graphs:
         name = container_name(graph.ar, graph.cl, index=index, count=count, token_ar=token_ar)
         part = _part(inputs, graph, index=index, count=count)
-        sources.append(CompileSource(name, part.with_suffix(".dlc"), chosen))
+        sources.append(
+            CompileSource(name, part.with_suffix(".dlc"), chosen.get(str(graph.ar), every))
+        )
         models[name] = part
     binary = out / f"part_{index}_of_{count}.bin"
     shared = config.weight_sharing and len(sources) > 1
@@ -56,16 +62,20 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
         weight_sharing=shared,
         native_kv=config.native_kv,
     )
+    _check_caches(done.metadata)
     text = done.metadata.model_dump_json(indent=1)
     binary.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     notes: dict[str, object] = {
+        **_options_noted(config),
         "sizeBytes": binary.stat().st_size,
         "compileSeconds": round(done.seconds, 2),
         "compilePeakMemoryBytes": done.peak_memory_bytes,
     }
     if config.emulation:
+        # The emulator runs graphs of one VTCM size in a context, whose numbers it does not change.
+        alike = [replace(source, options=every) for source in sources]
         twin = htp_compile.twin(
-            sources, out / EMULATION_FOLDER / binary.name, chip=chip, scratch=context.scratch
+            alike, out / EMULATION_FOLDER / binary.name, chip=chip, scratch=context.scratch
         )
         # Float graphs are computed in float16: another arithmetic than the CPU's, told by loss.
         found = drift.emulator_drift(models, twin)
@@ -82,6 +92,37 @@ def run(inputs: Inputs, config: CompileHtpConfig, out: Path, context: Context) -
         facts={"graphs": [source.name for source in sources], "socModel": done.metadata.soc_model},
         notes=notes,
     )
+
+
+def _options_noted(config: CompileHtpConfig) -> dict[str, object]:
+    """The options of each AR, where they differ: the record's config has them one by one."""
+    if not config.own_options:
+        return {}
+    ars = sorted({graph.ar for graph in config.graphs})
+    return {"optionsOfAr": {str(a): config.own_options.get(str(a), config.options) for a in ars}}
+
+
+def _check_caches(found: BinaryMetadata) -> None:
+    """All graphs of a split go on with one cache, raw integers that nobody converts.
+
+    Raises:
+        BadModel: Two keep a cache on different grids.
+    """
+    grids: dict[str, tuple[str, tuple[object, ...]]] = {}
+    for graph in found.graphs:
+        for tensor in (*graph.inputs, *graph.outputs):
+            if not tensor.name.startswith(("past_key_", "past_value_")):
+                continue
+            name = tensor.name.removesuffix("_in").removesuffix("_out")
+            grid = (tensor.dtype, tensor.scale, tensor.offset)
+            other, known = grids.setdefault(name, (graph.name, grid))
+            if grid != known:
+                raise BadModel(
+                    f"{other} keeps it as {known}, {graph.name} as {grid}: they go on with one "
+                    "cache",
+                    where=name,
+                    remedy="give the child the model's encodings of its cache",
+                )
 
 
 def _part(inputs: Inputs, graph: GraphConfig, *, index: int, count: int) -> Path:

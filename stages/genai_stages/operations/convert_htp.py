@@ -4,7 +4,8 @@ Inputs: `model` with the part's `ar{A}_cl{C}_{k}_of_{N}.onnx` and `provenance.js
 `facts.json` and the part's weights; the source's encodings where it has any, and the core graph's
 `model.onnx`; with gaps: Calibrate also its weights, and tokens or text; `adapters` and `ranges`,
 the inputs with which linears take adapters and how wide their values are; with `worn` also
-`adapter_<number>`, which become part of the graph, and no input is left of them. Output:
+`adapter_<number>`, which become part of the graph, and no input is left of them; of a child also
+`cache`, a part of the model's graphs as it was converted, whose cache it goes on with. Output:
 `<part>.onnx`, `<part>.data` and `<part>.dlc`.
 
 With gaps: Float, what has no encoding stays float, to be computed in float16: the whole part where
@@ -29,7 +30,7 @@ from genai_core.names import Gaps
 from genai_core.operations import ConvertHtpConfig
 from genai_runtime.cpu.adapter_files import read_adapter
 from genai_stages.aimet.checks import refuse_infinite_masks
-from genai_stages.aimet.model import EncodingSet
+from genai_stages.aimet.model import Encoding, EncodingSet
 from genai_stages.backends.htp import dlc
 from genai_stages.graph.core_graph import MODEL_FILE, mapped, read_facts, write_proto
 from genai_stages.graph.provenance import read_provenance, source_of
@@ -44,12 +45,14 @@ from genai_stages.quantize.calibrate import calibrate, missing_in
 from genai_stages.quantize.compare_quantized import compare_quantized
 from genai_stages.quantize.device_forms import to_device_forms
 from genai_stages.quantize.encoding_lookup import EncodingLookup, MissingEncoding
+from genai_stages.quantize.kv_encodings import held_caches
 from genai_stages.quantize.qdq import Quantized, quantize_graph
 from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.static.split import boundary_name
 from genai_stages.static.static_graph import rotary_names
 
 CALIBRATION_INPUT = "calibration"
+CACHE_INPUT = "cache"
 _PIECES = 24
 _LENGTH = 96
 
@@ -93,6 +96,7 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
         if "adapters" in inputs
         else None,
         worn=worn,
+        held=_held(inputs),
     )
     reached = read_reached(inputs["ranges"]) if "ranges" in inputs else {}
     given = encodings or EncodingSet("none", "calibration", {})
@@ -122,7 +126,7 @@ def run(inputs: Inputs, config: ConvertHtpConfig, out: Path, context: Context) -
     )
     return StageResult(
         facts={"graph": name, "float": False, "weightBits": _text_keys(quantized.bits)},
-        warnings=_float_warning(quantized.floating),
+        warnings=(*_float_warning(quantized.floating), *_beyond_warning(quantized)),
         notes={
             "floatTensors": list(quantized.floating),
             "signalToNoiseDb": ratios,
@@ -149,7 +153,9 @@ class _Part:
         gaps_float: bool,
         adapters: tuple[AdapterInputs, AdapterRanges] | None,
         worn: Combination | None = None,
+        held: Mapping[str, Encoding] | None = None,
     ) -> None:
+        self.held = held
         self.adapters = adapters
         self.worn = worn
         self.path = path
@@ -202,6 +208,7 @@ class _Part:
             lookup,
             rotary_limits=_rotary_limits(facts),
             gaps_float=self.gaps_float,
+            held=self.held,
             model=model,
         )
 
@@ -224,6 +231,33 @@ def _worn(inputs: Inputs, config: ConvertHtpConfig) -> Combination | None:
         return None
     files = [inputs[f"adapter_{at}"] / ADAPTER_FILE for at in range(len(config.worn))]
     return Combination([read_adapter(file) for file in files], [float(a) for a in config.worn])
+
+
+def _held(inputs: Inputs) -> dict[str, Encoding]:
+    """The encodings of the model's cache, where a child goes on with it."""
+    folder = inputs.get(CACHE_INPUT)
+    if folder is None:
+        return {}
+    return {
+        name: encoding
+        for path in sorted(folder.glob("*.onnx"))
+        for name, encoding in held_caches(path).items()
+    }
+
+
+def _beyond_warning(quantized: Quantized) -> tuple[str, ...]:
+    if not quantized.beyond:
+        return ()
+    name = max(
+        quantized.beyond, key=lambda one: quantized.beyond[one][0] / quantized.beyond[one][1]
+    )
+    own, held = quantized.beyond[name]
+    count = f"{len(quantized.beyond)} cache{'s' if len(quantized.beyond) > 1 else ''}"
+    said = (
+        f"{count} of this child reach further than the model's, which both share: what lies beyond "
+        f"is cut off; the most at {name}, +-{own:.4g} against +-{held:.4g}"
+    )
+    return (said,)
 
 
 def _float_warning(floating: tuple[str, ...]) -> tuple[str, ...]:

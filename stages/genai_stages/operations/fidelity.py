@@ -3,7 +3,8 @@
 Inputs: the core graph with its weights and, over these, the source's own graph, which is run as the
 yardstick; the compiled model (cpu: `model.onnx` and its data beside each other; htp: the
 `emulation/` folders of all splits), the source's encodings where it has any, and a folder `tokens`
-with one .npy or text file. Without tokens the float model writes the text.
+with one .npy or text file. Without tokens the float model writes the text. The graphs of an AR that
+has a source of its own are held against that one: `child_<AR>_core` and `child_<AR>_encodings`.
 
 The verdict is a fact, not an error: where several precisions may be tried, the plan goes on.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +27,7 @@ from genai_core.container.manifest import EMULATION_FOLDER
 from genai_core.errors import BadInput, BadModel
 from genai_core.names import Backend
 from genai_core.operations import FidelityConfig
-from genai_runtime.evaluate import evaluate, losses
+from genai_runtime.evaluate import Evaluation, evaluate, losses
 from genai_runtime.session import Session
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.fidelity.source_reference import SourceReference
@@ -36,6 +39,11 @@ from genai_stages.stage import Context, Inputs, StageResult
 from genai_stages.twin_folder import gather_twin
 
 RESULT_FILE = "fidelity.json"
+
+_CHILD = "child_"
+_CHILD_PIECES = 2
+_CHILD_LENGTH = 32
+"""An AR of its own is mostly 1: a pass for each token."""
 
 _DIGITS = 6
 _WRITTEN_PIECES = 12
@@ -53,14 +61,11 @@ class Yardstick(StrEnum):
 
 def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> StageResult:
     """Write `fidelity.json`: losses in nats a token and whether the budget holds."""
+    every, inputs = inputs, {k: v for k, v in inputs.items() if not k.startswith(_CHILD)}
     core = core_folder(inputs)
     encodings = encodings_of(inputs)
     pieces, written_nats = _pieces(inputs, config, core, context=context)
-    session = _session(inputs, config, pieces.shape[1], context=context)
-    try:
-        found = evaluate(session, pieces)
-    finally:
-        session.close()
+    found = _evaluated(inputs, config, pieces, context=context)
     if written_nats is not None and encodings is not None:
         float_nats = written_nats
     else:
@@ -76,8 +81,14 @@ def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> 
         )
         baseline = _loss(simulated.logits([piece[:-1] for piece in pieces]), pieces)
     nats = found.nats_per_token
-    within = math.isfinite(nats) and nats - baseline <= config.budget_nats
-    facts = {
+    children = {
+        str(ar): _of_child(every, ar, config, pieces, context=context) for ar in config.children
+    }
+    within = all(
+        _is_within(loss, base, config.budget_nats)
+        for loss, base in [(nats, baseline), *((c.nats, c.baseline) for c in children.values())]
+    )
+    facts: dict[str, Any] = {
         "natsPerToken": _rounded(nats),
         "baselineNats": _rounded(baseline),
         "floatNats": _rounded(float_nats),
@@ -88,12 +99,14 @@ def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> 
         "verified": "Cpu" if config.backend is Backend.CPU else "Emulator",
         "yardstick": yardstick.value,
     }
+    if children:
+        facts["children"] = {ar: child.facts for ar, child in children.items()}
     text = json.dumps(facts, indent=1, sort_keys=True, allow_nan=False)
     (out / RESULT_FILE).write_text(text + "\n", encoding="utf-8")
     # Another machine's last digits are no reason to package again.
     verdict = digest_json({"within": within})
     warnings: tuple[str, ...] = ()
-    if yardstick is Yardstick.CORE_GRAPH:
+    if Yardstick.CORE_GRAPH in {yardstick, *(child.yardstick for child in children.values())}:
         said = (
             "fidelity compares with the core graph that was made from the source, not with the "
             f"source itself, which cannot take {pieces.shape[1] - 1} tokens: give shorter pieces "
@@ -101,6 +114,67 @@ def run(inputs: Inputs, config: FidelityConfig, out: Path, context: Context) -> 
         )
         warnings = (said,)
     return StageResult(facts=facts, semantic={RESULT_FILE: verdict}, warnings=warnings)
+
+
+@dataclass(frozen=True)
+class _ChildLoss:
+    """What was measured of the graphs of an AR with a source of its own."""
+
+    nats: float
+    baseline: float
+    yardstick: Yardstick
+    tokens: int
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "natsPerToken": _rounded(self.nats),
+            "baselineNats": _rounded(self.baseline),
+            "tokens": self.tokens,
+            "yardstick": self.yardstick.value,
+        }
+
+
+def _of_child(
+    inputs: Inputs,
+    ar: int,
+    config: FidelityConfig,
+    pieces: NDArray[np.integer],
+    *,
+    context: Context,
+) -> _ChildLoss:
+    """The graphs of one AR against their own source, on the beginning of the same text."""
+    prefix = f"{_CHILD}{ar}_"
+    own = {k.removeprefix(prefix): v for k, v in inputs.items() if k.startswith(prefix)}
+    fewer = pieces[:_CHILD_PIECES, : max(_CHILD_LENGTH, 2)]
+    scored = {k: v for k, v in inputs.items() if not k.startswith(_CHILD) and k != "core"}
+    scored["core"] = own["core"]
+    found = _evaluated(scored, config, fewer, context=context, ars=(ar,))
+    yardstick, model = _yardstick(
+        own["core"], fewer, encodings_of(own), context.scratch / f"child{ar}", context.threads
+    )
+    baseline = _loss(model.logits([piece[:-1] for piece in fewer]), fewer)
+    return _ChildLoss(found.nats_per_token, baseline, yardstick, found.tokens)
+
+
+def _evaluated(
+    inputs: Inputs,
+    config: FidelityConfig,
+    pieces: NDArray[np.integer],
+    *,
+    context: Context,
+    ars: Collection[int] | None = None,
+) -> Evaluation:
+    """The compiled model's loss; of an htp model, by the graphs of these ARs."""
+    session = _session(inputs, config, pieces.shape[1], context=context, ars=ars)
+    try:
+        return evaluate(session, pieces)
+    finally:
+        session.close()
+
+
+def _is_within(nats: float, baseline: float, budget: float) -> bool:
+    return math.isfinite(nats) and nats - baseline <= budget
 
 
 def _yardstick(
@@ -149,7 +223,14 @@ def _pieces(
     return pieces, None
 
 
-def _session(inputs: Inputs, config: FidelityConfig, length: int, *, context: Context) -> Session:
+def _session(
+    inputs: Inputs,
+    config: FidelityConfig,
+    length: int,
+    *,
+    context: Context,
+    ars: Collection[int] | None,
+) -> Session:
     """The executor of the compiled model."""
     if config.backend is Backend.CPU:
         from genai_runtime.cpu import CpuSession
@@ -159,11 +240,17 @@ def _session(inputs: Inputs, config: FidelityConfig, length: int, *, context: Co
         if not folders:
             raise BadModel("no input is a compiled cpu model", where="fidelity")
         return CpuSession(folders[0] / "model.onnx", context_length=length, threads=context.threads)
+    from genai_runtime.htp import emulation
+    from genai_runtime.htp.chains import by_size
     from genai_runtime.htp.executor import HtpSession
 
     folder = context.scratch / EMULATION_FOLDER
-    gather_twin(inputs, folder, read_facts(core_folder(inputs)).rope)
-    return HtpSession(folder)
+    if not folder.is_dir():
+        gather_twin(inputs, folder, read_facts(core_folder(inputs)).rope)
+    if ars is None and config.children:
+        graphs = {size[0] for size in by_size(emulation.load(folder))}
+        ars = graphs - set(config.children)
+    return HtpSession(folder, ars=ars)
 
 
 def _loss(logits: Iterable[Floats], pieces: NDArray[np.integer]) -> float:

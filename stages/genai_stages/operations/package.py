@@ -47,7 +47,7 @@ from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.package.container_adapters import place_adapters
 from genai_stages.package.container_draft import head_info, place_draft
 from genai_stages.package.container_forecast import place_forecast
-from genai_stages.package.contents import Contents, place_cpu_model, place_htp_parts
+from genai_stages.package.contents import Contents, child_input, place_cpu_model, place_htp_parts
 from genai_stages.package.first_run import run_once, run_use_cases
 from genai_stages.package.identity import identify
 from genai_stages.package.merged_cases import of_base, place_merged
@@ -60,7 +60,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     """Write the container's folder; run it once where that is possible here."""
     # What lies in the draft's folder must not be taken for the model's.
     given, guessing = inputs, inputs.get(DRAFT)
-    others = (DRAFT, FORECAST)
+    others = (DRAFT, FORECAST, *map(child_input, config.children))
     inputs = {k: v for k, v in inputs.items() if not k.startswith(YARDSTICK) and k not in others}
     every, inputs = inputs, of_base(inputs)
     core = core_folder(inputs)
@@ -97,6 +97,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     _write_json(out / METADATA_FILE, metadata.model_dump(mode="json", exclude_none=True))
     if config.merged is not None:
         contents.warnings += place_merged(every, config, out, facts=facts, base=metadata)
+    contents.children = {ar: given[child_input(ar)] for ar in config.children}
     manifest = identify(inputs, config, out, facts=facts, contents=contents)
     (out / MANIFEST_FILE).write_bytes(manifest.to_bytes())
     opened = container.load(out, digest_of=None)  # hashed a moment ago

@@ -34,6 +34,7 @@ class Contents:
         library: The vendor's, by name -> version.
         native_kv: Whether keys and values lie as the device has them; None where it does not tell.
         adapters: How static graphs take adapters; None where they take none.
+        children: AR -> the core graph's folder of the model that it has of its own.
         forecast: What forecast tokens read; None where the model has none.
         warnings: For the report.
     """
@@ -45,8 +46,14 @@ class Contents:
     library: dict[str, str] = field(default_factory=dict)
     native_kv: bool | None = None
     adapters: GraphAdapters | None = None
+    children: dict[int, Path] = field(default_factory=dict)
     forecast: ForecastInfo | None = None
     warnings: list[str] = field(default_factory=list)
+
+
+def child_input(ar: int) -> str:
+    """The package's input with the core graph of the model that an AR has of its own."""
+    return f"child_{ar}"
 
 
 def place_cpu_model(inputs: Inputs, out: Path, contents: Contents) -> None:

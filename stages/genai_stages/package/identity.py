@@ -13,7 +13,7 @@ from genai_core.container.manifest import (
     outside_identity,
 )
 from genai_core.facts import ModelFacts
-from genai_core.names import Backend
+from genai_core.names import Backend, Digest
 from genai_core.operations import PackageConfig
 from genai_stages.graph.core_graph import FACTS_FILE, MODEL_FILE
 from genai_stages.input_folders import core_folder, find_file
@@ -25,10 +25,9 @@ def identify(
     inputs: Inputs, config: PackageConfig, out: Path, *, facts: ModelFacts, contents: Contents
 ) -> Manifest:
     """The manifest of what lies in `out`; files that were measured are outside of it."""
-    core = core_folder(inputs)
     encodings = find_file(inputs, "*.encodings")
     model: dict[str, Any] = {
-        "core": digest_json([digest_file(core / MODEL_FILE), digest_file(core / FACTS_FILE)]),
+        "core": _core(core_folder(inputs)),
         "layers": facts.layers,
         "hiddenSize": facts.hidden_size,
         "vocabSize": facts.vocab_size,
@@ -36,6 +35,8 @@ def identify(
     }
     if encodings is not None:
         model["encodings"] = digest_file(encodings)
+    if contents.children:
+        model["children"] = {str(ar): {"core": _core(f)} for ar, f in contents.children.items()}
     chip = config.chip
     made = Manifest(
         model=model,
@@ -61,6 +62,10 @@ def identify(
     if not config.adapters:
         return made
     return made.with_base()
+
+
+def _core(folder: Path) -> Digest:
+    return digest_json([digest_file(folder / MODEL_FILE), digest_file(folder / FACTS_FILE)])
 
 
 def _identity_files(out: Path) -> list[tuple[str, Path]]:

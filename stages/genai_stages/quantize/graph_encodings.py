@@ -96,6 +96,7 @@ def decide(
     *,
     rotary_limits: Mapping[str, float] | None = None,
     gaps_float: bool = False,
+    held: Mapping[str, Encoding] | None = None,
 ) -> GraphEncodings:
     """Decide for a graph whose values have types.
 
@@ -104,12 +105,14 @@ def decide(
         lookup: The file.
         rotary_limits: Input name -> largest absolute value of that table, where it is not 1.
         gaps_float: A tensor without an encoding stays floating point; a cache never does.
+        held: Cache -> the encoding that it must have; see `kv_encodings`.
 
     Raises:
         MissingEncoding: A tensor has none.
         BadEncodings: An entry does not fit its tensor.
     """
-    return _Decision(graph, lookup, rotary_limits or {}, gaps_float=gaps_float).run()
+    caches = kv_encodings(graph, lookup, held)
+    return _Decision(graph, lookup, rotary_limits or {}, caches, gaps_float=gaps_float).run()
 
 
 class _Decision:
@@ -118,6 +121,7 @@ class _Decision:
         graph: ir.Graph,
         lookup: EncodingLookup,
         rotary_limits: Mapping[str, float],
+        caches: list[KvEncoding],
         *,
         gaps_float: bool,
     ) -> None:
@@ -125,7 +129,7 @@ class _Decision:
         self.lookup = lookup
         self.gaps_float = gaps_float
         self.ends = set(graph.outputs)
-        self.result = GraphEncodings(caches=kv_encodings(graph, lookup))
+        self.result = GraphEncodings(caches=caches)
         self.ranges = DerivedRanges(lookup, rotary_limits, self.held, self.result.derived)
         self.cache_of: dict[ir.Value, Encoding] = {}
         for cache in self.result.caches:

@@ -46,6 +46,7 @@ class Quantized:
         grids: Float input or output -> the grid of its integers; absent = it stays floating point.
         floating: Tensors that stay floating point, as nothing says how to quantize them.
         bits: Bits of a projection's weight -> how many weights have them.
+        beyond: Cache with a held encoding -> (its own range, the held one's), where it is wider.
     """
 
     derived: Mapping[str, str]
@@ -54,6 +55,7 @@ class Quantized:
     grids: Mapping[str, Encoding]
     floating: tuple[str, ...]
     bits: Mapping[int, int]
+    beyond: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
 
 
 def quantize_graph(
@@ -63,6 +65,7 @@ def quantize_graph(
     *,
     rotary_limits: Mapping[str, float] | None = None,
     gaps_float: bool = False,
+    held: Mapping[str, Encoding] | None = None,
     model: ir.Model | None = None,
 ) -> Quantized:
     """Write `<stem>.onnx` and `<stem>.data` into `out` for the static graph `<stem>.onnx`.
@@ -75,6 +78,7 @@ def quantize_graph(
         lookup: The encodings with this graph's provenance.
         rotary_limits: Input name -> largest absolute value of that rotary table, where not 1.
         gaps_float: Tensors without an encoding stay floating point, and so does what they meet.
+        held: Cache (`past_key_3`) -> the encoding that it must have, since other graphs have it so.
         model: The graph, where it is not as it lies in `source`; it is changed.
 
     Raises:
@@ -83,7 +87,9 @@ def quantize_graph(
     """
     model = _typed(model or ir.load(source))
     to_device_forms(model)
-    decisions = decide(model.graph, lookup, rotary_limits=rotary_limits, gaps_float=gaps_float)
+    decisions = decide(
+        model.graph, lookup, rotary_limits=rotary_limits, gaps_float=gaps_float, held=held
+    )
     with TensorFile(out / f"{source.stem}.data") as data:
         graph = _Writer(model.graph, decisions, data, where=lookup.where).run()
         quantized = ir.Model(graph, ir_version=IR_VERSION, producer_name="genai-operator")
@@ -102,6 +108,11 @@ def quantize_graph(
         Counter(
             one.encoding.bits for one in decisions.weights.values() if one.signed and one.encoding
         ),
+        {
+            cache.values[0].name or "": (cache.beyond, float(cache.encoding.high))
+            for cache in decisions.caches
+            if cache.beyond is not None
+        },
     )
 
 

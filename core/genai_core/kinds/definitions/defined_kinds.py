@@ -122,6 +122,18 @@ KINDS: tuple[DefinedKind, ...] = (
                 "uploads folders and applies the build",
             ),
             Rule(
+                "spec.children",
+                "self.all(one, one.source.startsWith('s3://') "
+                "|| one.source.startsWith('https://') || one.source.startsWith('pvc://'))",
+                "a cluster reads children from s3://, https:// or pvc://; genai build --remote "
+                "uploads folders and applies the build",
+            ),
+            Rule(
+                "spec.children",
+                "self.all(one, self.exists_one(other, other.arn == one.arn))",
+                "two children are of one AR: keep one of them",
+            ),
+            Rule(
                 "spec.speculation",
                 "self.all(one, one.source.startsWith('s3://') "
                 "|| one.source.startsWith('https://') || one.source.startsWith('pvc://'))",
