@@ -30,7 +30,7 @@ from genai_core.kinds.base import (
     Uri,
     either_case,
 )
-from genai_core.kinds.child import Child
+from genai_core.kinds.child_model import Child
 from genai_core.kinds.lora import Lora
 from genai_core.kinds.speculation import SpeculationPart
 from genai_core.kinds.transformation import Transformation

@@ -20,7 +20,7 @@ from genai_core.files.home import expanded
 from genai_core.kinds.artifact_store import ArtifactStore
 from genai_core.kinds.base import API_VERSION, KindObject
 from genai_core.kinds.build import GenAIBuild, ModelSource
-from genai_core.kinds.child import Child
+from genai_core.kinds.child_model import Child
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.lora import AdapterSource
 from genai_core.kinds.problems import Problem, nearest, problems, show_path

@@ -21,6 +21,8 @@ WORDS = {
     PREFIX: "a prefix without . and .. between its slashes",
     r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$": "a name of lower-case letters, digits, '-' and '.', with "
     "a letter or digit at both ends",
+    r"^[a-z0-9]([-a-z0-9._]*[a-z0-9])?$": "a name of lower-case letters, digits, '-', '.' and '_', "
+    "with a letter or digit at both ends",
     r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$": "the name of a bucket: 3 to 63 lower-case letters, digits, "
     "'-' and '.', with a letter or digit at both ends",
     r"^sha256:[0-9a-f]{64}$": "sha256: and 64 lower-case hex digits",

@@ -13,7 +13,7 @@ from typing import Any
 
 from genai_core.errors import GenAIError, from_dict
 from genai_core.kinds.build import BuildSpec, GoldenPrompts, ModelSource, Quantization
-from genai_core.kinds.child import Child
+from genai_core.kinds.child_model import Child
 from genai_core.kinds.speculation import SpeculationPart, SpeculationPartMethod
 from genai_core.names import (
     DRAFT,

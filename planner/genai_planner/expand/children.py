@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from genai_core import compile_options
 from genai_core.errors import BadEncodings, BadModel, InvalidSpec
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.child import Child
+from genai_core.kinds.child_model import Child
 from genai_core.names import MODEL, Backend, Gaps, SourceName
 from genai_core.sources.build_sources import model_spec
 from genai_planner.expand.context import PlanContext
