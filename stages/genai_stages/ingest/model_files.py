@@ -19,6 +19,7 @@ from genai_core.files.foreign import boundary, decoded, plain_text, refuse_point
 from genai_core.sources.source_files import ASSETS as OTHER_ASSETS
 from genai_core.sources.source_files import CONFIG_ROLE
 from genai_runtime.generate import stated_stop_tokens
+from genai_runtime.tokenizer_trial import try_tokenizer
 from genai_stages.aimet.checks import refuse_foreign, refuse_infinite_masks
 from genai_stages.aimet.model import EncodingSet
 from genai_stages.aimet.read import read_encodings
@@ -151,10 +152,12 @@ def check_tokens(folder: Path, vocab_size: int) -> list[str]:
         Warnings.
 
     Raises:
-        BadModel: The tokenizer's vocabulary has ids that the model does not know.
+        BadModel: The tokenizer cannot be used, or its vocabulary has ids that the model does not
+            know.
         BadInput: A token file has.
     """
-    ids, added = _tokenizer_ids(folder / "tokenizer.json")
+    tokenizer = folder / "tokenizer.json"
+    ids, added = _tokenizer_ids(tokenizer)
     highest = max(ids, default=-1)
     if highest >= vocab_size:
         raise BadModel(
@@ -162,6 +165,8 @@ def check_tokens(folder: Path, vocab_size: int) -> list[str]:
             where="tokenizer.json",
             remedy="put the model's own tokenizer beside it",
         )
+    if tokenizer.is_file():
+        try_tokenizer(tokenizer)
     for path, least in [(folder / "tokens.npy", 2), (folder / "calibration.npy", 1)]:
         if path.is_file():
             _check_token_file(path, vocab_size, least)
