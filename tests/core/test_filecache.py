@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import time
 from pathlib import Path
 
 import pytest
+from other_processes import PROCESSES, digest_many
 
 from genai_core.canonical import digest_bytes, digest_file
 from genai_core.files import digest_cache as filecache
@@ -116,17 +116,9 @@ def test_broken_cache_only_costs_time(tmp_path: Path, damage: str) -> None:
         cache.digest(tmp_path / "missing")
 
 
-def _digest_many(place: Path, number: int) -> bool:
-    cache = FileCache(place / "digests", clock_ns=lambda: time.time_ns() + LATER)
-    return all(
-        cache.digest(place / f"file{n}") == digest_bytes(b"%d" % n)
-        for n in range(number, number + 20)
-    )
-
-
 def test_several_processes_share_a_cache(tmp_path: Path) -> None:
     for number in range(40):
         (tmp_path / f"file{number}").write_bytes(b"%d" % number)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        answers = pool.starmap(_digest_many, [(tmp_path, n) for n in (0, 5, 10, 20)])
+    with PROCESSES.Pool(4) as pool:
+        answers = pool.starmap(digest_many, [(tmp_path, n, LATER) for n in (0, 5, 10, 20)])
     assert answers == [True] * 4

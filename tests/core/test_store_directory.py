@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from other_processes import PROCESSES, commit_in_process
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import CorruptBlob, NoSpace, StoreUnreadable
@@ -27,7 +27,6 @@ from genai_core.store.protocol import Committed, Existing, Hit, Miss, RecordRef
 from genai_core.tasks.record import SIDECAR_NAME, Blob, Record, entry_folder, record_of_sidecar
 
 MakeRecord = Callable[..., Record]
-FORK = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
@@ -286,26 +285,21 @@ def test_store_is_a_file(tmp_path: Path) -> None:
 
 
 def as_nobody(action: Callable[[], object]) -> str:
-    """Run in a child process without root's rights; return the error's text."""
-    reader, writer = FORK.Pipe(duplex=False)
-
-    def child() -> None:
-        if os.getuid() == 0:
-            os.setgroups([])
-            os.setgid(65534)
-            os.setuid(65534)
-        try:
-            writer.send(f"nothing was raised, but {action()}")
-        except Exception as error:  # noqa: BLE001
-            writer.send(f"{type(error).__name__}: {error}")
-
-    process = FORK.Process(target=child)
-    process.start()
+    """Call it without root's rights; return the error's text."""
+    groups, root = os.getgroups(), os.geteuid() == 0
+    if root:
+        os.setgroups([])
+        os.setegid(65534)
+        os.seteuid(65534)
     try:
-        assert reader.poll(30)
-        return str(reader.recv())
+        return f"nothing was raised, but {action()}"
+    except Exception as error:  # noqa: BLE001
+        return f"{type(error).__name__}: {error}"
     finally:
-        process.join(30)
+        if root:
+            os.seteuid(0)
+            os.setegid(0)
+            os.setgroups(groups)
 
 
 def test_folder_without_permission(tmp_path: Path, make_record: MakeRecord) -> None:
@@ -438,22 +432,12 @@ def test_writer_killed_in_the_middle_of_a_put(tmp_path: Path) -> None:
     assert [stat.sha256 for stat in store.list_blobs()] == [blob.sha256]
 
 
-def _commit_in_process(root: Path, record: Record, number: int, start: object) -> str:
-    store = DirectoryStore(root)
-    blob = store.put_bytes(b"clock %d" % number)
-    outputs = {"a.bin": {"sha256": blob.sha256, "size": blob.size}}
-    mine = Record.model_validate(record.model_dump(by_alias=True) | {"outputs": outputs})
-    start.wait(30)  # type: ignore[attr-defined]
-    answer = publish(store, mine)
-    return f"{type(answer).__name__} {answer.record.outputs['a.bin'].sha256}"
-
-
 def test_processes_that_commit_the_same_key(tmp_path: Path, make_record: MakeRecord) -> None:
     record = make_record()
-    with FORK.Manager() as manager, FORK.Pool(4) as pool:
+    with PROCESSES.Manager() as manager, PROCESSES.Pool(4) as pool:
         start = manager.Barrier(4)
         answers = pool.starmap(
-            _commit_in_process, [(tmp_path, record, number, start) for number in range(4)]
+            commit_in_process, [(tmp_path, record, number, start) for number in range(4)]
         )
     kinds, digests = zip(*(answer.split() for answer in answers), strict=True)
     assert sorted(kinds) == ["Committed", "Existing", "Existing", "Existing"]

@@ -6,115 +6,22 @@ an old blob standing, store it again and publish. Afterwards every young record 
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
-import time
 from collections import Counter
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from gc_racers import PROCESSES, age, gc, reader, ref_of, stored, writer
 
 from genai_core.canonical import digest_bytes
 from genai_core.errors import GenAIError
-from genai_core.names import Key
-from genai_core.operations import operation_of
-from genai_core.store.collection.build_lease import Holder
 from genai_core.store.collection.collect import LEAST_GRACE, collect
 from genai_core.store.directory.directory_store import DirectoryStore
-from genai_core.store.lookup import BlobSwept, publish
-from genai_core.store.protocol import Hit, RecordRef
-from genai_core.tasks.keys import task_key, toolchain_id
-from genai_core.tasks.record import Blob, Output, Record, ToolchainUsed
-
-FORK = multiprocessing.get_context("fork")
-TOOLS = toolchain_id({})
-MEMORY = Path("/dev/shm")
-
-
-def key_of(number: int) -> Key:
-    version = operation_of("ingest").code_version
-    return task_key("ingest", version, toolchain_id=TOOLS, config={"n": number}, inputs={})
-
-
-def ref_of(number: int) -> RecordRef:
-    return RecordRef("ingest", key_of(number))
-
-
-def stored(store: DirectoryStore, number: int, datas: list[bytes]) -> Record:
-    outputs = {}
-    for index, data in enumerate(datas):
-        blob = store.put_bytes(data)
-        outputs[f"f{index}"] = Output(sha256=blob.sha256, size=blob.size)
-    return Record(
-        operation="ingest",
-        key=key_of(number),
-        config={"n": number},
-        outputs=outputs,
-        toolchain=ToolchainUsed(id=TOOLS),
-        created_at=datetime.now(UTC),
-    )
-
-
-def age(root: Path, seconds: float) -> None:
-    for path in [*(root / "blobs").rglob("*"), *(root / "records").rglob("*.json")]:
-        if path.is_file():
-            os.utime(path, ns=(1, path.stat().st_mtime_ns - int(seconds * 1e9)))
-
-
-def gc(root: Path, pause: float, told: Any, begun: Any = None) -> None:
-    if begun is not None:
-        assert begun.wait(60)
-    time.sleep(pause)
-    try:
-        done = collect(DirectoryStore(root), grace=LEAST_GRACE)
-        told.put(("gc", done.records_deleted))
-    except BaseException as error:  # noqa: BLE001 - the test looks at it
-        told.put(("error", repr(error)))
-
-
-def reader(root: Path, numbers: list[int], pause: float, told: Any, begun: Any) -> None:
-    time.sleep(pause)
-    store = DirectoryStore(root)
-    try:
-        name = f"r{os.getpid()}"
-        Holder(store, name, holder="r").claim(map(ref_of, numbers))
-        begun.set()
-        for number in numbers:
-            answer = store.lookup("ingest", key_of(number))
-            if not isinstance(answer, Hit):
-                continue
-            told.put(("hit", 1))
-            for _ in range(2):
-                for output in answer.record.outputs.values():
-                    blob = Blob(sha256=output.sha256, size=output.size)
-                    store.fetch_blob(blob, root / "tmp" / name, shared=True)
-                time.sleep(random.random() * 0.01)
-    except BaseException as error:  # noqa: BLE001
-        told.put(("error", repr(error)))
-
-
-def writer(root: Path, number: int, datas: list[bytes], pause: float, told: Any) -> None:
-    time.sleep(pause)
-    store = DirectoryStore(root)
-    try:
-        Holder(store, f"w{number}-{os.getpid()}", holder="w").claim([ref_of(number)])
-        for _ in range(6):
-            try:
-                record = stored(store, number, datas)
-                time.sleep(random.random() * 0.01)
-                publish(store, record)
-                break
-            except BlobSwept:
-                told.put(("swept", 1))
-        if isinstance(store.lookup("ingest", key_of(number)), Hit):
-            told.put(("written", 1))
-        else:
-            told.put(("error", f"what a writer published is no hit: {number}"))
-    except BaseException as error:  # noqa: BLE001
-        told.put(("error", repr(error)))
+from genai_core.store.lookup import publish
+from genai_core.store.protocol import Hit
+from genai_core.tasks.record import Blob
 
 
 def race(root: Path, chance: random.Random, *, reads: bool, reader_first: bool) -> Counter[str]:
@@ -132,7 +39,7 @@ def race(root: Path, chance: random.Random, *, reads: bool, reader_first: bool) 
     for number, data in enumerate(datas):
         publish(store, stored(store, number, [*data, shared]))
     age(root, 20 * 3600)
-    told, begun = FORK.SimpleQueue(), FORK.Event()
+    told, begun = PROCESSES.SimpleQueue(), PROCESSES.Event()
     first = begun if reader_first else None
     work: list[Any] = [(gc, root, chance.random() * 0.03, told, first)]
     if chance.random() < 0.4:
@@ -147,7 +54,7 @@ def race(root: Path, chance: random.Random, *, reads: bool, reader_first: bool) 
         for number in chance.sample(range(8), 3):
             data = [*datas[number], shared]
             work.append((writer, root, number, data, chance.random() * 0.04, told))
-    processes = [FORK.Process(target=call, args=tuple(rest)) for call, *rest in work]
+    processes = [PROCESSES.Process(target=call, args=tuple(rest)) for call, *rest in work]
     for process in processes:
         process.start()
     for process in processes:
@@ -175,7 +82,6 @@ def races(folder: Path, rounds: int, seed: int) -> Counter[str]:
     return counts
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 @pytest.mark.parametrize("rounds", [6, pytest.param(400, marks=[pytest.mark.long])])
 def test_what_builds_use_stays_when_a_gc_runs_beside_them(tmp_path: Path, rounds: int) -> None:
     counts = races(tmp_path, rounds, seed=rounds)
