@@ -125,7 +125,8 @@ def check_htp_graphs(ars: Iterable[int], cls: Iterable[int]) -> tuple[str, ...]:
             raise InvalidSpec(
                 f"CL {cl} is at most twice the largest AR {largest}: Genie loses the cache there",
                 where="graphs.contextLengths",
-                remedy=f"use at least {SAFE_FACTOR * largest}, or a smaller autoRegression",
+                remedy=f"use more than {2 * largest} (it is tested with Genie from "
+                f"{SAFE_FACTOR * largest} on), or a smaller autoRegression",
             )
         if cl < SAFE_FACTOR * largest:
             warnings.append(

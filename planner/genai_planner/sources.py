@@ -14,11 +14,11 @@ from genai_core.names import SourceName
 from genai_core.sources.build_sources import is_built
 from genai_planner.plan import FileRef
 
-__all__ = ["ENCODINGS_ROLE", "MODEL_ROLE", "TOKENS_ROLE", "Source", "Sources", "is_model"]
+__all__ = ["ENCODINGS_ROLE", "MODEL_ROLE", "Source", "Sources", "is_model"]
 
 MODEL_ROLE = "model.onnx"
 ENCODINGS_ROLE = "model.encodings"
-TOKENS_ROLE = "tokens.npy"
+_TOKENS_ROLES = ("tokens.npy", "tokens.txt")
 _CONFIG_ROLE = "config.json"
 
 
@@ -44,7 +44,12 @@ class Source:
     @property
     def has_tokens(self) -> bool:
         """There are tokens that fidelity scores."""
-        return TOKENS_ROLE in self.files
+        return self.tokens is not None
+
+    @property
+    def tokens(self) -> str | None:
+        """The role of what fidelity scores: token ids or text."""
+        return next((role for role in _TOKENS_ROLES if role in self.files), None)
 
     @property
     def has_config(self) -> bool:

@@ -141,8 +141,8 @@ def test_add_says_what_is_wrong_with_a_file_when_no_store_could_mend_it(
     )  # fmt: skip
     assert ran.code == 2
     assert ran.errors[0] == (
-        f"error: adapter_config.json: lora_alpha: {alpha} is no positive number; save the adapter "
-        "again with PEFT"
+        f"error: adapter_config.json: lora_alpha: {alpha} is no positive number up to 1e+06; save "
+        "the adapter again with PEFT"
     )
 
 

@@ -187,6 +187,32 @@ def test_read_peft_says_what_is_wrong_with_weights(
         read_peft(tmp_path, "one")
 
 
+@pytest.mark.parametrize("alpha", [5e-324, 1e-300, 1e-46])
+def test_read_peft_refuses_an_alpha_when_float32_cannot_multiply_by_it(
+    tmp_path: Path, alpha: float
+) -> None:
+    write_peft(tmp_path, MODULES, rank=4, lora_alpha=alpha)
+    with pytest.raises(BadAdapter, match=r"its factor .*lora_alpha / r.*float32") as caught:
+        read_peft(tmp_path, "one")
+    assert any(module in caught.value.where for module in MODULES)
+
+
+def test_read_peft_refuses_an_alpha_when_its_product_with_b_overflows(tmp_path: Path) -> None:
+    write_peft(tmp_path, MODULES, rank=4, lora_alpha=1e6)
+    rewrite(
+        tmp_path, {"x.lora_A.weight": np.ones((4, 8)), "x.lora_B.weight": np.full((8, 4), 1e14)}
+    )
+    with pytest.raises(BadAdapter, match=r"makes 2\.5e\+19 of the largest weight"):
+        read_peft(tmp_path, "one")
+
+
+def test_read_peft_takes_a_small_alpha_and_a_branch_that_was_never_trained(tmp_path: Path) -> None:
+    write_peft(tmp_path, MODULES, rank=4, lora_alpha=1e-6)
+    assert {branch.scale for branch in read_peft(tmp_path, "one").branches.values()} == {2.5e-7}
+    rewrite(tmp_path, {"x.lora_A.weight": np.ones((4, 8)), "x.lora_B.weight": np.zeros((8, 4))})
+    assert len(read_peft(tmp_path, "one").branches) == 1
+
+
 def test_read_peft_opens_no_pickle_and_no_pointer(tmp_path: Path) -> None:
     write_peft(tmp_path, MODULES)
     weights = tmp_path / "adapter_model.safetensors"

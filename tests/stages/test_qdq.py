@@ -474,6 +474,26 @@ def test_a_cache_that_no_entry_speaks_of_is_a_gap(
         Result(tmp_path / "out", 8, encodings(ranges, **gone), gaps_float=gaps_float)
 
 
+@pytest.mark.parametrize("times", [1e-6, 1e6])
+def test_a_cache_is_refused_when_its_range_is_not_that_of_what_it_stores(
+    ranges: Any, tmp_path: Path, times: float
+) -> None:
+    entry = per_tensor("past_key_0_in", -4 * times, 4 * times, bits=8, symmetric=True)
+    words = r"past_key_0_in: the cache's range is \+-.* and k_rotated, which is stored in it, has"
+    with pytest.raises(BadEncodings, match=words):
+        Result(tmp_path / "out", 8, encodings(ranges, past_key_0_in=entry))
+
+
+def test_a_cache_takes_the_stored_range_when_it_was_empty_in_the_simulation(
+    ranges: Any, tmp_path: Path
+) -> None:
+    entry = per_tensor("past_key_0_in", 0.0, 1e-7, bits=16, symmetric=False)
+    result = Result(tmp_path / "out", 8, encodings(ranges, past_key_0_in=entry))
+    stored = encodings(ranges)["k_rotated"]
+    widest = max(-float(stored.low), float(stored.high))
+    assert result.of_ends()["past_key_0_in"][0] == pytest.approx(widest / 127, rel=1e-3)
+
+
 def test_entries_are_found_by_provenance_and_the_unused_are_listed(
     ranges: Any, tmp_path: Path
 ) -> None:

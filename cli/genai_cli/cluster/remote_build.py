@@ -58,7 +58,12 @@ from genai_core.sources.build_sources import (
     sources_of,
 )
 from genai_core.sources.forecast_files import inspect_forecast
-from genai_core.sources.source_files import SourceFacts, calibration_role, inspect_source
+from genai_core.sources.source_files import (
+    SourceFacts,
+    calibration_role,
+    inspect_source,
+    tokens_role,
+)
 from genai_core.store.address import StoreAddress
 from genai_core.wire import REQUESTED_AT
 
@@ -312,7 +317,8 @@ def uploaded(spec: BuildSpec, written: Json, address: str, digest: str) -> Json:
     if quantization.fidelity.tokens or quantization.calibration:
         changed = dict(written.get("quantization", {}))
         if quantization.fidelity.tokens:
-            changed["fidelity"] = {**changed.get("fidelity", {}), "tokens": "tokens.npy"}
+            role = tokens_role(quantization.fidelity.tokens)
+            changed["fidelity"] = {**changed.get("fidelity", {}), "tokens": role}
         if quantization.calibration:
             changed["calibration"] = calibration_role(quantization.calibration)
         found["quantization"] = changed

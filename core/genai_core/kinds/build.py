@@ -129,8 +129,8 @@ class Fidelity(KindModel):
     budget_nats: Annotated[float, Field(ge=0, le=100)] = 0.01
     """Allowed rise of the loss, nats a token; over it the build fails."""
     tokens: FileName | None = None
-    """A .npy of the model's source, integers [pieces, length]; left out: scored on text that the
-    float model writes."""
+    """A file of the model's source: a .npy of integers [pieces, length], or text, which its
+    tokenizer cuts; left out: scored on text that the float model writes."""
 
 
 class Quantization(KindModel):

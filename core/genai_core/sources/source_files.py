@@ -37,12 +37,14 @@ __all__ = [
     "files_at",
     "inspect_source",
     "source_folder",
+    "tokens_role",
 ]
 
 MODEL_ROLE = "model.onnx"
 ENCODINGS_ROLE = "model.encodings"
 CONFIG_ROLE = "config.json"
 TOKENS_ROLE = "tokens.npy"
+TOKENS_TEXT_ROLE = "tokens.txt"
 
 ASSETS = (
     "generation_config.json",
@@ -217,6 +219,11 @@ def files_at(
     }
 
 
+def tokens_role(name: str) -> str:
+    """What the file that fidelity scores is called among roles: token ids, or else text."""
+    return TOKENS_ROLE if Path(name).suffix.lower() == ".npy" else TOKENS_TEXT_ROLE
+
+
 def calibration_role(name: str) -> str:
     """What a calibration file is called among roles; one without a suffix is text."""
     return f"calibration{Path(name).suffix.lower() or '.txt'}"
@@ -247,7 +254,7 @@ def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str,
         paths[ENCODINGS_ROLE] = encodings
     quantization = spec.quantization
     if quantization.fidelity.tokens:
-        paths[TOKENS_ROLE] = _named(
+        paths[tokens_role(quantization.fidelity.tokens)] = _named(
             root, quantization.fidelity.tokens, "spec.quantization.fidelity.tokens"
         )
     if quantization.calibration:
@@ -363,7 +370,7 @@ def _locations(data: mmap.mmap, onnx: Path) -> Iterator[str]:
 
 
 def data_file(onnx: Path, location: str) -> Path:
-    if location in {MODEL_ROLE, ENCODINGS_ROLE, CONFIG_ROLE, TOKENS_ROLE}:
+    if location in {MODEL_ROLE, ENCODINGS_ROLE, CONFIG_ROLE, TOKENS_ROLE, TOKENS_TEXT_ROLE}:
         raise BadModel(
             f"its external data is called {location}, which stands for another file",
             where=str(onnx),

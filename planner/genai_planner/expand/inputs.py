@@ -74,8 +74,8 @@ def scored(context: PlanContext) -> Inputs:
     sources: Inputs = {"core": yardstick(), "assets": ingested("assets/*")}
     if context.model.has_encodings:
         sources["encodings"] = encodings()
-    if context.model.has_tokens:
-        sources["tokens"] = ingested("tokens/tokens.npy")
+    if (tokens := context.model.tokens) is not None:
+        sources["tokens"] = ingested(f"tokens/{tokens}")
     return sources
 
 

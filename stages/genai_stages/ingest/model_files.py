@@ -1,8 +1,8 @@
 """What lies in a source model's folder besides the graph: encodings, tokenizer, token files.
 
 The folder holds roles: `model.onnx` with its data, `model.encodings`, `config.json`, the files of
-the tokenizer under their usual names, `tokens.npy` and `calibration.*`. A folder as the user has it
-does too, as long as there is only one candidate for each role.
+the tokenizer under their usual names, `tokens.npy` or `tokens.txt`, and `calibration.*`. A folder
+as the user has it does too, as long as there is only one candidate for each role.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def copy_assets(folder: Path, out: Path) -> list[str]:
     """Copy tokenizer, configuration and chat template to `assets/`, token files to `tokens/`."""
     copied = []
     pairs = [(folder / name, out / "assets" / name) for name in ASSETS]
-    pairs.append((folder / "tokens.npy", out / "tokens" / "tokens.npy"))
+    pairs += [(folder / name, out / "tokens" / name) for name in ("tokens.npy", "tokens.txt")]
     pairs += [(path, out / "tokens" / path.name) for path in sorted(folder.glob("calibration.*"))]
     for source, target in pairs:
         if source.is_file():

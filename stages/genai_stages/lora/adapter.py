@@ -20,6 +20,9 @@ __all__ = ["Adapter", "AdapterBranch", "Floats"]
 
 Floats = NDArray[np.float32]
 
+_SMALLEST = float(np.finfo(np.float32).smallest_normal)
+"""Products below it lose their digits, and then are zero: the adapter would be none."""
+
 
 @dataclass(frozen=True, eq=False)
 class AdapterBranch:
@@ -67,8 +70,8 @@ def branch_of(module: str, a: Floats, b: Floats, *, scale: float, where: str) ->
     """Check that A and B belong together.
 
     Raises:
-        BadAdapter: They are no matrices, disagree in rank, or hold what is no number, or too large
-            for one.
+        BadAdapter: They are no matrices, disagree in rank, or hold what is no number, or what is
+            too large for one, alone or times the factor; or the factor leaves nothing of B.
     """
     if a.ndim != 2 or b.ndim != 2:
         raise BadAdapter(
@@ -94,5 +97,13 @@ def branch_of(module: str, a: Floats, b: Floats, *, scale: float, where: str) ->
             f"its LoRA weights reach beyond {LARGEST_WEIGHT:g}: a product with them overflows",
             where=f"{where}: {module}",
             remedy="its training diverged; train it again with a smaller learning rate",
+        )
+    largest = float(np.abs(b).max(initial=0)) * scale
+    if np.abs(b).any() and not _SMALLEST <= largest <= LARGEST_WEIGHT:
+        raise BadAdapter(
+            f"its factor {scale:g} (lora_alpha / r) makes {largest:g} of the largest weight of "
+            f"lora_B: float32 multiplies from {_SMALLEST:g} to {LARGEST_WEIGHT:g}",
+            where=f"{where}: {module}",
+            remedy="look at lora_alpha, alpha_pattern and r of the adapter's configuration",
         )
     return AdapterBranch(a, b, scale)

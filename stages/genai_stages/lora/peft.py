@@ -217,7 +217,7 @@ def _stated(
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not number or not 0 < value <= _MOST_NUMBER:
             raise BadAdapter(
-                f"{str(value)[:80]} is no positive number",
+                f"{str(value)[:80]} is no positive number up to {_MOST_NUMBER:g}",
                 where=f"{CONFIG_FILE}: {where}",
                 remedy="save the adapter again with PEFT",
             )

@@ -1,9 +1,9 @@
 """A source model -> the core graph, checked against the source.
 
 Input `source`: a folder of roles (`model.onnx` and its data, `config.json`, `model.encodings`,
-tokenizer files, `tokens.npy`, `calibration.*`). Output: `model.onnx`, `facts.json`, `weights/`,
-`source/` (the source's own graph over those weights), `encodings/model.encodings`, `assets/`,
-`tokens/`.
+tokenizer files, `tokens.npy` or `tokens.txt`, `calibration.*`). Output: `model.onnx`,
+`facts.json`, `weights/`, `source/` (the source's own graph over those weights),
+`encodings/model.encodings`, `assets/`, `tokens/`.
 """
 
 from __future__ import annotations

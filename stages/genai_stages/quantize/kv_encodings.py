@@ -21,12 +21,14 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from genai_core.errors import BadModel
+from genai_core.errors import BadEncodings, BadModel
 from genai_stages.aimet.model import Encoding, per_tensor
 from genai_stages.graph.data_movement import moved_from, moved_inputs, moved_onward
 from genai_stages.quantize.encoding_lookup import EncodingLookup, MissingEncoding
 
 BITS = 8
+_APART = 1 << BITS
+"""Wider by this factor, a grid of 8 bits stores zeros; narrower, it cuts nearly all off."""
 _CACHE = re.compile(r"past_(key|value)_(\d+)_(in|out)")
 
 
@@ -85,6 +87,7 @@ def kv_encodings(
         held: Cache -> the encoding that it must have, since other graphs have it so.
 
     Raises:
+        BadEncodings: A cache's own entry and that of what is stored in it are of different worlds.
         MissingEncoding: No entry says anything about a cache, and it is not held.
     """
     ends: dict[tuple[str, str], list[ir.Value]] = {}
@@ -125,6 +128,7 @@ def _cache(ends: list[ir.Value], lookup: EncodingLookup, held: Encoding | None) 
             remedy="calibrate with the cache as inputs, or set quantization.gaps to Calibrate",
         )
     encoding, derived = _choose(ends[0].name or "", entries)
+    _check(encoding, entries, [v.name or "" for v in origins if v not in values], lookup)
     if held is None:
         return KvEncoding(encoding, tuple(values), derived)
     if np.float32(encoding.scale) == np.float32(held.scale):  # as they are written
@@ -134,13 +138,37 @@ def _cache(ends: list[ir.Value], lookup: EncodingLookup, held: Encoding | None) 
     return KvEncoding(held, tuple(values), told, own if own > models else None)
 
 
+def _check(
+    encoding: Encoding, entries: list[Encoding], origins: list[str], lookup: EncodingLookup
+) -> None:
+    """Refuse a range that cannot hold, or cannot tell apart, what is computed and then stored."""
+    computed = [one for name in origins if (one := lookup.entry(name)) in entries]
+    if not computed:
+        return
+    stored = max(computed, key=_reach)
+    if 1 / _APART < _reach(encoding) / _reach(stored) < _APART:
+        return
+    own = next((one for one in entries if _reach(one) == _reach(encoding)), encoding)
+    raise BadEncodings(
+        f"the cache's range is +-{_reach(own):.3g}, and {stored.name}, which is stored in it, has "
+        f"+-{_reach(stored):.3g}",
+        where=f"{lookup.where}: {own.name}",
+        remedy="export model and encodings from the same simulation, with a cache that is in use",
+    )
+
+
+def _reach(entry: Encoding) -> float:
+    """The largest absolute value that both sides of a symmetric grid have."""
+    high = float(entry.high)
+    return high if entry.symmetric else max(-float(entry.low), high)
+
+
 def _choose(name: str, entries: list[Encoding]) -> tuple[Encoding, str]:
     ready = [one for one in entries if one.bits == BITS and one.signed]
     if ready and all(one.same_grid(ready[0]) for one in ready):
         return ready[0], ""
     pool = ready or entries
-    widest = max(max(-float(one.low), float(one.high)) if not one.symmetric else float(one.high)
-                 for one in pool)  # fmt: skip
+    widest = max(map(_reach, pool))
     encoding = per_tensor(name, -widest, widest, bits=BITS, symmetric=True)
     sources = ", ".join(f"{one.name} ({one.bits} bits)" for one in pool[:4])
     return encoding, f"8 bits symmetric, +-{widest:.6g}, the widest of {sources}"
