@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 ROOM ?=
 CLUSTER ?=
 AGAIN ?=
-# After so many, test-cluster begins no further test.
+# After so many minutes, test-cluster begins no further test.
 MINUTES ?=
 TESTS := tests$(if $(ROOM),/$(ROOM))
 # What `make test` tries on a real cluster; `make test-cluster` tries the rest after it, faults first.
@@ -19,6 +19,9 @@ cluster_files = $(foreach name,$(1),tests/cluster/test_cluster_$(name).py)
 CLUSTER_CORE := $(call cluster_files,build serving cli delivery deployment gitops placement schema)
 CLUSTER_NEXT := $(call cluster_files,faults store_faults watch_faults upgrades states node_faults)
 CLUSTER_ALL := $(CLUSTER_CORE) $(CLUSTER_NEXT) $(filter-out $(CLUSTER_CORE) $(CLUSTER_NEXT),$(sort $(wildcard tests/cluster/test_*.py)))
+
+# The cluster's tests run beside the others in .ci/run: what failed is remembered apart from theirs.
+APART := -o cache_dir=.pytest_cache/cluster
 
 help: ## Show the targets
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -72,7 +75,10 @@ test-cluster-core: $(READY) ## Builds, command line, Helm, GitOps and placement 
 	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest $(AGAIN) $(CLUSTER_CORE)
 
 test-cluster: $(READY) ## The operator on a real cluster of two nodes, faults included (root; about 40 minutes)
-	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} GENAI_TEST_MINUTES=$(MINUTES) $(BIN)/python -m pytest $(AGAIN) $(CLUSTER_ALL)
+	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} GENAI_TEST_MINUTES=$(MINUTES) $(BIN)/python -m pytest $(APART) $(AGAIN) $(CLUSTER_ALL)
+
+cluster-programs: ## Compile and build what the tests' cluster runs, once (root, Go; about 10 minutes)
+	@cd tests/cluster && "$(PYTHON)" -m harness.build
 
 image-htp: ## The stages' image with the vendor's wheel, for Snapdragon targets (docker or BUILDER=buildah)
 	$(or $(BUILDER),docker) build --target stages --build-arg HTP=1 --tag genai-stages-htp .
@@ -98,4 +104,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core image-htp image-serving-htp cluster-up cluster-down clean
+.PHONY: help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core cluster-programs image-htp image-serving-htp cluster-up cluster-down clean

@@ -56,20 +56,25 @@ def kube() -> Path:
     for name in ("go.mod", "go.sum", "main.go"):
         digest.update((KUBE_SOURCE / name).read_bytes())
     program = cache() / f"kube-{digest.hexdigest()[:16]}"
-    if not program.exists():
-        major, minor = KUBE_VERSION.removeprefix("v").split(".")[:2]
-        stamp = "k8s.io/component-base/version"
-        flags = (
-            f"-s -w -X {stamp}.gitVersion={KUBE_VERSION}"
-            f" -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}"
-        )
-        aside = program.with_suffix(".tmp")
-        _go(
-            "build", "-ldflags", flags, "-o", str(aside), ".",
-            cwd=KUBE_SOURCE, environment={"GOFLAGS": "-mod=readonly"},
-        )  # fmt: skip
-        aside.replace(program)
+    with _alone("kube"):
+        if not program.exists():
+            _compile_kube(program)
     return program
+
+
+def _compile_kube(program: Path) -> None:
+    major, minor = KUBE_VERSION.removeprefix("v").split(".")[:2]
+    stamp = "k8s.io/component-base/version"
+    flags = (
+        f"-s -w -X {stamp}.gitVersion={KUBE_VERSION}"
+        f" -X {stamp}.gitMajor={major} -X {stamp}.gitMinor={minor}"
+    )
+    aside = program.with_suffix(".tmp")
+    _go(
+        "build", "-ldflags", flags, "-o", str(aside), ".",
+        cwd=KUBE_SOURCE, environment={"GOFLAGS": "-mod=readonly"},
+    )  # fmt: skip
+    aside.replace(program)
 
 
 def pinned(
