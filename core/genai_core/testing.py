@@ -135,12 +135,15 @@ def _run_versitygw(program: Path, folder: Path) -> Iterator[S3Server]:
     root.mkdir(parents=True, exist_ok=True)
     accounts = folder / "s3-accounts"
     accounts.mkdir(exist_ok=True)
+    versions = folder / "s3-versions"  # of buckets that keep them; none does at first
+    versions.mkdir(exist_ok=True)
     port = _free_port()
     with (folder / "versitygw.log").open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
             [
                 *(str(program), "--port", f"127.0.0.1:{port}"),
-                *("--iam-dir", str(accounts), "posix", str(root)),
+                *("--iam-dir", str(accounts)),
+                *("posix", "--versioning-dir", str(versions), str(root)),
             ],
             env={
                 **os.environ,

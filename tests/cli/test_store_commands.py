@@ -14,7 +14,7 @@ import pytest
 from genai_cli.testing import InProcess, Program, Ran
 from genai_core.names import Digest, Key
 from genai_core.store.directory.directory_store import DirectoryStore
-from genai_core.store.protocol import Lease, RecordRef, Store
+from genai_core.store.protocol import AccessDenied, Lease, RecordRef, Store
 from genai_core.tasks.keys import task_key
 from genai_core.tasks.record import Measurements, Output, Record, ToolchainUsed, entry_folder
 from genai_core.testing import s3_server
@@ -307,6 +307,30 @@ def test_gc_keeps_what_is_leased_or_young(cache: Any, store: DirectoryStore) -> 
     assert done["holders"] == ["laptop"]
     assert store.get_record("convert", gone.key) is None
     assert store.get_record("convert", kept.key) is not None
+
+
+def test_gc_ends_with_1_and_says_what_stays_when_the_store_keeps_some(
+    cache: Any, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = entry(store, "a")
+    locked = record.outputs["a.onnx"]
+    real = DirectoryStore.delete_blob
+
+    def delete(self: DirectoryStore, digest: Digest) -> bool:
+        if digest == locked.sha256:
+            raise AccessDenied("access is denied (object lock)", where="store")
+        real(self, digest)
+        return False
+
+    monkeypatch.setattr(DirectoryStore, "delete_blob", delete)
+    ran = cache("gc", "--keep-days", "0")
+    assert ran.code == 1
+    assert "of what went stays in the bucket as older versions" in ran.out
+    assert "1 stay because the store does not let them go" in ran.out
+    assert f"blob {locked.sha256} stays: access is denied (object lock)" in ran.out
+    again = cache("gc", "--keep-days", "0", "--json")
+    assert (again.code, again.json["refused"]) == (1, 1)
+    assert again.json["bytes"] == {"kept": locked.size, "deleted": 0, "older": 0}
 
 
 @pytest.mark.parametrize("days", ["1e300", "nan", "inf", "99999999"])

@@ -9,9 +9,12 @@ from genai_cli.display.words import counted, size
 from genai_cli.settings import ProgramSettings
 from genai_cli.store.entries import opened
 from genai_core.store.collection.collect import collect
+from genai_core.store.collection.removal import CollectResult
 from genai_core.store.verify import verify
 
 __all__ = ["collect_garbage", "verify_store"]
+
+_FIRST = 3
 
 
 def verify_store(settings: ProgramSettings, address: str | None, *, remove: bool) -> int:
@@ -67,17 +70,33 @@ def collect_garbage(
                 "records": {"kept": done.records_kept, "deleted": done.records_deleted},
                 "blobs": {"kept": done.blobs_kept, "deleted": done.blobs_deleted},
                 "uploads": {"kept": done.uploads_kept, "deleted": done.uploads_deleted},
-                "bytes": {"kept": done.bytes_kept, "deleted": done.bytes_deleted},
+                "bytes": {
+                    "kept": done.bytes_kept,
+                    "deleted": done.bytes_deleted,
+                    "older": done.bytes_older,
+                },
+                "refused": done.refused,
                 "holders": done.holders,
             }
         )
-        return 0
+        return _gc_code(done)
     verb = "would go" if dry_run else "removed"
     went = _counts(done.records_deleted, done.uploads_deleted, done.bytes_deleted)
     say(f"{went} {verb}; {_counts(done.records_kept, done.uploads_kept, done.bytes_kept)} stay")
     for holder in done.holders:
         say(f"  kept for {holder}")
-    return 0
+    if done.bytes_older:
+        older = f"{size(done.bytes_older)} of what went stays in the bucket as older versions"
+        say(f"  {older}; a lifecycle rule for noncurrent versions frees it")
+    if done.refused:
+        say(f"  {done.refused} stay because the store does not let them go; the first:")
+        for line in done.refusals[:_FIRST]:
+            say(f"    {line}")
+    return _gc_code(done)
+
+
+def _gc_code(done: CollectResult) -> int:
+    return 1 if done.refused else 0
 
 
 def _counts(entries: int, uploads: int, held: int) -> str:

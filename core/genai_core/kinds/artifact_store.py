@@ -119,6 +119,10 @@ class LastCollection(KindModel):
     """Of the files that nothing needs any more."""
     bytes_kept: int = 0
     """Of the files that stay."""
+    bytes_older: int = 0
+    """Of those deleted, what the bucket keeps as older versions; a lifecycle rule frees it."""
+    refused: int = 0
+    """Results, files and uploads that nothing needs, and that the server does not let go."""
 
 
 class ArtifactStoreStatus(KindModel):

@@ -129,8 +129,12 @@ class Blobs(Located, Protocol):
         """Read a blob's bytes; return None where they are right, else what is wrong with them."""
         ...
 
-    def delete_blob(self, digest: Digest) -> None:
-        """Remove a blob; no error where there is none."""
+    def delete_blob(self, digest: Digest) -> bool:
+        """Remove a blob; no error where there is none.
+
+        Returns:
+            Whether its bytes are gone. A bucket that keeps versions keeps them, as an older one.
+        """
         ...
 
     def list_blobs(self) -> Iterator[BlobStat]:

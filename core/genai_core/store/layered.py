@@ -17,7 +17,7 @@ from typing import BinaryIO
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.files.whole_files import DRAFT_SUFFIX
 from genai_core.names import Digest, Key
-from genai_core.store.collection.sweeps import CLAIM_LASTS, utc_now
+from genai_core.store.collection.sweeps import CLAIM_LASTS
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.lookup import publish
 from genai_core.store.protocol import (
@@ -98,16 +98,17 @@ class LayeredStore:
                     return store.read_blob(blob)
         return self.first.read_blob(blob)
 
-    def _bring(self, blob: Blob, *, claim: bool = False) -> None:
+    def _bring(self, blob: Blob, *, claim: datetime | None = None) -> None:
         """Copy a blob into the first store.
 
         Args:
             blob: What is wanted.
             claim: A record is about to name it: gc must not take what stands there for forgotten.
+                The first store's time.
         """
         stat = self.first.head_blob(blob.sha256)
         stands = stat is not None and stat.stands_for(blob.sha256, blob.size)
-        if stat is not None and stands and (not claim or utc_now() - stat.modified < CLAIM_LASTS):
+        if stat is not None and stands and (claim is None or claim - stat.modified < CLAIM_LASTS):
             return
         for store in layers(self) if stands else self.others:
             if store.head_blob(blob.sha256) is None:
@@ -130,9 +131,9 @@ class LayeredStore:
                 return store.check_blob(blob)
         return "is missing"
 
-    def delete_blob(self, digest: Digest) -> None:
+    def delete_blob(self, digest: Digest) -> bool:
         """Remove from the first store."""
-        self.first.delete_blob(digest)
+        return self.first.delete_blob(digest)
 
     def list_blobs(self) -> Iterator[BlobStat]:
         """Go through the first store."""
@@ -174,8 +175,9 @@ class LayeredStore:
                 return None
         except BadInput:  # a newer version's: not for this one
             return None
+        now = self.first.now()
         for digest, size in found.record.blobs().items():
-            self._bring(Blob(sha256=digest, size=size), claim=True)
+            self._bring(Blob(sha256=digest, size=size), claim=now)
         publish(self.first, found.record)
         own = self.first.lookup(operation, key)
         return own if isinstance(own, Hit) else None
@@ -204,9 +206,9 @@ class LayeredStore:
         """Those beside the first store."""
         return self.first.list_uploads()
 
-    def delete_upload(self, name: str) -> None:
+    def delete_upload(self, name: str) -> bool:
         """Remove it beside the first store."""
-        self.first.delete_upload(name)
+        return self.first.delete_upload(name)
 
     def put_lease(self, lease: Lease) -> None:
         """Claim in the first store; the others are only read."""

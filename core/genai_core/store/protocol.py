@@ -105,8 +105,15 @@ class Store(Blobs, Records, Leases, Protocol):
         """Return the uploaded models; a directory has none."""
         ...
 
-    def delete_upload(self, name: str) -> None:
-        """Remove an uploaded model; no error where there is none."""
+    def delete_upload(self, name: str) -> bool:
+        """Remove an uploaded model; no error where there is none.
+
+        Returns:
+            Whether its bytes are gone, as for `delete_blob`.
+
+        Raises:
+            AccessDenied: Some of its files may not be removed; those that may are gone.
+        """
         ...
 
     def probe(self) -> Capabilities:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
-from genai_core.errors import BadInput, CorruptBlob
+from genai_core.errors import BadInput, CorruptBlob, StoreUnreadable
 from genai_core.names import Digest
 from genai_core.store.blobs import Blobs
 from genai_core.store.protocol import RecordRef, Store
@@ -77,10 +78,10 @@ def verify(
             continue
         done.records += 1
         if (why := _untrue(stored.record, store)) is not None:
+            kept = _kept(partial(store.delete_record, ref)) if remove else ""
             done.untrue[ref] = why
-            progress(f"{ref}: {why}")
-            if remove:
-                store.delete_record(ref)
+            progress(f"{ref}: {why}{kept}")
+            if remove and not kept:
                 continue
         for digest, size in stored.record.blobs().items():
             users.setdefault(Blob(sha256=digest, size=size), []).append(ref)
@@ -90,11 +91,19 @@ def verify(
         done.bytes += blob.size
         if what is None:
             continue
-        if remove:
-            store.delete_blob(blob.sha256)
-        done.faults.append(BlobFault(blob.sha256, what, tuple(refs), removed=remove))
-        progress(f"blob {blob.sha256} {what}; used by {', '.join(map(str, refs))}")
+        kept = _kept(partial(store.delete_blob, blob.sha256)) if remove else ""
+        done.faults.append(BlobFault(blob.sha256, what, tuple(refs), removed=remove and not kept))
+        progress(f"blob {blob.sha256} {what}; used by {', '.join(map(str, refs))}{kept}")
     return done
+
+
+def _kept(remove: Callable[[], object]) -> str:
+    """Remove one thing; returns what is to be said where the store refuses."""
+    try:
+        remove()
+    except StoreUnreadable as error:
+        return f"; it stays: {error.message}"
+    return ""
 
 
 def _untrue(record: Record, store: Blobs) -> str | None:

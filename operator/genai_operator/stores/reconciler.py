@@ -38,7 +38,7 @@ _AGAIN_TOLD = 3600.0
 """Where each look takes a Job."""
 _COUNTS = (
     *("recordsDeleted", "recordsKept", "uploadsDeleted", "uploadsKept"),
-    *("bytesDeleted", "bytesKept"),
+    *("bytesDeleted", "bytesKept", "bytesOlder", "refused"),
 )
 
 

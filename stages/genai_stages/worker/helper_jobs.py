@@ -59,6 +59,8 @@ def answer_question(question: StoreQuestion, store: Store) -> TaskResult:
             "uploadsKept": done.uploads_kept,
             "bytesDeleted": done.bytes_deleted,
             "bytesKept": done.bytes_kept,
+            "bytesOlder": done.bytes_older,
+            "refused": done.refused,
         }
     elif isinstance(question, LeaseFile):
         _lease(question, store)

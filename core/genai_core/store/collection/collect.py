@@ -9,6 +9,9 @@ and laptops count as much as one's own, and a lease that cannot be read stops gc
 Writers and builds go on meanwhile. Records go before blobs, so that no lookup hits a record whose
 blobs are about to go, and everything goes in small sweeps that builds are told of and that look at
 the leases again (see `sweeps`): what a build has claimed, or a writer has just stored, stays.
+
+What the store refuses to remove (a lock, a policy, another user's file) stays, is told by name, and
+the rest goes on.
 """
 
 from __future__ import annotations
@@ -17,15 +20,16 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import NamedTuple, TypeVar
 
-from genai_core.errors import CorruptBlob
+from genai_core.errors import CorruptBlob, StoreUnreadable
 from genai_core.names import Digest
+from genai_core.store.collection.removal import CollectResult, Removals, went
 from genai_core.store.protocol import SWEEP_LASTS, BlobStat, RecordRef, Store, Sweep, Upload
 
-__all__ = ["DEFAULT_GRACE", "LEAST_GRACE", "CollectResult", "collect"]
+__all__ = ["DEFAULT_GRACE", "LEAST_GRACE", "collect"]
 
 DEFAULT_GRACE = timedelta(days=7)
 LEAST_GRACE = timedelta(hours=13)
@@ -35,35 +39,6 @@ _AT_ONCE = 200
 """Records or blobs of one sweep: who needs one of them waits until it is over."""
 
 T = TypeVar("T")
-
-
-@dataclass
-class CollectResult:
-    """What gc did, or would do.
-
-    Attributes:
-        uploads_kept: Models that `genai build --remote` sent, and that stay.
-        uploads_deleted: Those that go.
-        bytes_kept: Of the blobs and uploads that stay.
-        bytes_deleted: Of the blobs and uploads that go.
-        deleted: The records that go.
-        drafts_deleted: What killed writers left half-written, older than a day.
-        holders: Who holds live leases.
-    """
-
-    dry_run: bool
-    records_kept: int = 0
-    records_deleted: int = 0
-    blobs_kept: int = 0
-    blobs_deleted: int = 0
-    uploads_kept: int = 0
-    uploads_deleted: int = 0
-    bytes_kept: int = 0
-    bytes_deleted: int = 0
-    leases_expired: int = 0
-    drafts_deleted: int = 0
-    deleted: list[RecordRef] = field(default_factory=list)
-    holders: list[str] = field(default_factory=list)
 
 
 def collect(
@@ -85,38 +60,40 @@ def collect(
             only where nobody writes: a writer relies on a blob that it found younger than that.
         roots: Records that are kept beside those that leases name.
         dry_run: Only report.
-        progress: Called with a line for each removal.
+        progress: Called with a line for each removal, and for each that is refused.
 
     Raises:
-        StoreUnreadable: The store, or a lease in it, cannot be read; nothing was removed then.
+        StoreUnreadable: The store, or a lease in it, cannot be read, and nothing was removed; or
+            nothing at all may be removed.
     """
     done = CollectResult(dry_run=dry_run)
     now = now or store.now()
     before = now - grace
     began = time.monotonic()
     wanted = set(roots)
-    doomed, kept_blobs = _mark(store, wanted | _leased(store, now, done).records, before, done)
+    removals = Removals(done, progress)
+    leased = _leased(store, now, done, progress).records
+    doomed, kept_blobs = _mark(store, wanted | leased, before, done)
     for batch in _batches(sorted(doomed)):
         with _sweeping(store, now, began, done, records=batch) as lasts:
             # A build that began meanwhile wrote its lease before it looked anything up.
-            late = _leased(store, now, CollectResult(dry_run=True)).records
+            late = _claims(store, now).records
             for ref in batch:
-                if ref in late or not lasts():
+                stays = ref in late or not lasts()
+                if stays or not went(f"record {ref}", partial(store.delete_record, ref), removals):
                     done.records_kept += 1
                     kept_blobs |= _blobs_of(store, ref)
                     continue
                 done.deleted.append(ref)
                 done.records_deleted += 1
                 progress(f"record {ref}")
-                if not dry_run:
-                    store.delete_record(ref)
     old = [stat for stat in store.list_blobs() if _goes(stat, kept_blobs, before, done)]
     for stats in _batches(old):
         digests = [stat.sha256 for stat in stats]
         with _sweeping(store, now, began, done, blobs=digests) as lasts:
             for stat in stats:
-                _remove_blob(store, stat, before, done=done, lasts=lasts, progress=progress)
-    _collect_uploads(store, now, began, before=before, done=done, progress=progress)
+                _remove_blob(store, stat, before, lasts=lasts, removals=removals)
+    _collect_uploads(store, now, began, before=before, removals=removals)
     done.drafts_deleted = store.delete_drafts(now - _DRAFTS_LAST, dry_run=dry_run)
     return done
 
@@ -149,7 +126,18 @@ def _sweeping(
     try:
         yield lambda: time.monotonic() < until
     finally:
+        _end_sweep(store, name)
+
+
+def _end_sweep(store: Store, name: str) -> None:
+    try:
         store.delete_sweep(name)
+    except StoreUnreadable as error:
+        raise StoreUnreadable(
+            f"gc cannot remove its own sweeps/{name}.json, so that it stops: {error.message}",
+            where=store.location,
+            remedy="let these credentials delete below the store's prefix",
+        ) from error
 
 
 class _Leased(NamedTuple):
@@ -159,7 +147,9 @@ class _Leased(NamedTuple):
     uploads: set[str] | None
 
 
-def _leased(store: Store, now: datetime, done: CollectResult) -> _Leased:
+def _leased(
+    store: Store, now: datetime, done: CollectResult, progress: Callable[[str], None]
+) -> _Leased:
     """Return what live leases name and remove expired ones."""
     records: set[RecordRef] = set()
     uploads: set[str] | None = set()
@@ -170,10 +160,14 @@ def _leased(store: Store, now: datetime, done: CollectResult) -> _Leased:
             uploads = None if uploads is None or known is None else uploads.union(known)
             done.holders.append(lease.holder)
             continue
-        done.leases_expired += 1
-        if not done.dry_run:
-            store.delete_lease(lease.name)
+        remove = partial(store.delete_lease, lease.name)
+        done.leases_expired += went(f"lease {lease.name}", remove, Removals(done, progress))
     return _Leased(records, uploads)
+
+
+def _claims(store: Store, now: datetime) -> _Leased:
+    """What live leases name by now."""
+    return _leased(store, now, CollectResult(dry_run=True), lambda _: None)
 
 
 def _mark(
@@ -212,15 +206,19 @@ def _remove_blob(
     stat: BlobStat,
     before: datetime,
     *,
-    done: CollectResult,
     lasts: Callable[[], bool],
-    progress: Callable[[str], None],
+    removals: Removals,
 ) -> None:
+    done, progress = removals
     if not done.dry_run:
         fresh = store.head_blob(stat.sha256)
         if fresh is None or fresh.modified > before or not lasts():
             return  # claimed by a writer since the listing
-        store.delete_blob(stat.sha256)
+    remove = partial(store.delete_blob, stat.sha256)
+    if not went(f"blob {stat.sha256}", remove, removals, size=stat.size):
+        done.blobs_kept += 1
+        done.bytes_kept += stat.size
+        return
     done.blobs_deleted += 1
     done.bytes_deleted += stat.size
     progress(f"blob {stat.sha256} {stat.size} bytes")
@@ -232,11 +230,11 @@ def _collect_uploads(
     began: float,
     *,
     before: datetime,
-    done: CollectResult,
-    progress: Callable[[str], None],
+    removals: Removals,
 ) -> None:
     """Remove uploaded models that no lease names and that are old."""
-    leased = _leased(store, now, CollectResult(dry_run=True)).uploads
+    done, progress = removals
+    leased = _claims(store, now).uploads
     doomed: list[Upload] = []
     for upload in store.list_uploads():
         if leased is None or upload.name in leased or upload.modified > before:
@@ -247,13 +245,13 @@ def _collect_uploads(
     for upload in doomed:  # one at a time: a model may take long
         with _sweeping(store, now, began, done, uploads=[upload.name]) as lasts:
             # Whoever sends it again claimed it before looking which of its files are there.
-            late = _leased(store, now, CollectResult(dry_run=True)).uploads
-            if late is None or upload.name in late or not lasts():
+            late = _claims(store, now).uploads
+            stays = late is None or upload.name in late or not lasts()
+            remove = partial(store.delete_upload, upload.name)
+            if stays or not went(f"upload {upload.name}", remove, removals, size=upload.size):
                 done.uploads_kept += 1
                 done.bytes_kept += upload.size
                 continue
             progress(f"upload {upload.name} {upload.size} bytes")
             done.uploads_deleted += 1
             done.bytes_deleted += upload.size
-            if not done.dry_run:
-                store.delete_upload(upload.name)

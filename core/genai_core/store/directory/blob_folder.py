@@ -257,11 +257,12 @@ class BlobFolder:
             f"blob {blob.sha256[:12]} {what}; its task runs again", where=self.location
         )
 
-    def delete_blob(self, digest: Digest) -> None:
+    def delete_blob(self, digest: Digest) -> bool:
         """Remove a blob."""
         self._must_be_writable()
         with self.explained(self.blob_path(digest)):
             put_away(self.blob_path(digest), self.scratch)
+        return True
 
     def list_blobs(self) -> Iterator[BlobStat]:
         """Go through `blobs/`."""

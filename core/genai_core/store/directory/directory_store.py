@@ -217,8 +217,9 @@ class DirectoryStore(BlobFolder):
         """There are none."""
         return ()
 
-    def delete_upload(self, name: str) -> None:
+    def delete_upload(self, name: str) -> bool:
         """There are none."""
+        return True
 
     # Leases, sweeps and the store itself
 

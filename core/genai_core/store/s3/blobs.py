@@ -138,10 +138,11 @@ class S3Blobs:
         return blob
 
     def _claimed(self, blob: Blob) -> bool:
+        """Whether it stands, and is young by the clock that a gc goes by."""
         head = self._objects.head(_blob_name(blob.sha256))
         if head is None or not _stat(blob.sha256, head).stands_for(blob.sha256, blob.size):
             return False
-        return head.now - head.modified < CLAIM_LASTS
+        return self._objects.age(head) < CLAIM_LASTS
 
     def fetch_blob(self, blob: Blob, dest: Path, *, shared: bool = False) -> None:
         """Download, hashed on the way; `shared` changes nothing here."""
@@ -228,10 +229,10 @@ class S3Blobs:
             f"blob {blob.sha256[:12]} {what}; its task runs again", where=self.location
         )
 
-    def delete_blob(self, digest: Digest) -> None:
+    def delete_blob(self, digest: Digest) -> bool:
         """Remove a blob."""
         self._must_be_writable()
-        self._objects.delete(_blob_name(digest))
+        return self._objects.delete(_blob_name(digest))
 
     def list_blobs(self) -> Iterator[BlobStat]:
         """List `blobs/`."""

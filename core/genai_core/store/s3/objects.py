@@ -40,6 +40,8 @@ __all__ = ["Listed", "ObjectHead", "S3Objects"]
 _MOST_NAMES = 2_000_000
 """Of a listing; 12 GB of them would be a bucket's, not a store's."""
 _LISTING_SECONDS = 1800.0
+_UNVERSIONED = "null"
+"""The version of what is written and removed where versioning is suspended."""
 _NO_TAG = '"00000000000000000000000000000000"'
 
 
@@ -49,13 +51,13 @@ class ObjectHead:
 
     Attributes:
         digest: The SHA-256 that the server keeps, or that was noted by whoever sent it in parts.
-        now: The server's clock at the time of the answer.
+        answered: The answer's own date, which may be that of a proxy; see `S3Objects.age`.
     """
 
     size: int
     digest: Digest | None
     modified: datetime
-    now: datetime
+    answered: datetime
 
 
 class Listed(NamedTuple):
@@ -85,7 +87,7 @@ class S3Objects:
         self.prefix = prefix
         self.location = location
         self._reachable = False
-        self._ahead: timedelta | None = None
+        self._behind: timedelta | None = None
 
     @property
     def client(self) -> S3Client:
@@ -115,12 +117,16 @@ class S3Objects:
                 return None
             self._reachable = True
             modified = answer["LastModified"].astimezone(UTC)
-            now = _date(answer) or modified
+            answered = _date(answer) or datetime.now(UTC)
             # Sent in parts: the server's checksum is one of checksums, and what we noted counts.
             in_parts = "-" in answer["ETag"] or answer.get("ChecksumType") == "COMPOSITE"
             checksum = None if in_parts else answer.get("ChecksumSHA256")
             digest = _kept_digest(checksum, answer.get("Metadata", {}))
-            return ObjectHead(answer["ContentLength"], digest, modified, now)
+            return ObjectHead(answer["ContentLength"], digest, modified, answered)
+
+    def age(self, head: ObjectHead) -> timedelta:
+        """How long an object had stood when it was asked for, by the clock that noted its time."""
+        return head.answered + self._dates_behind() - head.modified
 
     def get(self, name: str, *, most: int) -> transfer.Small | None:
         """Return a small object; None where there is none.
@@ -150,13 +156,22 @@ class S3Objects:
             writable: An object may be written; else, and where the server refuses it, the date of
                 an answer has to do, or this machine's time where there is none.
         """
-        date = _date(self._first_below("sweeps/")) or datetime.now(UTC)
-        if self._ahead is None and writable:
+        behind = self._dates_behind() if writable else self._behind or timedelta()
+        return self._answered_at() + behind
+
+    def _dates_behind(self) -> timedelta:
+        """How far the dates of answers are behind the times that the server notes; tried once."""
+        if self._behind is None:
+            date = self._answered_at()
             try:
-                self._ahead = self._noted_now() - date
+                self._behind = self._noted_now() - date
             except StoreUnreadable:
-                self._ahead = timedelta()
-        return date + (self._ahead or timedelta())
+                self._behind = timedelta()
+        return self._behind
+
+    def _answered_at(self) -> datetime:
+        """The date of an answer, or this machine's time where there is none."""
+        return _date(self._first_below("sweeps/")) or datetime.now(UTC)
 
     def _noted_now(self) -> datetime:
         """The time that the server notes with an object of this moment."""
@@ -223,10 +238,15 @@ class S3Objects:
                 raise
         return True
 
-    def delete(self, name: str) -> None:
-        """Remove an object; no error where there is none."""
+    def delete(self, name: str) -> bool:
+        """Remove an object; no error where there is none.
+
+        Returns:
+            Whether its bytes are gone: a bucket that keeps versions puts a marker before them.
+        """
         with explained(self.location):
-            self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+            answer = self.client.delete_object(Bucket=self.bucket, Key=self.key(name))
+        return not answer.get("DeleteMarker") or answer.get("VersionId") == _UNVERSIONED
 
     def list(
         self, folder: str = "", *, most: int = _MOST_NAMES, seconds: float = _LISTING_SECONDS
@@ -283,11 +303,12 @@ class S3Objects:
                 for upload in page.get("Uploads", ()):
                     if upload["Initiated"].astimezone(UTC) >= before:
                         continue
-                    count += 1
-                    if not dry_run:
-                        self.client.abort_multipart_upload(
-                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                        )
+                    with suppress_denied():
+                        if not dry_run:
+                            self.client.abort_multipart_upload(
+                                Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                            )
+                        count += 1
         return count
 
     def probe(self) -> Capabilities:

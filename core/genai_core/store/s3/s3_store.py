@@ -38,6 +38,7 @@ from genai_core.store.collection.lease_files import (
 from genai_core.store.lookup import first_fault
 from genai_core.store.protocol import (
     SWEEP_LASTS,
+    AccessDenied,
     Capabilities,
     Committed,
     Existing,
@@ -61,6 +62,8 @@ from genai_core.tasks.record import Record
 __all__ = ["S3Store"]
 
 _ROUNDS = 6
+_UNSEEN = 2
+"""Of the rounds: so often a server may say that a record stands that it does not show."""
 _MOST_NOTES = 20_000
 """Leases, or sweeps, in one store; of sweeps those that a killed gc left as well."""
 _MOST_SWEEPS = 100
@@ -151,11 +154,15 @@ class S3Store(S3Blobs):
     def _write_record(self, record: Record, *, etag: str | None) -> Committed | Existing:
         self._must_be_writable()
         name, data = _record_name(record.operation, record.key), record.to_bytes()
+        unseen = 0
         for _ in range(_ROUNDS):
-            if self._put_on_condition(name, data, etag):
+            if self._put_on_condition(name, data, etag, trusted=unseen < _UNSEEN):
                 return Committed(record)
             found = self._standing(name)
-            if found is None:  # deleted since
+            if found is None:
+                # Deleted since; or a server that keeps versions takes its own mark of what was
+                # deleted for an object (versitygw 1.8).
+                unseen += 1
                 etag = None
                 continue
             if found[0] == data:  # ours: the first answer was lost and the request repeated
@@ -166,10 +173,17 @@ class S3Store(S3Blobs):
             etag = found[1]  # unreadable: exactly this one is replaced
         raise StoreUnavailable("a record kept changing while it was written", where=self.location)
 
-    def _put_on_condition(self, name: str, data: bytes, etag: str | None) -> bool:
-        """Put where nothing stands, or in place of exactly `etag`; False where that is not so."""
+    def _put_on_condition(self, name: str, data: bytes, etag: str | None, *, trusted: bool) -> bool:
+        """Put where nothing stands, or in place of exactly `etag`; False where that is not so.
+
+        Args:
+            name: Of the object.
+            data: Its bytes.
+            etag: None where nothing stands.
+            trusted: The server judges; else a look before and one after.
+        """
         can = self._known_capabilities()
-        if can.conditional_create if etag is None else can.conditional_replace:
+        if trusted and (can.conditional_create if etag is None else can.conditional_replace):
             return self._objects.put(name, data, only_new=etag is None, replaces=etag)
         standing = self._standing(name)
         if (standing[1] if standing else None) != etag:
@@ -224,13 +238,20 @@ class S3Store(S3Blobs):
                 found[name] = Upload(name, one.size + size, max(one.modified, modified))
         return sorted(found.values())
 
-    def delete_upload(self, name: str) -> None:
+    def delete_upload(self, name: str) -> bool:
         """Remove all files of `sources/<name>/`."""
         self._must_be_writable()
         if not is_upload(name):
             raise ValueError(f"{name!r} is not the name of an upload")
+        freed, refused = True, None
         for file in self._objects.list(f"{SOURCES}/{name}"):
-            self._objects.delete(f"{SOURCES}/{name}/{file.name}")
+            try:
+                freed &= self._objects.delete(f"{SOURCES}/{name}/{file.name}")
+            except AccessDenied as error:
+                refused = error
+        if refused is not None:
+            raise refused
+        return freed
 
     # Leases, sweeps and the store itself
 
