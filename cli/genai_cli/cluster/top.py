@@ -97,12 +97,12 @@ def show_top(access: Access, settings: ProgramSettings, *, everywhere: bool, onc
     rates = Rates()
     if settings.json or once:
         now = datetime.now(UTC)
-        found = snapshot(cluster, namespace)
-        rate = rates.per_minute(found.builds, now)
+        shown = snapshot(cluster, namespace)
+        rate = rates.per_minute(shown.builds, now)
         if settings.json:
-            emit(_as_json(found, rate))
+            emit(_as_json(shown, rate))
         else:
-            put(_picture(cluster, found, rate))
+            put(_picture(cluster, shown, rate))
         return 0
     try:
         return _live(cluster, namespace, rates)
@@ -112,20 +112,20 @@ def show_top(access: Access, settings: ProgramSettings, *, everywhere: bool, onc
 
 def _live(cluster: Cluster, namespace: str | None, rates: Rates) -> int:
     console = PlainConsole(highlight=False)
-    found = snapshot(cluster, namespace)
+    shown = snapshot(cluster, namespace)
     if not console.is_terminal:
         while True:
             now = datetime.now(UTC)
-            say(_line(found, rates.per_minute(found.builds, now), now))
+            say(_line(shown, rates.per_minute(shown.builds, now), now))
             sys.stdout.flush()
             time.sleep(_EVERY)
-            found = _patiently(cluster, namespace, found)
+            shown = _patiently(cluster, namespace, shown)
     with Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
-            rate = rates.per_minute(found.builds, datetime.now(UTC))
-            live.update(_picture(cluster, found, rate), refresh=True)
+            rate = rates.per_minute(shown.builds, datetime.now(UTC))
+            live.update(_picture(cluster, shown, rate), refresh=True)
             time.sleep(_EVERY)
-            found = _patiently(cluster, namespace, found)
+            shown = _patiently(cluster, namespace, shown)
 
 
 def _patiently(cluster: Cluster, namespace: str | None, last: TopSnapshot) -> TopSnapshot:
@@ -148,7 +148,9 @@ def snapshot(cluster: Cluster, namespace: str | None) -> TopSnapshot:
         nodes = cluster.list("nodes")
     except NotAllowed:
         nodes = []
-    found = sorted(tasks.values(), key=lambda entry: (entry[0].state != "running", entry[0].since))
+    ordered = sorted(
+        tasks.values(), key=lambda entry: (entry[0].state != "running", entry[0].since)
+    )
     busy = [view for view in builds if not view.settled]
     rest = [view for view in builds if view.settled]
     resting: dict[str, int] = {}
@@ -156,8 +158,8 @@ def snapshot(cluster: Cluster, namespace: str | None) -> TopSnapshot:
         resting[view.phase] = resting.get(view.phase, 0) + 1
     return TopSnapshot(
         builds=(*busy, *rest),
-        tasks=tuple((task, ",".join(names)) for task, names in found),
-        nodes=tuple(_nodes([task for task, _ in found], nodes)),
+        tasks=tuple((task, ",".join(names)) for task, names in ordered),
+        nodes=tuple(_nodes([task for task, _ in ordered], nodes)),
         resting=resting,
     )
 
@@ -168,11 +170,11 @@ def _nodes(tasks: Sequence[ClusterTask], known: Sequence[Json]) -> list[Node]:
         for node in known
     }
     names = sorted({*offered, *(task.node for task in tasks if task.node)})
-    found = []
+    loads = []
     for name in names:
         here = [task for task in tasks if task.node == name]
         room = offered.get(name, {})
-        found.append(
+        loads.append(
             Node(
                 name=name,
                 tasks=len(here),
@@ -182,30 +184,30 @@ def _nodes(tasks: Sequence[ClusterTask], known: Sequence[Json]) -> list[Node]:
                 memory_offered=quantity(str(room.get("memory", "0"))),
             )
         )
-    return found
+    return loads
 
 
-def _picture(cluster: Cluster, found: TopSnapshot, rate: int) -> RenderableType:
-    waiting = len(found.tasks) - found.running
-    busy = [view for view in found.builds if not view.settled]
-    rest = ", ".join(f"{count} {phase}" for phase, count in sorted(found.resting.items()))
+def _picture(cluster: Cluster, shown: TopSnapshot, rate: int) -> RenderableType:
+    waiting = len(shown.tasks) - shown.running
+    busy = [view for view in shown.builds if not view.settled]
+    rest = ", ".join(f"{count} {phase}" for phase, count in sorted(shown.resting.items()))
     head = Text.assemble(
         (cluster.name, "bold"),
         f"  {counted(len(busy), 'build')} at work" + (f" ({rest})" if rest else ""),
-        f"  {counted(found.running, 'task')} running",
+        f"  {counted(shown.running, 'task')} running",
         f", {waiting} waiting" if waiting else "",
         f"  {rate} done in the last minute",
     )
     parts: list[RenderableType] = [head]
     nodes = _table("node", "tasks", "cpu asked", "memory asked")
-    for node in found.nodes:
+    for node in shown.nodes:
         nodes.add_row(
             node.name,
             str(node.tasks),
             _share(node.cpu / 1000, node.cpu_offered / 1000, ""),
             _share(node.memory / _GIB, node.memory_offered / _GIB, " GiB"),
         )
-    if found.nodes:
+    if shown.nodes:
         parts.append(Padding(nodes, (1, 0, 0, 0)))
     builds = _table("namespace", "build", "phase", "progress", "cached", "running", "age")
     for view in busy:
@@ -224,7 +226,7 @@ def _picture(cluster: Cluster, found: TopSnapshot, rate: int) -> RenderableType:
         parts.append(Padding(builds, (1, 0, 0, 0)))
     tasks = _table("task", "build", "node", "for", "cpu", "memory", "")
     now = datetime.now(UTC)
-    for task, names in found.tasks[:_MOST_TASKS]:
+    for task, names in shown.tasks[:_MOST_TASKS]:
         tasks.add_row(
             Text(task.label, style="cyan" if task.state == "running" else "yellow"),
             f"{task.namespace}/{names}",
@@ -234,10 +236,10 @@ def _picture(cluster: Cluster, found: TopSnapshot, rate: int) -> RenderableType:
             f"{task.memory / _GIB:.1f} GiB",
             Text(task.waits, style="yellow"),
         )
-    if found.tasks:
+    if shown.tasks:
         parts.append(Padding(tasks, (1, 0, 0, 0)))
-    if len(found.tasks) > _MOST_TASKS:
-        parts.append(Text(f"and {len(found.tasks) - _MOST_TASKS} more", style="dim"))
+    if len(shown.tasks) > _MOST_TASKS:
+        parts.append(Text(f"and {len(shown.tasks) - _MOST_TASKS} more", style="dim"))
     return Group(*parts)
 
 
@@ -255,19 +257,19 @@ def _share(used: float, offered: float, unit: str) -> str:
     return f"{used:.3g} of {offered:.3g}{unit} ({used / offered:.0%})"
 
 
-def _line(found: TopSnapshot, rate: int, now: datetime) -> str:
+def _line(shown: TopSnapshot, rate: int, now: datetime) -> str:
     """One look as a line for logs and pipes."""
-    busy = [view for view in found.builds if not view.settled]
-    nodes = " ".join(f"{node.name}={node.tasks}" for node in found.nodes)
+    busy = [view for view in shown.builds if not view.settled]
+    nodes = " ".join(f"{node.name}={node.tasks}" for node in shown.nodes)
     progress = " ".join(f"{v.namespace}/{v.name}={v.done}/{v.total}" for v in busy[:8])
     counts = (
-        f"{now.strftime('%H:%M:%S')} builds={len(busy)} running={found.running} "
-        f"waiting={len(found.tasks) - found.running} done/min={rate}"
+        f"{now.strftime('%H:%M:%S')} builds={len(busy)} running={shown.running} "
+        f"waiting={len(shown.tasks) - shown.running} done/min={rate}"
     )
     return " ".join(filter(None, (counts, nodes, progress)))
 
 
-def _as_json(found: TopSnapshot, rate: int) -> dict[str, Any]:
+def _as_json(shown: TopSnapshot, rate: int) -> dict[str, Any]:
     return {
         "builds": [
             {
@@ -277,7 +279,7 @@ def _as_json(found: TopSnapshot, rate: int) -> dict[str, Any]:
                 "tasks": {"total": view.total, "done": view.done, "cached": view.cached},
                 "running": sum(task.state == "running" for task in view.tasks),
             }
-            for view in found.builds
+            for view in shown.builds
         ],
         "tasks": [
             {
@@ -292,7 +294,7 @@ def _as_json(found: TopSnapshot, rate: int) -> dict[str, Any]:
                 "memoryBytes": task.memory,
                 "waits": task.waits,
             }
-            for task, names in found.tasks
+            for task, names in shown.tasks
         ],
         "nodes": [
             {
@@ -302,7 +304,7 @@ def _as_json(found: TopSnapshot, rate: int) -> dict[str, Any]:
                 "memoryBytes": node.memory,
                 "allocatable": {"cpuMillis": node.cpu_offered, "memoryBytes": node.memory_offered},
             }
-            for node in found.nodes
+            for node in shown.nodes
         ],
         "donePerMinute": rate,
     }

@@ -110,24 +110,24 @@ class DeploymentReconciler:
             return None  # what it owns goes with it: the apiserver's garbage collector
         now = self._observed.timing.now()
         try:
-            one = begin(value)
+            context = begin(value)
         except GenAIError as error:
             stall = Stall(error.code, str(error))
             wanted = summary(stall, generation=value["metadata"].get("generation", 0))
             await self._write(value, kept_status(value, stall, wanted, now))
             return None
-        one.starts = self._starts(one)
-        one.namesakes = namesakes(value, self._observed.deployments)
-        result = await run_steps(one, (self._check, self._resolve, self._choose, self._apply))
-        workload = self._workload(one)
+        context.starts = self._starts(context)
+        context.namesakes = namesakes(value, self._observed.deployments)
+        result = await run_steps(context, (self._check, self._resolve, self._choose, self._apply))
+        workload = self._workload(context)
         pods = self._observed.servers_of(namespace, name)
-        await self._declare(one, pods)
-        if one.spec.speculation is not None:
+        await self._declare(context, pods)
+        if context.spec.speculation is not None:
             asked = [pod for pod in pods if pod.ready and pod.ip and not pod.deleting]
-            tls = one.spec.expose.tls_secret_ref is not None
-            one.counts = await self._counts.of(asked, tls=tls)
-        outcome = judged(one, result, workload, pods)
-        status = deployment_status(one, outcome, workload, now)
+            tls = context.spec.expose.tls_secret_ref is not None
+            context.counts = await self._counts.of(asked, tls=tls)
+        outcome = judged(context, result, workload, pods)
+        status = deployment_status(context, outcome, workload, now)
         await self._write(value, status)
         await self._tell_of_namesakes(value, status)
         latest = self._observed.deployments.get(namespace, name)
@@ -143,19 +143,19 @@ class DeploymentReconciler:
         if value is None or PARTIAL not in value:
             return value
         meta = value["metadata"]
-        found, _ = await self._api.list(
+        objects, _ = await self._api.list(
             plural, namespace=meta.get("namespace", ""), name=meta["name"], fresh=True
         )
-        return found[0] if found else None
+        return objects[0] if objects else None
 
-    def _workload(self, one: DeploymentPass) -> WorkloadView | None:
-        found = self._observed.workloads.get(one.namespace, one.owner.name)
-        return found if found is not None and one.owner.uid in found.owners else None
+    def _workload(self, context: DeploymentPass) -> WorkloadView | None:
+        objects = self._observed.workloads.get(context.namespace, context.owner.name)
+        return objects if objects is not None and context.owner.uid in objects.owners else None
 
-    def _starts(self, one: DeploymentPass) -> list[str]:
+    def _starts(self, context: DeploymentPass) -> list[str]:
         """The revisions that pods are started with now, and were that stand still."""
-        workload = self._workload(one)
-        pods = self._observed.servers_of(one.namespace, one.owner.name)
+        workload = self._workload(context)
+        pods = self._observed.servers_of(context.namespace, context.owner.name)
         stands = [] if workload is None else [workload.revision]
         return [*stands, *(pod.revision for pod in pods if not pod.deleting)]
 
@@ -178,37 +178,37 @@ class DeploymentReconciler:
 
     # The steps
 
-    async def _check(self, one: DeploymentPass) -> Result:
+    async def _check(self, context: DeploymentPass) -> Result:
         """What the spec says by itself, and its target."""
-        check_name(one.owner.name)
-        check_served(one.spec)
-        self._stores.policy.check_run(one.spec.pods, "spec.pods")
-        target = self._target(one)
-        declared = _declared(one, target)
-        image = serving_image(one.spec.from_.target, declared, one.spec)
-        kept = "" if one.fresh else str(one.status.get("server") or "")
-        one.server = kept or image
-        one.outdated = one.server != image
+        check_name(context.owner.name)
+        check_served(context.spec)
+        self._stores.policy.check_run(context.spec.pods, "spec.pods")
+        target = self._target(context)
+        declared = _declared(context, target)
+        image = serving_image(context.spec.from_.target, declared, context.spec)
+        kept = "" if context.fresh else str(context.status.get("server") or "")
+        context.server = kept or image
+        context.outdated = context.server != image
         return DONE
 
-    def _target(self, one: DeploymentPass) -> Mapping[str, Any]:
-        name = one.spec.from_.target
+    def _target(self, context: DeploymentPass) -> Mapping[str, Any]:
+        name = context.spec.from_.target
         target = self._observed.targets.get("", name)
         if target is None:
             raise Waiting(Reason.TARGET_NOT_FOUND, f"there is no GenAITarget {name}", after=60.0)
         return target
 
-    async def _resolve(self, one: DeploymentPass) -> Result:
+    async def _resolve(self, context: DeploymentPass) -> Result:
         """Which revision spec and build ask for, and its store."""
-        spec = one.spec
-        build = self._observed.builds.get(one.namespace, spec.from_.build)
+        spec = context.spec
+        build = self._observed.builds.get(context.namespace, spec.from_.build)
         value = await self._whole("genaibuilds", build.value if build is not None else None)
-        one.offer = containers.offered(spec.from_, value, one.known, fresh=one.fresh)
-        revision = one.offer.revision if one.offer is not None else spec.from_.revision
+        context.offer = containers.offered(spec.from_, value, context.known, fresh=context.fresh)
+        revision = context.offer.revision if context.offer is not None else spec.from_.revision
         assert revision is not None  # a pinned one, where nothing is offered
-        one.following = revision
+        context.following = revision
         if build is None:
-            one.notes.append(f"GenAIBuild {spec.from_.build} is gone, what it built is served")
+            context.notes.append(f"GenAIBuild {spec.from_.build} is gone, what it built is served")
         elif build.store != spec.store.name:
             raise Stalled(
                 InvalidSpec.code,
@@ -217,159 +217,161 @@ class DeploymentReconciler:
             )
         return DONE
 
-    async def _choose(self, one: DeploymentPass) -> Result:
+    async def _choose(self, context: DeploymentPass) -> Result:
         """The container that is applied, claimed in its store; the Secrets that its pods get."""
-        opened = await self._stores.tried(one.namespace, one.spec.store.name)
-        chosen = await self._chosen(one, opened)
-        check_adapters(one.spec, chosen, containers.find(one.good, one.known))
-        await self._check_secrets(one, opened)
-        one.access = _reading(opened)
-        one.wanted = chosen.revision
-        one.known = [chosen, *(c for c in one.known if c.revision != chosen.revision)]
+        opened = await self._stores.tried(context.namespace, context.spec.store.name)
+        chosen = await self._chosen(context, opened)
+        check_adapters(context.spec, chosen, containers.find(context.good, context.known))
+        await self._check_secrets(context, opened)
+        context.access = _reading(opened)
+        context.wanted = chosen.revision
+        context.known = [chosen, *(c for c in context.known if c.revision != chosen.revision)]
         await self._leases.settle(
-            one.namespace,
-            one.owner,
+            context.namespace,
+            context.owner,
             opened,
-            containers.kept([one.wanted, one.target, one.good, *one.starts], one.known),
-            target=_stages(one.spec.from_.target, self._target(one)),
+            containers.kept(
+                [context.wanted, context.target, context.good, *context.starts], context.known
+            ),
+            target=_stages(context.spec.from_.target, self._target(context)),
         )
         return DONE
 
-    async def _chosen(self, one: DeploymentPass, opened: OpenStore) -> ServedContainer:
+    async def _chosen(self, context: DeploymentPass, opened: OpenStore) -> ServedContainer:
         """What is followed, unless that was rejected."""
-        revision = one.following
-        if one.good and any(entry["revision"] == revision for entry in one.rejected):
-            good = containers.find(one.good, one.known)
+        revision = context.following
+        if context.good and any(entry["revision"] == revision for entry in context.rejected):
+            good = containers.find(context.good, context.known)
             if good is not None:
                 return good
-        known = containers.find(revision, one.known)
+        known = containers.find(revision, context.known)
         if known is not None:
             return known
         if opened.store is not None:
             return await in_thread(
-                containers.look_up, opened.store, revision, one.offer, self._revisions
+                containers.look_up, opened.store, revision, context.offer, self._revisions
             )
-        if one.offer is None:
+        if context.offer is None:
             raise Waiting(
                 Reason.CONTAINER_NOT_FOUND,
-                f"GenAIBuild {one.spec.from_.build} names no container {revision[:19]}, and only "
-                "Jobs can look into its store",
+                f"GenAIBuild {context.spec.from_.build} names no container {revision[:19]}, "
+                "and only Jobs can look into its store",
                 after=60.0,
             )
-        return one.offer
+        return context.offer
 
-    async def _check_secrets(self, one: DeploymentPass, opened: OpenStore) -> None:
+    async def _check_secrets(self, context: DeploymentPass, opened: OpenStore) -> None:
         """Secrets that the pods are given must be there, and for that use."""
-        spec = one.spec
+        spec = context.spec
         for reference in (
             opened.spec.read_secret_ref,
             spec.expose.api_key_secret_ref,
             spec.server.admin_token_secret_ref,
         ):
             if reference is not None:
-                await self._stores.secrets.get(one.namespace, reference.name)
+                await self._stores.secrets.get(context.namespace, reference.name)
         if (tls := spec.expose.tls_secret_ref) is not None:
-            check_tls(await self._stores.secrets.get(one.namespace, tls.name))
-        first = one.fresh or not one.target
+            check_tls(await self._stores.secrets.get(context.namespace, tls.name))
+        first = context.fresh or not context.target
         if first and opened.spec.secret_ref and not opened.spec.read_secret_ref:
             message = (
                 f"its pods hold Secret {opened.spec.secret_ref.name}, which may write "
-                f"ArtifactStore {one.spec.store.name}: name one that reads in its readSecretRef"
+                f"ArtifactStore {context.spec.store.name}: name one that reads in its readSecretRef"
             )
-            await self._writer.event(one.value, Reason.STORE_WRITABLE, message, warning=True)
+            await self._writer.event(context.value, Reason.STORE_WRITABLE, message, warning=True)
 
-    async def _apply(self, one: DeploymentPass) -> Result:
+    async def _apply(self, context: DeploymentPass) -> Result:
         """Deployment, Service and PodDisruptionBudget."""
-        chosen = containers.find(one.wanted, one.known)
+        chosen = containers.find(context.wanted, context.known)
         assert chosen is not None
-        started = self._started(one, chosen)
-        one.started = started.revision
-        served = self._served(one, started, chosen)
-        one.rendering = await self._objects.apply(served, anew=self._workload(one) is None)
+        started = self._started(context, chosen)
+        context.started = started.revision
+        served = self._served(context, started, chosen)
+        context.rendering = await self._objects.apply(served, anew=self._workload(context) is None)
         return DONE
 
     def _served(
-        self, one: DeploymentPass, started: ServedContainer, chosen: ServedContainer
+        self, context: DeploymentPass, started: ServedContainer, chosen: ServedContainer
     ) -> Served:
         """What is to stand, for pods that are started with a container and serve another's."""
-        assert one.access is not None
+        assert context.access is not None
         return Served(
-            namespace=one.namespace,
-            name=one.owner.name,
-            uid=one.owner.uid,
-            spec=one.spec,
+            namespace=context.namespace,
+            name=context.owner.name,
+            uid=context.owner.uid,
+            spec=context.spec,
             revision=started.revision,
             record=started.record,
             size_bytes=started.size_bytes,
-            image=one.server,
-            access=one.access,
-            node_selector=_declared(one, self._target(one)).node_selector,
-            declared=declaration(one.spec, chosen, started.revision),
+            image=context.server,
+            access=context.access,
+            node_selector=_declared(context, self._target(context)).node_selector,
+            declared=declaration(context.spec, chosen, started.revision),
             operator=self._namespace,
             follows=interchangeable(started, started),
         )
 
-    def _started(self, one: DeploymentPass, chosen: ServedContainer) -> ServedContainer:
+    def _started(self, context: DeploymentPass, chosen: ServedContainer) -> ServedContainer:
         """The container that pods are started with: the one that stands, where it will do.
 
         It will, where pods can go over from it to what is chosen as they run, and where nothing
         else is to be changed: what rolls anyway rolls to what is chosen.
         """
-        workload = self._workload(one)
-        stands = containers.find(workload.revision, one.known) if workload is not None else None
+        workload = self._workload(context)
+        stands = containers.find(workload.revision, context.known) if workload is not None else None
         if workload is None or stands is None or not interchangeable(stands, chosen):
             return chosen
-        pods = self._observed.servers_of(one.namespace, one.owner.name)
+        pods = self._observed.servers_of(context.namespace, context.owner.name)
         answers = any(pod.ready and pod.rendering == workload.rendering for pod in pods)
-        good = one.good in {stands.revision, chosen.revision}
-        rejected = any(entry["revision"] == stands.revision for entry in one.rejected)
+        good = context.good in {stands.revision, chosen.revision}
+        rejected = any(entry["revision"] == stands.revision for entry in context.rejected)
         if rejected or not (answers or good):
             return chosen
         if self._admin.refused(chosen.revision, {pod.uid for pod in pods}):
             return chosen
-        rendering = rendering_of(manifests(self._served(one, stands, chosen)))
+        rendering = rendering_of(manifests(self._served(context, stands, chosen)))
         return stands if rendering == workload.rendering else chosen
 
-    async def _declare(self, one: DeploymentPass, pods: Sequence[PodView]) -> None:
+    async def _declare(self, context: DeploymentPass, pods: Sequence[PodView]) -> None:
         """Have the pods that answer serve what is declared, whatever the steps came to."""
         asked = []
         for pod in pods:
             if not pod.ready or pod.deleting:
                 continue
-            one.serving[pod.uid] = pod.revision
-            container = _of_pod(one, pod)
+            context.serving[pod.uid] = pod.revision
+            container = _of_pod(context, pod)
             if pod.ip and container is not None:
-                declared = declaration(one.spec, container, pod.revision)
+                declared = declaration(context.spec, container, pod.revision)
                 if declared is not None:
                     asked.append((pod, declared))
         if not asked:
             return
-        given = one.spec.server.admin_token_secret_ref
-        name = secret_name(one.owner.name) if given is None else given.name
+        given = context.spec.server.admin_token_secret_ref
+        name = secret_name(context.owner.name) if given is None else given.name
         try:
-            token = token_of(await self._stores.secrets.get(one.namespace, name))
+            token = token_of(await self._stores.secrets.get(context.namespace, name))
         except (Stalled, Waiting) as error:
-            one.reports = [PodReport({}, error.message) for _ in asked]
+            context.reports = [PodReport({}, error.message) for _ in asked]
         else:
-            one.reports = await self._admin.declare(asked, token)
-        for (pod, _), report in zip(asked, one.reports, strict=True):
-            one.serving[pod.uid] = report.revision or pod.revision
+            context.reports = await self._admin.declare(asked, token)
+        for (pod, _), report in zip(asked, context.reports, strict=True):
+            context.serving[pod.uid] = report.revision or pod.revision
 
 
-def _of_pod(one: DeploymentPass, pod: PodView) -> ServedContainer | None:
+def _of_pod(context: DeploymentPass, pod: PodView) -> ServedContainer | None:
     """Whose adapters a pod is to serve: what is wanted, else what was good, as far as it can."""
-    own = containers.find(pod.revision, one.known)
+    own = containers.find(pod.revision, context.known)
     if own is None:
         return None
-    for revision in (one.wanted or one.target, one.good):
-        found = containers.find(revision, one.known)
-        if found is not None and (found == own or interchangeable(own, found)):
-            return found
+    for revision in (context.wanted or context.target, context.good):
+        container = containers.find(revision, context.known)
+        if container is not None and (container == own or interchangeable(own, container)):
+            return container
     return own
 
 
-def _declared(one: DeploymentPass, target: Mapping[str, Any]) -> TargetSpec:
-    return read_served(TargetSpec, target["spec"], where=f"GenAITarget {one.spec.from_.target}")
+def _declared(context: DeploymentPass, target: Mapping[str, Any]) -> TargetSpec:
+    return read_served(TargetSpec, target["spec"], where=f"GenAITarget {context.spec.from_.target}")
 
 
 def _stages(name: str, value: Mapping[str, Any]) -> BuildTarget | None:

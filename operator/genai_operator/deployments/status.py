@@ -54,7 +54,7 @@ class DeploymentOutcome:
 
 
 def judged(
-    one: DeploymentPass,
+    context: DeploymentPass,
     result: Result,
     workload: WorkloadView | None,
     pods: Sequence[PodView],
@@ -62,18 +62,18 @@ def judged(
     """How a deployment stands; notes on the pass what is rejected.
 
     Args:
-        one: The pass.
+        context: What the pass has come to know.
         result: What its steps came to.
         workload: The Deployment, once it was seen.
         pods: That serve for it.
     """
-    wanted = one.wanted or one.target
-    rendering = one.rendering or (workload.rendering if workload is not None else "")
+    wanted = context.wanted or context.target
+    rendering = context.rendering or (workload.rendering if workload is not None else "")
     stands = rollout.standing(
-        rendering, workload, pods, revision=wanted, settled=_settled(one, wanted)
+        rendering, workload, pods, revision=wanted, settled=_settled(context, wanted)
     )
-    behind = [uid for uid, revision in one.serving.items() if revision != wanted]
-    good = wanted if stands.complete and wanted and not behind else one.good
+    behind = [uid for uid, revision in context.serving.items() if revision != wanted]
+    good = wanted if stands.complete and wanted and not behind else context.good
     if isinstance(result, Stall):
         # Nothing tells of a Service that is removed, or of a limit of the namespace that is raised.
         return DeploymentOutcome(
@@ -84,36 +84,40 @@ def judged(
             return DeploymentOutcome(
                 "Unknown", result.reason, result.message, waits=True, good=good, after=result.after
             )
-        one.notes.append(f"nothing can be changed now: {result.message}")
-        return _noted(one, stands, good, result.after)
+        context.notes.append(f"nothing can be changed now: {result.message}")
+        return _noted(context, stands, good, result.after)
     if why := rollout.failure(rendering, workload, pods):
-        return _failed(one, workload, why, good)
-    if one.following and one.following != wanted:
-        return _rolled_back(one, stands, good)
+        return _failed(context, workload, why, good)
+    if context.following and context.following != wanted:
+        return _rolled_back(context, stands, good)
     if stands.ready == "True" and workload is not None and workload.wanted:
-        adapters = _adapters(one, wanted, workload)
+        adapters = _adapters(context, wanted, workload)
         if (lacking := _lacking(adapters, stands.message, good)) is not None:
             return lacking
         if behind:
-            count = f"{len(one.serving) - len(behind)}/{len(one.serving)}"
+            count = f"{len(context.serving) - len(behind)}/{len(context.serving)}"
             message = f"{count} pods have gone over to {wanted[:19]}"
             return DeploymentOutcome(
                 *("Unknown", Reason.ADAPTERS_LOADING, message), waits=True, good=good,
                 after=_ADAPTERS_SECONDS,
             )  # fmt: skip
-    return _noted(one, stands, good, _REST_SECONDS if stands.ready == "True" else _WATCHED_SECONDS)
+    return _noted(
+        context, stands, good, _REST_SECONDS if stands.ready == "True" else _WATCHED_SECONDS
+    )
 
 
-def _settled(one: DeploymentPass, wanted: str) -> bool:
+def _settled(context: DeploymentPass, wanted: str) -> bool:
     """What pods are started with was rolled out before."""
-    return bool(one.good) and one.good in {wanted, one.started}
+    return bool(context.good) and context.good in {wanted, context.started}
 
 
-def _adapters(one: DeploymentPass, revision: str, workload: WorkloadView) -> list[AdapterStatus]:
-    container = containers.find(revision, one.known)
+def _adapters(
+    context: DeploymentPass, revision: str, workload: WorkloadView
+) -> list[AdapterStatus]:
+    container = containers.find(revision, context.known)
     if container is None:
         return []
-    return adapter_statuses(declaration(one.spec, container), one.reports, workload.wanted)
+    return adapter_statuses(declaration(context.spec, container), context.reports, workload.wanted)
 
 
 def _lacking(
@@ -122,7 +126,9 @@ def _lacking(
     """What is said while pods serve, and not all that is declared; None where they do."""
     failed = [adapter for adapter in adapters if adapter.state is AdapterState.FAILED]
     if failed:
-        words = "; ".join(f"adapter {one.name} is not served: {one.reason}" for one in failed[:3])
+        words = "; ".join(
+            f"adapter {adapter.name} is not served: {adapter.reason}" for adapter in failed[:3]
+        )
         message = f"{words}; {serving}"
         return DeploymentOutcome(
             *("False", Reason.ADAPTER_FAILED, message), waits=False, good=good, after=_REST_SECONDS
@@ -130,8 +136,8 @@ def _lacking(
     loading = [adapter for adapter in adapters if adapter.state is AdapterState.LOADING]
     if not loading:
         return None
-    words = ", ".join(f"{one.name} {one.loaded}" for one in loading[:5])
-    why = next((f" ({one.reason})" for one in loading if one.reason), "")
+    words = ", ".join(f"{adapter.name} {adapter.loaded}" for adapter in loading[:5])
+    why = next((f" ({adapter.reason})" for adapter in loading if adapter.reason), "")
     message = f"adapters that pods hold: {words}{why}; {serving}"
     return DeploymentOutcome(
         *("Unknown", Reason.ADAPTERS_LOADING, message), waits=True, good=good,
@@ -140,34 +146,34 @@ def _lacking(
 
 
 def _noted(
-    one: DeploymentPass, stands: rollout.DeploymentStanding, good: str, after: float | None
+    context: DeploymentPass, stands: rollout.DeploymentStanding, good: str, after: float | None
 ) -> DeploymentOutcome:
-    said = [stands.message, *one.notes, *_remarks(one)] if stands.ready == "True" else []
+    said = [stands.message, *context.notes, *_remarks(context)] if stands.ready == "True" else []
     message = "; ".join(said) or stands.message
     return DeploymentOutcome(stands.ready, stands.reason, message, stands.waits, good, after)
 
 
 def _failed(
-    one: DeploymentPass, workload: WorkloadView | None, why: str, good: str
+    context: DeploymentPass, workload: WorkloadView | None, why: str, good: str
 ) -> DeploymentOutcome:
     """What never became ready is taken back where another revision is good."""
     after = _WATCHED_SECONDS
-    if one.spec.rollout.auto_rollback and one.good and one.good != one.wanted:
-        entry = {"revision": one.wanted, "reason": why[:_MOST_REASON]}
-        one.rejected = [entry, *one.rejected][:_MOST_REJECTED]
+    if context.spec.rollout.auto_rollback and context.good and context.good != context.wanted:
+        entry = {"revision": context.wanted, "reason": why[:_MOST_REASON]}
+        context.rejected = [entry, *context.rejected][:_MOST_REJECTED]
         after = _AGAIN_SECONDS
     ready = workload.ready if workload is not None else 0
     old = f"; {ready} pods of an earlier one go on answering" if ready else ""
-    message = f"{one.wanted[:19]} cannot be rolled out: {why}{old}"
+    message = f"{context.wanted[:19]} cannot be rolled out: {why}{old}"
     return DeploymentOutcome("False", rollout.FAILED, message, waits=False, good=good, after=after)
 
 
 def _rolled_back(
-    one: DeploymentPass, stands: rollout.DeploymentStanding, good: str
+    context: DeploymentPass, stands: rollout.DeploymentStanding, good: str
 ) -> DeploymentOutcome:
-    why = next(e["reason"] for e in one.rejected if e["revision"] == one.following)
+    why = next(e["reason"] for e in context.rejected if e["revision"] == context.following)
     message = (
-        f"{one.following[:19]} was rolled back: {why}; {stands.message}; it is tried again "
+        f"{context.following[:19]} was rolled back: {why}; {stands.message}; it is tried again "
         f"when the build makes another, spec changes or {GROUP}/requestedAt is set"
     )
     return DeploymentOutcome(
@@ -175,22 +181,22 @@ def _rolled_back(
     )
 
 
-def _remarks(one: DeploymentPass) -> list[str]:
-    container = containers.find(one.wanted, one.known)
-    skipped = one.spec.rollout.golden_tokens is GoldenTokens.SKIP
+def _remarks(context: DeploymentPass) -> list[str]:
+    container = containers.find(context.wanted, context.known)
+    skipped = context.spec.rollout.golden_tokens is GoldenTokens.SKIP
     if container is None or container.golden or skipped:
         return []
     return ["nothing was replayed: its build records no golden prompts"]
 
 
 def deployment_status(
-    one: DeploymentPass,
+    context: DeploymentPass,
     outcome: DeploymentOutcome,
     workload: WorkloadView | None,
     now: datetime,
 ) -> Json:
     """The whole status; what is not in it is removed."""
-    generation = one.value["metadata"].get("generation", 0)
+    generation = context.value["metadata"].get("generation", 0)
 
     def make(kind: str, status: str) -> Json:
         return condition(
@@ -200,19 +206,19 @@ def deployment_status(
     wanted = [make("Ready", outcome.ready)]
     if outcome.ready != "True":
         wanted.append(make("Reconciling" if outcome.waits else "Stalled", "True"))
-    wanted += _beside(one, workload, generation)
-    found: Json = {
+    wanted += _beside(context, workload, generation)
+    members: Json = {
         "observedGeneration": generation,
-        "conditions": conditions(wanted, one.status.get("conditions") or (), now),
-        **_members(one, outcome, workload),
+        "conditions": conditions(wanted, context.status.get("conditions") or (), now),
+        **_members(context, outcome, workload),
     }
-    return {name: value for name, value in found.items() if value not in (None, "", [])}
+    return {name: value for name, value in members.items() if value not in (None, "", [])}
 
 
 def kept_status(
     value: Mapping[str, Any], result: Result, wanted: Sequence[Json], now: datetime
 ) -> Json:
-    """The status of one whose spec cannot be read: what it served stays said."""
+    """The status of a deployment whose spec cannot be read: what it served stays said."""
     assert not isinstance(result, Done)
     status = value.get("status") or {}
     names = ("revision", "containers", "server", "url", "replicas", "readyReplicas", "selector")
@@ -224,39 +230,39 @@ def kept_status(
 
 
 def _members(
-    one: DeploymentPass,
+    context: DeploymentPass,
     outcome: DeploymentOutcome,
     workload: WorkloadView | None,
 ) -> Json:
-    wanted = one.wanted or one.target
-    current = _current(one.serving, wanted)
+    wanted = context.wanted or context.target
+    current = _current(context.serving, wanted)
     revisions = {"current": current, "target": wanted, "lastGood": outcome.good}
-    kept = containers.kept([wanted, current, outcome.good, *one.starts], one.known)
-    found: Json = {
-        "requestedAt": one.requested,
-        "asked": one.asked,
-        "server": one.server or one.status.get("server"),
+    kept = containers.kept([wanted, current, outcome.good, *context.starts], context.known)
+    members: Json = {
+        "requestedAt": context.requested,
+        "asked": context.asked,
+        "server": context.server or context.status.get("server"),
         "revision": {name: text for name, text in revisions.items() if text},
-        "rejected": one.rejected,
+        "rejected": context.rejected,
         "containers": [entry.canonical() for entry in kept],
     }
-    speculation = speculation_status(one.counts)
+    speculation = speculation_status(context.counts)
     if speculation is not None:
-        found["speculation"] = speculation.canonical()
+        members["speculation"] = speculation.canonical()
     if workload is None:
-        return found
-    name, port = one.owner.name, one.spec.expose.port
-    scheme = "http" if one.spec.expose.tls_secret_ref is None else "https"
-    found |= {
-        "url": f"{scheme}://{name}.{one.namespace}.svc:{port}/v1",
+        return members
+    name, port = context.owner.name, context.spec.expose.port
+    scheme = "http" if context.spec.expose.tls_secret_ref is None else "https"
+    members |= {
+        "url": f"{scheme}://{name}.{context.namespace}.svc:{port}/v1",
         "replicas": workload.replicas,
         "readyReplicas": workload.ready,
         "selector": ",".join(f"{key}={text}" for key, text in selector(name).items()),
     }
     serving = containers.find(current or wanted, kept)
     if serving is not None:
-        adapters = _adapters(one, serving.revision, workload)
-        found["adapters"] = [
+        adapters = _adapters(context, serving.revision, workload)
+        members["adapters"] = [
             {
                 name: value
                 for name, value in adapter.model_dump(mode="json", by_alias=True).items()
@@ -264,7 +270,7 @@ def _members(
             }
             for adapter in adapters
         ]
-    return found
+    return members
 
 
 def _current(serving: Mapping[str, str], wanted: str) -> str:
@@ -273,11 +279,11 @@ def _current(serving: Mapping[str, str], wanted: str) -> str:
     return max(counts, key=lambda text: (counts[text], text == wanted), default="")
 
 
-def _beside(one: DeploymentPass, workload: WorkloadView | None, generation: int) -> list[Json]:
-    found = []
+def _beside(context: DeploymentPass, workload: WorkloadView | None, generation: int) -> list[Json]:
+    further = []
     if workload is not None:
         able = workload.ready > 0
-        found.append(
+        further.append(
             condition(
                 "Available",
                 "True" if able else "False",
@@ -286,20 +292,23 @@ def _beside(one: DeploymentPass, workload: WorkloadView | None, generation: int)
                 generation=generation,
             )
         )
-    if one.namesakes:
-        others = ", ".join(one.namesakes[:5]) + (" and more" if len(one.namesakes) > 5 else "")
-        found.append(
+    if context.namesakes:
+        others = ", ".join(context.namesakes[:5]) + (
+            " and more" if len(context.namesakes) > 5 else ""
+        )
+        further.append(
             condition(
                 Reason.MODEL_NAME_SHARED,
                 "True",
                 Reason.MODEL_NAME_SHARED,
-                message=f"GenAIDeployment {others} calls its model {model_name(one.value)} too: "
-                "whoever routes by that name cannot tell them apart; set spec.server.modelName",
+                message=f"GenAIDeployment {others} calls its model {model_name(context.value)} "
+                "too: whoever routes by that name cannot tell them apart; set "
+                "spec.server.modelName",
                 generation=generation,
             )
         )
-    if one.outdated:
-        found.append(
+    if context.outdated:
+        further.append(
             condition(
                 "ServerOutdated",
                 "True",
@@ -309,4 +318,4 @@ def _beside(one: DeploymentPass, workload: WorkloadView | None, generation: int)
                 generation=generation,
             )
         )
-    return found
+    return further

@@ -144,11 +144,11 @@ class LoadedAdapters:
     @property
     def waiting(self) -> tuple[int, ...]:
         """Requests that wait here."""
-        return tuple(one.key for one in self._waiting)
+        return tuple(request.key for request in self._waiting)
 
     def cancel(self, key: int) -> None:
         """A request ends; nothing where it does not wait here."""
-        self._waiting = [one for one in self._waiting if one.key != key]
+        self._waiting = [request for request in self._waiting if request.key != key]
 
     def admit(self, worn: Collection[str]) -> list[int]:
         """Requests whose adapters are there now, in order; columns are given to the next ones.
@@ -160,35 +160,35 @@ class LoadedAdapters:
         worn = set(worn)
         left: list[_Waiting] = []
         blocked = False
-        for one in self._waiting:
-            if not blocked and self._together(one.names):
-                self._touch(one.names)
-                admitted.append(one.key)
-                worn |= set(one.names)
+        for request in self._waiting:
+            if not blocked and self._together(request.names):
+                self._touch(request.names)
+                admitted.append(request.key)
+                worn |= set(request.names)
                 continue
-            left.append(one)
-            if blocked or self._coming & set(one.names):
+            left.append(request)
+            if blocked or self._coming & set(request.names):
                 continue
-            blocked = not self._give_columns(one.names, worn)
+            blocked = not self._give_columns(request.names, worn)
         self._waiting = left
         return admitted
 
     def overdue(self, now: float, seconds: float, worn: Collection[str]) -> dict[int, GenAIError]:
         """Requests that have waited longer than one may, and what to tell them."""
         assert self._host is not None or not self._waiting
-        told: dict[int, GenAIError] = {}
-        for one in self._waiting:
-            if now - one.since < seconds or self._host is None:
+        refusals: dict[int, GenAIError] = {}
+        for request in self._waiting:
+            if now - request.since < seconds or self._host is None:
                 continue
             columns, free = self._host.adapter_columns
-            told[one.key] = NoColumns(
-                f"adapter {' and '.join(map(_public, one.names))} of rank "
-                f"{sum(map(self._rank, one.names))} found no room in {seconds:g} s: {free} of "
+            refusals[request.key] = NoColumns(
+                f"adapter {' and '.join(map(_public, request.names))} of rank "
+                f"{sum(map(self._rank, request.names))} found no room in {seconds:g} s: {free} of "
                 f"{columns} columns are free, and running requests wear "
                 f"{', '.join(sorted({_public(name) for name in worn})) or 'none'}",
                 remedy="try again later, or start the server with a larger --max-adapter-rank",
             )
-        return told
+        return refusals
 
     def add(self, name: str, source: AdapterLoader) -> Future[None]:
         """Take one in: it is read and compared once before requests may wear it.
@@ -240,9 +240,9 @@ class LoadedAdapters:
     def states(self) -> dict[str, str]:
         """Where each is."""
         held = self._cache.held
-        found = {name: IN_MEMORY if name in held else AT_REST for name in self._known}
-        found |= dict.fromkeys(self._coming & self._known, COMING)
-        return found | dict.fromkeys(self._laid.keys() & self._known, LAID_IN)
+        states = {name: IN_MEMORY if name in held else AT_REST for name in self._known}
+        states |= dict.fromkeys(self._coming & self._known, COMING)
+        return states | dict.fromkeys(self._laid.keys() & self._known, LAID_IN)
 
     def close(self) -> None:
         """End the thread; without the lock."""
@@ -315,7 +315,7 @@ class LoadedAdapters:
                 return
             for name in names:
                 self._host.unload_adapter(name)
-            hit = [one.key for one in self._waiting if set(one.names) & set(names)]
+            hit = [request.key for request in self._waiting if set(request.names) & set(names)]
             self._changed(dict.fromkeys(hit, failed))
 
 

@@ -90,7 +90,9 @@ def head_to_core(source: SourceModel, family: Family, out: Path, *, threads: int
     walk, solver = _walked(source, inputs, ropes)
     final = walk.settle(walk.final(logits_name(source)))
     feedback, head = _roles(source, inputs, walk, final)
-    cuts, embedding = _cuts(source, final.draft, feedback, [one.draft for one in solver.found])
+    cuts, embedding = _cuts(
+        source, final.draft, feedback, [attention.draft for attention in solver.found]
+    )
     head = head.model_copy(update={"tokens": embedding.weights[0].constant.shape[0]})  # type: ignore[union-attr]
     with boundary("config.json", what=_CONFIG):
         check_config(config, solver.found, final, embedding.weights)
@@ -123,18 +125,18 @@ class _HeadWalk(Walk):
             return
         parts = [self.data(name) for name in node.inputs]
         shape = self.graph.shapes[node.outputs[0]]
-        widths = [one.draft.width for one in parts]
+        widths = [part.draft.width for part in parts]
         width = sum(widths)
         plain = all(
-            one.layout == token_major(self.tokens, wide)
-            for one, wide in zip(parts, widths, strict=True)
+            part.layout == token_major(self.tokens, wide)
+            for part, wide in zip(parts, widths, strict=True)
         )
         if not plain or tuple(shape) != (1, self.tokens, width):
             raise LayoutError("tensors are joined, but not along their channels")
         draft = DraftNode(
             node.outputs[0],
             "Concat",
-            tuple(one.draft for one in parts),
+            tuple(part.draft for part in parts),
             width,
             attributes={"axis": -1},
             made_by=node.where(),
@@ -151,11 +153,11 @@ def _walked(
     remove_noise(graph)
     fuse_norms(graph)
     walk = _HeadWalk(graph, sizes.tokens, inputs.tokens, {})
-    for one in inputs.named("states"):
-        width = int(one.dims[-1])
-        draft = DraftNode(one.name, "Input", (), width)
-        walk.values[one.name] = Data(draft, token_major(sizes.tokens, width), one.name)
-    past = [one.name for one in inputs.named("past")]
+    for state in inputs.named("states"):
+        width = int(state.dims[-1])
+        draft = DraftNode(state.name, "Input", (), width)
+        walk.values[state.name] = Data(draft, token_major(sizes.tokens, width), state.name)
+    past = [cache.name for cache in inputs.named("past")]
     solver = AttentionSolver(walk, sizes, past, ropes=list(ropes.values()), mask_at_scale=None)
     if not solver.ends:
         raise BadModel("no attention was found", where=source.path.name, remedy=_EXPORT)
@@ -173,9 +175,9 @@ def _roles(
     given = _given_back(source, walk, live)
     width = given.width
     states = inputs.named("states")
-    hidden = [one for one in states if one.dims[-1] == width]
+    hidden = [state for state in states if state.dims[-1] == width]
     if not 1 <= len(states) <= 2 or not hidden:  # one for both, or one each
-        shown = ", ".join(f"{one.name} {list(one.dims)}" for one in states) or "none"
+        shown = ", ".join(f"{state.name} {list(state.dims)}" for state in states) or "none"
         raise BadModel(
             f"a head reads hidden states in one input or two, one of them {width} wide as its own "
             f"state; this one has {shown}",
@@ -187,7 +189,7 @@ def _roles(
         features=features.name,
         features_size=int(features.dims[-1]),
         hidden=next(
-            one for one in reversed(hidden) if one is not features or len(states) == 1
+            state for state in reversed(hidden) if state is not features or len(states) == 1
         ).name,
         feedback="",
         tokens=0,
@@ -196,8 +198,8 @@ def _roles(
 
 def _features(states: Sequence[SourceInput], hidden: Sequence[SourceInput]) -> SourceInput:
     """The input of the model's hidden states: the wider one, else the one that is named so."""
-    wider = [one for one in states if one not in hidden]
-    named = [one for one in states if "feature" in one.name.lower()]
+    wider = [state for state in states if state not in hidden]
+    named = [state for state in states if "feature" in state.name.lower()]
     return (wider or named or list(states))[0]
 
 
@@ -205,21 +207,21 @@ def _given_back(source: SourceModel, walk: Walk, live: Sequence[DraftNode]) -> D
     """The draft of the one output [1, T, width] beside the logits."""
     known = {id(draft) for draft in live}
     logits = logits_name(source)
-    found = []
+    drafts = []
     for name, held in walk.graph.outputs.items():
         data = walk.values.get(held)
         if name == logits or data is None or id(data.draft) not in known or not data.is_whole:
             continue
         if walk.graph.shapes.get(held) == (1, walk.tokens, data.draft.width):
-            found.append(data.draft)
-    if len(found) != 1:
+            drafts.append(data.draft)
+    if len(drafts) != 1:
         raise BadModel(
-            f"it has {len(found)} outputs [1, T, width] beside the logits; the one that is given "
+            f"it has {len(drafts)} outputs [1, T, width] beside the logits; the one that is given "
             "back while it drafts is needed",
             where=source.path.name,
             remedy=_EXPORT,
         )
-    return found[0]
+    return drafts[0]
 
 
 def _cuts(
@@ -273,8 +275,10 @@ def _compared(
         given: dict[str, Any] = {
             "input_ids": random.integers(0, head.tokens, (1, sizes.tokens)),
             **{
-                one.name: random.standard_normal((1, sizes.tokens, int(one.dims[-1])), np.float32)
-                for one in inputs.named("states")
+                state.name: random.standard_normal(
+                    (1, sizes.tokens, int(state.dims[-1])), np.float32
+                )
+                for state in inputs.named("states")
             },
         }
         feeds: dict[str, Any] = {**inputs.feeds(sizes, ropes), **given}
@@ -286,7 +290,8 @@ def _compared(
                 given[f"past_{kind}_{attention.layer}"] = values
                 name = attention.roles["past_key" if kind == "key" else "past_value"]
                 turned = inputs.past_shape(
-                    next(one for one in inputs.named("past") if one.name == name), sizes.length
+                    next(cache for cache in inputs.named("past") if cache.name == name),
+                    sizes.length,
                 )
                 feeds[name] = values if turned == shape else np.swapaxes(values, 2, 3)
         feeds = {
@@ -295,7 +300,7 @@ def _compared(
         }
         wanted = dict(zip(theirs, original.run(theirs, feeds), strict=True))
         names = ["logits", facts.head.feedback]
-        given = {one.name: given[one.name] for one in written.get_inputs()}
+        given = {value.name: given[value.name] for value in written.get_inputs()}
         have = written.run(names, given)
         for name, mine in zip(names, have, strict=True):
             other = _of_shape(wanted, mine.shape, name)

@@ -55,8 +55,8 @@ class EncodingLookup:
 
     def source(self, name: str) -> str:
         """Name of the source tensor."""
-        found = self._provenance.get(name)
-        return found.source if found else name
+        origin = self._provenance.get(name)
+        return origin.source if origin else name
 
     def stands_for_source(self, name: str) -> bool:
         """The source has this tensor, so the file should have an entry for it."""
@@ -64,10 +64,10 @@ class EncodingLookup:
 
     def entry(self, name: str) -> Encoding | None:
         """The entry as the file has it, unused until asked for below."""
-        found = self._encodings.get(self.source(name))
-        if found is None and name in self._otherwise:
-            found = self._encodings.get(self._otherwise[name])
-        return found
+        encoding = self._encodings.get(self.source(name))
+        if encoding is None and name in self._otherwise:
+            encoding = self._encodings.get(self._otherwise[name])
+        return encoding
 
     def activation(self, name: str, *, bits: int | None = None) -> Encoding | None:
         """One scale for all values of an activation.
@@ -80,17 +80,17 @@ class EncodingLookup:
         Raises:
             BadEncodings: The entry has several scales.
         """
-        found = self.entry(name)
-        if found is None or found.dtype == "float":
+        encoding = self.entry(name)
+        if encoding is None or encoding.dtype == "float":
             return None
-        self.used.add(found.name)
-        if not found.per_tensor:
+        self.used.add(encoding.name)
+        if not encoding.per_tensor:
             raise BadEncodings(
-                f"{found.scale.size} scales for an activation, which has one",
-                where=f"{self.where}: {found.name}",
+                f"{encoding.scale.size} scales for an activation, which has one",
+                where=f"{self.where}: {encoding.name}",
                 remedy=_REMEDY,
             )
-        return found if bits is None or found.bits == bits else rescaled(found, bits)
+        return encoding if bits is None or encoding.bits == bits else rescaled(encoding, bits)
 
     def weight(self, name: str, *, inputs: int) -> Encoding | None:
         """The encoding of a weight's own rows.
@@ -102,22 +102,24 @@ class EncodingLookup:
         Raises:
             BadEncodings: The entry has fewer channels than the source's weight.
         """
-        found = self.entry(name)
-        if found is None or found.dtype == "float":
+        encoding = self.entry(name)
+        if encoding is None or encoding.dtype == "float":
             return None
-        self.used.add(found.name)
-        found = dataclasses.replace(found, name=f"{self.where}: {found.name}").blocked(inputs)
+        self.used.add(encoding.name)
+        encoding = dataclasses.replace(encoding, name=f"{self.where}: {encoding.name}").blocked(
+            inputs
+        )
         source = self._provenance.get(name)
         if source is not None and source.index is not None:
-            return found.picked(source.index)
-        return found if source is None or source.rows is None else found.rows(*source.rows)
+            return encoding.picked(source.index)
+        return encoding if source is None or source.rows is None else encoding.rows(*source.rows)
 
     def channels(self, name: str, count: int) -> npt.NDArray[np.int64]:
         """Which of its source's output channels the `count` rows of a weight are."""
-        found = self._provenance.get(name)
-        if found is not None and found.index is not None:
-            return np.array(found.index)
-        start = 0 if found is None or found.rows is None else found.rows[0]
+        origin = self._provenance.get(name)
+        if origin is not None and origin.index is not None:
+            return np.array(origin.index)
+        start = 0 if origin is None or origin.rows is None else origin.rows[0]
         return np.arange(start, start + count)
 
     def unused(self) -> list[str]:

@@ -165,9 +165,9 @@ class _Decision:
         if is_adapter_input(name):
             # Matrices have 8 bits: the device narrows the second operand of a product to these.
             return self.lookup.activation(name) or self.left(value, None)
-        found = self.own(value)
-        if found is not None:
-            return found
+        encoding = self.own(value)
+        if encoding is not None:
+            return encoding
         return self.ranges.of_input(value) or self.left(value, None)
 
     def operands(self, node: ir.Node) -> None:
@@ -185,41 +185,43 @@ class _Decision:
         if node.op_type in _PROJECTIONS and index == 1:
             axis = _channel_axis(node, len(shape))
             inputs = int(np.prod(shape)) // shape[axis]
-            found = self.lookup.weight(value.name or "", inputs=inputs)
-            if found is None:
+            encoding = self.lookup.weight(value.name or "", inputs=inputs)
+            if encoding is None:
                 return QuantizedWeight(self.left(value, node), axis)
-            other = for_device(found, tensor, axis)
+            other = for_device(encoding, tensor, axis)
             if other is None:
-                return QuantizedWeight(found, axis, signed=found.signed)
+                return QuantizedWeight(encoding, axis, signed=encoding.signed)
             wide, how = other
             self.result.derived[value.name or ""] = how
-            return QuantizedWeight(wide, axis, signed=True, through=found)
+            return QuantizedWeight(wide, axis, signed=True, through=encoding)
         if node.op_type in ("Conv", "Gemm") and index == 2:
             return QuantizedWeight(None, bias_of=node)
         if (node.op_type in _NORMS and index == 1) or node.op_type == "Gather":
-            found = self.lookup.weight(value.name or "", inputs=shape[-1])
-            if found is None and node.op_type == "Gather":
-                found = self.lookup.activation(node.outputs[0].name or "")
-            if found is None:
+            encoding = self.lookup.weight(value.name or "", inputs=shape[-1])
+            if encoding is None and node.op_type == "Gather":
+                encoding = self.lookup.activation(node.outputs[0].name or "")
+            if encoding is None:
                 return QuantizedWeight(self.left(value, node))
-            if not found.per_tensor:
+            if not encoding.per_tensor:
                 raise BadEncodings(
-                    f"{found.scale.size} scales; {node.op_type} on htp reads one for the tensor",
+                    f"{encoding.scale.size} scales; {node.op_type} on htp reads one for the tensor",
                     where=self.where(value, node),
                     remedy="quantize this tensor per tensor at 16 bits",
                 )
-            return QuantizedWeight(rescaled(found, BITS) if found.bits not in (8, 16) else found)
+            return QuantizedWeight(
+                rescaled(encoding, BITS) if encoding.bits not in (8, 16) else encoding
+            )
         return self.constant(value)
 
     def constant(self, value: ir.Value) -> QuantizedWeight:
         """A constant is its own range, whatever the file says or does not say."""
         assert value.const_value is not None
-        found = self.lookup.activation(value.name or "", bits=BITS)
-        if found is None:
+        encoding = self.lookup.activation(value.name or "", bits=BITS)
+        if encoding is None:
             array = mapped(value.const_value)
             low, high = float(array.min()), float(array.max())
-            found = per_tensor(value.name or "", low, high, bits=BITS, symmetric=False)
-        return QuantizedWeight(found)
+            encoding = per_tensor(value.name or "", low, high, bits=BITS, symmetric=False)
+        return QuantizedWeight(encoding)
 
     # what operators yield
 
@@ -243,14 +245,14 @@ class _Decision:
         self, node: ir.Node, value: ir.Value, inputs: tuple[ir.Value, ...]
     ) -> Encoding | None:
         """One grid for a data movement; several only meet in a Concat or a scatter."""
-        grids = [grid for one in inputs if (grid := self.held(one)) is not None]
+        grids = [grid for source in inputs if (grid := self.held(source)) is not None]
         if len(grids) < len(inputs):
             return None
-        if all(one.same_grid(grids[0]) for one in grids):
+        if all(grid.same_grid(grids[0]) for grid in grids):
             return grids[0]
-        found = self.lookup.activation(value.name or "", bits=BITS)
-        if found is not None:
-            return found
+        encoding = self.lookup.activation(value.name or "", bits=BITS)
+        if encoding is not None:
+            return encoding
         return self.ranges.of_joined(node, value, grids)
 
     def held(self, value: ir.Value) -> Encoding | None:
@@ -271,14 +273,14 @@ class _Decision:
             # The next part knows nothing of what this one does behind a boundary.
             return self.left(value, node)
         for further in moved_onward(value):
-            found = self.lookup.activation(further.name or "", bits=BITS)
-            if found is not None:
-                self.result.derived[value.name or ""] = f"the entry of {found.name}"
-                return found
-        found = None
+            encoding = self.lookup.activation(further.name or "", bits=BITS)
+            if encoding is not None:
+                self.result.derived[value.name or ""] = f"the entry of {encoding.name}"
+                return encoding
+        encoding = None
         if not self.lookup.stands_for_source(value.name or "") and not self.reads_float(node):
-            found = self.ranges.of_output(node, value)
-        return found or self.left(value, node)
+            encoding = self.ranges.of_output(node, value)
+        return encoding or self.left(value, node)
 
     def reads_float(self, node: ir.Node) -> bool:
         return any(
@@ -289,10 +291,10 @@ class _Decision:
     def own(self, value: ir.Value) -> Encoding | None:
         """The file's entry, on a grid of 16 bits whatever it has."""
         name = value.name or ""
-        entry, found = self.lookup.entry(name), self.lookup.activation(name, bits=BITS)
-        if entry is not None and found is not None and found is not entry:
+        entry, encoding = self.lookup.entry(name), self.lookup.activation(name, bits=BITS)
+        if entry is not None and encoding is not None and encoding is not entry:
             self.result.derived[name] = f"{entry.bits} bits in the file, the same range at {BITS}"
-        return found
+        return encoding
 
     # reporting
 

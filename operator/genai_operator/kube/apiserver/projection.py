@@ -57,25 +57,25 @@ def plural_of(path: str) -> str | None:
 def lean(plural: str, value: Mapping[str, Any]) -> Json:
     """An object with what is read of it; see the module's docstring."""
     meta = value["metadata"]
-    found: Json = {name: value[name] for name in ("apiVersion", "kind") if name in value}
-    kept: Json = {name: meta[name] for name in _META if name in meta}
-    found["metadata"] = kept
+    projected: Json = {name: value[name] for name in ("apiVersion", "kind") if name in value}
+    metadata: Json = {name: meta[name] for name in _META if name in meta}
+    projected["metadata"] = metadata
     if plural not in OURS:
-        kept |= _marks(meta)
-        found["spec"] = _words(value.get("spec"))
+        metadata |= _marks(meta)
+        projected["spec"] = _words(value.get("spec"))
         template = (value.get("spec") or {}).get("template")
         if isinstance(template, Mapping):
-            found["spec"]["template"] = {"spec": _words(template.get("spec"))}
+            projected["spec"]["template"] = {"spec": _words(template.get("spec"))}
             if plural == "deployments":
                 marks = _marks(template.get("metadata") or {})
-                found["spec"]["template"]["metadata"] = {"annotations": marks["annotations"]}
+                projected["spec"]["template"]["metadata"] = {"annotations": marks["annotations"]}
         if plural == "pods":
-            found["spec"]["containers"] = _stage(value.get("spec"))
-        found["status"] = _bounded(value.get("status"), _MOST_STATUS)
-        return found
+            projected["spec"]["containers"] = _stage(value.get("spec"))
+        projected["status"] = _bounded(value.get("status"), _MOST_STATUS)
+        return projected
     request = (meta.get("annotations") or {}).get(REQUESTED_AT)
     if request:
-        kept["annotations"] = {REQUESTED_AT: request[:_MOST_REQUEST]}
+        metadata["annotations"] = {REQUESTED_AT: request[:_MOST_REQUEST]}
     partial = value.get(PARTIAL, False)
     for name, most, some in (
         ("spec", _MOST_SPEC, _named),
@@ -86,57 +86,57 @@ def lean(plural: str, value: Mapping[str, Any]) -> Json:
             continue
         if len(json.dumps(part)) > most:
             partial, part = True, some(part)
-        found[name] = part
+        projected[name] = part
     if partial:
-        found[PARTIAL] = True
-    return found
+        projected[PARTIAL] = True
+    return projected
 
 
 def whole(value: Mapping[str, Any]) -> Json:
     """An object of ours with all of its spec and status, for as long as it is worked on."""
     parts = {name: value[name] for name in ("spec", "status") if name in value}
-    found = lean("genaibuilds", {k: v for k, v in value.items() if k != PARTIAL}) | parts
-    found.pop(PARTIAL, None)
-    return found
+    projected = lean("genaibuilds", {k: v for k, v in value.items() if k != PARTIAL}) | parts
+    projected.pop(PARTIAL, None)
+    return projected
 
 
 def _marks(meta: Mapping[str, Any]) -> Json:
     """Of a Job or a pod: what we wrote on it, and who claims it."""
-    found: Json = {}
+    marks: Json = {}
     for name, wanted, most in (
         ("labels", (f"{GROUP}/", *_LABELS), _MOST_WORD),
         ("annotations", (f"{GROUP}/",), _MOST_NOTE),
     ):
         pairs = meta.get(name) or {}
-        found[name] = {
+        marks[name] = {
             key: text for key, text in pairs.items() if key.startswith(wanted) and len(text) <= most
         }
     owners = (meta.get("ownerReferences") or ())[:_MOST_OWNERS]
-    found["ownerReferences"] = [_owner(owner) for owner in owners]
-    return found
+    marks["ownerReferences"] = [_owner(owner) for owner in owners]
+    return marks
 
 
 def _owner(owner: Mapping[str, Any]) -> Json:
     """Its UID; of a server's pod also which ReplicaSet made it."""
-    found: Json = {"uid": owner["uid"]}
+    kept: Json = {"uid": owner["uid"]}
     if owner.get("kind") == "ReplicaSet" and len(owner["name"]) <= _MOST_WORD:
-        found |= {name: owner.get(name) for name in ("kind", "name", "controller")}
-    return found
+        kept |= {name: owner.get(name) for name in ("kind", "name", "controller")}
+    return kept
 
 
 def _words(part: Any) -> Json:
     """The short values of an object, and its conditions."""
     if not isinstance(part, Mapping):
         return {}
-    found = {
+    words = {
         name: value
         for name, value in part.items()
         if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _MOST_WORD)
     }
     conditions = part.get("conditions")
     if isinstance(conditions, list):
-        found["conditions"] = _bounded({"of": conditions}, _MOST_NOTE).get("of", [])
-    return found
+        words["conditions"] = _bounded({"of": conditions}, _MOST_NOTE).get("of", [])
+    return words
 
 
 def _stage(spec: Any) -> list[Json]:
@@ -158,20 +158,20 @@ def _bounded(part: Any, most: int) -> Json:
 
 def _named(spec: Mapping[str, Any]) -> Json:
     """What a build or a deployment, whose spec is not kept, waits for."""
-    found: Json = {}
+    kept: Json = {}
     targets = spec.get("targets")
     if isinstance(targets, list):
-        found["targets"] = [text for text in targets[:_MOST_NAMED] if isinstance(text, str)]
+        kept["targets"] = [text for text in targets[:_MOST_NAMED] if isinstance(text, str)]
     origin = spec.get("from")
     if isinstance(origin, Mapping):
-        found["from"] = _words(origin)
+        kept["from"] = _words(origin)
     server = spec.get("server")
     if isinstance(server, Mapping) and isinstance(server.get("modelName"), str):
-        found["server"] = {"modelName": server["modelName"][:_MOST_WORD]}
+        kept["server"] = {"modelName": server["modelName"][:_MOST_WORD]}
     store = spec.get("store")
     if isinstance(store, Mapping) and isinstance(store.get("name"), str):
-        found["store"] = {"name": store["name"][:_MOST_WORD]}
-    return found
+        kept["store"] = {"name": store["name"][:_MOST_WORD]}
+    return kept
 
 
 class Listing:

@@ -97,9 +97,9 @@ class SourceInputs:
         """
         masks = self.named("mask")
         if len(masks) > 1:
-            windows = {one.name: max(layers, default=0) for one in masks if is_local(one.name)}
+            windows = {mask.name: max(layers, default=0) for mask in masks if is_local(mask.name)}
         elif len(set(layers)) == 1:
-            windows = {one.name: layers[0] for one in masks}
+            windows = {mask.name: layers[0] for mask in masks}
         else:
             return self, (
                 "layers have different windows in config.json, but the graph has one mask for all: "
@@ -114,25 +114,29 @@ class SourceInputs:
         Raises:
             GenAIError: The source cannot be folded.
         """
-        caches = {one.name: one.dims for one in self.named("past") if are_open(one.dims)}
+        caches = {cache.name: cache.dims for cache in self.named("past") if are_open(cache.dims)}
         if not caches or self.native is not None:
             return self
         sizes = self.sizes
         others = dataclasses.replace(
-            self, inputs=tuple(one for one in self.inputs if one.name not in caches)
+            self,
+            inputs=tuple(
+                source_input for source_input in self.inputs if source_input.name not in caches
+            ),
         )
         known, rest = self.feeds(sizes, ropes), others.open_shapes(sizes)
-        told = cache_sizes(
+        shapes = cache_sizes(
             source, caches, sizes.length, lambda given: Folding(source, known, {**rest, **given})
         )
         inputs = (
-            dataclasses.replace(one, dims=told.get(one.name, one.dims)) for one in self.inputs
+            dataclasses.replace(source_input, dims=shapes.get(source_input.name, source_input.dims))
+            for source_input in self.inputs
         )
         return dataclasses.replace(self, inputs=tuple(inputs))
 
     def named(self, purpose: Purpose) -> list[SourceInput]:
         """Inputs of one purpose."""
-        return [one for one in self.inputs if one.purpose == purpose]
+        return [source_input for source_input in self.inputs if source_input.purpose == purpose]
 
     @property
     def tokens(self) -> str:
@@ -149,29 +153,29 @@ class SourceInputs:
         past = total - tokens if self.named("past") else 0
         return Sizes(tokens, past, total if self.scattered else past)
 
-    def past_shape(self, one: SourceInput, length: int) -> tuple[int, ...]:
+    def past_shape(self, cache: SourceInput, length: int) -> tuple[int, ...]:
         """The static shape of a cache input with `length` slots.
 
         Raises:
             BadModel: More of it is open than the batch and the length.
         """
-        shape = [1 if isinstance(dim, str) else dim for dim in one.dims]
+        shape = [1 if isinstance(dim, str) else dim for dim in cache.dims]
         if self.native is not None:
             return tuple(shape)
-        heads, *rest = one.dims[1:]
+        heads, *rest = cache.dims[1:]
         opened = [axis for axis, dim in enumerate(rest, 2) if isinstance(dim, str)]
         if isinstance(heads, str) or len(opened) != 1:
-            raise untold(one.name, one.dims)
+            raise untold(cache.name, cache.dims)
         shape[opened[0]] = length
         return tuple(shape)
 
     def open_shapes(self, sizes: Sizes) -> dict[str, tuple[int, ...]]:
         """Static shapes of token ids, hidden states and past."""
         shapes: dict[str, tuple[int, ...]] = {self.tokens: (1, sizes.tokens)}
-        for one in self.named("states"):
-            shapes[one.name] = (1, sizes.tokens, int(one.dims[-1]))
-        for one in self.named("past"):
-            shapes[one.name] = self.past_shape(one, sizes.length)
+        for state in self.named("states"):
+            shapes[state.name] = (1, sizes.tokens, int(state.dims[-1]))
+        for cache in self.named("past"):
+            shapes[cache.name] = self.past_shape(cache, sizes.length)
         return shapes
 
     def feeds(
@@ -191,72 +195,77 @@ class SourceInputs:
         positions = np.arange(sizes.past, sizes.total)
         placed = positions if at is None else at
         return {
-            one.name: self._value(
-                one, sizes, ropes, placed if one.purpose == "positions" else positions
+            source_input.name: self._value(
+                source_input,
+                sizes,
+                ropes,
+                placed if source_input.purpose == "positions" else positions,
             )
-            for one in self.inputs
-            if one.purpose not in ("tokens", "past", "states")
+            for source_input in self.inputs
+            if source_input.purpose not in ("tokens", "past", "states")
         }
 
     def _value(
         self,
-        one: SourceInput,
+        source_input: SourceInput,
         sizes: Sizes,
         ropes: Mapping[str, RopeTable],
         positions: npt.NDArray[np.int64],
     ) -> Array:
-        match one.purpose:
+        match source_input.purpose:
             case "adapter":
-                return np.zeros([int(dim) for dim in one.dims], np.float32)
-            case "mask" if len(one.dims) >= 3:
-                window = self.windows.get(one.name, 0)
+                return np.zeros([int(dim) for dim in source_input.dims], np.float32)
+            case "mask" if len(source_input.dims) >= 3:
+                window = self.windows.get(source_input.name, 0)
                 visible = reference(sizes.tokens, sizes.past, window)
-                if one.dtype == np.bool_:
+                if source_input.dtype == np.bool_:
                     return np.asarray(visible[None, None])
                 lowest = np.float32(STATIC_HIDDEN if self.native else np.finfo(np.float32).min)
                 mask = np.where(visible, np.float32(0), lowest)[None]
-                return mask[None] if len(one.dims) == 4 else mask
+                return mask[None] if len(source_input.dims) == 4 else mask
             case "mask":
-                return np.ones((1, sizes.total), one.dtype)
+                return np.ones((1, sizes.total), source_input.dtype)
             case "positions":
                 # A further axis in front is for places in an image; of text all rows are equal.
-                front = [dim if isinstance(dim, int) else 1 for dim in one.dims[:-1]]
-                if len(front) > 1 and isinstance(one.dims[0], str):
+                front = [dim if isinstance(dim, int) else 1 for dim in source_input.dims[:-1]]
+                if len(front) > 1 and isinstance(source_input.dims[0], str):
                     front[0] = _POSITION_ROWS
-                return np.broadcast_to(positions, (*front, sizes.tokens)).astype(one.dtype)
+                return np.broadcast_to(positions, (*front, sizes.tokens)).astype(source_input.dtype)
             case "window":
-                return np.array(one.number, one.dtype)
+                return np.array(source_input.number, source_input.dtype)
             case "length":
-                return np.array(sizes.past, one.dtype)
+                return np.array(sizes.past, source_input.dtype)
             case "cache_index":
-                if len(one.dims) and one.dims[-1] != 1:
-                    return positions.astype(one.dtype).reshape((1,) * (len(one.dims) - 1) + (-1,))
-                return np.full((1,) * len(one.dims), sizes.past, one.dtype)
+                if len(source_input.dims) and source_input.dims[-1] != 1:
+                    return positions.astype(source_input.dtype).reshape(
+                        (1,) * (len(source_input.dims) - 1) + (-1,)
+                    )
+                return np.full((1,) * len(source_input.dims), sizes.past, source_input.dtype)
             case _:
-                return self._wave(one, ropes, positions)
+                return self._wave(source_input, ropes, positions)
 
     def _wave(
         self,
-        one: SourceInput,
+        source_input: SourceInput,
         ropes: Mapping[str, RopeTable],
         positions: npt.NDArray[np.int64],
     ) -> Array:
-        local = is_local(one.name) and "local" in ropes
+        local = is_local(source_input.name) and "local" in ropes
         table = ropes.get("local" if local else "default")
-        width = one.dims[-1]
+        width = source_input.dims[-1]
         if table is None or width not in (len(table.inv_freq), 2 * len(table.inv_freq)):
             known = "none" if table is None else str(len(table.inv_freq))
             raise BadModel(
                 f"the rotary input has {width} values a token, config.json's table {known}",
-                where=one.name,
+                where=source_input.name,
                 remedy="put rope_theta, head_dim and rope_scaling of the model into config.json",
             )
         angle = positions.astype(np.float32)[:, None] * np.array(table.inv_freq, np.float32)
-        wave = np.cos(angle) if one.purpose == "cos" else np.sin(angle)
+        wave = np.cos(angle) if source_input.purpose == "cos" else np.sin(angle)
         wave = wave * np.float32(table.attention_factor)
         if width != wave.shape[-1]:
             wave = np.concatenate([wave, wave], axis=-1)
-        return wave.astype(np.float32).reshape((1,) * (len(one.dims) - 2) + wave.shape)
+        return wave.astype(np.float32).reshape((1,) * (len(source_input.dims) - 2) + wave.shape)
 
 
 def is_local(name: str) -> bool:
@@ -275,12 +284,12 @@ def read_inputs(source: SourceModel, *, head: bool = False) -> SourceInputs:
         BadModel: An input that no decoder-only language model has, or no token ids.
     """
     initializers = source.model.graph.initializers
-    found = [
+    inputs = [
         _read(source, value, head=head)
         for value in source.model.graph.inputs
         if value.name not in initializers
     ]
-    tokens = [one for one in found if one.purpose == "tokens"]
+    tokens = [source_input for source_input in inputs if source_input.purpose == "tokens"]
     if len(tokens) != 1:
         raise BadModel(
             f"it has {len(tokens)} inputs of token ids",
@@ -289,14 +298,14 @@ def read_inputs(source: SourceModel, *, head: bool = False) -> SourceInputs:
         )
     width = tokens[0].dims[-1]
     if isinstance(width, str):
-        return SourceInputs(tuple(found), None, scattered=False)
-    return _static(source, found, width)
+        return SourceInputs(tuple(inputs), None, scattered=False)
+    return _static(source, inputs, width)
 
 
-def _static(source: SourceModel, found: Sequence[SourceInput], width: int) -> SourceInputs:
-    masks = [one.dims[-1] for one in found if one.purpose == "mask"]
+def _static(source: SourceModel, inputs: Sequence[SourceInput], width: int) -> SourceInputs:
+    masks = [source_input.dims[-1] for source_input in inputs if source_input.purpose == "mask"]
     total = masks[0] if masks and isinstance(masks[0], int) else None
-    past = [one for one in found if one.purpose == "past"]
+    past = [source_input for source_input in inputs if source_input.purpose == "past"]
     if total is None:
         raise BadModel(
             "its sizes are fixed, but no attention mask tells the context length",
@@ -304,16 +313,16 @@ def _static(source: SourceModel, found: Sequence[SourceInput], width: int) -> So
             remedy="export it with an attention_mask input, or with dynamic axes",
         )
     lengths = {total, total - width}
-    for one in past:
-        if not lengths.intersection(one.dims):
+    for cache in past:
+        if not lengths.intersection(cache.dims):
             raise BadModel(
-                f"a cache of shape {list(one.dims)} fits neither the context length {total} nor "
+                f"a cache of shape {list(cache.dims)} fits neither the context length {total} nor "
                 f"{total} less {width} new tokens",
-                where=one.name,
+                where=cache.name,
                 remedy="export the model again",
             )
-    scattered = bool(past) and any(one.purpose == "cache_index" for one in found)
-    return SourceInputs(tuple(found), (width, total), scattered=scattered)
+    scattered = bool(past) and any(source_input.purpose == "cache_index" for source_input in inputs)
+    return SourceInputs(tuple(inputs), (width, total), scattered=scattered)
 
 
 def _read(source: SourceModel, value: ir.Value, *, head: bool) -> SourceInput:

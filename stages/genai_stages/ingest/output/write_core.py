@@ -32,7 +32,7 @@ class Identity:
 def write_core(
     writer: CoreWriter,
     cuts: Cuts,
-    found: Sequence[FoundAttention],
+    attentions: Sequence[FoundAttention],
     ropes: Mapping[int, str],
     *,
     tables: Mapping[str, RopeTable],
@@ -44,13 +44,13 @@ def write_core(
     Args:
         writer: Of an empty folder.
         cuts: Live drafts and boundaries.
-        found: Attentions in the order of the layers.
+        attentions: In the order of the layers.
         ropes: Layer -> name of its table, "" = none.
         tables: The tables.
         identity: Architecture and form.
         outputs: What the graph gives out beside the logits; among the live drafts.
     """
-    return _Writing(writer, cuts, found, ropes, tables).run(identity, outputs)
+    return _Writing(writer, cuts, attentions, ropes, tables).run(identity, outputs)
 
 
 class _Writing:
@@ -58,13 +58,13 @@ class _Writing:
         self,
         writer: CoreWriter,
         cuts: Cuts,
-        found: Sequence[FoundAttention],
+        attentions: Sequence[FoundAttention],
         ropes: Mapping[int, str],
         tables: Mapping[str, RopeTable],
     ) -> None:
         self.writer = writer
         self.cuts = cuts
-        self.found = {id(one.draft): one for one in found}
+        self.attentions = {id(attention.draft): attention for attention in attentions}
         self.ropes = ropes
         self.tables = tables
         self.names: dict[int, str] = {}
@@ -76,7 +76,7 @@ class _Writing:
 
     def run(self, identity: Identity, outputs: Sequence[DraftNode]) -> ModelFacts:
         self.writer.input("input_ids", [1, "T"], ir.DataType.INT64)
-        layers = len(self.found)
+        layers = len(self.attentions)
         final = self.cuts.order[-1]
         for draft, group in zip(self.cuts.order, self.cuts.groups, strict=True):
             self.group = "embed" if group < 0 else "head" if group == layers else layer_group(group)
@@ -97,7 +97,7 @@ class _Writing:
             vocab_size=final.width,
             parameters=0,
             rope=dict(self.tables),
-            attention=[self.attention_facts(one) for one in self.found.values()],
+            attention=[self.attention_facts(attention) for attention in self.attentions.values()],
             boundaries=[self.names[id(draft)] for draft in self.cuts.boundaries],
             groups={},
             tied_embedding=self.tied,
@@ -119,20 +119,20 @@ class _Writing:
             candidate = f"{name}.{count}"
         return candidate
 
-    def attention_facts(self, one: FoundAttention) -> AttentionFacts:
+    def attention_facts(self, attention: FoundAttention) -> AttentionFacts:
         return AttentionFacts(
-            layer=one.layer,
-            num_heads=one.num_heads,
-            kv_heads=one.kv_heads,
-            head_dim=one.head_dim,
-            window=one.window,
-            rope=self.ropes[one.layer],
-            roles={role: one.roles[role] for role in sorted(one.roles)},
+            layer=attention.layer,
+            num_heads=attention.num_heads,
+            kv_heads=attention.kv_heads,
+            head_dim=attention.head_dim,
+            window=attention.window,
+            rope=self.ropes[attention.layer],
+            roles={role: attention.roles[role] for role in sorted(attention.roles)},
         )
 
     def node(self, draft: DraftNode, name: str) -> None:
         shape = (1, "T", draft.width)
-        inputs = [self.names[id(one)] for one in draft.inputs]
+        inputs = [self.names[id(source)] for source in draft.inputs]
         match draft.op_type:
             case "Embedding":
                 (weight,) = draft.weights
@@ -149,7 +149,9 @@ class _Writing:
                 bias = self.vector(rest[0]) if rest and rest[0] is not None else None
                 self.writer.linear(inputs[0], matrix, name, bias=bias, width=draft.width)
             case "Attention":
-                norms = [None if one is None else self.vector(one) for one in draft.weights]
+                norms = [
+                    None if weight is None else self.vector(weight) for weight in draft.weights
+                ]
                 self.writer.node(
                     "Attention", [*inputs, *norms], [name], shapes=[shape], domain=DOMAIN,
                     attributes=self.attention_attributes(draft),
@@ -161,25 +163,27 @@ class _Writing:
                 ints = [self.integer(value) for value in ends]
                 self.writer.node("Slice", [*inputs, *ints], [name], shapes=[shape])
             case _:
-                constants = [None if one is None else self.vector(one) for one in draft.weights]
+                constants = [
+                    None if weight is None else self.vector(weight) for weight in draft.weights
+                ]
                 both = [*constants, *inputs] if draft.constant_first else [*inputs, *constants]
                 self.writer.node(
                     draft.op_type, both, [name], shapes=[shape], attributes=draft.attributes
                 )
 
     def attention_attributes(self, draft: DraftNode) -> dict[str, int | float | str]:
-        one = self.found[id(draft)]
+        attention = self.attentions[id(draft)]
         return {
-            "layer": one.layer,
-            "num_heads": one.num_heads,
-            "kv_heads": one.kv_heads,
-            "head_dim": one.head_dim,
-            "scale": float(one.scale),
-            "softcap": float(one.softcap),
-            "window": one.window,
-            "rope": self.ropes[one.layer],
-            "rotary_dim": one.rotation.rotary_dim,
-            "interleaved": int(one.rotation.interleaved),
+            "layer": attention.layer,
+            "num_heads": attention.num_heads,
+            "kv_heads": attention.kv_heads,
+            "head_dim": attention.head_dim,
+            "scale": float(attention.scale),
+            "softcap": float(attention.softcap),
+            "window": attention.window,
+            "rope": self.ropes[attention.layer],
+            "rotary_dim": attention.rotation.rotary_dim,
+            "interleaved": int(attention.rotation.interleaved),
             "qk_norm_epsilon": draft.attributes["qk_norm_epsilon"],
         }
 
@@ -231,8 +235,10 @@ class _Writing:
         table = self.embedding[1]
         if weight.rows is not None or self.group != "head":
             return False
-        one, other = weight.matrix(), table.matrix()
-        return one.shape == other.shape and (weight.source == table.source or _equal(one, other))
+        first, second = weight.matrix(), table.matrix()
+        return first.shape == second.shape and (
+            weight.source == table.source or _equal(first, second)
+        )
 
     def remember(self, name: str, weight: DraftWeight) -> None:
         if weight.rows is None:
@@ -252,10 +258,10 @@ def _source(name: str, rows: IndexArray) -> TensorSource:
     return TensorSource(source=name, index=tuple(int(row) for row in rows))
 
 
-def _equal(one: Array, other: Array) -> bool:
+def _equal(first: Array, second: Array) -> bool:
     """Whether two matrices have the same values, compared in blocks of rows."""
-    step = max(1, _BLOCK_BYTES // max(1, one.shape[1] * 4))
+    step = max(1, _BLOCK_BYTES // max(1, first.shape[1] * 4))
     return all(
-        np.array_equal(one[start : start + step], other[start : start + step])
-        for start in range(0, len(one), step)
+        np.array_equal(first[start : start + step], second[start : start + step])
+        for start in range(0, len(first), step)
     )

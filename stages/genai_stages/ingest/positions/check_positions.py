@@ -86,10 +86,10 @@ def check_positions(
     """
     if inputs.native is not None and not inputs.named("positions"):
         # Rotary tables and masks are inputs: the graph itself knows no position.
-        turned = any(one.rotation.rotary_dim for one in parts)
-        told = bool(inputs.named("cos")) or not turned
+        turned = any(part.rotation.rotary_dim for part in parts)
+        placed = bool(inputs.named("cos")) or not turned
         said = "its positions follow from its fixed sizes: other positions were not looked at"
-        return Looked(None, 0, () if told else (said,))
+        return Looked(None, 0, () if placed else (said,))
     return _Check(source, inputs, ropes, walk, parts).run(config)
 
 
@@ -112,8 +112,8 @@ class _Check:
         self.near = frozenset(
             name
             for node in walk.graph.nodes
-            for one in (node, *node.replaced)
-            for name in one.outputs
+            for original in (node, *node.replaced)
+            for name in original.outputs
         )
         ends = set(walk.ends)
         self.between = {name for name in walk.values if name not in ends}
@@ -122,8 +122,8 @@ class _Check:
         names = positional(self.walk.graph)
         numbers = numbers_of(self.walk.graph, names)
         grain = stored_grain(self.walk.graph, names)
-        heads = max(one.heads for one in self.parts)
-        width = max(one.width for one in self.parts)
+        heads = max(part.heads for part in self.parts)
+        width = max(part.width for part in self.parts)
         past = self.inputs.sizes.past if self.inputs.named("past") else None
         warnings: list[str] = []
         for last in candidates(numbers, config):
@@ -208,10 +208,10 @@ class _Check:
             tokens=self.walk.tokens,
             grain=grain,
         )
-        found = [tried.departure(one) for one in self.parts]
-        departures = [one for one in found if one is not None]
+        tries = [tried.departure(part) for part in self.parts]
+        departures = [departure for departure in tries if departure is not None]
         if departures:
-            return min(departures, key=lambda one: one.position)
+            return min(departures, key=lambda departure: departure.position)
         other = difference(
             self.walk.graph, graph, self.between, tokens=(self.walk.tokens, far.sizes.tokens)
         )
@@ -222,19 +222,20 @@ class _Check:
 
     def earliest(self, departure: Departure, far: Far, grain: float, seen: set[int]) -> Departure:
         """The same departure at the first position that has it, found by halving."""
-        good = max((one for one in [*seen, *far.positions.tolist(), self.inputs.sizes.total - 1]
-                    if one < departure.position), default=-1)  # fmt: skip
+        sound = [*seen, *far.positions.tolist(), self.inputs.sizes.total - 1]
+        before = (position for position in sound if position < departure.position)
+        good = max(before, default=-1)
         while departure.position - good > 1:
             middle = (departure.position + good) // 2
             probe = self.probe(middle, far)
             try:
-                found = self.departure(self.fold(probe), probe, grain)
+                nearer = self.departure(self.fold(probe), probe, grain)
             except GenAIError:
                 return departure
-            if found is None:
+            if nearer is None:
                 good = middle
             else:
-                departure = found
+                departure = nearer
         return departure
 
     def probe(self, position: int, far: Far) -> Far:
@@ -248,25 +249,25 @@ class _Check:
         return Far(Sizes(1, position, position), scores=far.scores)
 
     @staticmethod
-    def refusal(one: Departure) -> UnsupportedOperator:
+    def refusal(departure: Departure) -> UnsupportedOperator:
         return UnsupportedOperator(
-            f"from position {one.position} on {one.what}, which has no form here",
-            where=one.where,
-            remedy=_REMEDIES[one.kind],
+            f"from position {departure.position} on {departure.what}, which has no form here",
+            where=departure.where,
+            remedy=_REMEDIES[departure.kind],
         )
 
 
 def positional(graph: FoldedGraph) -> list[str]:
     """Known tensors that stand in the arithmetic of a folded graph, shapes and weights aside."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for node in graph.nodes:
         for index, name in enumerate(node.inputs):
             constant = graph.constants.get(name)
             if constant is None or (index and node.op_type in MOVEMENTS):
                 continue
             if constant.origin is None:
-                found[name] = None
-    return list(found)
+                names[name] = None
+    return list(names)
 
 
 def stored_grain(graph: FoldedGraph, names: Sequence[str]) -> float:

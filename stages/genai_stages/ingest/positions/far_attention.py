@@ -95,15 +95,15 @@ class FarAttention:
         if any(end is None for end in ends):
             return self.another(parts, "another branch of the graph is taken")
         scores, softmax, product = (end for end in ends if end is not None)
-        found = [
+        candidates = [
             self.queries(parts, scores.inputs[0]),
             self.joined(parts, "key", scores.inputs[1], parts.keys),
             self.joined(parts, "value", product.inputs[1], parts.values),
         ]
         if self.far.scores:
-            found.append(self.chain(parts, softmax, product))
-        departures = [one for one in found if one is not None]
-        return min(departures, key=lambda one: one.position, default=None)
+            candidates.append(self.chain(parts, softmax, product))
+        departures = [departure for departure in candidates if departure is not None]
+        return min(departures, key=lambda departure: departure.position, default=None)
 
     def another(self, parts: AttentionParts, what: str) -> Departure:
         """A departure of the graph itself, at all positions of this pass."""
@@ -111,28 +111,28 @@ class FarAttention:
 
     def nodes(self, name: str) -> tuple[list[StaticNode], list[str]]:
         """Nodes behind a tensor, back to what is known, and the open tensors they begin with."""
-        nodes, border = region_of(self.producers, [name], lambda one: one in self.known)
+        nodes, border = region_of(self.producers, [name], lambda tensor: tensor in self.known)
         nodes.sort(key=lambda node: self.place[id(node)])
-        return nodes, [one for one in border if one and one not in self.graph.constants]
+        return nodes, [tensor for tensor in border if tensor and tensor not in self.graph.constants]
 
     def compute(
         self, parts: AttentionParts, side: Side, name: str
     ) -> tuple[Floats, Floats, list[StaticNode]] | None:
         """Heads as projected [heads, T, D], the tensor's values, and the nodes between."""
         nodes, opened = self.nodes(name)
-        data = [self.known.get(one) for one in opened]
-        if not opened or any(one is None for one in data):
+        data = [self.known.get(opening) for opening in opened]
+        if not opened or any(opening is None for opening in data):
             return None
         random = np.random.default_rng(len(self.far.positions))
         drafts: dict[int, Floats] = {}
         feeds: dict[str, Array] = {}
-        for one, held in zip(opened, data, strict=True):
+        for opening, held in zip(opened, data, strict=True):
             assert held is not None
             if id(held.draft) not in drafts:
                 shape = (self.far.sizes.tokens, held.draft.width)
                 drafts[id(held.draft)] = random.standard_normal(shape, np.float32)
             layout = self.resized(held)
-            feeds[one] = np.ascontiguousarray(layout.gather(drafts[id(held.draft)]))
+            feeds[opening] = np.ascontiguousarray(layout.gather(drafts[id(held.draft)]))
         if len(drafts) != 1:
             return None
         (flat,) = drafts.values()
@@ -219,9 +219,9 @@ class FarAttention:
                     f"frequencies of small positions give {angle:.6g}"
                 )
                 kind = "rotary"
-            found = Departure(int(positions[row]), what, where if is_new else parts.where, kind)
+            departure = Departure(int(positions[row]), what, where if is_new else parts.where, kind)
             if best is None or row > best[0]:
-                best = (row, found)
+                best = (row, departure)
         return best[1] if best else None
 
     def tables(self, parts: AttentionParts) -> list[npt.NDArray[np.float32]]:
@@ -253,10 +253,10 @@ class FarAttention:
     ) -> Departure | None:
         """Scale, soft cap, mask and softmax of random scores."""
         nodes, border = region_of(
-            self.producers, [product.inputs[0]], lambda one: one == parts.scores
+            self.producers, [product.inputs[0]], lambda tensor: tensor == parts.scores
         )
         nodes.sort(key=lambda node: self.place[id(node)])
-        opened = [one for one in border if one and one not in self.graph.constants]
+        opened = [tensor for tensor in border if tensor and tensor not in self.graph.constants]
         if opened != [parts.scores]:
             return self.another(parts, "scores depend on something else")
         tokens, total = self.far.sizes.tokens, self.far.sizes.total
@@ -273,8 +273,8 @@ class FarAttention:
         with np.errstate(invalid="ignore"):
             change = np.where(np.isfinite(given), given - expected, -np.inf)
         visible: npt.NDArray[np.bool_] = np.asarray(change > classify_mask.HIDDEN)
-        found = [self.masked(parts, visible)] if self.far.is_text else []
-        found.append(self.scaled(parts, given, expected, visible, nodes))
+        candidates = [self.masked(parts, visible)] if self.far.is_text else []
+        candidates.append(self.scaled(parts, given, expected, visible, nodes))
         kept: Floats = np.where(visible, given, -np.inf)
         rows = np.asarray(visible.any(-1))
         with np.errstate(invalid="ignore"):
@@ -287,8 +287,12 @@ class FarAttention:
             where, _ = self.name(parts, nodes)
             position = int(self.far.positions[wrong[0]])
             what = "probabilities are changed behind the softmax"
-            found.append(Departure(position, what, where, "scale"))
-        return min((one for one in found if one), key=lambda one: one.position, default=None)
+            candidates.append(Departure(position, what, where, "scale"))
+        return min(
+            (candidate for candidate in candidates if candidate),
+            key=lambda candidate: candidate.position,
+            default=None,
+        )
 
     def masked(self, parts: AttentionParts, visible: npt.NDArray[np.bool_]) -> Departure | None:
         """Visible keys [heads, T, K] that are not those of the window."""
@@ -336,7 +340,7 @@ class FarAttention:
 
     def name(self, parts: AttentionParts, nodes: list[StaticNode]) -> tuple[str, bool]:
         """The node that is not there near, the softmax where there is none."""
-        plain = [one for node in nodes for one in (node.replaced or [node])]
+        plain = [part for node in nodes for part in (node.replaced or [node])]
         fresh = [node for node in plain if node.outputs[0] not in self.near]
         return (fresh[0].where(), True) if fresh else (parts.where, False)
 
@@ -353,10 +357,10 @@ def _pair_ratios(
     left, right = _pairs(pairs, interleaved=interleaved)
     outside = have[..., left] + 1j * have[..., right]
     inside = want[..., left] + 1j * want[..., right]
-    found: npt.NDArray[np.complex128] = (outside * inside.conj()).sum(0) / np.maximum(
+    ratios: npt.NDArray[np.complex128] = (outside * inside.conj()).sum(0) / np.maximum(
         (np.abs(inside) ** 2).sum(0), 1e-30
     )
-    return found
+    return ratios
 
 
 def _ratio(have: Floats, want: Floats) -> npt.NDArray[np.complex128]:

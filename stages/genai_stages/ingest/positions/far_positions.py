@@ -94,8 +94,8 @@ def numbers_of(graph: FoldedGraph, names: Iterable[str]) -> Numbers:
                 if constant.origin is not None:
                     ends.update(size for size in constant.shape if _NEAR // 2 < size <= LONGEST)
                 continue
-            found = _meant(constant)
-            (single if constant.size == 1 else listed).update(found)
+            meant = _meant(constant)
+            (single if constant.size == 1 else listed).update(meant)
     return Numbers(frozenset(single), frozenset(listed), frozenset(ends))
 
 
@@ -103,15 +103,15 @@ def _meant(constant: Constant) -> set[int]:
     """Whole numbers that a constant's values, or one over them, stand for."""
     if constant.dtype == np.bool_:
         return set()
-    found: set[int] = set()
+    wholes: set[int] = set()
     for value in constant.array().reshape(-1).tolist():
         if not math.isfinite(value) or value == 0:
             continue
         for number in (abs(value), 1 / abs(value)):
             near = round(number)
             if 1 < near <= LONGEST and abs(number - near) < 1e-4 * near:
-                found.add(near)
-    return found
+                wholes.add(near)
+    return wholes
 
 
 def places(numbers: Numbers, last: int) -> npt.NDArray[np.int64]:
@@ -119,9 +119,9 @@ def places(numbers: Numbers, last: int) -> npt.NDArray[np.int64]:
     near = {number + step for number in numbers.all for step in (-1, 0, 1)}
     wanted = {0, last, *near, *range(min(_NEAR, last + 1))}
     random = np.random.default_rng(last)
-    wanted.update(int(one) for one in np.geomspace(1, max(last, 1), 64))
+    wanted.update(int(position) for position in np.geomspace(1, max(last, 1), 64))
     wanted.update(random.integers(0, last + 1, 64).tolist())
-    inside = sorted(one for one in wanted if 0 <= one <= last)
+    inside = sorted(position for position in wanted if 0 <= position <= last)
     return np.array(inside[: _PLACES - 1] + inside[-1:] if len(inside) > _PLACES else inside)
 
 
@@ -146,7 +146,7 @@ def far_passes(
         past: Past of the pass whose positions are an input; None = the source has no past.
         placed: Whether positions are an input.
     """
-    found: list[Far] = []
+    passes: list[Far] = []
     if placed:
         at = places(numbers, last)
         room = max(1, _HEADS // (heads * width))
@@ -154,36 +154,36 @@ def far_passes(
             part = at[start : start + room]
             held = past or 0
             scores = heads * len(part) * (held + len(part)) <= _SCORES
-            found.append(Far(Sizes(len(part), held, held), part, scores))
+            passes.append(Far(Sizes(len(part), held, held), part, scores))
     if past is None:
         # Without a number in its arithmetic a mask is the same at any length.
-        needed = max([_NEAR, *(one + 2 for one in numbers.all if one <= last)])
+        needed = max([_NEAR, *(number + 2 for number in numbers.all if number <= last)])
         longest = min(last + 1, needed, int(math.sqrt(_SCORES / heads)))
-        found.append(Far(Sizes(longest, 0, 0)))
+        passes.append(Far(Sizes(longest, 0, 0)))
         longer = min(last + 1, _HEADS // (heads * width))
         if longer > longest and not placed:
-            found.append(Far(Sizes(longer, 0, 0), scores=False))
-        return found
+            passes.append(Far(Sizes(longer, 0, 0), scores=False))
+        return passes
     centres = {number for number in numbers.single | numbers.ends if known < number < last}
     if not placed:
         random = np.random.default_rng(last)
         centres.update(random.integers(min(known, last), last + 1, 3).tolist())
-    found += [_text(one - 1, min(3, last + 2 - one), heads) for one in sorted(centres)]
+    passes += [_text(centre - 1, min(3, last + 2 - centre), heads) for centre in sorted(centres)]
     tokens = max(1, min(8, last + 1, _SCORES // (heads * (last + 1))))
-    found.append(_text(last + 1 - tokens, tokens, heads))
-    return found
+    passes.append(_text(last + 1 - tokens, tokens, heads))
+    return passes
 
 
 def static_passes(numbers: Numbers, last: int, sizes: Sizes, *, heads: int) -> list[Far]:
     """The passes of a source of fixed sizes whose positions are an input: AR of them in each."""
     at = places(numbers, last)
     scores = heads * sizes.tokens * sizes.total <= _SCORES
-    found = []
+    passes = []
     for start in range(0, len(at), sizes.tokens):
         part = at[start : start + sizes.tokens]
         filled = np.concatenate([part, np.full(sizes.tokens - len(part), part[-1])])
-        found.append(Far(sizes, filled, scores))
-    return found
+        passes.append(Far(sizes, filled, scores))
+    return passes
 
 
 def _text(past: int, tokens: int, heads: int) -> Far:
