@@ -7,7 +7,7 @@ from pathlib import Path
 
 from genai_cli.cluster.connection import Access
 from genai_cli.cluster.pull import pull_container
-from genai_cli.cluster.remote_build import build_remotely
+from genai_cli.cluster.remote.remote_build import build_remotely
 from genai_cli.cluster.stores import StoreOptions
 from genai_cli.settings import read_settings
 from genai_core.errors import GenAIError

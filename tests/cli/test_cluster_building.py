@@ -9,14 +9,16 @@ from typing import Any
 
 import pytest
 
-from genai_cli.cluster import followed_build, remote_build
-from genai_cli.cluster.remote_build import manifest, uploaded, uploaded_draft
+from genai_cli.cluster.remote import followed_build
+from genai_cli.cluster.remote.remote_build import manifest
+from genai_cli.cluster.remote.uploaded_spec import with_upload
+from genai_cli.cluster.remote.uploads import inspected
 from genai_cli.cluster.testing import Apiserver, apiserver, build, job, pod
 from genai_cli.testing import InProcess, Ran
 from genai_core.kinds.base import ObjectMeta
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.reading import read_model
-from genai_core.names import adapter_source
+from genai_core.names import DRAFT, FORECAST, MODEL, SourceName, adapter_source
 from genai_core.sources.build_sources import BuildSource
 from genai_core.wire import REQUESTED_AT
 
@@ -289,6 +291,13 @@ def test_only_what_the_user_wrote_is_applied() -> None:
     assert kept == {"note": "mine", REQUESTED_AT: "then"}
 
 
+UPLOAD = "s3://b/sources/sha256-00"
+
+
+def source_called(name: SourceName) -> BuildSource:
+    return BuildSource(name, "/here", f"spec.{name}")
+
+
 def test_an_uploaded_models_files_are_called_by_their_roles() -> None:
     quantization = {
         "gaps": "Calibrate",
@@ -305,15 +314,15 @@ def test_an_uploaded_models_files_are_called_by_their_roles() -> None:
     spec = parsed(model=model, quantization=quantization)
     written = {"model": model, "targets": ["cpu"], "quantization": quantization}
     before = json.dumps(written)
-    found = uploaded(spec, written, "s3://b/sources/sha256-00", "sha256:00")
-    assert found["model"] == {
+    applied = with_upload(spec, written, source_called(MODEL), UPLOAD, digest="sha256:00")
+    assert applied["model"] == {
         "source": "s3://b/sources/sha256-00",
         "digest": "sha256:00",
         "onnx": "model.onnx",
         "encodings": "model.encodings",
         "architecture": "llama",
     }
-    assert found["quantization"] == {
+    assert applied["quantization"] == {
         "gaps": "Calibrate",
         "calibration": "calibration.txt",
         "fidelity": {"tokens": "tokens.npy", "budgetNats": 0.02},
@@ -333,16 +342,17 @@ def test_an_uploaded_draft_is_pinned_and_its_files_are_called_by_their_roles() -
             }
         ],
     }  # fmt: skip
-    found = uploaded_draft(written, "s3://b/sources/sha256-00", "sha256:00")
-    assert found["model"] == written["model"]
-    assert found["speculation"] == [
+    applied = with_upload(parsed(), written, source_called(DRAFT), UPLOAD, digest="sha256:00")
+    assert applied["model"] == written["model"]
+    assert applied["speculation"] == [
         {"method": "DraftModel", "source": "s3://b/sources/sha256-00", "digest": "sha256:00",
          "onnx": "model.onnx"}
     ]  # fmt: skip
     assert written["speculation"][0]["source"] == "./draft", "what was given stays"
     part = {"method": "Ssd", "source": "./ssd", "tensorFile": "ssd_params.safetensors"}
-    found = uploaded_draft({"speculation": [part]}, "s3://b/sources/sha256-00", "sha256:00")
-    assert found["speculation"] == [
+    written = {"speculation": [part]}
+    applied = with_upload(parsed(), written, source_called(FORECAST), UPLOAD, digest="sha256:00")
+    assert applied["speculation"] == [
         {"method": "Ssd", "source": "s3://b/sources/sha256-00", "digest": "sha256:00",
          "tensorFile": "forecast.safetensors"}
     ]  # fmt: skip
@@ -359,11 +369,11 @@ def test_inspected_finds_the_files_of_an_adapter_that_its_spec_names(tmp_path: P
         files={"weights": "w.safetensors", "encodings": "e.encodings"},
     )
     spec = BuildSpec.model_validate({"model": {"source": "model"}, "targets": ["cpu"]})
-    facts = remote_build._inspected(spec, source)
+    facts = inspected(spec, source)
     assert {file.path.name for file in facts.files.values()} == {"w.safetensors", "e.encodings"}
 
     written = {"lora": {"adapters": [{"name": "a", "source": "a", **source.files}]}}
-    sent = remote_build.uploaded_adapter(written, source.name, "s3://b/up", "sha256:1")
+    sent = with_upload(spec, written, source, "s3://b/up", digest="sha256:1")
     (adapter,) = sent["lora"]["adapters"]
     assert {adapter["weights"], adapter["encodings"]} == set(facts.files)
     assert "graph" not in adapter

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from genai_cli.cluster import followed_build
 from genai_cli.cluster.build_views import ClusterBuild, build_view, quantity, task_views
-from genai_cli.cluster.followed_build import News, follow, news
+from genai_cli.cluster.remote import followed_build
+from genai_cli.cluster.remote.followed_build import News, follow, news
 from genai_cli.cluster.testing import build, job, pod
 
 RUNNING: dict[str, Any] = {"running": {"startedAt": "2026-01-01T12:00:10Z"}}

@@ -93,7 +93,7 @@ def build(
             "a build in a cluster does not have it",
             remedy="leave it out; see spec.run and the ArtifactStore, and genai pull",
         )
-        from genai_cli.cluster.remote_build import build_remotely
+        from genai_cli.cluster.remote.remote_build import build_remotely
         from genai_cli.cluster.stores import StoreOptions
 
         return build_remotely(

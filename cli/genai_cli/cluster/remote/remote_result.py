@@ -10,7 +10,7 @@ from typing import Any
 from rich.markup import escape
 
 from genai_cli.cluster.build_views import ClusterBuild
-from genai_cli.cluster.followed_build import Followed
+from genai_cli.cluster.remote.followed_build import Followed
 from genai_cli.display.console import PlainConsole
 from genai_cli.display.output import emit, tell
 from genai_cli.display.words import counted, duration, size

@@ -1,0 +1,1 @@
+"""`genai build --remote`: a build in the cluster, from this machine's files to its result."""
