@@ -16,9 +16,9 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.memory import peak_resident_bytes
 from genai_core.names import MODEL, Backend, Digest
 from genai_core.operations import OPERATIONS, ChipConfig
-from genai_planner.events import Finished, Missed, WorkLimits
+from genai_planner.execution.events import Finished, Missed, WorkLimits
+from genai_planner.execution.machine import Machine
 from genai_planner.expand.build import expand
-from genai_planner.machine import Machine
 from genai_planner.plan import FileRef, Result, Task
 from genai_planner.shape import shape_from_config
 from genai_planner.sources import Source

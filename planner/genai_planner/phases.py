@@ -22,9 +22,9 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, Digest, Key, SourceName, TaskId, is_child
 from genai_core.tasks.record import Record
 from genai_core.tasks.task_file import Toolchain
+from genai_planner.execution.machine import KnownKeys, Machine
 from genai_planner.expand.build import expand, expand_ingest
 from genai_planner.expand.inputs import ingest_id
-from genai_planner.machine import KnownKeys, Machine
 from genai_planner.plan import Plan, Result, result_of
 from genai_planner.shape import ModelShape, shape_from_config, shape_from_facts
 from genai_planner.sources import Sources, is_model

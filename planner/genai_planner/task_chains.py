@@ -19,7 +19,7 @@ from genai_core.canonical import digest_json
 from genai_core.names import Backend, Digest, TaskId
 from genai_core.operations import operation_of
 from genai_core.tasks.selection import matches
-from genai_planner.machine import TaskState
+from genai_planner.execution.machine import TaskState
 from genai_planner.plan import Demand, Plan, Selection, Task
 from genai_planner.sources import Sources
 

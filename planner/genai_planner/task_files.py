@@ -16,7 +16,7 @@ from genai_core.tasks.chain import ChainStep, MadeFiles, StepCondition
 from genai_core.tasks.record import model_slug
 from genai_core.tasks.selection import matches, unmet
 from genai_core.tasks.task_file import TaskFile, TaskFileInput, Toolchain
-from genai_planner.events import TaskStart
+from genai_planner.execution.events import TaskStart
 from genai_planner.plan import FileRef, Plan, Result, Task
 
 __all__ = ["TaskFiles", "slug_of"]

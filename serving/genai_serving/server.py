@@ -16,11 +16,11 @@ from genai_serving.adapters.administration import AdminServer
 from genai_serving.adapters.later import fetch_by
 from genai_serving.adapters.sources import AdapterSources
 from genai_serving.adapters.start import HeldAdapters
-from genai_serving.api.admin import AdapterAdmin
+from genai_serving.api.admin_port.admin import AdapterAdmin
+from genai_serving.api.admin_port.declaration import Declarations, declare
+from genai_serving.api.admin_port.local_names import is_loopback
 from genai_serving.api.api_keys import ApiKeys
 from genai_serving.api.app import admin_application, application
-from genai_serving.api.declaration import Declarations, declare
-from genai_serving.api.local_names import is_loopback
 from genai_serving.connections import Connections, room_for
 from genai_serving.draining import DrainingServer
 from genai_serving.scheduler import mebibytes

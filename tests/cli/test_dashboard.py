@@ -21,7 +21,7 @@ from genai_cli.dashboard.overview import stage_graph
 from genai_cli.dashboard.server import DashboardServer
 from genai_cli.dashboard.snapshot import Snapshot, Snapshots
 from genai_core.kinds.base import API_VERSION
-from genai_planner.progress import StageProgress
+from genai_planner.execution.progress import StageProgress
 
 REVISION = "sha256:" + "3" * 64
 CHROMIUM = shutil.which("chromium")

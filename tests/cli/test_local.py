@@ -41,8 +41,8 @@ from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import LayeredStore
 from genai_core.tasks.task_file import TaskFile, TaskFileInput, TaskResult, Toolchain
 from genai_core.testing import record_of_task
-from genai_planner.events import FoundResult, TaskStart
-from genai_planner.machine import Machine, TaskState
+from genai_planner.execution.events import FoundResult, TaskStart
+from genai_planner.execution.machine import Machine, TaskState
 from genai_planner.plan import Demand, FileRef, Plan, Result, Selection, Task
 from genai_planner.sources import Source
 

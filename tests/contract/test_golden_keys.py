@@ -32,8 +32,8 @@ from genai_operator.jobs.access import StoreAccess
 from genai_operator.jobs.job_manifest import Owner, render
 from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.targets.build_targets import BuildTarget
-from genai_planner.advance import Advice, advance
-from genai_planner.events import Event, FoundResult, Look, Missed, WorkLimits
+from genai_planner.execution.advance import Advice, advance
+from genai_planner.execution.events import Event, FoundResult, Look, Missed, WorkLimits
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
 from genai_planner.plan import FileRef, Result
 from genai_planner.shape import shape_from_config

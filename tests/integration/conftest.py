@@ -9,7 +9,7 @@ import pytest
 from builds import EXAMPLE, Built
 
 from genai_cli.testing import Program
-from genai_runtime.htp import qnn
+from genai_runtime.htp.vendor import qnn
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,11 @@ import yaml
 from genai_cli.testing import Program
 from genai_runtime.container import container
 from genai_runtime.container.backend import open_session
-from genai_runtime.htp import emulation, qnn
+from genai_runtime.htp import emulation
 from genai_runtime.htp.arithmetic import Integers
 from genai_runtime.htp.client import Emulator
 from genai_runtime.htp.executor import HtpSession
+from genai_runtime.htp.vendor import qnn
 from genai_runtime.session import Session
 from genai_stages.testing_sources import write_source
 

@@ -20,7 +20,7 @@ from builds import EVAL, EXAMPLE, ROOT, Built
 
 from genai_cli.testing import Program
 from genai_core.tasks.record import Record
-from genai_runtime.htp import genie
+from genai_runtime.htp.vendor import genie
 
 pytestmark = pytest.mark.qnn
 

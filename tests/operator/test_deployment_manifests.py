@@ -32,7 +32,7 @@ from genai_operator.errors import Stalled, Waiting
 from genai_operator.jobs.access import StoreAccess
 from genai_runtime.speculation.config import named_config
 from genai_serving.__main__ import _arguments
-from genai_serving.api.declaration import DeclareBody
+from genai_serving.api.admin_port.declaration import DeclareBody
 
 IMAGE = f"registry.example/serving@sha256:{'1' * 64}"
 REVISION = f"sha256:{'a' * 64}"

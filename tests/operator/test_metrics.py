@@ -31,7 +31,7 @@ from genai_operator.settings import Settings
 from genai_operator.stores import s3_metrics
 from genai_operator.stores.open_stores import Stores
 from genai_operator.stores.s3_metrics import count_requests
-from genai_planner.progress import BuildProgress, StageProgress
+from genai_planner.execution.progress import BuildProgress, StageProgress
 
 NOTES = {"genai-operator.dev/key": "k" * 64, "genai-operator.dev/task": "convert/1"}
 LABELS = {"genai-operator.dev/operation": "convert"}

@@ -16,7 +16,7 @@ from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, ResolvedEntry, build_status
 from genai_operator.kube.status.conditions import same_status
 from genai_operator.kube.status.status_phase import Phase
-from genai_planner.progress import BuildProgress, StageProgress
+from genai_planner.execution.progress import BuildProgress, StageProgress
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 STORE = StoreAddress("bucket", "ns", "http://s3:7070")

@@ -15,13 +15,21 @@ from genai_core.errors import BadModel, GenAIError
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Key, TaskId
 from genai_core.operations import OPERATIONS
-from genai_planner import task_inputs
-from genai_planner.advance import Advice, advance
-from genai_planner.events import Event, Failed, FoundResult, Look, Missed, Taken, WorkLimits
+from genai_planner.execution import task_inputs
+from genai_planner.execution.advance import Advice, advance
+from genai_planner.execution.events import (
+    Event,
+    Failed,
+    FoundResult,
+    Look,
+    Missed,
+    Taken,
+    WorkLimits,
+)
+from genai_planner.execution.machine import KnownKeys, Machine, TaskState
+from genai_planner.execution.progress import progress
 from genai_planner.expand.build import expand
-from genai_planner.machine import KnownKeys, Machine, TaskState
 from genai_planner.plan import FileRef, Plan, Result
-from genai_planner.progress import progress
 from genai_planner.shape import ModelShape, shape_from_config
 from genai_planner.sources import Source
 from genai_planner.targets import parse_targets

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, Digest, TaskId
 from genai_core.operations import OPERATIONS
+from genai_planner.execution.machine import TaskState
 from genai_planner.expand.build import expand
-from genai_planner.machine import TaskState
 from genai_planner.plan import Demand, FileRef, Plan, Task
 from genai_planner.shape import ModelShape, shape_from_config
 from genai_planner.sources import Source

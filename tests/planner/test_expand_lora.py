@@ -13,8 +13,8 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, SourceName, TaskId, adapter_source
 from genai_core.operations import OPERATIONS, ConvertHtpConfig, PackageConfig
 from genai_core.tasks.task_file import Toolchain
-from genai_planner.advance import advance
-from genai_planner.events import Event, FoundResult, Look, WorkLimits
+from genai_planner.execution.advance import advance
+from genai_planner.execution.events import Event, FoundResult, Look, WorkLimits
 from genai_planner.expand.build import expand
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact
 from genai_planner.plan import FileRef, Result, Selection

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from genai_core.errors import BadModel, OverBudget
 from genai_core.names import MODEL, Digest, TaskId
 from genai_core.operations import OPERATIONS, ArclConfig, GraphConfig
-from genai_planner.events import (
+from genai_planner.execution.events import (
     Crashed,
     Failed,
     Finished,
@@ -24,8 +24,8 @@ from genai_planner.events import (
     Missed,
     WorkLimits,
 )
-from genai_planner.invariants import broken
-from genai_planner.machine import Machine, TaskState
+from genai_planner.execution.invariants import broken
+from genai_planner.execution.machine import Machine, TaskState
 from genai_planner.plan import Demand, FidelityCondition, FileRef, Plan, Result, Selection, Task
 from genai_planner.sources import Source
 

@@ -16,8 +16,8 @@ from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Digest, Key, SourceName, TaskId
 from genai_core.operations import OPERATIONS
 from genai_core.tasks.task_file import Toolchain
-from genai_planner.events import TaskStart
-from genai_planner.machine import TaskState
+from genai_planner.execution.events import TaskStart
+from genai_planner.execution.machine import TaskState
 from genai_planner.phases import BuildPlanner, BuildRequest, Exact, Forecast, Ingesting, plan_build
 from genai_planner.plan import FileRef, Result, Selection
 from genai_planner.sources import Source, Sources

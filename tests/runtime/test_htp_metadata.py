@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from genai_core.errors import ToolFailed
-from genai_runtime.htp import metadata, qnn
+from genai_runtime.htp import metadata
+from genai_runtime.htp.vendor import qnn
 
 pytestmark = [
     pytest.mark.qnn,

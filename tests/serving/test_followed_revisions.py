@@ -25,7 +25,7 @@ from genai_core.store.adapter_fetch import AdapterQuestion, fetch_adapters
 from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.tasks.record import Output
 from genai_serving.adapters.later import fetch_by
-from genai_serving.api.declaration import Declarations, DeclareBody
+from genai_serving.api.admin_port.declaration import Declarations, DeclareBody
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "tiny-llama"
 TOKEN = "of the port"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from running import Running, run_server
 
-from genai_serving.api.local_names import is_loopback
+from genai_serving.api.admin_port.local_names import is_loopback
 
 STRANGE = "evil.example:8000"
 

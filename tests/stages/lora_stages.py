@@ -26,7 +26,7 @@ from genai_core.operations import (
     UseCaseConfig,
     WornConfig,
 )
-from genai_runtime.htp import qnn
+from genai_runtime.htp.vendor import qnn
 from genai_stages.graph.core_graph import read_core
 from genai_stages.graph.linear_sites import linear_sites
 from genai_stages.operations import (

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from genai_core.errors import UnsupportedOperator
-from genai_runtime.htp import qnn
+from genai_runtime.htp.vendor import qnn
 from genai_stages.backends.htp import dlc
 from genai_stages.backends.htp.export_child import fallen_nodes
 

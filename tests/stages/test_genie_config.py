@@ -11,7 +11,7 @@ import pytest
 from genai_core import chips
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.facts import RopeTable
-from genai_runtime.htp import genie, qnn
+from genai_runtime.htp.vendor import genie, qnn
 from genai_stages.backends.htp.genie_config import (
     GenieFacts,
     genie_config,

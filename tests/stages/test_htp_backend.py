@@ -31,10 +31,11 @@ from genai_core.errors import (
     ToolFailed,
     UnsupportedOperator,
 )
-from genai_runtime.htp import emulation, epcontext, genie, metadata, qnn, testing
+from genai_runtime.htp import emulation, epcontext, metadata, testing
 from genai_runtime.htp.client import Emulator
 from genai_runtime.htp.executor import HtpSession
 from genai_runtime.htp.metadata import GraphMetadata
+from genai_runtime.htp.vendor import genie, qnn
 from genai_runtime.rope import for_context
 from genai_stages.backends.htp import compile as htp_compile
 from genai_stages.backends.htp import dlc, drift

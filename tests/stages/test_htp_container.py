@@ -22,7 +22,7 @@ from genai_runtime.container import container, inspection
 from genai_runtime.container.backend import open_session
 from genai_runtime.evaluate import evaluate
 from genai_runtime.golden import replay
-from genai_runtime.htp import qnn
+from genai_runtime.htp.vendor import qnn
 from genai_stages.measured import note_measurements
 from genai_stages.operations import (
     arcl,

@@ -18,7 +18,7 @@ from safetensors.numpy import save
 
 from genai_core.errors import BadAdapter, BadInput
 from genai_stages import bounded_match
-from genai_stages.lora.peft import read_peft
+from genai_stages.lora.readers.peft import read_peft
 
 Q, V = "model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.v_proj"
 DOWN = "model.layers.10.mlp.down_proj"

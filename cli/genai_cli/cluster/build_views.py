@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 from genai_core.quantity import amount
 from genai_core.redaction import hidden_queries
 from genai_core.wire import ATTEMPT, CHAIN, JOB_NAME, KEY, OPERATION, REQUESTED_AT, SCOPE, TASK
-from genai_planner.progress import StageProgress
+from genai_planner.execution.progress import StageProgress
 
 __all__ = [
     "Artifact",

@@ -34,7 +34,7 @@ from genai_cli.display.output import emit
 from genai_cli.display.words import counted, duration, size
 from genai_cli.settings import ProgramSettings
 from genai_core.wire import REQUESTED_AT
-from genai_planner.progress import StageProgress
+from genai_planner.execution.progress import StageProgress
 
 __all__ = ["as_json", "details", "put", "show_status", "watched"]
 

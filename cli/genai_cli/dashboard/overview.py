@@ -11,7 +11,7 @@ from genai_cli.cluster.deployment_views import ClusterDeployment, ServedAdapter,
 from genai_cli.dashboard.markup import Content, Html, element, joined, row
 from genai_cli.dashboard.snapshot import PlainObject, Snapshot
 from genai_cli.display.words import counted
-from genai_planner.progress import StageProgress
+from genai_planner.execution.progress import StageProgress
 
 __all__ = ["badge", "header", "overview", "short", "stage_graph"]
 

@@ -43,8 +43,8 @@ from genai_core.store.protocol import RecordRef, Store
 from genai_core.tasks.record import Record
 from genai_core.tasks.task_file import TaskFile, TaskResult
 from genai_core.tasks.toolchain import ABSENT
+from genai_planner.execution.machine import Machine, TaskState
 from genai_planner.fidelity import measured
-from genai_planner.machine import Machine, TaskState
 from genai_planner.phases import Exact
 
 __all__ = ["PlannedBuild", "plan_build", "run_plan", "run_task"]

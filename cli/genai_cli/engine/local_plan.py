@@ -40,9 +40,9 @@ from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import TaskFile, Toolchain
 from genai_core.tasks.toolchain import toolchain_of
-from genai_planner.events import FoundResult, Missed, TaskStart
+from genai_planner.execution.events import FoundResult, Missed, TaskStart
+from genai_planner.execution.machine import Machine, TaskState
 from genai_planner.explain import KeyParts, why_it_runs
-from genai_planner.machine import Machine, TaskState
 from genai_planner.phases import (
     FACTS_FILE,
     BuildPlanner,

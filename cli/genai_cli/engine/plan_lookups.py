@@ -10,12 +10,12 @@ from genai_core.store.directory.directory_store import DirectoryStore
 from genai_core.store.layered import brought
 from genai_core.store.lookup import lookup_all
 from genai_core.store.protocol import Hit, RecordRef, Store
-from genai_planner.events import (
+from genai_planner.execution.events import (
     FoundResult,
     Look,
     Missed,
 )
-from genai_planner.machine import Machine, TaskState
+from genai_planner.execution.machine import Machine, TaskState
 from genai_planner.plan import result_of
 
 __all__ = ["look_all"]

@@ -40,7 +40,7 @@ from genai_core.store.protocol import Hit, RecordRef, Store
 from genai_core.tasks.keys import short_key
 from genai_core.tasks.record import Record
 from genai_core.tasks.task_file import TaskFile, TaskResult
-from genai_planner.events import (
+from genai_planner.execution.events import (
     Crashed,
     Event,
     Failed,
@@ -50,7 +50,7 @@ from genai_planner.events import (
     TaskStart,
     WorkLimits,
 )
-from genai_planner.machine import Machine, TaskState
+from genai_planner.execution.machine import Machine, TaskState
 from genai_planner.plan import result_of
 
 __all__ = ["LocalRun"]

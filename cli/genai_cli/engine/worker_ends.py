@@ -23,7 +23,7 @@ from genai_core.errors import (
 )
 from genai_core.names import TaskId
 from genai_core.tasks.task_file import TaskResult
-from genai_planner.events import Crashed, InputLost
+from genai_planner.execution.events import Crashed, InputLost
 
 __all__ = ["AnotherAttempt", "another_attempt", "failure_of", "read_result"]
 

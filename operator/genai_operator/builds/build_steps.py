@@ -39,7 +39,7 @@ from genai_operator.stores.lookups import Unanswered
 from genai_operator.stores.open_stores import OpenStore
 from genai_operator.targets.build_targets import BuildTarget, toolchain_digest, toolchains
 from genai_operator.threads import in_thread
-from genai_planner.machine import TaskState
+from genai_planner.execution.machine import TaskState
 
 __all__ = ["BuildContext", "BuildSteps"]
 

@@ -29,7 +29,7 @@ from genai_operator.kube.status.conditions import (
 from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.times import rfc3339
 from genai_operator.steps import Done, Result, Stall, Wait
-from genai_planner.progress import BuildProgress
+from genai_planner.execution.progress import BuildProgress
 
 __all__ = ["Outcome", "ResolvedEntry", "build_status"]
 

@@ -25,7 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import ToolFailed, from_dict
-from genai_runtime.htp import child, frames, qnn
+from genai_runtime.htp import child, frames
+from genai_runtime.htp.vendor import qnn
 
 
 class Emulator:

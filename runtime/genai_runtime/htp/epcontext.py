@@ -13,7 +13,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
-from genai_runtime.htp.qnn import PROVIDER
+from genai_runtime.htp.vendor.qnn import PROVIDER
 
 _TYPES = {
     "uint8": TensorProto.UINT8,

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from genai_core.errors import ToolchainMismatch, ToolFailed
-from genai_runtime.htp import capi, child, qnn
+from genai_runtime.htp import child
+from genai_runtime.htp.vendor import capi, qnn
 
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import onnxruntime as ort
 
 from genai_core.errors import GenAIError, ToolFailed
-from genai_runtime.htp import frames, qnn
-from genai_runtime.htp.provider import register, session_options
+from genai_runtime.htp import frames
+from genai_runtime.htp.vendor import qnn
+from genai_runtime.htp.vendor.provider import register, session_options
 
 
 class _Emulator:

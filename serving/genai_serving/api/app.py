@@ -18,14 +18,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from genai_core.errors import BadInput, GenAIError
-from genai_serving.api.admin import AdapterAdmin, load_lora_adapter, unload_lora_adapter
+from genai_serving.api.admin_port.admin import AdapterAdmin, load_lora_adapter, unload_lora_adapter
+from genai_serving.api.admin_port.declaration import Declarations, declare_adapters, list_adapters
+from genai_serving.api.admin_port.local_names import LocalNames
 from genai_serving.api.api_keys import ApiKeys
 from genai_serving.api.bodies import Bodies, read_body
-from genai_serving.api.chat import chat_completions
-from genai_serving.api.completions import completions
-from genai_serving.api.declaration import Declarations, declare_adapters, list_adapters
+from genai_serving.api.endpoints.chat import chat_completions
+from genai_serving.api.endpoints.completions import completions
 from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, of_failure
-from genai_serving.api.local_names import LocalNames
 from genai_serving.api.openapi import document
 from genai_serving.api.schemas import DetokenizeBody, TokenizeBody
 from genai_serving.api.service import Service

@@ -25,7 +25,7 @@ from genai_core.facts import ModelFacts
 from genai_core.names import FORECAST, FORECAST_ROLE
 from genai_core.operations import ForecastImportConfig
 from genai_stages.graph.core_graph import mapped, read_core
-from genai_stages.lora.tensors import Tensors
+from genai_stages.lora.readers.tensors import Tensors
 from genai_stages.package.container_forecast import SAID_FILE
 from genai_stages.stage import Context, Inputs, StageResult
 

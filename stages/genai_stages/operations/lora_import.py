@@ -18,10 +18,10 @@ from genai_core.sources.source_files import CONFIG_ROLE
 from genai_stages.graph.core_graph import read_core
 from genai_stages.input_folders import find_file
 from genai_stages.lora.bounds import check_bounds
-from genai_stages.lora.forms import read_adapter
-from genai_stages.lora.graph_adapter import holds_graph, read_graph_adapter
 from genai_stages.lora.importing import WIDTHS_FILE, import_adapter
 from genai_stages.lora.modules import places_of
+from genai_stages.lora.readers.forms import read_adapter
+from genai_stages.lora.readers.graph_adapter import holds_graph, read_graph_adapter
 from genai_stages.lora.trained_on import other_base
 from genai_stages.stage import Context, Inputs, StageResult
 

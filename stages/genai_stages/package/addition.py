@@ -49,12 +49,12 @@ from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.htp.adapters import BranchFeeds
 from genai_stages.graph.core_graph import read_core
 from genai_stages.input_folders import read_json
-from genai_stages.lora.aimet_adapter import holds_aimet
 from genai_stages.lora.bounds import check_bounds
 from genai_stages.lora.container_places import places_of_container, places_of_inputs
-from genai_stages.lora.forms import read_adapter
 from genai_stages.lora.importing import Imported, import_adapter
 from genai_stages.lora.modules import LinearPlace, places_of
+from genai_stages.lora.readers.aimet_adapter import holds_aimet
+from genai_stages.lora.readers.forms import read_adapter
 from genai_stages.lora.trained_on import other_base
 from genai_stages.package.container_adapters import entry_of
 from genai_stages.package.genie_adapters import write_genie_adapters

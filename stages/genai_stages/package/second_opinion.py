@@ -12,7 +12,7 @@ from typing import Any
 from genai_core.container.manifest import EMULATION_FOLDER
 from genai_core.errors import GenAIError
 from genai_runtime.golden import Golden
-from genai_runtime.htp import genie
+from genai_runtime.htp.vendor import genie
 from genai_stages.input_folders import read_json
 
 TOKENS = 4

@@ -20,8 +20,8 @@ from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import Link
 from genai_operator.targets import build_targets as target_rules
 from genai_operator.targets.build_targets import BuildTarget
-from genai_planner.advance import Advice
-from genai_planner.events import TaskStart
+from genai_planner.execution.advance import Advice
+from genai_planner.execution.events import TaskStart
 from genai_planner.phases import Exact, PlanPhase
 from genai_planner.plan import Task
 from genai_planner.task_chains import chain_behind

@@ -17,7 +17,7 @@ from genai_operator.jobs.renewal import Renewal
 from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import JobView
 from genai_operator.kube.pod import PodView
-from genai_planner.advance import Advice
+from genai_planner.execution.advance import Advice
 from genai_planner.plan import Plan
 
 __all__ = ["Question", "Survey"]

@@ -37,9 +37,17 @@ from genai_operator.jobs.verdicts import (
 from genai_operator.kube.job import JobState, JobView
 from genai_operator.stores.lookups import Answers, Unanswered
 from genai_operator.stores.remembered import check_weight, weight_of
-from genai_planner.advance import advance
-from genai_planner.events import Event, Failed, FoundResult, Look, Missed, Taken, WorkLimits
-from genai_planner.machine import TaskState
+from genai_planner.execution.advance import advance
+from genai_planner.execution.events import (
+    Event,
+    Failed,
+    FoundResult,
+    Look,
+    Missed,
+    Taken,
+    WorkLimits,
+)
+from genai_planner.execution.machine import TaskState
 from genai_planner.phases import FACTS_FILE, Ingesting, PlanPhase, plan_build
 from genai_planner.plan import Result
 

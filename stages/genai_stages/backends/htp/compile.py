@@ -36,8 +36,9 @@ from genai_core.chips import Chip
 from genai_core.compile_options import GraphOptions
 from genai_core.errors import InvalidSpec, ToolchainMismatch, ToolFailed
 from genai_core.graphs import NATIVE_KV_ARS
-from genai_runtime.htp import epcontext, metadata, qnn
+from genai_runtime.htp import epcontext, metadata
 from genai_runtime.htp.metadata import BinaryMetadata, GraphMetadata, TensorMetadata
+from genai_runtime.htp.vendor import qnn
 from genai_stages.backends.htp import dlc, toolrun
 
 _TRIED = {"libQnnHtp.so": 106290201, "libQnnIr.so": 3705073, "libQnnSystem.so": 5385113}

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from genai_core.errors import ToolFailed
-from genai_runtime.htp import capi, child, metadata, qnn
+from genai_runtime.htp import child, metadata
+from genai_runtime.htp.vendor import capi, qnn
 
 
 class _Composer:

@@ -27,8 +27,8 @@ import onnx
 
 from genai_core import chips
 from genai_core.errors import BadModel, UnsupportedOperator
-from genai_runtime.htp import qnn
 from genai_runtime.htp.metadata import GraphMetadata
+from genai_runtime.htp.vendor import qnn
 from genai_stages.backends.htp import toolrun
 
 RECORDS = ("model", "model.params", "model.params.bin")

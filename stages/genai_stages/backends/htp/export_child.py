@@ -17,8 +17,9 @@ from typing import Any
 import onnxruntime as ort
 
 from genai_core.errors import ToolFailed, UnsupportedOperator
-from genai_runtime.htp import child, qnn
-from genai_runtime.htp.provider import register, session_options
+from genai_runtime.htp import child
+from genai_runtime.htp.vendor import qnn
+from genai_runtime.htp.vendor.provider import register, session_options
 
 _UNSUPPORTED = re.compile(r"\{ name: (?P<name>.*?), type: (?P<type>\w+) \}")
 _REFUSED = re.compile(r"OpConfig\(\) failed for node `(?P<name>.*?)` of type `(?P<type>\w+)`")

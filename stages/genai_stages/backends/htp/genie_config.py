@@ -2,8 +2,9 @@
 
 Pure: model facts in, JSON values out. Key names: the vendor's public Genie documentation and its
 open examples. Each block was accepted by libGenie's own parser, and for plain, linear, llama3 and
-longrope rotary tables Genie produced the same tokens as our executor (`genai_runtime.htp.genie`
-runs both checks). Paths are relative: Genie resolves them against its working folder.
+longrope rotary tables Genie produced the same tokens as our executor
+(`genai_runtime.htp.vendor.genie` runs both checks). Paths are relative: Genie resolves them against
+its working folder.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_uint32, c_uint64, c_vo
 from typing import Any
 
 from genai_core.errors import ToolFailed
-from genai_runtime.htp import capi, child, metadata, qnn
+from genai_runtime.htp import child, metadata
+from genai_runtime.htp.vendor import capi, qnn
 
 
 class _Serialization(Structure):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from genai_planner.machine import Machine, TaskState
+from genai_planner.execution.machine import Machine, TaskState
 
 __all__ = ["broken"]
 

@@ -23,8 +23,8 @@ from genai_core.facts import LoraBranch
 from genai_core.files.foreign import read_json_object
 from genai_core.sources.adapter_files import ADAPTER_ENCODINGS_ROLE, ADAPTER_WEIGHTS_ROLE
 from genai_stages.lora.adapter import Adapter, AdapterBranch, Floats, branch_of
-from genai_stages.lora.aimet_widths import adapter_widths
-from genai_stages.lora.tensors import Tensors
+from genai_stages.lora.readers.aimet_widths import adapter_widths
+from genai_stages.lora.readers.tensors import Tensors
 
 __all__ = ["holds_aimet", "read_aimet"]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from genai_core.errors import BadInput
 from genai_runtime.sampling import Constraint
+from genai_serving.api.endpoints.structured import form_of
 from genai_serving.api.messages import NamedTool, Tool
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatBody
 from genai_serving.api.service import Service
-from genai_serving.api.structured import form_of
 from genai_serving.structure.answer_forms import Form, of_calls, of_schema
 from genai_serving.structure.grammars import Grammar
 from genai_serving.tools import calls, thoughts

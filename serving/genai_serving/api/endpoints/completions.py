@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from genai_runtime.sampling import TokenLogprob
 from genai_serving.api.answering import Piece, RunningAnswer
 from genai_serving.api.bodies import read_body
+from genai_serving.api.endpoints.structured import form_of
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import CompletionBody
 from genai_serving.api.service import (
@@ -26,7 +27,6 @@ from genai_serving.api.service import (
     new_id,
     usage,
 )
-from genai_serving.api.structured import form_of
 
 
 async def completions(request: HttpRequest, service: Service) -> Response:

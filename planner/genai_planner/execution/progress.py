@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from genai_planner.machine import Machine, TaskState
+from genai_planner.execution.machine import Machine, TaskState
 
 __all__ = ["BuildProgress", "StageProgress", "progress"]
 

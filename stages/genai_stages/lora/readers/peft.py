@@ -19,7 +19,7 @@ from genai_core.errors import BadAdapter, BadInput
 from genai_core.files.foreign import read_json_object
 from genai_stages.bounded_match import full_matches_of_all
 from genai_stages.lora.adapter import Adapter, AdapterBranch, branch_of
-from genai_stages.lora.tensors import Tensors
+from genai_stages.lora.readers.tensors import Tensors
 
 __all__ = ["CONFIG_FILE", "WEIGHTS_FILE", "read_peft"]
 

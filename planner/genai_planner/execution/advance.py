@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
-from genai_planner.events import Event, Look, TaskStart, TaskWait, WorkLimits
+from genai_planner.execution.events import Event, Look, TaskStart, TaskWait, WorkLimits
+from genai_planner.execution.machine import KnownKeys, Machine, TaskState
+from genai_planner.execution.progress import BuildProgress, progress
 from genai_planner.fidelity import measured
-from genai_planner.machine import KnownKeys, Machine, TaskState
 from genai_planner.plan import Plan, Result
-from genai_planner.progress import BuildProgress, progress
 from genai_planner.sources import Sources
 
 __all__ = ["Advice", "Ask", "advance"]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from genai_core.facts import LoraBranch
 from genai_stages.lora.adapter import Adapter
-from genai_stages.lora.aimet_adapter import holds_aimet, read_aimet
-from genai_stages.lora.peft import read_peft
+from genai_stages.lora.readers.aimet_adapter import holds_aimet, read_aimet
+from genai_stages.lora.readers.peft import read_peft
 
 __all__ = ["read_adapter"]
 

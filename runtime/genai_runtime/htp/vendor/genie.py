@@ -3,9 +3,9 @@
     verdict = check_config(text)                                   # does Genie's parser take it?
     answer = query(folder, config, tokens=[1, 17, 42], max_tokens=8)
 
-It runs in a child process (`python -m genai_runtime.htp.genie`), since it crashes on binaries that
-the emulator cannot load. Paths in its configuration are relative to its working folder: the child
-works in a private folder with links to the container's files.
+It runs in a child process (`python -m genai_runtime.htp.vendor.genie`), since it crashes on
+binaries that the emulator cannot load. Paths in its configuration are relative to its working
+folder: the child works in a private folder with links to the container's files.
 
 The C functions have the names of the vendor's public documentation; their arguments were proved by
 the answers, which equal our executor's.
@@ -37,7 +37,8 @@ from pathlib import Path
 from typing import Any
 
 from genai_core.errors import ToolFailed
-from genai_runtime.htp import capi, child, qnn
+from genai_runtime.htp import child
+from genai_runtime.htp.vendor import capi, qnn
 
 _ENGINE = b"primary"
 """What Genie calls the engine of a basic dialog."""

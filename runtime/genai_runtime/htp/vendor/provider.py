@@ -8,7 +8,7 @@ from typing import Any
 import onnxruntime as ort
 
 from genai_core.errors import ToolFailed
-from genai_runtime.htp import qnn
+from genai_runtime.htp.vendor import qnn
 
 
 def register(libraries: qnn.Libraries) -> Any:

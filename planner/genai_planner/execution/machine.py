@@ -24,7 +24,7 @@ from typing import TypeAlias
 
 from genai_core.errors import GenAIError
 from genai_core.names import Backend, Digest, Key, TaskId
-from genai_planner.events import (
+from genai_planner.execution.events import (
     Crashed,
     Event,
     Failed,
@@ -38,11 +38,11 @@ from genai_planner.events import (
     TaskStart,
     WorkLimits,
 )
+from genai_planner.execution.ready_tasks import ReadyTasks
+from genai_planner.execution.task_inputs import inputs_of, key_of
 from genai_planner.fidelity import holds, is_resort, over_budget
 from genai_planner.plan import FileRef, Plan, Result, Task
-from genai_planner.ready_tasks import ReadyTasks
 from genai_planner.sources import Sources
-from genai_planner.task_inputs import inputs_of, key_of
 
 __all__ = ["ENDED", "KnownKeys", "Machine", "TaskState"]
 

@@ -20,7 +20,7 @@ from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.files.json_budgets import ADAPTERS
 from genai_core.kinds.deployment_status import AdapterState
 from genai_core.kinds.lora import AdapterName
-from genai_serving.api.admin import AdapterAdmin
+from genai_serving.api.admin_port.admin import AdapterAdmin
 from genai_serving.api.bodies import read_body
 from genai_serving.api.body import Body
 

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from genai_runtime.sampling import TokenLogprob
 from genai_serving.api.answering import Piece, RunningAnswer
 from genai_serving.api.bodies import read_body
+from genai_serving.api.endpoints.speaking import Speech, speech_of
 from genai_serving.api.model import ServedModel
 from genai_serving.api.schemas import ChatBody
 from genai_serving.api.service import (
@@ -23,7 +24,6 @@ from genai_serving.api.service import (
     new_id,
     usage,
 )
-from genai_serving.api.speaking import Speech, speech_of
 from genai_serving.tools.parts import AnswerPart
 
 

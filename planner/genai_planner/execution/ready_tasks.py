@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from genai_core.names import TaskId
-from genai_planner.events import TaskWait, WorkLimits
+from genai_planner.execution.events import TaskWait, WorkLimits
 
 __all__ = ["ChosenTask", "ReadyTasks"]
 

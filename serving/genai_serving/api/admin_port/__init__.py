@@ -1,0 +1,1 @@
+"""An administrator's port: adapters at run time, and what a deployment declares."""

@@ -1,0 +1,1 @@
+"""What clients ask: chat and completions, read, answered and spoken as a stream."""

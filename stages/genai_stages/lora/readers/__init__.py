@@ -1,0 +1,1 @@
+"""Readers of adapters, one module a form: each gives an `Adapter`."""
