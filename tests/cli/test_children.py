@@ -20,7 +20,7 @@ from genai_cli.build.local_build import make_containers
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import GenAIBuild
-from genai_core.kinds.reading import read_model, with_local_source
+from genai_core.kinds.documents.reading import read_model, with_local_source
 from genai_runtime.htp.executor import HtpSession
 from genai_runtime.htp.vendor import qnn
 from genai_stages.fidelity.source_reference import SourceReference

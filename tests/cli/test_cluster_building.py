@@ -17,7 +17,7 @@ from genai_cli.cluster.testing import Apiserver, apiserver, build, job, pod
 from genai_cli.testing import InProcess, Ran
 from genai_core.kinds.base import ObjectMeta
 from genai_core.kinds.build import BuildSpec, GenAIBuild
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.documents.reading import read_model
 from genai_core.names import DRAFT, FORECAST, MODEL, SourceName, adapter_source
 from genai_core.sources.build_sources import BuildSource
 from genai_core.wire import REQUESTED_AT

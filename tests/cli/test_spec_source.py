@@ -12,7 +12,7 @@ from genai_cli.build.spec_flags import SpecFlags
 from genai_cli.build.spec_source import as_yaml, build_of
 from genai_cli.testing import Program
 from genai_core.errors import BadInput, InvalidSpec
-from genai_core.kinds.reading import read_build
+from genai_core.kinds.documents.reading import read_build
 
 FILE = """\
 apiVersion: genai-operator.dev/v1alpha1

@@ -8,7 +8,7 @@ import pytest
 
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.documents.reading import read_model
 
 NODES = {
     "nodeSelectorTerms": [

@@ -13,7 +13,7 @@ from genai_core.errors import BadEncodings, BadModel, NoSpace
 from genai_core.files.digest_cache import FileCache
 from genai_core.files.foreign import boundary, decoded, plain_text, read_json_object, refuse_pointer
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_build_text
+from genai_core.kinds.documents.reading import read_build_text
 from genai_core.sources.source_files import inspect_source
 
 POINTER = (

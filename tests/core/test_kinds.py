@@ -16,9 +16,9 @@ from genai_core.kinds.definitions.crd import crd
 from genai_core.kinds.definitions.defined_kinds import KINDS, DefinedKind
 from genai_core.kinds.deployment import GenAIDeployment
 from genai_core.kinds.describe import describe_fields, describe_kind
-from genai_core.kinds.reading import read_model
+from genai_core.kinds.documents.reading import read_model
+from genai_core.kinds.documents.wording import WORDS
 from genai_core.kinds.target import GenAITarget
-from genai_core.kinds.wording import WORDS
 from genai_core.names import Gaps, Precision
 
 SPEC: dict[str, Any] = {"model": {"source": "./m"}, "targets": ["cpu"]}
@@ -165,7 +165,7 @@ def test_every_pattern_and_key_of_a_spec_is_said_in_words(kind: DefinedKind) -> 
     for path, node, times in parts(spec, "spec"):
         rules = {rule["rule"]: rule["message"] for rule in node.get("x-kubernetes-validations", [])}
         if "pattern" in node:
-            assert node["pattern"] in WORDS, f"{path} needs words in kinds/wording.py"
+            assert node["pattern"] in WORDS, f"{path} needs words in kinds/documents/wording.py"
             assert "'" not in node["pattern"], "it stands in a quoted text of CEL"
             said = rules[f"self.matches(r'{node['pattern']}')"]
             assert said == f"expected {WORDS[node['pattern']]}"

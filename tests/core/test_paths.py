@@ -20,7 +20,7 @@ from genai_core.kinds.artifact_store import ArtifactStoreSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.definitions.crd import crd
 from genai_core.kinds.definitions.defined_kinds import KINDS
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.sources.resolved import ResolvedFile, ResolvedSource, ResolveFile
 from genai_core.sources.source_files import inspect_source
 from genai_core.store.address import parse_address

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.deployment import GenAIDeployment
-from genai_core.kinds.problems import distance, field_names, nearest, show_path
-from genai_core.kinds.reading import (
+from genai_core.kinds.documents.problems import distance, field_names, nearest, show_path
+from genai_core.kinds.documents.reading import (
     read_build,
     read_model,
     read_object,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from genai_core.errors import InvalidSpec
-from genai_core.kinds.yaml_documents import load_documents
+from genai_core.kinds.documents.yaml_documents import load_documents
 
 TEXT = st.text(st.characters(categories=["L", "N", "P", "S"], include_characters=" \n\t"))
 VALUES = st.recursive(

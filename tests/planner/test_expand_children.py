@@ -13,7 +13,7 @@ import pytest
 from genai_core.errors import BadEncodings, BadModel, GenAIError, InvalidSpec
 from genai_core.facts import AttentionFacts, ModelFacts, RopeTable, WeightsGroup
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_build_text
+from genai_core.kinds.documents.reading import read_build_text
 from genai_core.names import MODEL, Digest, SourceName, TaskId, child_source
 from genai_core.operations import (
     OPERATIONS,

@@ -10,7 +10,7 @@ import pytest
 
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_build_text
+from genai_core.kinds.documents.reading import read_build_text
 from genai_core.names import DRAFT, MODEL, Digest, Gaps, Precision, SourceName, TaskId
 from genai_core.operations import OPERATIONS, ConvertCpuConfig, PackageConfig
 from genai_core.sources.build_sources import model_spec, of_source, sources_of

@@ -22,7 +22,7 @@ import yaml
 from genai_core.errors import BadInput, DriftError
 from genai_core.files.digest_cache import FileCache
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_build_text
+from genai_core.kinds.documents.reading import read_build_text
 from genai_core.operations import IngestConfig
 from genai_core.sources.encoding_bits import weight_bits
 from genai_core.sources.source_files import inspect_source

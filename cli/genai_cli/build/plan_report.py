@@ -20,7 +20,7 @@ from genai_cli.engine.events import PlannedTask, PlanReady
 from genai_cli.engine.local_engine import PlannedBuild, plan_build
 from genai_cli.settings import ProgramSettings
 from genai_core.errors import BadInput
-from genai_core.kinds.problems import nearest
+from genai_core.kinds.documents.problems import nearest
 from genai_core.store.location import open_store
 
 __all__ = ["show_plan"]

@@ -25,8 +25,8 @@ from genai_cli.store.entries import find_entry, named_key, opened, read_entry, r
 from genai_core.errors import BadInput, InvalidSpec, from_dict
 from genai_core.files.digest_cache import FileCache
 from genai_core.files.whole_files import DRAFT_SUFFIX
-from genai_core.kinds.problems import nearest
-from genai_core.kinds.yaml_documents import load_documents
+from genai_core.kinds.documents.problems import nearest
+from genai_core.kinds.documents.yaml_documents import load_documents
 from genai_core.names import Backend, Digest, Key
 from genai_core.operations import Operation, operation_of
 from genai_core.store.directory.directory_store import DirectoryStore

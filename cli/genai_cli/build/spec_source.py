@@ -13,15 +13,15 @@ from genai_cli.build.spec_flags import SpecFlags
 from genai_core.errors import BadModel, InvalidSpec
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import GenAIBuild
-from genai_core.kinds.problems import show_path
-from genai_core.kinds.reading import (
+from genai_core.kinds.documents.problems import show_path
+from genai_core.kinds.documents.reading import (
     is_local,
     read_build,
     read_build_text,
     read_model,
     with_local_source,
 )
-from genai_core.kinds.yaml_documents import load_documents
+from genai_core.kinds.documents.yaml_documents import load_documents
 from genai_core.sources.lora_config import lora_of_config
 
 __all__ = ["as_yaml", "build_of"]

@@ -9,7 +9,7 @@ from genai_cli.cluster.api_errors import NotAllowed, NotThere
 from genai_cli.cluster.build_views import ClusterBuild, ClusterTask, build_view, task_views
 from genai_cli.cluster.connection import Access, Cluster, Json, connect
 from genai_core.errors import GenAIError
-from genai_core.kinds.problems import nearest
+from genai_core.kinds.documents.problems import nearest
 from genai_core.wire import SELECTOR
 
 __all__ = ["age", "complete_build", "read_build", "read_builds", "read_object", "read_tasks"]

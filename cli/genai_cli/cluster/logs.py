@@ -25,7 +25,7 @@ from genai_cli.cluster.stores import StoreOptions, blob_of, opened_stores
 from genai_cli.cluster.tasks import build_records
 from genai_cli.display.words import duration, size
 from genai_core.errors import GenAIError
-from genai_core.kinds.problems import nearest
+from genai_core.kinds.documents.problems import nearest
 from genai_core.names import Digest, Key
 from genai_core.redaction import plain
 from genai_core.store.blobs import Blobs

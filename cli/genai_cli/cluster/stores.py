@@ -20,7 +20,7 @@ from genai_cli.cluster.port_forward import reachable
 from genai_cli.display.output import tell
 from genai_core.errors import GenAIError, InvalidSpec
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.store.address import StoreAddress, StoreCredentials, parse_address
 from genai_core.store.layered import LayeredStore
 from genai_core.store.protocol import Store

@@ -22,7 +22,7 @@ from genai_core import chips
 from genai_core.errors import BadInput, CorruptBlob, GenAIError
 from genai_core.facts import ModelFacts
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import MODEL, Backend, Digest, Key, SourceName, TaskId
 from genai_core.operations import ChipConfig

@@ -18,7 +18,7 @@ from genai_cli.settings import ProgramSettings
 from genai_core.canonical import digest_file
 from genai_core.errors import BadInput, CorruptBlob
 from genai_core.files.home import expanded
-from genai_core.kinds.problems import nearest
+from genai_core.kinds.documents.problems import nearest
 from genai_core.operations import OPERATIONS
 from genai_core.redaction import plain
 from genai_core.sources.resolved import RESOLVE

@@ -22,7 +22,7 @@ from typing import Any
 from genai_core.errors import InvalidSpec
 from genai_core.files.foreign import read_json_object
 from genai_core.files.paths import inside, links_may_reach
-from genai_core.kinds.yaml_documents import load_documents
+from genai_core.kinds.documents.yaml_documents import load_documents
 from genai_core.sources.adapter_files import ADAPTER_ROLES
 
 __all__ = ["lora_of_config", "lora_of_content"]

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from genai_core.errors import GenAIError
 from genai_core.kinds.build import BuildSpec
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.names import SourceName
 from genai_core.reasons import Reason
 from genai_core.sources.build_sources import BuildSource, sources_of

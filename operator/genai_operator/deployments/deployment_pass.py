@@ -9,7 +9,7 @@ from typing import Any
 from genai_core.canonical import digest_json
 from genai_core.kinds.deployment import DeploymentSpec
 from genai_core.kinds.deployment_status import ServedContainer
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.wire import REQUESTED_AT
 from genai_operator.deployments.declared import PodReport
 from genai_operator.jobs.access import StoreAccess

@@ -14,7 +14,7 @@ from typing import Any
 
 from genai_core.errors import GenAIError, InvalidSpec
 from genai_core.kinds.deployment_status import ServedContainer
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.reasons import Reason
 from genai_operator.deployments import containers

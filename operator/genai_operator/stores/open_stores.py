@@ -18,7 +18,7 @@ from typing import Any
 
 from genai_core.errors import GenAIError
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.reasons import Reason
 from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.layered import LayeredStore

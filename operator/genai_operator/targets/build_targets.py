@@ -14,7 +14,7 @@ from typing import Any
 from genai_core import chips
 from genai_core.canonical import digest_json
 from genai_core.errors import GenAIError
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.names import Backend
 from genai_core.operations import OPERATIONS, ChipConfig

@@ -9,7 +9,7 @@ and so no tenant can keep others from a target.
 from __future__ import annotations
 
 from genai_core.errors import GenAIError
-from genai_core.kinds.reading import read_served
+from genai_core.kinds.documents.reading import read_served
 from genai_core.kinds.target import TargetSpec
 from genai_core.reasons import Reason
 from genai_operator.kube.apiserver.api import Api

@@ -28,8 +28,8 @@ from genai_core.compile_options import merged
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import GenAIBuild
+from genai_core.kinds.documents.reading import read_model, with_local_source
 from genai_core.kinds.lora import QuantUpdatableMode
-from genai_core.kinds.reading import read_model, with_local_source
 from genai_core.sources.lora_config import lora_of_config, lora_of_content
 
 __all__ = ["GenAIBuilder", "GenAIBuilderCPU", "GenAIBuilderHTP"]

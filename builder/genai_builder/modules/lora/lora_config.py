@@ -17,7 +17,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from genai_core.errors import InvalidSpec
-from genai_core.kinds.yaml_documents import load_documents
+from genai_core.kinds.documents.yaml_documents import load_documents
 
 __all__ = [
     "AdapterConfig",

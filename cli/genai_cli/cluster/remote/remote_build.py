@@ -27,8 +27,8 @@ from genai_cli.settings import ProgramSettings
 from genai_core.errors import Interrupted, InvalidSpec, UnknownTarget
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import GenAIBuild
-from genai_core.kinds.problems import nearest
-from genai_core.kinds.reading import is_local
+from genai_core.kinds.documents.problems import nearest
+from genai_core.kinds.documents.reading import is_local
 from genai_core.sources.build_sources import (
     sources_of,
 )

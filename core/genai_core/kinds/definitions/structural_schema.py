@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from genai_core.kinds.base import LIST_KEYS
 from genai_core.kinds.describe import describe_fields
-from genai_core.kinds.wording import key_rule, pattern_rule
+from genai_core.kinds.documents.wording import key_rule, pattern_rule
 
 Schema = dict[str, Any]
 

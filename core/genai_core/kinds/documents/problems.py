@@ -18,8 +18,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from genai_core.kinds.wording import words_of
-from genai_core.kinds.yaml_documents import Path
+from genai_core.kinds.documents.wording import words_of
+from genai_core.kinds.documents.yaml_documents import Path
 
 __all__ = ["Problem", "distance", "nearest", "problems", "show_path"]
 

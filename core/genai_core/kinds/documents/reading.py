@@ -22,11 +22,11 @@ from genai_core.kinds.base import API_VERSION, KindObject
 from genai_core.kinds.build import GenAIBuild, ModelSource
 from genai_core.kinds.child_model import Child
 from genai_core.kinds.deployment import GenAIDeployment
+from genai_core.kinds.documents.problems import Problem, nearest, problems, show_path
+from genai_core.kinds.documents.yaml_documents import Document, load_documents
 from genai_core.kinds.lora import AdapterSource
-from genai_core.kinds.problems import Problem, nearest, problems, show_path
 from genai_core.kinds.speculation import SpeculationPart
 from genai_core.kinds.target import GenAITarget
-from genai_core.kinds.yaml_documents import Document, load_documents
 from genai_core.wire import GROUP
 
 __all__ = [
