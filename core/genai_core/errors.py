@@ -6,6 +6,7 @@
     │   ├── BadModel             the ONNX, its data, config.json or tokenizer
     │   │   ├── UnsupportedOperator   an operator or pattern no stage can carry over
     │   │   └── SourceNotFound        its address leads nowhere: no such bucket, folder or file
+    │   │       └── SourceChanging    objects changed while they were read
     │   ├── BadEncodings         the quantization encodings
     │   ├── BadAdapter           a LoRA adapter: its files, its kind, or where it belongs
     │   ├── OverBudget           no permitted precision keeps the loss within the budget
@@ -104,6 +105,12 @@ class SourceNotFound(BadModel):
     """There is nothing at the model's address; it may yet come."""
 
     code = "SourceNotFound"
+
+
+class SourceChanging(SourceNotFound):
+    """Nothing whole is at the model's address while somebody writes there; it may yet come."""
+
+    code = "SourceChanging"
 
 
 class BadEncodings(BadInput):

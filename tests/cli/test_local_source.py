@@ -73,9 +73,9 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     real = S3Source.fetch
 
-    def fetch(self: S3Source, name: str, dest: Path, *, size: int) -> object:
+    def fetch(self: S3Source, name: str, dest: Path, *, size: int, tag: str = "") -> object:
         names.append(name)
-        return real(self, name, dest, size=size)
+        return real(self, name, dest, size=size, tag=tag)
 
     monkeypatch.setattr(S3Source, "fetch", fetch)
     return names

@@ -259,9 +259,7 @@ def test_old_blob_is_sent_again_so_that_gc_sees_the_claim(
         head = real(name)
         if head is None:
             return None
-        return ObjectHead(
-            head.size, head.digest, head.modified - timedelta(hours=13), head.answered
-        )
+        return replace(head, modified=head.modified - timedelta(hours=13))
 
     monkeypatch.setattr(store._objects, "head", aged)
     store.put_bytes(b"old weights")

@@ -13,7 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from genai_core.errors import BadModel, GenAIError, StoreUnavailable, StoreUnreadable
+from genai_core.errors import (
+    GenAIError,
+    SourceChanging,
+    StoreUnavailable,
+    StoreUnreadable,
+)
 from genai_core.names import Key
 from genai_core.network.addresses import why_refused
 from genai_core.store.address import StoreCredentials, parse_address
@@ -238,8 +243,8 @@ def test_fetch_writes_no_more_than_was_asked_for_when_a_server_ignores_ranges(
         assert (tmp_path / "x").stat().st_size == size
         store = S3Store(parse_address(f"s3://buc/m?endpoint={endpoint}"), credentials=KEYS)
         assert store.check_blob(Blob(sha256="a" * 64, size=size)) == f"has more than {size} bytes"
-        with pytest.raises(BadModel, match="does not have the"):
-            source.digest("x")
+        with pytest.raises(SourceChanging, match="changed while the source was read"):
+            source.digest("x", tag="e")
 
 
 @pytest.mark.parametrize(

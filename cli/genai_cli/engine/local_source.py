@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from genai_core.canonical import digest_json
-from genai_core.errors import BadModel, InvalidSpec
+from genai_core.errors import BadModel, InvalidSpec, SourceChanging
 from genai_core.files.paths import check_relative_path
 from genai_core.kinds.build import BuildSpec
 from genai_core.network.download import download
@@ -188,6 +188,7 @@ def _mirrored(source: SourceFolder, address: str, root: Path) -> Path:
     kept: dict[str, list[int | str]] = {}
     listing = source.list()
     _leave_out(files, listing.keys())
+    fetched = False
     for name, listed in listing.items():
         try:
             path = files / check_relative_path(name)
@@ -197,12 +198,21 @@ def _mirrored(source: SourceFolder, address: str, root: Path) -> Path:
         if index.get(name) != stamp or not _has_size(path, listed.size):
             path.parent.mkdir(parents=True, exist_ok=True)
             draft = root / "draft"
-            source.fetch(name, draft, size=listed.size)
+            source.fetch(name, draft, size=listed.size, tag=listed.tag)
             draft.replace(path)
+            fetched = True
             # An interrupted mirror goes on where it stopped.
             _write_index(root / _INDEX, index | kept | {name: stamp})
         kept[name] = stamp
     _write_index(root / _INDEX, kept)
+    if fetched and source.list() != listing:
+        # An upload that was under way when it began would leave half of one version and half of
+        # the next.
+        raise SourceChanging(
+            "objects came, went or changed while the source was fetched",
+            where=address,
+            remedy="run the same command again; only what changed is fetched",
+        )
     return files
 
 

@@ -19,11 +19,11 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from genai_core.canonical import digest_file, is_digest
+from genai_core.files.unchanged import Stamp
 from genai_core.names import Digest
 
 __all__ = ["FileCache"]
 
-_SETTLED_NS = 2_000_000_000
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS files (
     path TEXT PRIMARY KEY, stamp TEXT NOT NULL, sha256 TEXT NOT NULL, used INTEGER NOT NULL
@@ -51,15 +51,13 @@ class FileCache:
             OSError: The file cannot be read.
         """
         name = os.path.abspath(path)
-        before = _stamp(path)
-        known = self._find(name, before)
+        before = Stamp.of(path)
+        known = self._find(name, _noted(before))
         if known is not None:
             return known
         found = digest_file(path)
-        stat = path.stat()
-        newest = max(stat.st_mtime_ns, stat.st_ctime_ns)
-        if _stamp(path) == before and self._clock_ns() - newest > _SETTLED_NS:
-            self._remember(name, before, found)
+        if Stamp.of(path) == before and before.settled(self._clock_ns()):
+            self._remember(name, _noted(before), found)
         return found
 
     def _find(self, name: str, stamp: str) -> Digest | None:
@@ -99,6 +97,5 @@ class FileCache:
             yield connection
 
 
-def _stamp(path: Path) -> str:
-    stat = path.stat()
-    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino} {stat.st_dev}"
+def _noted(stamp: Stamp) -> str:
+    return f"{stamp.size} {stamp.modified} {stamp.changed} {stamp.inode} {stamp.device}"

@@ -24,6 +24,7 @@ from genai_core.errors import BadEncodings, BadInput, BadModel, InvalidSpec
 from genai_core.files.foreign import read_json_object, refuse_pointer
 from genai_core.files.home import expanded
 from genai_core.files.paths import inside, links_may_reach, refuse_unreadable_name
+from genai_core.files.unchanged import Stamp
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import TOKEN_MAP_ROLE, Digest
 from genai_core.sources.encoding_bits import weight_bits
@@ -168,9 +169,12 @@ def inspect_source(
         named = source.name
     refuse_unreadable_name(root)
     try:
-        paths = _find_files(spec, root, named)
+        onnx = _model_file(root, named)
+        stamps = {onnx: Stamp.of(onnx)}
+        paths = _find_files(spec, root, onnx)
         if token_map is not None:
             paths |= _token_map(root, token_map)
+        stamps |= {path: Stamp.of(path) for path in paths.values() if path != onnx}
         files = files_at(root, dict(sorted(paths.items())), cache, links_within=links_within)
     except OSError as error:
         raise BadModel(
@@ -185,6 +189,7 @@ def inspect_source(
     )
     encodings = files.get(ENCODINGS_ROLE)
     facts = SourceFacts(root, files, config, weight_bits(encodings.path) if encodings else None)
+    _refuse_changed(stamps)
     if spec.model.digest not in {None, facts.digest}:
         raise BadModel(
             f"its content is {facts.digest}, not the {spec.model.digest} that the spec pins",
@@ -229,12 +234,31 @@ def calibration_role(name: str) -> str:
     return f"calibration{Path(name).suffix.lower() or '.txt'}"
 
 
-def _find_files(spec: BuildSpec, root: Path, onnx_name: str | None) -> dict[str, Path]:
-    onnx = _one(root, onnx_name, suffix=".onnx", field_name="spec.model.onnx")
+def _refuse_changed(stamps: Mapping[Path, Stamp]) -> None:
+    """What was read of a file must be of the bytes that were hashed."""
+    for path, stamp in stamps.items():
+        try:
+            same = Stamp.of(path) == stamp
+        except OSError:
+            same = False
+        if not same:
+            raise BadModel(
+                "it changed while the model was read",
+                where=str(path),
+                remedy="run the same command again",
+            )
+
+
+def _model_file(root: Path, name: str | None) -> Path:
+    onnx = _one(root, name, suffix=".onnx", field_name="spec.model.onnx")
     if onnx is None:
         raise BadModel(
             "it holds no .onnx file", where=str(root), remedy="name the folder of an ONNX model"
         )
+    return onnx
+
+
+def _find_files(spec: BuildSpec, root: Path, onnx: Path) -> dict[str, Path]:
     near = list(dict.fromkeys((onnx.parent, root)))
     paths = {MODEL_ROLE: onnx}
     for location in data_locations(onnx):

@@ -129,17 +129,32 @@ class SourceFolder(Protocol):
         """
         ...
 
-    def digest(self, name: str) -> Digest:
-        """The SHA-256 of a file's bytes."""
-        ...
-
-    def fetch(self, name: str, dest: Path, *, size: int) -> Digest:
-        """Write a file to `dest`; returns the digest of its bytes.
+    def digest(self, name: str, *, tag: str) -> Digest:
+        """The SHA-256 of a file's bytes, as listed with this tag.
 
         Raises:
-            BadModel: It is not there any more, or has another size.
+            SourceChanging: It changed since it was listed.
+        """
+        ...
+
+    def fetch(self, name: str, dest: Path, *, size: int, tag: str = "") -> Digest:
+        """Write a file to `dest`; returns the digest of its bytes.
+
+        Args:
+            name: Of the file.
+            dest: It is made.
+            size: As listed.
+            tag: As listed; empty where the caller compares the digest.
+
+        Raises:
+            BadModel: It is not there any more, or has another size, and no tag was given.
+            SourceChanging: It changed since it was listed with this tag.
             NoSpace: No room.
         """
+        ...
+
+    def noted(self, name: str) -> Digest | None:
+        """The SHA-256 that the bucket has noted for a file; None where it has none."""
         ...
 
 

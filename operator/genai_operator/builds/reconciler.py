@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import aiohttp
 
-from genai_core.errors import SourceNotFound
+from genai_core.errors import SourceChanging, SourceNotFound
 from genai_core.reasons import Reason
 from genai_core.sources.resolved import RESOLVE
 from genai_operator.backoff import Backoff
@@ -44,6 +44,7 @@ from genai_operator.stores.open_stores import Stores
 
 __all__ = ["BuildReconciler"]
 
+_ABSENT = frozenset({SourceNotFound.code, SourceChanging.code})
 _DOUBTS = frozenset(
     {Reason.STORE_NOT_READY, Reason.SOURCE_UNREADABLE, Reason.SOURCE_NOT_READY, Reason.NO_ANSWER}
 )
@@ -206,18 +207,18 @@ class BuildReconciler:
 
 
 def still_missing(result: Result, context: BuildContext) -> Result:
-    """What is said while a source that was not there is looked at again: that it is missing. Pure.
+    """What is said while a source that was not there, or not whole, is looked at again: that. Pure.
 
     Else the build would go to and fro between SourceNotFound and Progressing with each look.
     """
     build = context.build
     ready = condition_of(build.status, "Ready")
-    missing = ready is not None and ready["reason"] == SourceNotFound.code and not build.fresh
+    missing = ready is not None and ready["reason"] in _ABSENT and not build.fresh
     if not isinstance(result, Wait) or result.reason != Reason.PROGRESSING:
         return result
     if ready is None or not missing or context.question is not None:
         return result
-    return replace(result, reason=SourceNotFound.code, message=ready["message"], works=False)
+    return replace(result, reason=ready["reason"], message=ready["message"], works=False)
 
 
 def outcome_of(result: Result, context: BuildContext) -> Outcome:

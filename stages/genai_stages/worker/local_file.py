@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from genai_core.canonical import digest_file
 from genai_core.errors import BadModel
+from genai_core.files.unchanged import HashedFile, hashed
 from genai_core.tasks.task_file import TaskFileInput
 
-__all__ = ["identities", "refuse_changed", "take_local"]
+__all__ = ["TakenFile", "refuse_changed", "take_local"]
 
-_CHANGED = "it changed while the build was running"
+
+@dataclass(frozen=True)
+class TakenFile:
+    """A user's file that a task reads where it lies, which nothing keeps from being changed.
+
+    Attributes:
+        shown: How errors name it.
+        remedy: What the user does about a change.
+    """
+
+    file: HashedFile
+    shown: str
+    remedy: str
 
 
 def take_local(
@@ -21,7 +34,7 @@ def take_local(
     *,
     shown: str = "",
     remedy: str = "run the same command again",
-) -> None:
+) -> TakenFile:
     """Make a file available, having made sure that it is still the one planned with.
 
     Args:
@@ -34,37 +47,33 @@ def take_local(
     Raises:
         BadModel: It has other bytes, or is gone.
     """
-    changed = BadModel(_CHANGED, where=shown or str(source), remedy=remedy)
+    shown = shown or str(source)
+    changed = _changed(shown, remedy)
+    real = source.resolve()  # once: a link may be pointed elsewhere while its file is hashed
     try:
-        if source.stat().st_size != file.size or digest_file(source) != file.sha256:
+        if real.stat().st_size != file.size:
             raise changed
+        found = hashed(real)
     except FileNotFoundError as error:
         raise changed from error
+    if found.sha256 != file.sha256:
+        raise changed
     # A link keeps gigabytes where they are. Not a hard link: while a file has two names, onnx.load
     # refuses it ("potential hardlink attack"), and it is the user's own model.
-    dest.symlink_to(source.resolve())
+    dest.symlink_to(real)
+    return TakenFile(found, shown, remedy)
 
 
-def identities(paths: Iterable[Path]) -> dict[Path, tuple[int, ...]]:
-    """Path -> what tells that the file, or the one behind a link, was changed or replaced."""
-    return {path: _identity(path) for path in paths}
-
-
-def refuse_changed(files: Mapping[Path, tuple[int, ...]]) -> None:
+def refuse_changed(taken: Iterable[TakenFile]) -> None:
     """Make sure that files stayed as they were while they were read.
 
     Raises:
         BadModel: One was changed, replaced or deleted.
     """
-    for path, identity in files.items():
-        try:
-            same = _identity(path) == identity
-        except OSError:
-            same = False
-        if not same:
-            raise BadModel(_CHANGED, where=path.name, remedy="run the same command again")
+    for each in taken:
+        if not each.file.stands():
+            raise _changed(each.shown, each.remedy)
 
 
-def _identity(path: Path) -> tuple[int, ...]:
-    status = path.stat()
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+def _changed(shown: str, remedy: str) -> BadModel:
+    return BadModel("it changed while the build was running", where=shown, remedy=remedy)

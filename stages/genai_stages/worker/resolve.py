@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
-from genai_core.errors import BadModel, GenAIError, InvalidSpec, from_dict
+from genai_core.errors import BadModel, GenAIError, InvalidSpec, SourceChanging, from_dict
 from genai_core.files.digest_cache import FileCache
 from genai_core.files.paths import check_relative_path
 from genai_core.kinds.build import BuildSpec
@@ -88,6 +88,12 @@ def resolve(question: ResolveFile, store: Store, scratch: Path) -> TaskResult:
     folder = scratch / "source"
     folder.mkdir()
     found = _inspect(question, source, listing, folder)
+    if source.list() != listing:
+        raise SourceChanging(
+            "objects came, went or changed while the source was read",
+            where=question.uri,
+            remedy="have one version of the model below an address, and read it again",
+        )
     name = PurePosixPath(source.where.prefix or source.where.bucket).name
     return _publish(question, store, key, found=found, name=name, started=started)
 
@@ -197,8 +203,15 @@ def _facts(
 class _Remote:
     """Digests of files that stand for objects."""
 
-    def __init__(self, source: SourceFolder, folder: Path, fetched: dict[str, Digest]) -> None:
+    def __init__(
+        self,
+        source: SourceFolder,
+        listing: Mapping[str, ListedFile],
+        folder: Path,
+        fetched: dict[str, Digest],
+    ) -> None:
         self._source = source
+        self._listing = listing
         self._folder = folder
         self._fetched = fetched
 
@@ -206,7 +219,7 @@ class _Remote:
         name = path.relative_to(self._folder).as_posix()
         if name not in self._fetched:
             log.info("hashing %s", name)
-            self._fetched[name] = self._source.digest(name)
+            self._fetched[name] = self._source.digest(name, tag=self._listing[name].tag)
         return self._fetched[name]
 
 
@@ -232,9 +245,9 @@ def _inspect(
                 remedy="rename it",
             ) from error
         if _is_read(name, question):
-            fetched[name] = source.fetch(name, dest, size=file.size)
+            fetched[name] = source.fetch(name, dest, size=file.size, tag=file.tag)
     try:
-        facts = _facts(question, folder, _Remote(source, folder, fetched))
+        facts = _facts(question, folder, _Remote(source, listing, folder, fetched))
     except GenAIError as error:
         raise _of_the_user(error, folder, question.uri) from error
     return _resolved(facts, folder)

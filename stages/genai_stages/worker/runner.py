@@ -14,7 +14,7 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -35,7 +35,7 @@ from genai_core.tasks.task_file import TaskFile, TaskResult
 from genai_core.tasks.toolchain import check_toolchain
 from genai_stages.measured import note_measurements
 from genai_stages.stage import Context, OperationModule, StageResult
-from genai_stages.worker.local_file import identities, refuse_changed, take_local
+from genai_stages.worker.local_file import TakenFile, refuse_changed, take_local
 
 log = logging.getLogger("genai_stages.worker.runner")
 
@@ -82,10 +82,9 @@ def run_recorded(
     handler = _log_to(log_file)
     before = cpu_seconds()
     try:
-        inputs = _fetch(task, store, scratch / "inputs", at_hand)
-        linked = identities(_user_files(task, inputs))
+        inputs, taken = _fetch(task, store, scratch / "inputs", at_hand)
         made, out = _compute(task, operation, inputs, scratch=scratch)
-        refuse_changed(linked)
+        refuse_changed(taken)
         # Other than wall time it says the same on a busy machine.
         spent = round(cpu_seconds() - before, 2)
         made = replace(made, notes={**made.notes, "cpuSeconds": spent})
@@ -184,8 +183,12 @@ def _log_to(path: Path) -> logging.Handler:
     return handler
 
 
-def _fetch(task: TaskFile, store: Store, folder: Path, at_hand: dict[str, Path]) -> dict[str, Path]:
+def _fetch(
+    task: TaskFile, store: Store, folder: Path, at_hand: dict[str, Path]
+) -> tuple[dict[str, Path], list[TakenFile]]:
+    """A folder for each input; and the user's own files among them, linked where they lie."""
     inputs: dict[str, Path] = {}
+    taken: list[TakenFile] = []
     for name, files in task.inputs.items():
         inputs[name] = folder / name
         inputs[name].mkdir(parents=True)
@@ -200,20 +203,11 @@ def _fetch(task: TaskFile, store: Store, folder: Path, at_hand: dict[str, Path])
             elif "://" in file.path:
                 from genai_stages.worker.source_access import fetch_source_file
 
-                fetch_source_file(file, dest)
+                if (linked := fetch_source_file(file, dest)) is not None:
+                    taken.append(linked)
             else:
-                take_local(Path(file.path), file, dest)
-    return inputs
-
-
-def _user_files(task: TaskFile, inputs: Mapping[str, Path]) -> list[Path]:
-    """Inputs that are links to the user's own files, which nothing keeps from being changed."""
-    return [
-        inputs[name] / path
-        for name, files in task.inputs.items()
-        for path, file in files.items()
-        if file.path is not None
-    ]
+                taken.append(take_local(Path(file.path), file, dest))
+    return inputs, taken
 
 
 def _link(kept: Path | None, dest: Path) -> bool:

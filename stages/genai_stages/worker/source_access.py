@@ -36,7 +36,7 @@ from genai_core.store.location import SourceFolder, open_source_folder
 from genai_core.store.pod_store import certificates_of
 from genai_core.tasks.task_file import TaskFileInput
 from genai_core.wire import SOURCE_KEYS, Variable
-from genai_stages.worker.local_file import take_local
+from genai_stages.worker.local_file import TakenFile, take_local
 
 __all__ = ["fetch_archive", "fetch_source_file", "mounted_folder", "open_source"]
 
@@ -133,30 +133,40 @@ def mounted_folder(address: PvcAddress) -> Path:
     return folder
 
 
-def fetch_source_file(file: TaskFileInput, dest: Path) -> None:
+def fetch_source_file(file: TaskFileInput, dest: Path) -> TakenFile | None:
     """Fetch one file of the source and make sure that it is still the one planned with.
+
+    Returns:
+        Of a volume, the file where it lies: `dest` is a link to it.
 
     Raises:
         BadModel: It has other bytes.
     """
     assert file.path is not None
     if is_volume(file.path):
-        _take_mounted(file, dest)
-        return
+        return _take_mounted(file, dest)
     where = bucket_of(file.path)
     if where is None:
         raise InvalidSpec("it cannot be read file by file", where=file.path, remedy=_AGAIN)
     folder, _, name = where.prefix.rpartition("/")
     source = open_source(str(replace(where, prefix=folder)))
-    if source.fetch(name, dest, size=file.size) != file.sha256:
-        raise BadModel("it changed while the build was running", where=file.path, remedy=_AGAIN)
+    found = source.fetch(name, dest, size=file.size)
+    if found == file.sha256:
+        return None
+    if source.noted(name) == file.sha256:
+        raise BadModel(
+            f"its bytes are {found}, not the {file.sha256} that its bucket has noted for it",
+            where=file.path,
+            remedy="upload it again",
+        )
+    raise BadModel("it changed while the build was running", where=file.path, remedy=_AGAIN)
 
 
-def _take_mounted(file: TaskFileInput, dest: Path) -> None:
+def _take_mounted(file: TaskFileInput, dest: Path) -> TakenFile:
     assert file.path is not None
     address = parse_pvc(file.path)
     folder, _, name = address.path.rpartition("/")
     where = PvcAddress(address.claim, folder)
     root = mounted_folder(PvcAddress(address.claim))
     path = inside(mounted_folder(where) / name, root, file.path, of="volume")
-    take_local(path, file, dest, shown=file.path, remedy=_AGAIN)
+    return take_local(path, file, dest, shown=file.path, remedy=_AGAIN)

@@ -51,11 +51,13 @@ class ObjectHead:
 
     Attributes:
         digest: The SHA-256 that the server keeps, or that was noted by whoever sent it in parts.
+        tag: The server's, as in a listing.
         answered: The answer's own date, which may be that of a proxy; see `S3Objects.age`.
     """
 
     size: int
     digest: Digest | None
+    tag: str
     modified: datetime
     answered: datetime
 
@@ -122,7 +124,8 @@ class S3Objects:
             in_parts = "-" in answer["ETag"] or answer.get("ChecksumType") == "COMPOSITE"
             checksum = None if in_parts else answer.get("ChecksumSHA256")
             digest = _kept_digest(checksum, answer.get("Metadata", {}))
-            return ObjectHead(answer["ContentLength"], digest, modified, answered)
+            tag = answer["ETag"].strip('"')
+            return ObjectHead(answer["ContentLength"], digest, tag, modified, answered)
 
     def age(self, head: ObjectHead) -> timedelta:
         """How long an object had stood when it was asked for, by the clock that noted its time."""

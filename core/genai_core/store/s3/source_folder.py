@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from botocore.exceptions import ClientError
 
-from genai_core.errors import BadModel, SourceNotFound
+from genai_core.errors import BadModel, SourceChanging, SourceNotFound
 from genai_core.files.whole_files import explain
 from genai_core.names import Digest
 from genai_core.network.addresses import Refuse
@@ -23,7 +23,7 @@ from genai_core.sources.resolved import ListedFile
 from genai_core.store.address import StoreAddress, StoreCredentials
 from genai_core.store.s3 import transfer
 from genai_core.store.s3.client import new_client
-from genai_core.store.s3.errors import NoSuchBucket, explained, is_absent, is_bare
+from genai_core.store.s3.errors import NoSuchBucket, explained, is_absent, is_bare, is_precondition
 from genai_core.store.s3.objects import S3Objects
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _MOST_FILES = 10_000
 _LISTING_SECONDS = 120.0
 _LARGEST_OBJECT = 50 << 40
 """S3 allows 50 TB."""
+_OTHER = -1
+"""No size: what stands there now is not what was asked for."""
 
 
 class S3Source:
@@ -103,29 +105,45 @@ class S3Source:
                 remedy="create it, or correct spec.model.source",
             ) from error
 
-    def digest(self, name: str) -> Digest:
-        """The SHA-256 of an object: the server's word for it, else of its bytes."""
+    def digest(self, name: str, *, tag: str) -> Digest:
+        """The SHA-256 of an object: the server's word for it, else of its bytes.
+
+        Raises:
+            SourceChanging: It is not the one that was listed with this tag.
+        """
         head = self._objects.head(name)
-        if head is None:
-            raise self._changed(name, "it is gone")
+        if head is None or (tag and head.tag != tag):
+            raise self._changed_since_listed(name)
         if head.digest is not None:
             return head.digest
         with explained(str(self.where)):
-            digest, size = transfer.hash_object(
-                self._client,
-                bucket=self.where.bucket,
-                key=self._objects.key(name),
-                most=head.size + 1,
-            )
+            try:
+                digest, size = transfer.hash_object(
+                    self._client,
+                    bucket=self.where.bucket,
+                    key=self._objects.key(name),
+                    most=head.size + 1,
+                    tag=head.tag,
+                )
+            except ClientError as error:
+                if is_precondition(error) or is_absent(error):
+                    raise self._changed_since_listed(name) from error
+                raise
         if size != head.size:
-            raise self._changed(name, f"it does not have the {head.size} bytes that it had")
+            raise self._changed_since_listed(name)
         return digest
 
-    def fetch(self, name: str, dest: Path, *, size: int) -> Digest:
+    def noted(self, name: str) -> Digest | None:
+        """The SHA-256 that the server keeps for an object, or that its sender noted."""
+        head = self._objects.head(name)
+        return head.digest if head is not None else None
+
+    def fetch(self, name: str, dest: Path, *, size: int, tag: str = "") -> Digest:
         """Write an object to a file; returns the digest of its bytes.
 
         Raises:
-            BadModel: It is not there any more, or has another size.
+            BadModel: It is not there any more, or has another size, and no tag was given.
+            SourceChanging: It is not the one that was listed with this tag.
             NoSpace: No room.
         """
         key = self._objects.key(name)
@@ -138,22 +156,34 @@ class S3Source:
                         bucket=self.where.bucket,
                         key=key,
                         size=size,
+                        tag=tag,
                     )
                 except ClientError as error:
                     if is_bare(error):
                         self._objects.head(name)  # raises with the reason
-                    if not is_absent(error):
+                    if not (is_absent(error) or is_precondition(error)):
                         raise
-                    found, length = Digest(""), 0
+                    found, length = Digest(""), _OTHER
         except OSError as error:
             raise explain(error, dest, need=size) from error
-        if length != size:
-            raise self._changed(name, f"it has {length} bytes, not {size}")
-        return found
-
-    def _changed(self, name: str, how: str) -> BadModel:
-        return BadModel(
+        if length == size:
+            return found
+        if tag:
+            raise self._changed_since_listed(name)
+        how = "it is another" if length == _OTHER else f"it has {length} bytes, not {size}"
+        raise BadModel(
             f"{how}: it changed while the build was running",
-            where=str(replace(self.where, prefix=self._objects.key(name))),
+            where=self._address_of(name),
             remedy="apply the build again",
+        )
+
+    def _address_of(self, name: str) -> str:
+        return str(replace(self.where, prefix=self._objects.key(name)))
+
+    def _changed_since_listed(self, name: str) -> SourceChanging:
+        """Somebody is at it: the next look may find it whole."""
+        return SourceChanging(
+            "it changed while the source was read",
+            where=self._address_of(name),
+            remedy="have one version of the model below an address, and read it again",
         )

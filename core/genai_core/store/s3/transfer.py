@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, NotRequired, TypedDict, TypeVar
 
 from botocore import exceptions as boto
 from urllib3.exceptions import HTTPError
@@ -64,6 +64,14 @@ _BROKEN_STREAM = (
     TimeoutError,
 )
 _T = TypeVar("_T")
+
+
+class _Which(TypedDict):
+    """An object, and the tag that it must bear."""
+
+    Bucket: str
+    Key: str
+    IfMatch: NotRequired[str]
 
 
 def encoded(digest: Digest) -> str:
@@ -169,7 +177,7 @@ def _complete(
 
 
 def download(
-    client: S3Client, target: BinaryIO, *, bucket: str, key: str, size: int
+    client: S3Client, target: BinaryIO, *, bucket: str, key: str, size: int, tag: str = ""
 ) -> tuple[Digest, int]:
     """Write an object to a file and return digest and size of its bytes.
 
@@ -179,14 +187,16 @@ def download(
         bucket: Where from.
         key: Where from.
         size: What the record says; more bytes than that are not read but make the size wrong.
+        tag: Only the object that bears it; empty = whichever stands there.
 
     Raises:
-        ClientError: Among others, the object is not there.
+        ClientError: Among others, the object is not there, or not the one with that tag.
     """
     handle = target.fileno()
+    which = _which(bucket, key, tag)
     if size <= PART_BYTES:
-        return _retried(lambda: _one_piece(client, target, bucket=bucket, key=key, limit=size + 1))
-    head = client.head_object(Bucket=bucket, Key=key)
+        return _retried(lambda: _one_piece(client, target, which, limit=size + 1))
+    head = client.head_object(**which)
     if head["ContentLength"] != size:
         return Digest(""), head["ContentLength"]
 
@@ -222,13 +232,13 @@ def download(
 
 
 def _one_piece(
-    client: S3Client, target: BinaryIO, *, bucket: str, key: str, limit: int
+    client: S3Client, target: BinaryIO, which: _Which, *, limit: int
 ) -> tuple[Digest, int]:
     target.seek(0)
     target.truncate()
     size = 0
     digest = hashlib.sha256()
-    with closing(client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+    with closing(client.get_object(**which)["Body"]) as body:
         while size < limit and (data := _next(body, min(_READ_BYTES, limit - size))):
             target.write(data)
             digest.update(data)
@@ -283,18 +293,32 @@ def read(client: S3Client, *, bucket: str, key: str, most: int) -> Small:
     return _retried(get)
 
 
-def hash_object(client: S3Client, *, bucket: str, key: str, most: int) -> tuple[Digest, int]:
-    """Read an object without keeping it; return digest and size of its first `most` bytes."""
+def hash_object(
+    client: S3Client, *, bucket: str, key: str, most: int, tag: str = ""
+) -> tuple[Digest, int]:
+    """Read an object without keeping it, `tag` as for `download`.
+
+    Returns:
+        Digest and size of its first `most` bytes.
+    """
+    which = _which(bucket, key, tag)
 
     def read() -> tuple[Digest, int]:
         digest, size = hashlib.sha256(), 0
-        with closing(client.get_object(Bucket=bucket, Key=key)["Body"]) as body:
+        with closing(client.get_object(**which)["Body"]) as body:
             while size < most and (data := _next(body, min(_READ_BYTES, most - size))):
                 digest.update(data)
                 size += len(data)
         return Digest(digest.hexdigest()), size
 
     return _retried(read)
+
+
+def _which(bucket: str, key: str, tag: str) -> _Which:
+    which: _Which = {"Bucket": bucket, "Key": key}
+    if tag:
+        which["IfMatch"] = f'"{tag}"'
+    return which
 
 
 def _next(body: StreamingBody, count: int) -> bytes:
