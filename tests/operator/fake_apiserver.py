@@ -68,6 +68,7 @@ class FakeApiserver:
         deleted: Names of the objects that were deleted by request, in order.
         logs: Of all pods.
         watchers: Called with plural, type of the event and object.
+        clock: When an object is made, and when its deletion was asked for.
     """
 
     server = "https://10.96.0.1"
@@ -79,6 +80,7 @@ class FakeApiserver:
         self.deleted: list[str] = []
         self.logs: str | None = None
         self.watchers: list[Callable[[str, str, Json], None]] = []
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._numbers = _Numbers()
         self._applied: dict[tuple[Place, str], Json] = {}
         self._refusals: list[tuple[str, str, Exception]] = []
@@ -292,13 +294,16 @@ class FakeApiserver:
         waits = plural == "pods" and grace != 0 and (there.get("spec") or {}).get("nodeName")
         if waits or there["metadata"].get("finalizers"):
             wanted = copy.deepcopy(there)
-            wanted["metadata"].setdefault("deletionTimestamp", _now())
+            wanted["metadata"].setdefault("deletionTimestamp", self._now())
             self._write(place, wanted)
         else:
             self._drop(place)
         return True
 
     # Within
+
+    def _now(self) -> str:
+        return self.clock().strftime("%Y-%m-%dT%H:%M:%SZ")
 
     async def _asked(self, call: Call) -> None:
         self.calls.append(call)
@@ -325,7 +330,7 @@ class FakeApiserver:
         if "uid" not in meta:
             self._numbers.uids += 1
             meta["uid"] = f"uid-{self._numbers.uids}"
-        meta.setdefault("creationTimestamp", _now())
+        meta.setdefault("creationTimestamp", self._now())
         meta.setdefault("generation", 1)
 
     def _check(self, plural: str, value: Json, namespace: str) -> None:
@@ -441,7 +446,3 @@ def _check_uid(place: Place, said: Mapping[str, Any], there: Json) -> None:
 def _conflict(place: Place) -> ApiError:
     message = f'Operation cannot be fulfilled on {place[0]} "{place[2]}": it is another one by now'
     return _refusal(409, "Conflict", message)
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,7 +8,6 @@ the promise, and that is noted at once.
 from __future__ import annotations
 
 import asyncio
-import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,8 +15,9 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
+from fake_apiserver import FakeApiserver
 from test_chained_tasks import FACTS, FILES, SOURCE
 
 from genai_core.kinds.artifact_store import ArtifactStoreSpec
@@ -32,13 +32,14 @@ from genai_core.tasks.task_file import TaskFile, unpack
 from genai_core.testing import record_of_task
 from genai_core.wire import OPERATION
 from genai_operator.jobs.access import StoreAccess
-from genai_operator.kube.apiserver.api import ApiError
+from genai_operator.kube.apiserver.api import Api
 from genai_operator.kube.apiserver.projection import OURS
 from genai_operator.manager.controller import Controller
 from genai_operator.settings import Settings
 from genai_operator.stores.open_stores import OpenStore, Stores
 
 NAMESPACE = "n"
+JOB_LABEL = "batch.kubernetes.io/job-name"
 Value = dict[str, Any]
 
 
@@ -58,80 +59,77 @@ class Weather:
 
 @dataclass
 class World:
-    """Objects, who watches them, and pods that run."""
+    """An apiserver in memory, and pods that run what Jobs ask for."""
 
     folder: Path
     rng: Random
     weather: Weather = field(default_factory=Weather)
-    objects: dict[tuple[str, str], Value] = field(default_factory=dict)
-    watchers: list[Callable[[str, str, Value], None]] = field(default_factory=list)
-    events: list[tuple[str, str]] = field(default_factory=list)
+    api: FakeApiserver = field(default_factory=FakeApiserver)
     faults: list[str] = field(default_factory=list)
     done: list[str] = field(default_factory=list)
-    version: int = 0
     labels: dict[str, str] = field(default_factory=dict)
     """Of the one node."""
     anywhere: frozenset[str] = frozenset()
     """Operations whose pods run whatever they ask for."""
     no_pods: bool = False
     """A quota leaves none."""
-    refuses: ApiError | None = None
-    """What the cluster answers to each Job."""
 
     def __post_init__(self) -> None:
         self.store = DirectoryStore(self.folder)
         self._running: dict[str, str] = {}
         self._stopping: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._uids = 0
+        # As if all had been there for a while: none of what comes is in its first second.
+        self.api.clock = lambda: datetime.now(UTC) - timedelta(seconds=5)
+        self.api.watchers.append(self._follow)
 
     # Objects
 
     def of(self, plural: str) -> list[Value]:
-        return [value for (kind, _), value in self.objects.items() if kind == plural]
+        return self.api.of(plural)
 
-    def put(self, plural: str, value: Value, *, spec_changed: bool = False) -> Value:
+    def find(self, plural: str, name: str) -> Value | None:
+        there = [value for value in self.of(plural) if value["metadata"]["name"] == name]
+        return there[0] if there else None
+
+    def put(self, plural: str, value: Value, *, spec_changed: bool = False) -> None:
         """Create or change an object."""
-        meta = value["metadata"]
-        there = self.objects.get((plural, meta["name"]))
-        self.version += 1
-        if there is None:
-            self._uids += 1
-            # As if it had been there for a while: none of what comes is in its first second.
-            made = rfc(datetime.now(UTC) - timedelta(seconds=5))
-            meta |= {"uid": f"uid-{self._uids}", "creationTimestamp": made, "generation": 1}
-            if plural != "genaitargets":
-                meta["namespace"] = NAMESPACE
-        elif spec_changed:
-            meta["generation"] = there["metadata"]["generation"] + 1
-        meta["resourceVersion"] = str(self.version)
-        self.objects[plural, meta["name"]] = value
-        self._tell(plural, "MODIFIED" if there else "ADDED", value)
-        return value
+        meta = {**value["metadata"]}
+        if plural != "genaitargets":
+            meta["namespace"] = NAMESPACE
+        if spec_changed:
+            meta["generation"] += 1
+        meta.pop("resourceVersion", None)
+        self.api.put(plural, {**value, "metadata": meta})
 
     def remove(self, plural: str, name: str) -> None:
-        value = self.objects.pop((plural, name))
-        self.version += 1
-        value["metadata"]["resourceVersion"] = str(self.version)
-        self._tell(plural, "DELETED", value)
-        if plural == "jobs":
-            for pod in self.of("pods"):
-                if pod["metadata"]["labels"]["batch.kubernetes.io/job-name"] == name:
-                    self._end_pod(pod)
-        if plural == "genaibuilds":
-            uid = value["metadata"]["uid"]
-            for job in self.of("jobs"):
-                owners = job["metadata"]["ownerReferences"]
-                left = [owner for owner in owners if owner["uid"] != uid]
-                if not left and owners:
-                    self.remove("jobs", job["metadata"]["name"])
-                elif left != owners:
-                    job["metadata"]["ownerReferences"] = left
-                    self.put("jobs", job)
+        self.api.remove(plural, name, namespace=NAMESPACE)
 
-    def _tell(self, plural: str, kind: str, value: Value) -> None:
-        for watcher in self.watchers:
-            watcher(plural, kind, copy.deepcopy(value))
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        """Object and reason of each Event."""
+        return [(event["involvedObject"]["name"], event["reason"]) for event in self.api.events]
+
+    def _follow(self, plural: str, kind: str, value: Value) -> None:
+        """What other controllers of a cluster do about a change: run Jobs, collect garbage."""
+        if (plural, kind) == ("jobs", "ADDED"):
+            self._start(value)
+        elif (plural, kind) == ("jobs", "DELETED"):
+            for pod in self.of("pods"):
+                if pod["metadata"]["labels"][JOB_LABEL] == value["metadata"]["name"]:
+                    self._end_pod(pod)
+        elif (plural, kind) == ("genaibuilds", "DELETED"):
+            for job in self.of("jobs"):
+                self._disown(job, value["metadata"]["uid"])
+
+    def _disown(self, job: Value, uid: str) -> None:
+        owners = job["metadata"].get("ownerReferences", [])
+        left = [owner for owner in owners if owner["uid"] != uid]
+        if not left and owners:
+            self.remove("jobs", job["metadata"]["name"])
+        elif left != owners:
+            job["metadata"]["ownerReferences"] = left
+            self.put("jobs", job)
 
     async def pause(self, factor: float = 1.0) -> None:
         await asyncio.sleep(self.rng.random() * self.weather.delay * factor)
@@ -148,13 +146,13 @@ class World:
         pod["metadata"]["deletionTimestamp"] = rfc(datetime.now(UTC))
         self.put("pods", pod)
 
-    def start(self, job: Value) -> None:
+    def _start(self, job: Value) -> None:
         task = asyncio.ensure_future(self._run(job["metadata"]["name"], job["metadata"]["uid"]))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _job(self, name: str, uid: str) -> Value | None:
-        job = self.objects.get(("jobs", name))
+        job = self.find("jobs", name)
         return job if job is not None and job["metadata"]["uid"] == uid else None
 
     async def _run(self, name: str, uid: str) -> None:
@@ -165,23 +163,15 @@ class World:
             job = self._job(name, uid)
         if job is None:
             return
-        pod = self.put(
-            "pods",
-            {
-                "metadata": {
-                    "name": f"{name}-{uid}",
-                    "labels": {
-                        "batch.kubernetes.io/job-name": name,
-                        "app.kubernetes.io/managed-by": "genai-operator",
-                    },
-                    "ownerReferences": [{"uid": uid}],
-                },
-                "spec": {"nodeName": ""},
-                "status": {"phase": "Pending"},
-            },
-        )
-        pod_name = pod["metadata"]["name"]
-        if not await self._scheduled(pod, job):
+        pod_name = f"{name}-{uid}"
+        labels = {JOB_LABEL: name, "app.kubernetes.io/managed-by": "genai-operator"}
+        pod: Value = {
+            "metadata": {"name": pod_name, "labels": labels, "ownerReferences": [{"uid": uid}]},
+            "spec": {"nodeName": ""},
+            "status": {"phase": "Pending"},
+        }
+        self.put("pods", pod)
+        if not await self._scheduled(pod_name, job):
             return
         container = job["spec"]["template"]["spec"]["containers"][0]
         text = next(e["value"] for e in container["env"] if e["name"] == "GENAI_TASK")
@@ -190,6 +180,7 @@ class World:
             await self.pause(3)  # what is left of its grace
             self.remove("pods", pod_name)
             return
+        pod = self._pod(pod_name)
         pod["status"] = {
             "phase": "Failed" if code else "Succeeded",
             "containerStatuses": [
@@ -208,14 +199,20 @@ class World:
             }
             self.put("jobs", job)
 
-    async def _scheduled(self, pod: Value, job: Value) -> bool:
+    def _pod(self, name: str) -> Value:
+        pod = self.find("pods", name)
+        assert pod is not None, "nobody else ends a pod that runs"
+        return pod
+
+    async def _scheduled(self, name: str, job: Value) -> bool:
         """Wait for a node that the pod may run on; False where it is deleted before."""
         wanted = job["spec"]["template"]["spec"].get("nodeSelector", {})
-        name, operation = pod["metadata"]["name"], job["metadata"]["labels"][OPERATION]
-        while self.objects.get(("pods", name)) is pod:
+        operation = job["metadata"]["labels"][OPERATION]
+        while (pod := self.find("pods", name)) is not None:
             if operation in self.anywhere or wanted.items() <= self.labels.items():
-                pod["spec"], pod["status"] = {"nodeName": "node"}, {"phase": "Running"}
-                self.put("pods", pod)
+                self.put(
+                    "pods", pod | {"spec": {"nodeName": "node"}, "status": {"phase": "Running"}}
+                )
                 return True
             if "conditions" not in pod["status"]:
                 unscheduled = {"type": "PodScheduled", "status": "False", "message": "no node"}
@@ -286,87 +283,31 @@ class World:
         return record_of_task(task, outputs, facts=facts)
 
 
-class Client:
-    """What an operator has of the apiserver; answers may be lost, before or after the deed."""
-
-    server = "https://10.96.0.1"
+class LossyApi:
+    """An operator's way to the apiserver; answers may be lost, before or after the deed."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self.alive = True
 
-    async def _sent(self) -> None:
-        await self._world.pause()
-        self._maybe_lost()
+    def __getattr__(self, name: str) -> Any:
+        """A method of `Api`; the address of the server is no request."""
+        method = getattr(self._world.api, name)
+        if not callable(method):
+            return method
+
+        async def sent(*arguments: Any, **named: Any) -> Any:
+            await self._world.pause()
+            self._maybe_lost()
+            answer = await method(*arguments, **named)
+            self._maybe_lost()
+            return answer
+
+        return sent
 
     def _maybe_lost(self) -> None:
         if not self.alive or self._world.rng.random() < self._world.weather.lost:
             raise TimeoutError("no answer")
-
-    def _answer(self, value: Value) -> Value:
-        found = copy.deepcopy(value)
-        self._maybe_lost()
-        return found
-
-    def _there(self, plural: str, name: str) -> Value:
-        value = self._world.objects.get((plural, name))
-        if value is None:
-            raise ApiError(404, "NotFound", name)
-        return value
-
-    async def get(self, plural: str, name: str, **_: Any) -> Value | None:
-        await self._sent()
-        value = self._world.objects.get((plural, name))
-        return self._answer(value) if value else None
-
-    async def list(
-        self, plural: str, *, name: str = "", names_only: bool = False, **_: Any
-    ) -> tuple[list[Value], int]:
-        await self._sent()
-        found = [v for v in self._world.of(plural) if name in {"", v["metadata"]["name"]}]
-        if names_only:
-            found = [{"metadata": value["metadata"]} for value in found]
-        return copy.deepcopy(found), self._world.version
-
-    async def create(self, plural: str, value: Value, **_: Any) -> Value:
-        await self._sent()
-        value = copy.deepcopy(value)
-        if plural == "events":
-            self._world.events.append((value["involvedObject"]["name"], value["reason"]))
-            return value
-        if plural == "jobs" and self._world.refuses is not None:
-            raise self._world.refuses
-        if (plural, value["metadata"]["name"]) in self._world.objects:
-            raise ApiError(409, "AlreadyExists", value["metadata"]["name"])
-        made = self._world.put(plural, {**value, "status": {}})
-        self._world.start(made)
-        return self._answer(made)
-
-    async def apply_status(self, plural: str, value: Value, **_: Any) -> Value:
-        await self._sent()
-        there = self._there(plural, value["metadata"]["name"])
-        there["status"] = copy.deepcopy(value["status"])
-        return self._answer(self._world.put(plural, there))
-
-    async def merge_lists(self, plural: str, name: str, patch: Value, **_: Any) -> Value:
-        await self._sent()
-        meta = self._there(plural, name)["metadata"]
-        if patch["metadata"]["uid"] != meta["uid"]:
-            raise ApiError(422, "Invalid", name, fields=("metadata.uid",))
-        meta["annotations"] |= patch["metadata"].get("annotations", {})
-        for entry in patch["metadata"].get("ownerReferences", ()):
-            kept = [o for o in meta["ownerReferences"] if o["uid"] != entry["uid"]]
-            meta["ownerReferences"] = kept + ([] if "$patch" in entry else [entry])
-        return self._answer(self._world.put(plural, self._world.objects[plural, name]))
-
-    async def delete(self, plural: str, name: str, *, uid: str, **_: Any) -> bool:
-        await self._sent()
-        there = self._world.objects.get((plural, name))
-        if there is None or there["metadata"]["uid"] != uid:
-            return False
-        self._world.remove(plural, name)
-        self._maybe_lost()
-        return True
 
 
 class Replica:
@@ -374,14 +315,14 @@ class Replica:
 
     def __init__(self, world: World, *, chain_tasks: int) -> None:
         self._world = world
-        self.client = Client(world)
+        self.client = LossyApi(world)
         self.leads = True
         settings = Settings(chain_tasks=chain_tasks, compare_seconds=0.2, collect_hours=0)
-        self._controller = Controller(self.client, settings)  # type: ignore[arg-type]
+        self._controller = Controller(cast("Api", self.client), settings)
         self._told: dict[str, asyncio.Queue[tuple[str, Value]]] = {
             plural: asyncio.Queue() for plural in (*OURS, "jobs", "pods")
         }
-        world.watchers.append(self._hear)
+        world.api.watchers.append(self._hear)
         self._tasks = [asyncio.ensure_future(self._watch(plural)) for plural in self._told]
         self._tasks.append(asyncio.ensure_future(self._live()))
 
@@ -404,7 +345,7 @@ class Replica:
 
     def kill(self) -> None:
         """At once, in the middle of whatever it is at."""
-        self._world.watchers.remove(self._hear)
+        self._world.api.watchers.remove(self._hear)
         self.client.alive = False
         for task in self._tasks:
             task.cancel()

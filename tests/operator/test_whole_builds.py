@@ -10,6 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, TypeVar
@@ -64,15 +65,17 @@ class Room:
         self.operate()
 
     def apply(self, name: str, **spec: Any) -> None:
-        there = self.world.objects.get(("genaibuilds", name))
+        there = self.world.find("genaibuilds", name)
         wanted = build(name, **spec)
         if there is not None:
             wanted = {**there, "metadata": dict(there["metadata"]), "spec": wanted["spec"]}
         self.world.put("genaibuilds", wanted, spec_changed=there is not None)
 
     def status(self, name: str) -> Value:
-        found: Value = self.world.objects["genaibuilds", name]["status"]
-        return found
+        value = self.world.find("genaibuilds", name)
+        assert value is not None
+        status: Value = value["status"]
+        return status
 
     def reason(self, name: str) -> str:
         """Of the build's first condition, as far as it has one."""
@@ -90,7 +93,7 @@ class Room:
         for _ in range(int(seconds / 0.02)):
             await asyncio.sleep(0.02)
             assert not self.world.faults, self.world.faults
-            jobs = [job["status"].get("conditions") for job in self.world.of("jobs")]
+            jobs = [job.get("status", {}).get("conditions") for job in self.world.of("jobs")]
             if all(map(self.is_ready, self.world.of("genaibuilds"))) and all(jobs):
                 return
         shown = {b["metadata"]["name"]: b["status"] for b in self.world.of("genaibuilds")}
@@ -335,16 +338,20 @@ def test_a_cluster_that_admits_no_jobs_is_waited_for_while_others_run(
     monkeypatch.setattr(applier, "_REFUSED_SECONDS", (0.1, 0.2))
 
     async def story(room: Room) -> None:
-        room.world.refuses = error
+        refuse = partial(room.world.api.refuse, error, verb="create", plural="jobs")
+        refuse()
         room.apply("one")
         await waited(lambda: room.reason("one") == "NotAdmitted")
         ready = room.status("one")["conditions"][0]
         assert ready["status"] == "Unknown"
         assert error.message in ready["message"]
         for number in range(6):  # now and then, in the middle of it
-            room.world.refuses = None if number % 2 == 0 else error
+            if number % 2 == 0:
+                room.world.api.allow()
+            else:
+                refuse()
             await asyncio.sleep(room.rng.random() * 0.1)
-        room.world.refuses = None
+        room.world.api.allow()
 
     room = played(tmp_path, monkeypatch, story, chain_tasks=1)
     assert max(Counter(room.world.done).values()) == 1, "no Job that ran was given up"
@@ -355,8 +362,9 @@ def test_a_deployment_waits_for_an_image_that_serves_its_target(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def told(room: Room) -> Value:
-        status: Value = room.world.objects["genaideployments", "chat"]["status"]
-        return {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
+        (value,) = room.world.of("genaideployments")
+        conditions = value["status"].get("conditions", ())
+        return {c["type"]: (c["status"], c["reason"]) for c in conditions}
 
     async def story(room: Room) -> None:
         spec = {"from": {"build": "one", "target": "cpu"}}
