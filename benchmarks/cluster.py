@@ -20,10 +20,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cluster_played import Player
-from cluster_room import JOBS, MEMORY_LIMIT, Room, Watch, load, table
-from cluster_scale import scale
-from cluster_steps import PHASES, Steps, critical_path
+from cluster_parts.played import Player
+from cluster_parts.room import JOBS, MEMORY_LIMIT, Room, Watch, load, table
+from cluster_parts.scale import scale
+from cluster_parts.steps import PHASES, Steps, critical_path
 from laptop import TINY, TINY_MODEL
 
 HELD = {True: "met", False: "**missed**"}

@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster_room import BUILDS, Room, Watch, load, table
+from cluster_parts.room import BUILDS, Room, Watch, load, table
 from laptop import TINY
 
-import charted  # isort: skip - of tests/cluster, whose folder cluster_room puts on the path
+import charted  # isort: skip - of tests/cluster, whose folder `room` puts on the path
 
 
 def wait_for(room: Room, cpu: str, count: int, limit: float) -> dict[str, object]:

@@ -26,7 +26,8 @@ from typing import Any
 
 from commands import Cost, machine_text, run
 from olive_peer import environment, output_bytes, quantize
-from scale_model import Sizes, write
+from scale_export import Sizes
+from scale_model import write
 
 from genai_core.facts import ModelFacts
 from genai_core.store.directory.directory_store import DirectoryStore

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +15,20 @@ from genai_stages.graph.core_graph import read_core
 from genai_stages.operations import ingest
 from genai_stages.stage import Context
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks/scale_model.py"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location("scale_model", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["scale_model"] = module
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)
+        export = importlib.import_module("scale_export")
+        model = importlib.import_module("scale_model")
     folder = tmp_path_factory.mktemp("scale")
-    sizes = module.Sizes(
+    sizes = export.Sizes(
         layers=2, hidden=64, heads=4, kv_heads=2, head_dim=16, intermediate=96, vocab=128
     )
-    module.write(folder, sizes, bits=4, seed=3)
+    model.write(folder, sizes, bits=4, seed=3)
     return folder
 
 

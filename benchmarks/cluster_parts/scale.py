@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from cluster_nodes import LABEL, SimulatedNodes
-from cluster_played import FACTS, SOURCE, Player
-from cluster_room import MEMORY_LIMIT, Room, table
+from cluster_parts.nodes import LABEL, SimulatedNodes
+from cluster_parts.played import FACTS, SOURCE, Player
+from cluster_parts.room import MEMORY_LIMIT, Room, table
 from kubernetes.client import BatchV1Api
 from kubernetes.config import new_client_from_config
 

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Self
 
-from cluster_room import Cluster, programs
+from cluster_parts.room import Cluster, programs
 
 __all__ = ["LABEL", "PLAYED", "SimulatedNodes"]
 

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
 
-from cluster_nodes import PLAYED
-from cluster_room import JOBS, PODS, Watch
+from cluster_parts.nodes import PLAYED
+from cluster_parts.room import JOBS, PODS, Watch
 from harness.cluster import Cluster
 from kubernetes.client import CoreV1Api
 from kubernetes.config import new_client_from_config

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster_room import JOBS, PODS, Watch
+from cluster_parts.room import JOBS, PODS, Watch
 from harness.cluster import Cluster
 
 __all__ = ["PHASES", "Steps", "critical_path"]
