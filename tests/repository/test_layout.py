@@ -95,14 +95,14 @@ def test_contributing_names_files_that_are_there() -> None:
     assert not [name for name in named if not (ROOT / name).exists()]
 
 
-def test_folders_of_more_than_eighteen_modules_have_parts() -> None:
+def test_folders_of_more_than_seventeen_modules_have_parts() -> None:
     modules = Counter(
         path.parent
-        for room in ROOMS
+        for room in (*ROOMS, "benchmarks")
         for path in tracked(f"{room}/*.py")
         if path.name != "__init__.py"
     )
-    assert not {str(folder): n for folder, n in modules.items() if n > 18}, "give it parts"
+    assert not {str(folder): n for folder, n in modules.items() if n > 17}, "give it parts"
 
 
 @pytest.mark.parametrize("room", ["core", "runtime", "stages", "cli"])
