@@ -140,7 +140,7 @@ def shape_from_facts(facts: ModelFacts, contents: Mapping[str, Digest] | None = 
         exact=True,
         features_size=0 if facts.head is None else facts.head.features_size,
         tokens=facts.vocab_size if facts.head is None else facts.head.tokens,
-        caches=tuple((one.kv_heads, one.head_dim) for one in facts.attention),
+        caches=tuple((attention.kv_heads, attention.head_dim) for attention in facts.attention),
         rotary=tuple(
             (name, tuple(table.inv_freq), table.attention_factor)
             for name, table in sorted(facts.rope.items())

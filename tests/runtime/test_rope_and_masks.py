@@ -39,7 +39,7 @@ def test_rotation_turns_each_pair_by_its_angle_and_leaves_the_rest(
 ) -> None:
     heads = np.random.default_rng(0).normal(size=(2, 5, 8)).astype(np.float32)
     cos, sin = cos_sin(np.arange(5), table(rotary_dim))
-    found = rotate(heads, cos, sin, interleaved=interleaved)
+    rotated = rotate(heads, cos, sin, interleaved=interleaved)
     half = rotary_dim // 2
     for position in range(5):
         for i, frequency in enumerate(table(rotary_dim).inv_freq):
@@ -47,9 +47,9 @@ def test_rotation_turns_each_pair_by_its_angle_and_leaves_the_rest(
             turned = (heads[:, position, first] + 1j * heads[:, position, second]) * np.exp(
                 1j * position * frequency
             )
-            np.testing.assert_allclose(found[:, position, first], turned.real, atol=1e-5)
-            np.testing.assert_allclose(found[:, position, second], turned.imag, atol=1e-5)
-    np.testing.assert_array_equal(found[..., rotary_dim:], heads[..., rotary_dim:])
+            np.testing.assert_allclose(rotated[:, position, first], turned.real, atol=1e-5)
+            np.testing.assert_allclose(rotated[:, position, second], turned.imag, atol=1e-5)
+    np.testing.assert_array_equal(rotated[..., rotary_dim:], heads[..., rotary_dim:])
 
 
 def test_factors_for_long_contexts_hold_where_the_context_is_long() -> None:
@@ -61,9 +61,9 @@ def test_factors_for_long_contexts_hold_where_the_context_is_long() -> None:
         update={"inv_freq": (plain / short).astype(np.float32).tolist(), "scaling": scaling}
     )
     assert for_context(given, 64) is given
-    found = for_context(given, 65)
-    np.testing.assert_allclose(found.inv_freq, plain / long, rtol=1e-6)
-    assert (found.attention_factor, found.scaling) == (1.19, scaling)
+    stretched = for_context(given, 65)
+    np.testing.assert_allclose(stretched.inv_freq, plain / long, rtol=1e-6)
+    assert (stretched.attention_factor, stretched.scaling) == (1.19, scaling)
     assert for_context(table(8), 1 << 20) == table(8)
     other = given.model_copy(update={"scaling": scaling | {"long_factor": long[:3]}})
     assert for_context(other, 65) is other

@@ -94,6 +94,6 @@ def test_the_first_conversation_computes_what_is_new_to_it_with_every_name(
             {"role": "user", "content": f"{name}?"},
         ]
         body = {"model": name, "messages": messages, "max_tokens": 2, "temperature": 0}
-        told = running.client.post("/v1/chat/completions", body).json
-        assert told["usage"]["prompt_tokens_details"]["cached_tokens"] == size, name
+        answer = running.client.post("/v1/chat/completions", body).json
+        assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == size, name
     assert len(running.engine._prefixes.pinned) == 4

@@ -33,25 +33,25 @@ _LABELS = {
 
 def inspect(path: Path, settings: ProgramSettings) -> int:
     """Print what a container or artifact holds; returns the exit code."""
-    found = describe(the_container(path), digest_of=known_digests().digest)
+    description = describe(the_container(path), digest_of=known_digests().digest)
     if settings.json:
-        emit(found)
+        emit(description)
         return 0
     console = PlainConsole(highlight=False)
-    for name, value in _facts(found):
+    for name, value in _facts(description):
         console.print(
             Text.assemble((f"{_LABELS.get(name, name):15}", "dim"), value), soft_wrap=True
         )
-    files = found.get("files")
+    files = description.get("files")
     if isinstance(files, Mapping):
         console.print(Text("files", style="bold"))
         for name, count in files.items():
             console.print(f"  {size(count):>8}  {name}", markup=False, soft_wrap=True)
-    for file, graphs in _model_files(found).items():
+    for file, graphs in _model_files(description).items():
         for name, graph in graphs.items():
             title = name if file in {"", name} else f"{name} ({file})"
             _print_graph(console, title, graph)
-    for entry in found.get("golden", []):
+    for entry in description.get("golden", []):
         shown = entry["prompt"] or entry["promptTokens"]
         text = f"{shown!r} -> {len(entry['tokens'])} tokens"
         console.print(Text.assemble((f"{'golden':15}", "dim"), text), soft_wrap=True)
@@ -59,10 +59,10 @@ def inspect(path: Path, settings: ProgramSettings) -> int:
     return 0
 
 
-def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(description: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Everything that is one value, under its own name."""
     facts: list[tuple[str, str]] = []
-    for name, value in found.items():
+    for name, value in description.items():
         if name == "sizeBytes":
             facts.append(("size", size(value)))
         elif isinstance(value, bool):
@@ -80,7 +80,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif name == "record" and isinstance(value, Mapping):
             facts += [(key, str(value.get(key, "-"))) for key in ("operation", "source", "hash")]
             facts += [("config", f"{k} = {v}") for k, v in dict(value.get("config", {})).items()]
-    report = found.get("report") or {}
+    report = description.get("report") or {}
     if "verified" in report:
         facts.append(("verified", str(report["verified"])))
     if linears := report.get("linears"):
@@ -89,8 +89,12 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         if isinstance(value, int | float | str):
             facts.append(("fidelity", f"{name} {_plain(value)}"))
         elif name == "children":
-            facts += [("fidelity", f"AR {ar}: {_listed(one)}") for ar, one in value.items()]
-    facts += [("drift", f"{name}: {_plain(one)}") for name, one in _drifts(report).items()]
+            facts += [
+                ("fidelity", f"AR {ar}: {_listed(measured)}") for ar, measured in value.items()
+            ]
+    facts += [
+        ("drift", f"{name}: {_plain(measured)}") for name, measured in _drifts(report).items()
+    ]
     facts += [("warning", text) for text in report.get("warnings") or []]
     return facts
 
@@ -98,8 +102,8 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _drifts(report: Mapping[str, Any]) -> Mapping[str, Any]:
     """Of each adapter and use case, as package measured it."""
     package = (report.get("stages") or {}).get("package")
-    found = package.get("useCases") if isinstance(package, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
+    cases = package.get("useCases") if isinstance(package, Mapping) else None
+    return cases if isinstance(cases, Mapping) else {}
 
 
 def _listed(values: Mapping[str, Any]) -> str:
@@ -114,14 +118,14 @@ def _plain(value: Any) -> str:
     return str(value)
 
 
-def _model_files(found: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    if "modelFiles" in found:
-        return dict(found["modelFiles"])
-    graphs = found.get("graphs")
+def _model_files(description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    if "modelFiles" in description:
+        return dict(description["modelFiles"])
+    graphs = description.get("graphs")
     if isinstance(graphs, Mapping):
         return {"": dict(graphs)}
-    if "inputs" in found and "outputs" in found:
-        return {"": {"graph": found}}
+    if "inputs" in description and "outputs" in description:
+        return {"": {"graph": description}}
     return {}
 
 

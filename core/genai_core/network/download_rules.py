@@ -59,14 +59,14 @@ def check_host(here: str, url: str, rules: Rules) -> None:
             where=shown,
             remedy=OUTSIDE,
         ) from error
-    led = "" if here == url else f"it redirects to {parts.scheme}://{host}: "
+    prefix = "" if here == url else f"it redirects to {parts.scheme}://{host}: "
     if parts.scheme != "https" or not host:
         raise InvalidSpec(
-            f"{led}only https is read", where=shown, remedy="name an https:// address"
+            f"{prefix}only https is read", where=shown, remedy="name an https:// address"
         )
     if not any(fnmatchcase(host, pattern) for pattern in rules.hosts):
         raise InvalidSpec(
-            f"{led}{host} is not among the hosts that models may come from "
+            f"{prefix}{host} is not among the hosts that models may come from "
             f"({', '.join(rules.hosts)})",
             where=shown,
             remedy="upload the model to a bucket, or have the host allowed",
@@ -74,7 +74,7 @@ def check_host(here: str, url: str, rules: Rules) -> None:
     for address in _addresses(host) if rules.checks_addresses else ():
         why = rules.refused(address, _port(parts))
         if why is not None:
-            raise InvalidSpec(f"{led}{address} {why}", where=shown, remedy=OUTSIDE)
+            raise InvalidSpec(f"{prefix}{address} {why}", where=shown, remedy=OUTSIDE)
 
 
 def _port(parts: SplitResult) -> int:

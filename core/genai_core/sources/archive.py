@@ -82,8 +82,8 @@ class ArchiveLimits:
 
 
 @dataclass
-class _Left:
-    """What of the bounds is left."""
+class _Budget:
+    """What has been taken of the bounds so far, and who is told when one is passed."""
 
     where: str
     bounds: ArchiveLimits
@@ -158,15 +158,15 @@ def unpack_archive(
         BadModel: It is no archive, is damaged, or holds something that must not be unpacked.
         NoSpace: There is no room for what it holds.
     """
-    left = _Left(where, bounds or ArchiveLimits(), archive.stat().st_size, room_in(dest))
+    budget = _Budget(where, bounds or ArchiveLimits(), archive.stat().st_size, room_in(dest))
     try:
-        for name, stream in _members(archive, left):
-            left.take_file(name)
+        for name, stream in _members(archive, budget):
+            budget.take_file(name)
             path = dest / name
             path.parent.mkdir(parents=True, exist_ok=True)
             with stream, path.open("xb") as target:
                 while data := stream.read(_BUFFER_BYTES):
-                    left.take_bytes(len(data))
+                    budget.take_bytes(len(data))
                     target.write(data)
     except FileExistsError as error:
         name = Path(str(error.filename)).relative_to(dest).as_posix()
@@ -191,9 +191,9 @@ def _damaged(error: Exception, where: str) -> BadModel:
     )
 
 
-def _members(archive: Path, left: _Left) -> Iterator[tuple[str, BinaryIO]]:
-    kind = _kind(archive, left.where)
-    return _zip_members(archive, left) if kind == "zip" else _tar_members(archive, left)
+def _members(archive: Path, budget: _Budget) -> Iterator[tuple[str, BinaryIO]]:
+    kind = _kind(archive, budget.where)
+    return _zip_members(archive, budget) if kind == "zip" else _tar_members(archive, budget)
 
 
 def _kind(archive: Path, where: str) -> str:
@@ -210,30 +210,30 @@ def _kind(archive: Path, where: str) -> str:
     )
 
 
-def _header_reader(left: _Left) -> type[tarfile.TarInfo]:
+def _header_reader(budget: _Budget) -> type[tarfile.TarInfo]:
     """Members whose extended headers are bounded: tarfile reads them into memory whole."""
 
     class Header(tarfile.TarInfo):
         def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
-            left.take_member()
+            budget.take_member()
             if self.type == tarfile.GNUTYPE_SPARSE:
-                raise _refused(left.where, self.name[:200], "is sparse", _NO_SPARSE)
+                raise _refused(budget.where, self.name[:200], "is sparse", _NO_SPARSE)
             if self.type in _EXTENDED:
-                left.take_header(self.size)
+                budget.take_header(self.size)
             return super()._proc_member(tar)  # type: ignore[misc,no-any-return]
 
         def _sparse(self, *_: object) -> None:
             # Its map is as long as it says, and read before anything can be counted.
-            raise _refused(left.where, self.name[:200], "is sparse", _NO_SPARSE)
+            raise _refused(budget.where, self.name[:200], "is sparse", _NO_SPARSE)
 
         _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _sparse
 
     return Header
 
 
-def _tar_members(archive: Path, left: _Left) -> Iterator[tuple[str, BinaryIO]]:
-    where = left.where
-    with tarfile.open(archive, "r:*", tarinfo=_header_reader(left)) as packed:
+def _tar_members(archive: Path, budget: _Budget) -> Iterator[tuple[str, BinaryIO]]:
+    where = budget.where
+    with tarfile.open(archive, "r:*", tarinfo=_header_reader(budget)) as packed:
         for member in packed:
             packed.members.clear()  # type: ignore[attr-defined] # it remembers all of them
             name = _checked(member.name, where)
@@ -250,12 +250,12 @@ def _tar_members(archive: Path, left: _Left) -> Iterator[tuple[str, BinaryIO]]:
             yield name, cast("BinaryIO", stream)
 
 
-def _zip_members(archive: Path, left: _Left) -> Iterator[tuple[str, BinaryIO]]:
-    where = left.where
-    _check_directory(archive, left)
+def _zip_members(archive: Path, budget: _Budget) -> Iterator[tuple[str, BinaryIO]]:
+    where = budget.where
+    _check_directory(archive, budget)
     with zipfile.ZipFile(archive) as packed:
         for info in packed.infolist():
-            left.take_member()
+            budget.take_member()
             name = _checked(info.filename, where)
             if info.is_dir() or name.split("/")[0] == _IGNORED:
                 continue
@@ -271,14 +271,14 @@ def _zip_members(archive: Path, left: _Left) -> Iterator[tuple[str, BinaryIO]]:
             yield name, cast("BinaryIO", stream)
 
 
-def _check_directory(archive: Path, left: _Left) -> None:
+def _check_directory(archive: Path, budget: _Budget) -> None:
     """Refuse a zip whose directory, which zipfile reads into memory, is too large."""
     with archive.open("rb") as stream:
         end = zipfile._EndRecData(stream)  # type: ignore[attr-defined] # noqa: SLF001 - as it does
     if end is not None and end[_DIRECTORY_SIZE] > _DIRECTORY_BYTES:
         raise BadModel(
             f"its directory has {end[_DIRECTORY_SIZE]} bytes",
-            where=left.where,
+            where=budget.where,
             remedy="pack the model's own files only",
         )
 

@@ -115,12 +115,12 @@ def _importer_form(
 def _builder_form(root: Path, path: Path, content: Mapping[str, Any], where: str) -> dict[str, Any]:
     _refuse_unknown(content, {"adapter", "use-case", "attach_point_onnx_mapping"}, where)
     folders: dict[str, Path] = {}
-    for number, one in enumerate(_objects(content, "adapter", where)):
+    for number, adapter in enumerate(_objects(content, "adapter", where)):
         place = f"{where}: adapter[{number}]"
-        _refuse_unknown(one, {"name", "adapter_lora_config"}, place)
-        found = _peft_folder(path, one.get("adapter_lora_config"), place)
-        if found is not None:
-            folders[_text(one, "name", place)] = found
+        _refuse_unknown(adapter, {"name", "adapter_lora_config"}, place)
+        folder = _peft_folder(path, adapter.get("adapter_lora_config"), place)
+        if folder is not None:
+            folders[_text(adapter, "name", place)] = folder
     graphs: dict[str, dict[str, str]] = {}
     cases: list[dict[str, Any]] = []
     used: dict[str, None] = {}
@@ -162,7 +162,7 @@ def _worn(case: Mapping[str, Any], place: str) -> tuple[list[str], list[str]]:
         )
     given = [1.0] * len(names) if alphas is None else alphas
     numbers = isinstance(given, list) and all(
-        isinstance(one, int | float) and not isinstance(one, bool) for one in given
+        isinstance(alpha, int | float) and not isinstance(alpha, bool) for alpha in given
     )
     if not numbers or len(given) != len(names):
         raise InvalidSpec(
@@ -170,16 +170,16 @@ def _worn(case: Mapping[str, Any], place: str) -> tuple[list[str], list[str]]:
             where=f"{place}.adapter_alphas",
             remedy="give a number for each of adapter_names",
         )
-    return list(names), [f"{float(one):.8f}".rstrip("0").ljust(3, "0") if float(one) % 1 else
-                         f"{float(one):.1f}" for one in given]  # fmt: skip
+    return list(names), [f"{float(alpha):.8f}".rstrip("0").ljust(3, "0") if float(alpha) % 1 else
+                         f"{float(alpha):.1f}" for alpha in given]  # fmt: skip
 
 
 def _peft_folder(path: Path, given: Any, place: str) -> Path | None:
     """The PEFT folder that one of an adapter's configs lies in; None where none does."""
-    for one in given if isinstance(given, list) else [given]:
-        if not isinstance(one, str):
+    for name in given if isinstance(given, list) else [given]:
+        if not isinstance(name, str):
             continue  # an object says ranks and modules, which the weights say themselves
-        config = (path.parent / one).absolute()
+        config = (path.parent / name).absolute()
         if not config.is_file():
             raise InvalidSpec(
                 f"there is no file {config}",
@@ -222,16 +222,20 @@ def _module_of(node: str) -> str:
 
 
 def _objects(content: Mapping[str, Any], name: str, where: str) -> list[dict[str, Any]]:
-    found = content.get(name)
-    if not isinstance(found, list) or not found or not all(isinstance(x, dict) for x in found):
+    objects = content.get(name)
+    if (
+        not isinstance(objects, list)
+        or not objects
+        or not all(isinstance(x, dict) for x in objects)
+    ):
         raise InvalidSpec(
             "it is no list of entries", where=f"{where}: {name}", remedy="export the file again"
         )
-    if len(found) > _MOST:
+    if len(objects) > _MOST:
         raise InvalidSpec(
-            f"it has {len(found)} entries, and {_MOST} are read", where=f"{where}: {name}"
+            f"it has {len(objects)} entries, and {_MOST} are read", where=f"{where}: {name}"
         )
-    return found
+    return objects
 
 
 def _refuse_unknown(given: Mapping[str, Any], known: set[str], place: str) -> None:

@@ -122,15 +122,17 @@ def read_report(value: Any) -> PodReport:
     listed = value.get("adapters") if isinstance(value, dict) else None
     if not isinstance(listed, list) or len(listed) > _MOST_ADAPTERS:
         raise ValueError("it does not list its adapters")
-    found = {}
+    adapters = {}
     for entry in listed:
         if not isinstance(entry, dict):
             raise ValueError("it does not list its adapters")
         name, digest = str(entry.get("name"))[:63], str(entry.get("digest", ""))[:71]
         loaded = entry.get("state") == "Loaded"
-        found[name] = ReportedAdapter(digest, loaded, str(entry.get("reason", ""))[:_MOST_REASON])
+        adapters[name] = ReportedAdapter(
+            digest, loaded, str(entry.get("reason", ""))[:_MOST_REASON]
+        )
     problem = str(value.get("problem", ""))[:_MOST_REASON]
-    return PodReport(found, problem, str(value.get("revision", ""))[:71])
+    return PodReport(adapters, problem, str(value.get("revision", ""))[:71])
 
 
 def adapter_statuses(
@@ -145,27 +147,27 @@ def adapter_statuses(
     """
     if wanted is None:
         return []
-    found = []
+    statuses = []
     for name in wanted.paths:
         said = [report.adapters[name] for report in reports if name in report.adapters]
         digest = wanted.digests.get(name, "")
-        holding = [one for one in said if one.loaded and digest in {"", one.digest}]
-        reasons = [one.reason for one in said if one.reason]
+        holding = [report for report in said if report.loaded and digest in {"", report.digest}]
+        reasons = [report.reason for report in said if report.reason]
         problems = [report.problem for report in reports if report.problem]
         state = AdapterState.LOADED if len(holding) >= pods else AdapterState.LOADING
-        found.append(
+        statuses.append(
             AdapterStatus(
                 name=name,
-                digest=digest or next((one.digest for one in holding if one.digest), None),
+                digest=digest or next((report.digest for report in holding if report.digest), None),
                 state=AdapterState.FAILED if reasons else state,
                 loaded=f"{len(holding)}/{pods}",
                 reason=next(iter([*reasons, *problems]), "") if len(holding) < pods else "",
             )
         )
     for name, reason in wanted.missing.items():
-        found.append(
+        statuses.append(
             AdapterStatus(
                 name=name, state=AdapterState.FAILED, loaded=f"0/{pods}", reason=reason[:500]
             )
         )
-    return found
+    return statuses

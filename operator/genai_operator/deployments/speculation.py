@@ -80,13 +80,13 @@ class PodCounts:
 
 def read_counts(text: str) -> Counts:
     """The counts in a scrape of a server; what is no number is passed over."""
-    found: dict[str, float] = {}
+    counts: dict[str, float] = {}
     for name, value in _LINE.findall(text):
         with suppress(ValueError):
             number = float(value)
             if math.isfinite(number) and number >= 0:
-                found[name] = number
-    return found
+                counts[name] = number
+    return counts
 
 
 def speculation_status(counts: Sequence[Counts]) -> SpeculationStatus | None:
@@ -96,7 +96,7 @@ def speculation_status(counts: Sequence[Counts]) -> SpeculationStatus | None:
     were run to compare with, over the time that passes took.
     """
     drafts, guessed, accepted, seconds, plain = (
-        sum(one.get(name, 0.0) for one in counts)
+        sum(of_pod.get(name, 0.0) for of_pod in counts)
         for name in ("drafts", "draft_tokens", "accepted_tokens", "seconds", "plain_seconds")
     )
     if not drafts or not guessed:

@@ -1,8 +1,8 @@
 """How a build's Jobs stand, with the cluster's own words where Events alone have them.
 
-No pod is made of a Job: a quota, a policy, a missing account. A pod's container is not made: a
-volume that cannot be mounted, a network that cannot be set up. Events are asked for once in a
-while, of what stands still because of that, and of nothing else.
+A Job may get no pod: because of a quota, a policy, a missing service account. A pod's container may
+not be created: a volume cannot be mounted, or a network cannot be set up. Only Events say why. They
+are listed once in a while, for what stands still because of that, and for nothing else.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ __all__ = ["Standings"]
 
 _ASKED_SECONDS = 15.0
 _SILENT_SECONDS = 5.0
-"""While nobody has said anything: a pod that was scheduled late fails late, and is seen as soon."""
+"""Between two listings while there is no Event: a pod that is scheduled late also fails late."""
 _MOST_EVENTS = 20
 _MOST_WORDS = 500
 _POD = re.compile(r'^pods "[^"]*" ')
-_REMEDIES = (
+_POD_REMEDIES = (
     ("quota", "raise the quota, or lower spec.run.resources"),
     ("serviceaccount", "make the account, or change spec.run.serviceAccountName"),
     ("service account", "make the account, or change spec.run.serviceAccountName"),
@@ -45,7 +45,7 @@ _FAILURES = frozenset(
         *("FailedCreatePodSandBox", "FailedPodSandBoxStatus", "NetworkNotReady"),
     }
 )
-_MADE_BY = (
+_CREATION_REMEDIES = (
     ("secret", "make it, or name another in the ArtifactStore, or in spec.model"),
     ("configmap", "make it"),
     ("claim", "change spec.run.scratch.storageClassName, or mend the volume"),
@@ -65,7 +65,7 @@ class Standings:
     async def of(
         self, namespace: str, jobs: Collection[JobView], *, queued: bool = False
     ) -> Standing:
-        """Judge the Jobs at whose end a build, or a store, goes on."""
+        """How the Jobs stand that a build or a store waits for."""
         pods = self._observed.pods_of(namespace)
         stands = standing(jobs, pods, now=self._observed.timing.now(), queued=queued)
         if stands.podless is not None:
@@ -75,24 +75,24 @@ class Standings:
         return stands
 
     async def _podless(self, stands: Standing, job: JobView) -> Standing:
-        """With the Job controller's words."""
+        """Of a Job without a pod, in the Job controller's words."""
         event = await self._event(job, job.uid, _latest_refusal)
         soon = _soon(stands, event)
         if not event:
             return replace(stands, after=soon)
         words = _POD.sub("its pod ", event.removeprefix("Error creating: "))  # its name changes
-        remedy = next((remedy for word, remedy in _REMEDIES if word in words), "")
+        remedy = next((remedy for word, remedy in _POD_REMEDIES if word in words), "")
         held = f"{job.task} gets no pod: {words}"
         return replace(stands, held=f"{held}; {remedy}" if remedy else held, after=soon)
 
     async def _creating(self, stands: Standing, job: JobView, pod: PodView) -> Standing:
-        """With the kubelet's words, where the last thing it says of the pod is that it failed."""
+        """Of a pod without a container, in the kubelet's words, if its last Event is a failure."""
         words = await self._event(job, pod.uid, _latest_failure)
         soon = _soon(stands, words)
         if not words:
             return replace(stands, after=soon)
         plain = words.lower()
-        remedy = next((remedy for word, remedy in _MADE_BY if word in plain), _NODE)
+        remedy = next((remedy for word, remedy in _CREATION_REMEDIES if word in plain), _NODE)
         return replace(
             stands,
             works=False,
@@ -129,7 +129,7 @@ def _pause(words: str) -> float:
 
 
 def _soon(stands: Standing, words: str) -> float:
-    """Seconds until Events are asked for again, or it stands otherwise anyway."""
+    """Seconds until Events are listed again, or the standing changes by itself."""
     return min(_pause(words), stands.after or _ASKED_SECONDS)
 
 

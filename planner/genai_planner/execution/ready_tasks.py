@@ -86,7 +86,7 @@ class ReadyTasks:
         left = limits.memory_bytes - sum(self._running.values())
         while self._heap and len(passed) < _MANY_CANDIDATES:
             at_work = len(self._running) + limits.busy
-            if at_work >= max(limits.parallelism, 1) or self._one_alone_runs():
+            if at_work >= max(limits.parallelism, 1) or self._runs_exclusively():
                 break
             entry = heapq.heappop(self._heap)
             task = entry[2]
@@ -108,7 +108,7 @@ class ReadyTasks:
             heapq.heappush(self._heap, entry)
         return chosen, waits
 
-    def _one_alone_runs(self) -> bool:
+    def _runs_exclusively(self) -> bool:
         return any(task in self._running for task in self._alone)
 
 

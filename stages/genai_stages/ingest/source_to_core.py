@@ -100,7 +100,7 @@ def source_to_core(
     solver = AttentionSolver(
         walk,
         sizes,
-        [one.name for one in inputs.named("past")],
+        [cache.name for cache in inputs.named("past")],
         ropes=list(ropes.values()),
         mask_at_scale=scale,
     )
@@ -113,21 +113,22 @@ def source_to_core(
         )
     walk.ends = dict.fromkeys(solver.ends, solver)
     walk.run()
-    found = solver.finish()
+    attentions = solver.finish()
     final = _logits(walk, source, output, sizes=sizes)
-    cuts = find_boundaries(final.draft, [one.draft for one in found])
+    cuts = find_boundaries(final.draft, [attention.draft for attention in attentions])
     if native is not None:
-        found = [
-            dataclasses.replace(one, window=_given_window(one, inputs.windows)) for one in found
+        attentions = [
+            dataclasses.replace(attention, window=_given_window(attention, inputs.windows))
+            for attention in attentions
         ]
     with boundary("config.json", what=_CONFIG):
-        check_config(config, found, final, cuts.order[0].weights)
+        check_config(config, attentions, final, cuts.order[0].weights)
     looked = check_positions(source, inputs, ropes, config, walk=walk, parts=solver.parts)
     notes += looked.warnings
-    layer_ropes, tables = name_ropes(found, ropes)
+    layer_ropes, tables = name_ropes(attentions, ropes)
     limit = config.get("max_position_embeddings")
     with boundary("config.json", what=_CONFIG):
-        notes += disagreements(config, family, found, ropes=ropes)
+        notes += disagreements(config, family, attentions, ropes=ropes)
     identity = Identity(
         family.name,
         "dynamic" if native is None else "static",
@@ -136,8 +137,8 @@ def source_to_core(
         tuple(notes),
     )
     with CoreWriter(out) as writer:
-        facts = write_core(writer, cuts, found, layer_ropes, tables=tables, identity=identity)
-    rounding = max(one.rotation.rounding for one in found)
+        facts = write_core(writer, cuts, attentions, layer_ropes, tables=tables, identity=identity)
+    rounding = max(attention.rotation.rounding for attention in attentions)
     return Ingested(facts, dataclasses.replace(source, rounding=rounding), inputs, ropes)
 
 
@@ -189,9 +190,9 @@ def _described_ropes(
         return {}, [f"config.json: {error.message}: the graph's own rotary table is used"]
 
 
-def _given_window(one: FoundAttention, windows: Mapping[str, int]) -> int:
+def _given_window(attention: FoundAttention, windows: Mapping[str, int]) -> int:
     """The window of the mask input that an attention reads."""
-    return max((windows.get(name, 0) for name in one.mask_inputs or ()), default=0)
+    return max((windows.get(name, 0) for name in attention.mask_inputs or ()), default=0)
 
 
 def stated_vocabulary(source: SourceModel) -> int | None:

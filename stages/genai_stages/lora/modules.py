@@ -94,13 +94,13 @@ def places_of(model: ir.Model, facts: ModelFacts) -> list[LinearPlace]:
     """Every linear of a core graph, in its order."""
     kinds = _kinds(model)
     layers = _layers(model)
-    found = []
+    places = []
     for site in linear_sites(model):
         weight = facts.provenance.get(site.weight)
         output = facts.provenance.get(site.output)
         named = [site.weight, site.output, *(o.source for o in (weight, output) if o)]
         rows = _rows(weight) or _rows(output)
-        found.append(
+        places.append(
             LinearPlace(
                 site=site,
                 layer=layers.get(site.weight),
@@ -110,7 +110,7 @@ def places_of(model: ir.Model, facts: ModelFacts) -> list[LinearPlace]:
                 names=frozenset(named),
             )
         )
-    return found
+    return places
 
 
 def stands_for(module: str, place: LinearPlace) -> bool:
@@ -140,8 +140,8 @@ def parts_of(
         for place in fitting
         if module in place.names or any(_ends(path, module) for path in place.paths)
     ]
-    found = _cut(named, outputs)
-    return found or _by_place(module, outputs, fitting)
+    parts = _cut(named, outputs)
+    return parts or _by_place(module, outputs, fitting)
 
 
 def _cut(places: Sequence[LinearPlace], outputs: int) -> list[BranchPart]:
@@ -208,28 +208,28 @@ def _ends(path: str, module: str) -> bool:
 
 def _layers(model: ir.Model) -> dict[str, int]:
     """Weight of a linear -> its layer, by the file that it lies in: none for the head's."""
-    found = {}
+    numbers = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         match = (
             _GROUP.search(str(tensor.location)) if isinstance(tensor, ir.ExternalTensor) else None
         )
         if match is not None:
-            found[name] = int(match[1])
-    return found
+            numbers[name] = int(match[1])
+    return numbers
 
 
 def _feeds_attention(model: ir.Model) -> dict[str, str]:
     """Output of a linear -> query, key or value: what the next attention takes it for."""
     makers = {str(out.name): node for node in model.graph for out in node.outputs}
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for node in model.graph:
         if not is_op(node, "Attention"):
             continue
         for kind, value in zip(("query", "key", "value"), node.inputs, strict=False):
             for linear in _linears_before(value, makers):
-                found.setdefault(linear, kind)
-    return found
+                kinds.setdefault(linear, kind)
+    return kinds
 
 
 def _linears_before(
@@ -251,8 +251,8 @@ def _linears_before(
 def _head(model: ir.Model) -> str | None:
     """The linear that makes the logits."""
     makers = {str(out.name): node for node in model.graph for out in node.outputs}
-    found = list(_linears_before(model.graph.outputs[0], makers))
-    return found[0] if len(found) == 1 else None
+    linears = list(_linears_before(model.graph.outputs[0], makers))
+    return linears[0] if len(linears) == 1 else None
 
 
 def _kinds(model: ir.Model) -> dict[str, str]:
@@ -294,7 +294,7 @@ def _feed_forward(
     model: ir.Model, kinds: Mapping[str, str], makers: Mapping[str, ir.Node]
 ) -> dict[str, str]:
     """Gate and up of each `down`: the gate goes through an activation, up is multiplied."""
-    found: dict[str, str] = {}
+    roles: dict[str, str] = {}
     for node in model.graph:
         name = str(node.outputs[0].name)
         if not is_op(node, "Linear") or kinds.get(name) != "down":
@@ -304,11 +304,11 @@ def _feed_forward(
         product = makers[str(source.name)]
         read = list(dict.fromkeys(_linears_before(source, makers)))
         if len(read) == 1:
-            found[read[0]] = "up"
+            roles[read[0]] = "up"
         if len(read) != 2 or product.op_type != "Mul":
             continue
         plain = [str(v.name) for v in product.inputs if v is not None and str(v.name) in read]
         if len(plain) == 1:
-            found[plain[0]] = "up"
-            found[next(one for one in read if one != plain[0])] = "gate"
-    return found
+            roles[plain[0]] = "up"
+            roles[next(linear for linear in read if linear != plain[0])] = "gate"
+    return roles

@@ -181,9 +181,13 @@ class _Part:
 
     def quantize(self, encodings: EncodingSet) -> Quantized:
         facts = self.facts
-        names = {role for one in facts.attention for role in one.roles.values()}
-        names |= {one.source for one in facts.provenance.values()}
-        masked = [one.roles["masked"] for one in facts.attention if "masked" in one.roles]
+        names = {role for attention in facts.attention for role in attention.roles.values()}
+        names |= {source.source for source in facts.provenance.values()}
+        masked = [
+            attention.roles["masked"]
+            for attention in facts.attention
+            if "masked" in attention.roles
+        ]
         refuse_infinite_masks(encodings, masked)
         boundaries = {boundary_name(at): name for at, name in enumerate(facts.boundaries)}
         model, weights = self.load()
@@ -216,13 +220,15 @@ class _Part:
         """Entries that nothing used; where the core graph is at hand, without other parts' own."""
         elsewhere: set[str] = set()
         if core is not None:
-            roles = {role for one in self.facts.attention for role in one.roles.values()}
-            sources = {one.source for one in self.facts.provenance.values()}
+            roles = {
+                role for attention in self.facts.attention for role in attention.roles.values()
+            }
+            sources = {source.source for source in self.facts.provenance.values()}
             elsewhere = (_names(core) | roles | sources) - {
                 source_of(name, self.provenance).source for name in _names(self.path)
             }
         used = quantized.used
-        return [one for one in encodings.listed if one not in used and one not in elsewhere]
+        return [name for name in encodings.listed if name not in used and name not in elsewhere]
 
 
 def _worn(inputs: Inputs, config: ConvertHtpConfig) -> Combination | None:
@@ -249,7 +255,7 @@ def _beyond_warning(quantized: Quantized) -> tuple[str, ...]:
     if not quantized.beyond:
         return ()
     name = max(
-        quantized.beyond, key=lambda one: quantized.beyond[one][0] / quantized.beyond[one][1]
+        quantized.beyond, key=lambda cache: quantized.beyond[cache][0] / quantized.beyond[cache][1]
     )
     own, held = quantized.beyond[name]
     count = f"{len(quantized.beyond)} cache{'s' if len(quantized.beyond) > 1 else ''}"
@@ -271,7 +277,7 @@ def _float_warning(floating: tuple[str, ...]) -> tuple[str, ...]:
 def _names(model: Path) -> set[str]:
     """All tensors of a graph."""
     graph = onnx.load(str(model), load_external_data=False).graph  # noqa: TID251 - structure only
-    names = {one.name for one in (*graph.input, *graph.initializer)}
+    names = {value.name for value in (*graph.input, *graph.initializer)}
     return names | {name for node in graph.node for name in node.output}
 
 

@@ -56,10 +56,10 @@ def held_caches(part: Path) -> dict[str, Encoding]:
         BadModel: It is not quantized.
     """
     graph = onnx.load(str(part), load_external_data=False).graph  # noqa: TID251 - structure only
-    constants = {one.name: one for one in graph.initializer}
+    constants = {constant.name: constant for constant in graph.initializer}
     read_by = {node.input[0]: node for node in graph.node if node.op_type == "DequantizeLinear"}
     made_by = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
-    found: dict[str, Encoding] = {}
+    held: dict[str, Encoding] = {}
     for value in (*graph.input, *graph.output):
         match = _CACHE.fullmatch(value.name)
         if match is None:
@@ -69,11 +69,11 @@ def held_caches(part: Path) -> dict[str, Encoding]:
             raise BadModel("its cache is not quantized", where=f"{part.name}: {value.name}")
         scale, zero = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
         name = f"past_{match[1]}_{match[2]}"
-        found[name] = Encoding(
+        held[name] = Encoding(
             name, BITS, symmetric=True,
             scale=np.asarray(scale, np.float64), offset=-np.asarray(zero, np.float64),
         )  # fmt: skip
-    return found
+    return held
 
 
 def kv_encodings(
@@ -117,8 +117,8 @@ def _cache(ends: list[ir.Value], lookup: EncodingLookup, held: Encoding | None) 
     # Ranges further back, up to where keys and values are computed, say what must fit as well.
     origins = [source for value in values for source in moved_from(value)]
     names = dict.fromkeys(value.name or "" for value in [*values, *origins])
-    found = [entry for name in names if (entry := lookup.activation(name)) is not None]
-    entries = list({entry.name: entry for entry in found}.values())
+    known = [entry for name in names if (entry := lookup.activation(name)) is not None]
+    entries = list({entry.name: entry for entry in known}.values())
     if not entries and held is not None:
         return KvEncoding(held, tuple(values), f"+-{float(held.high):.6g}, the model's, held")
     if not entries:
@@ -134,21 +134,21 @@ def _cache(ends: list[ir.Value], lookup: EncodingLookup, held: Encoding | None) 
     if np.float32(encoding.scale) == np.float32(held.scale):  # as they are written
         return KvEncoding(held, tuple(values), derived)
     own, models = float(encoding.high), float(held.high)
-    told = f"+-{models:.6g}, the model's, whose cache it goes on with; its own is +-{own:.6g}"
-    return KvEncoding(held, tuple(values), told, own if own > models else None)
+    why = f"+-{models:.6g}, the model's, whose cache it goes on with; its own is +-{own:.6g}"
+    return KvEncoding(held, tuple(values), why, own if own > models else None)
 
 
 def _check(
     encoding: Encoding, entries: list[Encoding], origins: list[str], lookup: EncodingLookup
 ) -> None:
     """Refuse a range that cannot hold, or cannot tell apart, what is computed and then stored."""
-    computed = [one for name in origins if (one := lookup.entry(name)) in entries]
+    computed = [entry for name in origins if (entry := lookup.entry(name)) in entries]
     if not computed:
         return
     stored = max(computed, key=_reach)
     if 1 / _APART < _reach(encoding) / _reach(stored) < _APART:
         return
-    own = next((one for one in entries if _reach(one) == _reach(encoding)), encoding)
+    own = next((entry for entry in entries if _reach(entry) == _reach(encoding)), encoding)
     raise BadEncodings(
         f"the cache's range is +-{_reach(own):.3g}, and {stored.name}, which is stored in it, has "
         f"+-{_reach(stored):.3g}",
@@ -164,11 +164,11 @@ def _reach(entry: Encoding) -> float:
 
 
 def _choose(name: str, entries: list[Encoding]) -> tuple[Encoding, str]:
-    ready = [one for one in entries if one.bits == BITS and one.signed]
-    if ready and all(one.same_grid(ready[0]) for one in ready):
+    ready = [entry for entry in entries if entry.bits == BITS and entry.signed]
+    if ready and all(entry.same_grid(ready[0]) for entry in ready):
         return ready[0], ""
     pool = ready or entries
     widest = max(map(_reach, pool))
     encoding = per_tensor(name, -widest, widest, bits=BITS, symmetric=True)
-    sources = ", ".join(f"{one.name} ({one.bits} bits)" for one in pool[:4])
+    sources = ", ".join(f"{entry.name} ({entry.bits} bits)" for entry in pool[:4])
     return encoding, f"8 bits symmetric, +-{widest:.6g}, the widest of {sources}"

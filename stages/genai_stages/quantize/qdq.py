@@ -106,7 +106,9 @@ def quantize_graph(
         {value.name or "": grid for value in ends if (grid := decisions.of(value)) is not None},
         tuple(sorted({lookup.source(value.name or "") for value in decisions.floating})),
         Counter(
-            one.encoding.bits for one in decisions.weights.values() if one.signed and one.encoding
+            weight.encoding.bits
+            for weight in decisions.weights.values()
+            if weight.signed and weight.encoding
         ),
         {
             cache.values[0].name or "": (cache.beyond, float(cache.encoding.high))

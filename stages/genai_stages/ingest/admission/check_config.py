@@ -26,7 +26,7 @@ def text_config(config: Mapping[str, object]) -> Mapping[str, object]:
 
 def check_config(
     config: Mapping[str, object],
-    found: Sequence[FoundAttention],
+    attentions: Sequence[FoundAttention],
     final: Data,
     embedding: Sequence[object],
 ) -> None:
@@ -35,12 +35,12 @@ def check_config(
     Raises:
         BadModel: Two numbers differ.
     """
-    first = found[0]
+    first = attentions[0]
     rows = getattr(getattr(embedding[0], "constant", None), "shape", (final.draft.width, 0))
     graph = {
-        "num_hidden_layers": {len(found)},
-        "num_attention_heads": {one.num_heads for one in found},
-        "num_key_value_heads": {one.kv_heads for one in found},
+        "num_hidden_layers": {len(attentions)},
+        "num_attention_heads": {attention.num_heads for attention in attentions},
+        "num_key_value_heads": {attention.kv_heads for attention in attentions},
         "head_dim": {first.head_dim},
         "hidden_size": {rows[1]},
         "vocab_size": {final.draft.width, rows[0]},
@@ -59,36 +59,36 @@ def check_config(
 def disagreements(
     config: Mapping[str, object],
     family: Family,
-    found: Sequence[FoundAttention],
+    attentions: Sequence[FoundAttention],
     *,
     ropes: Mapping[str, RopeTable],
 ) -> list[str]:
     """Sentences on what config.json promises and the graph does not compute."""
     said: list[str] = []
     cap = config.get("attn_logit_softcapping")
-    capless = [one.layer for one in found if not one.softcap]
+    capless = [attention.layer for attention in attentions if not attention.softcap]
     if cap and capless:
         said.append(
             f"config.json has attn_logit_softcapping {cap}, layer {capless[0]} of the graph has no "
             "soft cap: the exporter dropped it"
         )
-    for one, window in zip(found, family.windows(config, len(found)), strict=True):
-        if one.mask_inputs is None and one.window != window:
+    for attention, window in zip(attentions, family.windows(config, len(attentions)), strict=True):
+        if attention.mask_inputs is None and attention.window != window:
             said.append(
-                f"config.json gives layer {one.layer} the window {window or 'none'}, the graph's "
-                f"mask has {one.window or 'none'}, which is used"
+                f"config.json gives layer {attention.layer} the window {window or 'none'}, "
+                f"the graph's mask has {attention.window or 'none'}, which is used"
             )
             break
-    for one in found:
-        table = one.rotation.inv_freq
+    for attention in attentions:
+        table = attention.rotation.inv_freq
         known = [
             len(rope.inv_freq) == len(table) and np.allclose(rope.inv_freq, table, rtol=1e-4)
             for rope in ropes.values()
         ]
         if len(table) and known and not any(known):
             said.append(
-                f"the rotary table of layer {one.layer} is not the one that config.json describes; "
-                "the graph's is used"
+                f"the rotary table of layer {attention.layer} is not the one that config.json "
+                "describes; the graph's is used"
             )
             break
     return said

@@ -60,8 +60,8 @@ def refuse_source(source: SourceModel, *, head: bool = False) -> None:
     _refuse_experts(source, config)
     inputs = read_inputs(source, head=head)
     _refuse_batch(source, inputs)
-    for one in inputs.named("past"):
-        _refuse_layout(source, one, inputs.native)
+    for cache in inputs.named("past"):
+        _refuse_layout(source, cache, inputs.native)
     _refuse_headless(source, config)
     _refuse_positions(source, inputs)
     _refuse_sinks(source)
@@ -101,7 +101,7 @@ def _where(source: SourceModel, node: ir.Node) -> str:
 def _refuse_quantized(source: SourceModel) -> None:
     graph = source.model.graph
     computed = computed_names(graph)
-    found = [
+    quantized = [
         node
         for node in graph
         if node.op_type in _WEIGHTS_ALONE
@@ -110,12 +110,12 @@ def _refuse_quantized(source: SourceModel) -> None:
             and any(value is not None and value.name in computed for value in node.inputs)
         )
     ]
-    if found:
-        what = "weights" if found[0].op_type in _WEIGHTS_ALONE else "activations"
+    if quantized:
+        what = "weights" if quantized[0].op_type in _WEIGHTS_ALONE else "activations"
         raise UnsupportedOperator(
-            f"the model is quantized already: {len(found)} nodes like this compute with integer "
-            f"{what}",
-            where=_where(source, found[0]),
+            f"the model is quantized already: {len(quantized)} nodes like this compute with "
+            f"integer {what}",
+            where=_where(source, quantized[0]),
             remedy="export it in floating point, with AIMET's encodings beside it",
         )
 
@@ -141,40 +141,44 @@ def _count(value: object) -> int:
 
 
 def _refuse_batch(source: SourceModel, inputs: SourceInputs) -> None:
-    for one in inputs.inputs:
+    for source_input in inputs.inputs:
         # The static form may count heads first in its caches.
-        counted = one.purpose == "tokens" or (one.purpose == "past" and inputs.native is None)
-        if not counted or not one.dims:
+        counted = source_input.purpose == "tokens" or (
+            source_input.purpose == "past" and inputs.native is None
+        )
+        if not counted or not source_input.dims:
             continue
-        batch = one.dims[0]
+        batch = source_input.dims[0]
         if isinstance(batch, int) and batch != 1:
             raise BadModel(
                 f"its batch is fixed at {batch}",
-                where=f"{source.path.name}: input {one.name}",
+                where=f"{source.path.name}: input {source_input.name}",
                 remedy="export the model with a batch of 1, or with a dynamic batch axis",
             )
 
 
-def _refuse_layout(source: SourceModel, one: SourceInput, native: tuple[int, int] | None) -> None:
+def _refuse_layout(
+    source: SourceModel, source_input: SourceInput, native: tuple[int, int] | None
+) -> None:
     """The length of a cache stands behind its heads, third or last."""
-    if len(one.dims) != _CACHE_RANK:
+    if len(source_input.dims) != _CACHE_RANK:
         return
     lengths: set[int | str] = set() if native is None else {native[1], native[1] - native[0]}
     length = [
         axis
-        for axis, dim in enumerate(one.dims)
+        for axis, dim in enumerate(source_input.dims)
         if axis and (isinstance(dim, str) if native is None else dim in lengths)
     ]
     if length == [1]:
         raise BadModel(
-            f"the cache has the layout [batch, length, heads, width] ({_shown(one)})",
-            where=f"{source.path.name}: input {one.name}",
+            f"the cache has the layout [batch, length, heads, width] ({_shown(source_input)})",
+            where=f"{source.path.name}: input {source_input.name}",
             remedy="export it as [batch, heads, length, width]",
         )
 
 
-def _shown(one: SourceInput) -> str:
-    return "[" + ", ".join(str(dim) for dim in one.dims) + "]"
+def _shown(source_input: SourceInput) -> str:
+    return "[" + ", ".join(str(dim) for dim in source_input.dims) + "]"
 
 
 def _refuse_headless(source: SourceModel, config: Mapping[str, Any]) -> None:
@@ -248,13 +252,13 @@ def _initializer(value: ir.Value) -> str | None:
 
 def _origins(value: ir.Value) -> set[str]:
     """Graph inputs whose values, not only their shapes, are in a tensor."""
-    found: set[str] = set()
+    names: set[str] = set()
     queue, seen = [value], {id(value)}
     while queue:
-        node = queue[-1].producer()
-        one = queue.pop()
+        source = queue.pop()
+        node = source.producer()
         if node is None:
-            found.add(str(one.name))
+            names.add(str(source.name))
             continue
         if node.op_type in ("Shape", "Size"):
             continue
@@ -262,7 +266,7 @@ def _origins(value: ir.Value) -> set[str]:
             if read is not None and id(read) not in seen:
                 seen.add(id(read))
                 queue.append(read)
-    return found
+    return names
 
 
 def _refuse_sinks(source: SourceModel) -> None:

@@ -120,7 +120,7 @@ def find_rotation(
     best: tuple[float, Rotation] | None = None
     for table in candidates:
         for interleaved in (False, True):
-            found = _fit(
+            fit = _fit(
                 before,
                 after,
                 positions,
@@ -129,8 +129,8 @@ def find_rotation(
                 factor=factor,
                 rounding=rounding,
             )
-            if best is None or found[0] < best[0] * 0.5:
-                best = found
+            if best is None or fit[0] < best[0] * 0.5:
+                best = fit
         if best is not None and best[0] < TOLERANCE / 10:
             break
     if best is not None and best[0] < TOLERANCE + 2 * rounding:
@@ -218,14 +218,17 @@ def attention_factor(
     A processor's cosines differ from another's in the last digit, so a factor near one of the known
     ones is that one, and any other is told to seven digits.
     """
-    for index, one in enumerate(tables):
+    for index, table in enumerate(tables):
         for other in tables[index + 1 :]:
-            if one.shape == other.shape:
-                square = one.astype(np.float64) ** 2 + other.astype(np.float64) ** 2
+            if table.shape == other.shape:
+                square = table.astype(np.float64) ** 2 + other.astype(np.float64) ** 2
                 mean = float(square.mean())
                 if mean > 0 and np.abs(square - mean).max() < (1e-4 + 4 * rounding) * mean:
-                    factor = float(np.sqrt(mean))
-                    close = 1e-5 + rounding
-                    near = [one for one in (1.0, *known) if abs(factor - one) < close * one]
-                    return near[0] if near else float(f"{factor:.7g}")
+                    return _near_known(float(np.sqrt(mean)), known, rounding)
     return 1.0
+
+
+def _near_known(factor: float, known: Iterable[float], rounding: float) -> float:
+    close = 1e-5 + rounding
+    near = [value for value in (1.0, *known) if abs(factor - value) < close * value]
+    return near[0] if near else float(f"{factor:.7g}")

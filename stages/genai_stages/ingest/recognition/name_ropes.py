@@ -16,7 +16,7 @@ from genai_stages.ingest.recognition.attention.found_attention import FoundAtten
 
 
 def name_ropes(
-    found: Sequence[FoundAttention], configured: Mapping[str, RopeTable]
+    attentions: Sequence[FoundAttention], configured: Mapping[str, RopeTable]
 ) -> tuple[dict[int, str], dict[str, RopeTable]]:
     """Layer -> name of its table ("" = not rotated), and the tables.
 
@@ -26,50 +26,58 @@ def name_ropes(
     ropes: dict[int, str] = {}
     tables: dict[str, RopeTable] = {}
     keys: dict[tuple[bytes, float], list[FoundAttention]] = {}
-    for one in found:
-        if not one.rotation.rotary_dim:
-            ropes[one.layer] = ""
+    for attention in attentions:
+        if not attention.rotation.rotary_dim:
+            ropes[attention.layer] = ""
             continue
-        key = (one.rotation.inv_freq.tobytes(), one.attention_factor)
-        keys.setdefault(key, []).append(one)
+        key = (attention.rotation.inv_freq.tobytes(), attention.attention_factor)
+        keys.setdefault(key, []).append(attention)
     described = {key: _described(users[0], configured) for key, users in keys.items()}
     ordered = sorted(
-        keys, key=lambda key: (described[key] != "default", all(one.window for one in keys[key]))
+        keys,
+        key=lambda key: (
+            described[key] != "default",
+            all(attention.window for attention in keys[key]),
+        ),
     )
     for key in ordered:
         users = keys[key]
-        name = described[key] or ("local" if all(one.window for one in users) else "default")
+        name = described[key] or (
+            "local" if all(attention.window for attention in users) else "default"
+        )
         if not tables and "default" not in described.values():
             name = "default"
         if name in tables:
             name = f"rope_{len(tables)}"
         tables[name] = _table(users[0], configured.get(described[key]))
-        for one in users:
-            ropes[one.layer] = name
+        for attention in users:
+            ropes[attention.layer] = name
     return ropes, dict(sorted(tables.items()))
 
 
-def _described(one: FoundAttention, configured: Mapping[str, RopeTable]) -> str:
+def _described(attention: FoundAttention, configured: Mapping[str, RopeTable]) -> str:
     """The name of config.json's table with these frequencies, "" = none."""
-    table = one.rotation.inv_freq
+    table = attention.rotation.inv_freq
     for name, known in configured.items():
         if len(known.inv_freq) == len(table) and np.allclose(known.inv_freq, table, rtol=1e-4):
             return name
     return ""
 
 
-def _table(one: FoundAttention, known: RopeTable | None) -> RopeTable:
-    inv_freq = one.rotation.inv_freq
+def _table(attention: FoundAttention, known: RopeTable | None) -> RopeTable:
+    inv_freq = attention.rotation.inv_freq
     theta, scaling = (known.theta, known.scaling) if known is not None else (None, {})
     if theta is None and len(inv_freq) > 1 and inv_freq[0] == 1.0:
-        guess = float(inv_freq[1]) ** (-one.rotation.rotary_dim / 2)
+        guess = float(inv_freq[1]) ** (-attention.rotation.rotary_dim / 2)
         guess = float(f"{guess:.5g}")
-        if np.allclose(plain_frequencies(guess, one.rotation.rotary_dim), inv_freq, rtol=1e-5):
+        if np.allclose(
+            plain_frequencies(guess, attention.rotation.rotary_dim), inv_freq, rtol=1e-5
+        ):
             theta = guess
     return RopeTable(
-        rotary_dim=one.rotation.rotary_dim,
+        rotary_dim=attention.rotation.rotary_dim,
         inv_freq=inv_freq.tolist(),
-        attention_factor=one.attention_factor,
+        attention_factor=attention.attention_factor,
         theta=theta,
         scaling=dict(scaling),
     )

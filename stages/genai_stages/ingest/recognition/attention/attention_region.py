@@ -22,7 +22,7 @@ __all__ = ["AttentionRegion", "GraphOfAttentions", "find_ends"]
 def find_ends(graph: FoldedGraph, sizes: Sizes) -> dict[str, tuple[StaticNode, StaticNode]]:
     """Output of each product of probabilities and values -> that product and its softmax."""
     consumers = graph.consumers()
-    found: dict[str, tuple[StaticNode, StaticNode]] = {}
+    ends: dict[str, tuple[StaticNode, StaticNode]] = {}
     for node in graph.nodes:
         if node.op_type != "Softmax":
             continue
@@ -41,12 +41,12 @@ def find_ends(graph: FoldedGraph, sizes: Sizes) -> dict[str, tuple[StaticNode, S
                 and reader.inputs[1] not in graph.constants
             ]
             if products:
-                found[products[0].outputs[0]] = (products[0], node)
+                ends[products[0].outputs[0]] = (products[0], node)
                 break
             if len(readers) != 1 or readers[0].op_type not in ("Reshape", "Squeeze", "Unsqueeze"):
                 break
             name = readers[0].outputs[0]
-    return found
+    return ends
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class AttentionRegion:
 
     def _behind(self, name: str) -> tuple[list[StaticNode], list[str]]:
         """Nodes between a tensor and what is known, in the graph's order; what they read there."""
-        nodes, border = region_of(self.whole.producers, [name], lambda one: one in self.known)
+        nodes, border = region_of(self.whole.producers, [name], lambda tensor: tensor in self.known)
         return sorted(nodes, key=lambda node: self.whole.order[id(node)]), border
 
     def _side(self, name: str) -> tuple[list[StaticNode], list[str], list[str]]:
@@ -144,14 +144,14 @@ class AttentionRegion:
         nodes, border = self._behind(name)
         for node in nodes:
             # A projection in here means that what it projects could not be understood.
-            weighted = any(one in self.graph.constants for one in node.inputs[:2])
+            weighted = any(tensor in self.graph.constants for tensor in node.inputs[:2])
             if node.op_type in ("MatMul", "Gemm", "Conv") and weighted:
                 cause, reason = self.whole.walk.causes[node.outputs[0]]
                 raise no_form(cause, reason)
-        open_border = [one for one in border if one and one not in self.graph.constants]
-        flat = [one for one in open_border if one in self.known]
-        past = [one for one in open_border if one not in self.known]
-        strange = [one for one in past if one not in self.whole.past_inputs]
+        open_border = [tensor for tensor in border if tensor and tensor not in self.graph.constants]
+        flat = [tensor for tensor in open_border if tensor in self.known]
+        past = [tensor for tensor in open_border if tensor not in self.known]
+        strange = [tensor for tensor in past if tensor not in self.whole.past_inputs]
         if strange:
             _, reason = self.whole.walk.causes.get(strange[0], (self.softmax, "unknown"))
             raise self.refuse(f"{strange[0]} is neither a projection nor a cache input ({reason})")
@@ -168,7 +168,7 @@ class AttentionRegion:
         channels = [self.known[name].layout.channels() for name in flat]
         rows = np.unique(np.concatenate(channels))
         name = next(
-            (self.known[one].name for one, held in zip(flat, channels, strict=True)
+            (self.known[tensor].name for tensor, held in zip(flat, channels, strict=True)
              if len(held) == len(rows)), f"{data.draft.name}.{role}",
         )  # fmt: skip
         return data.draft, rows, name
