@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -125,6 +126,27 @@ def module(name: str) -> Path:
             (folder / name).replace(program)
             shutil.rmtree(folder, ignore_errors=True)
     return program
+
+
+def source(path: str) -> Path:
+    """The folder of a Go module's source, such as one with CustomResourceDefinitions.
+
+    Args:
+        path: module@version.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        ran = subprocess.run(
+            ["go", "mod", "download", "-json", path],
+            cwd=cache(),
+            env=os.environ | {"GOFLAGS": "-mod=mod"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ran.returncode == 0:
+            return Path(json.loads(ran.stdout)["Dir"])
+        print(f"go mod download {path}: attempt {attempt} of {ATTEMPTS} failed", file=sys.stderr)
+    raise RuntimeError(f"go mod download {path} failed {ATTEMPTS} times: {ran.stdout}{ran.stderr}")
 
 
 @contextmanager

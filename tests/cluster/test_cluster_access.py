@@ -1,0 +1,156 @@
+"""The examples of access and scaling, held against the real kinds and a real endpoint picker."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import existing
+import pytest
+import yaml
+from harness import programs
+from harness.cluster import Cluster
+from operator_process import Operator
+from picking import Picker
+from serving_image import pinned
+from tenant import GROUP, ROOT, Tenant, upload, wait
+from witness import Witness
+
+EXAMPLES = sorted((ROOT / "examples" / "access").glob("*.yaml"))
+KINDS = {
+    "sigs.k8s.io/gateway-api@v1.6.3": "config/crd/standard",
+    "sigs.k8s.io/gateway-api-inference-extension@v1.4.0": "config/crd/bases",
+    "github.com/kedacore/keda/v2@v2.21.0": "config/crd/bases",
+}
+"""Modules that publish kinds -> where in them. Apache-2.0, read from the module cache."""
+ADAPTERS = {"c-headers": "c-headers-r8", "uppercase": "uppercase-r16"}
+TARGET = "reached"
+
+
+@pytest.fixture(scope="module")
+def kinds(cluster: Cluster) -> Iterator[None]:
+    """The real CustomResourceDefinitions, for as long as they are asked."""
+    if existing.wanted():
+        pytest.skip("NEEDS A CLUSTER OF ITS OWN: it installs and removes kinds")
+    folders = [str(programs.source(module) / folder) for module, folder in KINDS.items()]
+    files = [argument for folder in folders for argument in ("-f", folder)]
+    cluster.kubectl("apply", "--server-side", *files)
+    cluster.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=60s")
+    yield
+    cluster.kubectl("delete", "--wait=false", *files)
+
+
+def dry_run(cluster: Cluster, text: str) -> str:
+    """What the apiserver says to a manifest, applied for real but for the writing."""
+    arguments = ("--server-side", "--dry-run=server", "--validate=strict", "-f", "-")
+    return cluster.kubectl("-n", "default", "apply", *arguments, stdin=text)
+
+
+@pytest.mark.usefixtures("kinds")
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_apiserver_takes_every_object_of_an_example(cluster: Cluster, example: Path) -> None:
+    said = dry_run(cluster, example.read_text())
+    documents = list(yaml.safe_load_all(example.read_text()))
+    assert said.count("serverside-applied (server dry run)") == len(documents)
+
+
+@pytest.mark.usefixtures("kinds")
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_the_apiserver_refuses_an_example_when_a_field_is_misspelt(
+    cluster: Cluster, example: Path
+) -> None:
+    """Or the test above would show nothing."""
+    document = next(yaml.safe_load_all(example.read_text()))
+    document["spec"]["misspelt"] = 1
+    with pytest.raises(RuntimeError, match="misspelt"):
+        dry_run(cluster, json.dumps(document))
+
+
+@pytest.fixture(scope="module")
+def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operator]:
+    found = Operator(cluster, tmp_path_factory.mktemp("operator"), inside=True)
+    found.start()
+    yield found
+    found.stop()
+
+
+@pytest.fixture(scope="module")
+def room(cluster: Cluster, witness: Witness, operator: Operator, kinds: None) -> Iterator[Tenant]:
+    """Two servers of a build with two adapters, and the pool that finds them."""
+    image = pinned(cluster)
+    cpu = json.loads(cluster.kubectl("get", "genaitarget", "cpu", "-o", "json"))["spec"]
+    target = {"apiVersion": GROUP, "kind": "GenAITarget", "metadata": {"name": TARGET}}
+    cluster.apply(target | {"spec": cpu | {"servingImage": image}})
+    found = Tenant(cluster, f"t-{uuid.uuid4().hex[:8]}", witness=witness)
+    found.create()
+    for name, folder in ADAPTERS.items():
+        upload(cluster, ROOT / "examples" / "tiny-llama" / "adapters" / folder, name=name)
+    adapters = [{"name": name, "source": f"s3://models/{name}"} for name in ADAPTERS]
+    found.build("tiny-llama", targets=[TARGET], lora={"adapters": adapters})
+    found.wait_ready("tiny-llama")
+    spec = {
+        "from": {"build": "tiny-llama", "target": TARGET},
+        "replicas": 2,
+        "server": {"threads": 1, "maxConcurrency": 4},
+        "resources": {"requests": {"cpu": "100m"}},
+    }
+    cluster.apply(found.manifest("chat", spec) | {"kind": "GenAIDeployment"})
+    arguments = ("-n", found.namespace, "wait", "gd/chat", "--for=condition=Ready")
+    cluster.kubectl(*arguments, "--timeout=240s")
+    example = ROOT / "examples" / "access" / "inferencepool.yaml"
+    (pool,) = (
+        document
+        for document in yaml.safe_load_all(example.read_text())
+        if document["kind"] == "InferencePool"
+    )
+    pool["metadata"]["namespace"] = found.namespace
+    cluster.apply(pool)
+    yield found
+    found.delete()
+    cluster.kubectl("delete", "genaitarget", TARGET, "--wait=false")
+
+
+@pytest.mark.long
+def test_a_picker_sends_requests_where_their_adapter_runs(
+    cluster: Cluster, room: Tenant, tmp_path: Path
+) -> None:
+    """With the example's configuration; each pod is kept busy with an adapter of its own."""
+    selector = ("-l", "genai-operator.dev/deployment=chat")
+    pods = cluster.kubectl("-n", room.namespace, "get", "pods", *selector, "-o", "json")
+    addresses = [pod["status"]["podIP"] for pod in json.loads(pods)["items"]]
+    assert len(addresses) == 2
+    busy = dict(zip(ADAPTERS, addresses, strict=True))
+    picker = Picker(cluster, tmp_path, namespace=room.namespace)
+    picker.start()
+    clients = [keep_busy(cluster, ip, name) for name, ip in busy.items() for _ in range(4)]
+    try:
+        wait(lambda: ":8000" in picker.ask("chat")[0], 60, picker.log)
+        counts = {name: Counter(picker.ask(*[name] * 30)) for name in busy}
+    finally:
+        for client in clients:
+            client.terminate()
+            client.wait(30)
+        picker.stop()
+    print(f"chosen: {counts}")
+    for name, ip in busy.items():
+        assert set(counts[name]) <= {f"{ip}:8000" for ip in addresses}
+        assert counts[name][f"{ip}:8000"] > 20, counts
+
+
+_LOOP = """
+import json, sys, urllib.request
+body = {"model": sys.argv[2], "prompt": "int main(", "max_tokens": 200, "ignore_eos": True}
+while True:
+    request = urllib.request.Request(f"http://{sys.argv[1]}:8000/v1/completions",
+        json.dumps(body).encode(), {"Content-Type": "application/json"})
+    urllib.request.urlopen(request).read()
+"""
+
+
+def keep_busy(cluster: Cluster, ip: str, adapter: str) -> subprocess.Popen[bytes]:
+    """A client of one pod and one adapter, until it is ended."""
+    return subprocess.Popen([*cluster.network.prefix, "python3", "-c", _LOOP, ip, adapter])
