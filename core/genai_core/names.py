@@ -18,9 +18,17 @@ SourceName = NewType("SourceName", str)
 """One of the sources of a build: `model`, `child:decode`, `adapter:c-headers`."""
 
 
+_ADAPTER = "adapter:"
+
+
 def adapter_source(name: str) -> SourceName:
     """The source of an adapter: `adapter:c-headers`."""
-    return SourceName(f"adapter:{name}")
+    return SourceName(f"{_ADAPTER}{name}")
+
+
+def is_adapter(name: SourceName) -> bool:
+    """Whether a source is that of an adapter."""
+    return name.startswith(_ADAPTER)
 
 
 _CHILD = "child:"
@@ -47,6 +55,12 @@ FORECAST = SourceName("forecast")
 
 FORECAST_ROLE = "forecast.safetensors"
 """The one file of that source."""
+
+VISION = SourceName("vision")
+"""What `spec.vision` names: an encoder of pictures."""
+
+VISION_ROLE = "vision_encoder.onnx"
+"""The encoder, among the files of its source and in a container's folder of pictures."""
 
 TOKEN_MAP_ROLE = "draft_token_map"  # noqa: S105 - no password
 """An EAGLE head's, among the files of its source; with the file's suffix."""

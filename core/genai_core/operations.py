@@ -47,6 +47,7 @@ __all__ = [
     "StartPoint",
     "TransformConfig",
     "UseCaseConfig",
+    "VisionImportConfig",
     "WornConfig",
     "operation_of",
 ]
@@ -294,6 +295,15 @@ class ForecastImportConfig(OperationConfig):
     """Places of keys and values that there must be; 0 = none; None = some."""
 
 
+class VisionImportConfig(OperationConfig):
+    """An encoder of pictures, held against the model that reads its embeddings."""
+
+    image_token: str
+    """Stands in a prompt for a picture."""
+    dynamic: bool = False
+    """The encoder takes pictures of any size."""
+
+
 class PackageConfig(OperationConfig):
     """The container."""
 
@@ -376,6 +386,7 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("lora_graph", "lora_graph", LoraGraphConfig, 1, _GRAPH),
     Operation("lora_ranges", "lora_ranges", LoraRangesConfig, 1, (*_GRAPH, "onnxruntime")),
     Operation("forecast_import", "forecast_import", ForecastImportConfig, 1, _GRAPH),
+    Operation("vision_import", "vision_import", VisionImportConfig, 1, ("onnx", "tokenizers")),
     Operation("package", "package", PackageConfig, 3, (*_GRAPH, "onnxruntime", "tokenizers")),
 )
 

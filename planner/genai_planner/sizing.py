@@ -47,6 +47,7 @@ _PER_FLOAT_BYTE = {
     "lora_graph": 0.5,
     "lora_ranges": 1.5,
     "forecast_import": 2.0,
+    "vision_import": 2.0,
 }
 """Peak memory beyond the base, in bytes for each byte of float weights that is held at once."""
 
@@ -72,6 +73,7 @@ _START_SECONDS = {
     "lora_graph": 0.5,
     "lora_ranges": 3.0,
     "forecast_import": 0.5,
+    "vision_import": 1.0,
 }
 """What even a tiny model takes: sessions, emulators, and the prompts that are recorded."""
 
@@ -92,6 +94,7 @@ _RATE = {
     "lora_graph": 1000.0,
     "lora_ranges": 20.0,
     "forecast_import": 100.0,
+    "vision_import": 100.0,
 }
 """MiB of float weights that one core gets through in a second."""
 

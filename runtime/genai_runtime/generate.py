@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import read_json_object
 from genai_runtime.executor.row_checks import checked_tokens
+from genai_runtime.executor.rows import Embeddings
 from genai_runtime.sampling import Sampler, Sampling
 from genai_runtime.session import Session, SlotSession, Tokens, in_chunks
 from genai_runtime.speculation.control import Counts, Room, Speculation
@@ -73,6 +74,7 @@ def generate(
     on_token: Callable[[int], None] | None = None,
     kept: int = 0,
     speculation: Speculation | None = None,
+    embeddings: Embeddings | None = None,
 ) -> Generation:
     """Continue `prompt` by at most `max_tokens` tokens.
 
@@ -88,6 +90,8 @@ def generate(
         kept: So many tokens at the prompt's beginning, fewer than it has, are in the cache already
             and not read again; what lies behind them there is forgotten.
         speculation: Guesses tokens; the answer is the same, unless it keeps typical ones.
+        embeddings: What stands in places of the prompt instead of its tokens' own; the session is
+            then a `SlotSession`.
 
     Raises:
         BadInput: The prompt is empty, too long or outside the vocabulary.
@@ -107,7 +111,8 @@ def generate(
     began = time.monotonic()
     logits = np.zeros((1, session.vocab_size), dtype=np.float32)
     states = _States(session, speculation)
-    for part in in_chunks(session, prompt[kept:]):
+    instead = embeddings and embeddings.between(kept, len(prompt))
+    for part in in_chunks(session, prompt[kept:], instead):
         logits = part
         states.keep(session.length - len(part))
     tokens = [sampler.next(logits[-1])]

@@ -19,7 +19,15 @@ from numpy.typing import NDArray
 
 from genai_runtime.executor.executor import Executor
 from genai_runtime.executor.row_checks import checked_tokens
-from genai_runtime.executor.rows import AdapterUse, Logits, Row, Tokens, Tree, Want
+from genai_runtime.executor.rows import (
+    AdapterUse,
+    Embeddings,
+    Logits,
+    Row,
+    Tokens,
+    Tree,
+    Want,
+)
 
 __all__ = ["Logits", "Session", "SlotSession", "Tokens", "in_chunks"]
 
@@ -121,6 +129,13 @@ class SlotSession:
 
     def forward(self, tokens: Tokens, tree: Tree | None = None) -> Logits:
         """Append tokens; logits of each. See `Session.forward`."""
+        return self._forward(tokens, tree, None)
+
+    def forward_embedded(self, tokens: Tokens, embeddings: Embeddings) -> Logits:
+        """Append tokens, in some places embeddings instead; logits of each. See `Row`."""
+        return self._forward(tokens, None, embeddings)
+
+    def _forward(self, tokens: Tokens, tree: Tree | None, embeddings: Embeddings | None) -> Logits:
         row = Row(
             self._slot,
             tokens,
@@ -128,6 +143,7 @@ class SlotSession:
             adapters=self._worn,
             tree=tree,
             states=self.states_wanted,
+            embeddings=embeddings,
         )
         (output,) = self._executor.forward([row])
         self.states = output.states
@@ -153,12 +169,25 @@ TOKENS_PER_CHUNK = 512
 """Attention holds heads x new tokens x all tokens of scores: 0.3 GB at 32 heads and 4096."""
 
 
-def in_chunks(session: Session, tokens: Tokens) -> Iterator[Logits]:
+def in_chunks(
+    session: Session, tokens: Tokens, embeddings: Embeddings | None = None
+) -> Iterator[Logits]:
     """Forward `tokens` in pieces whose logits stay small; yields the logits of each piece.
 
     All tokens are checked before the first pass, so a refused text leaves the cache unchanged.
+
+    Args:
+        session: What reads them; a `SlotSession` where there are embeddings.
+        tokens: [T].
+        embeddings: What stands in places of these tokens.
     """
     array = checked_tokens(tokens, session, session.length)
     size = max(1, min(LOGITS_PER_CHUNK // session.vocab_size, TOKENS_PER_CHUNK))
     for start in range(0, array.size, size):
-        yield session.forward(array[start : start + size])
+        piece = array[start : start + size]
+        instead = embeddings and embeddings.between(start, start + size)
+        if instead is None:
+            yield session.forward(piece)
+            continue
+        assert isinstance(session, SlotSession)
+        yield session.forward_embedded(piece, instead)

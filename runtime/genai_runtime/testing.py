@@ -37,6 +37,7 @@ class ScriptedExecutor:
         states: Give the state of every token out.
         forecasts: Ids behind the vocabulary that rows may have too.
         prefix: Places of a trained prefix: who sees it has another state.
+        embedding_size: Of what may stand in tokens' places, which has another state.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class ScriptedExecutor:
         states: bool = False,
         forecasts: int = 0,
         prefix: int = 0,
+        embedding_size: int = 0,
     ) -> None:
         random = np.random.default_rng(seed)
         self._adapters = set(adapters)
@@ -59,6 +61,7 @@ class ScriptedExecutor:
         self._trees = trees
         self._states = states
         self._forecasts, self._prefix = forecasts, prefix
+        self._embedding_size = embedding_size
         self._table: NDArray[np.float64] = random.normal(size=(_MODULUS, vocab_size))
         self._context_length = context_length
         self._slots: SlotTable[list[tuple[int, int]]] = SlotTable()
@@ -154,6 +157,11 @@ class ScriptedExecutor:
         return {}
 
     @property
+    def embedding_size(self) -> int:
+        """As given."""
+        return self._embedding_size
+
+    @property
     def open_slots(self) -> frozenset[int]:
         """Numbers of the slots that are open."""
         return frozenset(self._slots.open_slots)
@@ -188,8 +196,8 @@ class ScriptedExecutor:
             held, states = self._slots[row.slot], []
             start = len(held)
             prefixed = 0 if row.tree is None else row.tree.prefixed
-            for place, token in enumerate(tokens):
-                held.append((int(token), self._worn(row.adapters)))
+            for place, token in enumerate(_read(row, tokens)):
+                held.append((token, self._worn(row.adapters)))
                 seen = held
                 if row.tree is not None:
                     sees = row.tree.sees[place]
@@ -249,6 +257,15 @@ class ScriptedExecutor:
     def close(self) -> None:
         """Remember that it was called."""
         self.closed = True
+
+
+def _read(row: Row, tokens: NDArray[np.int64]) -> list[int]:
+    """What stands in each place: a token, or a number of the embedding there."""
+    found = [int(token) for token in tokens]
+    if row.embeddings is not None:
+        for place, value in zip(row.embeddings.places, row.embeddings.values, strict=True):
+            found[int(place)] = zlib.crc32(value.tobytes())
+    return found
 
 
 def _state(held: Sequence[tuple[int, int]]) -> int:

@@ -74,6 +74,7 @@ OTHERWISE = {
     "children": "tests/planner/test_expand_children.py",
     "lora": "tests/planner/test_expand_lora.py",
     "speculation": "tests/planner/test_expand_draft.py",
+    "vision": "tests/planner/test_expand_vision.py",
 }
 
 

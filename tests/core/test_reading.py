@@ -424,7 +424,7 @@ def test_any_field_misspelt_by_one_edit_is_recognised(case: tuple[tuple[str, ...
 
 
 def test_nearest_stays_silent_where_nothing_is_near() -> None:
-    assert nearest("vision", field_names(BuildSpec)) is None
+    assert nearest("audio", field_names(BuildSpec)) is None
     assert nearest("PROMPTS", ["prompts", "maxTokens"]) == "prompts"
 
 

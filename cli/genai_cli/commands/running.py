@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,7 @@ Examples:
   genai run containers/tiny-llama/cpu --chat
   genai run containers/tiny-llama/cpu --prompt-tokens 1,2,3 --json
   genai run containers/tiny-llama/cpu --prompt 'def main(' --speculation ngram
+  genai run containers/tiny-llama-vision/cpu --chat --prompt 'What color is it?' --image red.png
 """
 
 
@@ -58,6 +60,13 @@ def run(
     threads: options.Threads = 0,
     adapter: options.Adapters = None,
     use_case: options.UseCase = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="A picture; repeat for several, in the order of their places in the prompt.",
+        ),
+    ] = None,
     speculation: Annotated[
         str | None,
         typer.Option(
@@ -87,6 +96,7 @@ def run(
         container,
         settings,
         prompt=execution.Prompt(prompt, prompt_tokens),
+        images=tuple(image or ()),
         max_tokens=max_tokens,
         sampling={"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed},
         ignore_end=ignore_end,

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
 
+from genai_cli.containers.images import Images
 from genai_cli.containers.speculation import Guessing
 from genai_cli.containers.streamed_text import TextStream, speed
 from genai_cli.display.output import emit, say, tell
@@ -22,10 +23,12 @@ from genai_runtime.container.backend import open_session
 from genai_runtime.container.container import Container
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.generate import Generation, generate
+from genai_runtime.prefixes.cache import common
 from genai_runtime.sampling import Sampling
-from genai_runtime.session import Session, Tokens
+from genai_runtime.session import Session
 from genai_runtime.speculation.control import Speculation
 from genai_runtime.tokenizer import TextTokenizer
+from genai_runtime.vision.places import NOTHING, PicturedPrompt
 
 __all__ = ["Chat", "converse", "template_of"]
 
@@ -63,6 +66,7 @@ class Chat:
         limit: Tokens of an answer at most; None = until it ends or the context is full.
         system: The system message, empty where there is none.
         speculation: Guesses tokens of answers.
+        images: Pictures that belong to the first message.
     """
 
     session: Session
@@ -73,8 +77,9 @@ class Chat:
     limit: int | None = None
     system: str = ""
     speculation: Speculation | None = None
+    images: Images | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
-    _cached: list[int] = field(default_factory=list)
+    _cached: PicturedPrompt = NOTHING
 
     def answer(self, text: str, on_token: Callable[[int], None] | None = None) -> Generation:
         """The model's answer to the next thing that the user says; both join the history.
@@ -83,9 +88,11 @@ class Chat:
             BadInput: The message alone is longer than the context, or the template refuses it.
             KeyboardInterrupt: Ctrl-C; the answer so far has joined the history.
         """
+        if self.images is not None and not self.turns:
+            text = self.images.introduced(text)
         self.turns.append({"role": "user", "content": text})
         try:
-            ids = self._fitting()
+            read = self._fitting()
         except BaseException:
             self.turns.pop()
             raise
@@ -97,37 +104,42 @@ class Chat:
                 on_token(token)
 
         try:
-            room = self.session.context_length - len(ids) + 1
+            room = self.session.context_length - read.tokens.size + 1
             return generate(
                 self.session,
-                ids,
+                read.tokens,
                 max_tokens=min(self.limit or room, room),
                 sampling=self.sampling,
                 stop_tokens=self.stop_tokens,
                 on_token=heard,
-                kept=self._kept(ids),
+                kept=self._kept(read),
                 speculation=self.speculation,
+                embeddings=read.embeddings,
             )
         finally:
-            self._cached = [*ids.tolist(), *said][: self.session.length]
+            self._cached = read.followed_by(said, most=self.session.length)
             words = [token for token in said if token not in self.stop_tokens]
             self.turns.append({"role": "assistant", "content": self.tokenizer.decode(words)})
 
-    def _fitting(self) -> Tokens:
-        """Token ids of the conversation; the oldest turns go where it is too long."""
+    def _fitting(self) -> PicturedPrompt:
+        """Token ids and pictures of the conversation; the oldest turns go where it is too long."""
         dropped = 0
         while True:
             head = [{"role": "system", "content": self.system}] if self.system else []
             text = self.template.render([*head, *self.turns])
-            ids = self.tokenizer.encode(text, special=False)
-            if ids.size < self.session.context_length:
+            if self.images is None:
+                read = PicturedPrompt(self.tokenizer.encode(text, special=False))
+            else:
+                read = self.images.within(text, self.tokenizer, special=False)
+            if read.tokens.size < self.session.context_length:
                 break
             if len(self.turns) <= 1:
                 raise BadInput(
-                    f"it has {ids.size} tokens, the context {self.session.context_length}",
+                    f"it has {read.tokens.size} tokens, the context {self.session.context_length}",
                     where="message",
                     remedy="say less at once, or build for a longer context",
                 )
+            self.images = None  # they go with the first message
             del self.turns[:2]
             dropped += 2
         if dropped:
@@ -135,14 +147,12 @@ class Chat:
                 f"note: the first {dropped} messages were dropped, since the context of "
                 f"{self.session.context_length} tokens is full\n"
             )
-        return ids
+        return read
 
-    def _kept(self, ids: Tokens) -> int:
+    def _kept(self, read: PicturedPrompt) -> int:
         """How many tokens at the beginning the cache holds; the last is always read anew."""
-        wanted = ids.tolist()[:-1]
-        pairs = enumerate(zip(self._cached, wanted, strict=False))
-        differing = (place for place, (known, token) in pairs if known != token)
-        return next(differing, min(len(self._cached), len(wanted)))
+        pictures = (self._cached.pictures, read.pictures)
+        return common(self._cached.tokens, read.tokens[:-1], pictures)
 
 
 def converse(chat: Chat, *, once: str | None, as_json: bool) -> int:
@@ -251,6 +261,7 @@ def talk(
     worn: Sequence[AdapterUse] = (),
     guessing: Guessing,
     as_json: bool,
+    images: Images | None = None,
 ) -> int:
     """Open a session and converse; returns the exit code."""
     template, tokenizer = template_of(opened)
@@ -269,5 +280,6 @@ def talk(
             limit=limit,
             system=system,
             speculation=speculation,
+            images=images,
         )
         return converse(chat, once=once, as_json=as_json)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 
 from genai_cli.containers.chat import talk
 from genai_cli.containers.choice import runnable_container
+from genai_cli.containers.images import Images, looked_at
 from genai_cli.containers.speculation import Guessing
 from genai_cli.containers.streamed_text import TextStream, speed
 from genai_cli.containers.worn_adapters import Wearing
@@ -31,8 +32,8 @@ from genai_runtime.evaluate import evaluate as measure
 from genai_runtime.evaluate import read_pieces
 from genai_runtime.generate import generate
 from genai_runtime.sampling import Sampling
-from genai_runtime.session import Tokens
 from genai_runtime.tokenizer import TextTokenizer, parse_tokens
+from genai_runtime.vision.places import PicturedPrompt
 
 __all__ = ["Prompt", "evaluate", "run"]
 
@@ -47,26 +48,31 @@ class Prompt:
     text: str | None
     tokens: str | None
 
-    def encoded(self, tokenizer: TextTokenizer | None) -> Tokens:
-        """Token ids.
+    def encoded(self, tokenizer: TextTokenizer | None, images: Images | None) -> PicturedPrompt:
+        """Token ids, and pictures in their places.
 
         Raises:
-            BadInput: None or both are given, or there is no tokenizer for the text.
+            BadInput: None or both are given, there is no tokenizer for the text, or pictures are
+                more or fewer than their places.
         """
         if (self.text is None) == (self.tokens is None):
             raise BadInput("give either --prompt or --prompt-tokens", where="genai run")
         if self.tokens is not None:
-            return parse_tokens(self.tokens)
+            ids = parse_tokens(self.tokens)
+            return PicturedPrompt(ids) if images is None else images.among(ids)
         if tokenizer is None:
             raise BadInput(
                 "the container has no tokenizer",
                 where="--prompt",
                 remedy="give token ids with --prompt-tokens",
             )
-        ids = tokenizer.encode(sys.stdin.read() if self.text == "-" else str(self.text))
+        text = sys.stdin.read() if self.text == "-" else str(self.text)
+        if images is not None:
+            return images.within(text, tokenizer, special=True)
+        ids = tokenizer.encode(text)
         if ids.size == 0:
             raise BadInput("it holds no token", where="--prompt", remedy="write some text")
-        return ids
+        return PicturedPrompt(ids)
 
 
 def run(
@@ -82,6 +88,7 @@ def run(
     wearing: Wearing,
     guessing: Guessing,
     chat: str | None = None,
+    images: Sequence[Path] = (),
 ) -> int:
     """Continue a prompt, or converse, and print text and speed; returns the exit code.
 
@@ -97,6 +104,7 @@ def run(
         chat: The system message of a conversation, which may be empty; None = no conversation.
         wearing: Adapters.
         guessing: Speculation.
+        images: Pictures, in the order of their places in the prompt.
     """
     took = Sampling(**sampling)
     if chat is not None:
@@ -104,6 +112,7 @@ def run(
             option = "--ignore-end" if ignore_end else "--prompt-tokens"
             raise BadInput("a conversation is text that ends", where=option, remedy="leave it out")
         opened = _opened(path)
+        looked = looked_at(opened, images, threads=threads)
         return talk(
             opened,
             system=chat,
@@ -115,10 +124,11 @@ def run(
             worn=wearing.of(opened.adapters()),
             guessing=guessing,
             as_json=settings.json,
+            images=looked,
         )
     opened = _opened(path)
     tokenizer = opened.tokenizer()
-    ids = prompt.encoded(tokenizer)
+    read = prompt.encoded(tokenizer, looked_at(opened, images, threads=threads))
     stream = None if settings.json else TextStream(tokenizer)
     began = time.monotonic()
     worn = wearing.of(opened.adapters())
@@ -133,12 +143,13 @@ def run(
             _show_prompt(prompt)
         result = generate(
             session,
-            ids,
+            read.tokens,
             max_tokens=_TOKENS if max_tokens is None else max_tokens,
             sampling=took,
             stop_tokens=frozenset() if ignore_end else opened.stop_tokens(),
             on_token=stream,
             speculation=speculation,
+            embeddings=read.embeddings,
         )
     told = speed(result)
     metrics = {"initSeconds": round(ready, 4), **told["metrics"]}

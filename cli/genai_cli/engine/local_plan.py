@@ -22,7 +22,6 @@ from genai_core.files.digest_cache import FileCache
 from genai_core.files.home import expanded
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import (
-    FORECAST,
     MODEL,
     TOKEN_MAP_ROLE,
     Backend,
@@ -30,9 +29,8 @@ from genai_core.names import (
     TaskId,
 )
 from genai_core.operations import OPERATIONS, operation_of
-from genai_core.sources.adapter_files import inspect_adapter
 from genai_core.sources.build_sources import is_built, model_spec, of_source, sources_of
-from genai_core.sources.forecast_files import inspect_forecast
+from genai_core.sources.part_files import inspect_part, part_kind
 from genai_core.sources.source_address import readable_name
 from genai_core.sources.source_files import SourceFacts, inspect_source
 from genai_core.store.layered import layers
@@ -338,9 +336,13 @@ def _others(
             except GenAIError as error:
                 raise of_source(error, source) from error
             continue
-        inspect = inspect_forecast if source.name == FORECAST else inspect_adapter
-        found[source.name] = inspect(
-            folder, cache, where=source.field, pin=source.pin, **source.files
+        found[source.name] = inspect_part(
+            part_kind(source.name),
+            folder,
+            cache,
+            where=source.field,
+            pin=source.pin,
+            **source.files,
         )
     return found
 

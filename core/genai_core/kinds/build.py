@@ -34,6 +34,7 @@ from genai_core.kinds.child_model import Child
 from genai_core.kinds.lora import Lora
 from genai_core.kinds.speculation import SpeculationPart
 from genai_core.kinds.transformation import Transformation
+from genai_core.kinds.vision_part import Vision
 from genai_core.names import Gaps, Precision
 
 MULTI_CONTEXT_LENGTHS = (512, 1024, 2048, 3072, 4096)
@@ -258,6 +259,8 @@ class BuildSpec(KindModel):
     speculation: Annotated[list[SpeculationPart], Field(max_length=1)] = Field(default_factory=list)
     """What guesses tokens, carried by the container (cpu): a draft model, an EAGLE head, or what
     the model itself forecasts with (SSD)."""
+    vision: Vision | None = None
+    """What lets the container read pictures (cpu)."""
     store: StoreRef = Field(default_factory=StoreRef)
     run: Run = Field(default_factory=Run)
 

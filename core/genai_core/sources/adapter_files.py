@@ -10,7 +10,7 @@ from genai_core.sources.source_files import (
     SourceFacts,
     data_file,
     data_locations,
-    files_at,
+    part_facts,
 )
 
 __all__ = [
@@ -81,22 +81,11 @@ def inspect_adapter(
             where=f"{where}: {root}",
             remedy="name the folder that save_pretrained(..., safe_serialization=True) wrote",
         )
-    try:
-        if graph is not None:
-            onnx = paths[ADAPTER_GRAPH_ROLE]
-            paths |= {name: data_file(onnx, name) for name in data_locations(onnx)}
-        files = files_at(root, paths, cache)
-    except OSError as error:
-        raise BadAdapter(
-            f"it cannot be read: {error.strerror or error}",
-            where=str(error.filename or root),
-            remedy="check the file and its permissions",
-        ) from error
-    facts = SourceFacts(root, files)
-    if pin not in {None, facts.digest}:
-        raise BadAdapter(
-            f"its content is {facts.digest}, not the {pin} that {where} pins",
-            where=str(root),
-            remedy="correct the digest, or restore the adapter that it stands for",
-        )
-    return facts
+
+    def with_data() -> dict[str, Path]:
+        if graph is None:
+            return paths
+        onnx = paths[ADAPTER_GRAPH_ROLE]
+        return paths | {name: data_file(onnx, name) for name in data_locations(onnx)}
+
+    return part_facts(root, with_data, cache, where=where, pin=pin, kind=BadAdapter)

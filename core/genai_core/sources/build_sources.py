@@ -1,4 +1,4 @@
-"""The sources that a build's spec names: its model, children, each adapter, a draft model.
+"""The sources that a build's spec names: its model, children, each adapter, other parts.
 
 Each has an address, credentials and a pin of its own, and is resolved by itself. Whoever plans, on
 a laptop or in a cluster, goes through this list; nothing else knows which fields name sources.
@@ -20,6 +20,7 @@ from genai_core.names import (
     FORECAST,
     MODEL,
     TOKEN_MAP_ROLE,
+    VISION,
     SourceName,
     adapter_source,
     is_child,
@@ -33,7 +34,7 @@ class BuildSource:
     """One source.
 
     Attributes:
-        name: `model`, `child:decode`, `adapter:c-headers`, `draft`, `forecast`.
+        name: `model`, `child:decode`, `adapter:c-headers`, `draft`, `forecast`, `vision`.
         address: As the spec has it.
         field: That names it, for messages.
         secret: Name of the Secret with its credentials; empty: the store's.
@@ -105,6 +106,18 @@ def sources_of(spec: BuildSpec) -> tuple[BuildSource, ...]:
                 },
             )
         )
+    vision = spec.vision
+    if vision is not None:
+        found.append(
+            BuildSource(
+                VISION,
+                vision.source,
+                "spec.vision.source",
+                vision.secret_ref.name if vision.secret_ref is not None else "",
+                vision.digest,
+                {} if vision.onnx is None else {"onnx": vision.onnx},
+            )
+        )
     return tuple(found)
 
 
@@ -149,7 +162,9 @@ def model_spec(spec: BuildSpec, source: SourceName) -> BuildSpec:
     """
     if source == MODEL:
         return spec
-    alone: dict[str, Any] = {"lora": None, "speculation": [], "golden": GoldenPrompts()}
+    alone: dict[str, Any] = {
+        "lora": None, "speculation": [], "vision": None, "golden": GoldenPrompts(),
+    }  # fmt: skip
     if is_child(source):
         child = child_of(spec, source)
         return spec.model_copy(

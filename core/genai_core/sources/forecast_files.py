@@ -6,7 +6,7 @@ from pathlib import Path
 
 from genai_core.errors import BadModel
 from genai_core.names import FORECAST_ROLE
-from genai_core.sources.source_files import Digests, SourceFacts, files_at
+from genai_core.sources.source_files import Digests, SourceFacts, part_facts
 
 __all__ = ["inspect_forecast"]
 
@@ -34,22 +34,7 @@ def inspect_forecast(
         BadModel: It is missing, unreadable or ambiguous, a pickle, or not what is pinned.
     """
     path = _file(root, where, tensor_file)
-    try:
-        files = files_at(root, {FORECAST_ROLE: path}, cache)
-    except OSError as error:
-        raise BadModel(
-            f"it cannot be read: {error.strerror or error}",
-            where=str(error.filename or root),
-            remedy="check the file and its permissions",
-        ) from error
-    facts = SourceFacts(root, files)
-    if pin not in {None, facts.digest}:
-        raise BadModel(
-            f"its content is {facts.digest}, not the {pin} that {where} pins",
-            where=str(root),
-            remedy="correct the digest, or restore what it stands for",
-        )
-    return facts
+    return part_facts(root, lambda: {FORECAST_ROLE: path}, cache, where=where, pin=pin)
 
 
 def _file(root: Path, where: str, name: str | None) -> Path:

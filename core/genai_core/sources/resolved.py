@@ -15,8 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from genai_core.canonical import digest_json
 from genai_core.files.paths import FileName, RelativePath
-from genai_core.names import FORECAST, MODEL, Digest, Key, SourceName, is_child
+from genai_core.names import MODEL, Digest, Key, SourceName, is_child
 from genai_core.sources.build_sources import child_of, is_built, sources_of
+from genai_core.sources.part_files import PartKind, part_kind
 
 if TYPE_CHECKING:  # workers read answers and know no specs
     from genai_core.kinds.build import BuildSpec
@@ -63,7 +64,7 @@ class ResolveFile(BaseModel):
     """The names of files in the spec's `quantization`."""
     pin: str | None = None
     """The digest that the spec pins, of a source that cannot be listed without reading it."""
-    what: Literal["adapter", "forecast"] | None = None
+    what: PartKind | None = None
     """None: a model."""
 
 
@@ -110,9 +111,7 @@ def resolve_file(
             if one.name == source
             for name, file in one.files.items()
         }
-        what: Literal["adapter", "forecast"] | None = None
-        if not is_built(source):
-            what = "forecast" if source == FORECAST else "adapter"
+        what = None if is_built(source) else part_kind(source)
         own = child_of(spec, source).calibration if is_child(source) else None
         texts = {} if own is None else {"calibration": own}
         return ResolveFile(uri=uri, pin=pin, model=files, quantization=texts, what=what)

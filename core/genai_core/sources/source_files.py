@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
@@ -37,6 +37,7 @@ __all__ = [
     "calibration_role",
     "files_at",
     "inspect_source",
+    "part_facts",
     "source_folder",
     "tokens_role",
 ]
@@ -227,6 +228,45 @@ def files_at(
 def tokens_role(name: str) -> str:
     """What the file that fidelity scores is called among roles: token ids, or else text."""
     return TOKENS_ROLE if Path(name).suffix.lower() == ".npy" else TOKENS_TEXT_ROLE
+
+
+def part_facts(
+    root: Path,
+    find: Callable[[], Mapping[str, Path]],
+    cache: Digests,
+    *,
+    where: str,
+    pin: str | None,
+    kind: type[BadInput] = BadModel,
+) -> SourceFacts:
+    """What the folder of a part, which is no model of its own, holds.
+
+    Args:
+        root: The folder.
+        find: Role -> file.
+        cache: Spares hashing a file again that has not changed.
+        where: Field that names the folder.
+        pin: `sha256:...` that its content must have; None = any.
+        kind: Of the errors.
+
+    Raises:
+        BadInput: Of `kind`: a file cannot be read, or the content is not what is pinned.
+    """
+    try:
+        facts = SourceFacts(root, files_at(root, find(), cache))
+    except OSError as error:
+        raise kind(
+            f"it cannot be read: {error.strerror or error}",
+            where=str(error.filename or root),
+            remedy="check the file and its permissions",
+        ) from error
+    if pin not in {None, facts.digest}:
+        raise kind(
+            f"its content is {facts.digest}, not the {pin} that {where} pins",
+            where=str(root),
+            remedy="correct the digest, or restore what it stands for",
+        )
+    return facts
 
 
 def calibration_role(name: str) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from genai_core.errors import GenAIError, SourceNotFound, StoreUnavailable, StoreUnreadable
-from genai_core.names import FORECAST, MODEL, Key, SourceName, TaskId
+from genai_core.names import MODEL, Key, SourceName, TaskId, is_adapter
 from genai_core.reasons import Reason
 from genai_core.redaction import hidden_queries
-from genai_core.sources.build_sources import BuildSource, is_built, of_source
+from genai_core.sources.build_sources import BuildSource, of_source
 from genai_core.sources.resolved import (
     RESOLVE,
     ResolvedSource,
@@ -118,7 +118,7 @@ class Resolver:
         found = ResolvedSource.model_validate(record.facts)
         if source.pin not in {None, found.digest}:
             raise Stalled(
-                "BadModel" if is_built(source.name) or source.name == FORECAST else "BadAdapter",
+                "BadAdapter" if is_adapter(source.name) else "BadModel",
                 f"the content of {place.uri} is {found.digest}, not the {source.pin} that "
                 f"{source.pin_field} pins",
             )

@@ -31,6 +31,7 @@ from genai_planner.expand.grid import derive_graphs
 from genai_planner.expand.head import head_config, is_draft, is_head
 from genai_planner.expand.inputs import ingest_id
 from genai_planner.expand.lora import import_adapters, refuse_adapters
+from genai_planner.expand.picture_encoder import expand_vision, refuse_vision
 from genai_planner.plan import Plan, Selection, Task
 from genai_planner.shape import ModelShape
 from genai_planner.sizing import demand
@@ -63,6 +64,7 @@ def expand_ingest(
     refuse_children(spec, sources, backends)
     refuse_draft(spec, backends)
     refuse_forecast(spec, backends)
+    refuse_vision(spec, backends)
     return Plan(
         tuple(
             _ingest(spec, name, sources, shape=(shapes or {}).get(name))
@@ -100,7 +102,11 @@ def expand(
     context = PlanContext(spec, shapes[MODEL], sources[MODEL], grid, head=head)
     children = planned_children(context, sources, shapes)
     adapters = tuple(import_adapters(context, sources))
-    parts = [Plan(adapters, notes=grid.notes, warnings=grid.warnings), expand_forecast(context)]
+    parts = [
+        Plan(adapters, notes=grid.notes, warnings=grid.warnings),
+        expand_forecast(context),
+        expand_vision(context, sources),
+    ]
     if chips:
         parts.append(htp.expand_htp(context, chips, children))
     if is_draft(spec):

@@ -28,6 +28,7 @@ from genai_planner.expand.lora import (
     bounds,
     use_cases,
 )
+from genai_planner.expand.picture_encoder import vision_inputs
 from genai_planner.expand.splits import balanced
 from genai_planner.plan import Demand, FidelityCondition, Inputs, Plan, Task
 from genai_planner.shape import ModelShape
@@ -238,6 +239,7 @@ class _Builder:
                 **adapter_yardstick(self.context),
                 **draft_inputs(self.spec, self.target.name),
                 **forecast_inputs(self.spec),
+                **vision_inputs(self.spec),
                 **self._measured(),
             },
             demand=self._package_demand(),

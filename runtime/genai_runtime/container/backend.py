@@ -7,13 +7,16 @@ small builds have; the weight-shared binaries themselves are never opened on x86
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.canonical import digest_file
 from genai_core.container.manifest import EMULATION_FOLDER, FORECAST_FILE
+from genai_core.container.vision_info import VISION_FOLDER, VISION_INFO_FILE
 from genai_core.errors import BadInput, NotRunnableHere
 from genai_core.names import Backend
 from genai_runtime.container.container import CPU_MODEL_FILE, TWIN_PREFIX, Container, merged_twin
@@ -22,6 +25,9 @@ from genai_runtime.executor.adapter_weights import AdapterShape, AdapterWeights
 from genai_runtime.executor.executor import Executor
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.session import Session
+
+if TYPE_CHECKING:
+    from genai_runtime.vision.encoder import VisionEncoder
 
 
 def open_session(
@@ -60,6 +66,7 @@ def open_session(
             worn=worn,
             holds=container.holds,
             prefix=_prefix(container),
+            pictures=container.holds(VISION_INFO_FILE),
         )
     _need_twin(container)
     from genai_runtime.htp.executor import HtpSession
@@ -133,6 +140,7 @@ def open_executor(
             digest_of=digest_of,
             holds=container.holds,
             prefix=_prefix(container),
+            pictures=container.holds(VISION_INFO_FILE),
         )
     _need_twin(container)
     index = container.adapters()
@@ -151,6 +159,41 @@ def open_executor(
         ranges=container.metadata.adapter_ranges,
         adapters=_adapter_weights(container, given),
         context_length=longest,
+    )
+
+
+def open_encoder(container: Container, *, threads: int = 0) -> VisionEncoder:
+    """Start what turns pictures into embeddings.
+
+    Args:
+        container: Whose encoder it is.
+        threads: Of ONNX Runtime; 0 = as many as there are cores.
+
+    Raises:
+        BadInput: It carries none, or one of a newer form.
+        BadModel: ONNX Runtime cannot load it.
+        NotRunnableHere: Pillow is not installed.
+    """
+    if not container.holds(VISION_INFO_FILE):
+        raise BadInput(
+            "the container reads no pictures",
+            where=str(container.folder),
+            remedy="build it with spec.vision",
+        )
+    if find_spec("PIL") is None:
+        raise NotRunnableHere(
+            "pictures need it, and it is not installed",
+            where="pillow",
+            remedy="pip install 'genai-operator[all]'",
+        )
+    from genai_runtime.vision.encoder import VisionEncoder, read_vision
+
+    path = container.folder / VISION_INFO_FILE
+    return VisionEncoder(
+        container.folder / VISION_FOLDER,
+        read_vision(path.read_bytes(), where=str(path)),
+        threads=threads,
+        holds=lambda name: container.holds(f"{VISION_FOLDER}/{name}"),
     )
 
 

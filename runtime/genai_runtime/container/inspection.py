@@ -16,6 +16,8 @@ from genai_core.canonical import digest_file
 from genai_core.container.adapters import merged_folder
 from genai_core.container.container_metadata import GraphInfo, TensorInfo
 from genai_core.container.manifest import EMULATION_FOLDER, MANIFEST_FILE, REPORT_FILE
+from genai_core.container.versions import read_versioned
+from genai_core.container.vision_info import VISION_INFO_FILE, VISION_VERSION, VisionInfo
 from genai_core.errors import BadInput, BadModel
 from genai_core.files.foreign import boundary
 from genai_core.names import Backend
@@ -82,6 +84,7 @@ def describe_container(found: Container) -> dict[str, Any]:
         "runsBy": _executor(found),
         "tokenizer": found.holds("tokenizer.json"),
         "base": manifest.base or found.revision,
+        **({"vision": vision} if (vision := _vision(found)) else {}),
         "adapters": [
             f"{name} (rank {entry.rank}, {entry.linears} linears)"
             for name, entry in index.adapters.items()
@@ -110,6 +113,23 @@ def describe_container(found: Container) -> dict[str, Any]:
             for file, graphs in found.metadata.model_files.items()
         },
     }
+
+
+def _vision(found: Container) -> str:
+    """How it reads pictures; empty where it does not."""
+    if not found.holds(VISION_INFO_FILE):
+        return ""
+    path = found.folder / VISION_INFO_FILE
+    info = read_versioned(VisionInfo, path.read_bytes(), newest=VISION_VERSION, where=str(path))
+    how = info.preprocessing
+    if how.size is not None:
+        size = f"{how.size[1]} x {how.size[0]} pixels"
+    else:
+        size = f"up to {how.most_pixels} pixels, sides in multiples of {how.multiple}"
+    count = (
+        "as many tokens as the encoder yields" if info.tokens is None else f"{info.tokens} tokens"
+    )
+    return f"{info.image_token} stands for a picture: {size}, {count}"
 
 
 def _report(path: Path) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class CpuSession(SlotSession):
         worn: What this sequence wears.
         holds: Which files the model's data may lie in; None = any of its folder.
         prefix: See `CpuExecutor`.
+        pictures: Embeddings may stand in tokens' places.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
@@ -57,6 +58,7 @@ class CpuSession(SlotSession):
         worn: Sequence[AdapterUse] = (),
         holds: Holds | None = None,
         prefix: NDArray[np.float32] | None = None,
+        pictures: bool = False,
     ) -> None:
         opened = read_model(model, holds=holds)
         known = processor.features() if features is None else features
@@ -69,6 +71,7 @@ class CpuSession(SlotSession):
             linears=bank.linears,
             parts=bank.parts,
             prefix=prefix is not None,
+            pictures=pictures,
         )
         executor = CpuExecutor(
             opened, sessions, context_length=context_length, rope=rope, bank=bank, prefix=prefix
@@ -91,6 +94,7 @@ def open_executor(
     digest_of: DigestOf = digest_file,
     holds: Holds | None = None,
     prefix: NDArray[np.float32] | None = None,
+    pictures: bool = False,
 ) -> CpuExecutor:
     """Several sequences over one model file, by graphs that are prepared in a cache.
 
@@ -108,6 +112,7 @@ def open_executor(
         digest_of: How cached files are compared with their digests.
         holds: Which files the model's data may lie in; None = any of its folder.
         prefix: See `CpuExecutor`.
+        pictures: Embeddings may stand in tokens' places.
 
     Raises:
         BadModel: ONNX Runtime cannot load the file, or it is not a model of this form.
@@ -132,6 +137,7 @@ def open_executor(
         linears=bank.linears,
         parts=bank.parts,
         prefix=prefix is not None,
+        pictures=pictures,
         digest_of=digest_of,
     )
     sessions = PreparedSessions(folder, threads=threads, exact=exact)

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from genai_runtime.cpu.layout import PassLayout
-from genai_runtime.cpu.packing import cache_inputs
+from genai_runtime.cpu.packing import IMAGE_VALUES, cache_inputs
 from genai_runtime.cpu.slots import Slot
 
 
@@ -53,7 +53,9 @@ class BoundGraph:
         self.rows = rows
         self.trees = trees
         self._session = session
-        self._inputs = {value.name for value in session.get_inputs()}
+        given = {value.name: value.shape for value in session.get_inputs()}
+        self._inputs = frozenset(given)
+        self.embedding_size = int(given[IMAGE_VALUES][1]) if IMAGE_VALUES in given else 0
         shapes = {value.name: value.shape for value in session.get_outputs()}
         self._states = {
             name: int(shape[2])

@@ -15,12 +15,13 @@ from genai_runtime.cpu.bank import AdapterBank, AdapterWeights
 from genai_runtime.cpu.binding import BoundGraph
 from genai_runtime.cpu.layout import RowPart, lay_out
 from genai_runtime.cpu.model import CpuModel
+from genai_runtime.cpu.packing import IMAGE_ROWS, IMAGE_VALUES
 from genai_runtime.cpu.prefix import prefix_inputs
 from genai_runtime.cpu.sessions import Sessions
 from genai_runtime.cpu.slots import SPARE, Slot, bucketed, cache_bytes
 from genai_runtime.executor.adapter_weights import AdapterShape
 from genai_runtime.executor.row_checks import checked_places, checked_rows, checked_truncation
-from genai_runtime.executor.rows import Row, RowOutput
+from genai_runtime.executor.rows import Embeddings, Row, RowOutput
 from genai_runtime.executor.slot_table import SlotTable
 from genai_runtime.rope import cos_sin
 
@@ -157,6 +158,11 @@ class CpuExecutor:
         """As the model names its further inputs."""
         return self._model.given
 
+    @property
+    def embedding_size(self) -> int:
+        """As the sessions' graphs take them."""
+        return next(iter(self._graphs.values())).embedding_size
+
     def cache_bytes(self, tokens: int) -> int:
         """Memory of a slot of so many tokens."""
         return cache_bytes(self._model.cache, tokens)
@@ -265,6 +271,13 @@ class CpuExecutor:
         for name in self._model.given:
             values = [rows[number].given[name] for number in chosen if number is not None]
             layout.inputs[name] = np.concatenate(values).astype(np.float32, copy=False)[None]
+        if graph.embedding_size:
+            layout.inputs.update(
+                _embeddings(
+                    [(rows[n].embeddings, tokens[n].size) for n in chosen if n is not None],
+                    graph.embedding_size,
+                )
+            )
         made = graph.run([None if n is None else slots[n] for n in chosen], layout)
         outputs: dict[int, RowOutput] = {}
         first = 0
@@ -308,6 +321,25 @@ class CpuExecutor:
                 filler=self._filler,
             )
         return self._graphs[rows, trees]
+
+
+def _embeddings(
+    rows: Sequence[tuple[Embeddings | None, int]], size: int
+) -> dict[str, NDArray[np.generic]]:
+    """What stands in tokens' places, of rows with so many tokens each, behind one another."""
+    places: list[NDArray[np.int64]] = [np.zeros(0, np.int64)]
+    values: list[NDArray[np.float32]] = [np.zeros((0, size), np.float32)]
+    start = 0
+    for embeddings, count in rows:
+        if embeddings is not None:
+            places.append(start + embeddings.places)
+            values.append(embeddings.values)
+        start += count
+    flat = np.concatenate(places)
+    return {
+        IMAGE_ROWS: np.stack([np.zeros_like(flat), flat], axis=1),
+        IMAGE_VALUES: np.concatenate(values).astype(np.float32, copy=False),
+    }
 
 
 def _tables(rope: Mapping[str, RopeTable], positions: int) -> dict[str, ort.OrtValue]:

@@ -19,6 +19,8 @@ slot on that slot's own buffers, a Concat. Nothing is padded, and no row sees an
                them; trained keys and values that no linear makes
              past_key_values.{l}.key.{r} / .value.{r}, rotary tables: as the container's model
                has them
+             image_rows int64 [K, 2]: 0 and which of the N, image_values float32 [K, H]: with
+               `pictures`, what stands there instead of the table's rows
              further float inputs [1, N, width], as the container's model has them
     outputs  logits float32 [1, W, V]; further ones of the container's model [1, N, width];
              packed.hidden float32 [1, W, H], what the output layer
@@ -50,6 +52,7 @@ from genai_runtime.cpu.onnx_edits import (
     replace_all,
 )
 
+IMAGE_ROWS, IMAGE_VALUES = "packed.image_rows", "packed.image_values"
 _PRODUCTS = ("MatMul", "MatMulNBits")
 _QKV = range(3)
 _KINDS = ("query", "key", "value")
@@ -58,7 +61,12 @@ _COS, _SIN, _POSITIONS, _BIAS = 7, 8, 9, 10
 
 
 def packed(
-    model: onnx.ModelProto, rows: int, *, trees: bool = False, prefix: bool = False
+    model: onnx.ModelProto,
+    rows: int,
+    *,
+    trees: bool = False,
+    prefix: bool = False,
+    pictures: bool = False,
 ) -> onnx.ModelProto:
     """The model of `rows` slots; weights stay where they are.
 
@@ -67,15 +75,18 @@ def packed(
         rows: Slots of a pass.
         trees: With inputs for positions and masks of each row.
         prefix: With inputs for a trained prefix; with trees alone.
+        pictures: With inputs for embeddings in tokens' places.
 
     Raises:
-        BadModel: It has no attention, or its logits come from no linear.
+        BadModel: It has no attention, its logits come from no linear, or, with pictures, it looks
+            tokens up in no table.
     """
     made = onnx.ModelProto()
     made.CopyFrom(model)
     graph = made.graph
     _want_places(graph)
     _give_positions(graph)
+    size = _take_embeddings(graph) if pictures else 0
     if not any(node.op_type == ATTENTION for node in graph.node):
         raise BadModel("has no GroupQueryAttention", where="model.onnx")
     nodes: list[onnx.NodeProto] = []
@@ -85,7 +96,7 @@ def packed(
             continue
         nodes += _unrolled(node, rows, trees=trees, prefix=prefix)
     replace_all(graph.node, in_order(nodes))
-    _declare(graph, rows, trees=trees)
+    _declare(graph, rows, trees=trees, embedding_size=size)
     drop_unused(graph)
     used = readers(graph.node)
     replace_all(graph.input, [value for value in graph.input if used[value.name]])
@@ -217,6 +228,23 @@ def _give_positions(graph: onnx.GraphProto) -> None:
             node.input[3] = "packed.positions"
 
 
+def _take_embeddings(graph: onnx.GraphProto) -> int:
+    """Embeddings from an input instead of some of the table's rows; their width."""
+    sizes = {tensor.name: int(tensor.dims[-1]) for tensor in graph.initializer if tensor.dims}
+    for node in graph.node:
+        if node.op_type != "Gather" or node.input[1] != "input_ids" or node.input[0] not in sizes:
+            continue
+        last = node
+        behind = [other for other in graph.node if node.output[0] in other.input]
+        if len(behind) == 1 and behind[0].op_type == "Cast":  # widens a float16 table
+            (last,) = behind
+        read = last.output[0]
+        last.output[0] = f"{read}.text"
+        graph.node.append(make("ScatterND", [last.output[0], IMAGE_ROWS, IMAGE_VALUES], [read]))
+        return sizes[node.input[0]]
+    raise BadModel("looks its tokens up in no table", where="model.onnx")
+
+
 def _unrolled(
     node: onnx.NodeProto, rows: int, *, trees: bool, prefix: bool
 ) -> Iterator[onnx.NodeProto]:
@@ -260,7 +288,7 @@ def _unrolled(
     yield make("Gather", [joined, "packed.kept"], [context], axis=1)
 
 
-def _declare(graph: onnx.GraphProto, rows: int, *, trees: bool) -> None:
+def _declare(graph: onnx.GraphProto, rows: int, *, trees: bool, embedding_size: int) -> None:
     """Inputs and outputs of the packed model."""
     value = helper.make_tensor_value_info
     ints, small, floats = TensorProto.INT64, TensorProto.INT32, TensorProto.FLOAT
@@ -273,6 +301,9 @@ def _declare(graph: onnx.GraphProto, rows: int, *, trees: bool) -> None:
         value("packed.wanted", ints, ["W"]),
     ]
     inputs += [value(n.input[-1], floats, [1, "P", "D"]) for n in graph.node if _adds_prefix(n)]
+    if embedding_size:
+        inputs.append(value(IMAGE_ROWS, ints, ["K", 2]))
+        inputs.append(value(IMAGE_VALUES, floats, ["K", embedding_size]))
     states = [v for v in graph.output if v.name not in ("logits", "packed.hidden")]
     states = [v for v in states if not v.name.startswith("present.")]
     for state in states:

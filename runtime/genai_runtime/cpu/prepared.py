@@ -47,6 +47,9 @@ _BRANCHES = 2
 _PREFIX = 1
 """The form of a trained prefix's inputs."""
 
+_PICTURES = 1
+"""The form of the inputs for embeddings in tokens' places."""
+
 _DATA_FILE = "weights.data"
 _INDEX_FILE = "prepared.json"
 _PART = ".part-"
@@ -100,6 +103,7 @@ def prepare(
     linears: Sequence[str] = (),
     parts: int = 1,
     prefix: bool = False,
+    pictures: bool = False,
     digest_of: DigestOf = digest_file,
 ) -> Path:
     """The prepared folder of a model, from the cache where it is there and whole.
@@ -113,6 +117,7 @@ def prepare(
         linears: Those that get branches for adapters.
         parts: Of their ranks; see `branches`.
         prefix: Trees may see a trained prefix.
+        pictures: Embeddings may stand in tokens' places.
         digest_of: How files are compared with prepared.json. `FileCache.digest` reads gigabytes
             once and not again while they do not change.
 
@@ -130,6 +135,7 @@ def prepare(
             "exact": exact,
             **(branches if linears else {}),
             **({"prefix": _PREFIX} if prefix else {}),
+            **({"pictures": _PICTURES} if pictures else {}),
         }
     )
     folder = cache / key[:32]
@@ -139,7 +145,8 @@ def prepare(
     cache.mkdir(parents=True, exist_ok=True, mode=0o700)
     part = Path(tempfile.mkdtemp(prefix=_PART, dir=cache))
     try:
-        _write(model, part, exact=exact, linears=linears, parts=parts, prefix=prefix)
+        adapted = branched(model.proto, linears, parts=parts)
+        _write(model, adapted, part, exact=exact, prefix=prefix, pictures=pictures)
         _publish(part, folder, digest_of)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -149,18 +156,18 @@ def prepare(
 
 def _write(
     model: CpuModel,
+    adapted: onnx.ModelProto,
     out: Path,
     *,
     exact: bool,
-    linears: Sequence[str],
-    parts: int,
     prefix: bool,
+    pictures: bool,
 ) -> None:
     work = out / "work"
     work.mkdir()
     source = model.path.parent
-    adapted = branched(model.proto, linears, parts=parts)
-    whole = packed(fused(adapted, source, work), SIZES[-1], trees=True, prefix=prefix)
+    joined = fused(adapted, source, work)
+    whole = packed(joined, SIZES[-1], trees=True, prefix=prefix, pictures=pictures)
     for name in {_location(tensor) for tensor in whole.graph.initializer} - {""}:
         if not (work / name).exists():
             _link(source / name, work / name)

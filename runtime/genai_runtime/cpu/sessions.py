@@ -72,6 +72,7 @@ class PlainSessions:
         linears: Those that get branches for adapters.
         parts: Of the ranks; see `branches`.
         prefix: Trees may see a trained prefix.
+        pictures: Embeddings may stand in tokens' places.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class PlainSessions:
         linears: Sequence[str] = (),
         parts: int = 1,
         prefix: bool = False,
+        pictures: bool = False,
     ) -> None:
         self._model = model
         self._proto = branched(model.proto, linears, parts=parts)
@@ -91,6 +93,7 @@ class PlainSessions:
         self._exact = exact
         self._sizes = sizes
         self._prefix = prefix
+        self._pictures = pictures
         self._open: dict[tuple[int, bool], Any] = {}
 
     @property
@@ -106,7 +109,13 @@ class PlainSessions:
                 "session.model_external_initializers_file_folder_path",
                 str(self._model.path.parent.resolve()),
             )
-            made = packed(self._proto, rows, trees=trees, prefix=trees and self._prefix)
+            made = packed(
+                self._proto,
+                rows,
+                trees=trees,
+                prefix=trees and self._prefix,
+                pictures=self._pictures,
+            )
             self._open[rows, trees] = open_session(
                 made.SerializeToString(), options, where=self._model.path
             )

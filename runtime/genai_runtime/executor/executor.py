@@ -79,6 +79,11 @@ class Executor(Protocol):
         """What the model reads beside tokens, and the widths: an EAGLE head's hidden states."""
         ...
 
+    @property
+    def embedding_size(self) -> int:
+        """Width of the embeddings that may stand in tokens' places; 0 = none may."""
+        ...
+
     def cache_bytes(self, tokens: int) -> int:
         """Memory that a slot of so many tokens occupies."""
         ...

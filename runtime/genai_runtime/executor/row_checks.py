@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from genai_core.errors import BadInput
 from genai_runtime.executor.executor import Executor
-from genai_runtime.executor.rows import Row, Tokens
+from genai_runtime.executor.rows import Embeddings, Row, Tokens
 
 
 def checked_rows(rows: Sequence[Row], executor: Executor) -> list[NDArray[np.int64]]:
@@ -19,8 +19,8 @@ def checked_rows(rows: Sequence[Row], executor: Executor) -> list[NDArray[np.int
 
     Raises:
         BadInput: No row; a slot twice or not open; tokens that are no vector of ids inside the
-            vocabulary; more than the context holds; an adapter that is not there; hidden states or
-            a tree where there are none; a tree whose parts do not fit.
+            vocabulary; more than the context holds; an adapter that is not there; hidden states,
+            embeddings or a tree where there are none; a tree or embeddings that do not fit.
     """
     if not rows:
         raise BadInput("a pass needs at least one row")
@@ -43,6 +43,8 @@ def checked_rows(rows: Sequence[Row], executor: Executor) -> list[NDArray[np.int
         _check_states(row, checked[-1].size, executor)
         if row.tree is not None:
             _check_tree(row, checked[-1].size, executor)
+        if row.embeddings is not None:
+            _check_embeddings(row.embeddings, row, checked[-1].size, executor)
     return checked
 
 
@@ -135,6 +137,22 @@ def _check_states(row: Row, count: int, executor: Executor) -> None:
         )
     if wanted != given:
         raise BadInput(f"the model reads {wanted} beside tokens, got {given}", where=where)
+
+
+def _check_embeddings(embeddings: Embeddings, row: Row, count: int, executor: Executor) -> None:
+    where = f"slot {row.slot}: embeddings"
+    places, values = embeddings.places, embeddings.values
+    if not executor.embedding_size:
+        raise BadInput("the model reads tokens alone", where=where)
+    if values.shape != (places.size, executor.embedding_size):
+        raise BadInput(
+            f"{places.size} places have values {list(values.shape)}, the model's have the size "
+            f"{executor.embedding_size}",
+            where=where,
+        )
+    chain = np.concatenate([[-1], places, [count]])
+    if (np.diff(chain) < 1).any():
+        raise BadInput(f"their places do not lie, ascending, in {count} tokens", where=where)
 
 
 def _check_tree(row: Row, count: int, executor: Executor) -> None:

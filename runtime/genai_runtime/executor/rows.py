@@ -62,6 +62,26 @@ class Tree:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """What stands in places of tokens instead of their rows of the embedding table: pictures.
+
+    Attributes:
+        places: [K], ascending.
+        values: float32 [K, H].
+    """
+
+    places: NDArray[np.int64]
+    values: NDArray[np.float32]
+
+    def between(self, start: int, stop: int) -> Embeddings | None:
+        """Those of the tokens from `start` to `stop`, counted from there; None without any."""
+        first, last = np.searchsorted(self.places, (start, stop))
+        if first == last:
+            return None
+        return Embeddings(self.places[first:last] - start, self.values[first:last])
+
+
+@dataclass(frozen=True)
 class Row:
     """What one slot does in a pass.
 
@@ -74,6 +94,7 @@ class Row:
         tree: Only where the tokens are no chain.
         states: Yield the states that the executor names, of every token.
         given: What its model reads beside the tokens, by name, float32 [T, width].
+        embeddings: What it reads instead of some tokens' own, places counted in `tokens`.
     """
 
     slot: int
@@ -84,6 +105,7 @@ class Row:
     tree: Tree | None = None
     states: bool = False
     given: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    embeddings: Embeddings | None = None
 
 
 @dataclass(frozen=True)

@@ -160,6 +160,11 @@ class HtpExecutor:
         return {}
 
     @property
+    def embedding_size(self) -> int:
+        """None: its graphs look tokens up themselves."""
+        return 0
+
+    @property
     def token_count(self) -> int:
         """As many as there are logits."""
         return self.vocab_size

@@ -11,13 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from genai_runtime.executor.executor import Executor
 
-__all__ = ["Held", "Match", "PrefixCache", "common"]
+__all__ = ["Held", "Match", "Pictures", "PrefixCache", "common"]
+
+Pictures: TypeAlias = tuple[tuple[int, str], ...]
+"""Of each picture in a text its first place and the digest of its embeddings, in order."""
 
 _MOST = 256
 """Idle slots: every one of them is compared with each prompt."""
@@ -31,11 +36,17 @@ class Held:
         slot: Of the executor.
         scope: What its keys and values depend on beside the tokens: equal ones may share.
         tokens: [T], those whose keys and values are in the slot.
+        pictures: Among them.
     """
 
     slot: int
     scope: Hashable
     tokens: NDArray[np.int64]
+    pictures: Pictures = ()
+
+    def shared(self, other: Held) -> int:
+        """How many tokens both begin with."""
+        return common(self.tokens, other.tokens, (self.pictures, other.pictures))
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,12 @@ class PrefixCache:
         return tuple(self._pinned)
 
     def find(
-        self, scope: Hashable, prompt: NDArray[np.int64], running: Iterable[Held] = ()
+        self,
+        scope: Hashable,
+        prompt: NDArray[np.int64],
+        running: Iterable[Held] = (),
+        *,
+        pictures: Pictures = (),
     ) -> Match | None:
         """The longest beginning of a prompt that a slot has; never all of it.
 
@@ -96,6 +112,7 @@ class PrefixCache:
             scope: Of the request.
             prompt: Its tokens, [T].
             running: Slots at work, which may be copied from.
+            pictures: Of the prompt.
         """
         if not self._most_bytes and not self._pinned:
             return None
@@ -107,7 +124,7 @@ class PrefixCache:
         ]:
             if held.scope != scope:
                 continue
-            shared = common(held.tokens, prompt[:-1])
+            shared = common(held.tokens, prompt[:-1], (held.pictures, pictures))
             if shared > (0 if best is None else best.tokens):
                 best = Match(held.slot, shared, idle and shared == held.tokens.size)
         return best
@@ -142,12 +159,12 @@ class PrefixCache:
         """
         size = held.tokens.size
         within = any(
-            other.scope == held.scope and common(other.tokens, held.tokens) == size
+            other.scope == held.scope and other.shared(held) == size
             for other in self._pinned.values()
         )
         for other in list(self._idle.values()):
             if other.scope == held.scope:
-                shared = common(other.tokens, held.tokens)
+                shared = other.shared(held)
                 within |= shared == size
                 if shared == other.tokens.size < size:
                     self._free(other.slot)
@@ -193,8 +210,22 @@ class PrefixCache:
         self._executor.free(slot)
 
 
-def common(one: NDArray[np.int64], other: NDArray[np.int64]) -> int:
-    """How many tokens two texts share at their beginnings."""
+def common(
+    one: NDArray[np.int64],
+    other: NDArray[np.int64],
+    pictures: tuple[Pictures, Pictures] = ((), ()),
+) -> int:
+    """How many tokens two texts share at their beginnings.
+
+    Args:
+        one: Tokens [T].
+        other: Likewise.
+        pictures: Of each: all places of a picture have one token, so its digest tells.
+    """
     size = min(one.size, other.size)
     differ = one[:size] != other[:size]
-    return int(differ.argmax()) if differ.any() else size
+    shared = int(differ.argmax()) if differ.any() else size
+    for pair in zip_longest(*pictures):
+        if pair[0] != pair[1]:
+            return min(shared, *(picture[0] for picture in pair if picture is not None))
+    return shared

@@ -4,8 +4,8 @@
 
 A text is cut into blocks. A block's name is a digest of all that its numbers depend on: the
 identity (model, machine, way of computing), the scope (adapters by content, alphas, salt), and
-every token up to its end. So a name means one content for ever, texts that begin alike share their
-first blocks, and nothing has to be looked up but names.
+every token and picture up to its end. So a name means one content for ever, texts that begin alike
+share their first blocks, and nothing has to be looked up but names.
 
 A file carries its own name and a digest of all its bytes, and both are compared before one number
 is used: what was cut short, damaged, renamed or put there by somebody else is a miss, and removed.
@@ -35,7 +35,7 @@ from genai_core.canonical import digest_json
 from genai_core.errors import BadInput
 from genai_core.files.regular import read_regular
 from genai_runtime.executor.executor import Executor, KeyValueHost
-from genai_runtime.prefixes.cache import Held
+from genai_runtime.prefixes.cache import Held, Pictures
 
 __all__ = ["BLOCK", "PrefixFiles", "ScopeText"]
 
@@ -123,15 +123,23 @@ class PrefixFiles:
         self._thread = threading.Thread(target=self._write_all, name="prefix files", daemon=True)
         self._thread.start()
 
-    def load(self, scope: Hashable, prompt: NDArray[np.int64], *, beyond: int) -> int | None:
+    def load(
+        self,
+        scope: Hashable,
+        prompt: NDArray[np.int64],
+        *,
+        beyond: int,
+        pictures: Pictures = (),
+    ) -> int | None:
         """A new slot that begins as a prompt does; None where no file says more than is known.
 
         Args:
             scope: Of the prompt.
             prompt: [T]; its last token is left out, since its logits are wanted.
             beyond: Fewer tokens, or as many, are of no use.
+            pictures: Of the prompt.
         """
-        names = self._names(scope, prompt[:-1])
+        names = self._names(scope, prompt[:-1], pictures)
         there = 0
         while there < len(names) and self._there(names[there]):
             there += 1
@@ -158,7 +166,7 @@ class PrefixFiles:
             held: The slot goes on at its length, or is freed: what it holds stays as it is.
             wait: Seconds for its turn.
         """
-        names = self._names(held.scope, held.tokens)
+        names = self._names(held.scope, held.tokens, held.pictures)
         if all(self._there(name) for name in names):
             self._touch(names)
             return
@@ -172,8 +180,8 @@ class PrefixFiles:
             self._queue.put(None, timeout=seconds)
             self._thread.join(seconds)
 
-    def _names(self, scope: Hashable, tokens: NDArray[np.int64]) -> list[str]:
-        """Of the whole blocks of a text."""
+    def _names(self, scope: Hashable, tokens: NDArray[np.int64], pictures: Pictures) -> list[str]:
+        """Of the whole blocks of a text; those before the first picture as without it."""
         text = self._scope_text(scope)
         if text is None:
             return []
@@ -181,6 +189,8 @@ class PrefixFiles:
         names = []
         for start in range(0, tokens.size - tokens.size % BLOCK, BLOCK):
             block = tokens[start : start + BLOCK].astype("<i8").tobytes()
+            begun = [p for p in pictures if start <= p[0] < start + BLOCK]
+            block += "".join(f"\n{place} {digest}" for place, digest in begun).encode()
             name = hashlib.sha256(name.encode() + block).hexdigest()
             names.append(name)
         return names

@@ -3,9 +3,10 @@
 Inputs: the core graph's `facts.json` and `model.onnx`; what compile wrote (cpu: `model.onnx` and
 `model.data`; htp: `part_k_of_N.bin` with its `.json`, and `emulation/` where it was made);
 `fidelity.json`; from the source the encodings, tokenizer and configuration files; `draft`, the
-container of a draft model or EAGLE head, where there is one; of a head, its token map; `forecast`,
-what forecast_import wrote; `adapter_<number>`, and `adapters` and `ranges`, how static graphs take
-them, or `case_<number>_part_<split>`, binaries that have them in them.
+container of a draft model or EAGLE head, where there is one; of a head, its token map; `forecast`
+and `vision`, what forecast_import and vision_import wrote; `adapter_<number>`, and `adapters` and
+`ranges`, how static graphs take them, or `case_<number>_part_<split>`, binaries that have them in
+them.
 
 The manifest names every file with its digest, and its own digest is the container's revision, so
 nothing measured may stand in such a file. `report.json` and `golden.json`, whose margins another
@@ -34,7 +35,7 @@ from genai_core.container.manifest import (
 )
 from genai_core.container.outside import report_bytes
 from genai_core.facts import ModelFacts, RopeTable
-from genai_core.names import DRAFT, FORECAST, Backend
+from genai_core.names import DRAFT, FORECAST, VISION, Backend
 from genai_core.operations import OPERATIONS, PackageConfig
 from genai_core.tasks.toolchain import version_of
 from genai_runtime.container import container
@@ -47,6 +48,7 @@ from genai_stages.operations.fidelity import RESULT_FILE
 from genai_stages.package.container_adapters import place_adapters
 from genai_stages.package.container_draft import head_info, place_draft
 from genai_stages.package.container_forecast import place_forecast
+from genai_stages.package.container_vision import place_vision
 from genai_stages.package.contents import Contents, child_input, place_cpu_model, place_htp_parts
 from genai_stages.package.first_run import run_once, run_use_cases
 from genai_stages.package.identity import identify
@@ -60,7 +62,7 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
     """Write the container's folder; run it once where that is possible here."""
     # What lies in the draft's folder must not be taken for the model's.
     given, guessing = inputs, inputs.get(DRAFT)
-    others = (DRAFT, FORECAST, *map(child_input, config.children))
+    others = (DRAFT, FORECAST, VISION, *map(child_input, config.children))
     inputs = {k: v for k, v in inputs.items() if not k.startswith(YARDSTICK) and k not in others}
     every, inputs = inputs, of_base(inputs)
     core = core_folder(inputs)
@@ -93,6 +95,8 @@ def run(inputs: Inputs, config: PackageConfig, out: Path, context: Context) -> S
         place_draft(guessing, out, facts, contents.files)
     if FORECAST in given:
         contents.forecast = place_forecast(given[FORECAST], out)
+    if VISION in given:
+        place_vision(given[VISION], out)
     metadata = _metadata(config, facts, contents)
     _write_json(out / METADATA_FILE, metadata.model_dump(mode="json", exclude_none=True))
     if config.merged is not None:

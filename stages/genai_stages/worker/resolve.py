@@ -25,8 +25,7 @@ from genai_core.files.paths import check_relative_path
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import TOKEN_MAP_ROLE, Digest, Key
 from genai_core.redaction import hidden_queries
-from genai_core.sources.adapter_files import inspect_adapter
-from genai_core.sources.forecast_files import inspect_forecast
+from genai_core.sources.part_files import inspect_part
 from genai_core.sources.resolved import (
     RESOLVE,
     ListedFile,
@@ -187,10 +186,8 @@ def _read_folder(
 def _facts(
     question: ResolveFile, folder: Path, cache: Digests, *, links_within: Path | None = None
 ) -> SourceFacts:
-    if question.what == "adapter":
-        return inspect_adapter(folder, cache, where=question.uri, **question.model)
-    if question.what == "forecast":
-        return inspect_forecast(folder, cache, where=question.uri, **question.model)
+    if question.what is not None:
+        return inspect_part(question.what, folder, cache, where=question.uri, **question.model)
     return inspect_source(
         _spec(question, folder),
         folder,

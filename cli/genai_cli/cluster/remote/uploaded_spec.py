@@ -16,6 +16,8 @@ from genai_core.names import (
     FORECAST_ROLE,
     MODEL,
     TOKEN_MAP_ROLE,
+    VISION,
+    VISION_ROLE,
     SourceName,
     adapter_source,
     is_child,
@@ -54,6 +56,8 @@ def with_upload(
         return _with_model(spec, written, address, digest)
     if source.name in (DRAFT, FORECAST):
         return _with_draft(written, address, digest)
+    if source.name == VISION:
+        return _with_encoder(written, address, digest)
     if is_child(source.name):
         number = spec.children.index(child_of(spec, source.name))
         return _with_child(written, number, address, digest)
@@ -84,6 +88,14 @@ def _with_draft(written: Json, address: str, digest: str) -> Json:
     if "tensorFile" in moved:
         moved["tensorFile"] = FORECAST_ROLE
     return {**written, "speculation": [moved]}
+
+
+def _with_encoder(written: Json, address: str, digest: str) -> Json:
+    """The spec with the encoder of pictures beside the store."""
+    moved = _beside(written["vision"], address, digest)
+    if "onnx" in moved:
+        moved["onnx"] = VISION_ROLE
+    return {**written, "vision": moved}
 
 
 def _with_child(written: Json, number: int, address: str, digest: str) -> Json:

@@ -16,10 +16,9 @@ from genai_cli.engine.work_folders import known_digests
 from genai_core.errors import GenAIError
 from genai_core.files.home import expanded
 from genai_core.kinds.build import BuildSpec, GenAIBuild
-from genai_core.names import FORECAST, TOKEN_MAP_ROLE
-from genai_core.sources.adapter_files import inspect_adapter
+from genai_core.names import TOKEN_MAP_ROLE
 from genai_core.sources.build_sources import BuildSource, is_built, model_spec, of_source
-from genai_core.sources.forecast_files import inspect_forecast
+from genai_core.sources.part_files import inspect_part, part_kind
 from genai_core.sources.source_files import SourceFacts, inspect_source
 from genai_core.store.address import StoreAddress
 
@@ -71,8 +70,14 @@ def inspected(spec: BuildSpec, source: BuildSource) -> SourceFacts:
         except GenAIError as error:
             raise of_source(error, source) from error
     folder = Path(expanded(source.address.removeprefix("file://"))).absolute()
-    inspect = inspect_forecast if source.name == FORECAST else inspect_adapter
-    return inspect(folder, known_digests(), where=source.field, pin=source.pin, **source.files)
+    return inspect_part(
+        part_kind(source.name),
+        folder,
+        known_digests(),
+        where=source.field,
+        pin=source.pin,
+        **source.files,
+    )
 
 
 def _sent(place: StorePlace, facts: SourceFacts, build: str) -> str:

@@ -155,6 +155,13 @@ KINDS: tuple[DefinedKind, ...] = (
                 "of a model of its own",
             ),
             Rule(
+                "spec.vision",
+                "self.source.startsWith('s3://') || self.source.startsWith('https://') "
+                "|| self.source.startsWith('pvc://')",
+                "a cluster reads encoders of pictures from s3://, https:// or pvc://; genai build "
+                "--remote uploads folders and applies the build",
+            ),
+            Rule(
                 "spec.lora",
                 "self.adapters.all(one, self.adapters.exists_one(other, other.name == one.name) "
                 "&& one.name != 'base' && (!has(self.useCases) "

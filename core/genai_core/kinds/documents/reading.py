@@ -27,6 +27,7 @@ from genai_core.kinds.documents.yaml_documents import Document, load_documents
 from genai_core.kinds.lora import AdapterSource
 from genai_core.kinds.speculation import SpeculationPart
 from genai_core.kinds.target import GenAITarget
+from genai_core.kinds.vision_part import Vision
 from genai_core.wire import GROUP
 
 __all__ = [
@@ -46,7 +47,7 @@ KINDS: dict[str, type[KindObject]] = {
 }
 
 _Model = TypeVar("_Model", bound=BaseModel)
-_S = TypeVar("_S", ModelSource, AdapterSource, Child, SpeculationPart)
+_S = TypeVar("_S", ModelSource, AdapterSource, Child, SpeculationPart, Vision)
 
 
 def read_build(path: Path, *, name: str | None = None) -> GenAIBuild:
@@ -114,6 +115,8 @@ def with_local_source(build: GenAIBuild, folder: Path) -> GenAIBuild:
     if spec.speculation:
         parts = [placed(part) for part in spec.speculation]
         spec = spec.model_copy(update={"speculation": parts})
+    if spec.vision is not None:
+        spec = spec.model_copy(update={"vision": placed(spec.vision)})
     return build.model_copy(update={"spec": spec})
 
 
