@@ -18,7 +18,7 @@ from genai_cli.testing import InProcess, Ran
 from genai_core.kinds.base import ObjectMeta
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.documents.reading import read_model
-from genai_core.names import DRAFT, FORECAST, MODEL, SourceName, adapter_source
+from genai_core.names import DRAFT, FORECAST, MODEL, VISION, SourceName, adapter_source
 from genai_core.sources.build_sources import BuildSource
 from genai_core.wire import REQUESTED_AT
 
@@ -356,6 +356,17 @@ def test_an_uploaded_draft_is_pinned_and_its_files_are_called_by_their_roles() -
         {"method": "Ssd", "source": "s3://b/sources/sha256-00", "digest": "sha256:00",
          "tensorFile": "forecast.safetensors"}
     ]  # fmt: skip
+
+
+def test_an_uploaded_encoder_is_pinned_and_called_by_its_role() -> None:
+    part = {"source": "./vit", "onnx": "vit.onnx", "imageToken": "<i>", "secretRef": {"name": "s"}}
+    applied = with_upload(
+        parsed(), {"vision": part}, source_called(VISION), UPLOAD, digest="sha256:00"
+    )
+    assert applied["vision"] == {
+        "source": "s3://b/sources/sha256-00", "digest": "sha256:00", "imageToken": "<i>",
+        "onnx": "vision_encoder.onnx",
+    }  # fmt: skip
 
 
 def test_inspected_finds_the_files_of_an_adapter_that_its_spec_names(tmp_path: Path) -> None:
