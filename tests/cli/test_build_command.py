@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -294,6 +294,61 @@ def test_a_replay_says_what_differs(call: InProcess, home: Path, tmp_path: Path)
     assert ran.code == 1
     assert not ran.json["same"]
     assert ran.json["outputs"][name]["verdict"] == "differs"
+
+
+def _path_above(record: dict[str, Any]) -> None:
+    files = next(iter(record["inputs"].values()))
+    files["../../x"] = files.popitem()[1]
+
+
+def _other_digest(record: dict[str, Any]) -> None:
+    files = next(iter(record["inputs"].values()))
+    files[next(iter(files))] = "0" * 64
+
+
+@pytest.mark.parametrize("command", ["replay", "cache pull"])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        _path_above,
+        _other_digest,
+        lambda record: record.update(key="1" * 64),
+        lambda record: record.update(operation="package"),
+        lambda record: record["inputs"].update({"/etc": {"passwd": "0" * 64}}),
+        lambda record: record["toolchain"].update(id="2" * 64),
+    ],
+)
+def test_replay_and_pull_refuse_an_entry_that_was_edited(
+    call: InProcess,
+    home: Path,
+    tmp_path: Path,
+    edit: Callable[[dict[str, Any]], None],
+    command: str,
+) -> None:
+    """It would run as another task, and its result would be compared with this one's."""
+    entry = tmp_path / "entry"
+    entry.mkdir()
+    value = json.loads((entries(home)["convert"] / "builder_cache_info.json").read_text())
+    edit(value["record"])
+    (entry / "builder_cache_info.json").write_text(json.dumps(value))
+    store = home / ".cache" / "genai-operator" / "store"
+    ran = call(*command.split(), entry, "--store", store)
+    assert ran.code == 2
+    assert "its key is not that of its options and inputs" in ran.errors[0]
+    assert "--set" in ran.errors[0]
+
+
+def test_replay_names_no_model_s_folder_when_an_entry_names_a_whole_disk(
+    call: InProcess, home: Path, tmp_path: Path
+) -> None:
+    """`source` is for people and enters no key, so anything may stand there."""
+    value = json.loads((entries(home)["ingest"] / "builder_cache_info.json").read_text())
+    value["record"]["source"] = "/"
+    (tmp_path / "builder_cache_info.json").write_text(json.dumps(value))
+    store = home / ".cache" / "genai-operator" / "store"
+    ran = call("replay", tmp_path, "--store", store)
+    assert ran.code == 2
+    assert "/ holds more than 10000 files, so it is no model's folder" in ran.errors[0]
 
 
 def test_a_replay_of_ingest_needs_the_model(call: InProcess, home: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from genai_core.operations import (
     operation_of,
 )
 from genai_core.store.directory.directory_store import DirectoryStore
+from genai_core.tasks.keys import task_key
 from genai_core.tasks.record import Record, ToolchainUsed, entry_folder
 
 COMPILE = operation_of("compile", Backend.HTP)
@@ -73,7 +74,7 @@ def test_an_entry_of_another_version_is_said_to_be_one(
     store = DirectoryStore(tmp_path)
     record = Record(
         operation=operation,
-        key=Key("0" * 64),
+        key=task_key(operation, 1, toolchain_id=Digest("0" * 64), config=config, inputs={}),
         config=config,
         toolchain=ToolchainUsed(id=Digest("0" * 64)),
         created_at=datetime(2026, 1, 1, tzinfo=UTC),

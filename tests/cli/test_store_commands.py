@@ -356,16 +356,18 @@ def graph_of_another_entrys_weights(store: DirectoryStore, tmp_path: Path) -> Re
     own = store.put_bytes(onnx.helper.make_model(graph).SerializeToString())
     data, other = store.put_bytes(values.tobytes()), store.put_bytes(b"not named")
     record = entry(store, "a", operation="arcl")
+    inputs = {
+        "model": {
+            "weights/layer_000.data": data.sha256,
+            "weights/layer_001.data": other.sha256,
+            "model.onnx": own.sha256,
+        }
+    }
+    tools = record.toolchain.id
     changed = record.model_copy(
         update={
-            "key": Key("a" * 64),
-            "inputs": {
-                "model": {
-                    "weights/layer_000.data": data.sha256,
-                    "weights/layer_001.data": other.sha256,
-                    "model.onnx": own.sha256,
-                }
-            },
+            "key": task_key("arcl", 1, toolchain_id=tools, config=record.config, inputs=inputs),
+            "inputs": inputs,
             "outputs": {"ar1_cl256.onnx": Output(sha256=own.sha256, size=own.size)},
         }
     )
@@ -384,7 +386,7 @@ def test_what_comes_out_of_a_store_is_opened_by_onnx_load(
     record = graph_of_another_entrys_weights
     folder = tmp_path / "out"
     if command == "pull":
-        ran = cache("pull", "arcl/aaaa", "-o", "out", "--json")
+        ran = cache("pull", f"arcl/{record.key}", "-o", "out", "--json")
         assert ran.json["weights"] == ["weights/layer_000.data"]
     else:
         ran = cache("export", "out")
@@ -393,7 +395,7 @@ def test_what_comes_out_of_a_store_is_opened_by_onnx_load(
     model = onnx.load(folder / "ar1_cl256.onnx")  # noqa: TID251 - users do
     assert np.array_equal(onnx.numpy_helper.to_array(model.graph.initializer[0]), np.arange(64))
     assert not (folder / "weights" / "layer_001.data").exists()
-    where = ["arcl/aaaa", "-o", "bare"] if command == "pull" else ["bare"]
+    where = [f"arcl/{record.key}", "-o", "bare"] if command == "pull" else ["bare"]
     plain = cache(command, *where, "--no-weights")
     assert plain.code == 0
     assert not list((tmp_path / "bare").rglob("*.data"))
@@ -435,6 +437,6 @@ def test_weights_that_are_gone_are_named(
 ) -> None:
     record = graph_of_another_entrys_weights
     store.delete_blob(Digest(record.inputs["model"]["weights/layer_000.data"]))
-    ran = cache("pull", "arcl/aaaa", "-o", "out")
+    ran = cache("pull", f"arcl/{record.key}", "-o", "out")
     assert ran.code == 0
     assert "weights/layer_000.data is not in the store any more" in ran.err

@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from genai_cli.display.output import emit, say, tell
 from genai_cli.display.words import duration, size
 from genai_cli.engine.local_engine import run_task
 from genai_cli.settings import ProgramSettings
-from genai_cli.store.entries import find_entry, named_key, opened, read_entry, records
+from genai_cli.store.entries import believed, find_entry, named_key, opened, read_entry, records
 from genai_core.errors import BadInput, InvalidSpec, from_dict
 from genai_core.files.digest_cache import FileCache
 from genai_core.files.whole_files import DRAFT_SUFFIX
@@ -38,6 +39,7 @@ from genai_core.tasks.toolchain import toolchain_of
 
 __all__ = ["changed_config", "replay"]
 
+_MOST_FILES = 10_000
 _OPTIONS = "options"
 """The field whose members are the vendor's: names with dots, values that are text."""
 
@@ -73,11 +75,11 @@ def _found(entry: str, settings: ProgramSettings, store: str | None) -> tuple[Re
     """The record, and the store that its inputs come from."""
     folder = Path(entry)
     if folder.exists():
-        record = read_entry(folder)
+        record = believed(read_entry(folder))
         return record, opened(settings, store or _store_around(folder, record) or settings.store)
     named_key(entry)  # what is none needs no store to be refused
     artifacts = opened(settings, store)
-    return find_entry(artifacts, entry), artifacts
+    return believed(find_entry(artifacts, entry)), artifacts
 
 
 def _operation(record: Record) -> Operation:
@@ -204,13 +206,25 @@ class _Inputs:
             folder = folder.parent
         if not folder.is_dir():
             return
+        # The entry names the folder, which may be a whole disk, or one without an end (/proc).
+        paths = list(islice(folder.rglob("*"), _MOST_FILES + 1))
+        if len(paths) > _MOST_FILES:
+            raise BadInput(
+                f"{folder} holds more than {_MOST_FILES} files, so it is no model's folder",
+                where=entry_folder(self.record),
+                remedy="name the model's folder with --source",
+            )
         cache = FileCache(None)
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and (digest := cache.digest(path)) in missing:
-                file = TaskFileInput(
-                    sha256=digest, size=path.stat().st_size, path=str(path.absolute())
-                )
-                yield digest, file
+        for path in sorted(paths):
+            if not path.is_file():
+                continue
+            with suppress(OSError):  # what cannot be read is not the input
+                digest, length = cache.digest(path), path.stat().st_size
+                if digest in missing:
+                    yield (
+                        digest,
+                        TaskFileInput(sha256=digest, size=length, path=str(path.absolute())),
+                    )
 
     def _one(
         self, known: Mapping[Digest, TaskFileInput], path: str, identity: Digest

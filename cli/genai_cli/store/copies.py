@@ -12,10 +12,11 @@ from pathlib import Path
 from genai_cli.display.output import emit, say, tell
 from genai_cli.display.words import counted
 from genai_cli.settings import ProgramSettings
-from genai_cli.store.entries import checked_operation, find_entry, opened, records
+from genai_cli.store.entries import believed, checked_operation, find_entry, opened, records
 from genai_core.errors import CorruptBlob
 from genai_core.store.blobs import Blobs
 from genai_core.store.delivery import place
+from genai_core.store.record_checks import key_fault
 from genai_core.tasks.record import Blob, Record, entry_folder
 
 __all__ = ["export", "pull"]
@@ -42,7 +43,7 @@ def pull(
         weights: With the files of other entries that its graphs name.
     """
     store = opened(settings, address)
-    record = find_entry(store, entry)
+    record = believed(find_entry(store, entry))
     path = (output or Path(Path(entry_folder(record)).name)).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     named = _named_weights(record, store) if weights else {}
@@ -112,8 +113,11 @@ def export(
     store = opened(settings, address)
     written: list[str] = []
     faults: list[str] = []
-    chosen = [find_entry(store, entry) for entry in entries]
+    chosen = [believed(find_entry(store, entry)) for entry in entries]
     for record in chosen or records(store, operation):
+        if (fault := key_fault(record)) is not None:
+            faults.append(f"{entry_folder(record)}: {fault}")
+            continue
         path = folder / entry_folder(record)
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

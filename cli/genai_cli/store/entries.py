@@ -24,6 +24,7 @@ from genai_core.redaction import plain
 from genai_core.sources.resolved import RESOLVE
 from genai_core.store.location import open_store
 from genai_core.store.protocol import RecordRef, Store
+from genai_core.store.record_checks import key_fault
 from genai_core.store.records import Records
 from genai_core.tasks.record import (
     SIDECAR_NAME,
@@ -34,6 +35,7 @@ from genai_core.tasks.record import (
 )
 
 __all__ = [
+    "believed",
     "checked_operation",
     "find_entry",
     "list_entries",
@@ -224,6 +226,21 @@ def read_entry(folder: Path) -> Record:
             where=str(path),
             remedy="name another entry, or have the task run again: remove the folder, and build",
         ) from error
+
+
+def believed(record: Record) -> Record:
+    """The same record, where its key is that of what it says.
+
+    Raises:
+        BadInput: It was edited, or lies under another task's key.
+    """
+    if (fault := key_fault(record)) is not None:
+        raise BadInput(
+            fault,
+            where=entry_folder(record),
+            remedy="name an entry as genai wrote it; genai replay changes options with --set",
+        )
+    return record
 
 
 class _Test:
