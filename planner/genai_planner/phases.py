@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
 
-from genai_core.errors import CorruptBlob
+from genai_core.errors import CorruptBlob, StoreUnreadable
 from genai_core.facts import ModelFacts
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, Digest, Key, SourceName, TaskId, is_child
-from genai_core.tasks.record import Record
+from genai_core.tasks.record import Blob, Record
 from genai_core.tasks.task_file import Toolchain
 from genai_planner.execution.machine import KnownKeys, Machine
 from genai_planner.expand.build import expand, expand_ingest
@@ -41,6 +41,7 @@ __all__ = [
     "PlanPhase",
     "StandingResults",
     "exact_plan",
+    "facts_of",
     "plan_build",
 ]
 
@@ -217,6 +218,33 @@ def exact_plan(
             contents = {path: file.sha256 for path, file in result.outputs.items()}
             shapes[name] = shape_from_facts(read_facts(result), contents)
     return planner.exact(shapes)
+
+
+def facts_of(ingested: Result, read_blob: Callable[[Blob], bytes], *, where: str) -> ModelFacts:
+    """Read what an ingest task found.
+
+    Args:
+        ingested: What its record names.
+        read_blob: Of the store.
+        where: The store, for messages.
+
+    Raises:
+        CorruptBlob: It is lost.
+        StoreUnreadable: Its record names another file in its place, as ingest never does.
+    """
+    file = ingested.outputs.get(FACTS_FILE)
+    why = "it names no such file"
+    if file is not None:
+        data = read_blob(Blob(sha256=file.sha256, size=file.size))
+        try:
+            return ModelFacts.from_bytes(data)
+        except ValueError as error:
+            why = " ".join(str(error).split())[:200]
+    raise StoreUnreadable(
+        f"the record of an ingest is not as ingest wrote it: {FACTS_FILE}: {why}",
+        where=where,
+        remedy="find out who writes there, remove the record, and build again",
+    )
 
 
 class StandingResults(Protocol):

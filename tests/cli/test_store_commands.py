@@ -205,7 +205,7 @@ def test_pulling_an_entry_replaces_only_entries(
 
 
 def check_export(cache: Any, folder: Path, store: Store) -> None:
-    records = [entry(store, "a"), entry(store, "b", operation="package")]
+    records = [entry(store, "a"), entry(store, "b", operation="compile")]
     ran = cache("export", "view", "--json")
     assert ran.json["entries"] == sorted(entry_folder(record) for record in records)
     assert ran.json["faults"] == []

@@ -35,19 +35,19 @@ from genai_core.sources.source_address import readable_name
 from genai_core.sources.source_files import SourceFacts, inspect_source
 from genai_core.store.layered import layers
 from genai_core.store.protocol import Hit, RecordRef, Store
-from genai_core.tasks.record import Blob, Record
+from genai_core.tasks.record import Record
 from genai_core.tasks.task_file import TaskFile, Toolchain
 from genai_core.tasks.toolchain import toolchain_of
 from genai_planner.execution.events import FoundResult, Missed, TaskStart
 from genai_planner.execution.machine import Machine, TaskState
 from genai_planner.explain import KeyParts, why_it_runs
 from genai_planner.phases import (
-    FACTS_FILE,
     BuildPlanner,
     BuildRequest,
     Exact,
     PlanPhase,
     exact_plan,
+    facts_of,
     plan_build,
 )
 from genai_planner.plan import FileRef, Plan, Result, Task
@@ -167,9 +167,7 @@ class LocalPlan:
 
     def read_facts(self, ingested: Result) -> ModelFacts:
         """What ingest found; see `Standing`."""
-        file = ingested.outputs[FACTS_FILE]
-        text = self.store.read_blob(Blob(sha256=file.sha256, size=file.size))
-        return ModelFacts.from_bytes(text)
+        return facts_of(ingested, self.store.read_blob, where=self.store.location)
 
     def ready(self, *, explain: bool = False) -> PlanReady:
         """The tasks that are or may be needed, as people see them."""

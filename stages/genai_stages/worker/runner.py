@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import cast
 
-from genai_core.errors import GenAIError, ToolchainMismatch
+from genai_core.errors import CorruptBlob, GenAIError, ToolchainMismatch
 from genai_core.memory import peak_resident_bytes
 from genai_core.names import Digest, Key
 from genai_core.operations import Operation, operation_of
@@ -189,6 +189,7 @@ def _fetch(
     """A folder for each input; and the user's own files among them, linked where they lie."""
     inputs: dict[str, Path] = {}
     taken: list[TakenFile] = []
+    lost: list[CorruptBlob] = []
     for name, files in task.inputs.items():
         inputs[name] = folder / name
         inputs[name].mkdir(parents=True)
@@ -197,8 +198,14 @@ def _fetch(
             dest.parent.mkdir(parents=True, exist_ok=True)
             if file.path is None:
                 if not _link(at_hand.get(file.sha256), dest):
-                    blob = Blob(sha256=Digest(file.sha256), size=file.size)
-                    store.fetch_blob(blob, dest, shared=True)
+                    try:
+                        blob = Blob(sha256=Digest(file.sha256), size=file.size)
+                        store.fetch_blob(blob, dest, shared=True)
+                    except CorruptBlob as error:
+                        # The rest is looked at too: each wrong blob that is found is removed, so
+                        # that what it came from mends all of them when it runs again.
+                        lost.append(error)
+                        continue
                 at_hand[file.sha256] = dest
             elif "://" in file.path:
                 from genai_stages.worker.source_access import fetch_source_file
@@ -207,6 +214,8 @@ def _fetch(
                     taken.append(linked)
             else:
                 taken.append(take_local(Path(file.path), file, dest))
+    if lost:
+        raise lost[0]
     return inputs, taken
 
 

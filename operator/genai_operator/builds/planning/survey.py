@@ -15,7 +15,7 @@ from genai_core.errors import CorruptBlob
 from genai_core.facts import ModelFacts
 from genai_core.names import Digest, Key, TaskId
 from genai_core.store.protocol import RecordRef
-from genai_core.tasks.record import Blob, Record
+from genai_core.tasks.record import Record
 from genai_operator.builds.planning.job_requests import job_request
 from genai_operator.builds.planning.plans import Plans
 from genai_operator.builds.planning.question import Question, Survey
@@ -48,7 +48,7 @@ from genai_planner.execution.events import (
     WorkLimits,
 )
 from genai_planner.execution.machine import TaskState
-from genai_planner.phases import FACTS_FILE, Ingesting, PlanPhase, plan_build
+from genai_planner.phases import FACTS_FILE, Ingesting, PlanPhase, facts_of, plan_build
 from genai_planner.plan import Result
 
 __all__ = ["PLANS_READ", "survey"]
@@ -118,9 +118,7 @@ class _Standing:
         }
 
     def read_facts(self, ingested: Result) -> ModelFacts:
-        file = ingested.outputs[FACTS_FILE]
-        text = self._lookups.read_blob(Blob(sha256=file.sha256, size=file.size))
-        return ModelFacts.from_bytes(text)
+        return facts_of(ingested, self._lookups.read_blob, where=self._lookups.location)
 
     def forget(self) -> None:
         self._lookups.forget()
