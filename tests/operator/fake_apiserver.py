@@ -68,6 +68,7 @@ class FakeApiserver:
         deleted: Names of the objects that were deleted by request, in order.
         logs: Of all pods.
         watchers: Called with plural, type of the event and object.
+        kinds: Of our own group, that are installed.
         clock: When an object is made, and when its deletion was asked for.
     """
 
@@ -80,6 +81,7 @@ class FakeApiserver:
         self.deleted: list[str] = []
         self.logs: str | None = None
         self.watchers: list[Callable[[str, str, Json], None]] = []
+        self.kinds = [row.plural for row in RESOURCES.values() if row.ours]
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)
         self._numbers = _Numbers()
         self._applied: dict[tuple[Place, str], Json] = {}
@@ -154,8 +156,7 @@ class FakeApiserver:
     async def served(self) -> set[str]:
         """Resources of our own group."""
         await self._asked(Call("served", ""))
-        ours = [row.plural for row in RESOURCES.values() if row.ours]
-        return {name for plural in ours for name in (plural, f"{plural}/status")}
+        return {name for plural in self.kinds for name in (plural, f"{plural}/status")}
 
     async def get(self, plural: str, name: str, *, namespace: str = "") -> Json | None:
         """One object; None where there is none."""

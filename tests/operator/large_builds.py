@@ -54,8 +54,11 @@ LARGE = {
 }
 
 
-class Apiserver:
-    """Lists and watches; whatever is put into `line` comes as one watch event."""
+class ByteListings:
+    """Sends listings and watches as bytes, which no fake of an apiserver would hold so large.
+
+    Whatever is put into `lines` comes as one watch event.
+    """
 
     def __init__(self, pages: Callable[[str], Iterable[bytes]]) -> None:
         self.pages = pages
@@ -125,7 +128,7 @@ class Apiserver:
 
 
 @asynccontextmanager
-async def watching(server: Apiserver) -> AsyncIterator[Controller]:
+async def watching(server: ByteListings) -> AsyncIterator[Controller]:
     """kopf itself, as the operator starts it, beside a controller that does not work."""
     async with server.serving() as to, ApiClient(to) as api:
         handlers.connection = lambda: to  # type: ignore[attr-defined]
@@ -166,7 +169,7 @@ def large(name: str) -> bytes:
 async def main(count: int) -> None:
     """List, watch and list again."""
     names = [f"b{number}" for number in range(count)]
-    server = Apiserver(lambda plural: (large(n) for n in names if plural == "genaibuilds"))
+    server = ByteListings(lambda plural: (large(n) for n in names if plural == "genaibuilds"))
     large("")
     before = peak_resident_bytes()
     async with watching(server) as controller:

@@ -16,7 +16,7 @@ import pytest
 from aiohttp import web
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from large_builds import GROUP, LARGE, MIB, Apiserver, a_build
+from large_builds import GROUP, LARGE, MIB, ByteListings, a_build
 
 from genai_operator.kube.apiserver import session
 from genai_operator.kube.apiserver.api import ApiError
@@ -187,7 +187,7 @@ def test_whole_build_is_read_when_it_is_worked_on() -> None:
     value["spec"]["golden"] = {"prompts": ["p" * 4000] * 4}
 
     async def scenario() -> None:
-        server = Apiserver(lambda plural: [json.dumps(value).encode()])
+        server = ByteListings(lambda plural: [json.dumps(value).encode()])
         async with server.serving() as to, ApiClient(to) as api:
             found, version = await api.list("genaibuilds", namespace="any", name="b", fresh=True)
             assert (found[0]["spec"], version) == (value["spec"], 9)
@@ -208,7 +208,7 @@ def test_answer_without_end_is_refused() -> None:
         return stream
 
     async def scenario() -> None:
-        server = Apiserver(lambda plural: [])
+        server = ByteListings(lambda plural: [])
         monkey = pytest.MonkeyPatch()
         with monkey.context() as patched:
             patched.setattr(server, "answer", endless)
@@ -238,7 +238,7 @@ def test_listing_is_given_up_when_the_apiserver_falls_silent(
         return stream
 
     async def scenario() -> None:
-        server = Apiserver(lambda plural: [])
+        server = ByteListings(lambda plural: [])
         monkeypatch.setattr(server, "answer", silent)
         async with server.serving() as to, ApiClient(to) as api:
             began = time.monotonic()

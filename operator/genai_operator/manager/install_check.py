@@ -73,28 +73,39 @@ async def _until_well(probe: Callable[[], Awaitable[str]], deadline: float) -> s
         await SYSTEM.sleep(_PAUSE_SECONDS)
 
 
-async def run(url: str, targets: tuple[str, ...], *, seconds: float = _SECONDS) -> int:
-    """Ask everything; prints a line for each answer, returns the exit code."""
+async def run(api: Api, url: str, targets: tuple[str, ...], *, seconds: float = _SECONDS) -> int:
+    """Ask everything; prints a line for each answer, returns the exit code.
+
+    Args:
+        api: The apiserver.
+        url: Of the operator.
+        targets: Names of the targets that the chart made.
+        seconds: How long a wrong answer is asked for again.
+    """
     deadline = SYSTEM.monotonic() + seconds
     bad = 0
-    async with ApiClient(connection()) as api:
-        probes: list[tuple[str, Callable[[], Awaitable[str]]]] = [
-            ("the operator answers", partial(_operator, url)),
-            ("the apiserver serves our kinds", partial(_kinds, api)),
-            *((f"target {name} is reported on", partial(_target, api, name)) for name in targets),
-        ]
-        for what, probe in probes:
-            wrong = await _until_well(probe, deadline)
-            bad += bool(wrong)
-            print(f"not ok: {what}: {wrong}" if wrong else f"ok: {what}")  # noqa: T201
+    probes: list[tuple[str, Callable[[], Awaitable[str]]]] = [
+        ("the operator answers", partial(_operator, url)),
+        ("the apiserver serves our kinds", partial(_kinds, api)),
+        *((f"target {name} is reported on", partial(_target, api, name)) for name in targets),
+    ]
+    for what, probe in probes:
+        wrong = await _until_well(probe, deadline)
+        bad += bool(wrong)
+        print(f"not ok: {what}: {wrong}" if wrong else f"ok: {what}")  # noqa: T201
     return 1 if bad else 0
+
+
+async def _run_by_environment() -> int:
+    url = os.environ["GENAI_URL"].rstrip("/")
+    targets = tuple(filter(None, os.environ.get("GENAI_TARGETS", "").split(",")))
+    async with ApiClient(connection()) as api:
+        return await run(api, url, targets)
 
 
 def main() -> int:
     """Entry point."""
-    url = os.environ["GENAI_URL"].rstrip("/")
-    targets = tuple(filter(None, os.environ.get("GENAI_TARGETS", "").split(",")))
-    return asyncio.run(run(url, targets))
+    return asyncio.run(_run_by_environment())
 
 
 if __name__ == "__main__":
