@@ -70,13 +70,13 @@ def _manifests(tar: tarfile.TarFile, entries: Iterable[Mapping[str, Any]]) -> It
 def _image(tar: tarfile.TarFile, entry: Mapping[str, Any]) -> Image:
     manifest = _blob(tar, entry["digest"])
     config = _blob(tar, manifest["config"]["digest"])
-    found = Image(entry["digest"], f"{config['os']}/{config['architecture']}")
+    image = Image(entry["digest"], f"{config['os']}/{config['architecture']}")
     for layer in manifest["layers"]:
         raw = tar.extractfile(_place(layer["digest"]))
         assert raw is not None
         with tarfile.open(fileobj=raw, mode="r:*") as contents:
-            _apply(contents, found.files)
-    return found
+            _apply(contents, image.files)
+    return image
 
 
 def _apply(layer: tarfile.TarFile, files: dict[str, bytes]) -> None:
@@ -139,17 +139,17 @@ def bill_of_materials(image: Image, name: str, version: str, *, made: str) -> di
 
 
 def _part(name: str, version: str, purl: str, licence: str = "") -> dict[str, Any]:
-    found = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
-    return found | ({"licenses": [{"license": {"name": licence}}]} if licence else {})
+    component = {"type": "library", "bom-ref": purl, "name": name, "version": version, "purl": purl}
+    return component | ({"licenses": [{"license": {"name": licence}}]} if licence else {})
 
 
 def _python(image: Image) -> Iterator[dict[str, Any]]:
     for path, content in image.files.items():
         if not path.endswith(".dist-info/METADATA"):
             continue
-        told = HeaderParser().parsestr(content.decode("utf-8", "replace"))
-        name, version = str(told["Name"]), str(told["Version"])
-        licence = str(told["License-Expression"] or told["License"] or "").strip()
+        metadata = HeaderParser().parsestr(content.decode("utf-8", "replace"))
+        name, version = str(metadata["Name"]), str(metadata["Version"])
+        licence = str(metadata["License-Expression"] or metadata["License"] or "").strip()
         plain = name.lower().replace("_", "-").replace(".", "-")
         short = licence.splitlines()[0][:100] if licence else ""
         yield _part(name, version, f"pkg:pypi/{plain}@{quote(version)}", short)
@@ -161,11 +161,11 @@ def _debian(image: Image) -> Iterator[dict[str, Any]]:
         if not path.startswith("var/lib/dpkg/status"):
             continue
         for block in content.decode("utf-8", "replace").split("\n\n"):
-            told = HeaderParser().parsestr(block)
-            if not told["Package"] or "deinstall" in str(told["Status"] or ""):
+            stanza = HeaderParser().parsestr(block)
+            if not stanza["Package"] or "deinstall" in str(stanza["Status"] or ""):
                 continue
-            name, version = str(told["Package"]), str(told["Version"])
-            where = f"arch={told['Architecture']}&distro={release}"
+            name, version = str(stanza["Package"]), str(stanza["Version"])
+            where = f"arch={stanza['Architecture']}&distro={release}"
             yield _part(name, version, f"pkg:deb/debian/{name}@{quote(version)}?{where}")
 
 
@@ -244,8 +244,8 @@ def _materials(target: str, base: str | None) -> Iterator[dict[str, Any]]:
 
 
 def _git(*command: str) -> str:
-    told = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)
-    return told.stdout.strip() if told.returncode == 0 else ""
+    ran = subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False)
+    return ran.stdout.strip() if ran.returncode == 0 else ""
 
 
 def _digest(text: str) -> dict[str, str]:
@@ -269,5 +269,5 @@ def _blob(tar: tarfile.TarFile, digest: str) -> dict[str, Any]:
 def _json(tar: tarfile.TarFile, name: str) -> dict[str, Any]:
     member = tar.extractfile(name)
     assert member is not None
-    found: dict[str, Any] = json.load(member)
-    return found
+    content: dict[str, Any] = json.load(member)
+    return content

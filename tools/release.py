@@ -52,11 +52,11 @@ def check_versions(wanted: str) -> None:
     """
     for chart in CHARTS:
         path = ROOT / "charts" / chart / "Chart.yaml"
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
         for field in ("version", "appVersion"):
-            if str(found[field]) != wanted:
+            if str(document[field]) != wanted:
                 raise SystemExit(
-                    f"charts/{chart}/Chart.yaml: {field} is {found[field]}, pyproject.toml says "
+                    f"charts/{chart}/Chart.yaml: {field} is {document[field]}, pyproject.toml says "
                     f"{wanted}; write the same in both"
                 )
 
@@ -116,7 +116,7 @@ class ImageBuild:
 
 def images(out: Path, wanted: str, how: ImageBuild) -> list[Path]:
     """OCI archives of the images, one for each role, with what is attested of them."""
-    found = []
+    files = []
     for target, name in IMAGES.items():
         archive = out / f"{name}-{wanted}.oci.tar"
         started = _now()
@@ -124,24 +124,24 @@ def images(out: Path, wanted: str, how: ImageBuild) -> list[Path]:
         made = attest.Made(
             target, how.builder, how.platforms, how.arguments, started=started, finished=_now()
         )
-        found += [archive, *attested(archive, name, wanted, made)]
-    return found
+        files += [archive, *attested(archive, name, wanted, made)]
+    return files
 
 
 def attested(archive: Path, name: str, wanted: str, made: attest.Made) -> list[Path]:
     """Files beside an archive that say what it holds and how it was made."""
     contents = attest.images_of(archive)
-    told = {
+    statements = {
         f"{name}-{wanted}-{image.machine}.cdx.json": attest.bill_of_materials(
             image, name, wanted, made=made.finished
         )
         for image in contents
     }
-    told[f"{name}-{wanted}.intoto.json"] = attest.provenance(archive, contents, made)
-    for file, value in told.items():
+    statements[f"{name}-{wanted}.intoto.json"] = attest.provenance(archive, contents, made)
+    for file, value in statements.items():
         text = json.dumps(value, indent=1) + "\n"
         (archive.parent / file).write_text(text, encoding="utf-8")
-    return [archive.parent / file for file in told]
+    return [archive.parent / file for file in statements]
 
 
 def check_base(arguments: Sequence[str]) -> None:
@@ -170,7 +170,7 @@ def image_digest(archive: Path) -> str:
 
 def listing(files: Sequence[Path], wanted: str) -> dict[str, Any]:
     """What `release.json` says."""
-    found = []
+    entries = []
     for path in files:
         entry: dict[str, Any] = {
             "file": path.name,
@@ -179,8 +179,8 @@ def listing(files: Sequence[Path], wanted: str) -> dict[str, Any]:
         }
         if path.name.endswith(".oci.tar"):
             entry["image"] = image_digest(path)
-        found.append(entry)
-    return {"version": wanted, "files": found}
+        entries.append(entry)
+    return {"version": wanted, "files": entries}
 
 
 def _now() -> str:
@@ -189,10 +189,10 @@ def _now() -> str:
 
 def _clock() -> Mapping[str, str]:
     """Files of the wheel bear the commit's time, so that the same commit makes the same bytes."""
-    told = subprocess.run(
+    ran = subprocess.run(
         ["git", "log", "-1", "--format=%ct"], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    return {"SOURCE_DATE_EPOCH": told.stdout.strip()} if told.returncode == 0 else {}
+    return {"SOURCE_DATE_EPOCH": ran.stdout.strip()} if ran.returncode == 0 else {}
 
 
 def _run(*command: str, env: Mapping[str, str] | None = None) -> None:
@@ -226,9 +226,9 @@ def main() -> int:
     if not given.without_images:
         how = ImageBuild(given.builder, given.platform, given.build_arg)
         files += images(out, wanted, how)
-    found = listing(files, wanted)
-    (out / "release.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    for entry in found["files"]:
+    contents = listing(files, wanted)
+    (out / "release.json").write_text(json.dumps(contents, indent=1) + "\n", encoding="utf-8")
+    for entry in contents["files"]:
         print(f"{entry['sha256']}  {entry['file']}")
     return 0
 

@@ -69,7 +69,7 @@ def verify(path: Path, settings: ProgramSettings, *, golden: bool = False) -> in
     if golden and not faults:
         with busy("replaying golden prompts"):
             replays = _replayed(folder)
-    wrong = bool(faults) or not all(one.passed for one in replays.values())
+    wrong = bool(faults) or not all(replayed.passed for replayed in replays.values())
     if settings.json:
         emit(
             {
@@ -88,15 +88,15 @@ def verify(path: Path, settings: ProgramSettings, *, golden: bool = False) -> in
     for fault in faults:
         why = "" if fault.kind == "missing" else f": {fault.text}"
         say(f"{_SAID[fault.kind]:8} {fault.name}{why}")
-    found = Counter(_SAID[fault.kind] for fault in faults)
-    state = ", ".join(f"{number} {kind}" for kind, number in found.items()) or "all is well"
+    kinds = Counter(_SAID[fault.kind] for fault in faults)
+    state = ", ".join(f"{number} {kind}" for kind, number in kinds.items()) or "all is well"
     say(f"{folder}: {counted(count, 'file')}, {size(total)}: {state}")
     say(f"  {manifest.revision()}")
     if beside:
         how = "compared with report.json" if outside else "so nothing to compare with"
         say(f"  outside the revision, {how}: {', '.join(beside)}")
-    for name, one in replays.items():
-        say(f"  golden prompts, {name}: {_said(one)}")
+    for name, replayed in replays.items():
+        say(f"  golden prompts, {name}: {_said(replayed)}")
     return 1 if wrong else 0
 
 
@@ -116,30 +116,36 @@ def _replayed(folder: Path) -> dict[str, Replay]:
             remedy="build it with golden.prompts, or leave --golden out",
         )
     index = opened.adapters()
-    found: dict[str, Replay] = {}
+    replays: dict[str, Replay] = {}
     for name in (BASE, *recorded.worn):
         entries = () if name == BASE else index.worn(name)
-        session = open_session(opened, worn=[AdapterUse(one.name, one.alpha) for one in entries])
+        session = open_session(
+            opened, worn=[AdapterUse(adapter.name, adapter.alpha) for adapter in entries]
+        )
         try:
-            found[name] = replay(session, recorded if name == BASE else recorded.of(name))
+            replays[name] = replay(session, recorded if name == BASE else recorded.of(name))
         finally:
             session.close()
-    return found
+    return replays
 
 
-def _said(one: Replay) -> str:
-    near = f", {one.forgiven} within the tolerance" if one.forgiven else ""
-    if one.passed:
-        return f"{counted(one.compared, 'token')} as recorded{near}"
-    first = one.mismatches[0]
+def _said(replayed: Replay) -> str:
+    near = f", {replayed.forgiven} within the tolerance" if replayed.forgiven else ""
+    if replayed.passed:
+        return f"{counted(replayed.compared, 'token')} as recorded{near}"
+    first = replayed.mismatches[0]
     return (
-        f"{len(one.mismatches)} of {counted(one.compared, 'token')} differ{near}: prompt "
+        f"{len(replayed.mismatches)} of {counted(replayed.compared, 'token')} differ{near}: prompt "
         f"{first.prompt} at {first.position} wants {first.expected}, here it is {first.got}"
     )
 
 
-def _as_json(one: Replay) -> dict[str, int]:
-    return {"tokens": one.compared, "differ": len(one.mismatches), "forgiven": one.forgiven}
+def _as_json(replayed: Replay) -> dict[str, int]:
+    return {
+        "tokens": replayed.compared,
+        "differ": len(replayed.mismatches),
+        "forgiven": replayed.forgiven,
+    }
 
 
 def _of_index(folder: Path, manifest: Manifest) -> FileFault | None:

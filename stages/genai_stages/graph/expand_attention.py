@@ -50,19 +50,19 @@ class AttentionSpec:
     @classmethod
     def of(cls, node: ir.Node) -> AttentionSpec:
         """Read them from a node of a core graph."""
-        found = node.attributes
+        attributes = node.attributes
         return cls(
-            layer=found["layer"].as_int(),
-            num_heads=found["num_heads"].as_int(),
-            kv_heads=found["kv_heads"].as_int(),
-            head_dim=found["head_dim"].as_int(),
-            scale=found["scale"].as_float(),
-            softcap=found["softcap"].as_float(),
-            window=found["window"].as_int(),
-            rope=found["rope"].as_string(),
-            rotary_dim=found["rotary_dim"].as_int(),
-            interleaved=bool(found["interleaved"].as_int()),
-            qk_norm_epsilon=found["qk_norm_epsilon"].as_float(),
+            layer=attributes["layer"].as_int(),
+            num_heads=attributes["num_heads"].as_int(),
+            kv_heads=attributes["kv_heads"].as_int(),
+            head_dim=attributes["head_dim"].as_int(),
+            scale=attributes["scale"].as_float(),
+            softcap=attributes["softcap"].as_float(),
+            window=attributes["window"].as_int(),
+            rope=attributes["rope"].as_string(),
+            rotary_dim=attributes["rotary_dim"].as_int(),
+            interleaved=bool(attributes["interleaved"].as_int()),
+            qk_norm_epsilon=attributes["qk_norm_epsilon"].as_float(),
         )
 
 
@@ -306,7 +306,7 @@ class Expansion:
         second = self.op("Add", self.op("Mul", right, cos), self.op("Mul", left, sin))
         if spec.interleaved:
             last = self.ints("axis_4", 4)
-            pairs = [self.op("Unsqueeze", one, last) for one in (first, second)]
+            pairs = [self.op("Unsqueeze", half, last) for half in (first, second)]
             stacked = self.op("Concat", *pairs, axis=-1)
             rotated = self.op("Reshape", stacked, self.ints(f"flat_{rotary}", 0, 0, 0, -1))
         else:

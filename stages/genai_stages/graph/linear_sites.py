@@ -87,15 +87,15 @@ class SourceEncodings:
         """The encoding of an activation; None where there is none or it stays float."""
         source = self.source(tensor)
         for name in (source, tensor, *self._twins.get(source, ()), *self._twins.get(tensor, ())):
-            found = self._encodings.get(name)
-            if found is not None:
-                if found.dtype == "int" and not found.per_tensor:
+            encoding = self._encodings.get(name)
+            if encoding is not None:
+                if encoding.dtype == "int" and not encoding.per_tensor:
                     raise BadEncodings(
                         "an activation needs one scale for the whole tensor",
                         where=name,
                         remedy="quantize activations per tensor",
                     )
-                return found if found.dtype == "int" else None
+                return encoding if encoding.dtype == "int" else None
         return None
 
     def weight(self, tensor: str, *, inputs: int, outputs: int) -> Encoding | None:
@@ -105,21 +105,21 @@ class SourceEncodings:
             BadEncodings: Channels or blocks do not fit the weight.
         """
         origin = self._provenance.get(tensor)
-        found = self._encodings.get(origin.source if origin else tensor)
-        if found is None or found.dtype == "float":
+        encoding = self._encodings.get(origin.source if origin else tensor)
+        if encoding is None or encoding.dtype == "float":
             return None
-        found = found.blocked(inputs)
+        encoding = encoding.blocked(inputs)
         if origin is not None and origin.rows is not None:
-            found = found.rows(*origin.rows)
+            encoding = encoding.rows(*origin.rows)
         if origin is not None and origin.index is not None:
-            found = found.picked(origin.index)
-        if found.channels not in (None, outputs):
+            encoding = encoding.picked(origin.index)
+        if encoding.channels not in (None, outputs):
             raise BadEncodings(
-                f"has {found.channels} channels for a weight with {outputs} outputs",
-                where=found.name,
+                f"has {encoding.channels} channels for a weight with {outputs} outputs",
+                where=encoding.name,
                 remedy="export model and encodings from the same simulation",
             )
-        return found
+        return encoding
 
 
 def _name(value: ir.Value) -> str:

@@ -81,23 +81,29 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         stated = stated_vocabulary(source)
     foreign = [] if stated is None else _check_vocabulary(folder, stated)
     with boundary(path.name, what=_GRAPH, remedy=_REMEDY, detailed=True):
-        found = source_to_core(source, family, out, warnings=() if warning is None else (warning,))
+        ingested = source_to_core(
+            source, family, out, warnings=() if warning is None else (warning,)
+        )
         if branches:
-            found = dataclasses.replace(found, facts=_with_branches(out, branches))
-    if found.facts.vocab_size != stated:
-        foreign = _check_vocabulary(folder, found.facts.vocab_size)
+            ingested = dataclasses.replace(ingested, facts=_with_branches(out, branches))
+    if ingested.facts.vocab_size != stated:
+        foreign = _check_vocabulary(folder, ingested.facts.vocab_size)
     if encodings is not None:
-        masked = [one.roles["masked"] for one in found.facts.attention if "masked" in one.roles]
+        masked = [
+            attention.roles["masked"]
+            for attention in ingested.facts.attention
+            if "masked" in attention.roles
+        ]
         refuse_infinite_masks(encodings, masked)
         copy_encodings(folder, out)
         del encodings
     assets = copy_assets(folder, out)
     with boundary(path.name, what="it cannot be run part by part", remedy=_REMEDY, detailed=True):
         compared = compare_source(
-            found.source, found.inputs, found.ropes, out, threads=context.threads
+            ingested.source, ingested.inputs, ingested.ropes, out, threads=context.threads
         )
-        kept = keep_source(source, out, found.inputs)
-    facts = found.facts
+        kept = keep_source(source, out, ingested.inputs)
+    facts = ingested.facts
     return StageResult(
         facts={
             "architecture": facts.architecture,
@@ -109,7 +115,7 @@ def run(inputs: Inputs, config: IngestConfig, out: Path, context: Context) -> St
         notes={
             "drift": compared.drift,
             "comparedParts": compared.parts,
-            "comparedPasses": [list(one) for one in compared.passes],
+            "comparedPasses": [list(sizes) for sizes in compared.passes],
             "encodings": entries,
             "sourceBytes": {"pointing": kept.bytes_pointing, "copied": kept.bytes_copied},
             "assets": assets,
@@ -131,10 +137,10 @@ def _head(
     with boundary(path.name, what=_GRAPH, remedy=_REMEDY, detailed=True):
         refuse_source(source, head=True)
         entries = None if encodings is None else own_entries(encodings, source)
-        found = head_to_core(source, family, out, threads=threads)
+        ingested = head_to_core(source, family, out, threads=threads)
     if encodings is not None:
         copy_encodings(folder, out)
-    facts = found.facts
+    facts = ingested.facts
     assert facts.head is not None
     table = write_token_map(folder, out, facts.head.tokens, facts.vocab_size)
     assets = copy_assets(folder, out)
@@ -146,7 +152,7 @@ def _head(
             "parameters": facts.parameters,
             "sourceForm": facts.source_form,
         },
-        notes={"drift": found.drift, "encodings": entries, "assets": assets, "tokenMap": table},
+        notes={"drift": ingested.drift, "encodings": entries, "assets": assets, "tokenMap": table},
         warnings=tuple(facts.warnings),
     )
 

@@ -58,8 +58,8 @@ class Asked:
     @classmethod
     def again(cls, recorded: Golden, stop_tokens: frozenset[int]) -> Asked:
         """The prompts that were asked before, of another adapter; as many tokens as then."""
-        prompts = [(one.prompt, np.array(one.prompt_tokens)) for one in recorded.prompts]
-        longest = max((len(one.tokens) for one in recorded.prompts), default=1)
+        prompts = [(prompt.prompt, np.array(prompt.prompt_tokens)) for prompt in recorded.prompts]
+        longest = max((len(prompt.tokens) for prompt in recorded.prompts), default=1)
         return cls(prompts, longest, stop_tokens, recorded.tolerance)
 
 
@@ -91,7 +91,7 @@ def measure_use_cases(
         scratch: An empty folder.
         threads: Of ONNX Runtime.
     """
-    found = UseCases()
+    cases = UseCases()
     index = opened.adapters()
     emulated = opened.manifest.target.backend is Backend.HTP
     count, longest = (_EMULATED_PIECES, _EMULATED_LENGTH) if emulated else (_PIECES, _LENGTH)
@@ -101,24 +101,24 @@ def measure_use_cases(
         session = open_session(opened, threads=threads, worn=worn)
         try:
             if asked.prompts:
-                found.golden[name] = record_worn(session, asked)
+                cases.golden[name] = record_worn(session, asked)
             if inputs:
                 length = min(longest, session.context_length)
                 if given is not None:
                     pieces = list(given[:count, :length])
                 elif emulated and asked.prompts:
-                    pieces = _answered(found.golden[name])[:count]
+                    pieces = _answered(cases.golden[name])[:count]
                 else:
                     pieces = _written(session, count, length)
                 reference = _reference(opened, index.worn(name), index, inputs,
                                        scratch=scratch, threads=threads)  # fmt: skip
-                found.drift[name] = _drift(session, reference, pieces)
+                cases.drift[name] = _drift(session, reference, pieces)
         finally:
             session.close()
-        why = found.drift.get(name, {}).get("unmeasured")
+        why = cases.drift.get(name, {}).get("unmeasured")
         if why is not None:
-            found.warnings.append(f"drift of {name} was not measured: {why}")
-    return found
+            cases.warnings.append(f"drift of {name} was not measured: {why}")
+    return cases
 
 
 def record_worn(session: Session, asked: Asked) -> list[GoldenPrompt]:
@@ -135,7 +135,9 @@ def record_worn(session: Session, asked: Asked) -> list[GoldenPrompt]:
 
 def _answered(recorded: Sequence[GoldenPrompt]) -> list[Tokens]:
     """The golden prompts with their answers: text that was written already."""
-    return [np.array([*one.prompt_tokens, *one.tokens], dtype=np.int64) for one in recorded]
+    return [
+        np.array([*prompt.prompt_tokens, *prompt.tokens], dtype=np.int64) for prompt in recorded
+    ]
 
 
 def _written(session: Session, count: int, length: int) -> list[Tokens]:
@@ -193,15 +195,15 @@ def _drift(
 def _divergence(reference: NDArray[Any], own: NDArray[Any]) -> NDArray[np.float64]:
     """Kullback-Leibler divergence of each position, nats, from logits [T, V]."""
     p, q = _log_softmax(reference), _log_softmax(own)
-    found: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
-    return found
+    divergence: NDArray[np.float64] = (np.exp(p) * (p - q)).sum(axis=-1)
+    return divergence
 
 
 def _log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
-    found: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
-    return found
+    logs: NDArray[np.float64] = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return logs
 
 
 def _rounded(value: float) -> float | None:

@@ -42,8 +42,8 @@ def with_branches(
         ranges: Of their values.
         provenance: Of the part.
     """
-    found = dict(encodings.entries)
-    found[adapters.alpha] = per_tensor(adapters.alpha, 0.0, 1.0, bits=_BITS, symmetric=False)
+    entries = dict(encodings.entries)
+    entries[adapters.alpha] = per_tensor(adapters.alpha, 0.0, 1.0, bits=_BITS, symmetric=False)
     for branch in adapters.branches:
         for name, measured, bits in (
             (branch.a, branch.a, _MATRIX_BITS),
@@ -53,10 +53,10 @@ def with_branches(
             (branch.up, branch.up, _BITS),
         ):
             width = ranges.widest[measured]
-            found[name] = per_tensor(name, -width, width, bits=bits, symmetric=True)
+            entries[name] = per_tensor(name, -width, width, bits=bits, symmetric=True)
     for name, own in _plain(graph, encodings, adapters, provenance).items():
-        found.setdefault(name, dataclasses.replace(own, name=name))
-    return dataclasses.replace(encodings, entries=found)
+        entries.setdefault(name, dataclasses.replace(own, name=name))
+    return dataclasses.replace(encodings, entries=entries)
 
 
 def with_constants(
@@ -78,18 +78,18 @@ def with_constants(
         weights: Constant -> [out, in]; each output channel has a scale of its own.
         provenance: Of the part.
     """
-    found = dict(encodings.entries)
+    entries = dict(encodings.entries)
     for branch in adapters.branches:
         if branch.a not in weights:
             continue
         for name in (branch.a, branch.b):
-            found[name] = channel_scales(name, np.abs(weights[name]).max(axis=1))
+            entries[name] = channel_scales(name, np.abs(weights[name]).max(axis=1))
         for name in (branch.down, branch.up):
             width = ranges.widest[name]
-            found[name] = per_tensor(name, -width, width, bits=_BITS, symmetric=True)
+            entries[name] = per_tensor(name, -width, width, bits=_BITS, symmetric=True)
     for name, own in _plain(graph, encodings, adapters, provenance).items():
-        found.setdefault(name, dataclasses.replace(own, name=name))
-    return dataclasses.replace(encodings, entries=found)
+        entries.setdefault(name, dataclasses.replace(own, name=name))
+    return dataclasses.replace(encodings, entries=entries)
 
 
 def _plain(
@@ -104,14 +104,14 @@ def _plain(
         return "" if value is None else source_of(value.name or "", provenance).source
 
     ups = {branch.up for branch in adapters.branches}
-    found: dict[str, Encoding] = {}
+    by_source: dict[str, Encoding] = {}
     for node in graph:
         sources = [source(value) for value in node.inputs]
         if node.op_type != "Add" or ups.isdisjoint(sources):
             continue
         total = node.outputs[0]
-        entries = (encodings.get(source(one)) for one in (total, *moved_onward(total)))
-        own = next((one for one in entries if one is not None), None)
+        entries = (encodings.get(source(behind)) for behind in (total, *moved_onward(total)))
+        own = next((entry for entry in entries if entry is not None), None)
         if own is not None:
-            found[next(name for name in sources if name not in ups)] = own
-    return found
+            by_source[next(name for name in sources if name not in ups)] = own
+    return by_source

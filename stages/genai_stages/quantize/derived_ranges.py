@@ -66,17 +66,16 @@ class DerivedRanges:
         if kind == "Tanh":
             return self._derive(value, -1.0, 1.0, "a tanh", symmetric=True)
         if kind == "Neg":
-            one = self._grid(_given(node, 0))
-            return self._derive(value, -float(one.high), -float(one.low), "a negated range")
+            grid = self._grid(_given(node, 0))
+            return self._derive(value, -float(grid.high), -float(grid.low), "a negated range")
         if kind in ("Mul", "Div"):
             return self._scaled(node, value) or self._rotated(node, value)
         if kind == "Add":
             for data, mask in ((0, 1), (1, 0)):
                 if (_given(node, mask).name or "").startswith("attention_mask"):
-                    one, other = self._grid(_given(node, data)), self._grid(_given(node, mask))
-                    return self._derive(
-                        value, float(one.low + other.low), float(one.high), "masked scores"
-                    )
+                    scores, hiding = self._grid(_given(node, data)), self._grid(_given(node, mask))
+                    low, high = float(scores.low + hiding.low), float(scores.high)
+                    return self._derive(value, low, high, "masked scores")
         if kind == "MatMul":
             return self._before_scaling(value)
         return None
@@ -87,9 +86,9 @@ class DerivedRanges:
             constant = _scalar(_given(node, factor))
             if constant is None or (node.op_type == "Div" and factor == 0):
                 continue
-            one = self._grid(_given(node, data))
+            grid = self._grid(_given(node, data))
             times = 1.0 / constant if node.op_type == "Div" else constant
-            ends = sorted((float(one.low) * times, float(one.high) * times))
+            ends = sorted((float(grid.low) * times, float(grid.high) * times))
             return self._derive(value, ends[0], ends[1], f"its input times {times:.6g}")
         return None
 
@@ -100,9 +99,9 @@ class DerivedRanges:
             name = origin.name or ""
             if not name.startswith("position_ids_"):
                 continue
-            one = self._grid(_given(node, data))
+            grid = self._grid(_given(node, data))
             limit = self._rotary_limits.get(name, 1.0)
-            widest = max(-float(one.low), float(one.high)) * limit
+            widest = max(-float(grid.low), float(grid.high)) * limit
             return self._derive(value, -widest, widest, f"its input times {name}", symmetric=True)
         return None
 
@@ -113,12 +112,12 @@ class DerivedRanges:
                 continue
             for index in (0, 1):
                 constant = _scalar(_given(consumer, index))
-                found = self._lookup.activation(consumer.outputs[0].name or "", bits=BITS)
-                if constant is None or found is None or _given(consumer, 1 - index) is not value:
+                entry = self._lookup.activation(consumer.outputs[0].name or "", bits=BITS)
+                if constant is None or entry is None or _given(consumer, 1 - index) is not value:
                     continue
                 times = constant if consumer.op_type == "Div" else 1.0 / constant
-                low, high = float(found.low) * times, float(found.high) * times
-                return self._derive(value, low, high, f"{found.name} times {times:.6g}")
+                low, high = float(entry.low) * times, float(entry.high) * times
+                return self._derive(value, low, high, f"{entry.name} times {times:.6g}")
         return None
 
     def _grid(self, value: ir.Value) -> Encoding:

@@ -86,7 +86,7 @@ def resolve(question: ResolveFile, store: Store, scratch: Path) -> TaskResult:
         return TaskResult(id=RESOLVE, outcome="cached", record=key)
     folder = scratch / "source"
     folder.mkdir()
-    found = _inspect(question, source, listing, folder)
+    resolved = _inspect(question, source, listing, folder)
     if source.list() != listing:
         raise SourceChanging(
             "objects came, went or changed while the source was read",
@@ -94,7 +94,7 @@ def resolve(question: ResolveFile, store: Store, scratch: Path) -> TaskResult:
             remedy="have one version of the model below an address, and read it again",
         )
     name = PurePosixPath(source.where.prefix or source.where.bucket).name
-    return _publish(question, store, key, found=found, name=name, started=started)
+    return _publish(question, store, key, resolved=resolved, name=name, started=started)
 
 
 def _resolve_unlisted(
@@ -110,21 +110,27 @@ def _resolve_unlisted(
         key = content_key(question, pinned or f"archive:{digest}")
         if _stands(store, key):
             return TaskResult(id=RESOLVE, outcome="cached", record=key)
-        found, outputs = _read_folder(question, folder), {}
-        for role, file in found.files.items():
+        resolved, outputs = _read_folder(question, folder), {}
+        for role, file in resolved.files.items():
             blob = store.put_blob(folder / file.path, digest=Digest(file.sha256), consume=True)
             outputs[role] = Output(sha256=blob.sha256, size=blob.size)
-        found = found.model_copy(update={"stored": True})
+        resolved = resolved.model_copy(update={"stored": True})
         return _publish(
-            question, store, key, found=found, name=archive.name, started=started, outputs=outputs
+            question,
+            store,
+            key,
+            resolved=resolved,
+            name=archive.name,
+            started=started,
+            outputs=outputs,
         )
     volume = parse_pvc(question.uri)
     folder = mounted_folder(volume)
-    found = _read_folder(question, folder, links_within=mounted_folder(PvcAddress(volume.claim)))
-    key = content_key(question, pinned or found.digest)
+    resolved = _read_folder(question, folder, links_within=mounted_folder(PvcAddress(volume.claim)))
+    key = content_key(question, pinned or resolved.digest)
     if _stands(store, key):
         return TaskResult(id=RESOLVE, outcome="cached", record=key)
-    return _publish(question, store, key, found=found, name=volume.name, started=started)
+    return _publish(question, store, key, resolved=resolved, name=volume.name, started=started)
 
 
 def _stands(store: Store, key: Key) -> bool:
@@ -136,7 +142,7 @@ def _publish(
     store: Store,
     key: Key,
     *,
-    found: ResolvedSource,
+    resolved: ResolvedSource,
     name: str,
     started: float,
     outputs: Mapping[str, Output] | None = None,
@@ -151,7 +157,7 @@ def _publish(
             "uri": hidden_queries(question.uri),
         },
         outputs=dict(outputs or {}),
-        facts=found.model_dump(mode="json", exclude_none=True),
+        facts=resolved.model_dump(mode="json", exclude_none=True),
         toolchain=ToolchainUsed(id=toolchain_id({})),
         created_at=datetime.now(UTC),
         measurements=Measurements(seconds=time.monotonic() - started),
@@ -173,14 +179,14 @@ def _read_folder(
         facts = _facts(question, folder, FileCache(None), links_within=links_within)
     except GenAIError as error:
         raise _of_the_user(error, folder, question.uri) from error
-    found = _resolved(facts, folder)
-    if question.pin not in {None, found.digest}:
+    resolved = _resolved(facts, folder)
+    if question.pin not in {None, resolved.digest}:
         raise BadModel(
-            f"its content is {found.digest}, not the {question.pin} that the spec pins",
+            f"its content is {resolved.digest}, not the {question.pin} that the spec pins",
             where=question.uri,
             remedy="correct the digest in the spec, or restore what it stands for",
         )
-    return found
+    return resolved
 
 
 def _facts(

@@ -113,23 +113,23 @@ def follow(title: str, first: ClusterBuild, look: Callable[[], ClusterBuild]) ->
     Raises:
         GenAIError: It is gone, or nobody takes it up, or the apiserver does not come back.
     """
-    found = Followed(first)
-    found.take(first)
+    followed = Followed(first)
+    followed.take(first)
     began = time.monotonic()
     told_untaken = False
-    with _shown(title, found) as tell:
+    with _shown(title, followed) as tell:
         for item in news(_nothing_of(first), first):
             tell(item)
-        while not found.view.settled:
+        while not followed.view.settled:
             time.sleep(_EVERY)
-            before, now = found.view, _patiently(look, tell)
+            before, now = followed.view, _patiently(look, tell)
             if now.uid != before.uid:
                 raise GenAIError(
                     "it was deleted and made anew",
                     where=title,
                     remedy="the same command follows the new one",
                 )
-            found.take(now)
+            followed.take(now)
             for item in news(before, now):
                 tell(item)
             waited = time.monotonic() - began
@@ -140,7 +140,7 @@ def follow(title: str, first: ClusterBuild, look: Callable[[], ClusterBuild]) ->
             if not told_untaken:
                 told_untaken = True
                 tell(News(f"waiting  {_nobody(now).message}", odd=True))
-    return found
+    return followed
 
 
 def _nobody(view: ClusterBuild) -> GenAIError:
@@ -176,18 +176,18 @@ class _Board:
 
     memory = 0
 
-    def __init__(self, found: Followed) -> None:
-        self._found = found
+    def __init__(self, followed: Followed) -> None:
+        self._followed = followed
         self.started = time.monotonic()
 
     @property
     def complete(self) -> bool:
-        return bool(self._found.view.total)
+        return bool(self._followed.view.total)
 
     def rows(self) -> list[BoardRow]:
         return [
             BoardRow(s.operation, s.total, s.running, s.cached, s.done, s.failed)
-            for s in self._found.view.stages
+            for s in self._followed.view.stages
         ]
 
     def totals(self) -> BoardRow:
@@ -212,25 +212,25 @@ class _Board:
                 waiting=task.waits if task.state == "waiting" else "",
                 node=task.node,
             )
-            for task in self._found.view.running
+            for task in self._followed.view.running
         ]
 
 
 @contextmanager
-def _shown(title: str, found: Followed) -> Iterator[Callable[[News], None]]:
+def _shown(title: str, followed: Followed) -> Iterator[Callable[[News], None]]:
     console = PlainConsole(stderr=True, highlight=False)
-    told: set[str] = set()
+    shown: set[str] = set()
     if not console.is_terminal or console.is_dumb_terminal:
 
         def tell(item: News) -> None:
-            if item.text not in told or not item.odd:
-                told.add(item.text)
+            if item.text not in shown or not item.odd:
+                shown.add(item.text)
                 output.tell(item.text)
                 sys.stderr.flush()
 
         yield tell
         return
-    board = _Board(found)
+    board = _Board(followed)
 
     class Picture:
         def __rich__(self) -> object:
@@ -239,8 +239,8 @@ def _shown(title: str, found: Followed) -> Iterator[Callable[[News], None]]:
     with Live(Picture(), console=console, refresh_per_second=4, transient=True) as live:  # type: ignore[arg-type]
 
         def say(item: News) -> None:
-            if (item.bad or item.odd) and item.text not in told:
-                told.add(item.text)
+            if (item.bad or item.odd) and item.text not in shown:
+                shown.add(item.text)
                 style = "red" if item.bad else "yellow"
                 mark = "✗" if item.bad else "!"
                 text = Text.assemble((f"{mark} ", style), item.text[9:])

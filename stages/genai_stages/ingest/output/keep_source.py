@@ -144,18 +144,20 @@ def _write(
 
 def _state(graph: onnx.GraphProto, inputs: SourceInputs) -> None:
     """Write into a dynamic graph what is known of its inputs."""
-    caches = {one.name: one.dims for one in inputs.named("past")}
+    caches = {cache.name: cache.dims for cache in inputs.named("past")}
     for value in graph.input:
         dims = value.type.tensor_type.shape.dim
         for dim, size in zip(dims, caches.get(value.name, ()), strict=False):
             if isinstance(size, int):
                 dim.dim_value = size
-    windows = {one.name: one for one in inputs.named("window")}
+    windows = {window.name: window for window in inputs.named("window")}
     left = [value for value in graph.input if value.name not in windows]
     del graph.input[:]
     graph.input.extend(left)
-    for name, one in windows.items():
-        graph.initializer.append(numpy_helper.from_array(np.array(one.number, one.dtype), name))
+    for name, window in windows.items():
+        graph.initializer.append(
+            numpy_helper.from_array(np.array(window.number, window.dtype), name)
+        )
 
 
 def _lift_constants(proto: onnx.ModelProto) -> None:
@@ -176,7 +178,7 @@ def _lift_constants(proto: onnx.ModelProto) -> None:
 
 def _pieces(model: ir.Model, facts: ModelFacts) -> Mapping[str, list[_Piece]]:
     """The core's weights by the source tensor that they come from."""
-    found: dict[str, list[_Piece]] = {}
+    pieces: dict[str, list[_Piece]] = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if not isinstance(tensor, ir.ExternalTensor):
@@ -185,8 +187,8 @@ def _pieces(model: ir.Model, facts: ModelFacts) -> Mapping[str, list[_Piece]]:
         rows: tuple[int, ...] | range | None = origin.index
         if rows is None and origin.rows is not None:
             rows = range(*origin.rows)
-        found.setdefault(origin.source, []).append(_Piece(name, tensor, rows))
-    return found
+        pieces.setdefault(origin.source, []).append(_Piece(name, tensor, rows))
+    return pieces
 
 
 def _expression(
@@ -199,7 +201,7 @@ def _expression(
     chosen = _covering(pieces)
     if chosen is None:
         return None
-    channels = np.concatenate([_channels(one) for one in chosen])
+    channels = np.concatenate([_channels(piece) for piece in chosen])
     order = np.argsort(channels)
     turned = _turned(array, chosen, channels)
     if turned is None:

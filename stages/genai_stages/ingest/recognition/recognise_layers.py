@@ -217,8 +217,8 @@ class Walk:
                     raise _Unknown("it gathers several entries")
                 (position,) = index
                 position %= layout.shape[axis]
-                one = layout.sliced(axis, position, position + 1)
-                results = [one.reshaped(shapes[0])]
+                element = layout.sliced(axis, position, position + 1)
+                results = [element.reshaped(shapes[0])]
                 is_cut = True
         for name, result in zip(node.outputs, results, strict=True):
             label = name if is_cut and result != layout else source.name
@@ -279,11 +279,13 @@ class Walk:
             draft.made_by = node.where()
             self.values[node.outputs[0]] = Data(draft, layout, node.outputs[0])
             return
-        one, two = self.settle(self.data(left)), self.settle(self.data(right))
-        if one.layout.axes != two.layout.axes:
+        first, second = self.settle(self.data(left)), self.settle(self.data(right))
+        if first.layout.axes != second.layout.axes:
             raise _Unknown("its operands are arranged differently")
-        self._put(node, one, DraftNode(node.outputs[0], node.op_type, (one.draft, two.draft),
-                                   one.draft.width))  # fmt: skip
+        draft = DraftNode(
+            node.outputs[0], node.op_type, (first.draft, second.draft), first.draft.width
+        )
+        self._put(node, first, draft)
 
     @staticmethod
     def _with_bias(node: StaticNode, draft: DraftNode, weight: DraftWeight) -> DraftNode | None:
@@ -299,15 +301,15 @@ class Walk:
     def _clip(self, node: StaticNode) -> None:
         data = self.settle(self.data(node.inputs[0]))
         try:
-            found = clip_limits(self.graph, node)
+            limits = clip_limits(self.graph, node)
         except LookupError as error:
             raise _Unknown("its limits depend on the tokens") from error
-        limits = [
-            None if one is None else DraftWeight(one, vector=one.array().reshape(()))
-            for one in found
-        ]
-        self._put(node, data, DraftNode(node.outputs[0], "Clip", (data.draft,), data.draft.width,
-                                    weights=tuple(limits)))  # fmt: skip
+        weights = tuple(
+            None if limit is None else DraftWeight(limit, vector=limit.array().reshape(()))
+            for limit in limits
+        )
+        draft = DraftNode(node.outputs[0], "Clip", (data.draft,), data.draft.width, weights=weights)
+        self._put(node, data, draft)
 
     def _linear(self, node: StaticNode) -> None:
         known = self.graph.constants
