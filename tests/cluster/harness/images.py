@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-from harness.programs import cache
+from harness.programs import alone, cache
 
 ROOT = Path(__file__).parents[3]
 _PAUSE = (
@@ -48,14 +47,15 @@ def _run(*command: str, cwd: Path | None = None) -> str:
 def pause() -> Path:
     """The sandbox image: a static program that waits."""
     archive = cache() / "pause-1.tar"
-    if not archive.exists():
-        source, program = cache() / "pause.c", cache() / "pause"
-        source.write_text(_PAUSE)
-        _run("gcc", "-static", "-Os", "-o", str(program), str(source))
-        container = _run("buildah", "from", "scratch")
-        _run("buildah", "copy", container, str(program), "/pause")
-        _run("buildah", "config", "--entrypoint", '["/pause"]', container)
-        _commit(container, "localhost/pause:1", archive)
+    with alone("images"):
+        if not archive.exists():
+            source, program = cache() / "pause.c", cache() / "pause"
+            source.write_text(_PAUSE)
+            _run("gcc", "-static", "-Os", "-o", str(program), str(source))
+            container = _run("buildah", "from", "scratch")
+            _run("buildah", "copy", container, str(program), "/pause")
+            _run("buildah", "config", "--entrypoint", '["/pause"]', container)
+            _commit(container, "localhost/pause:1", archive)
     return archive
 
 
@@ -91,8 +91,7 @@ def project(target: str) -> Path:
         if (ROOT / name).is_file():
             digest.update(name.encode() + b"\0" + (ROOT / name).read_bytes())
     archive = cache() / f"genai-{target}-{digest.hexdigest()[:16]}.tar"
-    with (cache() / "images.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one tag, so one build at a time
+    with alone("images"):  # one tag, so one build at a time
         _build(target, archive)
         _forget(target, keep=archive)
     return archive

@@ -57,7 +57,7 @@ def kube() -> Path:
     for name in ("go.mod", "go.sum", "main.go"):
         digest.update((KUBE_SOURCE / name).read_bytes())
     program = cache() / f"kube-{digest.hexdigest()[:16]}"
-    with _alone("kube"):
+    with alone("kube"):
         if not program.exists():
             _compile_kube(program)
     return program
@@ -97,7 +97,7 @@ def pinned(
     if not program.exists():
         if not needed and not may_build():
             return None
-        with _alone(name):
+        with alone(name):
             if not program.exists():
                 aside = program.with_suffix(".tmp")
                 _go(
@@ -118,7 +118,7 @@ def module(name: str) -> Path:
     """A ready-made program by `go install`, e.g. the S3 server."""
     path = MODULES[name]
     program = cache() / f"{name}-{path.rsplit('@', 1)[1]}"
-    with _alone(name):
+    with alone(name):
         if not program.exists():
             folder = cache() / f"install-{name}"
             folder.mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ def source(path: str) -> Path:
 
 
 @contextmanager
-def _alone(name: str) -> Iterator[None]:
+def alone(name: str) -> Iterator[None]:
     """No other process builds a program of that name meanwhile."""
     with (cache() / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
