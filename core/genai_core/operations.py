@@ -22,7 +22,7 @@ from pydantic import (
     model_serializer,
 )
 
-from genai_core.names import Backend, Gaps, Precision
+from genai_core.names import Backend, Digest, Gaps, Precision
 
 __all__ = [
     "OPERATIONS",
@@ -308,8 +308,11 @@ class PackageConfig(OperationConfig):
     """The container."""
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"adapters", "children", "use_cases", "max_rank", "target_modules", "head", "merged"}
-    )
+        {
+            "adapters", "child_weights", "children", "use_cases", "max_rank", "target_modules",
+            "head", "merged",
+        }
+    )  # fmt: skip
 
     target: str
     backend: Backend
@@ -328,6 +331,8 @@ class PackageConfig(OperationConfig):
     target_modules: tuple[str, ...] = ()
     children: tuple[int, ...] = ()
     """ARs whose graphs have a source of their own; the inputs `child_<AR>` are its core graph."""
+    child_weights: dict[str, Digest] = Field(default_factory=dict)
+    """AR of a child -> digest of its files of weights, which the core graph leaves out."""
     head: HeadConfig | None = None
     """The container is an EAGLE head's, which another one holds."""
     merged: Literal["AdapterOnly", "All"] | None = None

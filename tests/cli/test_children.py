@@ -180,7 +180,8 @@ class TestOtherWeights:
 
     def test_the_manifest_says_that_an_ar_has_a_model_of_its_own(self, attached: Built) -> None:
         manifest = json.loads((attached.folder / "manifest.json").read_bytes())
-        assert list(manifest["model"]["children"]) == ["1"]
+        assert manifest["model"]["children"].keys() == {"1"}
+        assert manifest["model"]["children"]["1"].keys() == {"core", "weights"}
 
     def test_the_cpu_target_is_refused_once_both_are_read(
         self, root: Path, attached: Built

@@ -247,6 +247,22 @@ def exact_shapes(own: str, **facts: Any) -> dict[SourceName, ModelShape]:
     }
 
 
+def test_a_package_tells_children_apart_when_their_weights_alone_differ() -> None:
+    asked = spec(CHILD, splits={"count": 1})
+
+    def config(own: str) -> PackageConfig:
+        package = planner(asked).exact(exact_shapes(own)).plan.task("package/sm8750").config
+        assert isinstance(package, PackageConfig)
+        return package
+
+    first, second = config("a"), config("d")
+    assert first == config("a")
+    assert first.child_weights.keys() == second.child_weights.keys() == {"1"}
+    assert first.child_weights != second.child_weights
+    without = planner(spec(splits={"count": 1})).forecast.plan.task("package/sm8750").config
+    assert not {"children", "child_weights"} & without.model_dump(mode="json").keys()
+
+
 def test_on_cpu_a_child_is_not_needed_when_its_weights_are_the_model_s() -> None:
     asked = spec(CHILD, targets=("cpu",), graphs={"autoRegression": [1, 16]}, splits={})
     plan = planner(asked).exact(exact_shapes("a")).plan

@@ -12,10 +12,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from genai_core import compile_options
+from genai_core.canonical import digest_json
 from genai_core.errors import BadEncodings, BadModel, InvalidSpec
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.child_model import Child
-from genai_core.names import MODEL, Backend, Gaps, SourceName
+from genai_core.names import MODEL, Backend, Digest, Gaps, SourceName
 from genai_core.sources.build_sources import model_spec
 from genai_planner.expand.context import PlanContext
 from genai_planner.expand.grid import GraphGrid
@@ -47,6 +48,11 @@ class PlannedChild:
     child: Child
     context: PlanContext
     borrows: bool
+
+    @property
+    def weights(self) -> Digest:
+        """Of all its files of weights; before ingest has run, of none."""
+        return digest_json(dict(sorted(self.context.shape.contents.items())))
 
 
 def _where(number: int, field: str) -> str:

@@ -439,6 +439,7 @@ class _Builder:
                 use_cases=use_cases(self.spec),
                 merged=_merged(self.spec),
                 children=tuple(self.children),
+                child_weights={str(arn): one.weights for arn, one in self.children.items()},
                 **bounds(self.spec),
             ),
             inputs=sources,

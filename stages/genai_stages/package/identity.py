@@ -36,7 +36,10 @@ def identify(
     if encodings is not None:
         model["encodings"] = digest_file(encodings)
     if contents.children:
-        model["children"] = {str(ar): {"core": _core(f)} for ar, f in contents.children.items()}
+        model["children"] = {
+            str(ar): {"core": _core(folder), "weights": config.child_weights[str(ar)]}
+            for ar, folder in contents.children.items()
+        }
     chip = config.chip
     made = Manifest(
         model=model,
