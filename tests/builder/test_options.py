@@ -106,8 +106,6 @@ def test_a_setting_that_is_misspelt_or_has_no_meaning_is_refused() -> None:
     with pytest.raises(InvalidSpec, match="speculative_config: not supported"):
         builder.speculative_config = object()
     builder.speculative_config = None  # the vendor's default
-    with pytest.raises(InvalidSpec, match="attach_model_for_arn"):
-        builder.attach_model_for_arn(arn=1, model_path="decode.onnx")
 
 
 @pytest.mark.parametrize(

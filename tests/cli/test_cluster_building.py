@@ -18,7 +18,15 @@ from genai_cli.testing import InProcess, Ran
 from genai_core.kinds.base import ObjectMeta
 from genai_core.kinds.build import BuildSpec, GenAIBuild
 from genai_core.kinds.documents.reading import read_model
-from genai_core.names import DRAFT, FORECAST, MODEL, VISION, SourceName, adapter_source
+from genai_core.names import (
+    DRAFT,
+    FORECAST,
+    MODEL,
+    VISION,
+    SourceName,
+    adapter_source,
+    child_source,
+)
 from genai_core.sources.build_sources import BuildSource
 from genai_core.wire import REQUESTED_AT
 
@@ -356,6 +364,27 @@ def test_an_uploaded_draft_is_pinned_and_its_files_are_called_by_their_roles() -
         {"method": "Ssd", "source": "s3://b/sources/sha256-00", "digest": "sha256:00",
          "tensorFile": "forecast.safetensors"}
     ]  # fmt: skip
+
+
+def test_an_uploaded_child_is_pinned_and_the_others_stay_as_they_are() -> None:
+    children = [
+        {"arn": 1, "source": "s3://m/decode", "name": "decode", "secretRef": {"name": "s"}},
+        {"arn": 8, "source": "./verify", "onnx": "v.onnx", "encodings": "v.encodings",
+         "gaps": "Calibrate", "calibration": "texts/Some.TXT", "secretRef": {"name": "s"}},
+    ]  # fmt: skip
+    spec = parsed(children=children)
+    written = {"model": {"source": "s3://m"}, "children": children}
+    before = json.dumps(written)
+    source = source_called(child_source("attached_ar8"))
+    applied = with_upload(spec, written, source, UPLOAD, digest="sha256:00")
+    assert applied["model"] == written["model"]
+    assert applied["children"] == [
+        children[0],
+        {"arn": 8, "source": "s3://b/sources/sha256-00", "digest": "sha256:00",
+         "onnx": "model.onnx", "encodings": "model.encodings", "gaps": "Calibrate",
+         "calibration": "calibration.txt"},
+    ]  # fmt: skip
+    assert json.dumps(written) == before
 
 
 def test_an_uploaded_encoder_is_pinned_and_called_by_its_role() -> None:

@@ -14,7 +14,16 @@ from genai_core.errors import BadEncodings, BadModel, GenAIError, InvalidSpec
 from genai_core.facts import AttentionFacts, ModelFacts, RopeTable, WeightsGroup
 from genai_core.kinds.build import BuildSpec
 from genai_core.kinds.documents.reading import read_build_text
-from genai_core.names import MODEL, Digest, SourceName, TaskId, child_source
+from genai_core.names import (
+    DRAFT,
+    FORECAST,
+    MODEL,
+    VISION,
+    Digest,
+    SourceName,
+    TaskId,
+    child_source,
+)
 from genai_core.operations import (
     OPERATIONS,
     CompileHtpConfig,
@@ -67,8 +76,10 @@ def planner(
     asked: BuildSpec,
     config: Mapping[str, Any] = CONFIG,
     roles: tuple[str, ...] = ("model.encodings",),
+    more: Mapping[SourceName, Source] | None = None,
 ) -> BuildPlanner:
     found: dict[SourceName, Source] = {MODEL: source("big", CONFIG, "model.encodings")}
+    found |= more or {}
     for child in asked.children:
         found[child.source_name] = source(child.label, config, *roles)
     chains = {(row.name, row.backend): Toolchain(id="0" * 64, versions={}) for row in OPERATIONS}
@@ -228,6 +239,26 @@ def test_children_and_adapters_exclude_each_other() -> None:
     lora = {"adapters": [{"name": "a", "source": "s3://m/a"}]}
     with pytest.raises(ValueError, match="exclude each other"):
         spec(CHILD, lora=lora)
+
+
+PARTS: tuple[tuple[SourceName, dict[str, Any]], ...] = (
+    (DRAFT, {"speculation": [{"method": "DraftModel", "source": "s3://m/p"}]}),
+    (DRAFT, {"speculation": [{"method": "Eagle", "source": "s3://m/p"}]}),
+    (
+        FORECAST,
+        {"speculation": [{"method": "Ssd", "source": "s3://m/p", "tensorFile": "t.safetensors"}]},
+    ),
+    (VISION, {"vision": {"source": "s3://m/p", "imageToken": "<image>"}}),
+)
+
+
+@pytest.mark.parametrize(("name", "part"), PARTS)
+def test_children_and_parts_of_cpu_containers_are_refused_by_name_on_snapdragon(
+    name: SourceName, part: dict[str, Any]
+) -> None:
+    more = {name: source("part", CONFIG, "model.encodings")}
+    with pytest.raises(InvalidSpec, match="cpu containers alone"):
+        _ = planner(spec(CHILD, **part), more=more).forecast
 
 
 def exact_shapes(own: str, **facts: Any) -> dict[SourceName, ModelShape]:

@@ -14,11 +14,12 @@ import os
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from genai_builder import options as vendor
+from genai_builder.gen_ai_api.builders.attached_model import AttachedModel
 from genai_builder.gen_ai_api.containers.gen_ai_container import GenAIContainer, LLMContainer
-from genai_builder.model_files import ModelFiles
+from genai_builder.model_files import ModelFiles, find_model
 from genai_builder.modules.lora.lora_config import LoraBuilderInputConfig, lora_content
 from genai_builder.temporary import HeldFolder
 from genai_cli.build.local_build import make_containers
@@ -28,6 +29,7 @@ from genai_core.compile_options import merged
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.base import API_VERSION
 from genai_core.kinds.build import GenAIBuild
+from genai_core.kinds.child_model import Child
 from genai_core.kinds.documents.reading import read_model, with_local_source
 from genai_core.kinds.lora import QuantUpdatableMode
 from genai_core.sources.lora_config import lora_of_config, lora_of_content
@@ -62,6 +64,7 @@ class GenAIBuilder:
         self._fields: vendor.Fields = {}
         self._targets: list[str] = []
         self._lora: LoraBuilderInputConfig | None = None
+        self._attached: list[AttachedModel] = []
         self.parallel_build = True
         """Tasks run side by side; False: one after the other."""
         self.max_workers: int | None = None
@@ -233,18 +236,35 @@ class GenAIBuilder:
         model_path: str | os.PathLike[str],
         encodings_path: str | os.PathLike[str] | None = None,
         name: str | None = None,
-    ) -> NoReturn:
-        """Refuse a model of its own for one AR.
+    ) -> AttachedModel:
+        """Take a model of its own for the graphs of one AR.
+
+        Args:
+            arn: One of the build's ARs.
+            model_path: A folder, or an ONNX file.
+            encodings_path: AIMET's encodings, in the model's folder; None: the only ones there.
+            name: One word that plan and status call it by; None: `attached_ar<arn>`.
+
+        Returns:
+            Its settings: what is not set there is the builder's.
 
         Raises:
-            InvalidSpec: Always.
+            BadModel: There is no such file or folder.
+            InvalidSpec: That AR has one, or a value is none that a build takes.
         """
-        del encodings_path, name
-        raise InvalidSpec(
-            f"a model of its own for AR {arn} ({os.fspath(model_path)}) is not supported",
-            where="attach_model_for_arn",
-            remedy="leave it out: all graphs come from the one model",
-        )
+        number = vendor.number(arn, "attach_model_for_arn arn")
+        if any(one.arn == number for one in self._attached):
+            raise InvalidSpec(
+                f"AR {number} has a model of its own already",
+                where="attach_model_for_arn",
+                remedy="attach one for each AR",
+            )
+        files = find_model(model_path, config_path=None, tokenizer_path=None)
+        attached = AttachedModel(number, files, name=name)
+        attached.encodings_path = encodings_path
+        read_model(Child, attached.to_child())
+        self._attached.append(attached)
+        return attached
 
     def to_spec(self) -> dict[str, Any]:
         """The GenAIBuild that does the same: apiVersion, kind, metadata, spec.
@@ -265,6 +285,8 @@ class GenAIBuilder:
         fields = dict(self._fields)
         if self._lora is not None:
             fields["lora",] = self._adapters(self._lora)  # it may have been changed since
+        if self._attached:
+            fields["children",] = [attached.to_child() for attached in self._attached]
         for path, value in fields.items():
             here = spec
             for part in path[:-1]:
