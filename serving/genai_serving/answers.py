@@ -76,4 +76,5 @@ class EngineAnswer:
             self.slot,
             self.request.scope,
             known[: held if self.steady is None else min(held, self.steady)],
+            self.request.pictures,
         )

@@ -53,7 +53,9 @@ class Beginnings:
         if answer.slot is not None:  # from disk
             return self._executor.length(answer.slot)
         running = [answer.held(self._executor) for answer in answers.values()]
-        match = self._cache.find(request.scope, request.prompt, [h for h in running if h])
+        match = self._cache.find(
+            request.scope, request.prompt, [h for h in running if h], pictures=request.pictures
+        )
         if match is not None:
             self._found[key] = match
         return 0 if match is None else match.tokens
@@ -84,7 +86,9 @@ class Beginnings:
                 continue
             self._sought.add(work.key)
             self._cache.shrink(room, wanted=wanted)
-            answer.slot = self._files.load(request.scope, request.prompt, beyond=work.start)
+            answer.slot = self._files.load(
+                request.scope, request.prompt, beyond=work.start, pictures=request.pictures
+            )
             if answer.slot is not None:
                 answer.cached = answer.begun(self._executor.length(answer.slot))
                 loaded = True

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_runtime.executor.executor import Executor
-from genai_runtime.executor.rows import Row, RowOutput, Want
+from genai_runtime.executor.rows import Embeddings, Row, RowOutput, Want
 from genai_runtime.sampling import logprobs
 from genai_runtime.speculation.method import accept
 from genai_serving.answers import EngineAnswer
@@ -88,8 +88,12 @@ class Passes:
         answer = self._answers[work.key]
         assert answer.slot is not None
         prompt = answer.request.prompt
+        instead: Embeddings | None = None
         if work.start < prompt.size:
-            tokens = prompt[work.start : work.start + work.count]
+            end = work.start + work.count
+            tokens = prompt[work.start : end]
+            if answer.request.embeddings is not None:
+                instead = answer.request.embeddings.between(work.start, end)
         else:
             tokens = np.array(answer.tokens[-1:], dtype=np.int64)
         told = answer.request.prompt_logprobs is not None and work.start < prompt.size
@@ -100,6 +104,7 @@ class Passes:
             want=want,
             adapters=answer.request.adapters,
             states=answer.request.speculation and self._guesses.observes,
+            embeddings=instead,
         )
         return self._guesses.row(work, row)
 

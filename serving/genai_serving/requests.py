@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from genai_core.errors import GenAIError
-from genai_runtime.executor.rows import AdapterUse
+from genai_runtime.executor.rows import AdapterUse, Embeddings
+from genai_runtime.prefixes.cache import Pictures
 from genai_runtime.sampling import Constraint, Sampling, TokenLogprob
 from genai_runtime.speculation.control import Counts
 
@@ -65,6 +66,8 @@ class AnswerRequest:
         speculation: Tokens may be guessed; the answer is the same.
         cache_salt: Only requests of the same salt share cached beginnings with it.
         pin: Nobody asked it: its prompt is read to be kept, as a beginning of others' prompts.
+        embeddings: What stands in places of the prompt: pictures.
+        pictures: Of each its first place and the digest of its embeddings.
     """
 
     prompt: NDArray[np.int64]
@@ -80,6 +83,8 @@ class AnswerRequest:
     speculation: bool = True
     cache_salt: str = ""
     pin: bool = False
+    embeddings: Embeddings | None = None
+    pictures: Pictures = ()
 
     @property
     def scope(self) -> Scope:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from genai_cli.testing import InProcess, Program
 from genai_core.canonical import digest_file
 from genai_core.files import digest_cache as filecache
+from genai_core.files import unchanged
 from genai_core.names import Digest
 from genai_runtime.container import container as containers
 from genai_runtime.container.backend import open_session
@@ -95,7 +96,7 @@ def test_a_container_is_refused_when_a_file_is_not_its_manifests(
 def test_a_container_is_hashed_once_when_its_files_stay(
     call: InProcess, container: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(filecache, "_SETTLED_NS", 0)
+    monkeypatch.setattr(unchanged, "_SETTLED_NS", 0)
     read: list[str] = []
 
     def noted(path: Path) -> Digest:

@@ -291,7 +291,19 @@ def test_bad_bodies_are_refused_in_openai_s_shape(
         ([{"role": "wizard", "content": "x"}], "role"),
         (
             [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-            "messages.0.content.0.type",
+            "the model reads no pictures",
+        ),
+        (
+            [{"role": "system", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "image_url is of a user's message",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}],
+            "messages.0.content",
+        ),
+        (
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"uri": "x"}}]}],
+            "image_url",
         ),
         ([{"role": "user"}], "content"),
     ],

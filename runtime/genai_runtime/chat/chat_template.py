@@ -70,6 +70,11 @@ class ChatTemplate:
         template = _chosen(config.get("chat_template"))
         return cls(template, special, _CONFIG_FILE) if template else None
 
+    @property
+    def lists_images(self) -> bool:
+        """Whether it takes parts of messages, and writes the places of pictures itself."""
+        return "image" in self.source and "type" in self.source
+
     def render(self, messages: Sequence[Message], /, **variables: object) -> str:
         """The conversation as text that ends where the assistant is to speak.
 

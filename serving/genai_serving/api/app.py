@@ -250,6 +250,7 @@ def _about(service: Service, name: str) -> dict[str, Any]:
         },
         "prefix_cache": model.prefix_cache,
         "speculation": model.speculation,
+        "vision": service.pictures is not None,
         "adapter_state": service.adapter_state(name),
     }
 
@@ -258,15 +259,15 @@ async def _tokenize(request: HttpRequest, service: Service) -> Response:
     body = await read_body(request, service.bodies, TokenizeBody)
     service.chosen(body.model)
     if body.prompt is not None:
-        tokens = await service.tokens_of(body.prompt, special=body.add_special_tokens)
+        prompt = await service.tokens_of(body.prompt, special=body.add_special_tokens)
     else:
         messages, variables = body.messages or [], body.chat_template_kwargs or {}
-        _, tokens = await service.chat_prompt(messages, variables, body.tools or ())
+        _, prompt = await service.chat_prompt(messages, variables, body.tools or ())
     return JSONResponse(
         {
-            "count": int(tokens.size),
+            "count": int(prompt.tokens.size),
             "max_model_len": service.model.context_length,
-            "tokens": [int(token) for token in tokens],
+            "tokens": [int(token) for token in prompt.tokens],
         }
     )
 

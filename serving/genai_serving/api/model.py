@@ -94,6 +94,14 @@ class ServedModel:
         """Token ids of a text.
 
         Raises:
+            BadInput: As `tokenizer_for`.
+        """
+        return self.tokenizer_for(text).encode(text, special=special)
+
+    def tokenizer_for(self, text: str) -> TextTokenizer:
+        """What cuts a text.
+
+        Raises:
             BadInput: The model has no tokenizer, or no context of this length holds the text.
         """
         most = MOST_CHARACTERS * self.context_length
@@ -103,7 +111,7 @@ class ServedModel:
                 f"{self.context_length} tokens",
                 where="prompt",
             )
-        return self._tokenizer().encode(text, special=special)
+        return self._tokenizer()
 
     def chat_text(
         self,

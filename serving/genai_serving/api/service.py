@@ -12,19 +12,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from starlette.requests import Request as HttpRequest
 
 from genai_core.errors import BadInput, GenAIError
 from genai_core.kinds.lora import BASE
 from genai_runtime.executor.rows import AdapterUse
 from genai_runtime.sampling import Constraint
+from genai_runtime.vision.places import PicturedPrompt, marked_text, with_pictures
 from genai_serving.adapters.loaded import AT_REST, ORDER
 from genai_serving.api.answering import FINISH_REASONS, Answer, Piece, RunningAnswer, start
 from genai_serving.api.bodies import Bodies
 from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, not_found, of_failure, too_long
 from genai_serving.api.messages import ChatMessage, Tool
 from genai_serving.api.model import ServedModel
+from genai_serving.api.pictures import RequestPictures
 from genai_serving.api.schemas import ChatBody, SamplingFields
 from genai_serving.engine import Engine
 from genai_serving.requests import AnswerRequest, Ended, Finish
@@ -76,6 +77,7 @@ class Service:
         grammars: Of its vocabulary.
         seconds: That a request may take; 0 = for ever.
         now: Seconds since 1970, for `created`.
+        pictures: What reads those of requests; None = the model reads none.
     """
 
     engine: Engine
@@ -87,6 +89,7 @@ class Service:
     now: Callable[[], float] = time.time  # noqa: TID251 - shown to clients, decides nothing
     bodies: Bodies = field(default_factory=Bodies)
     forms: Forms = field(default_factory=Forms)
+    pictures: RequestPictures | None = None
 
     def chosen(self, name: str) -> ServedName:
         """What a request's `model` means: the base, an adapter, or a use case.
@@ -109,14 +112,15 @@ class Service:
         states = self.engine.adapter_states
         return min((states.get(use.name, AT_REST) for use in worn), key=ORDER.index)
 
-    async def tokens_of(self, prompt: str | list[int], *, special: bool) -> NDArray[np.int64]:
+    async def tokens_of(self, prompt: str | list[int], *, special: bool) -> PicturedPrompt:
         """A prompt's token ids; the engine checks them."""
         if isinstance(prompt, str):
             # A text of a megabyte takes a second: not in the loop.
             async with self.bodies.of(len(prompt)):
-                return await asyncio.to_thread(self.model.text_tokens, prompt, special=special)
+                tokens = self.model.text_tokens
+                return PicturedPrompt(await asyncio.to_thread(tokens, prompt, special=special))
         try:
-            return np.asarray(prompt, dtype=np.int64)
+            return PicturedPrompt(np.asarray(prompt, dtype=np.int64))
         except OverflowError:
             raise BadInput("a token id is outside the vocabulary", where="prompt") from None
 
@@ -125,13 +129,29 @@ class Service:
         messages: Sequence[ChatMessage],
         variables: Mapping[str, Any],
         tools: Sequence[Tool] = (),
-    ) -> tuple[str, NDArray[np.int64]]:
-        """A conversation as text, and its token ids."""
+    ) -> tuple[str, PicturedPrompt]:
+        """A conversation as text, and its token ids with pictures in their places.
 
-        def rendered() -> tuple[str, NDArray[np.int64]]:
+        Raises:
+            RequestRefused: A picture cannot be read.
+            BadInput: The model reads none, or they are more or fewer than their places.
+        """
+        images = sum(len(message.images) for message in messages)
+        if images and self.pictures is None:
+            raise BadInput("the model reads no pictures", where="messages", remedy="send text")
+        seen = await self.pictures.seen(messages) if self.pictures is not None and images else []
+
+        def rendered() -> tuple[str, PicturedPrompt]:
             shown = [tool.plain() for tool in tools]
-            text = self.model.chat_text([m.plain() for m in messages], variables, shown)
-            return text, self.model.text_tokens(text, special=False)
+            if not seen or self.pictures is None:
+                text = self.model.chat_text([m.plain() for m in messages], variables, shown)
+                return text, PicturedPrompt(self.model.text_tokens(text, special=False))
+            info = self.pictures.info
+            listed = self.model.template is not None and self.model.template.lists_images
+            told = [m.plain(info.image_token, listed=listed) for m in messages]
+            text = self.model.chat_text(told, variables, shown)
+            marked = marked_text(text, self.model.tokenizer_for(text), info, special=False)
+            return text, with_pictures(marked, seen, info, where="messages")
 
         async with self.bodies.of(sum(len(message.text) for message in messages)):
             return await asyncio.to_thread(rendered)
@@ -167,7 +187,7 @@ class Service:
     def begin(
         self,
         body: SamplingFields,
-        prompts: Sequence[NDArray[np.int64]],
+        prompts: Sequence[PicturedPrompt],
         *,
         most: int | None,
         logprobs: int | None,
@@ -180,7 +200,7 @@ class Service:
 
         Args:
             body: The request.
-            prompts: Token ids of each.
+            prompts: Token ids of each, and pictures in their places.
             most: Tokens of an answer; None = as many as the context holds.
             logprobs: Of answers; see `genai_serving.requests.Request`.
             prompt_logprobs: Of prompts.
@@ -194,13 +214,13 @@ class Service:
         """
         context = self.model.context_length
         for prompt in prompts:
-            if prompt.size > context:
+            if prompt.tokens.size > context:
                 param = "messages" if isinstance(body, ChatBody) else "prompt"
-                raise too_long(prompt.size, context, param)
+                raise too_long(prompt.tokens.size, context, param)
         total, room = len(prompts) * body.n, self.limits.sequences + self.limits.waiting
         if total > room:
             raise BadInput(f"{total} answers are asked for, the server takes {room}", where="n")
-        told = body.n * sum(prompt.size for prompt in prompts) * ((prompt_logprobs or 0) + 1)
+        told = body.n * sum(prompt.tokens.size for prompt in prompts) * ((prompt_logprobs or 0) + 1)
         if prompt_logprobs is not None and told > MOST_TOLD:
             raise BadInput(
                 f"{told} numbers of prompts are asked for, {MOST_TOLD} are told at once",
@@ -221,7 +241,9 @@ class Service:
             for prompt in prompts:
                 for index in range(body.n):
                     request = AnswerRequest(
-                        prompt=prompt,
+                        prompt=prompt.tokens,
+                        embeddings=prompt.embeddings,
+                        pictures=prompt.pictures,
                         max_tokens=most if most is not None else context,
                         sampling=self.model.sampling(body, index),
                         stop_tokens=stops,

@@ -7,18 +7,20 @@ from dataclasses import dataclass
 from functools import partial
 
 from genai_core.container.adapters import AdapterIndex
+from genai_core.container.vision_info import VISION_INFO_FILE
 from genai_core.errors import CorruptBlob
 from genai_core.files.digest_cache import FileCache
 from genai_core.names import Backend
 from genai_runtime.chat.chat_template import ChatTemplate
 from genai_runtime.container import container as containers
-from genai_runtime.container.backend import open_executor
+from genai_runtime.container.backend import open_encoder, open_executor
 from genai_runtime.container.container import Container
 from genai_runtime.steadiness import Steadiness, try_out, try_out_prompts
 from genai_serving.adapters.loaded import AT_REST
 from genai_serving.adapters.served import ServedAdapters
 from genai_serving.adapters.start import HeldAdapters, open_with_adapters
 from genai_serving.api.model import ServedModel, sampling_defaults
+from genai_serving.api.pictures import RequestPictures
 from genai_serving.api.service import Service
 from genai_serving.engine import Engine, ServingLimits
 from genai_serving.metrics import AdapterLoad, Metrics
@@ -100,6 +102,9 @@ def open_server(
     if options.adapter_rank == 0:
         refuse_adapters(options)
         adapters = AdapterIndex()
+    # Before the memory that is left is looked at.
+    sees = opened.holds(VISION_INFO_FILE)
+    encoder = open_encoder(opened, threads=options.threads) if sees else None
     executor, held = open_with_adapters(
         opened,
         adapters,
@@ -194,7 +199,15 @@ def open_server(
     metrics.gain = lambda: engine.gain
     metrics.adapters = lambda: _adapter_load(engine, held, model.adapters)
     grammars = Grammars(model.tokenizer, vocab_size, model.stop_tokens)
-    service = Service(engine, model, limits, vocab_size, grammars, seconds=options.request_seconds)
+    service = Service(
+        engine,
+        model,
+        limits,
+        vocab_size,
+        grammars,
+        seconds=options.request_seconds,
+        pictures=None if encoder is None else RequestPictures(encoder),
+    )
     return OpenedServer(opened, engine, service, metrics, held, prompts)
 
 

@@ -72,7 +72,7 @@ async def chat_completions(request: HttpRequest, service: Service) -> Response:
         choices.append(choice)
     answer_body: dict[str, Any] = {**head, "choices": choices, "usage": usage(running, body.n)}
     if body.return_token_ids:
-        answer_body["prompt_token_ids"] = [int(token) for token in prompt]
+        answer_body["prompt_token_ids"] = [int(token) for token in prompt.tokens]
     return JSONResponse(answer_body)
 
 

@@ -58,7 +58,13 @@ async def completions(request: HttpRequest, service: Service) -> Response:
     told = await collect(request, running)
     # Logprobs of long prompts are megabytes of JSON: not in the loop.
     return await asyncio.to_thread(
-        _whole, body, told, running, service.model, prompts=prompts, head=head
+        _whole,
+        body,
+        told,
+        running,
+        service.model,
+        prompts=[prompt.tokens for prompt in prompts],
+        head=head,
     )
 
 
