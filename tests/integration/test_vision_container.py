@@ -266,3 +266,49 @@ def test_build_refuses_an_encoder_that_does_not_fit(
     refused = built.program("build", "-f", file, "--store", built.store)
     assert refused.code == 2
     assert told in refused.err
+
+
+@pytest.fixture(scope="module")
+def any_size(built: Built, container: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with an encoder of free height and width: a place for each 8 x 8 pixels."""
+    del container
+    folder = tmp_path_factory.mktemp("any-size")
+    weight = np.random.default_rng(3).normal(size=(192, 3, 8, 8)).astype(np.float32) / 50
+    float32, make = onnx.TensorProto.FLOAT, onnx.helper.make_node
+    graph = onnx.helper.make_graph(
+        [
+            make("Conv", ["pixel_values", "weight"], ["patches"], strides=[8, 8]),
+            make("Reshape", ["patches", "flat"], ["columns"]),
+            make("Transpose", ["columns"], ["image_embeds"], perm=[0, 2, 1]),
+        ],
+        "encoder",
+        [onnx.helper.make_tensor_value_info("pixel_values", float32, [1, 3, "height", "width"])],
+        [onnx.helper.make_tensor_value_info("image_embeds", float32, [1, "places", 192])],
+        [
+            onnx.numpy_helper.from_array(weight, "weight"),
+            onnx.numpy_helper.from_array(np.array([1, 192, -1]), "flat"),
+        ],
+    )
+    opset = [onnx.helper.make_opsetid("", 17)]
+    proto = onnx.helper.make_model(graph, opset_imports=opset, ir_version=8)
+    (folder / "any.onnx").write_bytes(proto.SerializeToString())
+    said = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "patch_size": 8, "max_pixels": 2048}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    found = document(source=str(folder), tokensPerImage="Dynamic")
+    found["metadata"]["name"] = "any-size"
+    file = folder / "vision.yaml"
+    file.write_text(yaml.safe_dump(found))
+    return Path(built.build("-f", file)["containers"]["cpu"]["path"])
+
+
+def test_an_encoder_of_any_size_gives_each_picture_its_own_places(
+    built: Built, any_size: Path, tmp_path: Path
+) -> None:
+    told = built.program.ok("inspect", any_size).out
+    assert "up to 2048 pixels, sides in multiples of 8, as many tokens" in told
+    for size, places in (((32, 16), 8), ((16, 32), 8), ((40, 40), 25), ((4000, 1000), 22)):
+        image = tmp_path / f"{size[0]}x{size[1]}.png"
+        Image.new("RGB", size, (9, 99, 199)).save(image)
+        asked: tuple[str | Path, ...] = ("run", any_size, *TOKENS, "--max-tokens", "2", "--json")
+        got = built.program.ok(*asked, "--image", image).json
+        assert got["metrics"]["promptTokens"] == len(PREFIX) + places + len(SUFFIX)

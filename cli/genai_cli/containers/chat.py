@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
+from typing import Any
 
 from genai_cli.containers.images import Images
 from genai_cli.containers.speculation import Guessing
@@ -78,7 +79,7 @@ class Chat:
     system: str = ""
     speculation: Speculation | None = None
     images: Images | None = None
-    turns: list[dict[str, str]] = field(default_factory=list)
+    turns: list[dict[str, Any]] = field(default_factory=list)
     _cached: PicturedPrompt = NOTHING
 
     def answer(self, text: str, on_token: Callable[[int], None] | None = None) -> Generation:
@@ -88,9 +89,10 @@ class Chat:
             BadInput: The message alone is longer than the context, or the template refuses it.
             KeyboardInterrupt: Ctrl-C; the answer so far has joined the history.
         """
+        content: str | list[dict[str, str]] = text
         if self.images is not None and not self.turns:
-            text = self.images.introduced(text)
-        self.turns.append({"role": "user", "content": text})
+            content = self.images.introduced(text, listed=self.template.lists_images)
+        self.turns.append({"role": "user", "content": content})
         try:
             read = self._fitting()
         except BaseException:

@@ -41,10 +41,17 @@ class Images:
     info: VisionInfo
     embeddings: tuple[Seen, ...]
 
-    def introduced(self, text: str) -> str:
-        """A message with the pictures' places before its text, unless it names them itself."""
+    def introduced(self, text: str, *, listed: bool) -> str | list[dict[str, str]]:
+        """A message with the pictures' places before its text, unless it names them itself.
+
+        Args:
+            text: Of the message.
+            listed: The template takes parts, and writes the places itself.
+        """
         if self.info.image_token in text:
             return text
+        if listed:
+            return [*[{"type": "image"}] * len(self.embeddings), {"type": "text", "text": text}]
         return "\n".join([*[self.info.image_token] * len(self.embeddings), text])
 
     def within(self, text: str, tokenizer: TextTokenizer, *, special: bool) -> PicturedPrompt:
