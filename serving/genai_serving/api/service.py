@@ -25,7 +25,7 @@ from genai_serving.api.bodies import Bodies
 from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, not_found, of_failure, too_long
 from genai_serving.api.messages import ChatMessage, Tool
 from genai_serving.api.model import ServedModel
-from genai_serving.api.pictures import RequestPictures
+from genai_serving.api.request_pictures import RequestPictures
 from genai_serving.api.schemas import ChatBody, SamplingFields
 from genai_serving.engine import Engine
 from genai_serving.requests import AnswerRequest, Ended, Finish

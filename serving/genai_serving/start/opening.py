@@ -20,7 +20,7 @@ from genai_serving.adapters.loaded import AT_REST
 from genai_serving.adapters.served import ServedAdapters
 from genai_serving.adapters.start import HeldAdapters, open_with_adapters
 from genai_serving.api.model import ServedModel, sampling_defaults
-from genai_serving.api.pictures import RequestPictures
+from genai_serving.api.request_pictures import RequestPictures
 from genai_serving.api.service import Service
 from genai_serving.engine import Engine, ServingLimits
 from genai_serving.metrics import AdapterLoad, Metrics
