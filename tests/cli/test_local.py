@@ -298,6 +298,18 @@ def test_store_that_does_not_answer_is_tried_again(build: Build) -> None:
     assert run.failures[TaskId("b")].error.code == "StoreNotReady"
 
 
+def test_task_whose_record_is_removed_again_and_again_has_failed(
+    build: Build, store: DirectoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody empties the store as fast as it is filled."""
+    monkeypatch.setattr(store, "get_record", lambda *_: None)
+    run, pool, _, events = build(task("a"))
+    assert pool.ran == ["a"] * 4
+    error = run.failures[TaskId("a")].error
+    assert "is gone as soon as it was written" in error.message
+    assert len(of(events, BuildWarning)) == 3, "each try is told"
+
+
 def test_full_disk_ends_the_build(build: Build) -> None:
     with pytest.raises(NoSpace, match="no room"):
         build(*CHAIN, script={"a": [NoSpace("no room", where="/store")]})

@@ -32,6 +32,7 @@ from genai_cli.engine.workers import Job, WorkerEnd, WorkerPool
 from genai_core.errors import (
     GenAIError,
     NoSpace,
+    StoreUnavailable,
     from_dict,
 )
 from genai_core.names import TaskId
@@ -211,10 +212,20 @@ class LocalRun:
         task = attempt.start.task
         result = read_result(attempt.job.result) if ended.status >= 0 else None
         self.peak_memory_bytes = max(self.peak_memory_bytes, ended.peak_memory_bytes)
-        if result is not None and result.error is None and ended.status == 0:
-            self._succeeded(machine, attempt, result, peak=ended.peak_memory_bytes)
-            return
         error = from_dict(result.error) if result is not None and result.error else None
+        if result is not None and error is None and ended.status == 0:
+            operation = machine.tasks[task].operation
+            store = writable_store(self.store)
+            stored = store.get_record(operation, attempt.start.key)
+            if stored is not None:
+                self._succeeded(machine, task, result, stored.record, peak=ended.peak_memory_bytes)
+                return
+            # Somebody removes what is written, and may go on doing so.
+            error = StoreUnavailable(
+                "the record of the task is gone as soon as it was written",
+                where=store.location,
+                remedy="see who empties the store meanwhile, and run the same command again",
+            )
         another = another_attempt(task, ended, error, tried=self._tried(task))
         if another is not None:
             self.on_event(BuildWarning(another.why, task))
@@ -239,26 +250,21 @@ class LocalRun:
         return self._attempts[task] - self._made_at.get(task, 0)
 
     def _succeeded(
-        self, machine: Machine, attempt: _Attempt, result: TaskResult, *, peak: int
+        self, machine: Machine, task: TaskId, result: TaskResult, record: Record, *, peak: int
     ) -> None:
-        task, key = attempt.start.task, attempt.start.key
-        stored = writable_store(self.store).get_record(machine.tasks[task].operation, key)
-        if stored is None:
-            self._handle(machine, Crashed(task, alone=False))
-            return
-        self.records[task] = stored.record
+        self.records[task] = record
         self._made_at[task] = self._attempts[task]
         if result.outcome == "cached":
             self.cached.add(task)
             self.on_event(TaskCached(task, self.store.location))
-            self._handle(machine, FoundResult(task, result_of(stored.record)))
+            self._handle(machine, FoundResult(task, result_of(record)))
             return
         self.ran.add(task)
         self.cached.discard(task)
         self._warn(tuple(result.warnings))
         peak = max(peak, result.peak_memory_bytes)
         self.on_event(TaskDone(task, result.seconds, peak, tuple(result.warnings)))
-        self._handle(machine, Finished(task, result_of(stored.record)))
+        self._handle(machine, Finished(task, result_of(record)))
 
     def _report_failure(
         self, task: TaskId, error: GenAIError, *, seconds: float = 0.0, log: Path | None = None
