@@ -74,11 +74,6 @@ def names_nothing(store: Path, record: Path) -> None:
     edited(record, lambda value: value.update(outputs={}))
 
 
-def names_anothers_outputs(store: Path, record: Path) -> None:
-    other = json.loads(record_of(store, "convert").read_bytes())["outputs"]
-    edited(record, lambda value: value.update(outputs=other))
-
-
 def names_its_outputs_crosswise(store: Path, record: Path) -> None:
     def cross(value: dict[str, Any]) -> None:
         names, files = list(value["outputs"]), list(value["outputs"].values())
@@ -99,8 +94,7 @@ def all_blobs_are_others(store: Path, record: Path) -> None:
 @pytest.mark.parametrize(
     ("operation", "lie", "refused"),
     [
-        ("package", names_nothing, ""),
-        pytest.param(*("package", names_anothers_outputs, ""), marks=pytest.mark.long),
+        ("package", names_nothing, "it is no container: it has no manifest"),
         ("package", names_its_outputs_crosswise, ""),
         pytest.param(*("package", all_blobs_are_others, ""), marks=pytest.mark.long),
         ("convert", all_blobs_are_others, ""),
@@ -122,7 +116,7 @@ def test_build_gives_the_honest_container_or_names_the_lie(
         record_of(store, later).unlink()  # so that the lie is read
     ran = built(tmp_path)
     if refused:
-        assert ran.code == 2, ran.err
+        assert ran.code in {1, 2}, ran.err
         assert refused in ran.errors[0]
         assert not (tmp_path / "out" / "small" / "cpu").exists()
     else:

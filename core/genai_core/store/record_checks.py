@@ -71,17 +71,15 @@ def manifest_fault(manifest: Manifest, outputs: Mapping[str, Output]) -> str | N
 def container_fault(record: Record, store: Blobs) -> str | None:
     """Return why a package record's files are not the container that its revision names, or None.
 
-    Nothing is said about other tasks' records.
+    Records without a manifest are other tasks'; nothing is said about them.
 
     Raises:
         CorruptBlob: The manifest itself is missing or wrong.
         BadInput: The manifest is newer than this program, or no manifest.
     """
-    if record.operation != "package":
-        return None
     manifest = record.outputs.get(MANIFEST_FILE)
-    if manifest is None:
-        return f"it names no {MANIFEST_FILE}"
+    if manifest is None or record.operation != "package":
+        return None
     if manifest.size > _LARGEST_MANIFEST:
         raise CorruptBlob(
             f"its manifest has {manifest.size} bytes", where=f"package/{record.key[:12]}"
