@@ -47,8 +47,8 @@ class HelperJobs:
         self.sent.append(document)
 
 
-def a_pass(source: str, status: Mapping[str, Any] | None = None) -> BuildPass:
-    spec = BuildSpec.model_validate({"model": {"source": source}, "targets": ["cpu"]})
+def a_pass(source: str, status: Mapping[str, Any] | None = None, **more: Any) -> BuildPass:
+    spec = BuildSpec.model_validate({"model": {"source": source}, "targets": ["cpu"], **more})
     return BuildPass({}, spec, Owner("b", "uid"), "team", 1, "", status or {}, BEGAN)
 
 
@@ -80,6 +80,18 @@ def test_an_uploaded_model_is_claimed_before_anything_is_looked_up(tmp_path: Pat
     edited = a_pass("s3://models/mine")
     asyncio.run(leases.settle(edited, place, [REF], containers={}, access=ACCESS, target=TARGET))
     assert uploads(tmp_path) == ()
+
+
+def test_an_uploaded_child_is_claimed_beside_the_model(tmp_path: Path) -> None:
+    leases = BuildLeases("east", HelperJobs())  # type: ignore[arg-type]
+    other = f"sha256-{'cd' * 32}"
+    children = [
+        {"arn": 1, "source": f"s3://genai/team/sources/{other}"},
+        {"arn": 8, "source": "s3://models/verify"},
+    ]
+    one = a_pass(f"s3://genai/team/sources/{NAME}", children=children)
+    asyncio.run(leases.claim_upload(one, opened(tmp_path)))
+    assert sorted(uploads(tmp_path) or ()) == [NAME, other]
 
 
 def test_a_lease_of_an_older_operator_is_told_what_it_did_not_know(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from genai_core.errors import BadModel
 from genai_core.kinds.build_status import BuildStatus
-from genai_core.names import MODEL, Digest, Key, TaskId, adapter_source
+from genai_core.names import MODEL, Digest, Key, TaskId, adapter_source, child_source
 from genai_core.store.address import StoreAddress
 from genai_core.tasks.record import Record, ToolchainUsed
 from genai_operator.builds.status import Outcome, ResolvedEntry, build_status
@@ -110,10 +110,15 @@ def test_counts_tell_what_ran_from_what_was_cached() -> None:
 
 def test_counts_and_sources_belong_to_a_generation() -> None:
     entry = ResolvedEntry("s3://m/x", "sha256:" + "d" * 64, "e" * 64)
-    sources = {MODEL: entry, adapter_source("c"): replace(entry, uri="s3://m/c")}
+    sources = {
+        MODEL: entry,
+        child_source("decode"): replace(entry, uri="s3://m/decode"),
+        adapter_source("c"): replace(entry, uri="s3://m/c"),
+    }
     found = status(Phase.BUILDING, progress=BuildProgress(()), sources=sources, toolchain="t")
     assert [(s["name"], s["uri"]) for s in found["sources"]] == [
         ("model", "s3://m/x"),
+        ("child:decode", "s3://m/decode"),
         ("adapter:c", "s3://m/c"),
     ]
     BuildStatus.model_validate(found)

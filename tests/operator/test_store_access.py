@@ -199,6 +199,18 @@ def test_an_adapter_that_cannot_be_read_is_named_by_its_field() -> None:
         source_place(sources_of(spec)[2], StoreAddress("b"))
 
 
+def test_a_child_lies_beside_the_store_or_is_named_by_its_field() -> None:
+    children = [{"arn": 1, "source": "s3://models/decode"}, {"arn": 8, "source": "./verify"}]
+    spec = BuildSpec.model_validate(
+        {"model": {"source": "s3://models/x"}, "targets": ["sm8750"], "children": children}
+    )
+    store = StoreAddress("b", "n", "http://e", "r", None, "path")
+    _, first, second = sources_of(spec)
+    assert source_place(first, store).uri.startswith("s3://models/decode?endpoint=")
+    with pytest.raises(Stalled, match=r"spec\.children\[1\]\.source: \./verify cannot be read"):
+        source_place(second, store)
+
+
 # What pods tell
 
 
