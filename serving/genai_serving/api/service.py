@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from starlette.requests import Request as HttpRequest
@@ -25,13 +25,15 @@ from genai_serving.api.bodies import Bodies
 from genai_serving.api.errors import RETRY_SECONDS, RequestRefused, not_found, of_failure, too_long
 from genai_serving.api.messages import ChatMessage, Tool
 from genai_serving.api.model import ServedModel
-from genai_serving.api.request_pictures import RequestPictures
 from genai_serving.api.schemas import ChatBody, SamplingFields
 from genai_serving.engine import Engine
 from genai_serving.requests import AnswerRequest, Ended, Finish
 from genai_serving.scheduler import ServingLimits
 from genai_serving.structure.answer_forms import Form
 from genai_serving.structure.grammars import Grammar, Grammars
+
+if TYPE_CHECKING:  # it decodes pictures, which most containers do not read
+    from genai_serving.api.request_pictures import RequestPictures
 
 _COMPILING = 2
 """Grammars at a time: each takes a second of a core at most."""

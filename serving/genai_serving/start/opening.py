@@ -20,7 +20,6 @@ from genai_serving.adapters.loaded import AT_REST
 from genai_serving.adapters.served import ServedAdapters
 from genai_serving.adapters.start import HeldAdapters, open_with_adapters
 from genai_serving.api.model import ServedModel, sampling_defaults
-from genai_serving.api.request_pictures import RequestPictures
 from genai_serving.api.service import Service
 from genai_serving.engine import Engine, ServingLimits
 from genai_serving.metrics import AdapterLoad, Metrics
@@ -199,6 +198,11 @@ def open_server(
     metrics.gain = lambda: engine.gain
     metrics.adapters = lambda: _adapter_load(engine, held, model.adapters)
     grammars = Grammars(model.tokenizer, vocab_size, model.stop_tokens)
+    pictures = None
+    if encoder is not None:
+        from genai_serving.api.request_pictures import RequestPictures
+
+        pictures = RequestPictures(encoder)
     service = Service(
         engine,
         model,
@@ -206,7 +210,7 @@ def open_server(
         vocab_size,
         grammars,
         seconds=options.request_seconds,
-        pictures=None if encoder is None else RequestPictures(encoder),
+        pictures=pictures,
     )
     return OpenedServer(opened, engine, service, metrics, held, prompts)
 
