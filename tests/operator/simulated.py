@@ -327,7 +327,8 @@ class Replica:
         self._tasks.append(asyncio.ensure_future(self._live()))
 
     def _hear(self, plural: str, kind: str, value: Value) -> None:
-        self._told[plural].put_nowait((kind, value))
+        if plural in self._told:  # Events, say, are written and not watched
+            self._told[plural].put_nowait((kind, value))
 
     async def _watch(self, plural: str) -> None:
         while True:

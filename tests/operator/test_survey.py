@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from genai_core.errors import BadModel
+from genai_core.errors import BadModel, StoreUnreadable
 from genai_core.kinds.build import BuildSpec
 from genai_core.names import MODEL, Backend, TaskId
 from genai_core.operations import OPERATIONS
@@ -186,7 +186,7 @@ def test_a_result_that_stands_needs_no_job_even_if_one_failed(cluster: Cluster) 
     cluster.commit(request.document, {"facts.json": json.dumps({}).encode()})
     cluster.lookups = Lookups(cluster.store)
     cluster.now += timedelta(minutes=2)
-    with pytest.raises(ValueError, match="ModelFacts"):
+    with pytest.raises(StoreUnreadable, match="ModelFacts"):
         cluster.look()  # it went on to what ingest left, which here is nothing
 
 

@@ -18,6 +18,8 @@ from typing import Any, TypeVar
 import pytest
 from simulated import Replica, Value, Weather, World, build, furnished, opener
 
+from genai_core.sources.resolved import RESOLVE
+from genai_core.store.protocol import RecordRef
 from genai_operator.builds import reconciler as build_module
 from genai_operator.builds.planning import survey
 from genai_operator.jobs import applier, holds, renewal, retries
@@ -143,6 +145,33 @@ def test_builds_share_what_they_have_in_common(
     revisions = [room.status(n)["artifacts"][0]["revision"] for n in ("one", "two", "three")]
     assert revisions[0] == revisions[2] != revisions[1]
     assert ("one", "TaskRetried") not in room.world.events
+
+
+def test_a_build_is_built_again_when_the_store_was_emptied_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The operator remembers what it found; nobody is told of a container that is gone."""
+    monkeypatch.setattr(lookups, "_FRESH_SECONDS", 0.0)
+
+    before: list[RecordRef] = []
+
+    async def story(room: Room) -> None:
+        room.apply("one")
+        await room.ready()
+        store = room.world.store
+        before.extend(ref for ref in store.list_records() if ref.operation != RESOLVE)
+        for ref in list(store.list_records()):
+            store.delete_record(ref)
+        for stat in list(store.list_blobs()):
+            store.delete_blob(stat.sha256)
+        room.apply("two")
+
+    room = played(tmp_path, monkeypatch, story)
+    after = {ref for ref in room.world.store.list_records() if ref.operation != RESOLVE}
+    assert after == set(before), "Ready of what is there"
+    revisions = {room.status(name)["artifacts"][0]["revision"] for name in ("one", "two")}
+    assert len(revisions) == 1
+    assert max(Counter(room.world.done).values()) == 2, "no task more than once more"
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,11 +32,12 @@ from genai_operator.jobs.holds import Standing
 from genai_operator.jobs.job_manifest import scope_of
 from genai_operator.jobs.verdicts import NextAttempt
 from genai_operator.kube.job import JobView
+from genai_operator.kube.status.conditions import ready_of
 from genai_operator.kube.status.status_phase import Phase
 from genai_operator.kube.watch.observed import Observed
 from genai_operator.policy import Policy
 from genai_operator.steps import DONE, Done, Result, Stall, Step, Wait
-from genai_operator.stores.lookups import Unanswered
+from genai_operator.stores.lookups import Lookups, Unanswered
 from genai_operator.stores.open_stores import OpenStore
 from genai_operator.targets.build_targets import BuildTarget, toolchain_digest, toolchains
 from genai_operator.threads import in_thread
@@ -43,6 +45,9 @@ from genai_planner.execution.machine import TaskState
 
 __all__ = ["BuildContext", "BuildSteps"]
 
+log = logging.getLogger("genai_operator.builds.build_steps")
+
+_AT_ONCE = 0.5
 _MOST_QUESTIONS = 8
 """How often one pass goes on with what a Job has told."""
 
@@ -299,6 +304,14 @@ class BuildSteps:
         """It is built: what it needs stays in the store."""
         build, seen = context.build, context.seen
         assert seen is not None
+        if not _stood_ready(build) and await self._gone(context, seen):
+            build.look_after(_AT_ONCE)
+            log.warning("what was built is gone from the store", extra={"build": build.owner.name})
+            return Wait(
+                Reason.PROGRESSING,
+                f"what stood in {context.store.access.address} is gone; it is built again",
+                works=True,
+            )
         if build.sources:
             resolved = {RecordRef(RESOLVE, Key(entry.record)) for entry in build.sources.values()}
             await self._leases.settle(
@@ -314,6 +327,20 @@ class BuildSteps:
             for name, record in seen.containers.items()
         )
         return Done(Reason.BUILT, f"built {built}")
+
+    @staticmethod
+    async def _gone(context: BuildContext, seen: Survey) -> bool:
+        """Whether a container that was found before is no longer there."""
+        lookups = context.store.lookups
+        if not isinstance(lookups, Lookups):  # a Job told it, and only a Job could tell anew
+            return False
+        refs = [RecordRef(record.operation, record.key) for record in seen.containers.values()]
+        return not await in_thread(lookups.still_stand, refs)
+
+
+def _stood_ready(build: BuildPass) -> bool:
+    known = build.status.get("observedGeneration") == build.generation
+    return known and ready_of(build.status)[0] == "True"
 
 
 def _doing(seen: Survey) -> str:

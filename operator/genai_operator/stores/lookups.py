@@ -32,6 +32,8 @@ __all__ = ["Answers", "Lookups", "ToldLookups", "Unanswered"]
 
 _FOUND_SECONDS = 300.0
 _MISSED_SECONDS = 15.0
+_FRESH_SECONDS = 15.0
+"""A container that was found so lately is there when its build is said to be built."""
 _THREADS = 16
 _MOST_RECORDS = 20_000
 _AT_ONCE = 16
@@ -129,6 +131,22 @@ class Lookups:
                 weight += self._weights.get(ref, 0)
             check_weight(weight, self.location)
         return answers
+
+    def still_stand(self, refs: Collection[RecordRef]) -> bool:
+        """Ask the store again whether what was found a while ago is there.
+
+        Where it is not, nothing that was found so far is relied on: who removes one thing, or
+        empties a bucket, may have removed the rest.
+        """
+        fresh = self._timing.monotonic() + _FOUND_SECONDS - _FRESH_SECONDS
+        old = [ref for ref in refs if (found := self._found.get(ref)) and found[1] <= fresh]
+        for ref in old:
+            self._found.pop(ref, None)
+            self._weights.pop(ref, None)
+        if all(isinstance(answer, Record) for answer in self.look(old).values()):
+            return True
+        self.forget()
+        return False
 
     def _take(self, ref: RecordRef, record: Record | str, now: float) -> Record | str:
         if not isinstance(record, Record):
