@@ -133,6 +133,18 @@ def test_a_child_s_parts_read_its_own_source_and_the_model_s_cache() -> None:
     assert package.children == (1,)
 
 
+def test_another_chip_runs_what_is_of_a_chip_alone() -> None:
+    def build(*chips: str) -> dict[str, tuple[object, ...]]:
+        plan = plan_of(spec(CHILD, targets=chips))
+        return {task.id: (task.operation, task.config, task.inputs) for task in plan.tasks}
+
+    one, two, other = build("sm8750"), build("sm8750", "sm8850"), build("sm8850")
+    assert all(two[task] == one[task] for task in one), "what stands is cached"
+    for after in (two, other):
+        new = {tuple(task.split("/")[:2]) for task in after if one.get(task) != after[task]}
+        assert new == {(stage, "sm8850") for stage in ("compile", "fidelity", "package")}
+
+
 def test_a_child_inherits_what_it_does_not_name() -> None:
     points = [{"tensor": ".*attn.*"}]
     own = {**CHILD, "transformation": {"additionalStartPoints": points}}

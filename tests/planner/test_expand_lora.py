@@ -10,6 +10,7 @@ import pytest
 
 from genai_core.errors import InvalidSpec
 from genai_core.kinds.build import BuildSpec
+from genai_core.kinds.lora import QuantUpdatableMode
 from genai_core.names import MODEL, Digest, SourceName, TaskId, adapter_source
 from genai_core.operations import OPERATIONS, ConvertHtpConfig, PackageConfig
 from genai_core.tasks.task_file import Toolchain
@@ -294,6 +295,12 @@ def test_spec_refuses_files_of_a_form_that_the_model_does_not_have(
 
 # binaries of their own
 
+CASES = [
+    {
+        "name": "both",
+        "adapters": [{"name": "c-headers", "alpha": "1"}, {"name": "upper", "alpha": "1"}],
+    }
+]
 BOTH = [{"name": "both", "adapters": [{"name": "c-headers", "alpha": "0.5"}, {"name": "upper"}]}]
 
 
@@ -313,6 +320,19 @@ def test_each_adapter_and_use_case_has_binaries_and_the_base_keeps_its_keys() ->
     assert plain.keys() < merged.keys(), "what stands is cached"
     compiled = {task for task in merged if task.startswith("compile/")} - plain.keys()
     assert compiled == {f"compile/sm8750/{case}/1_of_1" for case in ("c-headers", "upper", "both")}
+
+
+@pytest.mark.parametrize("mode", list(QuantUpdatableMode))
+def test_another_chip_runs_what_is_of_a_chip_alone(mode: QuantUpdatableMode) -> None:
+    def build(*chips: str) -> dict[str, str]:
+        lora = {"adapters": ADAPTERS, "useCases": CASES, "quantUpdatableMode": mode.value}
+        return keys(exact(sources("c-headers", "upper"), chips, **lora))
+
+    one, two, other = build("sm8750"), build("sm8750", "sm8850"), build("sm8850")
+    assert one.items() <= two.items(), "what stands is cached"
+    for after in (two, other):
+        new = {tuple(task.split("/")[:2]) for task in after if one.get(task) != after[task]}
+        assert new == {(stage, "sm8850") for stage in ("compile", "fidelity", "package")}
 
 
 def test_a_changed_adapter_converts_and_compiles_the_use_cases_that_wear_it() -> None:
