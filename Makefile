@@ -71,6 +71,12 @@ test-health: $(READY) ## What Argo CD, Flux and promtool say of what is shipped 
 bench-cluster: $(READY) ## The operator on a real cluster: what tasks and builds cost (root; about 30 minutes)
 	@$(BIN)/python benchmarks/cluster.py
 
+judge-lm-eval: $(READY) ## Is the loss that lm-eval measures through a server that of evaluate? (0.8 GB once)
+	@cd tools && $(abspath $(BIN))/python -m judges.loss_by_lm_eval
+
+judge-comply: $(READY) ## What llm-comply says of the server's chat API
+	@cd tools && $(abspath $(BIN))/python -m judges.comply
+
 test-cluster-core: $(READY) ## Builds, command line, Helm, GitOps and placement on it (about 12 minutes)
 	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest $(AGAIN) $(CLUSTER_CORE)
 
@@ -104,4 +110,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core cluster-programs image-htp image-serving-htp cluster-up cluster-down clean
+.PHONY: judge-lm-eval judge-comply help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core cluster-programs image-htp image-serving-htp cluster-up cluster-down clean

@@ -16,6 +16,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from served import Served, answer, pod_command
 
@@ -106,6 +107,26 @@ def test_an_answer_behind_a_cached_beginning_is_the_same_to_the_last_bit(served:
     queries, hits = (told[f"vllm:prefix_cache_{name}_total"] for name in ("queries", "hits"))
     assert queries > hits >= sum(tokens for _, tokens in warm)
     assert json.loads(served.get("/v1/models")[1])["data"][0]["prefix_cache"] is True
+
+
+def test_scores_of_token_ids_are_the_loss_that_evaluate_tells(
+    home: Path, container: Path, served: Served
+) -> None:
+    """As lm-eval's local-completions asks; a piece's first token is given, not predicted."""
+    tokens = EXAMPLE.parents[1] / "tests" / "fixtures" / "tokens" / "eval.npy"
+    pieces = np.load(tokens)[:12, :96].tolist()
+    asked = {"max_tokens": 1, "echo": True, "logprobs": 1, "temperature": 0}
+    status, raw = served.post("/v1/completions", {"prompt": pieces} | asked)
+    assert status == 200, raw
+    told = [choice["logprobs"]["token_logprobs"] for choice in json.loads(raw)["choices"]]
+    assert [len(logprobs) for logprobs in told] == [97] * 12
+    loss = -np.mean([logprobs[1:-1] for logprobs in told])
+    evaluated = Program(home).ok(
+        "evaluate", container, "--tokens", tokens, "--pieces", "12", "--length", "96", "--json"
+    )
+    assert loss == pytest.approx(evaluated.json["natsPerToken"], abs=1e-6)
+    # What AIMET's own simulation of the same encodings loses on them (W8A16, aimet-onnx 2.42.0).
+    assert loss == pytest.approx(3.8030, abs=0.01)
 
 
 def test_scores_of_a_text_are_the_same_behind_a_cached_beginning(served: Served) -> None:
