@@ -77,6 +77,9 @@ judge-lm-eval: $(READY) ## Is the loss that lm-eval measures through a server th
 judge-comply: $(READY) ## What llm-comply says of the server's chat API
 	@cd tools && $(abspath $(BIN))/python -m judges.comply
 
+judge-aimet: $(READY) ## Write which scales and axes AIMET itself gives the fixtures' tensors (7 GB once)
+	@cd tools && $(abspath $(BIN))/python -m judges.encodings_by_aimet
+
 test-cluster-core: $(READY) ## Builds, command line, Helm, GitOps and placement on it (about 12 minutes)
 	@GENAI_TEST_CLUSTER=$${GENAI_TEST_CLUSTER:-1} $(BIN)/python -m pytest $(AGAIN) $(CLUSTER_CORE)
 
@@ -110,4 +113,4 @@ cluster-down: $(READY) ## End it and leave nothing behind
 clean: ## Remove what was built, not the store
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
-.PHONY: judge-lm-eval judge-comply help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core cluster-programs image-htp image-serving-htp cluster-up cluster-down clean
+.PHONY: judge-lm-eval judge-comply judge-aimet help setup demo test check fix generate manifests requirements release bench bench-cluster test-long test-health test-cluster test-cluster-core cluster-programs image-htp image-serving-htp cluster-up cluster-down clean

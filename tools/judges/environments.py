@@ -11,6 +11,7 @@ FOLDER = ROOT / ".build" / "judges"
 REQUIREMENTS = {
     "lm-eval": ("lm-eval[api]==0.4.13", "transformers"),
     "comply": ("llm-comply==0.5.0",),
+    "aimet": ("aimet-onnx==2.42.0",),
 }
 
 
