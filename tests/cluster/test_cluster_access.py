@@ -8,14 +8,17 @@ import uuid
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import existing
+import external_metrics
 import pytest
 import yaml
 from harness import programs
 from harness.cluster import Cluster
 from operator_process import Operator
 from picking import Picker
+from servers import certificate
 from serving_image import pinned
 from tenant import GROUP, ROOT, Tenant, upload, wait
 from witness import Witness
@@ -78,6 +81,15 @@ def operator(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
     found.stop()
 
 
+def served(*, slots: int = 4) -> dict[str, Any]:
+    """A deployment's spec without replicas."""
+    return {
+        "from": {"build": "tiny-llama", "target": TARGET},
+        "server": {"threads": 1, "maxConcurrency": slots},
+        "resources": {"requests": {"cpu": "100m"}},
+    }
+
+
 @pytest.fixture(scope="module")
 def room(cluster: Cluster, witness: Witness, operator: Operator, kinds: None) -> Iterator[Tenant]:
     """Two servers of a build with two adapters, and the pool that finds them."""
@@ -92,13 +104,7 @@ def room(cluster: Cluster, witness: Witness, operator: Operator, kinds: None) ->
     adapters = [{"name": name, "source": f"s3://models/{name}"} for name in ADAPTERS]
     found.build("tiny-llama", targets=[TARGET], lora={"adapters": adapters})
     found.wait_ready("tiny-llama")
-    spec = {
-        "from": {"build": "tiny-llama", "target": TARGET},
-        "replicas": 2,
-        "server": {"threads": 1, "maxConcurrency": 4},
-        "resources": {"requests": {"cpu": "100m"}},
-    }
-    cluster.apply(found.manifest("chat", spec) | {"kind": "GenAIDeployment"})
+    cluster.apply(found.manifest("chat", served() | {"replicas": 2}) | {"kind": "GenAIDeployment"})
     arguments = ("-n", found.namespace, "wait", "gd/chat", "--for=condition=Ready")
     cluster.kubectl(*arguments, "--timeout=240s")
     example = ROOT / "examples" / "access" / "inferencepool.yaml"
@@ -119,9 +125,7 @@ def test_a_picker_sends_requests_where_their_adapter_runs(
     cluster: Cluster, room: Tenant, tmp_path: Path
 ) -> None:
     """With the example's configuration; each pod is kept busy with an adapter of its own."""
-    selector = ("-l", "genai-operator.dev/deployment=chat")
-    pods = cluster.kubectl("-n", room.namespace, "get", "pods", *selector, "-o", "json")
-    addresses = [pod["status"]["podIP"] for pod in json.loads(pods)["items"]]
+    addresses = pod_addresses(cluster, room, "chat")
     assert len(addresses) == 2
     busy = dict(zip(ADAPTERS, addresses, strict=True))
     picker = Picker(cluster, tmp_path, namespace=room.namespace)
@@ -139,6 +143,59 @@ def test_a_picker_sends_requests_where_their_adapter_runs(
     for name, ip in busy.items():
         assert set(counts[name]) <= {f"{ip}:8000" for ip in addresses}
         assert counts[name][f"{ip}:8000"] > 20, counts
+
+
+@pytest.mark.long
+def test_an_autoscaler_and_an_applied_manifest_keep_out_of_each_others_way(
+    cluster: Cluster, room: Tenant, tmp_path: Path
+) -> None:
+    """A real HPA writes /scale by what our /metrics say; the manifest without replicas stands."""
+    manifest = room.manifest("scaled", served(slots=1)) | {"kind": "GenAIDeployment"}
+    cluster.apply(manifest)
+    space = ("-n", room.namespace)
+    cluster.kubectl(*space, "wait", "gd/scaled", "--for=condition=Ready", "--timeout=240s")
+    (address,) = pod_addresses(cluster, room, "scaled")
+    host = cluster.network.address
+    listening = (host, 6553, certificate(tmp_path, host))
+    api = external_metrics.started(cluster.network.prefix, *listening, [f"{address}:8000"])
+    cluster.apply(*external_metrics.objects(*listening[:2]))
+    scaler = yaml.safe_load((ROOT / "examples" / "access" / "hpa.yaml").read_text())
+    scaler["metadata"] = {"name": "scaled", "namespace": room.namespace}
+    scaler["spec"]["scaleTargetRef"]["name"] = "scaled"
+    scaler["spec"]["maxReplicas"] = 2
+    cluster.apply(scaler)
+    clients = [keep_busy(cluster, address, "scaled") for _ in range(8)]
+    try:
+        wait(
+            lambda: room.get("genaideployments", "scaled")["status"].get("readyReplicas") == 2,
+            240,
+            lambda: cluster.kubectl(*space, "describe", "hpa", "scaled"),
+        )
+    finally:
+        for process in [*clients, api]:
+            process.terminate()
+            process.wait(30)
+    before = room.get("genaideployments", "scaled")
+    owners = {
+        field["manager"]: field.get("subresource")
+        for field in before["metadata"]["managedFields"]
+        if "f:replicas" in field["fieldsV1"].get("f:spec", {})
+    }
+    assert list(owners.values()) == ["scale"], owners
+    cluster.apply(manifest)
+    after = room.get("genaideployments", "scaled")
+    assert after["spec"] == before["spec"]
+    assert after["spec"]["replicas"] == 2
+    assert after["metadata"]["generation"] == before["metadata"]["generation"]
+    cluster.kubectl(*space, "delete", "hpa/scaled", "gd/scaled", "--wait=false")
+    cluster.kubectl("delete", "apiservice", f"v1beta1.{external_metrics.GROUP}")
+
+
+def pod_addresses(cluster: Cluster, room: Tenant, name: str) -> list[str]:
+    """Of the servers of a deployment."""
+    arguments = ("get", "pods", "-l", f"genai-operator.dev/deployment={name}", "-o", "json")
+    pods = json.loads(cluster.kubectl("-n", room.namespace, *arguments))["items"]
+    return [pod["status"]["podIP"] for pod in pods]
 
 
 _LOOP = """

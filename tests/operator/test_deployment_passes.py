@@ -64,6 +64,14 @@ def test_a_deployment_follows_its_build_and_a_pinned_revision_stays(room: Room) 
     assert room.applied == A
 
 
+def test_a_store_that_the_build_does_not_write_into_is_named(room: Room) -> None:
+    room.build(A)
+    room.spec = {**room.spec, "store": {"name": "other"}}
+    room.go()
+    assert room.ready == ("False", "InvalidSpec")
+    assert "and other is named here" in room.status["conditions"][0]["message"]
+
+
 def test_a_pinned_revision_is_found_in_the_store_when_no_status_names_it(room: Room) -> None:
     room.artifact(C)
     room.build(A)
