@@ -74,6 +74,9 @@ def waiting(server: str) -> float:
 class _Handler(BaseHTTPRequestHandler):
     servers: Sequence[str] = ()
 
+    def log_message(self, *_: object) -> None:
+        """Say nothing: discovery asks often."""
+
     def do_GET(self) -> None:
         """Answer discovery, or the metric's value."""
         answer: dict[str, Any]

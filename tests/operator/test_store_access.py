@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_apiserver import FakeApiserver
 
 from genai_core.errors import CorruptBlob, GenAIError
 from genai_core.helper_jobs import HelperAnswer, LookFile, answer_lines, read_answer, ref_of
@@ -25,8 +28,10 @@ from genai_operator.builds.sources import source_place
 from genai_operator.errors import Stalled
 from genai_operator.jobs.access import ReadAccess, StoreAccess, check_certificates
 from genai_operator.jobs.job_manifest import JobRequest, Owner, render
+from genai_operator.settings import Settings
 from genai_operator.stores.endpoints import Peers, check_endpoint
 from genai_operator.stores.lookups import Lookups, ToldLookups, Unanswered
+from genai_operator.stores.open_stores import Stores
 from genai_operator.stores.remembered import stripped
 from genai_stages.worker.helper_jobs import answer_question
 
@@ -354,3 +359,17 @@ def test_a_container_that_is_not_its_manifests_is_made_anew_and_never_told(
     answer = read_answer(capsys.readouterr().out)
     assert answer is not None
     assert answer.records == (), "a pod of the tenant does not tell of it either"
+
+
+def test_certificates_lie_in_a_folder_that_goes_with_the_stores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    stores = Stores(FakeApiserver(), Settings())
+    assert list(tmp_path.iterdir()) == [], "none before there is a certificate"
+    file = stores._certificate("PEM")
+    assert file is not None
+    assert Path(file).read_text() == "PEM"
+    del stores
+    gc.collect()
+    assert list(tmp_path.iterdir()) == []

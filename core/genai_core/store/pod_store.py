@@ -16,9 +16,11 @@ another server.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from dataclasses import replace
 from functools import cache
@@ -85,7 +87,14 @@ def _credentials(prefix: str) -> StoreCredentials | None:
 
 @cache
 def _folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="genai-ca-"))
+    folder, owner = Path(tempfile.mkdtemp(prefix="genai-ca-")), os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:  # a fork goes on using it
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
 
 
 def _file(pem: str) -> str:

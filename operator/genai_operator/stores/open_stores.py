@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -116,7 +118,13 @@ class Stores:
         self.policy = Policy(settings)
         self._timing = timing
         self.secrets = Secrets(api, self.policy, timing=timing)
-        self._certificates = Path(tempfile.mkdtemp(prefix="genai-operator-"))
+
+    @cached_property
+    def _certificates(self) -> Path:
+        """A folder that goes with this object, since boto3 reads certificates from files only."""
+        folder = Path(tempfile.mkdtemp(prefix="genai-operator-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
 
     @property
     def cluster_name(self) -> str:
