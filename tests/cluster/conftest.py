@@ -77,12 +77,13 @@ def cluster() -> Iterator[Cluster]:
         found = attached(Path(WANTED))
         yield prepared(found, pinned(found))
         return
-    found = Cluster(Path(tempfile.mkdtemp(prefix="genai-cluster-")) / "run")
-    try:
-        found.up(2, ("stages",))
-        yield prepared(found, pinned(found))
-    finally:
-        found.down()
+    with tempfile.TemporaryDirectory(prefix="genai-cluster-") as folder:
+        found = Cluster(Path(folder) / "run")
+        try:
+            found.up(2, ("stages",))
+            yield prepared(found, pinned(found))
+        finally:
+            found.down()
 
 
 def attached(folder: Path) -> Cluster:

@@ -172,10 +172,13 @@ def test_an_autoscaler_and_an_applied_manifest_keep_out_of_each_others_way(
             lambda: cluster.kubectl(*space, "describe", "hpa", "scaled"),
         )
     finally:
+        # First: a namespace does not end while an API does not answer.
+        cluster.kubectl("delete", "apiservice", f"v1beta1.{external_metrics.GROUP}")
         for process in [*clients, api]:
             process.terminate()
             process.wait(30)
-    before = room.get("genaideployments", "scaled")
+    read = (*space, "get", "gd", "scaled", "-o", "json", "--show-managed-fields")
+    before = json.loads(cluster.kubectl(*read))
     owners = {
         field["manager"]: field.get("subresource")
         for field in before["metadata"]["managedFields"]
@@ -188,7 +191,6 @@ def test_an_autoscaler_and_an_applied_manifest_keep_out_of_each_others_way(
     assert after["spec"]["replicas"] == 2
     assert after["metadata"]["generation"] == before["metadata"]["generation"]
     cluster.kubectl(*space, "delete", "hpa/scaled", "gd/scaled", "--wait=false")
-    cluster.kubectl("delete", "apiservice", f"v1beta1.{external_metrics.GROUP}")
 
 
 def pod_addresses(cluster: Cluster, room: Tenant, name: str) -> list[str]:
