@@ -27,6 +27,8 @@ COUNTS: dict[str, Any] = {
     "splits.lmHead": "Apart",
     "transformation.mha2sha": False,
     "transformation.additionalStartPoints": [{"tensor": ".*attn.*"}],
+    "transformation.options": {"mha2sha.m2s_additional_start_points": ".*attn.*"},
+    "conversion.options": {"float_fallback": "true"},
     "quantization.gaps": "Float",
     "quantization.calibration": "text.txt",
     "quantization.cpuPrecision": "Float",

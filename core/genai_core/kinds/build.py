@@ -31,9 +31,10 @@ from genai_core.kinds.base import (
     either_case,
 )
 from genai_core.kinds.child_model import Child
+from genai_core.kinds.dotted_options import with_dotted_options
 from genai_core.kinds.lora import Lora
 from genai_core.kinds.speculation import SpeculationPart
-from genai_core.kinds.transformation import Transformation
+from genai_core.kinds.transformation import Conversion, Transformation
 from genai_core.kinds.vision_part import Vision
 from genai_core.names import Gaps, Precision
 
@@ -248,6 +249,7 @@ class BuildSpec(KindModel):
     graphs: Graphs = Field(default_factory=Graphs)
     splits: Splits = Field(default_factory=Splits)
     transformation: Transformation = Field(default_factory=Transformation)
+    conversion: Conversion = Field(default_factory=Conversion)
     quantization: Quantization = Field(default_factory=Quantization)
     compilation: Compilation = Field(default_factory=Compilation)
     children: Annotated[list[Child], Field(max_length=16)] = Field(default_factory=list)
@@ -263,6 +265,11 @@ class BuildSpec(KindModel):
     """What lets the container read pictures (cpu)."""
     store: StoreRef = Field(default_factory=StoreRef)
     run: Run = Field(default_factory=Run)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _dotted_options(cls, spec: object) -> object:
+        return with_dotted_options(spec)
 
     @field_validator("targets")
     @classmethod

@@ -8,7 +8,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from genai_core.files.paths import FileName
 from genai_core.kinds.base import DigestText, KindModel, Options, SecretRef, Uri, either_case
-from genai_core.kinds.transformation import Transformation
+from genai_core.kinds.transformation import Rewrites
 from genai_core.names import Gaps, SourceName, child_source
 
 __all__ = ["Child", "ChildCompilation"]
@@ -54,7 +54,7 @@ class Child(KindModel):
     calibration: FileName | None = None
     """With gaps: Calibrate, a .npy of tokens or a text file of its own source; left out: the
     model's."""
-    transformation: Transformation | None = None
+    transformation: Rewrites | None = None
     """Rewrites of its graphs; left out: the build's."""
     compilation: ChildCompilation = Field(default_factory=ChildCompilation)
 

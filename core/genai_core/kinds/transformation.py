@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, StringConstraints
 
-from genai_core.kinds.base import KindModel
+from genai_core.kinds.base import KindModel, Options
 
-__all__ = ["StartPointSpec", "Transformation"]
+__all__ = ["Conversion", "Rewrites", "StartPointSpec", "Transformation"]
 
 
 class StartPointSpec(KindModel):
@@ -18,8 +18,8 @@ class StartPointSpec(KindModel):
     """Regular expression, matched against whole names of tensors."""
 
 
-class Transformation(KindModel):
-    """Rewrites of the graph."""
+class Rewrites(KindModel):
+    """Rewrites of a graph."""
 
     mha2sha: Annotated[bool, Field(alias="mha2sha")] = True
     """Write every attention head as a graph of its own, as the vendor's tools want it."""
@@ -27,3 +27,18 @@ class Transformation(KindModel):
         default_factory=list
     )
     """Further places from which heads are split, beside those that are found."""
+
+
+class Transformation(Rewrites):
+    """Rewrites of the graph."""
+
+    options: Options = Field(default_factory=dict)
+    """The vendor's transformation options, which stand for fields of this spec, e.g.
+    `split_model.num_splits: "3"`; values are text."""
+
+
+class Conversion(KindModel):
+    """What the vendor's conversion options say."""
+
+    options: Options = Field(default_factory=dict)
+    """They stand for fields of this spec, e.g. `float_fallback: "true"`; values are text."""

@@ -15,6 +15,7 @@ from genai_core.errors import GenAIError, from_dict
 from genai_core.kinds.build import BuildSpec, GoldenPrompts, ModelSource, Quantization
 from genai_core.kinds.child_model import Child
 from genai_core.kinds.speculation import SpeculationPart, SpeculationPartMethod
+from genai_core.kinds.transformation import Conversion, Transformation
 from genai_core.names import (
     DRAFT,
     FORECAST,
@@ -164,9 +165,11 @@ def model_spec(spec: BuildSpec, source: SourceName) -> BuildSpec:
         return spec
     alone: dict[str, Any] = {
         "lora": None, "speculation": [], "vision": None, "golden": GoldenPrompts(),
+        "conversion": Conversion(),  # its fields are set, and may be others here
     }  # fmt: skip
     if is_child(source):
         child = child_of(spec, source)
+        rewrites = (child.transformation or spec.transformation).model_dump(exclude={"options"})
         return spec.model_copy(
             update={
                 **alone,
@@ -178,7 +181,7 @@ def model_spec(spec: BuildSpec, source: SourceName) -> BuildSpec:
                         "fidelity": spec.quantization.fidelity.model_copy(update={"tokens": None}),
                     }
                 ),
-                "transformation": child.transformation or spec.transformation,
+                "transformation": Transformation.model_validate(rewrites),
                 "children": [],
             }
         )
