@@ -31,7 +31,11 @@ def spec(**more: object) -> BuildSpec:
 def test_defaults_are_filled_in_and_written_without_nulls() -> None:
     written = spec().canonical()
     assert written["splits"] == {"count": "auto", "embedding": "Auto", "lmHead": "Auto"}
-    assert written["transformation"] == {"mha2sha": True, "additionalStartPoints": []}
+    assert written["transformation"] == {
+        "mha2sha": True,
+        "additionalStartPoints": [],
+        "options": {},
+    }
     assert b"null" not in canonical.canonical_json(written)
 
 

@@ -19,7 +19,8 @@ import pytest
 from simulated import Replica, Value, Weather, World, build, furnished, opener
 
 from genai_core.sources.resolved import RESOLVE
-from genai_core.store.protocol import RecordRef
+from genai_core.store.protocol import Hit, RecordRef
+from genai_operator.builds import leases
 from genai_operator.builds import reconciler as build_module
 from genai_operator.builds.planning import survey
 from genai_operator.jobs import applier, holds, renewal, retries
@@ -172,6 +173,36 @@ def test_a_build_is_built_again_when_the_store_was_emptied_since(
     revisions = {room.status(name)["artifacts"][0]["revision"] for name in ("one", "two")}
     assert len(revisions) == 1
     assert max(Counter(room.world.done).values()) == 2, "no task more than once more"
+
+
+def test_a_build_at_rest_is_built_again_when_its_store_was_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody asks: its lease is gone when it is renewed, so it is looked through."""
+    monkeypatch.setattr(lookups, "_FOUND_SECONDS", 0.1)  # a day is longer
+    monkeypatch.setattr(leases, "_FIRST_SECONDS", (0.2, 0.3))
+    monkeypatch.setattr(leases, "_LOOK_SECONDS", 0.3)
+
+    async def story(room: Room) -> None:
+        room.apply("one")
+        await room.ready()
+        store = room.world.store
+        packages = [ref for ref in store.list_records() if ref.operation == "package"]
+        for ref in list(store.list_records()):
+            store.delete_record(ref)
+        for stat in list(store.list_blobs()):
+            store.delete_blob(stat.sha256)
+        for lease in store.list_leases():
+            store.delete_lease(lease.name)
+        for _ in range(600):
+            await asyncio.sleep(0.1)
+            if all(isinstance(store.lookup(ref.operation, ref.key), Hit) for ref in packages):
+                return await room.ready()
+        raise AssertionError(room.status("one"))
+
+    room = played(tmp_path, monkeypatch, story)
+    assert max(Counter(room.world.done).values()) == 2, "no task more than once more"
+    assert room.world.store.list_leases(), "and it is leased again"
 
 
 @pytest.mark.parametrize("seed", range(4))

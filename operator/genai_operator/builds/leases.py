@@ -116,17 +116,24 @@ class BuildLeases:
 
     async def at_rest(
         self, build: BuildPass, opened: OpenStore, *, access: StoreAccess, target: BuildTarget
-    ) -> None:
-        """Renew the lease of a build that has nothing to do."""
+    ) -> bool:
+        """Renew the lease of a build that has nothing to do.
+
+        Returns:
+            Whether there was none although the build has containers: its store was emptied, or
+            somebody removes what is leased.
+        """
         holder = self._holder(build, opened)
         if holder is None:
             await self._send(build, self.document(build, opened), access=access, target=target)
-            return
+            return False
         stands = await in_thread(holder.renew)
-        if not stands and build.status.get("artifacts"):
+        gone = not stands and bool(build.status.get("artifacts"))
+        if gone:
             log.warning("its lease is gone", extra={"build": build.owner.name})
         if stands or _uploads(build, opened):
             await in_thread(self.claim, build, opened, ())
+        return gone
 
     def rest(self, uid: str) -> float:
         """Seconds until a build at rest is to be looked after; 0: now."""

@@ -198,6 +198,7 @@ class BuildReconciler:
         builds = {build.uid for build in self._observed.builds}
         jobs = {job.uid for job in self._observed.jobs}
         self._leases.keep(builds)
+        self._rest.keep(builds)
         self._starter.keep(builds)
         self._failing.intersection_update(builds)
         self._backoff.keep(builds)

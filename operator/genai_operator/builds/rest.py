@@ -1,4 +1,8 @@
-"""A build at rest: nothing is done unasked but to keep its lease alive."""
+"""A build at rest: nothing is done unasked but to keep its lease alive.
+
+A lease that is gone tells that the store was emptied: then the build is looked through again, so
+that nobody is told for long of containers that are gone.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +32,18 @@ class Rest:
         self._loader = loader
         self._leases = leases
         self._reporter = reporter
+        self._doubted: set[str] = set()
+
+    def keep(self, uids: set[str]) -> None:
+        """Forget builds that are gone."""
+        self._doubted.intersection_update(uids)
 
     async def holds(self, build: BuildPass) -> bool:
         """Whether nothing is to be done unasked; shows a toolchain that is not the current one.
 
         A build that is Ready rests. So does one whose tasks failed when the toolchain, or the
-        operator itself, has changed since: with other keys all of it would begin anew.
+        operator itself, has changed since: with other keys all of it would begin anew. One whose
+        lease was gone is looked through once: its containers may be gone as well.
         """
         ready = condition_of(build.status, "Ready")
         if build.fresh or build.spec.run.suspend or ready is None:
@@ -47,6 +57,9 @@ class Rest:
             return good
         outdated = build.status.get("toolchain", now) != now
         if not good and not outdated:
+            return False
+        if build.owner.uid in self._doubted and not outdated:
+            self._doubted.discard(build.owner.uid)
             return False
         if outdated != (condition_of(build.status, "ToolchainOutdated") is not None):
             outcome = Outcome(
@@ -69,7 +82,9 @@ class Rest:
         try:
             targets, opened = self._loader.targets(build), await self._loader.store(build)
             access = accesses_of(build, opened)[MODEL].access
-            await self._leases.at_rest(build, opened, access=access, target=targets[0])
+            if await self._leases.at_rest(build, opened, access=access, target=targets[0]):
+                self._doubted.add(build.owner.uid)
+                return 0.0
         except (Stalled, Waiting, GenAIError) as error:
             log.warning("no lease", extra={"build": build.owner.name, "why": str(error)})
         return self._leases.rest(build.owner.uid)
