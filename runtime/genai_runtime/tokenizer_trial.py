@@ -44,7 +44,7 @@ def try_tokenizer(path: Path) -> None:
         BadModel: It cannot be read, ends the process that reads it, or takes more than a minute or
             4 GiB.
     """
-    command = (sys.executable, "-m", __name__, str(path))
+    command = (sys.executable, "-m", __name__, str(path), str(_SECONDS), str(_MEMORY))
     try:
         ran = subprocess.run(  # noqa: S603 - a module of ours
             command, capture_output=True, check=False, timeout=2 * _SECONDS
@@ -68,19 +68,19 @@ def _how(code: int) -> str:
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def _bounds() -> None:
+def _bounds(seconds: int, memory: int) -> None:
     """What this process may take: it reads what anybody may have written."""
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + _MEMORY, taken + _MEMORY))
-    resource.setrlimit(resource.RLIMIT_CPU, (_SECONDS, _SECONDS + 1))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + memory, taken + memory))
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def _main(path: Path) -> int:
+def _main(path: Path, seconds: int, memory: int) -> int:
     from genai_runtime.tokenizer import TextTokenizer  # the parent does without
 
     if sys.platform == "linux":
-        _bounds()
+        _bounds(seconds, memory)
     try:
         tokenizer = TextTokenizer(path)
     except GenAIError as error:
@@ -95,4 +95,4 @@ def _main(path: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(Path(sys.argv[1])))
+    sys.exit(_main(Path(sys.argv[1]), *map(int, sys.argv[2:])))

@@ -63,7 +63,9 @@ def test_genie_writes_our_tokens_with_the_adapter_applied(dressed: Dressed) -> N
     assert drift["genieTokens"] == 4
     assert 0 <= drift["divergence"] < 0.02, "the source that wears it, on the same tokens"
     assert not [text for text in report["warnings"] if "Genie" in text]
-    assert dressed.answer["tasks"]["run"] == 9, "all but ingest: the adapter, and one graph"
+    tasks = dressed.answer["tasks"]
+    assert tasks["total"] == 10, "those of the base, the adapter, and one graph"
+    assert tasks["cached"] in {1, 2}, "ingest, and the adapter where another test had imported it"
 
 
 def test_run_wears_the_adapter_in_the_emulator(dressed: Dressed) -> None:

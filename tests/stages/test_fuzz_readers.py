@@ -166,7 +166,8 @@ def tokenizer(random: Random, folder: Path) -> None:
         path.write_text(json.dumps(content))
     else:
         path.write_bytes(changed_json(random, content))
-    check_tokens(folder, 300)
+    if random.random() < 0.25:  # a process for each
+        check_tokens(folder, 300)
     found = TextTokenizer(path)
     found.decode(found.encode("def f(x): " + "a" * 40 + "!").tolist())
 
